@@ -1,0 +1,289 @@
+"""SymmetryMonitor: when to look, and what follows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, ParamSpec, TypeVar, get_args
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torch.optim import Optimizer
+from torch.utils.tensorboard import SummaryWriter
+from typing_extensions import override
+
+from lightning_symmetry.advice import messages
+from lightning_symmetry.diagnosis import SymmetryReport, check_patterns
+from lightning_symmetry.evidence import Look, look
+from lightning_symmetry.grouping import check_tolerance
+from lightning_symmetry.history import Finding, History
+from lightning_symmetry.layers import Layer, find_layers
+from lightning_symmetry.writers.console import print_summary
+from lightning_symmetry.writers.tensorboard import write_findings, write_heatmap
+
+P = ParamSpec("P")
+T = TypeVar("T")
+Heatmaps = Literal["findings", "all", "none"]
+OnSymmetry = Literal["warn", "stop", "raise", "ignore"]
+
+
+class SymmetryWarning(UserWarning):
+    """Units that train as one, or do not train at all."""
+
+
+class SymmetryError(RuntimeError):
+    """Raised by ``SymmetryMonitor(on_symmetry="raise")``.
+
+    Attributes:
+        report: the report of the check that raised.
+        findings: what the check found for the first time.
+    """
+
+    def __init__(self, message: str, report: SymmetryReport, findings: Sequence[Finding]) -> None:
+        super().__init__(message)
+        self.report = report
+        self.findings = list(findings)
+
+
+class SymmetryMonitor(Callback):
+    """Watch a training for units that are updated as one.
+
+    The weights and gradients of all supported layers are looked at before the optimizer steps 0, 1, 3, 7, ... and then
+    every ``every_n_steps``; with several optimizers the steps of each are counted for themselves. What is found is
+    warned of once, and written to the loggers of the Trainer. The training itself is not touched: with and without the
+    callback, weights, optimizer states and random numbers are the same to the last bit.
+
+    Args:
+        every_n_steps: optimizer steps between checks after the first ones; None: ``Trainer.log_every_n_steps``.
+        tolerance: relative L2 distance of rows that count as equal; None: by dtype.
+        patience: checks in a row that must agree before units are called frozen or lockstep, or locked if they were
+            distinct at first.
+        include: patterns (:mod:`fnmatch`) of layer names to look at; None: all.
+        exclude: patterns of layer names to leave out.
+        heatmaps: pictures of layers in TensorBoard: of those with findings, when these change; of all, at every check;
+            or none.
+        on_symmetry: what a new finding leads to: a warning; a warning and the clean end of the training; a warning and a
+            :class:`SymmetryError`; or nothing but the records.
+
+    Raises:
+        TypeError: if an argument is of the wrong type.
+        ValueError: if an argument is out of range.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> from lightning_symmetry import SymmetryMonitor
+        >>> monitor = SymmetryMonitor()
+        >>> trainer = Trainer(callbacks=[monitor], logger=False, enable_checkpointing=False, accelerator="cpu")
+        >>> monitor.findings
+        []
+    """
+
+    def __init__(
+        self,
+        every_n_steps: int | None = None,
+        tolerance: float | None = None,
+        patience: int = 3,
+        include: Sequence[str] | None = None,
+        exclude: Sequence[str] = (),
+        heatmaps: Heatmaps = "findings",
+        on_symmetry: OnSymmetry = "warn",
+    ) -> None:
+        super().__init__()
+        if every_n_steps is not None:
+            _check_count("every_n_steps", every_n_steps)
+        check_tolerance(tolerance)
+        _check_count("patience", patience)
+        check_patterns(include=include, exclude=exclude)
+        _check_choice("heatmaps", heatmaps, get_args(Heatmaps))
+        _check_choice("on_symmetry", on_symmetry, get_args(OnSymmetry))
+        self.every_n_steps = every_n_steps
+        self.tolerance = tolerance
+        self.patience = patience
+        self.include = None if include is None else list(include)
+        self.exclude = list(exclude)
+        self.heatmaps = heatmaps
+        self.on_symmetry = on_symmetry
+        self._reset()
+
+    def _reset(self) -> None:
+        self._report: SymmetryReport | None = None
+        self._history = History(self.patience)
+        # By place of the optimizer: the steps it has made, and the global step of its latest one.
+        self._num_steps: dict[int, int] = {}
+        self._latest_step: dict[int, int] = {}
+        self._failed_layers: dict[str, str] = {}
+        self._failed_rooms: set[str] = set()
+        self._is_blind = False
+        self._written: dict[str, object] = {}
+
+    @property
+    def report(self) -> SymmetryReport | None:
+        """The latest report; None before the first check."""
+        return self._report
+
+    @property
+    def findings(self) -> list[Finding]:
+        """Every group that was warned of, with layer, units, verdict, and when it was seen and broken."""
+        return self._history.findings
+
+    @property
+    @override
+    def state_key(self) -> str:
+        return self._generate_state_key(include=self.include, exclude=self.exclude)
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return {"history": self._history.state_dict(), "num_steps": dict(self._num_steps)}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._history.load_state_dict(state_dict["history"])
+        self._num_steps = dict(state_dict["num_steps"])
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.global_step == 0:  # a training from the beginning, perhaps of another model
+            self._reset()
+
+    @override
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        if not self._is_due(trainer, optimizer):
+            return
+        news = self._attempt("check", self._check, trainer, pl_module, optimizer)
+        if news:
+            self._act(trainer, news)
+
+    @override
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._report is not None and self.on_symmetry != "ignore" and trainer.is_global_zero:
+            self._attempt("summary", print_summary, self._report)
+
+    def _is_due(self, trainer: Trainer, optimizer: Optimizer) -> bool:
+        """Count this step of the optimizer; whether it is one to check."""
+        place = next((i for i, other in enumerate(trainer.optimizers) if other is optimizer), -1)
+        if self._latest_step.get(place) == trainer.global_step:  # LBFGS calls several times within one step
+            return False
+        self._latest_step[place] = trainer.global_step
+        step = self._num_steps.get(place, 0)
+        self._num_steps[place] = step + 1
+        every = self.every_n_steps or trainer.log_every_n_steps
+        if every and step >= every:
+            return step % every == 0
+        return step & (step + 1) == 0
+
+    def _check(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> list[Finding]:
+        layers, skipped = find_layers(pl_module, self.include, self.exclude)
+        self._say_if_blind(layers, skipped)
+        looks = self._look(layers, optimizer)
+        news = self._conclude(layers, skipped, looks, trainer.global_step)
+        if trainer.is_global_zero:
+            self._attempt("writing", self._write, trainer, looks)
+        return news
+
+    def _look(self, layers: Sequence[Layer], optimizer: Optimizer) -> list[Look]:
+        trained = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        chosen = [
+            layer
+            for layer in layers
+            if layer.name not in self._failed_layers
+            and (layer.is_trained_by(trained) or not self._history.has_seen(layer.name))
+        ]
+        return look(
+            chosen,
+            tolerance=self.tolerance,
+            trained=trained,
+            known={layer.name: self._history.known(layer.name) for layer in chosen},
+            on_error=self._give_up_layer,
+        )
+
+    def _conclude(
+        self, layers: Sequence[Layer], skipped: dict[str, str], looks: Sequence[Look], step: int
+    ) -> list[Finding]:
+        """Bring history and report up to date; returns the new findings."""
+        diagnoses = dict(self._report.layers) if self._report else {}
+        news: list[Finding] = []
+        for seen in looks:
+            diagnoses[seen.layer.name], new = self._history.update(seen, step)
+            news += new
+        present = [layer.name for layer in layers if layer.name not in self._failed_layers]
+        in_order = {name: diagnoses[name] for name in present if name in diagnoses}
+        self._report = SymmetryReport(step, in_order, {**skipped, **self._failed_layers})
+        return news
+
+    def _write(self, trainer: Trainer, looks: Sequence[Look]) -> None:
+        report = self._report
+        assert report is not None
+        for logger in trainer.loggers:
+            logger.log_metrics(report.metrics(), step=report.step)
+        # Not by the logger's class: `pytorch_lightning` has a TensorBoardLogger of its own.
+        experiments = [getattr(logger, "experiment", None) for logger in trainer.loggers]
+        writers = [experiment for experiment in experiments if isinstance(experiment, SummaryWriter)]
+        if not writers:
+            return
+        groups = {name: tuple((group.units, group.verdict) for group in layer.groups) for name, layer in report.layers.items()}
+        findings = self.findings
+        if self._is_news("findings", (groups, [(finding.units, finding.broken_step) for finding in findings])):
+            write_findings(writers, findings, report, report.step)
+        concerned = {finding.layer for finding in findings}
+        for seen in looks:
+            name = seen.layer.name
+            if name not in report.layers or self.heatmaps == "none":
+                continue
+            if self.heatmaps == "all" or (name in concerned and self._is_news(f"heatmap/{name}", groups[name])):
+                write_heatmap(writers, report.layers[name], seen, report.step)
+
+    def _is_news(self, tag: str, content: object) -> bool:
+        """Whether this content was not the last to be written under the tag."""
+        is_news = self._written.get(tag) != content
+        self._written[tag] = content
+        return is_news
+
+    def _act(self, trainer: Trainer, news: Sequence[Finding]) -> None:
+        if self.on_symmetry == "ignore" or self._report is None:
+            return
+        texts = messages(news, self._report)
+        for text in texts:
+            rank_zero_warn(text, category=SymmetryWarning)
+        if self.on_symmetry == "stop":
+            trainer.should_stop = True
+        elif self.on_symmetry == "raise":
+            raise SymmetryError("\n".join(texts), self._report, news)
+
+    def _say_if_blind(self, layers: Sequence[Layer], skipped: dict[str, str]) -> None:
+        if layers or self._is_blind:
+            return
+        self._is_blind = True
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in list(skipped.items())[:5]) or "it has no parameters"
+        rank_zero_warn(f"SymmetryMonitor finds no layer to inspect in this model ({reasons}). Training goes on.")
+
+    def _give_up_layer(self, layer: Layer, error: Exception) -> None:
+        self._failed_layers[layer.name] = f"the check failed with {type(error).__name__}: {error}"
+        rank_zero_warn(
+            f"SymmetryMonitor leaves out {layer.name}: the check failed with {type(error).__name__}: {error}. "
+            "Training goes on."
+        )
+
+    def _attempt(self, room: str, step: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:
+        """A monitor must never end a training: what fails here is said once and not tried again."""
+        if room in self._failed_rooms:
+            return None
+        try:
+            return step(*args, **kwargs)
+        except Exception as error:
+            self._failed_rooms.add(room)
+            rank_zero_warn(
+                f"SymmetryMonitor switches off its {room}, which failed with {type(error).__name__}: {error}. "
+                "Training goes on."
+            )
+            return None
+
+
+def _check_count(name: str, value: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"Expected argument `{name}` to be an int but got {value!r}.")
+    if value < 1:
+        raise ValueError(f"Expected argument `{name}` to be at least 1 but got {value!r}.")
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"Expected argument `{name}` to be one of {list(choices)} but got {value!r}.")

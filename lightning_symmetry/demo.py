@@ -1,0 +1,187 @@
+"""The same small network, trained on scikit-learn's digits from healthy and from sick initialisations."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from sklearn.datasets import load_digits
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from lightning_symmetry.advice import messages
+from lightning_symmetry.callback import SymmetryMonitor
+from lightning_symmetry.diagnosis import Verdict
+from lightning_symmetry.writers.console import print_table
+
+_EPOCHS = 12
+_NUM_TRAIN = 1438
+
+
+class DigitsNet(LightningModule):
+    """64 pixels, two hidden ReLU layers of 64 and 32 units, 10 classes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(64, 64)
+        self.fc2 = nn.Linear(64, 32)
+        self.fc3 = nn.Linear(32, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits ``(n, 10)`` of images ``(n, 64)``."""
+        hidden = torch.relu(self.fc2(torch.relu(self.fc1(images))))
+        logits: Tensor = self.fc3(hidden)
+        return logits
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Cross-entropy of a batch."""
+        loss = nn.functional.cross_entropy(self(batch[0]), batch[1])
+        self.log("loss", loss)
+        return loss
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Plain SGD with momentum."""
+        return torch.optim.SGD(self.parameters(), lr=0.05, momentum=0.9)
+
+    def layers(self) -> list[nn.Linear]:
+        """The layers in the order of the data."""
+        return [self.fc1, self.fc2, self.fc3]
+
+
+def _fill(value: float) -> Callable[[DigitsNet], None]:
+    def initialise(net: DigitsNet) -> None:
+        for layer in net.layers():
+            nn.init.constant_(layer.weight, value)
+            nn.init.zeros_(layer.bias)
+
+    return initialise
+
+
+def _copy_half(net: DigitsNet) -> None:
+    # With their outgoing weights: else the copies would be told apart by what they feed, and part by themselves.
+    for layer, following in zip(net.layers()[:-1], net.layers()[1:], strict=True):
+        half = layer.out_features // 2
+        layer.weight[half:] = layer.weight[:half]
+        layer.bias[half:] = layer.bias[:half]
+        following.weight[:, half:] = following.weight[:, :half]
+
+
+def _small_normal(net: DigitsNet) -> None:
+    for layer in net.layers():
+        nn.init.normal_(layer.weight, std=1e-3)
+        nn.init.zeros_(layer.bias)
+
+
+def _he(net: DigitsNet) -> None:
+    for layer in net.layers():
+        nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+        nn.init.zeros_(layer.bias)
+
+
+GALLERY: dict[str, Callable[[DigitsNet], None]] = {
+    "zeros": _fill(0.0),
+    "constant 0.1": _fill(0.1),
+    "constant -0.1": _fill(-0.1),
+    "copied half": _copy_half,
+    "normal, std 0.001": _small_normal,
+    "PyTorch default": lambda net: None,
+    "He normal": _he,
+}
+
+
+def run(logdir: Path) -> dict[str, SymmetryMonitor]:
+    """Train the gallery, each a TensorBoard run below ``logdir``, and print what came of it.
+
+    Returns:
+        The monitor of every run, by the name of the initialisation.
+    """
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    started = time.monotonic()
+    images, digits = _digits()
+    train = DataLoader(TensorDataset(images[:_NUM_TRAIN], digits[:_NUM_TRAIN]), batch_size=64, shuffle=True)
+    monitors: dict[str, SymmetryMonitor] = {}
+    rows: list[tuple[str, ...]] = []
+    bar = Progress(TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total} runs"), TimeElapsedColumn())
+    with bar, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        task = bar.add_task("", total=len(GALLERY))
+        for name, initialise in GALLERY.items():
+            bar.update(task, description=f"training: {name:18}")
+            torch.manual_seed(0)
+            net = DigitsNet()
+            with torch.no_grad():
+                initialise(net)
+            monitors[name] = _train(net, train, logdir, name)
+            with torch.no_grad():
+                right = (net(images[_NUM_TRAIN:]).argmax(dim=1) == digits[_NUM_TRAIN:]).double().mean()
+            rows.append(_row(name, float(right), monitors[name]))
+            bar.advance(task)
+        bar.update(task, description="trained")
+    _print_result(monitors, rows, logdir, time.monotonic() - started)
+    return monitors
+
+
+def _digits() -> tuple[Tensor, Tensor]:
+    data = load_digits()
+    images = torch.tensor(data.data, dtype=torch.float32) / 16
+    return images, torch.tensor(data.target)
+
+
+def _train(net: DigitsNet, data: DataLoader[tuple[Tensor, ...]], logdir: Path, name: str) -> SymmetryMonitor:
+    monitor = SymmetryMonitor(on_symmetry="ignore")  # the table tells all; the other runs should be seen too
+    folder = name.replace(" ", "_").replace(",", "")
+    for old in (logdir / folder).glob("events.out.tfevents.*"):  # of an earlier demo
+        old.unlink()
+    trainer = Trainer(
+        accelerator="cpu",
+        max_epochs=_EPOCHS,
+        callbacks=[monitor],
+        logger=TensorBoardLogger(logdir, name=folder, version=""),
+        log_every_n_steps=20,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+    )
+    trainer.fit(net, data)
+    return monitor
+
+
+def _row(name: str, accuracy: float, monitor: SymmetryMonitor) -> tuple[str, ...]:
+    assert monitor.report is not None
+    widths = [f"{layer.effective_width}/{layer.num_units}" for layer in monitor.report.layers.values()]
+    found = {
+        verdict: [name for name in monitor.report.layers if any(f.layer == name and f.verdict is verdict for f in monitor.findings)]
+        for verdict in Verdict
+    }
+    verdicts = [f"{verdict}: {', '.join(layers)}" for verdict, layers in found.items() if layers]
+    return (name, f"{accuracy:.1%}", *widths, "; ".join(verdicts) or "healthy")
+
+
+def _print_result(
+    monitors: dict[str, SymmetryMonitor], rows: list[tuple[str, ...]], logdir: Path, seconds: float
+) -> None:
+    print_table(("initialisation", "test accuracy", "fc1", "fc2", "fc3", "verdict"), rows)
+    print("fc1, fc2, fc3: distinct units of all units of the layer after training.\n")
+    print("What the monitor says on the console, here of the first sick layer of each run:\n")
+    for name, monitor in monitors.items():
+        if monitor.report is not None and monitor.findings:
+            print(f"  [{name}] {messages(monitor.findings, monitor.report)[0]}\n")
+    print(f"{len(rows)} runs in {seconds:.0f} s. Look at them with:\n\n  {_tensorboard()} --logdir {logdir}\n")
+
+
+def _tensorboard() -> str:
+    """The command that starts TensorBoard in this environment."""
+    beside = Path(sys.executable).parent / "tensorboard"
+    if shutil.which("tensorboard") or not beside.exists():
+        return "tensorboard"
+    return os.path.relpath(beside)

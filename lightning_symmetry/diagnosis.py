@@ -1,0 +1,290 @@
+"""Verdicts, and the report that holds them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from torch import nn
+
+from lightning_symmetry.evidence import Cause, Gradients, Look, Sighting, look
+from lightning_symmetry.grouping import check_tolerance
+from lightning_symmetry.layers import find_layers
+
+
+class Verdict(StrEnum):
+    """What becomes of a group of units.
+
+    >>> Verdict.LOCKED == "locked"
+    True
+    """
+
+    LOCKED = "locked"  # equal weights, equal gradients: they train as one unit
+    FROZEN = "frozen"  # equal weights, zero gradients again and again: they do not train at all
+    LOCKSTEP = "lockstep"  # different weights, equal gradients again and again: they move in parallel
+    BREAKING = "breaking"  # equal weights, different gradients: the symmetry breaks by itself
+    DUPLICATE = "duplicate"  # equal weights, and the gradients say nothing
+
+    @property
+    def is_warning(self) -> bool:
+        """Whether the user should hear of it."""
+        return self in (Verdict.LOCKED, Verdict.FROZEN, Verdict.LOCKSTEP)
+
+
+@dataclass(frozen=True)
+class UnitGroup:
+    """A maximal set of two or more units of one layer whose rows agree.
+
+    Attributes:
+        units: sorted indices of the units.
+        verdict: what becomes of them.
+        cause: what their weights looked like when the group was first seen.
+        value: the number that every weight was, for :attr:`Cause.CONSTANT`.
+    """
+
+    units: tuple[int, ...]
+    verdict: Verdict
+    cause: Cause
+    value: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {"units": list(self.units), "verdict": str(self.verdict), "cause": str(self.cause), "value": self.value}
+
+
+@dataclass(frozen=True)
+class LayerDiagnosis:
+    """The state of one layer.
+
+    Attributes:
+        name: name of the module in the model, with the part if it has several.
+        num_units: number of units.
+        fan_in: number of weights that feed one unit, without the bias.
+        dead_units: number of units with a zero gradient and weights of their own.
+        groups: disjoint groups of units, sorted.
+    """
+
+    name: str
+    num_units: int
+    fan_in: int
+    dead_units: int = 0
+    groups: list[UnitGroup] = field(default_factory=list)
+
+    @property
+    def redundant_units(self) -> int:
+        """Number of units whose weights another unit of the layer has too, not counting one of each group."""
+        return sum(len(group.units) - 1 for group in self.groups if group.verdict is not Verdict.LOCKSTEP)
+
+    @property
+    def effective_width(self) -> int:
+        """Number of distinct units: ``num_units - redundant_units``."""
+        return self.num_units - self.redundant_units
+
+    def count(self, verdict: Verdict) -> int:
+        """Number of units in groups of this verdict."""
+        return sum(len(group.units) for group in self.groups if group.verdict is verdict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {
+            "num_units": self.num_units,
+            "fan_in": self.fan_in,
+            "effective_width": self.effective_width,
+            "redundant_units": self.redundant_units,
+            "dead_units": self.dead_units,
+            "groups": [group.to_dict() for group in self.groups],
+        }
+
+
+@dataclass(frozen=True)
+class SymmetryReport:
+    """The state of a model at one step.
+
+    Attributes:
+        step: completed optimizer steps at the time.
+        layers: by layer name.
+        skipped: by name, modules with parameters that were not inspected, and why.
+    """
+
+    step: int = 0
+    layers: dict[str, LayerDiagnosis] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def num_units(self) -> int:
+        """Number of units of all layers."""
+        return sum(layer.num_units for layer in self.layers.values())
+
+    @property
+    def redundant_units(self) -> int:
+        """Number of redundant units of all layers."""
+        return sum(layer.redundant_units for layer in self.layers.values())
+
+    @property
+    def effective_width_fraction(self) -> float:
+        """Share of the units that are distinct; 1 for a model without units."""
+        return 1 - self.redundant_units / max(1, self.num_units)
+
+    def metrics(self) -> dict[str, float]:
+        """The scalars of this report by TensorBoard tag."""
+        scalars = {
+            "symmetry/redundant_units": float(self.redundant_units),
+            "symmetry/effective_width_fraction": self.effective_width_fraction,
+        }
+        for name, layer in self.layers.items():
+            scalars[f"symmetry/effective_width/{name}"] = float(layer.effective_width)
+        return scalars
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {
+            "step": self.step,
+            "num_units": self.num_units,
+            "redundant_units": self.redundant_units,
+            "layers": {name: layer.to_dict() for name, layer in self.layers.items()},
+            "skipped": dict(self.skipped),
+        }
+
+    def table(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+        """Head and rows of a table for people: one row per layer."""
+        head = ("layer", "units", "distinct", "dead", "groups")
+        rows = [
+            (name, str(layer.num_units), str(layer.effective_width), str(layer.dead_units), summarise(layer))
+            for name, layer in self.layers.items()
+        ]
+        return head, rows
+
+    def __str__(self) -> str:
+        head, rows = self.table()
+        lines = [f"Symmetry at step {self.step}: {self.totals()}"]
+        if rows:
+            widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
+            for row in [head, tuple("-" * width for width in widths), *rows]:
+                cells = [row[0].ljust(widths[0]), *(row[i].rjust(widths[i]) for i in (1, 2, 3)), row[4]]
+                lines.append("  ".join(cells).rstrip())
+        lines += [f"not inspected: {name} ({reason})" for name, reason in self.skipped.items()]
+        return "\n".join(lines)
+
+    def totals(self) -> str:
+        """One line on the whole model."""
+        num_layers = len(self.layers)
+        layers = f"{num_layers} layer{'s' if num_layers != 1 else ''}"
+        if not self.redundant_units:
+            return f"all {self.num_units} units of {layers} are distinct."
+        return f"{self.num_units - self.redundant_units} of {self.num_units} units of {layers} are distinct."
+
+
+def summarise(layer: LayerDiagnosis) -> str:
+    """The groups of a layer in a few words, such as ``locked: 2 groups of 64 units, e.g. {0, 32}``."""
+    parts = []
+    for verdict in Verdict:
+        groups = [group for group in layer.groups if group.verdict is verdict]
+        if groups:
+            parts.append(f"{verdict}: {describe_groups([group.units for group in groups], layer.num_units)}")
+    return "; ".join(parts)
+
+
+def describe_groups(groups: Sequence[tuple[int, ...]], num_units: int) -> str:
+    """Groups of units in a few words.
+
+    >>> describe_groups([(0, 1, 2, 3)], 4)
+    'all 4 units'
+    >>> describe_groups([(0, 4), (1, 5), (2, 6), (3, 7)], 8)
+    'all 8 units in 4 groups, {0, 4}, {1, 5}, {2, 6}, ...'
+    >>> describe_groups([tuple(range(20))], 64)
+    '20 of 64 units, {0, 1, 2, 3, 4, 5, 6, 7, ...}'
+    """
+    total = sum(map(len, groups))
+    text = f"all {num_units} units" if total == num_units else f"{total} of {num_units} units"
+    if total == num_units and len(groups) == 1:
+        return text
+    if len(groups) > 1:
+        text += f" in {len(groups)} groups"
+    shown = [_set_text(group) for group in groups[:3]] + ["..."] * (len(groups) > 3)
+    return f"{text}, {', '.join(shown)}"
+
+
+def _set_text(units: Sequence[int]) -> str:
+    shown = [str(unit) for unit in units[:8]] + ["..."] * (len(units) > 8)
+    return "{" + ", ".join(shown) + "}"
+
+
+def verdict_at_one_look(sighting: Sighting) -> Verdict:
+    """What a single look can tell; zero gradients need several."""
+    if sighting.gradients is Gradients.EQUAL:
+        return Verdict.LOCKED
+    return Verdict.BREAKING if sighting.gradients is Gradients.DIFFERENT else Verdict.DUPLICATE
+
+
+def to_diagnosis(seen: Look, groups: Sequence[UnitGroup]) -> LayerDiagnosis:
+    """A look, concluded."""
+    layer = seen.layer
+    return LayerDiagnosis(
+        layer.name, layer.num_units, layer.fan_in, seen.dead_units, sorted(groups, key=lambda group: group.units)
+    )
+
+
+def diagnose(
+    model: nn.Module,
+    *,
+    tolerance: float | None = None,
+    include: Sequence[str] | None = None,
+    exclude: Sequence[str] = (),
+) -> SymmetryReport:
+    """Look once at any module, without a Trainer.
+
+    Gradients are used where ``.grad`` is present: call it after ``backward()`` to tell groups that train as one unit
+    (``LOCKED``) from those that break by themselves (``BREAKING``). ``FROZEN`` and ``LOCKSTEP`` take several looks and
+    never come from here. Nothing in the model is changed.
+
+    Args:
+        model: the module.
+        tolerance: relative L2 distance of rows that count as equal; None: by dtype, as in :func:`duplicate_groups`.
+        include: patterns (:mod:`fnmatch`) of layer names to look at; None: all.
+        exclude: patterns of layer names to leave out.
+
+    Returns:
+        The report, at step 0.
+
+    Raises:
+        TypeError: if ``model`` is no module or another argument is of the wrong type.
+        ValueError: if ``tolerance`` is out of range.
+
+    Example:
+        >>> import torch
+        >>> from lightning_symmetry import diagnose
+        >>> layer = torch.nn.Linear(3, 4)
+        >>> _ = torch.nn.init.constant_(layer.weight, 0.5)
+        >>> _ = torch.nn.init.zeros_(layer.bias)
+        >>> print(diagnose(torch.nn.Sequential(layer)))
+        Symmetry at step 0: 1 of 4 units of 1 layer are distinct.
+        layer  units  distinct  dead  groups
+        -----  -----  --------  ----  ----------------------
+        0          4         1     0  duplicate: all 4 units
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"Expected argument `model` to be a torch.nn.Module but got {model!r}.")
+    check_tolerance(tolerance)
+    check_patterns(include=include, exclude=exclude)
+    layers, skipped = find_layers(model, include, exclude)
+    diagnoses: dict[str, LayerDiagnosis] = {}
+    for seen in look(layers, tolerance=tolerance):
+        groups = [
+            UnitGroup(sighting.units, verdict_at_one_look(sighting), sighting.cause, sighting.value)
+            for sighting in seen.sightings
+            if sighting.has_equal_weights
+        ]
+        diagnoses[seen.layer.name] = to_diagnosis(seen, groups)
+    return SymmetryReport(0, diagnoses, skipped)
+
+
+def check_patterns(**arguments: Sequence[str] | None) -> None:
+    """Refuse what is no sequence of patterns; a bare string is the usual slip."""
+    for name, value in arguments.items():
+        if value is None and name == "include":
+            continue
+        is_sequence = isinstance(value, Sequence) and not isinstance(value, str | Mapping)
+        if not is_sequence or not all(isinstance(pattern, str) for pattern in value or ()):
+            raise TypeError(f"Expected argument `{name}` to be a sequence of patterns such as ['fc*'] but got {value!r}.")

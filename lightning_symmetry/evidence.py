@@ -1,0 +1,273 @@
+"""One look at the layers: which units have equal weights, and what their gradients say.
+
+Evidence only; the verdict is for :mod:`lightning_symmetry.diagnosis` and, over several looks, for
+:mod:`lightning_symmetry.history`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+
+import torch
+
+from lightning_symmetry.grouping import (
+    LEAVE,
+    TOLERANCES,
+    Rows,
+    Sketch,
+    exact_arithmetic,
+    find_groups,
+    is_chance,
+    merge_overlapping,
+    sketch,
+)
+from lightning_symmetry.layers import Layer
+
+# Gradients of units in a constant network can be nothing but rounding errors, so many times the precision of their
+# dtype below the largest gradient row of the model. Such a gradient proves no difference, and equality only slowly.
+_NOISE = 16.0
+
+
+class Gradients(StrEnum):
+    """What the gradients of units with equal weights say at one look."""
+
+    NONE = "none"  # there are none, or they are not finite
+    ZERO = "zero"  # exactly zero
+    EQUAL = "equal"
+    FAINT = "faint"  # equal, but so small that it could be rounding noise
+    UNCLEAR = "unclear"  # neither equal nor different beyond doubt
+    DIFFERENT = "different"
+
+
+class Cause(StrEnum):
+    """How a group came to be, as far as its weights and gradients tell."""
+
+    ZERO = "zero"  # every weight is 0
+    CONSTANT = "constant"  # every weight is the same number
+    COPIED = "copied"  # the rows are copies of one another
+    DEAD = "dead"  # frozen although the weights are not zero, as behind a ReLU that never opens
+
+
+@dataclass(frozen=True)
+class Sighting:
+    """A set of units that caught the eye at one look.
+
+    Attributes:
+        units: sorted indices.
+        has_equal_weights: otherwise only the gradients agree.
+        gradients: what the gradients say.
+        cause: what the weights look like.
+        value: the number that every weight equals, for :attr:`Cause.CONSTANT`.
+        position: the projection of the first unit's row on fixed random signs; from look to look it moves by about as
+            much as the row does.
+        reach: how far a row that is not equal any more may still lie off; movements beyond a multiple of it are shared.
+    """
+
+    units: tuple[int, ...]
+    has_equal_weights: bool
+    gradients: Gradients
+    cause: Cause
+    value: float | None
+    position: float
+    reach: float
+
+
+@dataclass(frozen=True)
+class Look:
+    """What one look at a layer showed.
+
+    Attributes:
+        layer: the layer.
+        gradients: its gradient rows, if there are any to see.
+        dead_units: number of units with a zero gradient and weights of their own.
+        sightings: disjoint sets of units.
+    """
+
+    layer: Layer
+    gradients: Rows | None
+    dead_units: int
+    sightings: tuple[Sighting, ...]
+
+
+@dataclass(frozen=True)
+class _Sketched:
+    layer: Layer
+    weights: Rows
+    weight_sketch: Sketch
+    gradients: Rows | None
+    gradient_sketch: Sketch | None
+
+
+def look(
+    layers: Sequence[Layer],
+    *,
+    tolerance: float | None = None,
+    trained: Set[int] | None = None,
+    known: Mapping[str, Sequence[tuple[int, ...]]] | None = None,
+    on_error: Callable[[Layer, Exception], None] | None = None,
+) -> list[Look]:
+    """Look once at the weights and gradients of some layers.
+
+    Args:
+        layers: the layers.
+        tolerance: relative L2 distance of rows taken for equal; None: by dtype.
+        trained: identities of the parameters whose gradients count; None: all.
+        known: by layer name, groups of earlier looks, which are left only at a looser tolerance.
+        on_error: called with the layer and the exception when a layer cannot be looked at; it is then left out. None:
+            the exception is raised.
+
+    Returns:
+        One look per layer.
+    """
+    known = known or {}
+
+    @contextmanager
+    def guarded(layer: Layer) -> Iterator[None]:
+        try:
+            with exact_arithmetic(layer.tensors[0][0].device):
+                yield
+        except Exception as error:
+            if on_error is None:
+                raise
+            on_error(layer, error)
+
+    sketches: list[_Sketched] = []
+    for layer in layers:
+        with guarded(layer):
+            sketches.append(_sketch_layer(layer, trained))
+    scale = max((float(norms.nan_to_num(0.0).max()) for norms in _gradient_norms(sketches)), default=0.0)
+    looks: list[Look] = []
+    for item in sketches:
+        with guarded(item.layer):
+            looks.append(_look_at(item, tolerance, scale, known.get(item.layer.name, ())))
+    return looks
+
+
+def _sketch_layer(layer: Layer, trained: Set[int] | None) -> _Sketched:
+    weights, gradients = layer.weights(), layer.gradients(trained)
+    return _Sketched(layer, weights, sketch(weights), gradients, sketch(gradients) if gradients else None)
+
+
+def _gradient_norms(sketches: Sequence[_Sketched]) -> list[torch.Tensor]:
+    return [item.gradient_sketch.norms for item in sketches if item.gradient_sketch is not None]
+
+
+def _look_at(item: _Sketched, tolerance: float | None, scale: float, known: Sequence[tuple[int, ...]]) -> Look:
+    layer, weights, norms = item.layer, item.weights, item.weight_sketch.norms
+    enter = _tolerance(weights, tolerance)
+    groups = find_groups(weights, enter, sketched=item.weight_sketch, blocks=layer.blocks)
+    groups = [group for group in groups if norms[group[0]] == 0 or not _is_chance(group, layer, weights, enter)]
+    held = [group for group in known if group[-1] < layer.num_units and not _lies_in(group, groups)]
+    for group in held:
+        groups += find_groups(weights, _leave(enter), sketched=item.weight_sketch, blocks=layer.blocks, among=group)
+    if held:
+        groups = merge_overlapping(groups)
+    grouped = {unit for group in groups for unit in group}
+
+    judge = _GradientJudge(item, tolerance, scale)
+    sightings = [_sighting(item, group, True, judge.of(group), _leave(enter)) for group in groups]
+    for group in judge.in_lockstep(exclude=grouped):
+        sightings.append(_sighting(item, group, False, Gradients.EQUAL, _leave(enter)))
+    return Look(layer, item.gradients, judge.count_zero(exclude=grouped), tuple(sightings))
+
+
+def _tolerance(rows: Rows, tolerance: float | None) -> float:
+    return TOLERANCES[rows.dtype] if tolerance is None else tolerance
+
+
+def _lies_in(group: Sequence[int], groups: Sequence[Sequence[int]]) -> bool:
+    return any(set(group) <= set(other) for other in groups)
+
+
+def _leave(tolerance: float) -> float:
+    return min(LEAVE * tolerance, 0.5)
+
+
+def _is_chance(group: Sequence[int], layer: Layer, rows: Rows, tolerance: float) -> bool:
+    resolution = max(tolerance, torch.finfo(rows.dtype).eps)
+    return is_chance(len(group), layer.num_units // layer.blocks, rows.width, resolution)
+
+
+def _sighting(
+    item: _Sketched, group: tuple[int, ...], has_equal_weights: bool, gradients: Gradients, leave: float
+) -> Sighting:
+    first = group[0]
+    cause, value = _cause(item.weights, group, item.layer) if has_equal_weights else (Cause.COPIED, None)
+    return Sighting(
+        units=group,
+        has_equal_weights=has_equal_weights,
+        gradients=gradients,
+        cause=cause,
+        value=value,
+        position=float(item.weight_sketch.projections[first]),
+        reach=leave * float(item.weight_sketch.norms[first]),
+    )
+
+
+def _cause(rows: Rows, group: Sequence[int], layer: Layer) -> tuple[Cause, float | None]:
+    weight = rows.pieces[0][group[0]].flatten()
+    value = float(weight[0])
+    if bool((weight != weight[0]).any()):
+        return Cause.COPIED, None
+    if value == 0:
+        return Cause.ZERO, value
+    if layer.fan_in == 1 and len(group) < layer.num_units:  # one number is always constant
+        return Cause.COPIED, None
+    return Cause.CONSTANT, value
+
+
+class _GradientJudge:
+    """What the gradients of one layer say about sets of its units."""
+
+    def __init__(self, item: _Sketched, tolerance: float | None, scale: float) -> None:
+        self._layer, self._rows, self._sketch = item.layer, item.gradients, item.gradient_sketch
+        if self._rows is None or self._sketch is None:
+            return
+        self._tolerance = _tolerance(self._rows, tolerance)
+        self._floor = _NOISE * torch.finfo(self._rows.dtype).eps * scale
+        self._groups = find_groups(self._rows, self._tolerance, sketched=self._sketch, blocks=self._layer.blocks)
+        self._group_of = {unit: i for i, group in enumerate(self._groups) for unit in group}
+
+    def of(self, group: Sequence[int]) -> Gradients:
+        if self._rows is None or self._sketch is None:
+            return Gradients.NONE
+        norms = self._sketch.norms[list(group)]
+        if bool(norms.isnan().any()):
+            return Gradients.NONE
+        largest = float(norms.max())
+        if largest == 0:
+            return Gradients.ZERO
+        is_faint = largest <= self._floor
+        places = {self._group_of.get(unit, -1 - unit) for unit in group}
+        if len(places) == 1:
+            return Gradients.FAINT if is_faint else Gradients.EQUAL
+        if is_faint or self._agrees_loosely(group):
+            return Gradients.UNCLEAR
+        return Gradients.DIFFERENT
+
+    def in_lockstep(self, exclude: set[int]) -> list[tuple[int, ...]]:
+        """Groups of units outside ``exclude`` with equal gradients that are neither noise nor chance."""
+        if self._rows is None or self._sketch is None:
+            return []
+        found = []
+        for group in self._groups:
+            units = tuple(unit for unit in group if unit not in exclude)
+            is_seen = float(self._sketch.norms[group[0]]) > self._floor
+            if len(units) > 1 and is_seen and not _is_chance(units, self._layer, self._rows, self._tolerance):
+                found.append(units)
+        return found
+
+    def count_zero(self, exclude: set[int]) -> int:
+        """Number of units outside ``exclude`` whose gradient is exactly zero."""
+        if self._sketch is None:
+            return 0
+        return len(set((self._sketch.norms == 0).nonzero().squeeze(1).tolist()) - exclude)
+
+    def _agrees_loosely(self, group: Sequence[int]) -> bool:
+        assert self._rows is not None
+        leave = _leave(self._tolerance)
+        loose = find_groups(self._rows, leave, sketched=self._sketch, blocks=self._layer.blocks, among=group)
+        return loose == [tuple(group)]

@@ -1,0 +1,252 @@
+"""Groups over time: what was seen at earlier checks turns evidence into verdicts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from enum import StrEnum
+from typing import Any
+
+from lightning_symmetry.diagnosis import LayerDiagnosis, UnitGroup, Verdict, to_diagnosis
+from lightning_symmetry.evidence import Cause, Gradients, Look, Sighting
+
+# Units that are still equal after a movement so many times larger than what is called equal have moved together.
+_MUCH = 10.0
+
+
+class Origin(StrEnum):
+    """How a group entered the records."""
+
+    START = "start"  # it was there before the first update
+    FIRST_LOOK = "first look"  # it was there when this layer was first looked at, some updates later
+    COLLAPSE = "collapse"  # the units were distinct at an earlier check
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A group that the user was warned of.
+
+    Attributes:
+        layer: name of the layer.
+        units: sorted indices of the units.
+        verdict: the verdict that was warned of first; that of today is in the report.
+        cause: what the weights looked like when the group was first seen.
+        value: the number that every weight was, for :attr:`Cause.CONSTANT`.
+        first_step: optimizer step of the check that saw the group first.
+        last_step: optimizer step of the last check that saw it.
+        broken_step: optimizer step of the check at which the group was gone; None while it holds.
+        origin: how the group entered the records.
+    """
+
+    layer: str
+    units: tuple[int, ...]
+    verdict: Verdict
+    cause: Cause
+    value: float | None
+    first_step: int
+    last_step: int
+    broken_step: int | None
+    origin: Origin
+
+
+@dataclass
+class _Record:
+    """A group's past; plain values only, so that it can be written into a checkpoint."""
+
+    units: tuple[int, ...]
+    has_equal_weights: bool
+    cause: Cause
+    value: float | None
+    position: float
+    first_step: int
+    last_step: int
+    origin: Origin
+    broken_step: int | None = None
+    verdict: Verdict = Verdict.DUPLICATE
+    gradients: Gradients = Gradients.NONE  # the last that said anything
+    streak: int = 0  # for so many checks in a row
+    was_different: bool = False
+    warned: Verdict | None = None
+    warned_units: int = 0
+
+    def to_finding(self, layer: str) -> Finding:
+        assert self.warned is not None
+        return Finding(
+            layer,
+            self.units,
+            self.warned,
+            self.cause,
+            self.value,
+            self.first_step,
+            self.last_step,
+            self.broken_step,
+            self.origin,
+        )
+
+
+class History:
+    """Carries groups from check to check.
+
+    Args:
+        patience: checks in a row that a group must hold before it is called frozen or lockstep, or locked if it was
+            not there from the start.
+    """
+
+    def __init__(self, patience: int) -> None:
+        self._patience = patience
+        self._records: dict[str, list[_Record]] = {}
+
+    @property
+    def findings(self) -> list[Finding]:
+        """Every group that was warned of, in the order of the layers and of time."""
+        return [
+            record.to_finding(layer) for layer, records in self._records.items() for record in records if record.warned
+        ]
+
+    def known(self, layer: str) -> list[tuple[int, ...]]:
+        """The groups of equal weights in this layer that hold as far as is known."""
+        records = self._records.get(layer, [])
+        return [record.units for record in records if record.has_equal_weights and record.broken_step is None]
+
+    def has_seen(self, layer: str) -> bool:
+        """Whether any check has looked at this layer."""
+        return layer in self._records
+
+    def update(self, seen: Look, step: int) -> tuple[LayerDiagnosis, list[Finding]]:
+        """Take in a look at a layer.
+
+        Args:
+            seen: the look.
+            step: completed optimizer steps.
+
+        Returns:
+            The diagnosis, and the findings that the user has not been told of yet.
+        """
+        name = seen.layer.name
+        origin = Origin.COLLAPSE
+        if not self.has_seen(name):
+            origin = Origin.START if step == 0 else Origin.FIRST_LOOK
+        records = self._records.setdefault(name, [])
+        past = [(record, replace(record)) for record in records if record.broken_step is None]
+        holding: list[_Record] = []
+        groups: list[UnitGroup] = []
+        news: list[Finding] = []
+        # Largest first: when a group falls apart, its largest part carries the record on.
+        for sighting in sorted(seen.sightings, key=lambda sighting: -len(sighting.units)):
+            record = _record_of(sighting, past, holding, step, origin)
+            holding.append(record)
+            self._judge(record, sighting)
+            if record.verdict is Verdict.LOCKSTEP or record.has_equal_weights:
+                groups.append(UnitGroup(record.units, record.verdict, record.cause, record.value))
+            if record.verdict.is_warning:
+                record.warned = record.warned or record.verdict
+                # A group that grows by a unit now and then is no news each time.
+                if len(record.units) >= 2 * record.warned_units:
+                    record.warned_units = len(record.units)
+                    news.append(record.to_finding(name))
+        self._records[name] = _gone(records, holding, step) + holding
+        return to_diagnosis(seen, groups), news
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain numbers, strings, lists and dicts."""
+        return {name: [_plain(record) for record in records] for name, records in self._records.items()}
+
+    def load_state_dict(self, state: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+        """Take over what :meth:`state_dict` wrote."""
+        self._records = {name: [_from_plain(values) for values in records] for name, records in state.items()}
+
+    def _judge(self, record: _Record, sighting: Sighting) -> None:
+        gradients = sighting.gradients
+        if gradients not in (Gradients.NONE, Gradients.UNCLEAR):
+            record.streak = record.streak + 1 if gradients is record.gradients else 1
+            record.gradients = gradients
+        is_patient = record.streak >= self._patience
+        if not record.has_equal_weights:
+            record.verdict = Verdict.LOCKSTEP if is_patient else record.verdict
+        elif gradients is Gradients.DIFFERENT:
+            record.was_different = True
+            if record.verdict is not Verdict.LOCKED or is_patient:
+                record.verdict = Verdict.BREAKING
+        elif gradients is Gradients.EQUAL and record.origin is Origin.START and not record.was_different:
+            record.verdict = Verdict.LOCKED
+        elif gradients in (Gradients.EQUAL, Gradients.FAINT) and is_patient:
+            record.verdict = Verdict.LOCKED
+        elif gradients is Gradients.ZERO:
+            if is_patient:
+                record.verdict = Verdict.FROZEN
+                if record.cause is not Cause.ZERO and record.warned is None:
+                    record.cause = Cause.DEAD
+        elif abs(sighting.position - record.position) > _MUCH * sighting.reach > 0:
+            record.verdict = Verdict.LOCKED
+
+
+def _record_of(
+    sighting: Sighting,
+    past: Sequence[tuple[_Record, _Record]],
+    holding: Sequence[_Record],
+    step: int,
+    origin: Origin,
+) -> _Record:
+    """The record that a sighting carries on, or a new one.
+
+    Args:
+        past: the open records, each with a copy of how it was before this check.
+        holding: the records that this check has carried on or opened so far.
+    """
+    kin = [pair for pair in past if pair[0].has_equal_weights == sighting.has_equal_weights]
+    units = set(sighting.units)
+    for record, before in kin:
+        if units <= set(before.units):
+            if any(record is other for other in holding):
+                record = replace(before)
+            record.units, record.last_step = sighting.units, step
+            return record
+    absorbed = [before for _, before in kin if set(before.units) < units]
+    return _Record(
+        units=sighting.units,
+        has_equal_weights=sighting.has_equal_weights,
+        cause=sighting.cause,
+        value=sighting.value,
+        position=sighting.position,
+        first_step=step,
+        last_step=step,
+        origin=origin,
+        warned=next((before.warned for before in absorbed if before.warned), None),
+        warned_units=max((before.warned_units for before in absorbed), default=0),
+    )
+
+
+def _gone(records: Sequence[_Record], holding: Sequence[_Record], step: int) -> list[_Record]:
+    """The warned records that hold no longer, those that end now marked so; a larger group stands for its parts."""
+    gone = []
+    for record in records:
+        if record.warned is None or any(record is other for other in holding):
+            continue
+        if any(set(record.units) < set(other.units) for other in holding) and record.broken_step is None:
+            continue
+        if record.broken_step is None:
+            record.broken_step = step
+        gone.append(record)
+    return gone
+
+
+def _plain(record: _Record) -> dict[str, Any]:
+    """Plain numbers, strings and lists: all that loading a checkpoint allows by default."""
+    values = asdict(record)
+    return {key: str(value) if isinstance(value, StrEnum) else value for key, value in values.items()} | {
+        "units": list(record.units)
+    }
+
+
+def _from_plain(values: Mapping[str, Any]) -> _Record:
+    return _Record(
+        **{
+            **values,
+            "units": tuple(values["units"]),
+            "verdict": Verdict(values["verdict"]),
+            "cause": Cause(values["cause"]),
+            "origin": Origin(values["origin"]),
+            "gradients": Gradients(values["gradients"]),
+            "warned": None if values["warned"] is None else Verdict(values["warned"]),
+        }
+    )
