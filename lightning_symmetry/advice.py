@@ -27,7 +27,7 @@ def _message(findings: Sequence[Finding], report: SymmetryReport) -> str:
     first = findings[0]
     groups = [finding.units for finding in findings]
     units = describe_groups(groups, report.layers[first.layer].num_units)
-    comma = "," if units.endswith("}") or units.endswith("...") else ""
+    comma = "," if units.endswith(("}", "...")) else ""
     return f"{first.layer}: {units}{comma} {what(first, len(groups))} {why(first)}"
 
 

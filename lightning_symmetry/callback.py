@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal, ParamSpec, TypeVar, get_args
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_warn
 from torch.optim import Optimizer
 from torch.utils.tensorboard import SummaryWriter
 from typing_extensions import override
@@ -59,10 +59,10 @@ class SymmetryMonitor(Callback):
             distinct at first.
         include: patterns (:mod:`fnmatch`) of layer names to look at; None: all.
         exclude: patterns of layer names to leave out.
-        heatmaps: pictures of layers in TensorBoard: of those with findings, when these change; of all, at every check;
-            or none.
-        on_symmetry: what a new finding leads to: a warning; a warning and the clean end of the training; a warning and a
-            :class:`SymmetryError`; or nothing but the records.
+        heatmaps: pictures of layers in TensorBoard: of those with findings, when these change; of all, at every
+            check; or none.
+        on_symmetry: what a new finding leads to: a warning; a warning and the clean end of the training; a warning
+            and a :class:`SymmetryError`; or nothing but the records.
 
     Raises:
         TypeError: if an argument is of the wrong type.
@@ -165,7 +165,7 @@ class SymmetryMonitor(Callback):
         self._latest_step[place] = trainer.global_step
         step = self._num_steps.get(place, 0)
         self._num_steps[place] = step + 1
-        every = self.every_n_steps or trainer.log_every_n_steps
+        every = self.every_n_steps or _log_every_n_steps(trainer)
         if every and step >= every:
             return step % every == 0
         return step & (step + 1) == 0
@@ -219,7 +219,9 @@ class SymmetryMonitor(Callback):
         writers = [experiment for experiment in experiments if isinstance(experiment, SummaryWriter)]
         if not writers:
             return
-        groups = {name: tuple((group.units, group.verdict) for group in layer.groups) for name, layer in report.layers.items()}
+        groups = {
+            name: [(group.units, group.verdict) for group in layer.groups] for name, layer in report.layers.items()
+        }
         findings = self.findings
         if self._is_news("findings", (groups, [(finding.units, finding.broken_step) for finding in findings])):
             write_findings(writers, findings, report, report.step)
@@ -275,6 +277,11 @@ class SymmetryMonitor(Callback):
                 "Training goes on."
             )
             return None
+
+
+def _log_every_n_steps(trainer: Trainer) -> int:
+    steps: int = trainer.log_every_n_steps  # type: ignore[attr-defined] # set by a connector; 0 in barebones mode
+    return steps
 
 
 def _check_count(name: str, value: int) -> None:

@@ -16,7 +16,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     demo = commands.add_parser("demo", help="train one small network from seven initialisations and compare them")
     demo.add_argument(
-        "--logdir", type=Path, default=Path("symmetry_demo"), help="where the TensorBoard runs go (default: %(default)s)"
+        "--logdir",
+        type=Path,
+        default=Path("symmetry_demo"),
+        help="where the TensorBoard runs go (default: %(default)s)",
     )
     options = parser.parse_args(arguments)
     return _demo(options.logdir)

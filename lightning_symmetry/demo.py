@@ -16,6 +16,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -25,7 +26,6 @@ from lightning_symmetry.diagnosis import Verdict
 from lightning_symmetry.writers.console import print_table
 
 _EPOCHS = 12
-_NUM_TRAIN = 1438
 
 
 class DigitsNet(LightningModule):
@@ -107,11 +107,16 @@ def run(logdir: Path) -> dict[str, SymmetryMonitor]:
     """
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     started = time.monotonic()
-    images, digits = _digits()
-    train = DataLoader(TensorDataset(images[:_NUM_TRAIN], digits[:_NUM_TRAIN]), batch_size=64, shuffle=True)
+    images, test_images, digits, test_digits = _digits()
+    train = DataLoader(TensorDataset(images, digits), batch_size=64, shuffle=True)
     monitors: dict[str, SymmetryMonitor] = {}
     rows: list[tuple[str, ...]] = []
-    bar = Progress(TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total} runs"), TimeElapsedColumn())
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total} runs"),
+        TimeElapsedColumn(),
+    )
     with bar, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         task = bar.add_task("", total=len(GALLERY))
@@ -123,7 +128,7 @@ def run(logdir: Path) -> dict[str, SymmetryMonitor]:
                 initialise(net)
             monitors[name] = _train(net, train, logdir, name)
             with torch.no_grad():
-                right = (net(images[_NUM_TRAIN:]).argmax(dim=1) == digits[_NUM_TRAIN:]).double().mean()
+                right = (net(test_images).argmax(dim=1) == test_digits).double().mean()
             rows.append(_row(name, float(right), monitors[name]))
             bar.advance(task)
         bar.update(task, description="trained")
@@ -131,10 +136,11 @@ def run(logdir: Path) -> dict[str, SymmetryMonitor]:
     return monitors
 
 
-def _digits() -> tuple[Tensor, Tensor]:
+def _digits() -> list[Tensor]:
+    """Images of the training and the test part, then digits of both."""
     data = load_digits()
     images = torch.tensor(data.data, dtype=torch.float32) / 16
-    return images, torch.tensor(data.target)
+    return [torch.as_tensor(part) for part in train_test_split(images.numpy(), data.target, random_state=0)]
 
 
 def _train(net: DigitsNet, data: DataLoader[tuple[Tensor, ...]], logdir: Path, name: str) -> SymmetryMonitor:
@@ -159,12 +165,9 @@ def _train(net: DigitsNet, data: DataLoader[tuple[Tensor, ...]], logdir: Path, n
 def _row(name: str, accuracy: float, monitor: SymmetryMonitor) -> tuple[str, ...]:
     assert monitor.report is not None
     widths = [f"{layer.effective_width}/{layer.num_units}" for layer in monitor.report.layers.values()]
-    found = {
-        verdict: [name for name in monitor.report.layers if any(f.layer == name and f.verdict is verdict for f in monitor.findings)]
-        for verdict in Verdict
-    }
-    verdicts = [f"{verdict}: {', '.join(layers)}" for verdict, layers in found.items() if layers]
-    return (name, f"{accuracy:.1%}", *widths, "; ".join(verdicts) or "healthy")
+    found = {verdict: [f.layer for f in monitor.findings if f.verdict is verdict] for verdict in Verdict}
+    verdicts = [f"{verdict}: {', '.join(dict.fromkeys(layers))}" for verdict, layers in found.items() if layers]
+    return (name, f"{accuracy:.1%}", *widths, "; ".join(verdicts) or "no symmetry")
 
 
 def _print_result(

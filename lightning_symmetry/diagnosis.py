@@ -150,7 +150,7 @@ class SymmetryReport:
     def table(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
         """Head and rows of a table for people: one row per layer."""
         head = ("layer", "units", "distinct", "dead", "groups")
-        rows = [
+        rows: list[tuple[str, ...]] = [
             (name, str(layer.num_units), str(layer.effective_width), str(layer.dead_units), summarise(layer))
             for name, layer in self.layers.items()
         ]
@@ -287,4 +287,6 @@ def check_patterns(**arguments: Sequence[str] | None) -> None:
             continue
         is_sequence = isinstance(value, Sequence) and not isinstance(value, str | Mapping)
         if not is_sequence or not all(isinstance(pattern, str) for pattern in value or ()):
-            raise TypeError(f"Expected argument `{name}` to be a sequence of patterns such as ['fc*'] but got {value!r}.")
+            raise TypeError(
+                f"Expected argument `{name}` to be a sequence of patterns, e.g. ['fc*'], but got {value!r}."
+            )

@@ -14,7 +14,7 @@ from enum import StrEnum
 import torch
 
 from lightning_symmetry.grouping import (
-    LEAVE,
+    LEAVE_TOLERANCES,
     TOLERANCES,
     Rows,
     Sketch,
@@ -158,19 +158,20 @@ def _gradient_norms(sketches: Sequence[_Sketched]) -> list[torch.Tensor]:
 def _look_at(item: _Sketched, tolerance: float | None, scale: float, known: Sequence[tuple[int, ...]]) -> Look:
     layer, weights, norms = item.layer, item.weights, item.weight_sketch.norms
     enter = _tolerance(weights, tolerance)
+    leave = _leave_tolerance(weights, enter)
     groups = find_groups(weights, enter, sketched=item.weight_sketch, blocks=layer.blocks)
     groups = [group for group in groups if norms[group[0]] == 0 or not _is_chance(group, layer, weights, enter)]
     held = [group for group in known if group[-1] < layer.num_units and not _lies_in(group, groups)]
     for group in held:
-        groups += find_groups(weights, _leave(enter), sketched=item.weight_sketch, blocks=layer.blocks, among=group)
+        groups += find_groups(weights, leave, sketched=item.weight_sketch, blocks=layer.blocks, among=group)
     if held:
         groups = merge_overlapping(groups)
     grouped = {unit for group in groups for unit in group}
 
     judge = _GradientJudge(item, tolerance, scale)
-    sightings = [_sighting(item, group, True, judge.of(group), _leave(enter)) for group in groups]
-    for group in judge.in_lockstep(exclude=grouped):
-        sightings.append(_sighting(item, group, False, Gradients.EQUAL, _leave(enter)))
+    sightings = [_sighting(item, group, True, judge.of(group), leave) for group in groups]
+    in_lockstep = judge.in_lockstep(exclude=grouped)
+    sightings += [_sighting(item, group, False, Gradients.EQUAL, leave) for group in in_lockstep]
     return Look(layer, item.gradients, judge.count_zero(exclude=grouped), tuple(sightings))
 
 
@@ -182,8 +183,8 @@ def _lies_in(group: Sequence[int], groups: Sequence[Sequence[int]]) -> bool:
     return any(set(group) <= set(other) for other in groups)
 
 
-def _leave(tolerance: float) -> float:
-    return min(LEAVE * tolerance, 0.5)
+def _leave_tolerance(rows: Rows, tolerance: float) -> float:
+    return min(max(100 * tolerance, LEAVE_TOLERANCES[rows.dtype]), 0.5)
 
 
 def _is_chance(group: Sequence[int], layer: Layer, rows: Rows, tolerance: float) -> bool:
@@ -268,6 +269,6 @@ class _GradientJudge:
 
     def _agrees_loosely(self, group: Sequence[int]) -> bool:
         assert self._rows is not None
-        leave = _leave(self._tolerance)
+        leave = _leave_tolerance(self._rows, self._tolerance)
         loose = find_groups(self._rows, leave, sketched=self._sketch, blocks=self._layer.blocks, among=group)
         return loose == [tuple(group)]

@@ -18,22 +18,23 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-5, torch.float16: 3e-4, torch.bfloat16: 1e-3}
+TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-5, torch.float16: 1e-4, torch.bfloat16: 1e-4}
 """Relative L2 distance within which two rows of a dtype are taken for equal; ``docs/reference.md`` says why."""
 
-LEAVE = 100.0
-"""A known group is left at this many times the tolerance at which it was entered."""
+LEAVE_TOLERANCES = {torch.float64: 1e-7, torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 1e-1}
+"""The looser tolerance at which a group, once found, is left: truly symmetric units drift apart by rounding."""
 
 # A row and its duplicate differ by a vector e that knows nothing of the random signs r, so by Hoeffding's inequality
 # P(|e . r| > SIGMAS |e|) <= 2 exp(-SIGMAS^2 / 2), below 3e-14 here. Cauchy-Schwarz gives sqrt(d) in place of SIGMAS:
 # certain, but so wide for long rows that thousands of strangers fall inside.
 _SIGMAS = 8.0
-# Rounding of a sum of d terms grows as sqrt(d) (Higham and Mary 2019, doi:10.1137/18M1226312), here with room.
-_ROUNDING_SIGMAS = 4.0
+# torch.sum adds pairwise, with an error of at most log2(d) roundings (Higham 1993, doi:10.1137/0914050); here with room
+# for what comes before and after. torch.linalg.vector_norm and matrix products add one by one and can be 100 times off.
+_ROUNDING = 4.0
 # Elements that are read at once: their float32 copy stays in a CPU's cache, and keeps a GPU busy.
 _BLOCK_ELEMENTS = {"cpu": 1 << 19, "cuda": 1 << 24}
-# So many neighbours of a row are looked at before it counts as a candidate without further questions.
-_MAX_NEIGHBOURS = 32
+# With more neighbours than this a row lies in a crowd, where pairs are too many to list.
+_MAX_NEIGHBOURS = 64
 _EXTRA_KEYS = 4
 _CHANCE_BITS = 10.0
 
@@ -89,14 +90,15 @@ def sketch(rows: Rows) -> Sketch:
         for start in range(0, rows.num_rows if width else 0, rows.block_rows):
             block = _flat(piece[start : start + rows.block_rows]).to(rows.compute_dtype)
             here = slice(start, start + len(block))
-            norms[here] = torch.hypot(norms[here], torch.linalg.vector_norm(block, dim=1))
-            # Not a matrix product: those round to tf32 or bfloat16 where the user allows it.
+            # Not vector_norm and not a matrix product: see _ROUNDING, and the latter may round to tf32 or bfloat16.
+            norms[here] = torch.hypot(norms[here], (block * block).sum(dim=1).sqrt())
             projections[here] += (block * signs).sum(dim=1)
         offset += width
     limits = torch.finfo(rows.compute_dtype)
+    # Squares of what these norms come from may have left the range of the dtype.
     odd = ~((norms > limits.tiny**0.4) & (norms < limits.max**0.4))
     odd_index = odd.nonzero().squeeze(1)
-    for index in odd_index.split(rows.block_rows):
+    for index in torch.split(odd_index, rows.block_rows) if rows.width else ():
         norms[index] = _scaled_norms(rows.fetch(index))
     host = torch.stack([norms, projections]).to("cpu", torch.float64)
     finite = host.isfinite().all(dim=0)
@@ -140,26 +142,28 @@ def find_groups(
     keys, windows = _keys(rows, sketched, tolerance)
     keys = keys[:, members]
     labels = torch.full((rows.num_rows,), -1)
-    is_first_round = True
-    while len(members):
-        candidates, component = _candidates(keys, windows, members // block_size)
-        members, keys = members[candidates], keys[:, candidates]
+    has_extra_keys = False
+    while len(members) > 1:
+        pairs, crowd = _neighbours(keys, windows, members // block_size)
+        for row, leader_row in _resolve(rows, sketched.norms, members[pairs], tolerance).items():
+            labels[row] = labels[leader_row] = leader_row
+        members, keys, component = members[crowd >= 0], keys[:, crowd >= 0], crowd[crowd >= 0]
         if not len(members):
             break
         leader, leader_key = _leaders(members, keys, component)
         near = ((keys - leader_key).abs() <= windows[:, None]).all(dim=0) & (members != leader)
         index = near.nonzero().squeeze(1)
-        agree = index[_agree(rows, sketched.norms, members[index], leader[index], tolerance)]
+        agree = index[_agree(rows, sketched.norms, leader[index], members[index], tolerance)]
         labels[members[agree]] = leader[agree]
         labels[leader[agree]] = leader[agree]
         rest = members != leader
         rest[agree] = False
         members, keys = members[rest], keys[:, rest]
-        if is_first_round and len(members) > 1:
-            # Few get here, so a closer look at them is cheap and saves comparing strangers in full, round by round.
+        if not has_extra_keys and len(members) > 1:
+            # Few get here, so more keys are cheap, and they save comparing strangers in full.
             extra, extra_windows = _extra_keys(rows, sketched.norms, members, tolerance)
             keys, windows = torch.cat([keys, extra]), torch.cat([windows, extra_windows])
-            is_first_round = False
+            has_extra_keys = True
     grouped = (labels >= 0).nonzero().squeeze(1)
     groups += [group.tolist() for group in _split_by(grouped, labels[grouped])]
     return sorted(tuple(group) for group in groups)
@@ -168,13 +172,13 @@ def find_groups(
 def duplicate_groups(rows: Tensor, tolerance: float | None = None) -> list[tuple[int, ...]]:
     """Find the groups of rows that are equal within a relative tolerance.
 
-    Rows ``i`` and ``j`` agree when ``|w_i - w_j| <= tolerance * max(|w_i|, |w_j|)`` in the L2 norm. Rows that hold NaN or
-    infinity are in no group; rows of zeros form one.
+    Rows ``i`` and ``j`` agree when ``|w_i - w_j| <= tolerance * max(|w_i|, |w_j|)`` in the L2 norm. Rows that hold NaN
+    or infinity are in no group; rows of zeros form one.
 
     Args:
         rows: floating point matrix of shape ``(n, d)``, any strides, on any device.
         tolerance: relative L2 distance, ``0 <= tolerance < 1``. Default: by dtype (float64 1e-9, float32 1e-5,
-            float16 3e-4, bfloat16 1e-3).
+            float16 and bfloat16 1e-4).
 
     Returns:
         The groups of two or more rows, each sorted, sorted by their first row.
@@ -220,9 +224,9 @@ def exact_arithmetic(device: torch.device) -> Iterator[None]:
 def is_chance(size: int, num_rows: int, width: int, resolution: float) -> bool:
     """Whether a group of ``size`` among ``num_rows`` random rows of ``width`` numbers could be mere coincidence.
 
-    One number of relative ``resolution`` carries ``-log2(resolution)`` bits; for ``size`` rows to agree, ``size - 1`` of
-    them must match in all of theirs, and there are at most ``num_rows ** size`` ways to choose them. A group counts as
-    chance unless that leaves a probability below ``2 ** -10``. This matters for rows of one or two numbers and for
+    One number of relative ``resolution`` carries ``-log2(resolution)`` bits; for ``size`` rows to agree, ``size - 1``
+    of them must match in all of theirs, and there are at most ``num_rows ** size`` ways to choose them. A group counts
+    as chance unless that leaves a probability below ``2 ** -10``. This matters for rows of one or two numbers and for
     bfloat16, which tells so few numbers apart that independent ones often coincide.
     """
     bits = -math.log2(resolution) * width * (size - 1)
@@ -256,15 +260,15 @@ def _signs(offset: int, width: int, dtype: torch.dtype, device: torch.device) ->
 
 
 def _scaled_norms(block: Tensor) -> Tensor:
-    """Norms ``(m,)`` of rows whose squares would leave the range of the dtype."""
+    """Norms ``(m,)`` by way of squares that cannot leave the range of the dtype."""
     largest = block.abs().amax(dim=1)
     scale = torch.where((largest > 0) & largest.isfinite(), largest, 1.0)
-    return scale * torch.linalg.vector_norm(block / scale[:, None], dim=1)
+    return scale * (block / scale[:, None]).square().sum(dim=1).sqrt()
 
 
 def _window(tolerance: float, width: int, dtype: torch.dtype) -> tuple[float, float]:
     """How far the projections of unit rows, and the logarithms of norms, of two rows that agree can lie apart."""
-    rounding = 2 * _ROUNDING_SIGMAS * torch.finfo(dtype).eps * math.sqrt(max(width, 1))
+    rounding = _ROUNDING * torch.finfo(dtype).eps * (1 + math.log2(max(width, 1)))
     # |u_i - u_j| <= 2 |w_i - w_j| / (|w_i| + |w_j|) for unit vectors u (Dunkl and Williams 1964).
     apart = tolerance / (1 - tolerance / 2)
     return min(_SIGMAS, math.sqrt(width)) * apart + rounding, -math.log1p(-tolerance) + rounding
@@ -281,7 +285,7 @@ def _extra_keys(rows: Rows, norms: Tensor, members: Tensor, tolerance: float) ->
     """Further projections of a few rows, ``(k, m)``, and their windows, ``(k,)``."""
     signs = [_signs(-1 - i, rows.width, rows.compute_dtype, rows.device) for i in range(_EXTRA_KEYS)]
     keys = []
-    for index in members.split(rows.block_rows):
+    for index in torch.split(members, rows.block_rows):
         block = rows.fetch(index)
         keys.append(torch.stack([(block * sign).sum(dim=1) for sign in signs]))
     window, _ = _window(tolerance, rows.width, rows.compute_dtype)
@@ -289,59 +293,103 @@ def _extra_keys(rows: Rows, norms: Tensor, members: Tensor, tolerance: float) ->
     return torch.cat(keys, dim=1).to("cpu", torch.float64) / norms[members], windows
 
 
-def _candidates(keys: Tensor, windows: Tensor, block: Tensor) -> tuple[Tensor, Tensor]:
-    """The members that have a partner within all windows, and a label of the component they lie in.
+def _neighbours(keys: Tensor, windows: Tensor, block: Tensor) -> tuple[Tensor, Tensor]:
+    """Pairs of members that lie within all windows of one another, and the crowds in which pairs are too many.
 
     Args:
-        keys: ``(k, m)``; windows: ``(k,)``; block: ``(m,)``.
+        keys: ``(k, m)``.
+        windows: ``(k,)``.
+        block: ``(m,)``, members of different blocks are never compared.
+
+    Returns:
+        Pairs ``(2, p)`` of places, the smaller first, and for every member a label of its crowd, -1 if it is in none.
+        No pair is in a crowd.
     """
     num_members = keys.shape[1]
-    best_order, best_starts = torch.arange(num_members), torch.zeros(num_members, dtype=torch.bool)
-    best_key = -1
+    best: tuple[int, Tensor, Tensor] | None = None
     for i, key in enumerate(keys):  # sort by the key that separates most
         order = key.argsort()
         order = order[block[order].argsort(stable=True)]
         starts = torch.ones(num_members, dtype=torch.bool)
         starts[1:] = (key[order].diff() > windows[i]) | (block[order].diff() != 0)
-        if best_key < 0 or starts.sum() > best_starts.sum():
-            best_order, best_starts, best_key = order, starts, i
-    component = best_starts.cumsum(0)
-    ordered = keys[:, best_order]
-    partnered = torch.zeros(num_members, dtype=torch.bool)
-    for shift in range(1, min(_MAX_NEIGHBOURS + 1, num_members)):
-        near = (component[shift:] == component[:-shift]) & (
-            ordered[best_key, shift:] - ordered[best_key, :-shift] <= windows[best_key]
-        )
+        if best is None or starts.sum() > best[2].sum():
+            best = i, order, starts
+    assert best is not None
+    best_key, order, starts = best
+    component = starts.cumsum(0)
+    crowded = torch.zeros(num_members + 1, dtype=torch.bool)
+    far = _near(keys[best_key, order], component, windows[best_key], _MAX_NEIGHBOURS)
+    crowded[component[_MAX_NEIGHBOURS:][far]] = True
+    crowd = torch.full((num_members,), -1)
+    crowd[order] = torch.where(crowded[component], component, -1)
+
+    order, component = order[~crowded[component]], component[~crowded[component]]
+    ordered = keys[:, order]
+    pairs = [torch.zeros(2, 0, dtype=torch.long)]
+    for shift in range(1, len(order)):
+        near = _near(ordered[best_key], component, windows[best_key], shift)
         if not near.any():
             break
-        if shift < _MAX_NEIGHBOURS:
-            near &= ((ordered[:, shift:] - ordered[:, :-shift]).abs() <= windows[:, None]).all(dim=0)
-        partnered[shift:] |= near
-        partnered[:-shift] |= near
-    chosen, by_index = best_order[partnered].sort()
-    return chosen, component[partnered][by_index]
+        near &= ((ordered[:, shift:] - ordered[:, :-shift]).abs() <= windows[:, None]).all(dim=0)
+        place = near.nonzero().squeeze(1)
+        pairs.append(torch.stack([order[place], order[place + shift]]))
+    return torch.cat(pairs, dim=1).sort(dim=0).values, crowd
+
+
+def _near(key: Tensor, component: Tensor, window: Tensor, shift: int) -> Tensor:
+    """Whether a member lies near the one ``shift`` places before, ``(m - shift,)``; the key ``(m,)`` is sorted."""
+    return (key[shift:] - key[:-shift] <= window) & (component[shift:] == component[:-shift])
+
+
+def _resolve(rows: Rows, norms: Tensor, pairs: Tensor, tolerance: float) -> dict[int, int]:
+    """The representative of every row that has one, comparing in full as few of the pairs ``(2, p)`` as it takes."""
+    below: dict[int, list[int]] = {}
+    for first, second in sorted(pairs.T.tolist()):
+        below.setdefault(second, []).append(first)
+    agrees: dict[tuple[int, int], bool] = {}
+    while True:
+        joined: dict[int, int] = {}
+        undecided: set[int] = set()
+        questions: list[tuple[int, int]] = []
+        for row in sorted(below):
+            for partner in below[row]:
+                if partner in joined or agrees.get((partner, row)) is False:
+                    continue
+                if (partner, row) not in agrees:
+                    questions.append((partner, row))
+                    undecided.add(row)
+                elif partner in undecided:
+                    undecided.add(row)
+                else:
+                    joined[row] = partner
+                break
+        if not questions:
+            return joined
+        first, second = torch.tensor(questions).T
+        answers = _agree(rows, norms, first, second, tolerance)
+        agrees.update(zip(questions, answers.tolist(), strict=True))
 
 
 def _leaders(members: Tensor, keys: Tensor, component: Tensor) -> tuple[Tensor, Tensor]:
     """For every member the first member of its component, ``(m,)``, and that one's keys, ``(k, m)``."""
-    _, label = component.unique(return_inverse=True)
+    _, label = torch.unique(component, return_inverse=True)
     first = torch.full((int(label.max()) + 1,), len(members)).scatter_reduce(
         0, label, torch.arange(len(members)), "amin"
     )
     return members[first[label]], keys[:, first[label]]
 
 
-def _agree(rows: Rows, norms: Tensor, index: Tensor, leader: Tensor, tolerance: float) -> Tensor:
+def _agree(rows: Rows, norms: Tensor, leader: Tensor, index: Tensor, tolerance: float) -> Tensor:
     """Compare rows in full, each with its leader; ``(m,)`` of bool."""
     by_leader = leader.argsort(stable=True)
     verdicts = torch.zeros(len(index), dtype=torch.bool)
-    for part in by_leader.split(rows.block_rows):
+    for part in torch.split(by_leader, rows.block_rows) if len(index) else ():
         leaders = leader[part]
         is_same = bool(leaders[0] == leaders[-1])
         difference = rows.fetch(index[part]) - rows.fetch(leaders[:1] if is_same else leaders)
         # Divided before it is squared, so that rows of tiny numbers do not all look equal.
         scale = torch.maximum(norms[index[part]], norms[leaders])[:, None]
-        distance = torch.linalg.vector_norm(difference / scale.to(difference), dim=1)
+        distance = (difference / scale.to(difference)).square().sum(dim=1).sqrt()
         verdicts[part] = (distance <= tolerance).cpu()
     return verdicts
 

@@ -35,7 +35,7 @@ _MAX_LAYERS = 40
 
 
 def order_units(layer: LayerDiagnosis, limit: int = MAX_UNITS) -> list[list[int]]:
-    """Units in the order of the picture: group by group, then the others; thinned to ``limit``, every group still there.
+    """Units in the order of the picture, group by group, then the others; thinned to ``limit``, all groups still there.
 
     Returns:
         One list per group, in the order of ``layer.groups``, and last the units of no group.
@@ -199,7 +199,8 @@ def _draw_scale(image: Image.Image, draw: ImageDraw.ImageDraw, x: int, y: int, h
     image.paste(Image.fromarray(ramp), (x, y))
     for value in (1, 0, -1):
         at = y + (1 - value) * (height - 1) / 2
-        draw.text((x + 17, min(max(at - 6, y - 2), y + height - 10)), f"{value:g}".replace("-", "\u2212"), _INK, _font(10))
+        place = (x + 17, min(max(at - 6, y - 2), y + height - 10))
+        draw.text(place, f"{value:g}", _INK, _font(10))
 
 
 def _draw_key(draw: ImageDraw.ImageDraw, x: int, y: int, text: str, colour: str) -> int:

@@ -167,9 +167,7 @@ class History:
             record.was_different = True
             if record.verdict is not Verdict.LOCKED or is_patient:
                 record.verdict = Verdict.BREAKING
-        elif gradients is Gradients.EQUAL and record.origin is Origin.START and not record.was_different:
-            record.verdict = Verdict.LOCKED
-        elif gradients in (Gradients.EQUAL, Gradients.FAINT) and is_patient:
+        elif gradients in (Gradients.EQUAL, Gradients.FAINT) and (is_patient or _is_plain(record)):
             record.verdict = Verdict.LOCKED
         elif gradients is Gradients.ZERO:
             if is_patient:
@@ -178,6 +176,12 @@ class History:
                     record.cause = Cause.DEAD
         elif abs(sighting.position - record.position) > _MUCH * sighting.reach > 0:
             record.verdict = Verdict.LOCKED
+
+
+def _is_plain(record: _Record) -> bool:
+    """Whether equal gradients need no confirmation: the units were equal before the first update, and ever since."""
+    is_equal = record.gradients is Gradients.EQUAL
+    return is_equal and record.origin is Origin.START and not record.was_different
 
 
 def _record_of(
@@ -190,8 +194,11 @@ def _record_of(
     """The record that a sighting carries on, or a new one.
 
     Args:
+        sighting: what was seen.
         past: the open records, each with a copy of how it was before this check.
         holding: the records that this check has carried on or opened so far.
+        step: completed optimizer steps.
+        origin: that of a new record.
     """
     kin = [pair for pair in past if pair[0].has_equal_weights == sighting.has_equal_weights]
     units = set(sighting.units)

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
 
 from lightning_symmetry.grouping import TOLERANCES, Rows
@@ -222,12 +222,12 @@ def _layers_of(name: str, module: nn.Module) -> list[Layer]:
 
 
 def _check_tensor(tensor: Tensor) -> None:
-    if isinstance(tensor, UninitializedTensorMixin):
+    if is_lazy(tensor):
         raise _NotUnderstoodError("not initialised yet")
     if type(tensor) not in (Tensor, nn.Parameter):
-        raise _NotUnderstoodError(f"its tensors are of type {type(tensor).__name__}, which this package does not read")
+        raise _NotUnderstoodError(f"its tensors are {type(tensor).__name__}s, which this package does not read")
     if type(tensor.data) is not Tensor:
-        raise _NotUnderstoodError(f"its data are of type {type(tensor.data).__name__}, which this package does not read")
+        raise _NotUnderstoodError(f"its data are {type(tensor.data).__name__}s, which this package does not read")
     if not isinstance(tensor, nn.Parameter):
         raise _NotUnderstoodError("its weight is computed from other tensors, as by weight_norm or pruning")
     if tensor.is_meta:
@@ -254,15 +254,16 @@ def _convolution(module: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> Units:
 
 
 def _transposed_convolution(module: nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d) -> Units:
-    # (inputs, units / groups, ...) -> (units, inputs / groups, ...); unit = group * units / groups + place in its group.
+    # (inputs, units / groups, ...) -> (units, inputs / groups, ...); unit = group * units / groups + place in group.
     # With more than one group the last step has to copy.
     def by_unit(weight: Tensor) -> Tensor:
-        return weight.unflatten(0, (module.groups, -1)).transpose(1, 2).flatten(0, 1)
+        by_group = weight.reshape(module.groups, -1, *weight.shape[1:])
+        return by_group.transpose(1, 2).flatten(0, 1)
 
     return Units((module.weight, by_unit), module.bias, blocks=module.groups)
 
 
-for _type in (nn.Conv1d, nn.Conv2d, nn.Conv3d):
-    register_layer(_type)(_convolution)
-for _type in (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d):
-    register_layer(_type)(_transposed_convolution)
+for _convolution_type in (nn.Conv1d, nn.Conv2d, nn.Conv3d):
+    register_layer(_convolution_type)(_convolution)
+for _transposed_type in (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d):
+    register_layer(_transposed_type)(_transposed_convolution)

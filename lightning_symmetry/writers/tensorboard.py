@@ -18,7 +18,7 @@ _MAX_ROWS = 200
 def write_findings(
     writers: Iterable[SummaryWriter], findings: Sequence[Finding], report: SymmetryReport, step: int
 ) -> None:
-    """Write the table of findings under ``symmetry/findings`` and the picture of the model under ``symmetry/overview``."""
+    """Write the table under ``symmetry/findings`` and the picture of the model under ``symmetry/overview``."""
     text, overview = findings_table(findings, report), draw_overview(report)
     for writer in writers:
         writer.add_text("symmetry/findings", text, step)

@@ -1,0 +1,76 @@
+"""Small real trainings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from lightning_symmetry import SymmetryMonitor
+
+Optimizers = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+
+
+def sgd(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, lr=0.05)
+
+
+class Classifier(LightningModule):
+    """Any network under cross-entropy."""
+
+    def __init__(self, net: nn.Module, optimizer: Optimizers = sgd) -> None:
+        super().__init__()
+        self.net = net
+        self._optimizer = optimizer
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return self._optimizer(self.parameters())
+
+
+def mlp(seed: int = 0) -> nn.Sequential:
+    """12 inputs, hidden ReLU layers of 16 and 8 units, 4 classes; PyTorch's default initialisation."""
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 4))
+
+
+def fill(net: nn.Module, value: float) -> nn.Module:
+    """Every weight one number, every bias zero."""
+    for name, parameter in net.named_parameters():
+        nn.init.constant_(parameter, 0.0 if name.endswith("bias") else value)
+    return net
+
+
+def batches(num_samples: int = 256, batch_size: int = 32) -> DataLoader[tuple[Tensor, ...]]:
+    """Positive inputs with labels that depend on them."""
+    generator = torch.Generator().manual_seed(1)
+    inputs = torch.rand(num_samples, 12, generator=generator)
+    labels = (inputs @ torch.randn(12, 4, generator=generator)).argmax(dim=1)
+    return DataLoader(TensorDataset(inputs, labels), batch_size=batch_size)
+
+
+def make_trainer(callbacks: Sequence[Callback] = (), **options: Any) -> Trainer:
+    defaults: dict[str, Any] = {
+        "accelerator": "cpu",
+        "max_steps": 10,
+        "max_epochs": -1,
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    return Trainer(callbacks=list(callbacks), **{**defaults, **options})
+
+
+def fit(model: LightningModule, monitor: SymmetryMonitor | None = None, **options: Any) -> Trainer:
+    data = options.pop("data", None) or batches()
+    trainer = make_trainer([monitor] if monitor else [], **options)
+    trainer.fit(model, data)
+    return trainer
