@@ -13,22 +13,31 @@ _RANDOM_INIT = "Initialise with e.g. torch.nn.init.kaiming_uniform_."
 
 
 def messages(findings: Sequence[Finding], report: SymmetryReport) -> list[str]:
-    """One message for all findings of one layer that share verdict, cause and origin."""
+    """One message for all findings that can be told in one."""
+    texts = []
+    for alike in alike_findings(findings, report):
+        first, units = alike[0], describe_units(alike, report)
+        comma = "," if units.endswith(("}", "...")) else ""
+        texts.append(f"{first.layer}: {units}{comma} {what(first, len(alike))} {why(first)}")
+    return texts
 
-    def kind(finding: Finding) -> tuple[str, ...]:
-        return (finding.layer, finding.verdict, finding.cause, str(finding.value), finding.origin)
+
+def alike_findings(findings: Sequence[Finding], report: SymmetryReport) -> list[list[Finding]]:
+    """Findings put together if they differ in their units only, in the order of the layers."""
+
+    def kind(finding: Finding) -> tuple[object, ...]:
+        past = (finding.first_step, finding.broken_step is not None, finding.broken_step or 0)
+        return (finding.layer, finding.verdict, finding.cause, str(finding.value), finding.origin, *past)
 
     order = {name: i for i, name in enumerate(report.layers)}
-    ordered = sorted(findings, key=lambda finding: (order.get(finding.layer, 0), kind(finding), finding.units))
-    return [_message(list(alike), report) for _, alike in groupby(ordered, key=kind)]
+    ordered = sorted(findings, key=lambda finding: (order.get(finding.layer, len(order)), kind(finding), finding.units))
+    return [list(alike) for _, alike in groupby(ordered, key=kind)]
 
 
-def _message(findings: Sequence[Finding], report: SymmetryReport) -> str:
-    first = findings[0]
-    groups = [finding.units for finding in findings]
-    units = describe_groups(groups, report.layers[first.layer].num_units)
-    comma = "," if units.endswith(("}", "...")) else ""
-    return f"{first.layer}: {units}{comma} {what(first, len(groups))} {why(first)}"
+def describe_units(alike: Sequence[Finding], report: SymmetryReport) -> str:
+    """The units of alike findings in a few words."""
+    layer = report.layers.get(alike[0].layer)
+    return describe_groups([finding.units for finding in alike], layer.num_units if layer else 0)
 
 
 def what(finding: Finding, num_groups: int = 1) -> str:
@@ -60,12 +69,13 @@ def why(finding: Finding) -> str:
     if finding.cause is Cause.CONSTANT:
         return f"Every weight is {_number(finding)}: constant initialisation. {_RANDOM_INIT}"
     if finding.cause is Cause.DEAD:
-        weights = "" if finding.value is None else f"Every weight is {_number(finding)}: "
         if finding.value is not None and finding.value < 0:
-            return f"{weights}a negative constant, so the units are dead behind a ReLU and never open. {_RANDOM_INIT}"
+            dead = "a negative constant, so the units are dead behind a ReLU and never open."
+            return f"Every weight is {_number(finding)}: {dead} {_RANDOM_INIT}"
+        weights = "Their rows are copies" if finding.value is None else f"Every weight is {_number(finding)}"
         return (
-            f"{weights}{'no' if weights else 'No'} gradient reaches them: they are dead behind a ReLU, or cut off by "
-            f"zero weights after them. {_RANDOM_INIT}"
+            f"{weights}, and no gradient reaches them: they are dead behind a ReLU, or cut off by zero weights after "
+            f"them. {_RANDOM_INIT}"
         )
     return (
         "Their rows are copies of one another: tiled, copied or padded weights. "

@@ -113,7 +113,7 @@ class SymmetryMonitor(Callback):
         self._failed_layers: dict[str, str] = {}
         self._failed_rooms: set[str] = set()
         self._is_blind = False
-        self._written: dict[str, object] = {}
+        self._written: dict[str, object] = {}  # by subject, what was written last
 
     @property
     def report(self) -> SymmetryReport | None:
@@ -219,24 +219,25 @@ class SymmetryMonitor(Callback):
         writers = [experiment for experiment in experiments if isinstance(experiment, SummaryWriter)]
         if not writers:
             return
-        groups = {
-            name: [(group.units, group.verdict) for group in layer.groups] for name, layer in report.layers.items()
+        groups = {name: [group.units for group in layer.groups] for name, layer in report.layers.items()}
+        findings = {name: [finding for finding in self.findings if finding.layer == name] for name in groups}
+        # What is worth another picture; not the change between locked and frozen, back and forth as ReLUs open.
+        state = {
+            name: (groups[name], [(finding.units, finding.broken_step) for finding in findings[name]])
+            for name in groups
         }
-        findings = self.findings
-        if self._is_news("findings", (groups, [(finding.units, finding.broken_step) for finding in findings])):
-            write_findings(writers, findings, report, report.step)
-        concerned = {finding.layer for finding in findings}
+        if self._is_news("findings", state):
+            write_findings(writers, self.findings, report, report.step)
         for seen in looks:
             name = seen.layer.name
-            if name not in report.layers or self.heatmaps == "none":
-                continue
-            if self.heatmaps == "all" or (name in concerned and self._is_news(f"heatmap/{name}", groups[name])):
+            is_wanted = self.heatmaps == "findings" and findings[name] and self._is_news(f"layer {name}", state[name])
+            if self.heatmaps == "all" or is_wanted:
                 write_heatmap(writers, report.layers[name], seen, report.step)
 
-    def _is_news(self, tag: str, content: object) -> bool:
-        """Whether this content was not the last to be written under the tag."""
-        is_news = self._written.get(tag) != content
-        self._written[tag] = content
+    def _is_news(self, subject: str, content: object) -> bool:
+        """Whether this content was not the last to be written on the subject."""
+        is_news = self._written.get(subject) != content
+        self._written[subject] = content
         return is_news
 
     def _act(self, trainer: Trainer, news: Sequence[Finding]) -> None:

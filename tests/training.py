@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -35,13 +35,36 @@ class Classifier(LightningModule):
         return self._optimizer(self.parameters())
 
 
-def mlp(seed: int = 0) -> nn.Sequential:
-    """12 inputs, hidden ReLU layers of 16 and 8 units, 4 classes; PyTorch's default initialisation."""
+class Regression(Classifier):
+    """Any network that shall put out zeros."""
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        loss: Tensor = self.net(batch[0]).square().mean()
+        return loss
+
+
+class MLP(nn.Sequential):
+    """12 inputs, hidden ReLU layers of 16 and 8 units, 4 classes."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 4))
+
+    def linear(self, place: int) -> nn.Linear:
+        layer = self[place]
+        assert isinstance(layer, nn.Linear)
+        return layer
+
+
+def mlp(seed: int = 0) -> MLP:
+    """The network in PyTorch's default initialisation."""
     torch.manual_seed(seed)
-    return nn.Sequential(nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 4))
+    return MLP()
 
 
-def fill(net: nn.Module, value: float) -> nn.Module:
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
+
+
+def fill(net: ModuleT, value: float) -> ModuleT:
     """Every weight one number, every bias zero."""
     for name, parameter in net.named_parameters():
         nn.init.constant_(parameter, 0.0 if name.endswith("bias") else value)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 
 from torch.utils.tensorboard import SummaryWriter
 
-from lightning_symmetry.advice import what, why
-from lightning_symmetry.diagnosis import LayerDiagnosis, SymmetryReport, describe_groups
+from lightning_symmetry.advice import alike_findings, describe_units, what, why
+from lightning_symmetry.diagnosis import LayerDiagnosis, SymmetryReport
 from lightning_symmetry.evidence import Look
 from lightning_symmetry.heatmap import draw_layer, draw_overview
 from lightning_symmetry.history import Finding
@@ -36,32 +37,30 @@ def write_heatmap(writers: Iterable[SummaryWriter], layer: LayerDiagnosis, seen:
 def findings_table(findings: Sequence[Finding], report: SymmetryReport) -> str:
     """All findings as a table in Markdown."""
     if not findings:
-        return f"No findings: {report.totals()}"
+        so_far = "" if not report.redundant_units else " Units that are equal now may yet part by themselves."
+        return f"Nothing to warn of: {report.totals()}{so_far}"
     lines = [
         "| layer | units | verdict | since step | last seen | broken at step | what it means |",
         "| --- | --- | --- | ---: | ---: | ---: | --- |",
     ]
-    for finding in findings[:_MAX_ROWS]:
-        layer = report.layers.get(finding.layer)
-        units = describe_groups([finding.units], layer.num_units) if layer else str(len(finding.units))
-        broken = "" if finding.broken_step is None else str(finding.broken_step)
+    rows = alike_findings(findings, report)
+    for alike in rows[:_MAX_ROWS]:
+        first = alike[0]
         cells = [
-            finding.layer,
-            units,
-            str(finding.verdict),
-            str(finding.first_step),
-            str(finding.last_step),
-            broken,
-            f"They {what(finding)} {why(finding)}",
+            first.layer,
+            describe_units(alike, report),
+            str(first.verdict),
+            str(first.first_step),
+            str(max(finding.last_step for finding in alike)),
+            "" if first.broken_step is None else str(first.broken_step),
+            f"They {what(first, len(alike))} {why(first)}",
         ]
-        lines.append("| " + " | ".join(_escape(cell) for cell in cells) + " |")
-    if len(findings) > _MAX_ROWS:
-        lines.append(f"\n{len(findings) - _MAX_ROWS} more findings are in `monitor.findings`.")
+        lines.append("| " + " | ".join(map(_escape, cells)) + " |")
+    if len(rows) > _MAX_ROWS:
+        lines.append(f"\n{len(rows) - _MAX_ROWS} more are in `monitor.findings`.")
     return "\n".join(lines)
 
 
 def _escape(text: str) -> str:
     """Layer names may hold anything; none of it is markup."""
-    for character in "\\`*_[]<>|#":
-        text = text.replace(character, f"&#{ord(character)};")
-    return text.replace("\n", " ")
+    return re.sub(r"[^\w .,:;(){}'+/=-]|_", lambda match: f"&#{ord(match[0])};", text)

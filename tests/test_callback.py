@@ -1,0 +1,533 @@
+from __future__ import annotations
+
+import copy
+import json
+import math
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.plugins.precision import MixedPrecision
+from torch import Tensor, nn
+
+from lightning_symmetry import SymmetryMonitor, Verdict
+from lightning_symmetry.callback import SymmetryError, SymmetryWarning
+from lightning_symmetry.grouping import find_groups
+from tests.training import MLP, Classifier, Regression, batches, fill, fit, make_trainer, mlp, sgd
+
+
+class RecordSteps(Callback):
+    """The steps at which the monitor looked."""
+
+    def __init__(self, monitor: SymmetryMonitor) -> None:
+        self.monitor = monitor
+        self.steps: list[int] = []
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        report = self.monitor.report
+        if report is not None and report.step not in self.steps:
+            self.steps.append(report.step)
+
+
+def warnings_of(model: LightningModule, monitor: SymmetryMonitor, **options: Any) -> list[str]:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fit(model, monitor, **options)
+    return [str(warning.message) for warning in caught if issubclass(warning.category, SymmetryWarning)]
+
+
+# ---------------------------------------------------------------- what is said
+
+
+def test_constant_initialisation_is_said_before_the_first_update() -> None:
+    model = Regression(fill(mlp(), 0.5))
+    before = copy.deepcopy(model.state_dict())
+    with pytest.warns(SymmetryWarning), pytest.raises(SymmetryError, match="all 16 units are identical") as error:
+        fit(model, SymmetryMonitor(on_symmetry="raise"))
+    assert_same(before, model.state_dict())
+    assert error.value.report.step == 0
+    assert {name: layer.effective_width for name, layer in error.value.report.layers.items()} == {
+        "net.0": 1,
+        "net.2": 1,
+        "net.4": 1,
+    }
+    assert [finding.layer for finding in error.value.findings] == ["net.0", "net.2", "net.4"]
+
+
+def test_rounding_noise_is_no_evidence() -> None:
+    # Softmax over equal logits: before the first update the hidden gradients are nothing but rounding errors.
+    monitor = SymmetryMonitor()
+    assert warnings_of(Classifier(fill(mlp(), 0.5)), monitor, max_steps=1) == []
+    assert monitor.report is not None
+    assert [group.verdict for group in monitor.report.layers["net.0"].groups] == [Verdict.DUPLICATE]
+    assert len(warnings_of(Classifier(fill(mlp(), 0.5)), monitor, max_steps=2)) == 2
+
+
+def test_message_names_layer_units_verdict_cause_and_way_out() -> None:
+    messages = warnings_of(Classifier(fill(mlp(), 0.5)), SymmetryMonitor())
+    assert messages == [
+        f"{layer}: all {units} units are identical in weights and gradients (locked since step 0): "
+        "they train as 1 unit. Every weight is 0.5: constant initialisation. "
+        "Initialise with e.g. torch.nn.init.kaiming_uniform_."
+        for layer, units in (("net.0", 16), ("net.2", 8))
+    ]
+
+
+@pytest.mark.parametrize(
+    ("value", "cause", "text"),
+    [
+        (0.0, "zero", "Every weight is 0: zero initialisation"),
+        (-0.5, "dead", "Every weight is -0.5: a negative constant, so the units are dead behind a ReLU"),
+    ],
+)
+def test_frozen_layers_and_their_cause(value: float, cause: str, text: str) -> None:
+    monitor = SymmetryMonitor()
+    messages = warnings_of(Classifier(fill(mlp(), value)), monitor)
+    assert len(messages) == 2
+    assert all(text in message and "frozen since step 0" in message for message in messages)
+    assert {(finding.verdict, finding.cause) for finding in monitor.findings} == {(Verdict.FROZEN, cause)}
+
+
+def duplicated(seed: int = 0) -> MLP:
+    """Units 0, 3, 5 of the first hidden layer are copies, outgoing weights included."""
+    net = mlp(seed)
+    first, second = net.linear(0), net.linear(2)
+    with torch.no_grad():
+        first.bias[0] += 1.0  # never dead
+        for unit in (3, 5):
+            first.weight[unit] = first.weight[0]
+            first.bias[unit] = first.bias[0]
+            second.weight[:, unit] = second.weight[:, 0]
+    return net
+
+
+def test_copied_units_are_named() -> None:
+    monitor = SymmetryMonitor()
+    messages = warnings_of(Classifier(duplicated()), monitor, max_steps=40)
+    assert len(messages) == 1
+    assert "net.0: 3 of 16 units, {0, 3, 5}, are identical" in messages[0]
+    assert "copies of one another" in messages[0]
+    (finding,) = monitor.findings
+    assert (finding.layer, finding.units, finding.verdict, finding.first_step) == ("net.0", (0, 3, 5), "locked", 0)
+    assert finding.broken_step is None
+    assert monitor.report is not None
+    assert monitor.report.layers["net.0"].effective_width == 14
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true", "64-true"])
+def test_healthy_model_is_silent(precision: str) -> None:
+    class Cast(Classifier):
+        def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+            return batch
+
+    monitor = SymmetryMonitor(every_n_steps=1)
+    assert warnings_of(Cast(mlp()), monitor, precision=precision, max_steps=30) == []
+    assert monitor.findings == []
+
+
+@pytest.mark.parametrize("zeroed", ["head", "second"])
+def test_zero_layer_that_learns_is_silent(zeroed: str) -> None:
+    net = mlp()
+    fill(net[4] if zeroed == "head" else net[2], 0.0)
+    monitor = SymmetryMonitor(every_n_steps=1)
+    messages = warnings_of(Classifier(net), monitor, max_steps=30)
+    if zeroed == "head":
+        assert messages == []
+    else:  # zero hidden units share outgoing weights only by chance: they part as soon as they move
+        assert not any("net.4" in message for message in messages)
+
+
+def test_linear_model_from_zero_is_silent() -> None:
+    net = fill(nn.Sequential(nn.Linear(12, 4)), 0.0)
+    monitor = SymmetryMonitor(every_n_steps=1)
+    assert warnings_of(Classifier(net), monitor, max_steps=30) == []
+
+
+def test_incoming_copies_alone_break_and_are_silent() -> None:
+    net = mlp()
+    with torch.no_grad():
+        net.linear(0).bias[2] += 1.0  # never dead
+        net.linear(0).weight[5] = net.linear(0).weight[2]
+        net.linear(0).bias[5] = net.linear(0).bias[2]
+    monitor = SymmetryMonitor(every_n_steps=1)
+    assert warnings_of(Classifier(net), monitor, max_steps=30) == []
+    assert monitor.report is not None
+    assert monitor.report.layers["net.0"].groups == []
+
+
+def test_frozen_by_requires_grad_is_a_duplicate_and_silent() -> None:
+    net = fill(mlp(), 0.5)
+    net.linear(0).requires_grad_(False)
+    net.linear(2).requires_grad_(False)
+    monitor = SymmetryMonitor(every_n_steps=1)
+    assert warnings_of(Classifier(net), monitor) == []
+    assert monitor.report is not None
+    assert [group.verdict for group in monitor.report.layers["net.0"].groups] == [Verdict.DUPLICATE]
+
+
+# ------------------------------------------------------------------- schedule
+
+
+@pytest.mark.parametrize(
+    ("options", "trainer_options", "expected"),
+    [
+        ({"every_n_steps": 10}, {}, [0, 1, 3, 7, 10, 20, 30]),
+        ({}, {"log_every_n_steps": 25}, [0, 1, 3, 7, 15, 25]),
+        ({"every_n_steps": 1}, {"max_steps": 4}, [0, 1, 2, 3]),
+        ({}, {"barebones": True}, [0, 1, 3, 7, 15, 31]),
+        ({"every_n_steps": 10}, {"accumulate_grad_batches": 2}, [0, 1, 3, 7, 10, 20, 30]),
+    ],
+)
+def test_schedule(options: dict[str, Any], trainer_options: dict[str, Any], expected: list[int]) -> None:
+    monitor = SymmetryMonitor(**options)
+    record = RecordSteps(monitor)
+    if trainer_options.get("barebones"):
+        trainer = Trainer(accelerator="cpu", max_steps=35, barebones=True, callbacks=[monitor, record])
+    else:
+        trainer = make_trainer([monitor, record], **{"max_steps": 35, **trainer_options})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trainer.fit(Classifier(mlp()), batches())
+    assert record.steps == expected
+
+
+class TwoOptimizers(LightningModule):
+    """Two networks, each stepped in turn as in a GAN."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.left = fill(nn.Linear(12, 5), 0.5)
+        self.right = nn.Linear(12, 5)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        for optimizer, net in zip(self.optimizers(), (self.left, self.right), strict=True):
+            optimizer.zero_grad()
+            self.manual_backward(net(batch[0]).square().mean())
+            optimizer.step()
+
+    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
+        return [sgd(self.left.parameters()), sgd(self.right.parameters())]
+
+
+def test_steps_of_each_optimizer_are_counted_for_themselves() -> None:
+    monitor = SymmetryMonitor(every_n_steps=10)
+    messages = warnings_of(TwoOptimizers(), monitor, max_steps=44)
+    assert len(messages) == 1
+    assert messages[0].startswith("left: all 5 units are identical")
+    assert monitor.report is not None
+    assert set(monitor.report.layers) == {"left", "right"}
+    # 22 steps of each: the check of the 20th, in global steps.
+    assert [(finding.first_step, finding.last_step) for finding in monitor.findings] == [(0, 40)]
+
+
+def test_lbfgs_closures_make_one_check_a_step() -> None:
+    looks: list[int] = []
+
+    class Count(SymmetryMonitor):
+        def _check(self, trainer: Trainer, *args: Any) -> Any:
+            looks.append(trainer.global_step)
+            return super()._check(trainer, *args)
+
+    model = Classifier(mlp(), lambda parameters: torch.optim.LBFGS(parameters, lr=0.1, max_iter=4))
+    fit(model, Count(every_n_steps=1), max_steps=5)
+    assert looks == [0, 1, 2, 3, 4]
+
+
+# ----------------------------------------------------------------- on_symmetry
+
+
+def test_stop_ends_the_training_cleanly() -> None:
+    monitor = SymmetryMonitor(on_symmetry="stop")
+    with pytest.warns(SymmetryWarning):
+        trainer = fit(Classifier(fill(mlp(), 0.5)), monitor, max_steps=100)
+    assert trainer.state.finished
+    assert trainer.global_step <= 3
+
+
+def test_ignore_records_and_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    monitor = SymmetryMonitor(on_symmetry="ignore")
+    assert warnings_of(Classifier(fill(mlp(), 0.5)), monitor) == []
+    assert len(monitor.findings) == 2
+    assert "Symmetry" not in capsys.readouterr().out
+
+
+def test_summary_at_the_end_of_fit(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    with pytest.warns(SymmetryWarning):
+        fit(Classifier(fill(mlp(), 0.5)), SymmetryMonitor())
+    out = capsys.readouterr().out
+    assert "locked: all 16 units" in out
+    assert "Symmetry at step 7: 6 of 28 units of 3 layers are distinct." in out
+    fit(Classifier(mlp()), SymmetryMonitor())
+    assert capsys.readouterr().out.strip() == "Symmetry at step 7: all 28 units of 3 layers are distinct."
+
+
+def test_summary_without_rich(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "rich.console", None)
+    with pytest.warns(SymmetryWarning):
+        fit(Classifier(fill(mlp(), 0.5)), SymmetryMonitor())
+    assert "net.0  16     1         0     locked: all 16 units" in capsys.readouterr().out
+
+
+# -------------------------------------------------------------- state, resume
+
+
+def test_resumed_run_knows_what_was_said(tmp_path: Path) -> None:
+    monitor = SymmetryMonitor(every_n_steps=5)
+    with pytest.warns(SymmetryWarning):
+        trainer = fit(Classifier(fill(mlp(), 0.5)), monitor, max_steps=10)
+    path = tmp_path / "run.ckpt"
+    trainer.save_checkpoint(path)
+
+    resumed = SymmetryMonitor(every_n_steps=5)
+    record = RecordSteps(resumed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", SymmetryWarning)
+        make_trainer([resumed, record], max_steps=21).fit(Classifier(fill(mlp(), 0.5)), batches(), ckpt_path=path)
+    assert record.steps == [10, 15, 20]
+    assert [(f.layer, f.units, f.first_step, f.last_step) for f in resumed.findings] == [
+        ("net.0", tuple(range(16)), 0, 20),
+        ("net.2", tuple(range(8)), 0, 20),
+    ]
+
+
+def test_state_round_trips_through_a_weights_only_file(tmp_path: Path) -> None:
+    monitor = SymmetryMonitor(every_n_steps=5)
+    with pytest.warns(SymmetryWarning):
+        fit(Classifier(duplicated()), monitor, max_steps=10)
+    torch.save(monitor.state_dict(), tmp_path / "state.pt")
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    other = SymmetryMonitor(every_n_steps=5)
+    other.load_state_dict(state)
+    assert other.findings == monitor.findings
+    assert other.state_dict() == monitor.state_dict()
+    assert json.dumps(state)
+
+
+def test_second_training_from_scratch_starts_afresh() -> None:
+    monitor = SymmetryMonitor()
+    with pytest.warns(SymmetryWarning):
+        fit(Classifier(fill(mlp(), 0.5)), monitor)
+    fit(Classifier(mlp()), monitor)
+    assert monitor.findings == []
+
+
+def test_two_monitors_of_different_layers() -> None:
+    monitors = [SymmetryMonitor(include=["net.0"]), SymmetryMonitor(exclude=["net.0"])]
+    trainer = make_trainer(monitors)
+    with pytest.warns(SymmetryWarning):
+        trainer.fit(Classifier(fill(mlp(), 0.5)), batches())
+    seen = [list(monitor.report.layers) for monitor in monitors if monitor.report]
+    assert seen == [["net.0"], ["net.2", "net.4"]]
+
+
+# ------------------------------------------------------------ never in the way
+
+
+def make_adam(parameters: Any) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(parameters, lr=0.01)
+
+
+def make_momentum(parameters: Any) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, lr=0.05, momentum=0.9)
+
+
+def final_state(
+    monitor: SymmetryMonitor | None, optimizer: Any, sick: bool, options: dict[str, Any]
+) -> tuple[Any, Any, Tensor]:
+    options = {key: value() if key == "plugins" else value for key, value in options.items()}
+    net = duplicated() if sick else mlp()
+    net.insert(2, nn.Dropout(0.2))
+    model = Classifier(net, optimizer)
+    torch.manual_seed(7)
+    trainer = make_trainer([monitor] if monitor else [], max_steps=50, **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trainer.fit(model, batches())
+    return model.state_dict(), trainer.optimizers[0].state_dict(), torch.get_rng_state()
+
+
+def assert_same(a: Any, b: Any) -> None:
+    if isinstance(a, Tensor):
+        assert a.dtype == b.dtype
+        assert torch.equal(a, b)
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for key in a:
+            assert_same(a[key], b[key])
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b)
+        for x, y in zip(a, b, strict=True):
+            assert_same(x, y)
+    else:
+        assert a == b
+
+
+def real_scaler() -> list[MixedPrecision]:
+    return [MixedPrecision("16-mixed", "cpu", scaler=torch.amp.GradScaler("cpu", init_scale=2.0**40))]
+
+
+@pytest.mark.parametrize("sick", [False, True])
+@pytest.mark.parametrize("optimizer", [sgd, make_momentum, make_adam])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"precision": "bf16-mixed"},
+        {"accumulate_grad_batches": 2, "gradient_clip_val": 0.1},
+        {"plugins": real_scaler},
+    ],
+    ids=["plain", "bf16-mixed", "accumulate-and-clip", "grad-scaler"],
+)
+def test_training_is_the_same_to_the_last_bit(options: dict[str, Any], optimizer: Any, sick: bool) -> None:
+    monitor = SymmetryMonitor(every_n_steps=1)
+    assert_same(final_state(None, optimizer, sick, options), final_state(monitor, optimizer, sick, options))
+    assert monitor.report is not None
+    assert monitor.report.step == 49
+
+
+def test_nan_gradients_do_not_raise_and_are_not_identical() -> None:
+    class Poisoned(Classifier):
+        def on_after_backward(self) -> None:
+            for parameter in self.parameters():
+                assert parameter.grad is not None
+                parameter.grad.fill_(math.nan)
+
+        def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+            kwargs.get("optimizer_closure", args[-1])()
+            args[2].step(closure=lambda: None)  # counts the step; the update itself is harmless at lr 0
+
+    monitor = SymmetryMonitor(every_n_steps=1)
+    model = Poisoned(fill(mlp(), 0.5), lambda parameters: torch.optim.SGD(parameters, lr=0.0))
+    assert warnings_of(model, monitor) == []
+    assert monitor.report is not None
+    verdicts = {group.verdict for layer in monitor.report.layers.values() for group in layer.groups}
+    assert verdicts <= {Verdict.DUPLICATE}
+
+
+def test_model_without_a_supported_layer_says_so_once() -> None:
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.kernel = nn.Parameter(torch.randn(12, 4))
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            return inputs @ self.kernel
+
+    monitor = SymmetryMonitor(every_n_steps=1)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer = fit(Classifier(Odd()), monitor)
+    said = [str(w.message) for w in caught if "SymmetryMonitor" in str(w.message)]
+    assert len(said) == 1
+    assert "finds no layer to inspect" in said[0]
+    assert "net: no adapter for Odd" in said[0]
+    assert trainer.global_step == 10
+
+
+@pytest.mark.parametrize(
+    ("target", "room"),
+    [
+        ("lightning_symmetry.callback.find_layers", "check"),
+        ("lightning_symmetry.callback.look", "check"),
+        ("lightning_symmetry.history.to_diagnosis", "check"),
+        ("lightning_symmetry.callback.write_findings", "writing"),
+        ("lightning_symmetry.callback.write_heatmap", "writing"),
+        ("lightning_symmetry.callback.print_summary", "summary"),
+    ],
+)
+def test_a_room_on_fire_does_not_stop_the_training(
+    target: str, room: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def burn(*args: Any, **kwargs: Any) -> None:
+        raise RuntimeError("on fire")
+
+    monkeypatch.setattr(target, burn)
+    monitor = SymmetryMonitor(every_n_steps=1)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer = fit(Classifier(fill(mlp(), 0.5)), monitor, logger=True, default_root_dir=tmp_path)
+    said = [str(w.message) for w in caught if "switches off" in str(w.message)]
+    assert len(said) == 1
+    assert f"its {room}, which failed with RuntimeError: on fire. Training goes on." in said[0]
+    assert trainer.state.finished
+    assert trainer.global_step == 10
+
+
+def test_a_layer_on_fire_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = find_groups
+
+    def burn(rows: Any, *args: Any, **kwargs: Any) -> Any:
+        if rows.num_rows == 8:
+            raise RuntimeError("on fire")
+        return original(rows, *args, **kwargs)
+
+    monkeypatch.setattr("lightning_symmetry.evidence.find_groups", burn)
+    monitor = SymmetryMonitor(every_n_steps=1)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fit(Classifier(fill(mlp(), 0.5)), monitor)
+    said = [str(w.message) for w in caught if "leaves out" in str(w.message)]
+    assert len(said) == 1
+    assert "net.2" in said[0]
+    assert [finding.layer for finding in monitor.findings] == ["net.0"]
+    assert monitor.report is not None
+    assert monitor.report.skipped == {"net.2": "the check failed with RuntimeError: on fire"}
+
+
+def test_other_loggers_get_the_scalars(tmp_path: Path) -> None:
+    logger = CSVLogger(tmp_path, name="", version="")
+    with pytest.warns(SymmetryWarning):
+        fit(Classifier(fill(mlp(), 0.5)), SymmetryMonitor(), logger=logger)
+    head = (tmp_path / "metrics.csv").read_text().splitlines()[0].split(",")
+    assert {"symmetry/redundant_units", "symmetry/effective_width/net.0"} <= set(head)
+
+
+@pytest.mark.parametrize("options", [{"fast_dev_run": True}, {"limit_train_batches": 0}, {"max_steps": 0}])
+def test_trainings_that_hardly_train(options: dict[str, Any]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        fit(Classifier(mlp()), SymmetryMonitor(), **{"max_epochs": 1, "max_steps": -1, **options})
+
+
+def test_training_step_that_returns_none() -> None:
+    class Lazy(Classifier):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            return None
+
+    monitor = SymmetryMonitor(every_n_steps=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        fit(Lazy(fill(mlp(), 0.5)), monitor, max_epochs=1, max_steps=-1)
+    assert monitor.findings == []
+
+
+# -------------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"every_n_steps": 0}, ValueError, "`every_n_steps` to be at least 1 but got 0"),
+        ({"every_n_steps": 2.5}, TypeError, "`every_n_steps` to be an int but got 2.5"),
+        ({"every_n_steps": True}, TypeError, "got True"),
+        ({"tolerance": -1e-3}, ValueError, "got -0.001"),
+        ({"tolerance": "loose"}, TypeError, "got 'loose'"),
+        ({"patience": 0}, ValueError, "`patience` to be at least 1 but got 0"),
+        ({"patience": None}, TypeError, "got None"),
+        ({"include": "fc*"}, TypeError, r"`include` to be a sequence of patterns, e.g. \['fc\*'\], but got 'fc\*'"),
+        ({"exclude": None}, TypeError, "`exclude` .* got None"),
+        ({"exclude": [1]}, TypeError, r"got \[1\]"),
+        ({"heatmaps": "some"}, ValueError, r"one of \['findings', 'all', 'none'\] but got 'some'"),
+        ({"on_symmetry": "panic"}, ValueError, r"one of \['warn', 'stop', 'raise', 'ignore'\] but got 'panic'"),
+    ],
+)
+def test_bad_arguments(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        SymmetryMonitor(**arguments)
