@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate, pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -49,15 +50,13 @@ def order_units(layer: LayerDiagnosis, limit: int = MAX_UNITS) -> list[list[int]
     grouped = {unit for group in layer.groups for unit in group.units}
     parts = [list(group.units) for group in layer.groups[: limit // 2]]
     parts.append([unit for unit in range(layer.num_units) if unit not in grouped])
-    share = limit / sum(map(len, parts))
-    if share >= 1:
-        return parts
-    sizes = [min(len(part), max(2, int(len(part) * share))) for part in parts[:-1]]
-    room = limit - sum(sizes)
-    while room < min(1, len(parts[-1])) and sizes:  # small groups were rounded up: take it from the largest
-        sizes[sizes.index(max(sizes))] -= 1
-        room += 1
-    return [_spread(part, size) for part, size in zip(parts, [*sizes, room], strict=True)]
+    sizes = [2] * (len(parts) - 1) + [0]
+    left_over = [len(part) - size for part, size in zip(parts, sizes, strict=True)]
+    room = min(limit - sum(sizes), sum(left_over))
+    # Shares of the room, rounded so that they add up to it.
+    bounds = [room * so_far // max(1, sum(left_over)) for so_far in accumulate(left_over, initial=0)]
+    sizes = [size + b - a for size, (a, b) in zip(sizes, pairwise(bounds), strict=True)]
+    return [_spread(part, size) for part, size in zip(parts, sizes, strict=True)]
 
 
 def similarity(weights: Rows, gradients: Rows | None, units: Sequence[int]) -> npt.NDArray[np.float64]:

@@ -166,7 +166,7 @@ def find_layers(
     """
     layers: list[Layer] = []
     skipped: dict[str, str] = {}
-    seen: dict[int, str] = {}
+    seen: dict[int, tuple[nn.Module, str]] = {}
     described: set[int] = set()
     for path, module in model.named_modules():
         own = dict(module.named_parameters(recurse=False))
@@ -184,14 +184,14 @@ def find_layers(
             continue
         for layer in found:
             described.update(id(tensor) for tensor, _ in layer.tensors)
-            weight = layer.tensors[0][0]
             if not _is_chosen(layer.name, include, exclude):
                 skipped[layer.name] = "left out by `include` or `exclude`"
-            elif id(weight) in seen:
-                skipped[layer.name] = f"shares its weight with {seen[id(weight)]}"
-            else:
-                seen[id(weight)] = layer.name
+                continue
+            first_module, first_name = seen.setdefault(id(layer.tensors[0][0]), (module, layer.name))
+            if first_module is module:
                 layers.append(layer)
+            else:
+                skipped[layer.name] = f"shares its weight with {first_name}"
         extra = [key for key, parameter in own.items() if id(parameter) not in described]
         if extra:
             skipped[name] = f"the adapter of {type(module).__name__} does not know its parameters {', '.join(extra)}"

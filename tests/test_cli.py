@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lightning_symmetry import Verdict, __version__
+from lightning_symmetry.cli import main
+from tests.test_tensorboard import read
+
+
+def test_demo_tells_the_sick_from_the_healthy(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lightning_symmetry import demo
+
+    monkeypatch.setenv("COLUMNS", "120")
+    monitors = demo.run(tmp_path)
+    verdicts = {name: {(f.layer, f.verdict) for f in monitor.findings} for name, monitor in monitors.items()}
+    hidden = ("fc1", "fc2")
+    assert verdicts["zeros"] == {(layer, Verdict.FROZEN) for layer in hidden}
+    assert verdicts["constant 0.1"] == {(layer, Verdict.LOCKED) for layer in hidden}
+    assert verdicts["constant -0.1"] == {(layer, Verdict.FROZEN) for layer in hidden}
+    assert {f.cause for f in monitors["constant -0.1"].findings} == {"dead"}
+    assert verdicts["normal, std 0.001"] == verdicts["PyTorch default"] == verdicts["He normal"] == set()
+    copied = {(f.layer, f.units) for f in monitors["copied half"].findings}
+    assert copied == {("fc1", (i, i + 32)) for i in range(32)} | {("fc2", (i, i + 16)) for i in range(16)}
+
+    out = capsys.readouterr().out
+    assert "frozen: fc1, fc2" in out
+    assert "locked: fc1, fc2" in out
+    assert out.count("no symmetry") == 3
+    assert f"--logdir {tmp_path}" in out
+    for folder in ("zeros", "constant_0.1", "constant_-0.1", "copied_half", "normal_std_0.001", "He_normal"):
+        events = read(tmp_path / folder)
+        assert "symmetry/overview" in events.Tags()["images"]
+        assert "loss" in events.Tags()["scalars"]
+    assert "symmetry/heatmap/fc1" in read(tmp_path / "copied_half").Tags()["images"]
+
+
+def test_demo_without_its_extra_says_what_to_install(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, "lightning_symmetry.demo", raising=False)
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    assert main(["demo"]) == 1
+    assert "pip install 'lightning-symmetry[demo]'" in capsys.readouterr().out
+
+
+def test_version_and_usage() -> None:
+    command = [sys.executable, "-m", "lightning_symmetry"]
+    result = subprocess.run([*command, "--version"], capture_output=True, text=True, check=True)
+    assert result.stdout == f"lightning-symmetry {__version__}\n"
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert "demo" in subprocess.run([*command, "--help"], capture_output=True, text=True, check=True).stdout
