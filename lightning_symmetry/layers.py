@@ -209,8 +209,10 @@ def _layers_of(name: str, module: nn.Module) -> list[Layer]:
     try:
         described = _units(module)
         parts = [described] if isinstance(described, Units) else list(described)
-    except AttributeError as error:
-        raise _NotUnderstoodError(f"its adapter failed: {error}") from error
+    except _NotUnderstoodError:
+        raise
+    except Exception as error:  # adapters are other people's code
+        raise _NotUnderstoodError(f"its adapter failed with {type(error).__name__}: {error}") from error
     layers = []
     for units in parts:
         for tensor, _ in units.tensors:

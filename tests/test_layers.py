@@ -170,6 +170,20 @@ def test_adapter_with_unequal_numbers_of_units_is_refused() -> None:
     assert "[(3, 4), (4,)]" in skipped["0"]
 
 
+def test_adapter_that_fails_is_named() -> None:
+    class Broken(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(3, 4))
+
+    @register_layer(Broken)
+    def broken(module: Broken) -> Units:
+        raise KeyError("weights")
+
+    _, skipped = find_layers(nn.Sequential(Broken()))
+    assert skipped == {"0": "its adapter failed with KeyError: 'weights'"}
+
+
 @pytest.mark.parametrize("layer_type", [3, "Linear", int, None])
 def test_register_layer_refuses_what_is_no_module(layer_type: type) -> None:
     with pytest.raises(TypeError, match=r"`layer_type` to be a subclass of torch.nn.Module but got"):
