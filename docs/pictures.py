@@ -10,7 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 PICTURES = {
     "heatmap.png": ("copied_half", "symmetry/heatmap/fc1"),
     "overview.png": ("copied_half", "symmetry/overview"),
-    "heatmap-locked.png": ("constant_0.1", "symmetry/heatmap/fc2"),
+    "heatmap-locked.png": ("constant_0.02", "symmetry/heatmap/fc2"),
 }
 
 

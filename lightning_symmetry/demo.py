@@ -90,8 +90,8 @@ def _he(net: DigitsNet) -> None:
 
 GALLERY: dict[str, Callable[[DigitsNet], None]] = {
     "zeros": _fill(0.0),
-    "constant 0.1": _fill(0.1),
-    "constant -0.1": _fill(-0.1),
+    "constant 0.02": _fill(0.02),
+    "constant -0.02": _fill(-0.02),
     "copied half": _copy_half,
     "normal, std 0.001": _small_normal,
     "PyTorch default": lambda net: None,

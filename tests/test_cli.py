@@ -21,9 +21,9 @@ def test_demo_tells_the_sick_from_the_healthy(
     verdicts = {name: {(f.layer, f.verdict) for f in monitor.findings} for name, monitor in monitors.items()}
     hidden = ("fc1", "fc2")
     assert verdicts["zeros"] == {(layer, Verdict.FROZEN) for layer in hidden}
-    assert verdicts["constant 0.1"] == {(layer, Verdict.LOCKED) for layer in hidden}
-    assert verdicts["constant -0.1"] == {(layer, Verdict.FROZEN) for layer in hidden}
-    assert {f.cause for f in monitors["constant -0.1"].findings} == {"dead"}
+    assert verdicts["constant 0.02"] == {(layer, Verdict.LOCKED) for layer in hidden}
+    assert verdicts["constant -0.02"] == {(layer, Verdict.FROZEN) for layer in hidden}
+    assert {f.cause for f in monitors["constant -0.02"].findings} == {"dead"}
     assert verdicts["normal, std 0.001"] == verdicts["PyTorch default"] == verdicts["He normal"] == set()
     copied = {(f.layer, f.units) for f in monitors["copied half"].findings}
     assert copied == {("fc1", (i, i + 32)) for i in range(32)} | {("fc2", (i, i + 16)) for i in range(16)}
@@ -33,7 +33,7 @@ def test_demo_tells_the_sick_from_the_healthy(
     assert "locked: fc1, fc2" in out
     assert out.count("no symmetry") == 3
     assert f"--logdir {tmp_path}" in out
-    for folder in ("zeros", "constant_0.1", "constant_-0.1", "copied_half", "normal_std_0.001", "He_normal"):
+    for folder in ("zeros", "constant_0.02", "constant_-0.02", "copied_half", "normal_std_0.001", "He_normal"):
         events = read(tmp_path / folder)
         assert "symmetry/overview" in events.Tags()["images"]
         assert "loss" in events.Tags()["scalars"]
