@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from lightning_symmetry import adapters as adapters  # registers the layers of PyTorch
 from lightning_symmetry.diagnosis import LayerDiagnosis, SymmetryReport, UnitGroup, Verdict, diagnose
 from lightning_symmetry.grouping import duplicate_groups
 from lightning_symmetry.history import Finding

@@ -12,7 +12,7 @@ from torch.utils.tensorboard import SummaryWriter
 from typing_extensions import override
 
 from lightning_symmetry.advice import messages
-from lightning_symmetry.diagnosis import SymmetryReport, check_patterns
+from lightning_symmetry.diagnosis import SymmetryReport, check_patterns, under_all_names
 from lightning_symmetry.evidence import Look, look
 from lightning_symmetry.grouping import check_tolerance
 from lightning_symmetry.history import Finding, History
@@ -205,7 +205,7 @@ class SymmetryMonitor(Callback):
             diagnoses[seen.layer.name], new = self._history.update(seen, step)
             news += new
         present = [layer.name for layer in layers if layer.name not in self._failed_layers]
-        in_order = {name: diagnoses[name] for name in present if name in diagnoses}
+        in_order = under_all_names(diagnoses[name] for name in present if name in diagnoses)
         self._report = SymmetryReport(step, in_order, {**skipped, **self._failed_layers})
         return news
 

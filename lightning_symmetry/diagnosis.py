@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -64,6 +64,7 @@ class LayerDiagnosis:
         fan_in: number of weights that feed one unit, without the bias.
         dead_units: number of units with a zero gradient and weights of their own.
         groups: disjoint groups of units, sorted.
+        also: names of layers that share the weight; the report has this diagnosis under each.
     """
 
     name: str
@@ -71,6 +72,7 @@ class LayerDiagnosis:
     fan_in: int
     dead_units: int = 0
     groups: list[UnitGroup] = field(default_factory=list)
+    also: tuple[str, ...] = ()
 
     @property
     def redundant_units(self) -> int:
@@ -104,7 +106,7 @@ class SymmetryReport:
 
     Attributes:
         step: completed optimizer steps at the time.
-        layers: by layer name.
+        layers: by layer name; layers that share a weight are one, under each of its names.
         skipped: by name, modules with parameters that were not inspected, and why.
     """
 
@@ -113,14 +115,19 @@ class SymmetryReport:
     skipped: dict[str, str] = field(default_factory=dict)
 
     @property
+    def distinct_layers(self) -> list[LayerDiagnosis]:
+        """The layers, those that share a weight once."""
+        return [layer for name, layer in self.layers.items() if name == layer.name]
+
+    @property
     def num_units(self) -> int:
         """Number of units of all layers."""
-        return sum(layer.num_units for layer in self.layers.values())
+        return sum(layer.num_units for layer in self.distinct_layers)
 
     @property
     def redundant_units(self) -> int:
         """Number of redundant units of all layers."""
-        return sum(layer.redundant_units for layer in self.layers.values())
+        return sum(layer.redundant_units for layer in self.distinct_layers)
 
     @property
     def effective_width_fraction(self) -> float:
@@ -133,8 +140,8 @@ class SymmetryReport:
             "symmetry/redundant_units": float(self.redundant_units),
             "symmetry/effective_width_fraction": self.effective_width_fraction,
         }
-        for name, layer in self.layers.items():
-            scalars[f"symmetry/effective_width/{name}"] = float(layer.effective_width)
+        for layer in self.distinct_layers:
+            scalars[f"symmetry/effective_width/{layer.name}"] = float(layer.effective_width)
         return scalars
 
     def to_dict(self) -> dict[str, Any]:
@@ -151,8 +158,14 @@ class SymmetryReport:
         """Head and rows of a table for people: one row per layer."""
         head = ("layer", "units", "distinct", "dead", "groups")
         rows: list[tuple[str, ...]] = [
-            (name, str(layer.num_units), str(layer.effective_width), str(layer.dead_units), summarise(layer))
-            for name, layer in self.layers.items()
+            (
+                " = ".join([layer.name, *layer.also]),
+                str(layer.num_units),
+                str(layer.effective_width),
+                str(layer.dead_units),
+                summarise(layer),
+            )
+            for layer in self.distinct_layers
         ]
         return head, rows
 
@@ -169,7 +182,7 @@ class SymmetryReport:
 
     def totals(self) -> str:
         """One line on the whole model."""
-        num_layers = len(self.layers)
+        num_layers = len(self.distinct_layers)
         layers = f"{num_layers} layer{'s' if num_layers != 1 else ''}"
         if not self.redundant_units:
             return f"all {self.num_units} units of {layers} are distinct."
@@ -221,9 +234,13 @@ def verdict_at_one_look(sighting: Sighting) -> Verdict:
 def to_diagnosis(seen: Look, groups: Sequence[UnitGroup]) -> LayerDiagnosis:
     """A look, concluded."""
     layer = seen.layer
-    return LayerDiagnosis(
-        layer.name, layer.num_units, layer.fan_in, seen.dead_units, sorted(groups, key=lambda group: group.units)
-    )
+    ordered = sorted(groups, key=lambda group: group.units)
+    return LayerDiagnosis(layer.name, layer.num_units, layer.fan_in, seen.dead_units, ordered, layer.also)
+
+
+def under_all_names(diagnoses: Iterable[LayerDiagnosis]) -> dict[str, LayerDiagnosis]:
+    """The layers of a report."""
+    return {name: layer for layer in diagnoses for name in (layer.name, *layer.also)}
 
 
 def diagnose(
@@ -269,15 +286,15 @@ def diagnose(
     check_tolerance(tolerance)
     check_patterns(include=include, exclude=exclude)
     layers, skipped = find_layers(model, include, exclude)
-    diagnoses: dict[str, LayerDiagnosis] = {}
+    diagnoses: list[LayerDiagnosis] = []
     for seen in look(layers, tolerance=tolerance):
         groups = [
             UnitGroup(sighting.units, verdict_at_one_look(sighting), sighting.cause, sighting.value)
             for sighting in seen.sightings
             if sighting.has_equal_weights
         ]
-        diagnoses[seen.layer.name] = to_diagnosis(seen, groups)
-    return SymmetryReport(0, diagnoses, skipped)
+        diagnoses.append(to_diagnosis(seen, groups))
+    return SymmetryReport(0, under_all_names(diagnoses), skipped)
 
 
 def check_patterns(**arguments: Sequence[str] | None) -> None:

@@ -23,6 +23,7 @@ from lightning_symmetry.grouping import (
     is_chance,
     merge_overlapping,
     sketch,
+    stable_groups,
 )
 from lightning_symmetry.layers import Layer
 
@@ -127,7 +128,7 @@ def look(
     @contextmanager
     def guarded(layer: Layer) -> Iterator[None]:
         try:
-            with exact_arithmetic(layer.tensors[0][0].device):
+            with exact_arithmetic(layer.device):
                 yield
         except Exception as error:
             if on_error is None:
@@ -159,11 +160,11 @@ def _look_at(item: _Sketched, tolerance: float | None, scale: float, known: Sequ
     layer, weights, norms = item.layer, item.weights, item.weight_sketch.norms
     enter = _tolerance(weights, tolerance)
     leave = _leave_tolerance(weights, enter)
-    groups = find_groups(weights, enter, sketched=item.weight_sketch, blocks=layer.blocks)
+    groups = _equal_units(item, enter)
     groups = [group for group in groups if norms[group[0]] == 0 or not _is_chance(group, layer, weights, enter)]
     held = [group for group in known if group[-1] < layer.num_units and not _lies_in(group, groups)]
     for group in held:
-        groups += find_groups(weights, leave, sketched=item.weight_sketch, blocks=layer.blocks, among=group)
+        groups += _equal_units(item, leave, among=group)
     if held:
         groups = merge_overlapping(groups)
     grouped = {unit for group in groups for unit in group}
@@ -173,6 +174,12 @@ def _look_at(item: _Sketched, tolerance: float | None, scale: float, known: Sequ
     in_lockstep = judge.in_lockstep(exclude=grouped)
     sightings += [_sighting(item, group, False, Gradients.EQUAL, leave) for group in in_lockstep]
     return Look(layer, item.gradients, judge.count_zero(exclude=grouped), tuple(sightings))
+
+
+def _equal_units(item: _Sketched, tolerance: float, among: Sequence[int] | None = None) -> list[tuple[int, ...]]:
+    layer = item.layer
+    groups = find_groups(item.weights, tolerance, sketched=item.weight_sketch, blocks=layer.blocks, among=among)
+    return stable_groups(groups, layer.recurrent.rows(), tolerance) if layer.recurrent else groups
 
 
 def _tolerance(rows: Rows, tolerance: float | None) -> float:

@@ -169,6 +169,45 @@ def find_groups(
     return sorted(tuple(group) for group in groups)
 
 
+def stable_groups(groups: Sequence[tuple[int, ...]], recurrent: Tensor, tolerance: float) -> list[tuple[int, ...]]:
+    """Split groups of units that feed one another until each feeds all units of a group alike.
+
+    Units of a group can be exchanged if, from every group, they receive the same in sum: then all of them hold the same
+    value for ever, whichever unit of a group it comes from. The result is the coarsest such partition (Paige and Tarjan
+    1987, doi:10.1137/0216062; "balanced" in Stewart, Golubitsky and Pivato 2003, doi:10.1137/S1111111103419896).
+
+    Args:
+        groups: units that are equal in all else; the others are alone.
+        recurrent: weights ``(num_units, gates, num_units)``, receiving unit first.
+        tolerance: relative L2 distance of equal sums.
+
+    Returns:
+        The groups of two or more that are left.
+
+    Example:
+        >>> stable_groups([(0, 1, 2)], torch.eye(3)[:, None, :], 1e-5)
+        [(0, 1, 2)]
+        >>> stable_groups([(0, 1, 2)], torch.diag(torch.tensor([1.0, 1.0, 5.0]))[:, None, :], 1e-5)
+        [(0, 1)]
+    """
+    groups = list(groups)
+    while groups:
+        label = torch.arange(recurrent.shape[0])
+        for group in groups:
+            label[list(group)] = group[0]
+        refined: list[tuple[int, ...]] = []
+        for group in groups:
+            received = recurrent[list(group)].to("cpu", torch.float64).flatten(0, 1)
+            sums = torch.zeros_like(received).index_add_(1, label, received).reshape(len(group), -1)
+            # Sums may cancel out: they are equal relative to what is added up.
+            scale = received.reshape(len(group), -1).norm(dim=1).max().expand(len(group))
+            refined += [tuple(group[i] for i in part) for part in find_groups(Rows([sums, scale]), tolerance)]
+        if refined == groups:
+            break
+        groups = refined
+    return groups
+
+
 def duplicate_groups(rows: Tensor, tolerance: float | None = None) -> list[tuple[int, ...]]:
     """Find the groups of rows that are equal within a relative tolerance.
 

@@ -124,7 +124,7 @@ def draw_overview(report: SymmetryReport) -> Pixels:
     Returns:
         Array ``(height, width, 3)``.
     """
-    layers = list(report.layers.values())
+    layers = report.distinct_layers
     if len(layers) > _MAX_LAYERS:
         sick = [layer for layer in layers if layer.groups]
         chosen = {layer.name for layer in [*sick, *(layer for layer in layers if not layer.groups)][:_MAX_LAYERS]}
@@ -149,7 +149,7 @@ def draw_overview(report: SymmetryReport) -> Pixels:
             x += width
         draw.text((left + bar + 10, y + 2), f"{layer.effective_width} / {layer.num_units}", _INK, font)
         y += line
-    left_out = len(report.layers) - len(layers)
+    left_out = len(report.distinct_layers) - len(layers)
     if left_out:
         draw.text((12, 36), f"{left_out} more layers not shown", _PALE, _font(10))
     x_key = _draw_key(draw, 12, y + 10, "distinct", _DISTINCT)

@@ -2,16 +2,17 @@
 
 An adapter describes one layer type: it takes a module and says which tensors feed its units and how to turn each
 tensor so that its first dimension counts units. The same turn serves the weights and their gradients, and it makes
-views, never copies. :func:`register_layer` adds an adapter; subclasses use that of their nearest ancestor.
+views, never copies. :func:`register_layer` adds an adapter; subclasses use that of their nearest ancestor. The adapters
+of PyTorch's own layers are in :mod:`lightning_symmetry.adapters`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import singledispatch
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -37,28 +38,68 @@ class Units:
             is dropped, so that ``Units(module.weight, module.bias)`` serves layers without a bias too.
         blocks: units of different blocks see different inputs and are never compared; the groups of a convolution.
         part: name of this part of the layer, if there are several; the layer is reported as ``name.part``.
+        recurrent: a tensor that feeds the units back into themselves, with the view
+            ``tensor -> (num_units, gates, num_units)``. Units are then the same if they can be exchanged without
+            changing what the layer computes, though their rows of this tensor may differ.
     """
 
     tensors: tuple[tuple[Tensor, View], ...]
     blocks: int
     part: str
+    recurrent: tuple[Tensor, View] | None
 
-    def __init__(self, *tensors: Tensor | tuple[Tensor, View] | None, blocks: int = 1, part: str = "") -> None:
+    def __init__(
+        self,
+        *tensors: Tensor | tuple[Tensor, View] | None,
+        blocks: int = 1,
+        part: str = "",
+        recurrent: tuple[Tensor, View] | None = None,
+    ) -> None:
         pairs = tuple(item if isinstance(item, tuple) else (item, _as_it_is) for item in tensors if item is not None)
         object.__setattr__(self, "tensors", pairs)
         object.__setattr__(self, "blocks", blocks)
         object.__setattr__(self, "part", part)
+        object.__setattr__(self, "recurrent", recurrent)
 
 
 Adapter = Callable[[Any], Units | Iterable[Units]]
 AdapterT = TypeVar("AdapterT", bound=Adapter)
 
 
+class NotUnderstoodError(Exception):
+    """Raised by an adapter for a module that cannot be inspected; the message says why."""
+
+
 @singledispatch
 def _units(module: nn.Module) -> Units | Iterable[Units]:
-    raise _NotUnderstoodError(
-        f"no adapter for {type(module).__name__}; see lightning_symmetry.register_layer to add one"
-    )
+    for ancestor in type(module).__mro__:
+        adapter = _ADAPTERS_BY_NAME.get(f"{ancestor.__module__}.{ancestor.__qualname__}")
+        if adapter is not None:
+            return adapter(module)
+    raise NotUnderstoodError(_how_to_register(module))
+
+
+# For layers of packages that are not imported here.
+_ADAPTERS_BY_NAME: dict[str, Adapter] = {}
+
+
+def register_layer_by_name(qualified_name: str) -> Callable[[AdapterT], AdapterT]:
+    """:func:`register_layer` for a class that need not be importable, such as ``package.module.Class``."""
+
+    def register(adapter: AdapterT) -> AdapterT:
+        _ADAPTERS_BY_NAME[qualified_name] = adapter
+        return adapter
+
+    return register
+
+
+def _how_to_register(module: nn.Module) -> str:
+    kind = type(module).__name__
+    for name, parameter in module.named_parameters(recurse=False):
+        if not is_lazy(parameter) and parameter.ndim > 1:
+            line = f"register_layer({kind})(lambda module: Units(module.{name}))"
+            return f"no adapter for {kind}; if units come first in `{name}`: {line}"
+    return f"no adapter for {kind}, whose parameters hold one number per unit at most"
 
 
 def register_layer(layer_type: type[nn.Module]) -> Callable[[AdapterT], AdapterT]:
@@ -98,56 +139,108 @@ def register_layer(layer_type: type[nn.Module]) -> Callable[[AdapterT], AdapterT
 
 
 @dataclass(frozen=True)
+class Incoming:
+    """One tensor that feeds the units of a layer.
+
+    Attributes:
+        weights: the tensor as the layer uses it.
+        view: what makes its first dimension count units, ``tensor -> (num_units, ...)``.
+        originals: the parameters that it is computed from; itself, unless the layer is parametrized.
+    """
+
+    weights: Tensor
+    view: View
+    originals: tuple[Tensor, ...]
+
+    def rows(self) -> Tensor:
+        """``(num_units, ...)``."""
+        return self.view(self.weights.detach())
+
+    def gradients(self, trained: Set[int] | None) -> list[Tensor | None]:
+        """``(num_units, ...)`` of every original that is trained; None for one that has no gradient to see."""
+        return [
+            self._gradient(original)
+            for original in self.originals
+            if original.requires_grad and (trained is None or id(original) in trained)
+        ]
+
+    def _gradient(self, original: Tensor) -> Tensor | None:
+        if original.grad is None or original.grad.layout != torch.strided:
+            return None
+        gradient = original.grad.detach()
+        if gradient.shape == self.weights.shape:
+            return self.view(gradient)
+        # For example the norms of weight_norm: one number per unit.
+        return gradient if len(gradient) == len(self.rows()) else None
+
+
+@dataclass(frozen=True)
 class Layer:
     """One set of units whose rows can be compared with one another.
 
     Attributes:
         name: name of the module in the model, with the part if it has several.
-        tensors: what feeds the units, each with the view that puts units first.
+        tensors: what feeds the units.
+        blocks: units of different blocks are never compared.
+        recurrent: what feeds the units back into themselves; its view gives ``(num_units, gates, num_units)``.
+        also: names of layers that share the weight.
         num_units: number of rows.
         fan_in: number of weights that feed one unit, without the bias.
-        blocks: units of different blocks are never compared.
     """
 
     name: str
-    tensors: tuple[tuple[Tensor, View], ...]
-    blocks: int
+    tensors: tuple[Incoming, ...]
+    blocks: int = 1
+    recurrent: Incoming | None = None
+    also: tuple[str, ...] = ()
     num_units: int = field(init=False)
     fan_in: int = field(init=False)
 
     def __post_init__(self) -> None:
-        shapes = [view(tensor.detach()).shape for tensor, view in self.tensors]
+        shapes = [tensor.rows().shape for tensor in self._all_tensors()]
         if len({shape[0] for shape in shapes}) != 1 or shapes[0][0] % self.blocks:
-            raise _NotUnderstoodError(
+            raise NotUnderstoodError(
                 f"its adapter gives tensors of shapes {[tuple(shape) for shape in shapes]} in {self.blocks} blocks; "
                 "expected the same number of units first in each, divisible by the number of blocks"
             )
         object.__setattr__(self, "num_units", shapes[0][0])
-        object.__setattr__(self, "fan_in", shapes[0][1:].numel())
+        feeds = [shapes[0], *(shapes[-1:] if self.recurrent else [])]
+        object.__setattr__(self, "fan_in", sum(shape[1:].numel() for shape in feeds))
+
+    def _all_tensors(self) -> list[Incoming]:
+        return [*self.tensors, *([self.recurrent] if self.recurrent else [])]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.tensors[0].weights.device
 
     def weights(self) -> Rows:
-        """The incoming rows."""
-        return Rows([view(tensor.detach()) for tensor, view in self.tensors])
+        """The incoming rows, without the recurrent tensor."""
+        return Rows([tensor.rows() for tensor in self.tensors])
 
     def gradients(self, trained: Set[int] | None = None) -> Rows | None:
-        """The gradient rows, or None if there is nothing to see.
+        """The gradient rows, with the recurrent tensor, or None if there is nothing to see.
 
         Args:
             trained: identities (``id``) of the parameters that the optimizer at work updates; None: all. The gradients
                 of others may be stale or partial and are left out.
         """
-        pieces = []
-        for tensor, view in self.tensors:
-            if not tensor.requires_grad or (trained is not None and id(tensor) not in trained):
-                continue
-            if tensor.grad is None or tensor.grad.layout != torch.strided:
-                return None
-            pieces.append(view(tensor.grad.detach()))
+        pieces: list[Tensor] = []
+        for tensor in self._all_tensors():
+            for gradient in tensor.gradients(trained):
+                if gradient is None:
+                    return None
+                pieces.append(gradient)
         return Rows(pieces) if pieces else None
 
     def is_trained_by(self, trained: Set[int]) -> bool:
         """Whether the optimizer with these parameters updates any of this layer's tensors."""
-        return any(id(tensor) in trained for tensor, _ in self.tensors)
+        return any(id(original) in trained for original in self.originals())
+
+    def originals(self) -> list[Tensor]:
+        """The parameters that this layer is made of."""
+        return [original for tensor in self._all_tensors() for original in tensor.originals]
 
 
 def find_layers(
@@ -164,108 +257,126 @@ def find_layers(
         The layers in the order of ``model.named_modules()``, and, by name, the modules with parameters of their own
         that were left out, with the reason.
     """
-    layers: list[Layer] = []
+    layers: dict[str, Layer] = {}
     skipped: dict[str, str] = {}
-    seen: dict[int, tuple[nn.Module, str]] = {}
+    first_with: dict[object, tuple[nn.Module, str]] = {}
     described: set[int] = set()
     for path, module in model.named_modules():
-        own = dict(module.named_parameters(recurse=False))
-        if not own and not is_parametrized(module):
+        own = _own_parameters(module)
+        if not own:
             continue
         # torch.compile wraps a submodule; its name is no concern of the reader.
         name = ".".join(step for step in path.split(".") if step != "_orig_mod") or type(module).__name__
         try:
             found = _layers_of(name, module)
-        except _NotUnderstoodError as reason:
-            if not described.issuperset(map(id, own.values())) or not own:
+        except NotUnderstoodError as reason:
+            if not described.issuperset(map(id, own.values())):
                 skipped[name] = str(reason)
-            if is_parametrized(module):  # said once, not again for each of the modules that hold its originals
-                described.update(map(id, module.parameters()))
+            described.update(map(id, own.values()))
             continue
         for layer in found:
-            described.update(id(tensor) for tensor, _ in layer.tensors)
+            described.update(map(id, layer.originals()))
             if not _is_chosen(layer.name, include, exclude):
                 skipped[layer.name] = "left out by `include` or `exclude`"
                 continue
-            first_module, first_name = seen.setdefault(id(layer.tensors[0][0]), (module, layer.name))
+            first_module, first_name = first_with.setdefault(_place_of(layer), (module, layer.name))
             if first_module is module:
-                layers.append(layer)
-            else:
-                skipped[layer.name] = f"shares its weight with {first_name}"
+                layers[layer.name] = layer
+            else:  # tied
+                layers[first_name] = replace(layers[first_name], also=(*layers[first_name].also, layer.name))
         extra = [key for key, parameter in own.items() if id(parameter) not in described]
         if extra:
             skipped[name] = f"the adapter of {type(module).__name__} does not know its parameters {', '.join(extra)}"
-    return layers, skipped
+    return list(layers.values()), skipped
 
 
-class _NotUnderstoodError(Exception):
-    """A module that is left out; the message says why."""
+def _own_parameters(module: nn.Module) -> dict[str, Tensor]:
+    """The parameters of a module, with the originals of those that are parametrized, but not of its children."""
+    own: dict[str, Tensor] = dict(module.named_parameters(recurse=False))
+    if is_parametrized(module):
+        own |= dict(cast("nn.ModuleDict", module.parametrizations).named_parameters(prefix="parametrizations"))
+    return own
+
+
+def _place_of(layer: Layer) -> object:
+    """The same for layers that look at the same parameter in the same way."""
+    weight = layer.tensors[0]
+    rows = weight.rows()
+    place = (rows.storage_offset(), rows.shape, rows.stride())
+    return (id(weight.originals[0]), place if len(weight.originals) == 1 else layer.name)
 
 
 def _layers_of(name: str, module: nn.Module) -> list[Layer]:
+    originals: dict[int, tuple[Tensor, ...]] = {}
     if is_parametrized(module):
-        # Computing the weight could update buffers, as spectral_norm's power iteration does.
-        raise _NotUnderstoodError("parametrized: its weight is computed from other tensors")
+        module, originals = _without_parametrizations(module)
     try:
         described = _units(module)
         parts = [described] if isinstance(described, Units) else list(described)
-    except _NotUnderstoodError:
+    except NotUnderstoodError:
         raise
     except Exception as error:  # adapters are other people's code
-        raise _NotUnderstoodError(f"its adapter failed with {type(error).__name__}: {error}") from error
+        raise NotUnderstoodError(f"its adapter failed with {type(error).__name__}: {error}") from error
+
+    def incoming(tensor: Tensor, view: View) -> Incoming:
+        _check_tensor(tensor)
+        return Incoming(tensor, view, originals.get(id(tensor), (tensor,)))
+
     layers = []
     for units in parts:
-        for tensor, _ in units.tensors:
-            _check_tensor(tensor)
-        if not units.tensors or any(0 in tensor.shape for tensor, _ in units.tensors):
-            raise _NotUnderstoodError("it has no units or no inputs")
-        layers.append(Layer(f"{name}.{units.part}" if units.part else name, units.tensors, units.blocks))
+        tensors = tuple(incoming(*pair) for pair in units.tensors)
+        if not tensors or any(0 in tensor.weights.shape for tensor in tensors):
+            raise NotUnderstoodError("it has no units or no inputs")
+        recurrent = incoming(*units.recurrent) if units.recurrent else None
+        layers.append(Layer(f"{name}.{units.part}" if units.part else name, tensors, units.blocks, recurrent))
     return layers
+
+
+def _without_parametrizations(module: nn.Module) -> tuple[nn.Module, dict[int, tuple[Tensor, ...]]]:
+    """A stand-in with the weights as the layer computes them, and the originals of each by its identity."""
+    parametrizations = cast("nn.ModuleDict", module.parametrizations)
+    # In training some parametrizations write: spectral_norm moves its estimate on whenever the weight is computed.
+    parts = list(parametrizations.modules())
+    was_training = [part.training for part in parts]
+    # Of the class it was before torch.nn.utils.parametrize took it over; a parametrized module cannot be copied.
+    stand_in = cast("nn.Module", object.__new__(type(module).__bases__[0]))
+    stand_in.__dict__ = {**module.__dict__, "_parameters": dict(module._parameters)}
+    originals: dict[int, tuple[Tensor, ...]] = {}
+    try:
+        for part in parts:
+            part.training = False
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            for name, chain in parametrizations.items():
+                weight = nn.Parameter(chain(), requires_grad=False)  # not `module.weight`, which may fill a cache
+                stand_in._parameters[name] = weight
+                originals[id(weight)] = tuple(chain.parameters(recurse=False))
+    except Exception as error:
+        reason = f"parametrized, and its weight cannot be computed: {type(error).__name__}: {error}"
+        raise NotUnderstoodError(reason) from error
+    finally:
+        for part, training in zip(parts, was_training, strict=True):
+            part.training = training
+    return stand_in, originals
 
 
 def _check_tensor(tensor: Tensor) -> None:
     if is_lazy(tensor):
-        raise _NotUnderstoodError("not initialised yet")
+        raise NotUnderstoodError("not initialised yet")
     if type(tensor) not in (Tensor, nn.Parameter):
-        raise _NotUnderstoodError(f"its tensors are {type(tensor).__name__}s, which this package does not read")
+        raise NotUnderstoodError(f"its tensors are {type(tensor).__name__}s, which this package does not read")
     if type(tensor.data) is not Tensor:
-        raise _NotUnderstoodError(f"its data are {type(tensor.data).__name__}s, which this package does not read")
+        raise NotUnderstoodError(f"its data are {type(tensor.data).__name__}s, which this package does not read")
     if not isinstance(tensor, nn.Parameter):
-        raise _NotUnderstoodError("its weight is computed from other tensors, as by weight_norm or pruning")
+        raise NotUnderstoodError("its weight is computed from other tensors, as by weight_norm or pruning")
     if tensor.is_meta:
-        raise _NotUnderstoodError("on the meta device: there are no numbers to read")
+        raise NotUnderstoodError("on the meta device: there are no numbers to read")
     if tensor.dtype not in TOLERANCES:
-        raise _NotUnderstoodError(f"its dtype {tensor.dtype} is not a floating point type this package reads")
+        raise NotUnderstoodError(f"its dtype {tensor.dtype} is not a floating point type this package reads")
     if tensor.layout != torch.strided:
-        raise _NotUnderstoodError(f"its layout {tensor.layout} is not strided")
+        raise NotUnderstoodError(f"its layout {tensor.layout} is not strided")
 
 
 def _is_chosen(name: str, include: Sequence[str] | None, exclude: Sequence[str]) -> bool:
     if any(fnmatchcase(name, pattern) for pattern in exclude):
         return False
     return include is None or any(fnmatchcase(name, pattern) for pattern in include)
-
-
-@register_layer(nn.Linear)
-def _linear(module: nn.Linear) -> Units:
-    return Units(module.weight, module.bias)
-
-
-def _convolution(module: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> Units:
-    return Units(module.weight, module.bias, blocks=module.groups)
-
-
-def _transposed_convolution(module: nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d) -> Units:
-    # (inputs, units / groups, ...) -> (units, inputs / groups, ...); unit = group * units / groups + place in group.
-    # With more than one group the last step has to copy.
-    def by_unit(weight: Tensor) -> Tensor:
-        by_group = weight.reshape(module.groups, -1, *weight.shape[1:])
-        return by_group.transpose(1, 2).flatten(0, 1)
-
-    return Units((module.weight, by_unit), module.bias, blocks=module.groups)
-
-
-for _convolution_type in (nn.Conv1d, nn.Conv2d, nn.Conv3d):
-    register_layer(_convolution_type)(_convolution)
-for _transposed_type in (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d):
-    register_layer(_transposed_type)(_transposed_convolution)

@@ -97,7 +97,7 @@ def test_report_as_dict_and_as_table() -> None:
         "layer  units  distinct  dead  groups",
         "-----  -----  --------  ----  ----------------------",
         "fc         4         1     0  duplicate: all 4 units",
-        "not inspected: norm (no adapter for LayerNorm; see lightning_symmetry.register_layer to add one)",
+        "not inspected: norm (LayerNorm has one scale and shift per unit and no incoming row to compare)",
     ]
     assert str(diagnose(nn.ReLU())) == "Symmetry at step 0: all 0 units of 0 layers are distinct."
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -77,7 +78,7 @@ def test_pictures_of_extreme_layers_have_a_sensible_size() -> None:
 
 def test_overview_of_hundreds_of_layers_shows_the_sick_ones() -> None:
     layers = {f"block{i}": LayerDiagnosis(f"block{i}", 8, 3) for i in range(300)}
-    layers["block250"] = layer_of(8, [(0, 1)])
+    layers["block250"] = replace(layer_of(8, [(0, 1)]), name="block250")
     image = draw_overview(SymmetryReport(0, layers))
     assert image.shape[0] < 1100
     locked = np.array([0xD1, 0x49, 0x5B])

@@ -47,7 +47,7 @@ def test_silencing_a_row_changes_one_output_channel(plain: type, transposed: typ
             copy.load_state_dict(conv.state_dict())
             (copied,), _ = find_layers(nn.Sequential(copy))
             with torch.no_grad():
-                for tensor, view in copied.tensors:
+                for tensor, view in [(item.weights, item.view) for item in copied.tensors]:
                     mask = torch.ones_like(tensor)
                     units_first = view(mask)
                     if units_first.data_ptr() == mask.data_ptr():
@@ -83,7 +83,7 @@ def test_planted_filters_are_found_in_every_convolution() -> None:
             (layer,), _ = find_layers(nn.Sequential(conv))
             rows = layer.weights().fetch(torch.arange(12))
             assert brute_force_groups(rows, 1e-5) == []
-            for tensor, view in layer.tensors:
+            for tensor, view in [(item.weights, item.view) for item in layer.tensors]:
                 marks = view(torch.arange(tensor.numel()).reshape(tensor.shape))
                 tensor.data.view(-1)[marks[4].flatten()] = tensor.data.view(-1)[marks[1].flatten()]
             groups = diagnose(nn.Sequential(conv)).layers["0"].groups
@@ -135,7 +135,8 @@ class Experts(nn.Module):
 
 def test_register_layer_with_parts() -> None:
     assert find_layers(Experts())[1] == {
-        "Experts": "no adapter for Experts; see lightning_symmetry.register_layer to add one"
+        "Experts": "no adapter for Experts; if units come first in `weight`: "
+        "register_layer(Experts)(lambda module: Units(module.weight))"
     }
 
     @register_layer(Experts)
@@ -201,19 +202,23 @@ class Tied(nn.Module):
 
 def test_shared_weight_is_looked_at_once() -> None:
     layers, skipped = find_layers(Tied())
-    assert [layer.name for layer in layers] == ["first"]
-    assert skipped == {"second": "shares its weight with first"}
+    assert [(layer.name, layer.also) for layer in layers] == [("first", ("second",))]
+    assert skipped == {}
+    report = diagnose(Tied())
+    assert list(report.layers) == ["first", "second"]
+    assert report.layers["first"] is report.layers["second"]
+    assert report.num_units == 4
+    assert "first = second" in str(report)
 
 
 @pytest.mark.parametrize(
     ("module", "reason"),
     [
-        (nn.LayerNorm(4), "no adapter for LayerNorm"),
+        (nn.LayerNorm(4), "LayerNorm has one scale and shift per unit and no incoming row to compare"),
+        (nn.PReLU(4), "no adapter for PReLU, whose parameters hold one number per unit at most"),
         (nn.LazyLinear(4), "not initialised yet"),
         (nn.Linear(3, 4, device="meta"), "meta device"),
         (nn.Linear(3, 4, dtype=torch.complex64), "torch.complex64"),
-        (nn.utils.parametrizations.spectral_norm(nn.Linear(3, 4)), "parametrized"),
-        (nn.utils.parametrizations.weight_norm(nn.Linear(3, 4)), "parametrized"),
     ],
     ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
@@ -266,7 +271,7 @@ def test_a_bare_layer_goes_by_its_class() -> None:
 def test_views_are_not_copies() -> None:
     for module in (nn.Linear(8, 8), nn.Conv2d(8, 8, 3, groups=2), nn.ConvTranspose2d(8, 8, 3)):
         (layer,), _ = find_layers(nn.Sequential(module))
-        assert layer.weights().pieces[0].data_ptr() == layer.tensors[0][0].data_ptr()
+        assert layer.weights().pieces[0].data_ptr() == layer.tensors[0].weights.data_ptr()
 
 
 def test_frozen_and_half_precision_rows() -> None:

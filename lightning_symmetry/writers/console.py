@@ -30,7 +30,7 @@ def print_summary(report: SymmetryReport) -> None:
     """Print what became of the model: a line if there is nothing to say, else a table of the layers concerned."""
     title = f"Symmetry at step {report.step}: {report.totals()}"
     head, rows = report.table()
-    rows = [row for row in rows if report.layers[row[0]].groups]
+    rows = [row for row, layer in zip(rows, report.distinct_layers, strict=True) if layer.groups]
     if rows:
         print_table(head, rows)
     print(title)
