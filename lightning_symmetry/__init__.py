@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from lightning_symmetry import adapters as adapters  # registers the layers of PyTorch
-from lightning_symmetry.diagnosis import LayerDiagnosis, SymmetryReport, UnitGroup, Verdict, diagnose
+from lightning_symmetry.diagnosis import CopyGroup, LayerDiagnosis, SymmetryReport, UnitGroup, Verdict, diagnose
 from lightning_symmetry.grouping import duplicate_groups
 from lightning_symmetry.history import Finding
 from lightning_symmetry.layers import Units, register_layer
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "CopyGroup",
     "Finding",
     "LayerDiagnosis",
     "SymmetryError",

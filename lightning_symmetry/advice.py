@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import groupby
 
-from lightning_symmetry.diagnosis import SymmetryReport, Verdict, describe_groups
+from lightning_symmetry.diagnosis import CopyGroup, SymmetryReport, Verdict, describe_groups
 from lightning_symmetry.evidence import Cause
 from lightning_symmetry.history import Finding, Origin
 
@@ -18,8 +18,17 @@ def messages(findings: Sequence[Finding], report: SymmetryReport) -> list[str]:
     for alike in alike_findings(findings, report):
         first, units = alike[0], describe_units(alike, report)
         comma = "," if units.endswith(("}", "...")) else ""
-        texts.append(f"{first.layer}: {units}{comma} {what(first, len(alike))} {why(first)}")
+        who = f"{units}:" if first.modules else f"{first.layer}: {units}{comma}"
+        texts.append(f"{who} {what(first, len(alike))} {why(first)}")
     return texts
+
+
+def copies_text(group: CopyGroup) -> str:
+    """What to know of modules that are copies, if there is nothing to warn of."""
+    return (
+        f"{group.describe()} start as exact copies of one another. That is how copy.deepcopy and "
+        "nn.TransformerEncoder make them; to start them apart, initialise each anew."
+    )
 
 
 def alike_findings(findings: Sequence[Finding], report: SymmetryReport) -> list[list[Finding]]:
@@ -36,6 +45,8 @@ def alike_findings(findings: Sequence[Finding], report: SymmetryReport) -> list[
 
 def describe_units(alike: Sequence[Finding], report: SymmetryReport) -> str:
     """The units of alike findings in a few words."""
+    if alike[0].modules:
+        return CopyGroup(alike[0].modules, alike[0].verdict).describe()
     layer = report.layers.get(alike[0].layer)
     return describe_groups([finding.units for finding in alike], layer.num_units if layer else 0)
 
@@ -43,6 +54,8 @@ def describe_units(alike: Sequence[Finding], report: SymmetryReport) -> str:
 def what(finding: Finding, num_groups: int = 1) -> str:
     """What happens to the units of a finding, as a sentence without its subject."""
     since = f"{finding.verdict} since step {finding.first_step}"
+    if finding.modules:
+        return f"these modules are copies in weights and gradients ({since}): they train as one."
     if finding.verdict is Verdict.FROZEN:
         return f"have equal weights and exactly zero gradients ({since}): they do not train at all."
     if finding.verdict is Verdict.LOCKSTEP:
@@ -53,6 +66,8 @@ def what(finding: Finding, num_groups: int = 1) -> str:
 
 def why(finding: Finding) -> str:
     """The likely cause of a finding and the way out, in full sentences."""
+    if finding.modules:
+        return "Initialise each anew, for example with torch.nn.Module.reset_parameters, or keep only one of them."
     if finding.verdict is Verdict.LOCKSTEP:
         return (
             "Whatever follows them treats them alike: a loss that sums the outputs, or equal outgoing weights. "

@@ -6,14 +6,15 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal, ParamSpec, TypeVar, get_args
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.optim import Optimizer
 from torch.utils.tensorboard import SummaryWriter
 from typing_extensions import override
 
-from lightning_symmetry.advice import messages
-from lightning_symmetry.diagnosis import SymmetryReport, check_patterns, under_all_names
-from lightning_symmetry.evidence import Look, look
+from lightning_symmetry.advice import copies_text, messages
+from lightning_symmetry.copies import Copies, find_copies
+from lightning_symmetry.diagnosis import LayerDiagnosis, SymmetryReport, check_patterns, copy_groups, under_all_names
+from lightning_symmetry.evidence import Comparable, Look, look
 from lightning_symmetry.grouping import check_tolerance
 from lightning_symmetry.history import Finding, History
 from lightning_symmetry.layers import Layer, find_layers
@@ -113,6 +114,8 @@ class SymmetryMonitor(Callback):
         self._failed_layers: dict[str, str] = {}
         self._failed_rooms: set[str] = set()
         self._is_blind = False
+        self._copies: list[Copies] | None = None
+        self._diagnoses: dict[str, LayerDiagnosis] = {}  # the latest of all layers and copies
         self._written: dict[str, object] = {}  # by subject, what was written last
 
     @property
@@ -173,13 +176,18 @@ class SymmetryMonitor(Callback):
     def _check(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> list[Finding]:
         layers, skipped = find_layers(pl_module, self.include, self.exclude)
         self._say_if_blind(layers, skipped)
-        looks = self._look(layers, optimizer)
+        is_first = self._copies is None
+        if self._copies is None:  # what starts apart does not become a copy
+            self._copies = find_copies(pl_module, layers)
+        looks = self._look([*layers, *self._copies], optimizer)
         news = self._conclude(layers, skipped, looks, trainer.global_step)
+        if is_first and self.on_symmetry != "ignore":
+            self._tell_of_copies()
         if trainer.is_global_zero:
             self._attempt("writing", self._write, trainer, looks)
         return news
 
-    def _look(self, layers: Sequence[Layer], optimizer: Optimizer) -> list[Look]:
+    def _look(self, layers: Sequence[Layer | Copies], optimizer: Optimizer) -> list[Look]:
         trained = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
         chosen = [
             layer
@@ -199,14 +207,21 @@ class SymmetryMonitor(Callback):
         self, layers: Sequence[Layer], skipped: dict[str, str], looks: Sequence[Look], step: int
     ) -> list[Finding]:
         """Bring history and report up to date; returns the new findings."""
-        diagnoses = dict(self._report.layers) if self._report else {}
+        diagnoses = dict(self._diagnoses)  # those of layers that this optimizer does not train stand
         news: list[Finding] = []
         for seen in looks:
             diagnoses[seen.layer.name], new = self._history.update(seen, step)
             news += new
         present = [layer.name for layer in layers if layer.name not in self._failed_layers]
         in_order = under_all_names(diagnoses[name] for name in present if name in diagnoses)
-        self._report = SymmetryReport(step, in_order, {**skipped, **self._failed_layers})
+        copies = [
+            group
+            for found in self._copies or ()
+            if found.name in diagnoses
+            for group in copy_groups(found, diagnoses[found.name])
+        ]
+        self._report = SymmetryReport(step, in_order, {**skipped, **self._failed_layers}, copies)
+        self._diagnoses = diagnoses
         return news
 
     def _write(self, trainer: Trainer, looks: Sequence[Look]) -> None:
@@ -226,10 +241,13 @@ class SymmetryMonitor(Callback):
             name: (groups[name], [(finding.units, finding.broken_step) for finding in findings[name]])
             for name in groups
         }
-        if self._is_news("findings", state):
+        copies = [(finding.units, finding.broken_step) for finding in self.findings if finding.modules]
+        if self._is_news("findings", (state, copies)):
             write_findings(writers, self.findings, report, report.step)
         for seen in looks:
             name = seen.layer.name
+            if name not in groups:  # whole modules have no picture
+                continue
             is_wanted = self.heatmaps == "findings" and findings[name] and self._is_news(f"layer {name}", state[name])
             if self.heatmaps == "all" or is_wanted:
                 write_heatmap(writers, report.layers[name], seen, report.step)
@@ -258,7 +276,12 @@ class SymmetryMonitor(Callback):
         reasons = "; ".join(f"{name}: {reason}" for name, reason in list(skipped.items())[:5]) or "it has no parameters"
         rank_zero_warn(f"SymmetryMonitor finds no layer to inspect in this model ({reasons}). Training goes on.")
 
-    def _give_up_layer(self, layer: Layer, error: Exception) -> None:
+    def _tell_of_copies(self) -> None:
+        for group in self._report.copies if self._report else ():
+            if not group.verdict.is_warning:
+                rank_zero_info(copies_text(group))
+
+    def _give_up_layer(self, layer: Comparable, error: Exception) -> None:
         self._failed_layers[layer.name] = f"the check failed with {type(error).__name__}: {error}"
         rank_zero_warn(
             f"SymmetryMonitor leaves out {layer.name}: the check failed with {type(error).__name__}: {error}. "

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from lightning_symmetry.copies import Copies, find_copies
 from lightning_symmetry.evidence import Cause, Gradients, Look, Sighting, look
 from lightning_symmetry.grouping import check_tolerance
 from lightning_symmetry.layers import find_layers
@@ -101,6 +102,32 @@ class LayerDiagnosis:
 
 
 @dataclass(frozen=True)
+class CopyGroup:
+    """Modules that are exact copies of one another.
+
+    Attributes:
+        modules: their names.
+        verdict: what becomes of them; ``LOCKED`` if their gradients are equal too.
+    """
+
+    modules: tuple[str, ...]
+    verdict: Verdict
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {"modules": list(self.modules), "verdict": str(self.verdict)}
+
+    def describe(self) -> str:
+        """The modules in a few words.
+
+        >>> CopyGroup(("a.0", "a.1", "a.2", "a.3"), Verdict.LOCKED).describe()
+        'a.0, a.1, ..., a.3'
+        """
+        names = self.modules if len(self.modules) <= 3 else (*self.modules[:2], "...", self.modules[-1])
+        return ", ".join(names)
+
+
+@dataclass(frozen=True)
 class SymmetryReport:
     """The state of a model at one step.
 
@@ -108,11 +135,13 @@ class SymmetryReport:
         step: completed optimizer steps at the time.
         layers: by layer name; layers that share a weight are one, under each of its names.
         skipped: by name, modules with parameters that were not inspected, and why.
+        copies: whole modules that are equal.
     """
 
     step: int = 0
     layers: dict[str, LayerDiagnosis] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
+    copies: list[CopyGroup] = field(default_factory=list)
 
     @property
     def distinct_layers(self) -> list[LayerDiagnosis]:
@@ -152,6 +181,7 @@ class SymmetryReport:
             "redundant_units": self.redundant_units,
             "layers": {name: layer.to_dict() for name, layer in self.layers.items()},
             "skipped": dict(self.skipped),
+            "copies": [group.to_dict() for group in self.copies],
         }
 
     def table(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
@@ -177,6 +207,7 @@ class SymmetryReport:
             for row in [head, tuple("-" * width for width in widths), *rows]:
                 cells = [row[0].ljust(widths[0]), *(row[i].rjust(widths[i]) for i in (1, 2, 3)), row[4]]
                 lines.append("  ".join(cells).rstrip())
+        lines += [f"copies: {group.describe()} ({group.verdict})" for group in self.copies]
         lines += [f"not inspected: {name} ({reason})" for name, reason in self.skipped.items()]
         return "\n".join(lines)
 
@@ -238,6 +269,15 @@ def to_diagnosis(seen: Look, groups: Sequence[UnitGroup]) -> LayerDiagnosis:
     return LayerDiagnosis(layer.name, layer.num_units, layer.fan_in, seen.dead_units, ordered, layer.also)
 
 
+def copy_groups(found: Copies, diagnosis: LayerDiagnosis) -> list[CopyGroup]:
+    """The copies that are still equal."""
+    return [
+        CopyGroup(tuple(found.row_names[unit] for unit in group.units), group.verdict)
+        for group in diagnosis.groups
+        if group.verdict is not Verdict.LOCKSTEP
+    ]
+
+
 def under_all_names(diagnoses: Iterable[LayerDiagnosis]) -> dict[str, LayerDiagnosis]:
     """The layers of a report."""
     return {name: layer for layer in diagnoses for name in (layer.name, *layer.also)}
@@ -286,15 +326,17 @@ def diagnose(
     check_tolerance(tolerance)
     check_patterns(include=include, exclude=exclude)
     layers, skipped = find_layers(model, include, exclude)
-    diagnoses: list[LayerDiagnosis] = []
-    for seen in look(layers, tolerance=tolerance):
+    found = find_copies(model, layers)
+    diagnoses: dict[str, LayerDiagnosis] = {}
+    for seen in look([*layers, *found], tolerance=tolerance):
         groups = [
             UnitGroup(sighting.units, verdict_at_one_look(sighting), sighting.cause, sighting.value)
             for sighting in seen.sightings
             if sighting.has_equal_weights
         ]
-        diagnoses.append(to_diagnosis(seen, groups))
-    return SymmetryReport(0, under_all_names(diagnoses), skipped)
+        diagnoses[seen.layer.name] = to_diagnosis(seen, groups)
+    copies = [group for copy in found for group in copy_groups(copy, diagnoses[copy.name])]
+    return SymmetryReport(0, under_all_names(diagnoses[layer.name] for layer in layers), skipped, copies)
 
 
 def check_patterns(**arguments: Sequence[str] | None) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Protocol
 
 import torch
 
@@ -25,11 +26,58 @@ from lightning_symmetry.grouping import (
     sketch,
     stable_groups,
 )
-from lightning_symmetry.layers import Layer
 
 # Gradients of units in a constant network can be nothing but rounding errors, so many times the precision of their
 # dtype below the largest gradient row of the model. Such a gradient proves no difference, and equality only slowly.
 _NOISE = 16.0
+# A late warning is better than a long wait.
+_MAX_ROUNDS = 16
+
+
+class Comparable(Protocol):
+    """Rows to compare: those of a layer's units, or whole modules, each taken for one row.
+
+    Attributes:
+        name: the same at every look.
+        num_units: number of rows.
+        fan_in: number of weights in a row.
+        blocks: rows of different blocks are never compared.
+        also: other names of the same.
+        device: where the weights are.
+        can_freeze: whether zero gradients, again and again, are worth a word.
+        row_names: what the rows are called, if not by their index.
+    """
+
+    # fmt: off
+    @property
+    def name(self) -> str: ...  # noqa: D102
+    @property
+    def num_units(self) -> int: ...  # noqa: D102
+    @property
+    def fan_in(self) -> int: ...  # noqa: D102
+    @property
+    def blocks(self) -> int: ...  # noqa: D102
+    @property
+    def also(self) -> tuple[str, ...]: ...  # noqa: D102
+    @property
+    def device(self) -> torch.device: ...  # noqa: D102
+    @property
+    def can_freeze(self) -> bool: ...  # noqa: D102
+    @property
+    def row_names(self) -> tuple[str, ...]: ...  # noqa: D102
+    # fmt: on
+
+    def weights(self) -> Rows:
+        """The rows."""
+        ...
+
+    def gradients(self, trained: Set[int] | None = None) -> Rows | None:
+        """Their gradients; ``trained`` are the identities of the parameters whose gradients count."""
+        ...
+
+    def recurrent_rows(self) -> torch.Tensor | None:
+        """What feeds the units back into themselves, ``(num_units, gates, num_units)``."""
+        ...
 
 
 class Gradients(StrEnum):
@@ -87,7 +135,7 @@ class Look:
         sightings: disjoint sets of units.
     """
 
-    layer: Layer
+    layer: Comparable
     gradients: Rows | None
     dead_units: int
     sightings: tuple[Sighting, ...]
@@ -95,7 +143,7 @@ class Look:
 
 @dataclass(frozen=True)
 class _Sketched:
-    layer: Layer
+    layer: Comparable
     weights: Rows
     weight_sketch: Sketch
     gradients: Rows | None
@@ -103,12 +151,12 @@ class _Sketched:
 
 
 def look(
-    layers: Sequence[Layer],
+    layers: Sequence[Comparable],
     *,
     tolerance: float | None = None,
     trained: Set[int] | None = None,
     known: Mapping[str, Sequence[tuple[int, ...]]] | None = None,
-    on_error: Callable[[Layer, Exception], None] | None = None,
+    on_error: Callable[[Comparable, Exception], None] | None = None,
 ) -> list[Look]:
     """Look once at the weights and gradients of some layers.
 
@@ -126,7 +174,7 @@ def look(
     known = known or {}
 
     @contextmanager
-    def guarded(layer: Layer) -> Iterator[None]:
+    def guarded(layer: Comparable) -> Iterator[None]:
         try:
             with exact_arithmetic(layer.device):
                 yield
@@ -147,7 +195,7 @@ def look(
     return looks
 
 
-def _sketch_layer(layer: Layer, trained: Set[int] | None) -> _Sketched:
+def _sketch_layer(layer: Comparable, trained: Set[int] | None) -> _Sketched:
     weights, gradients = layer.weights(), layer.gradients(trained)
     return _Sketched(layer, weights, sketch(weights), gradients, sketch(gradients) if gradients else None)
 
@@ -162,11 +210,10 @@ def _look_at(item: _Sketched, tolerance: float | None, scale: float, known: Sequ
     leave = _leave_tolerance(weights, enter)
     groups = _equal_units(item, enter)
     groups = [group for group in groups if norms[group[0]] == 0 or not _is_chance(group, layer, weights, enter)]
-    held = [group for group in known if group[-1] < layer.num_units and not _lies_in(group, groups)]
-    for group in held:
-        groups += _equal_units(item, leave, among=group)
+    home = {unit: i for i, group in enumerate(groups) for unit in group}
+    held = [group for group in known if group[-1] < layer.num_units and len({home.get(u, -1 - u) for u in group}) > 1]
     if held:
-        groups = merge_overlapping(groups)
+        groups = merge_overlapping([*groups, *_equal_units(item, leave, among=held)])
     grouped = {unit for group in groups for unit in group}
 
     judge = _GradientJudge(item, tolerance, scale)
@@ -176,25 +223,31 @@ def _look_at(item: _Sketched, tolerance: float | None, scale: float, known: Sequ
     return Look(layer, item.gradients, judge.count_zero(exclude=grouped), tuple(sightings))
 
 
-def _equal_units(item: _Sketched, tolerance: float, among: Sequence[int] | None = None) -> list[tuple[int, ...]]:
+def _equal_units(
+    item: _Sketched, tolerance: float, among: Sequence[Sequence[int]] | None = None
+) -> list[tuple[int, ...]]:
     layer = item.layer
-    groups = find_groups(item.weights, tolerance, sketched=item.weight_sketch, blocks=layer.blocks, among=among)
-    return stable_groups(groups, layer.recurrent.rows(), tolerance) if layer.recurrent else groups
+    groups = find_groups(
+        item.weights,
+        tolerance,
+        sketched=item.weight_sketch,
+        blocks=layer.blocks,
+        among=among,
+        max_rounds=_MAX_ROUNDS,
+    )
+    recurrent = layer.recurrent_rows()
+    return groups if recurrent is None else stable_groups(groups, recurrent, tolerance)
 
 
 def _tolerance(rows: Rows, tolerance: float | None) -> float:
     return TOLERANCES[rows.dtype] if tolerance is None else tolerance
 
 
-def _lies_in(group: Sequence[int], groups: Sequence[Sequence[int]]) -> bool:
-    return any(set(group) <= set(other) for other in groups)
-
-
 def _leave_tolerance(rows: Rows, tolerance: float) -> float:
     return min(max(100 * tolerance, LEAVE_TOLERANCES[rows.dtype]), 0.5)
 
 
-def _is_chance(group: Sequence[int], layer: Layer, rows: Rows, tolerance: float) -> bool:
+def _is_chance(group: Sequence[int], layer: Comparable, rows: Rows, tolerance: float) -> bool:
     resolution = max(tolerance, torch.finfo(rows.dtype).eps)
     return is_chance(len(group), layer.num_units // layer.blocks, rows.width, resolution)
 
@@ -215,7 +268,7 @@ def _sighting(
     )
 
 
-def _cause(rows: Rows, group: Sequence[int], layer: Layer) -> tuple[Cause, float | None]:
+def _cause(rows: Rows, group: Sequence[int], layer: Comparable) -> tuple[Cause, float | None]:
     weight = rows.pieces[0][group[0]].flatten()
     value = float(weight[0])
     if bool((weight != weight[0]).any()):
@@ -236,7 +289,13 @@ class _GradientJudge:
             return
         self._tolerance = _tolerance(self._rows, tolerance)
         self._floor = _NOISE * torch.finfo(self._rows.dtype).eps * scale
-        self._groups = find_groups(self._rows, self._tolerance, sketched=self._sketch, blocks=self._layer.blocks)
+        self._groups = find_groups(
+            self._rows,
+            self._tolerance,
+            sketched=self._sketch,
+            blocks=self._layer.blocks,
+            max_rounds=_MAX_ROUNDS,
+        )
         self._group_of = {unit: i for i, group in enumerate(self._groups) for unit in group}
 
     def of(self, group: Sequence[int]) -> Gradients:
@@ -247,7 +306,7 @@ class _GradientJudge:
             return Gradients.NONE
         largest = float(norms.max())
         if largest == 0:
-            return Gradients.ZERO
+            return Gradients.ZERO if self._layer.can_freeze else Gradients.NONE
         is_faint = largest <= self._floor
         places = {self._group_of.get(unit, -1 - unit) for unit in group}
         if len(places) == 1:
@@ -277,5 +336,5 @@ class _GradientJudge:
     def _agrees_loosely(self, group: Sequence[int]) -> bool:
         assert self._rows is not None
         leave = _leave_tolerance(self._rows, self._tolerance)
-        loose = find_groups(self._rows, leave, sketched=self._sketch, blocks=self._layer.blocks, among=group)
+        loose = find_groups(self._rows, leave, sketched=self._sketch, among=[group])
         return loose == [tuple(group)]

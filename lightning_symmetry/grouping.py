@@ -33,9 +33,11 @@ _SIGMAS = 8.0
 _ROUNDING = 4.0
 # Elements that are read at once: their float32 copy stays in a CPU's cache, and keeps a GPU busy.
 _BLOCK_ELEMENTS = {"cpu": 1 << 19, "cuda": 1 << 24}
-# With more neighbours than this a row lies in a crowd, where pairs are too many to list.
+# A row with more neighbours than this lies in a crowd, where pairs are too many to list.
 _MAX_NEIGHBOURS = 64
 _EXTRA_KEYS = 4
+# The global default device is the user's; what is small is kept on the CPU.
+_CPU = torch.device("cpu")
 _CHANCE_BITS = 10.0
 
 
@@ -43,26 +45,44 @@ class Rows:
     """A matrix ``(n, d)`` in pieces that lie side by side, for example a weight and its bias; never copied whole.
 
     Args:
-        pieces: tensors of shape ``(n, ...)`` with any strides; trailing dimensions count as flattened.
+        pieces: tensors of shape ``(n, ...)`` with any strides, or lists of ``n`` tensors of one shape; the dimensions
+            of a row count as flattened.
     """
 
-    def __init__(self, pieces: Sequence[Tensor]) -> None:
+    def __init__(self, pieces: Sequence[Tensor | Sequence[Tensor]]) -> None:
         self.pieces = tuple(pieces)
-        self.num_rows = self.pieces[0].shape[0]
-        self.width = sum(math.prod(piece.shape[1:]) for piece in self.pieces)
-        self.device = self.pieces[0].device
+        self.num_rows = len(self.pieces[0])
+        self.widths = tuple(
+            math.prod(piece.shape[1:]) if isinstance(piece, Tensor) else piece[0].numel() for piece in self.pieces
+        )
+        self.width = sum(self.widths)
+        samples = [piece if isinstance(piece, Tensor) else piece[0] for piece in self.pieces]
+        self.device = samples[0].device
         # The coarsest of the dtypes decides what can be told apart.
-        self.dtype = max((piece.dtype for piece in self.pieces), key=lambda dtype: torch.finfo(dtype).eps)
-        is_double = all(piece.dtype == torch.float64 for piece in self.pieces)
+        self.dtype = max((sample.dtype for sample in samples), key=lambda dtype: torch.finfo(dtype).eps)
+        is_double = all(sample.dtype == torch.float64 for sample in samples)
         self.compute_dtype = torch.float64 if is_double else torch.float32
         block_elements = _BLOCK_ELEMENTS.get(self.device.type, _BLOCK_ELEMENTS["cuda"])
         self.block_rows = max(1, block_elements // max(1, self.width))
 
     def fetch(self, index: Tensor) -> Tensor:
         """The rows ``(m, d)`` at ``index`` ``(m,)``, in the dtype of the computation."""
-        index = index.to(self.device)
-        parts = [_flat(piece.index_select(0, index)).to(self.compute_dtype) for piece in self.pieces]
-        return torch.cat(parts, dim=1)
+        return torch.cat([self._at(i, index) for i in range(len(self.pieces))], dim=1)
+
+    def _at(self, i: int, index: Tensor) -> Tensor:
+        piece = self.pieces[i]
+        if isinstance(piece, Tensor):
+            return self._flat(i, piece.index_select(0, index.to(self.device)))
+        return self._flat(i, torch.stack([piece[row] for row in index.tolist()]))
+
+    def block(self, i: int, start: int) -> Tensor:
+        """Rows from ``start`` on, as many as are read at once, of piece ``i``: ``(m, widths[i])``."""
+        piece = self.pieces[i]
+        rows = piece[start : start + self.block_rows]
+        return self._flat(i, rows if isinstance(rows, Tensor) else torch.stack(list(rows)))
+
+    def _flat(self, i: int, rows: Tensor) -> Tensor:
+        return rows.reshape(len(rows), self.widths[i]).to(self.compute_dtype)
 
 
 @dataclass(frozen=True)
@@ -84,11 +104,10 @@ def sketch(rows: Rows) -> Sketch:
     norms = torch.zeros(rows.num_rows, dtype=rows.compute_dtype, device=rows.device)
     projections = torch.zeros_like(norms)
     offset = 0
-    for piece in rows.pieces:
-        width = math.prod(piece.shape[1:])
+    for i, width in enumerate(rows.widths):
         signs = _signs(offset, width, rows.compute_dtype, rows.device)
         for start in range(0, rows.num_rows if width else 0, rows.block_rows):
-            block = _flat(piece[start : start + rows.block_rows]).to(rows.compute_dtype)
+            block = rows.block(i, start)
             here = slice(start, start + len(block))
             # Not vector_norm and not a matrix product: see _ROUNDING, and the latter may round to tf32 or bfloat16.
             norms[here] = torch.hypot(norms[here], (block * block).sum(dim=1).sqrt())
@@ -98,7 +117,7 @@ def sketch(rows: Rows) -> Sketch:
     # Squares of what these norms come from may have left the range of the dtype.
     odd = ~((norms > limits.tiny**0.4) & (norms < limits.max**0.4))
     odd_index = odd.nonzero().squeeze(1)
-    for index in torch.split(odd_index, rows.block_rows) if rows.width else ():
+    for index in torch.split(odd_index, rows.block_rows) if rows.width and len(odd_index) else ():
         norms[index] = _scaled_norms(rows.fetch(index))
     host = torch.stack([norms, projections]).to("cpu", torch.float64)
     finite = host.isfinite().all(dim=0)
@@ -112,7 +131,8 @@ def find_groups(
     *,
     sketched: Sketch | None = None,
     blocks: int = 1,
-    among: Sequence[int] | None = None,
+    among: Sequence[Sequence[int]] | None = None,
+    max_rounds: int | None = None,
 ) -> list[tuple[int, ...]]:
     """Group the rows that agree: ``|w_i - w_j| <= tolerance * max(|w_i|, |w_j|)`` in the L2 norm.
 
@@ -124,49 +144,45 @@ def find_groups(
         tolerance: relative distance, ``0 <= tolerance < 1``.
         sketched: the sketch of ``rows``, if it is at hand.
         blocks: rows of different blocks, ``blocks`` runs of ``n / blocks`` rows each, are never compared.
-        among: compare only these rows.
+        among: compare only rows within each of these disjoint sets.
+        max_rounds: give up on rows that so many rounds could not settle, thousands that nearly agree; None: never.
 
     Returns:
         The groups of two or more, each sorted, sorted by their first row.
     """
-    block_size = rows.num_rows // blocks
-    if block_size < 2:
+    if rows.num_rows < 2 * blocks:
         return []
     sketched = sketched if sketched is not None else sketch(rows)
-    members = torch.arange(rows.num_rows) if among is None else torch.tensor(sorted(among), dtype=torch.long)
+    if among is None:
+        members = torch.arange(rows.num_rows, device=_CPU)
+        place = members // (rows.num_rows // blocks)
+    else:
+        listed = sorted((row, i) for i, group in enumerate(among) for row in group)
+        members, place = torch.tensor(listed, dtype=torch.long, device=_CPU).reshape(-1, 2).T
+    labels = torch.full((rows.num_rows,), -1, device=_CPU)
     norms = sketched.norms[members]
-    zeros = members[norms == 0]
-    groups = [group.tolist() for group in _split_by(zeros, zeros // block_size) if len(group) > 1]
+    for group in _split_by(members[norms == 0], place[norms == 0]):
+        labels[group] = group[0] if len(group) > 1 else -1
 
-    members = members[norms > 0]
-    keys, windows = _keys(rows, sketched, tolerance)
-    keys = keys[:, members]
-    labels = torch.full((rows.num_rows,), -1)
-    has_extra_keys = False
-    while len(members) > 1:
-        pairs, crowd = _neighbours(keys, windows, members // block_size)
-        for row, leader_row in _resolve(rows, sketched.norms, members[pairs], tolerance).items():
-            labels[row] = labels[leader_row] = leader_row
-        members, keys, component = members[crowd >= 0], keys[:, crowd >= 0], crowd[crowd >= 0]
+    members, place = members[norms > 0], place[norms > 0]
+    keys, windows = _keys(rows, sketched, members, tolerance)
+    round_number = 0
+    while len(members) > 1 and (max_rounds is None or round_number < max_rounds):
+        pairs, is_crowded, best_key = _neighbours(keys, windows, place)
+        for row, leader in _resolve(rows, sketched.norms, members[pairs], tolerance).items():
+            labels[row] = labels[leader] = leader
+        members, place, keys = members[is_crowded], place[is_crowded], keys[:, is_crowded]
         if not len(members):
             break
-        leader, leader_key = _leaders(members, keys, component)
-        near = ((keys - leader_key).abs() <= windows[:, None]).all(dim=0) & (members != leader)
-        index = near.nonzero().squeeze(1)
-        agree = index[_agree(rows, sketched.norms, leader[index], members[index], tolerance)]
-        labels[members[agree]] = leader[agree]
-        labels[leader[agree]] = leader[agree]
-        rest = members != leader
-        rest[agree] = False
-        members, keys = members[rest], keys[:, rest]
-        if not has_extra_keys and len(members) > 1:
+        rest = _join_leaders(rows, sketched.norms, labels, members, place, keys, windows, best_key, tolerance)
+        members, place, keys = members[rest], place[rest], keys[:, rest]
+        if round_number == 0 and len(members) > 1:
             # Few get here, so more keys are cheap, and they save comparing strangers in full.
             extra, extra_windows = _extra_keys(rows, sketched.norms, members, tolerance)
             keys, windows = torch.cat([keys, extra]), torch.cat([windows, extra_windows])
-            has_extra_keys = True
+        round_number += 1
     grouped = (labels >= 0).nonzero().squeeze(1)
-    groups += [group.tolist() for group in _split_by(grouped, labels[grouped])]
-    return sorted(tuple(group) for group in groups)
+    return sorted(tuple(group.tolist()) for group in _split_by(grouped, labels[grouped]))
 
 
 def stable_groups(groups: Sequence[tuple[int, ...]], recurrent: Tensor, tolerance: float) -> list[tuple[int, ...]]:
@@ -190,9 +206,9 @@ def stable_groups(groups: Sequence[tuple[int, ...]], recurrent: Tensor, toleranc
         >>> stable_groups([(0, 1, 2)], torch.diag(torch.tensor([1.0, 1.0, 5.0]))[:, None, :], 1e-5)
         [(0, 1)]
     """
-    groups = list(groups)
+    groups = sorted(groups)
     while groups:
-        label = torch.arange(recurrent.shape[0])
+        label = torch.arange(recurrent.shape[0], device=_CPU)
         for group in groups:
             label[list(group)] = group[0]
         refined: list[tuple[int, ...]] = []
@@ -202,9 +218,9 @@ def stable_groups(groups: Sequence[tuple[int, ...]], recurrent: Tensor, toleranc
             # Sums may cancel out: they are equal relative to what is added up.
             scale = received.reshape(len(group), -1).norm(dim=1).max().expand(len(group))
             refined += [tuple(group[i] for i in part) for part in find_groups(Rows([sums, scale]), tolerance)]
-        if refined == groups:
+        if sorted(refined) == groups:
             break
-        groups = refined
+        groups = sorted(refined)
     return groups
 
 
@@ -278,24 +294,18 @@ def merge_overlapping(groups: Iterable[Sequence[int]]) -> list[tuple[int, ...]]:
     >>> merge_overlapping([(0, 1), (4, 5), (1, 2)])
     [(0, 1, 2), (4, 5)]
     """
-    merged: list[set[int]] = []
+    home: dict[int, set[int]] = {}
     for group in groups:
-        union = set(group)
-        apart = [other for other in merged if union.isdisjoint(other)]
-        union.update(*(other for other in merged if not union.isdisjoint(other)))
-        merged = [*apart, union]
-    return sorted(tuple(sorted(group)) for group in merged)
-
-
-def _flat(rows: Tensor) -> Tensor:
-    return rows.reshape(len(rows), math.prod(rows.shape[1:]))
+        union = set(group).union(*(home[row] for row in group if row in home))
+        home.update(dict.fromkeys(union, union))
+    return sorted({id(union): tuple(sorted(union)) for union in home.values()}.values())
 
 
 @lru_cache(maxsize=256)
 def _signs(offset: int, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     # A generator of its own: the global one belongs to the training.
-    generator = torch.Generator().manual_seed(0x5EED + offset)
-    return (torch.randint(0, 2, (width,), generator=generator) * 2 - 1).to(device, dtype)
+    generator = torch.Generator(_CPU).manual_seed(0x5EED + offset)
+    return (torch.randint(0, 2, (width,), generator=generator, device=_CPU) * 2 - 1).to(device, dtype)
 
 
 def _scaled_norms(block: Tensor) -> Tensor:
@@ -313,11 +323,12 @@ def _window(tolerance: float, width: int, dtype: torch.dtype) -> tuple[float, fl
     return min(_SIGMAS, math.sqrt(width)) * apart + rounding, -math.log1p(-tolerance) + rounding
 
 
-def _keys(rows: Rows, sketched: Sketch, tolerance: float) -> tuple[Tensor, Tensor]:
-    """Numbers ``(2, n)`` in which rows that agree differ by no more than the windows ``(2,)``."""
-    keys = torch.stack([sketched.projections / sketched.norms, sketched.norms.log()])
+def _keys(rows: Rows, sketched: Sketch, members: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
+    """Numbers ``(2, m)`` in which rows that agree differ by no more than the windows ``(2,)``."""
+    norms = sketched.norms[members]
+    keys = torch.stack([sketched.projections[members] / norms, norms.log()])
     windows = _window(tolerance, rows.width, rows.compute_dtype)
-    return keys, torch.tensor(windows, dtype=torch.float64)
+    return keys, torch.tensor(windows, dtype=torch.float64, device=_CPU)
 
 
 def _extra_keys(rows: Rows, norms: Tensor, members: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
@@ -328,56 +339,157 @@ def _extra_keys(rows: Rows, norms: Tensor, members: Tensor, tolerance: float) ->
         block = rows.fetch(index)
         keys.append(torch.stack([(block * sign).sum(dim=1) for sign in signs]))
     window, _ = _window(tolerance, rows.width, rows.compute_dtype)
-    windows = torch.full((_EXTRA_KEYS,), window, dtype=torch.float64)
+    windows = torch.full((_EXTRA_KEYS,), window, dtype=torch.float64, device=_CPU)
     return torch.cat(keys, dim=1).to("cpu", torch.float64) / norms[members], windows
 
 
-def _neighbours(keys: Tensor, windows: Tensor, block: Tensor) -> tuple[Tensor, Tensor]:
+def _neighbours(keys: Tensor, windows: Tensor, place: Tensor) -> tuple[Tensor, Tensor, int]:
     """Pairs of members that lie within all windows of one another, and the crowds in which pairs are too many.
 
     Args:
         keys: ``(k, m)``.
         windows: ``(k,)``.
-        block: ``(m,)``, members of different blocks are never compared.
+        place: ``(m,)``; members of different places are never compared.
 
     Returns:
-        Pairs ``(2, p)`` of places, the smaller first, and for every member a label of its crowd, -1 if it is in none.
-        No pair is in a crowd.
+        Pairs ``(2, p)`` of members, the smaller first; ``(m,)`` of bool, whether a member lies in a crowd, in which
+        case it is in no pair; and the key that separates best.
     """
     num_members = keys.shape[1]
-    best: tuple[int, Tensor, Tensor] | None = None
-    for i, key in enumerate(keys):  # sort by the key that separates most
-        order = key.argsort()
-        order = order[block[order].argsort(stable=True)]
-        starts = torch.ones(num_members, dtype=torch.bool)
-        starts[1:] = (key[order].diff() > windows[i]) | (block[order].diff() != 0)
-        if best is None or starts.sum() > best[2].sum():
-            best = i, order, starts
-    assert best is not None
-    best_key, order, starts = best
-    component = starts.cumsum(0)
-    crowded = torch.zeros(num_members + 1, dtype=torch.bool)
-    far = _near(keys[best_key, order], component, windows[best_key], _MAX_NEIGHBOURS)
-    crowded[component[_MAX_NEIGHBOURS:][far]] = True
-    crowd = torch.full((num_members,), -1)
-    crowd[order] = torch.where(crowded[component], component, -1)
-
-    order, component = order[~crowded[component]], component[~crowded[component]]
-    ordered = keys[:, order]
-    pairs = [torch.zeros(2, 0, dtype=torch.long)]
-    for shift in range(1, len(order)):
-        near = _near(ordered[best_key], component, windows[best_key], shift)
+    orders = [_sorted_within(key, place) for key in keys]
+    counts = [_count_near(key, order, place, window) for key, order, window in zip(keys, orders, windows, strict=True)]
+    by_count = sorted(range(len(keys)), key=counts.__getitem__)
+    best, others = by_count[0], by_count[1:]
+    order = orders[best]
+    is_crowded = torch.zeros(num_members, dtype=torch.bool, device=_CPU)
+    is_crowded[order] = _is_packed(keys[:, order], windows, place[order])
+    order = order[~is_crowded[order]]
+    num_pairs = torch.zeros(num_members, dtype=torch.long, device=_CPU)
+    pairs = [torch.zeros(2, 0, dtype=torch.long, device=_CPU)]
+    shift = 1
+    while shift < len(order):
+        lower, upper = order[:-shift], order[shift:]
+        near = (keys[best, upper] - keys[best, lower] <= windows[best]) & (place[upper] == place[lower])
         if not near.any():
             break
-        near &= ((ordered[:, shift:] - ordered[:, :-shift]).abs() <= windows[:, None]).all(dim=0)
-        place = near.nonzero().squeeze(1)
-        pairs.append(torch.stack([order[place], order[place + shift]]))
-    return torch.cat(pairs, dim=1).sort(dim=0).values, crowd
+        lower, upper = lower[near], upper[near]
+        for i in others:
+            near = (keys[i, upper] - keys[i, lower]).abs() <= windows[i]
+            lower, upper = lower[near], upper[near]
+        pairs.append(torch.stack([lower, upper]))
+        num_pairs[lower] += 1
+        num_pairs[upper] += 1
+        shift += 1
+        if shift % _MAX_NEIGHBOURS == 0:
+            is_open = num_pairs[order] < _MAX_NEIGHBOURS
+            if not is_open.all():
+                # What is left out stood between the others, which move up by as many places at most: look again.
+                order, shift = order[is_open], max(1, shift - int((~is_open).sum()))
+    smaller, larger = torch.cat(pairs, dim=1).sort(dim=0).values
+    code = torch.unique(smaller * num_members + larger)
+    found = torch.stack([code // num_members, code % num_members])
+    is_crowded |= num_pairs >= _MAX_NEIGHBOURS
+    # A crowd takes those with it that it could give a representative to.
+    while True:
+        touched = is_crowded[found].any(dim=0)
+        drawn_in = found[:, touched]
+        if is_crowded[drawn_in].all():
+            return found[:, ~touched], is_crowded, best
+        is_crowded[drawn_in.flatten()] = True
 
 
-def _near(key: Tensor, component: Tensor, window: Tensor, shift: int) -> Tensor:
-    """Whether a member lies near the one ``shift`` places before, ``(m - shift,)``; the key ``(m,)`` is sorted."""
-    return (key[shift:] - key[:-shift] <= window) & (component[shift:] == component[:-shift])
+def _is_packed(keys: Tensor, windows: Tensor, place: Tensor) -> Tensor:
+    """Whether a member has so many neighbours in this order that pairs are not worth listing, or a neighbour that has."""
+    num_members = keys.shape[1]
+    num_near = torch.zeros(num_members, dtype=torch.long, device=_CPU)
+    is_packed = torch.zeros(num_members, dtype=torch.bool, device=_CPU)
+    near_at: list[Tensor] = []
+    for shift in range(_MAX_NEIGHBOURS, 0, -1):  # the farthest first: mostly it shows that there is no crowd
+        near = ((keys[:, shift:] - keys[:, :-shift]).abs() <= windows[:, None]).all(dim=0)
+        near &= place[shift:] == place[:-shift]
+        if shift == _MAX_NEIGHBOURS and not near.any():
+            return is_packed
+        near_at.append(near)
+        num_near[shift:] += near
+        num_near[:-shift] += near
+    grown = num_near >= _MAX_NEIGHBOURS
+    while not torch.equal(is_packed, grown):
+        is_packed = grown
+        grown = is_packed.clone()
+        for near in near_at:
+            shift = num_members - len(near)
+            grown[shift:] |= near & is_packed[:-shift]
+            grown[:-shift] |= near & is_packed[shift:]
+    return is_packed
+
+
+def _sorted_within(key: Tensor, place: Tensor) -> Tensor:
+    """The order of members by place, and by key within a place."""
+    order = key.argsort()
+    return order[place[order].argsort(stable=True)]
+
+
+def _count_near(key: Tensor, order: Tensor, place: Tensor, window: Tensor) -> int:
+    """About how many pairs lie within the window."""
+    spread = key.max() - key.min() + 2 * window
+    ordered = key[order] + place[order] * spread
+    above = torch.searchsorted(ordered, ordered + window, right=True)
+    return int(above.sum()) - len(order) * (len(order) + 1) // 2
+
+
+def _join_leaders(
+    rows: Rows,
+    norms: Tensor,
+    labels: Tensor,
+    members: Tensor,
+    place: Tensor,
+    keys: Tensor,
+    windows: Tensor,
+    best_key: int,
+    tolerance: float,
+) -> Tensor:
+    """Compare the members of crowds with the first of their neighbourhood, and label those that agree.
+
+    Returns:
+        ``(m,)`` of bool, whether a member is still to be settled.
+    """
+    # Cells as wide as the window: what a member could agree with lies in its own cell or the next. A leader is the
+    # first of five cells, so that nobody it agrees with could find a representative before it.
+    cell = (keys[best_key] / windows[best_key]).floor()
+    order = _sorted_within(cell, place)
+    is_new = torch.ones(len(order), dtype=torch.bool, device=_CPU)
+    is_new[1:] = (cell[order].diff() != 0) | (place[order].diff() != 0)
+    number = torch.empty_like(order)
+    number[order] = is_new.cumsum(0) - 1
+    first = torch.full((int(is_new.sum()),), len(members), device=_CPU)
+    first = first.scatter_reduce(0, number, torch.arange(len(members), device=_CPU), "amin")
+    cells, places = cell[order][is_new], place[order][is_new]
+    nearest = first.clone()
+    for shift in range(1, min(3, len(first))):
+        is_close = (cells[shift:] - cells[:-shift] <= 2) & (places[shift:] == places[:-shift])
+        far = torch.full_like(first[shift:], len(members))
+        nearest[shift:] = torch.minimum(nearest[shift:], torch.where(is_close, first[:-shift], far))
+        nearest[:-shift] = torch.minimum(nearest[:-shift], torch.where(is_close, first[shift:], far))
+    is_leader_cell = first == nearest
+    # Each member asks the first of the leaders in its cell and the next.
+    asked = torch.where(is_leader_cell, first, len(members))
+    candidate = asked.clone()
+    for shift in range(1, min(2, len(first))):
+        is_close = (cells[shift:] - cells[:-shift] <= 1) & (places[shift:] == places[:-shift])
+        far = torch.full_like(first[shift:], len(members))
+        candidate[shift:] = torch.minimum(candidate[shift:], torch.where(is_close, asked[:-shift], far))
+        candidate[:-shift] = torch.minimum(candidate[:-shift], torch.where(is_close, asked[shift:], far))
+    leader = candidate[number]
+    rest = torch.ones(len(members), dtype=torch.bool, device=_CPU)
+    rest[first[is_leader_cell]] = False
+    index = ((leader < len(members)) & rest).nonzero().squeeze(1)
+    near = ((keys[:, index] - keys[:, leader[index]]).abs() <= windows[:, None]).all(dim=0)
+    index = index[near]
+    joins = index[_agree(rows, norms, members[leader[index]], members[index], tolerance)]
+    labels[members[joins]] = members[leader[joins]]
+    labels[members[leader[joins]]] = members[leader[joins]]
+    rest[joins] = False
+    return rest
 
 
 def _resolve(rows: Rows, norms: Tensor, pairs: Tensor, tolerance: float) -> dict[int, int]:
@@ -404,24 +516,15 @@ def _resolve(rows: Rows, norms: Tensor, pairs: Tensor, tolerance: float) -> dict
                 break
         if not questions:
             return joined
-        first, second = torch.tensor(questions).T
+        first, second = torch.tensor(questions, device=_CPU).T
         answers = _agree(rows, norms, first, second, tolerance)
         agrees.update(zip(questions, answers.tolist(), strict=True))
-
-
-def _leaders(members: Tensor, keys: Tensor, component: Tensor) -> tuple[Tensor, Tensor]:
-    """For every member the first member of its component, ``(m,)``, and that one's keys, ``(k, m)``."""
-    _, label = torch.unique(component, return_inverse=True)
-    first = torch.full((int(label.max()) + 1,), len(members)).scatter_reduce(
-        0, label, torch.arange(len(members)), "amin"
-    )
-    return members[first[label]], keys[:, first[label]]
 
 
 def _agree(rows: Rows, norms: Tensor, leader: Tensor, index: Tensor, tolerance: float) -> Tensor:
     """Compare rows in full, each with its leader; ``(m,)`` of bool."""
     by_leader = leader.argsort(stable=True)
-    verdicts = torch.zeros(len(index), dtype=torch.bool)
+    verdicts = torch.zeros(len(index), dtype=torch.bool, device=_CPU)
     for part in torch.split(by_leader, rows.block_rows) if len(index) else ():
         leaders = leader[part]
         is_same = bool(leaders[0] == leaders[-1])

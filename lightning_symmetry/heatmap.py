@@ -66,7 +66,7 @@ def similarity(weights: Rows, gradients: Rows | None, units: Sequence[int]) -> n
         Matrix of shape ``(len(units), len(units))``; NaN where a row is zero or not finite and so has no direction, and
         above the diagonal if there are no gradients.
     """
-    index = torch.tensor(units, dtype=torch.long)
+    index = torch.tensor(units, dtype=torch.long, device="cpu")
     with exact_arithmetic(weights.device):
         below = pairwise_cosine_similarity(weights.fetch(index).cpu().double(), zero_diagonal=False)
         above = torch.full_like(below, torch.nan)

@@ -27,8 +27,8 @@ class Finding:
     """A group that the user was warned of.
 
     Attributes:
-        layer: name of the layer.
-        units: sorted indices of the units.
+        layer: name of the layer; of copies, the names of all modules that were copies at first.
+        units: sorted indices of the units; of copies, their places among these modules.
         verdict: the verdict that was warned of first; that of today is in the report.
         cause: what the weights looked like when the group was first seen.
         value: the number that every weight was, for :attr:`Cause.CONSTANT`.
@@ -36,6 +36,7 @@ class Finding:
         last_step: optimizer step of the last check that saw it.
         broken_step: optimizer step of the check at which the group was gone; None while it holds.
         origin: how the group entered the records.
+        modules: names of modules that are whole copies of one another; empty for units of a layer.
     """
 
     layer: str
@@ -47,6 +48,7 @@ class Finding:
     last_step: int
     broken_step: int | None
     origin: Origin
+    modules: tuple[str, ...] = ()
 
 
 @dataclass
@@ -68,6 +70,7 @@ class _Record:
     was_different: bool = False
     warned: Verdict | None = None
     warned_units: int = 0
+    row_names: tuple[str, ...] = ()  # of modules that are copies
 
     def to_finding(self, layer: str) -> Finding:
         assert self.warned is not None
@@ -81,6 +84,7 @@ class _Record:
             self.last_step,
             self.broken_step,
             self.origin,
+            tuple(self.row_names[unit] for unit in self.units) if self.row_names else (),
         )
 
 
@@ -127,13 +131,14 @@ class History:
         if not self.has_seen(name):
             origin = Origin.START if step == 0 else Origin.FIRST_LOOK
         records = self._records.setdefault(name, [])
-        past = [(record, replace(record)) for record in records if record.broken_step is None]
+        past = _Past(records)
         holding: list[_Record] = []
         groups: list[UnitGroup] = []
         news: list[Finding] = []
         # Largest first: when a group falls apart, its largest part carries the record on.
         for sighting in sorted(seen.sightings, key=lambda sighting: -len(sighting.units)):
-            record = _record_of(sighting, past, holding, step, origin)
+            record = past.record_of(sighting, step, origin)
+            record.row_names = seen.layer.row_names
             holding.append(record)
             self._judge(record, sighting)
             if record.verdict is Verdict.LOCKSTEP or record.has_equal_weights:
@@ -144,7 +149,7 @@ class History:
                 if len(record.units) >= 2 * record.warned_units:
                     record.warned_units = len(record.units)
                     news.append(record.to_finding(name))
-        self._records[name] = _gone(records, holding, step) + holding
+        self._records[name] = past.gone(holding, step) + holding
         return to_diagnosis(seen, groups), news
 
     def state_dict(self) -> dict[str, Any]:
@@ -184,64 +189,69 @@ def _is_plain(record: _Record) -> bool:
     return is_equal and record.origin is Origin.START and not record.was_different
 
 
-def _record_of(
-    sighting: Sighting,
-    past: Sequence[tuple[_Record, _Record]],
-    holding: Sequence[_Record],
-    step: int,
-    origin: Origin,
-) -> _Record:
-    """The record that a sighting carries on, or a new one.
+class _Past:
+    """The records of a layer before a check.
 
-    Args:
-        sighting: what was seen.
-        past: the open records, each with a copy of how it was before this check.
-        holding: the records that this check has carried on or opened so far.
-        step: completed optimizer steps.
-        origin: that of a new record.
+    Records of one kind, equal weights or lockstep, never share a unit, so each is found by any of its units.
     """
-    kin = [pair for pair in past if pair[0].has_equal_weights == sighting.has_equal_weights]
-    units = set(sighting.units)
-    for record, before in kin:
-        if units <= set(before.units):
-            if any(record is other for other in holding):
+
+    def __init__(self, records: Sequence[_Record]) -> None:
+        self._records = records
+        self._continued: set[int] = set()
+        # With a copy of each as it was: carrying it on changes it.
+        self._by_unit: dict[tuple[bool, int], tuple[_Record, _Record]] = {}
+        for record in records:
+            if record.broken_step is None:
+                pair = (record, replace(record))
+                self._by_unit.update({(record.has_equal_weights, unit): pair for unit in record.units})
+
+    def record_of(self, sighting: Sighting, step: int, origin: Origin) -> _Record:
+        """The record that a sighting carries on, or a new one of this origin."""
+        kin = [self._by_unit.get((sighting.has_equal_weights, unit)) for unit in sighting.units]
+        if kin[0] is not None and all(pair is kin[0] for pair in kin):
+            record, before = kin[0]
+            if id(record) in self._continued:  # by another part of the group
                 record = replace(before)
+            self._continued.add(id(record))
             record.units, record.last_step = sighting.units, step
             return record
-    absorbed = [before for _, before in kin if set(before.units) < units]
-    return _Record(
-        units=sighting.units,
-        has_equal_weights=sighting.has_equal_weights,
-        cause=sighting.cause,
-        value=sighting.value,
-        position=sighting.position,
-        first_step=step,
-        last_step=step,
-        origin=origin,
-        warned=next((before.warned for before in absorbed if before.warned), None),
-        warned_units=max((before.warned_units for before in absorbed), default=0),
-    )
+        units = set(sighting.units)
+        absorbed = [pair[1] for pair in kin if pair is not None and set(pair[1].units) < units]
+        return _Record(
+            units=sighting.units,
+            has_equal_weights=sighting.has_equal_weights,
+            cause=sighting.cause,
+            value=sighting.value,
+            position=sighting.position,
+            first_step=step,
+            last_step=step,
+            origin=origin,
+            warned=next((before.warned for before in absorbed if before.warned), None),
+            warned_units=max((before.warned_units for before in absorbed), default=0),
+        )
 
-
-def _gone(records: Sequence[_Record], holding: Sequence[_Record], step: int) -> list[_Record]:
-    """The warned records that hold no longer, those that end now marked so; a larger group stands for its parts."""
-    gone = []
-    for record in records:
-        if record.warned is None or any(record is other for other in holding):
-            continue
-        if any(set(record.units) < set(other.units) for other in holding) and record.broken_step is None:
-            continue
-        if record.broken_step is None:
-            record.broken_step = step
-        gone.append(record)
-    return gone
+    def gone(self, holding: Sequence[_Record], step: int) -> list[_Record]:
+        """The warned records that hold no longer, those that end now marked so; a larger group stands for its parts."""
+        home = {(record.has_equal_weights, unit): record for record in holding for unit in record.units}
+        gone = []
+        for record in self._records:
+            if record.warned is None or id(record) in self._continued:
+                continue
+            if record.broken_step is None:
+                heirs = {id(home.get((record.has_equal_weights, unit))) for unit in record.units}
+                if len(heirs) == 1 and heirs != {id(None)}:
+                    continue
+                record.broken_step = step
+            gone.append(record)
+        return gone
 
 
 def _plain(record: _Record) -> dict[str, Any]:
     """Plain numbers, strings and lists: all that loading a checkpoint allows by default."""
     values = asdict(record)
     return {key: str(value) if isinstance(value, StrEnum) else value for key, value in values.items()} | {
-        "units": list(record.units)
+        "units": list(record.units),
+        "row_names": list(record.row_names),
     }
 
 
@@ -250,6 +260,7 @@ def _from_plain(values: Mapping[str, Any]) -> _Record:
         **{
             **values,
             "units": tuple(values["units"]),
+            "row_names": tuple(values["row_names"]),
             "verdict": Verdict(values["verdict"]),
             "cause": Cause(values["cause"]),
             "origin": Origin(values["origin"]),

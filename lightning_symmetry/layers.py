@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import singledispatch
-from typing import Any, TypeVar, cast
+from typing import Any, ClassVar, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -195,6 +195,8 @@ class Layer:
     also: tuple[str, ...] = ()
     num_units: int = field(init=False)
     fan_in: int = field(init=False)
+    can_freeze: ClassVar[bool] = True
+    row_names: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
         shapes = [tensor.rows().shape for tensor in self._all_tensors()]
@@ -234,6 +236,10 @@ class Layer:
                 pieces.append(gradient)
         return Rows(pieces) if pieces else None
 
+    def recurrent_rows(self) -> Tensor | None:
+        """What feeds the units back into themselves, ``(num_units, gates, num_units)``."""
+        return self.recurrent.rows() if self.recurrent else None
+
     def is_trained_by(self, trained: Set[int]) -> bool:
         """Whether the optimizer with these parameters updates any of this layer's tensors."""
         return any(id(original) in trained for original in self.originals())
@@ -265,8 +271,7 @@ def find_layers(
         own = _own_parameters(module)
         if not own:
             continue
-        # torch.compile wraps a submodule; its name is no concern of the reader.
-        name = ".".join(step for step in path.split(".") if step != "_orig_mod") or type(module).__name__
+        name = readable_name(path, module)
         try:
             found = _layers_of(name, module)
         except NotUnderstoodError as reason:
@@ -288,6 +293,12 @@ def find_layers(
         if extra:
             skipped[name] = f"the adapter of {type(module).__name__} does not know its parameters {', '.join(extra)}"
     return list(layers.values()), skipped
+
+
+def readable_name(path: str, module: nn.Module) -> str:
+    """The name of a module as reports give it."""
+    # torch.compile wraps a submodule; that is no concern of the reader.
+    return ".".join(step for step in path.split(".") if step != "_orig_mod") or type(module).__name__
 
 
 def _own_parameters(module: nn.Module) -> dict[str, Tensor]:
@@ -319,7 +330,7 @@ def _layers_of(name: str, module: nn.Module) -> list[Layer]:
         raise NotUnderstoodError(f"its adapter failed with {type(error).__name__}: {error}") from error
 
     def incoming(tensor: Tensor, view: View) -> Incoming:
-        _check_tensor(tensor)
+        check_tensor(tensor)
         return Incoming(tensor, view, originals.get(id(tensor), (tensor,)))
 
     layers = []
@@ -359,7 +370,12 @@ def _without_parametrizations(module: nn.Module) -> tuple[nn.Module, dict[int, t
     return stand_in, originals
 
 
-def _check_tensor(tensor: Tensor) -> None:
+def check_tensor(tensor: Tensor) -> None:
+    """Refuse a tensor whose numbers cannot be read, or are not those that are trained.
+
+    Raises:
+        NotUnderstoodError: saying why.
+    """
     if is_lazy(tensor):
         raise NotUnderstoodError("not initialised yet")
     if type(tensor) not in (Tensor, nn.Parameter):

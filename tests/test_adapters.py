@@ -269,7 +269,9 @@ def test_parametrized_layers_are_read_as_they_compute(
     assert torch.equal(rng, torch.get_rng_state())
     module.eval()
     weights = layer.weights()
-    assert torch.equal(weights.pieces[0], module.weight)
+    piece = weights.pieces[0]
+    assert isinstance(piece, Tensor)
+    assert torch.equal(piece, module.weight)
     module(torch.randn(4, 8, *([5] if isinstance(module, nn.Conv1d) else []))).square().sum().backward()
     gradients = layer.gradients()
     assert gradients is not None

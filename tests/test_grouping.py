@@ -95,6 +95,28 @@ def test_low_dimensional_crowd_equals_brute_force() -> None:
     assert duplicate_groups(rows, 0.01) == brute_force_groups(rows, 0.01)
 
 
+@given(
+    st.integers(0, 2**31),
+    st.integers(100, 250),
+    st.sampled_from([1, 2, 3, 8, 40]),
+    st.sampled_from([3e-5, 1e-4, 1e-3, 1e-2]),
+    st.integers(0, 3),
+)
+@settings(max_examples=25, deadline=None)
+def test_crowds_equal_brute_force(seed: int, num_rows: int, width: int, spread: float, num_groups: int) -> None:
+    # Rows that nearly agree, some in chains, with large groups of equal ones among them.
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.randn(1, width, generator=generator, dtype=torch.float64)
+    rows = rows * (1 + spread * torch.randn(num_rows, width, generator=generator, dtype=torch.float64))
+    for _ in range(num_groups):
+        members = torch.randperm(num_rows, generator=generator)[: num_rows // 3]
+        rows[members] = rows[members[0]].clone()
+    for tolerance in (1e-5, 1e-3):
+        found = duplicate_groups(rows, tolerance)
+        near = [brute_force_groups(rows, tolerance * factor) for factor in (1, 1 - 1e-9, 1 + 1e-9)]
+        assert found == near[0] or near[1] != near[2]
+
+
 def test_tolerance_zero_means_equal() -> None:
     rows = torch.tensor([[1.0, 0.0], [1.0, -0.0], [1.0, 1e-7]])
     assert duplicate_groups(rows, 0.0) == [(0, 1)]
@@ -113,7 +135,7 @@ def test_pieces_make_one_row() -> None:
 
 
 def test_among_compares_only_the_rows_named() -> None:
-    assert find_groups(Rows([torch.ones(6, 4)]), 1e-5, among=[1, 4, 5]) == [(1, 4, 5)]
+    assert find_groups(Rows([torch.ones(6, 4)]), 1e-5, among=[[1, 4, 5], [0, 2]]) == [(0, 2), (1, 4, 5)]
 
 
 def test_no_numbers() -> None:

@@ -271,7 +271,9 @@ def test_a_bare_layer_goes_by_its_class() -> None:
 def test_views_are_not_copies() -> None:
     for module in (nn.Linear(8, 8), nn.Conv2d(8, 8, 3, groups=2), nn.ConvTranspose2d(8, 8, 3)):
         (layer,), _ = find_layers(nn.Sequential(module))
-        assert layer.weights().pieces[0].data_ptr() == layer.tensors[0].weights.data_ptr()
+        piece = layer.weights().pieces[0]
+        assert isinstance(piece, Tensor)
+        assert piece.data_ptr() == layer.tensors[0].weights.data_ptr()
 
 
 def test_frozen_and_half_precision_rows() -> None:
