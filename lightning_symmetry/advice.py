@@ -89,8 +89,8 @@ def why(finding: Finding) -> str:
             return f"Every weight is {_number(finding)}: {dead} {_RANDOM_INIT}"
         weights = "Their rows are copies" if finding.value is None else f"Every weight is {_number(finding)}"
         return (
-            f"{weights}, and no gradient reaches them: they are dead behind a ReLU, or cut off by zero weights after "
-            f"them. {_RANDOM_INIT}"
+            f"{weights}, and no gradient reaches them: dead behind a ReLU, saturated, or cut off by zero weights "
+            f"after them. {_RANDOM_INIT}"
         )
     return (
         "Their rows are copies of one another: tiled, copied or padded weights. "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, ParamSpec, TypeVar, get_args
 
@@ -106,6 +107,8 @@ class SymmetryMonitor(Callback):
         self._reset()
 
     def _reset(self) -> None:
+        self._trainer: weakref.ref[Trainer] | None = None
+        self._is_resumed = False
         self._report: SymmetryReport | None = None
         self._history = History(self.patience)
         # By place of the optimizer: the steps it has made, and the global step of its latest one.
@@ -139,13 +142,21 @@ class SymmetryMonitor(Callback):
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._history.load_state_dict(state_dict["history"])
-        self._num_steps = dict(state_dict["num_steps"])
+        self._attempt("resume", self._load, state_dict)
+
+    def _load(self, state_dict: dict[str, Any]) -> None:
+        history = History(self.patience)
+        history.load_state_dict(state_dict["history"])
+        self._reset()
+        self._history, self._num_steps = history, dict(state_dict["num_steps"])
+        self._is_resumed = True
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.global_step == 0:  # a training from the beginning, perhaps of another model
+        is_continued = self._trainer is not None and self._trainer() is trainer and trainer.global_step > 0
+        if not (is_continued or self._is_resumed):  # perhaps of another model
             self._reset()
+        self._trainer, self._is_resumed = weakref.ref(trainer), False
 
     @override
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
@@ -209,8 +220,9 @@ class SymmetryMonitor(Callback):
         """Bring history and report up to date; returns the new findings."""
         diagnoses = dict(self._diagnoses)  # those of layers that this optimizer does not train stand
         news: list[Finding] = []
+        is_fresh = self._history.is_fresh(looks)
         for seen in looks:
-            diagnoses[seen.layer.name], new = self._history.update(seen, step)
+            diagnoses[seen.layer.name], new = self._history.update(seen, step, is_fresh)
             news += new
         present = [layer.name for layer in layers if layer.name not in self._failed_layers]
         in_order = under_all_names(diagnoses[name] for name in present if name in diagnoses)

@@ -133,12 +133,16 @@ class Look:
         gradients: its gradient rows, if there are any to see.
         dead_units: number of units with a zero gradient and weights of their own.
         sightings: disjoint sets of units.
+        weight_sum: the sum of all projections, which changes when the weights do.
+        has_gradient: whether any gradient is not zero; it may be infinite.
     """
 
     layer: Comparable
     gradients: Rows | None
     dead_units: int
     sightings: tuple[Sighting, ...]
+    weight_sum: float
+    has_gradient: bool
 
 
 @dataclass(frozen=True)
@@ -209,7 +213,11 @@ def _look_at(item: _Sketched, tolerance: float | None, scale: float, known: Sequ
     enter = _tolerance(weights, tolerance)
     leave = _leave_tolerance(weights, enter)
     groups = _equal_units(item, enter)
-    groups = [group for group in groups if norms[group[0]] == 0 or not _is_chance(group, layer, weights, enter)]
+    groups = [
+        group
+        for group in groups
+        if norms[group[0]] == 0 or not _is_chance(group, layer, weights, enter, _informative_width(item, group))
+    ]
     home = {unit: i for i, group in enumerate(groups) for unit in group}
     held = [group for group in known if group[-1] < layer.num_units and len({home.get(u, -1 - u) for u in group}) > 1]
     if held:
@@ -220,7 +228,14 @@ def _look_at(item: _Sketched, tolerance: float | None, scale: float, known: Sequ
     sightings = [_sighting(item, group, True, judge.of(group), leave) for group in groups]
     in_lockstep = judge.in_lockstep(exclude=grouped)
     sightings += [_sighting(item, group, False, Gradients.EQUAL, leave) for group in in_lockstep]
-    return Look(layer, item.gradients, judge.count_zero(exclude=grouped), tuple(sightings))
+    return Look(
+        layer,
+        item.gradients,
+        judge.count_zero(exclude=grouped),
+        tuple(sightings),
+        float(item.weight_sketch.projections.nan_to_num(0.0).sum()),
+        item.gradient_sketch is not None and bool((item.gradient_sketch.norms != 0).any()),
+    )
 
 
 def _equal_units(
@@ -247,9 +262,16 @@ def _leave_tolerance(rows: Rows, tolerance: float) -> float:
     return min(max(100 * tolerance, LEAVE_TOLERANCES[rows.dtype]), 0.5)
 
 
-def _is_chance(group: Sequence[int], layer: Comparable, rows: Rows, tolerance: float) -> bool:
+def _is_chance(group: Sequence[int], layer: Comparable, rows: Rows, tolerance: float, width: int) -> bool:
     resolution = max(tolerance, torch.finfo(rows.dtype).eps)
-    return is_chance(len(group), layer.num_units // layer.blocks, rows.width, resolution)
+    return is_chance(len(group), layer.num_units // layer.blocks, width, resolution)
+
+
+def _informative_width(item: _Sketched, group: Sequence[int]) -> int:
+    """How many numbers of a row could have differed: a constant weight is one, however often it is repeated."""
+    rows = item.weights
+    cause, _ = _cause(rows, group, item.layer)
+    return rows.width if cause is Cause.COPIED else 1 + rows.width - rows.widths[0]
 
 
 def _sighting(
@@ -323,7 +345,8 @@ class _GradientJudge:
         for group in self._groups:
             units = tuple(unit for unit in group if unit not in exclude)
             is_seen = float(self._sketch.norms[group[0]]) > self._floor
-            if len(units) > 1 and is_seen and not _is_chance(units, self._layer, self._rows, self._tolerance):
+            width = self._rows.width
+            if len(units) > 1 and is_seen and not _is_chance(units, self._layer, self._rows, self._tolerance, width):
                 found.append(units)
         return found
 

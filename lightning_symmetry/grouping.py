@@ -36,6 +36,7 @@ _BLOCK_ELEMENTS = {"cpu": 1 << 19, "cuda": 1 << 24}
 # A row with more neighbours than this lies in a crowd, where pairs are too many to list.
 _MAX_NEIGHBOURS = 64
 _EXTRA_KEYS = 4
+_MAX_PAIRS = 200_000
 # The global default device is the user's; what is small is kept on the CPU.
 _CPU = torch.device("cpu")
 _CHANCE_BITS = 10.0
@@ -145,7 +146,8 @@ def find_groups(
         sketched: the sketch of ``rows``, if it is at hand.
         blocks: rows of different blocks, ``blocks`` runs of ``n / blocks`` rows each, are never compared.
         among: compare only rows within each of these disjoint sets.
-        max_rounds: give up on rows that so many rounds could not settle, thousands that nearly agree; None: never.
+        max_rounds: give up on rows that so many rounds, or 200,000 comparisons, cannot settle: thousands that nearly
+            agree; None: never.
 
     Returns:
         The groups of two or more, each sorted, sorted by their first row.
@@ -169,6 +171,8 @@ def find_groups(
     round_number = 0
     while len(members) > 1 and (max_rounds is None or round_number < max_rounds):
         pairs, is_crowded, best_key = _neighbours(keys, windows, place)
+        if max_rounds is not None and pairs.shape[1] > _MAX_PAIRS:
+            break
         for row, leader in _resolve(rows, sketched.norms, members[pairs], tolerance).items():
             labels[row] = labels[leader] = leader
         members, place, keys = members[is_crowded], place[is_crowded], keys[:, is_crowded]
@@ -361,65 +365,48 @@ def _neighbours(keys: Tensor, windows: Tensor, place: Tensor) -> tuple[Tensor, T
     by_count = sorted(range(len(keys)), key=counts.__getitem__)
     best, others = by_count[0], by_count[1:]
     order = orders[best]
-    is_crowded = torch.zeros(num_members, dtype=torch.bool, device=_CPU)
-    is_crowded[order] = _is_packed(keys[:, order], windows, place[order])
-    order = order[~is_crowded[order]]
+    # Runs of members near the next one: none has a partner in another run, so crowds are whole runs.
+    is_first = torch.ones(num_members, dtype=torch.bool, device=_CPU)
+    is_first[1:] = ~_near_in_order(keys[best, order], place[order], windows[best], 1)
+    run = torch.empty_like(order)
+    run[order] = is_first.cumsum(0) - 1
+    is_crowd = torch.zeros(int(is_first.sum()), dtype=torch.bool, device=_CPU)
+    is_crowd[run[order][_is_packed(keys[:, order], windows, place[order])]] = True
+    order = order[~is_crowd[run[order]]]
     num_pairs = torch.zeros(num_members, dtype=torch.long, device=_CPU)
     pairs = [torch.zeros(2, 0, dtype=torch.long, device=_CPU)]
     shift = 1
     while shift < len(order):
-        lower, upper = order[:-shift], order[shift:]
-        near = (keys[best, upper] - keys[best, lower] <= windows[best]) & (place[upper] == place[lower])
+        near = _near_in_order(keys[best, order], place[order], windows[best], shift)
         if not near.any():
             break
-        lower, upper = lower[near], upper[near]
+        lower, upper = order[:-shift][near], order[shift:][near]
         for i in others:
             near = (keys[i, upper] - keys[i, lower]).abs() <= windows[i]
             lower, upper = lower[near], upper[near]
         pairs.append(torch.stack([lower, upper]))
         num_pairs[lower] += 1
         num_pairs[upper] += 1
-        shift += 1
         if shift % _MAX_NEIGHBOURS == 0:
-            is_open = num_pairs[order] < _MAX_NEIGHBOURS
-            if not is_open.all():
-                # What is left out stood between the others, which move up by as many places at most: look again.
-                order, shift = order[is_open], max(1, shift - int((~is_open).sum()))
-    smaller, larger = torch.cat(pairs, dim=1).sort(dim=0).values
-    code = torch.unique(smaller * num_members + larger)
-    found = torch.stack([code // num_members, code % num_members])
-    is_crowded |= num_pairs >= _MAX_NEIGHBOURS
-    # A crowd takes those with it that it could give a representative to.
-    while True:
-        touched = is_crowded[found].any(dim=0)
-        drawn_in = found[:, touched]
-        if is_crowded[drawn_in].all():
-            return found[:, ~touched], is_crowded, best
-        is_crowded[drawn_in.flatten()] = True
+            is_crowd[run[num_pairs > _MAX_NEIGHBOURS]] = True
+            order = order[~is_crowd[run[order]]]
+        shift += 1
+    found = torch.cat(pairs, dim=1)
+    found = found[:, ~is_crowd[run[found[0]]]]
+    return found.sort(dim=0).values, is_crowd[run], best
+
+
+def _near_in_order(key: Tensor, place: Tensor, window: Tensor, shift: int) -> Tensor:
+    """Whether a member lies near the one ``shift`` before it, ``(m - shift,)``; the key is sorted within each place."""
+    return (key[shift:] - key[:-shift] <= window) & (place[shift:] == place[:-shift])
 
 
 def _is_packed(keys: Tensor, windows: Tensor, place: Tensor) -> Tensor:
-    """Whether a member has so many neighbours in this order that pairs are not worth listing, or a neighbour that has."""
-    num_members = keys.shape[1]
-    num_near = torch.zeros(num_members, dtype=torch.long, device=_CPU)
-    is_packed = torch.zeros(num_members, dtype=torch.bool, device=_CPU)
-    near_at: list[Tensor] = []
-    for shift in range(_MAX_NEIGHBOURS, 0, -1):  # the farthest first: mostly it shows that there is no crowd
-        near = ((keys[:, shift:] - keys[:, :-shift]).abs() <= windows[:, None]).all(dim=0)
-        near &= place[shift:] == place[:-shift]
-        if shift == _MAX_NEIGHBOURS and not near.any():
-            return is_packed
-        near_at.append(near)
-        num_near[shift:] += near
-        num_near[:-shift] += near
-    grown = num_near >= _MAX_NEIGHBOURS
-    while not torch.equal(is_packed, grown):
-        is_packed = grown
-        grown = is_packed.clone()
-        for near in near_at:
-            shift = num_members - len(near)
-            grown[shift:] |= near & is_packed[:-shift]
-            grown[:-shift] |= near & is_packed[shift:]
+    """Whether a member is near the 64th before it in all keys, as where many are equal."""
+    is_packed = torch.zeros(keys.shape[1], dtype=torch.bool, device=_CPU)
+    before, after = slice(None, -_MAX_NEIGHBOURS), slice(_MAX_NEIGHBOURS, None)
+    near = ((keys[:, after] - keys[:, before]).abs() <= windows[:, None]).all(dim=0)
+    is_packed[after] = near & (place[after] == place[before])
     return is_packed
 
 

@@ -10,6 +10,8 @@ from typing import Any
 from lightning_symmetry.diagnosis import LayerDiagnosis, UnitGroup, Verdict, to_diagnosis
 from lightning_symmetry.evidence import Cause, Gradients, Look, Sighting
 
+# Equal gradients of a few units may be a passing coincidence of the optimizer; that of all units of a layer is not.
+_LOCKSTEP_STEPS = 50
 # Units that are still equal after a movement so many times larger than what is called equal have moved together.
 _MUCH = 10.0
 
@@ -28,7 +30,7 @@ class Finding:
 
     Attributes:
         layer: name of the layer; of copies, the names of all modules that were copies at first.
-        units: sorted indices of the units; of copies, their places among these modules.
+        units: sorted indices of the units when they were warned of; of copies, their places among these modules.
         verdict: the verdict that was warned of first; that of today is in the report.
         cause: what the weights looked like when the group was first seen.
         value: the number that every weight was, for :attr:`Cause.CONSTANT`.
@@ -53,7 +55,7 @@ class Finding:
 
 @dataclass
 class _Record:
-    """A group's past; plain values only, so that it can be written into a checkpoint."""
+    """A group's past."""
 
     units: tuple[int, ...]
     has_equal_weights: bool
@@ -69,14 +71,14 @@ class _Record:
     streak: int = 0  # for so many checks in a row
     was_different: bool = False
     warned: Verdict | None = None
-    warned_units: int = 0
+    warned_units: tuple[int, ...] = ()
     row_names: tuple[str, ...] = ()  # of modules that are copies
 
     def to_finding(self, layer: str) -> Finding:
         assert self.warned is not None
         return Finding(
             layer,
-            self.units,
+            self.warned_units,
             self.warned,
             self.cause,
             self.value,
@@ -84,7 +86,7 @@ class _Record:
             self.last_step,
             self.broken_step,
             self.origin,
-            tuple(self.row_names[unit] for unit in self.units) if self.row_names else (),
+            tuple(self.row_names[unit] for unit in self.warned_units) if self.row_names else (),
         )
 
 
@@ -99,6 +101,8 @@ class History:
     def __init__(self, patience: int) -> None:
         self._patience = patience
         self._records: dict[str, list[_Record]] = {}
+        # By layer, of the last look: the sum of its weights, and whether it had a gradient.
+        self._last: dict[str, tuple[float, bool]] = {}
 
     @property
     def findings(self) -> list[Finding]:
@@ -116,12 +120,25 @@ class History:
         """Whether any check has looked at this layer."""
         return layer in self._records
 
-    def update(self, seen: Look, step: int) -> tuple[LayerDiagnosis, list[Finding]]:
+    def is_fresh(self, looks: Sequence[Look]) -> bool:
+        """Whether these looks tell more than the last ones at the same layers.
+
+        They do not if there were gradients, but no update moved anything: at a learning rate of zero, or when the
+        gradient scaler skips a step.
+        """
+        before = [(self._last[seen.layer.name], seen) for seen in looks if seen.layer.name in self._last]
+        has_moved = any(weight_sum != seen.weight_sum for (weight_sum, _), seen in before)
+        had_gradient = any(has_gradient for (_, has_gradient), _ in before)
+        self._last.update({seen.layer.name: (seen.weight_sum, seen.has_gradient) for seen in looks})
+        return has_moved or not had_gradient
+
+    def update(self, seen: Look, step: int, is_fresh: bool = True) -> tuple[LayerDiagnosis, list[Finding]]:
         """Take in a look at a layer.
 
         Args:
             seen: the look.
             step: completed optimizer steps.
+            is_fresh: whether this look counts among those that must agree.
 
         Returns:
             The diagnosis, and the findings that the user has not been told of yet.
@@ -140,17 +157,28 @@ class History:
             record = past.record_of(sighting, step, origin)
             record.row_names = seen.layer.row_names
             holding.append(record)
-            self._judge(record, sighting)
+            self._judge(record, sighting, seen, step, is_fresh)
             if record.verdict is Verdict.LOCKSTEP or record.has_equal_weights:
                 groups.append(UnitGroup(record.units, record.verdict, record.cause, record.value))
             if record.verdict.is_warning:
                 record.warned = record.warned or record.verdict
                 # A group that grows by a unit now and then is no news each time.
-                if len(record.units) >= 2 * record.warned_units:
-                    record.warned_units = len(record.units)
+                if len(record.units) >= 2 * len(record.warned_units):
+                    record.warned_units = record.units
                     news.append(record.to_finding(name))
         self._records[name] = past.gone(holding, step) + holding
-        return to_diagnosis(seen, groups), news
+        return to_diagnosis(seen, groups), self._untold(name, news)
+
+    def _untold(self, layer: str, news: Sequence[Finding]) -> list[Finding]:
+        """The news, without those of a kind of which most was told before: pairs reach their verdicts one by one."""
+        untold = []
+        for kind in {(finding.verdict, finding.origin) for finding in news}:
+            alike = [finding for finding in news if (finding.verdict, finding.origin) == kind]
+            known = [record for record in self._records[layer] if (record.warned, record.origin) == kind]
+            told = sum(len(record.warned_units) for record in known) - sum(len(finding.units) for finding in alike)
+            if sum(len(finding.units) for finding in alike) >= told:
+                untold += alike
+        return untold
 
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers, strings, lists and dicts."""
@@ -160,14 +188,16 @@ class History:
         """Take over what :meth:`state_dict` wrote."""
         self._records = {name: [_from_plain(values) for values in records] for name, records in state.items()}
 
-    def _judge(self, record: _Record, sighting: Sighting) -> None:
+    def _judge(self, record: _Record, sighting: Sighting, seen: Look, step: int, is_fresh: bool) -> None:
         gradients = sighting.gradients
-        if gradients not in (Gradients.NONE, Gradients.UNCLEAR):
+        if gradients not in (Gradients.NONE, Gradients.UNCLEAR) and (is_fresh or gradients is not record.gradients):
             record.streak = record.streak + 1 if gradients is record.gradients else 1
             record.gradients = gradients
         is_patient = record.streak >= self._patience
         if not record.has_equal_weights:
-            record.verdict = Verdict.LOCKSTEP if is_patient else record.verdict
+            is_all = len(record.units) * seen.layer.blocks == seen.layer.num_units
+            if is_patient and (is_all or step - record.first_step >= _LOCKSTEP_STEPS):
+                record.verdict = Verdict.LOCKSTEP
         elif gradients is Gradients.DIFFERENT:
             record.was_different = True
             if record.verdict is not Verdict.LOCKED or is_patient:
@@ -175,12 +205,13 @@ class History:
         elif gradients in (Gradients.EQUAL, Gradients.FAINT) and (is_patient or _is_plain(record)):
             record.verdict = Verdict.LOCKED
         elif gradients is Gradients.ZERO:
-            if is_patient:
+            # If some that were equal have trained, the others are dead rather than symmetric.
+            if is_patient and not record.was_different:
                 record.verdict = Verdict.FROZEN
                 if record.cause is not Cause.ZERO and record.warned is None:
                     record.cause = Cause.DEAD
-        elif abs(sighting.position - record.position) > _MUCH * sighting.reach > 0:
-            record.verdict = Verdict.LOCKED
+        elif record.cause is not Cause.ZERO and abs(sighting.position - record.position) > _MUCH * sighting.reach > 0:
+            record.verdict = Verdict.LOCKED  # from zero, any movement is large
 
 
 def _is_plain(record: _Record) -> bool:
@@ -211,12 +242,20 @@ class _Past:
         if kin[0] is not None and all(pair is kin[0] for pair in kin):
             record, before = kin[0]
             if id(record) in self._continued:  # by another part of the group
-                record = replace(before)
+                record = replace(before, warned_units=sighting.units if before.warned else ())
             self._continued.add(id(record))
+            if record.was_different and len(sighting.units) < len(before.units):
+                record.streak = 0  # while a group falls apart, its rest is not settled
             record.units, record.last_step = sighting.units, step
             return record
         units = set(sighting.units)
-        absorbed = [pair[1] for pair in kin if pair is not None and set(pair[1].units) < units]
+        for record in self._records:
+            if record.broken_step is not None and units <= set(record.units) and self._is_kin(record, sighting):
+                self._continued.add(id(record))
+                record.broken_step, record.units, record.last_step = None, sighting.units, step
+                record.streak = 0
+                return record
+        absorbed = {id(pair[1]): pair[1] for pair in kin if pair is not None and set(pair[1].units) < units}.values()
         return _Record(
             units=sighting.units,
             has_equal_weights=sighting.has_equal_weights,
@@ -227,8 +266,12 @@ class _Past:
             last_step=step,
             origin=origin,
             warned=next((before.warned for before in absorbed if before.warned), None),
-            warned_units=max((before.warned_units for before in absorbed), default=0),
+            warned_units=tuple(sorted({unit for before in absorbed for unit in before.warned_units})),
         )
+
+    @staticmethod
+    def _is_kin(record: _Record, sighting: Sighting) -> bool:
+        return record.has_equal_weights == sighting.has_equal_weights
 
     def gone(self, holding: Sequence[_Record], step: int) -> list[_Record]:
         """The warned records that hold no longer, those that end now marked so; a larger group stands for its parts."""
@@ -252,6 +295,7 @@ def _plain(record: _Record) -> dict[str, Any]:
     return {key: str(value) if isinstance(value, StrEnum) else value for key, value in values.items()} | {
         "units": list(record.units),
         "row_names": list(record.row_names),
+        "warned_units": list(record.warned_units),
     }
 
 
@@ -261,6 +305,7 @@ def _from_plain(values: Mapping[str, Any]) -> _Record:
             **values,
             "units": tuple(values["units"]),
             "row_names": tuple(values["row_names"]),
+            "warned_units": tuple(values["warned_units"]),
             "verdict": Verdict(values["verdict"]),
             "cause": Cause(values["cause"]),
             "origin": Origin(values["origin"]),
