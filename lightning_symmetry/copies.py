@@ -80,6 +80,8 @@ class Copies:
 def find_copies(model: nn.Module, layers: Iterable[Layer]) -> list[Copies]:
     """Find the outermost modules that are copies of one another and hold at least one of the layers.
 
+    Modules whose parameters are constants are left out: that all zero-initialised heads are alike is no news.
+
     Args:
         model: any module.
         layers: its layers, as :func:`find_layers` gives them; modules without any are not worth a word.
@@ -90,7 +92,7 @@ def find_copies(model: nn.Module, layers: Iterable[Layer]) -> list[Copies]:
     readable = {id(original) for layer in layers for original in layer.originals()}
     alike: dict[object, list[tuple[str, nn.Module]]] = {}
     for path, module in model.named_modules():
-        if any(id(parameter) in readable for parameter in module.parameters()) and _can_be_read(module):
+        if any(id(parameter) in readable for parameter in module.parameters()) and _is_telling(module):
             alike.setdefault(_glance(module), []).append((readable_name(path, module), module))
     accepted: list[Copies] = []
     inside: list[str] = []
@@ -102,13 +104,14 @@ def find_copies(model: nn.Module, layers: Iterable[Layer]) -> list[Copies]:
     return accepted
 
 
-def _can_be_read(module: nn.Module) -> bool:
+def _is_telling(module: nn.Module) -> bool:
+    """Whether the numbers of a module can be read, and are more than a constant for each parameter."""
     try:
         for parameter in module.parameters():
             check_tensor(parameter)
     except NotUnderstoodError:
         return False
-    return True
+    return any(bool((parameter != parameter.flatten()[:1]).any()) for parameter in module.parameters())
 
 
 def _glance(module: nn.Module) -> object:

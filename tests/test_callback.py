@@ -15,7 +15,7 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor, nn
 
-from lightning_symmetry import SymmetryMonitor, Verdict
+from lightning_symmetry import SymmetryMonitor, Verdict, diagnose
 from lightning_symmetry.callback import SymmetryError, SymmetryWarning
 from lightning_symmetry.grouping import find_groups
 from tests.training import MLP, Classifier, Regression, batches, fill, fit, make_trainer, mlp, sgd
@@ -224,6 +224,44 @@ def test_steps_of_each_optimizer_are_counted_for_themselves() -> None:
     assert set(monitor.report.layers) == {"left", "right"}
     # 22 steps of each: the check of the 20th, in global steps.
     assert [(finding.first_step, finding.last_step) for finding in monitor.findings] == [(0, 40)]
+
+
+class GAN(LightningModule):
+    """Generator and discriminator, each with an optimizer of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.generator = nn.Sequential(nn.Linear(6, 24), nn.ReLU(), nn.Linear(24, 12))
+        self.discriminator = nn.Sequential(nn.Linear(12, 24), nn.LeakyReLU(0.2), nn.Linear(24, 1))
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        to_generator, to_discriminator = self.optimizers()  # type: ignore[attr-defined]
+        fake = self.generator(torch.randn(len(batch[0]), 6).to(batch[0]))
+        self.toggle_optimizer(to_generator)
+        to_generator.zero_grad()
+        self.manual_backward(nn.functional.softplus(-self.discriminator(fake)).mean())
+        to_generator.step()
+        self.untoggle_optimizer(to_generator)
+        self.toggle_optimizer(to_discriminator)
+        to_discriminator.zero_grad()
+        real, false = self.discriminator(batch[0]), self.discriminator(fake.detach())
+        self.manual_backward((nn.functional.softplus(-real) + nn.functional.softplus(false)).mean())
+        to_discriminator.step()
+        self.untoggle_optimizer(to_discriminator)
+
+    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
+        networks = (self.generator, self.discriminator)
+        return [torch.optim.Adam(net.parameters(), lr=2e-3, betas=(0.5, 0.99)) for net in networks]
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true"])
+def test_healthy_gan_is_silent(precision: str) -> None:
+    torch.manual_seed(0)
+    monitor = SymmetryMonitor(every_n_steps=1)
+    assert warnings_of(GAN(), monitor, max_steps=60, precision=precision) == []
+    assert monitor.report is not None
+    assert len(monitor.report.layers) == 4
 
 
 def test_lbfgs_closures_make_one_check_a_step() -> None:
@@ -487,6 +525,41 @@ def test_other_loggers_get_the_scalars(tmp_path: Path) -> None:
         fit(Classifier(fill(mlp(), 0.5)), SymmetryMonitor(), logger=logger)
     head = (tmp_path / "metrics.csv").read_text().splitlines()[0].split(",")
     assert {"symmetry/redundant_units", "symmetry/effective_width/net.0"} <= set(head)
+
+
+def test_state_of_another_version_is_said_and_left(tmp_path: Path) -> None:
+    trainer = fit(Classifier(mlp()), SymmetryMonitor())
+    path = tmp_path / "run.ckpt"
+    trainer.save_checkpoint(path)
+    checkpoint = torch.load(path, weights_only=False)
+    (state,) = checkpoint["callbacks"].values()
+    state["history"] = {"net.0": [{"what": "is this"}]}
+    torch.save(checkpoint, path)
+    resumed = SymmetryMonitor()
+    with pytest.warns(UserWarning, match="SymmetryMonitor switches off its resume, which failed with"):
+        make_trainer([resumed], max_steps=20).fit(Classifier(mlp()), batches(), ckpt_path=path)
+    assert resumed.report is not None
+    assert resumed.report.step > 10
+
+
+def test_default_device_of_the_user_does_not_matter() -> None:
+    net = duplicated()
+    net(torch.rand(5, 12)).square().sum().backward()
+    with torch.device("meta"):
+        report = diagnose(net)
+    assert [group.units for group in report.layers["0"].groups] == [(0, 3, 5)]
+
+
+def test_warm_up_from_zero_counts_no_looks() -> None:
+    # Zero gradients at a learning rate of zero prove nothing, however often they are seen.
+    net = mlp()
+    with torch.no_grad():
+        net.linear(0).weight[3] = net.linear(0).weight[1]
+        net.linear(0).bias[3] = net.linear(0).bias[1]
+    fill(net.linear(4), 0.0)
+    monitor = SymmetryMonitor(every_n_steps=1)
+    still = Classifier(net, lambda parameters: torch.optim.SGD(parameters, lr=0.0))
+    assert warnings_of(still, monitor, max_steps=12) == []
 
 
 @pytest.mark.parametrize("options", [{"fast_dev_run": True}, {"limit_train_batches": 0}, {"max_steps": 0}])

@@ -1,0 +1,209 @@
+"""What must be found and what must be passed over in silence: ``python -m tests.cases`` prints the table.
+
+Every case is a real training. A case is added by one line in :data:`CASES`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import sys
+import warnings
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from lightning_symmetry import SymmetryMonitor
+from tests import zoo
+from tests.training import Classifier, make_trainer
+
+OPTIMIZERS: dict[str, Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]] = {
+    "sgd": lambda parameters: torch.optim.SGD(parameters, lr=0.05),
+    "momentum": lambda parameters: torch.optim.SGD(parameters, lr=0.02, momentum=0.9),
+    "adam": lambda parameters: torch.optim.Adam(parameters, lr=2e-3),
+    "adamw": lambda parameters: torch.optim.AdamW(parameters, lr=2e-3),
+}
+
+
+class Task(Classifier):
+    """Fit four targets that depend on the inputs."""
+
+    def __init__(self, net: nn.Module, optimizer: str, loss: str, warm_up: int) -> None:
+        trained = [parameter for parameter in net.parameters() if parameter.requires_grad]
+        super().__init__(net, lambda _: OPTIMIZERS[optimizer](trained))
+        self._loss, self._warm_up = loss, warm_up
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        outputs = self.net(batch[0])
+        if self._loss == "classes":
+            return nn.functional.cross_entropy(outputs.float(), batch[1].argmax(dim=1))
+        if self._loss == "sum":
+            loss: Tensor = outputs.sum() / len(outputs)
+            return loss
+        return nn.functional.mse_loss(outputs, batch[1].to(outputs))
+
+    def configure_optimizers(self) -> Any:
+        optimizer = super().configure_optimizers()
+        if not self._warm_up:
+            return optimizer
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: max(0, step - 2) / self._warm_up)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A training and what must be said of it.
+
+    Attributes:
+        name: what it is.
+        build: makes the network; the global random state is seeded before.
+        expected: by layer, the verdicts that must be warned of; nothing else may be.
+        loss: "targets", "classes" or "sum".
+        warm_up: steps of a linear warm-up that starts with three steps of learning rate 0.
+        bf16: whether it must hold in bfloat16 too.
+        steps: length of the training.
+    """
+
+    name: str
+    build: Callable[[], nn.Module]
+    expected: dict[str, set[str]]
+    loss: str = "targets"
+    warm_up: int = 0
+    bf16: bool = True
+    steps: int = 30
+
+
+def locked(*layers: str) -> dict[str, set[str]]:
+    return {layer: {"locked"} for layer in layers}
+
+
+def frozen(*layers: str) -> dict[str, set[str]]:
+    return {layer: {"frozen"} for layer in layers}
+
+
+def rnn(kind: Callable[..., nn.RNNBase], **options: Any) -> Callable[[], zoo.Recurrent]:
+    return lambda: zoo.Recurrent(kind(3, 8, batch_first=True, **options))
+
+
+def constant_rnn(kind: Callable[..., nn.RNNBase]) -> nn.Module:
+    return zoo.all_constant(rnn(kind)())
+
+
+SILENT: dict[str, set[str]] = {}
+CASES = [
+    # locked for ever
+    *(
+        Case(f"constant, {act.__name__}", partial(zoo.constant_perceptron, act), locked("0", "2"))
+        for act in (nn.ReLU, nn.GELU, nn.Tanh, nn.Sigmoid)
+    ),
+    Case("constant under softmax", lambda: zoo.all_constant(zoo.perceptron(nn.Tanh)), locked("0", "2"), "classes"),
+    Case(
+        "groups of 2, 3 and 5 units",
+        lambda: zoo.duplicate_units(
+            zoo.perceptron(nn.Tanh), "0", "2", [(0, 7), (1, 8, 20), (2, 3, 4, 15, 23)]
+        ),
+        locked("0"),
+    ),
+    Case("filters with BatchNorm", zoo.duplicated_filters, locked("1")),
+    *(
+        Case(f"constant {kind.__name__}", partial(constant_rnn, kind), locked("rnn.l0"))
+        for kind in (nn.RNN, nn.LSTM, nn.GRU)
+    ),
+    Case("identity-recurrent RNN", zoo.identity_recurrent, locked("rnn.l0")),
+    Case("ZerO", zoo.zer_o, {"0": {"locked", "frozen"}}, "classes"),
+    Case("identical branches", lambda: zoo.Branches(True), locked("branches.0, branches.1")),
+    # frozen
+    Case("all zeros", lambda: zoo.all_constant(zoo.perceptron(), 0.0), frozen("0", "2")),
+    Case("negative constant, ReLU", lambda: zoo.all_constant(zoo.perceptron(), -0.1), frozen("0", "2")),
+    Case("LoRA, both factors zero", zoo.both_factors_zero, frozen("0.a", "0.b")),
+    # lockstep
+    Case("loss that sums the outputs", zoo.perceptron, {"4": {"lockstep"}}, "sum"),
+    # breaking by themselves
+    Case("incoming weights only", zoo.incoming_only, SILENT),
+    Case("zero head", lambda: zoo.filled(zoo.perceptron(), "4", 0.0), SILENT),
+    Case("zero head under softmax", lambda: zoo.filled(zoo.perceptron(), "4", 0.0), SILENT, "classes"),
+    Case("LoRA", lambda: nn.Sequential(zoo.LoRA(12, 16), nn.Tanh(), zoo.LoRA(16, 4)), SILENT),
+    Case("zero residual branch", zoo.zero_residual, SILENT),
+    Case("gate that starts at zero", lambda: zoo.Gated(False), SILENT),
+    Case("AdaLN-zero", lambda: zoo.Gated(True), SILENT),
+    Case("ControlNet", zoo.ControlNet, SILENT),
+    Case("zero weights, random biases", zoo.zero_weights_random_biases, SILENT, bf16=False),
+    Case("constant layer, then dropout", zoo.dropout_after_constant, SILENT),
+    Case("linear model from zero", lambda: zoo.all_constant(nn.Sequential(nn.Linear(12, 4)), 0.0), SILENT),
+    Case("zero head, warm-up from 0", lambda: zoo.filled(zoo.perceptron(), "4", 0.0), SILENT, warm_up=10),
+    Case("zero residual, warm-up from 0", lambda: zoo.Gated(True), SILENT, "classes", warm_up=10),
+    # healthy
+    Case("perceptron", zoo.perceptron, SILENT, "classes"),
+    Case("ResNet-18", zoo.resnet, SILENT, "classes"),
+    Case("MobileNetV2", zoo.mobilenet, SILENT, "classes"),
+    Case("U-Net", zoo.UNet, SILENT),
+    Case("ViT", zoo.ViT, SILENT, "classes"),
+    Case("GPT-2, Linear", lambda: zoo.Decoder(nn.Linear), SILENT, "classes"),
+    Case("GPT-2, Conv1D", lambda: zoo.Decoder(lambda a, b: zoo.Conv1D(b, a)), SILENT, "classes"),
+    *(Case(f"{kind.__name__}", rnn(kind, num_layers=2), SILENT, "classes") for kind in (nn.RNN, nn.LSTM, nn.GRU)),
+    Case("LSTM on tokens, projected", lambda: zoo.Recurrent(rnn(nn.LSTM, proj_size=4)().rnn, True), SILENT),
+    Case("VAE", zoo.VAE, SILENT),
+    Case("different branches", lambda: zoo.Branches(False), SILENT),
+    Case("unused expert", zoo.Experts, SILENT, "classes"),
+    Case("frozen constant layer", lambda: nn.Sequential(
+        zoo.all_constant(nn.Linear(12, 16)).requires_grad_(False), nn.Linear(16, 4)), SILENT),
+    Case("one input, 4096 units", lambda: nn.Sequential(
+        nn.Linear(12, 1), nn.Linear(1, 4096), nn.ReLU(), nn.Linear(4096, 4)), SILENT, steps=12),
+]  # fmt: skip
+
+
+def run(
+    case: Case, optimizer: str, precision: str, every_n_steps: int = 3
+) -> tuple[dict[str, set[str]], SymmetryMonitor, nn.Module]:
+    """Train a case; returns by layer the verdicts that were warned of, the monitor, and the trained network."""
+    torch.manual_seed(11)
+    inputs = torch.rand(192, zoo.INPUTS) + 0.1
+    targets = torch.tanh((inputs - 0.6) @ torch.randn(zoo.INPUTS, zoo.OUTPUTS))
+    net = case.build()
+    monitor = SymmetryMonitor(every_n_steps=every_n_steps)
+    trainer = make_trainer([monitor], max_steps=case.steps, precision=precision)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trainer.fit(Task(net, optimizer, case.loss, case.warm_up), DataLoader(TensorDataset(inputs, targets), 32))
+    found: dict[str, set[str]] = {}
+    for finding in monitor.findings:
+        found.setdefault(finding.layer.replace("net.", ""), set()).add(str(finding.verdict))
+    return found, monitor, net
+
+
+def settings(case: Case) -> list[tuple[str, str]]:
+    """Every optimizer in float32, and in bfloat16 one without and one with a memory."""
+    plain = [(optimizer, "32-true") for optimizer in OPTIMIZERS]
+    return plain + [(optimizer, "bf16-true") for optimizer in ("sgd", "adamw") if case.bf16]
+
+
+def tell(found: dict[str, set[str]]) -> str:
+    """What was found, in a few words."""
+    return "; ".join(f"{layer}: {', '.join(sorted(verdicts))}" for layer, verdicts in sorted(found.items())) or "silent"
+
+
+def main() -> int:
+    """Print the table; the exit status is the number of settings that went wrong."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    wrong = 0
+    for case in CASES:
+        for optimizer, precision in settings(case):
+            with contextlib.redirect_stdout(io.StringIO()):
+                found, _, _ = run(case, optimizer, precision)
+            is_right = found == case.expected
+            wrong += not is_right
+            mark = "ok   " if is_right else "WRONG"
+            line = f"{mark} {case.name:32} {optimizer:8} {precision:9} expected {tell(case.expected):28}"
+            print(f"{line} found {tell(found)}", flush=True)
+    print(f"{wrong} of {sum(len(settings(case)) for case in CASES)} settings are wrong")
+    return wrong
+
+
+if __name__ == "__main__":
+    sys.exit(main())

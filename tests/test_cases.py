@@ -1,0 +1,150 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from lightning_symmetry import SymmetryMonitor, SymmetryReport, Verdict, diagnose
+from lightning_symmetry.advice import messages
+from lightning_symmetry.layers import find_layers
+from tests import zoo
+from tests.cases import CASES, Case, run, settings, tell
+from tests.training import make_trainer
+
+ALL = [
+    pytest.param(case, optimizer, precision, id=f"{case.name}-{optimizer}-{precision}")
+    for case in CASES
+    for optimizer, precision in settings(case)
+]
+
+
+@pytest.mark.parametrize(("case", "optimizer", "precision"), ALL)
+def test_nothing_missed_and_no_false_alarm(case: Case, optimizer: str, precision: str) -> None:
+    found, monitor, net = run(case, optimizer, precision)
+    assert tell(found) == tell(case.expected)
+    rows = {layer.name: layer.weights() for layer in find_layers(net)[0]}
+    for finding in monitor.findings:
+        name = finding.layer.removeprefix("net.")
+        if finding.broken_step is None and finding.verdict is not Verdict.LOCKSTEP and name in rows:
+            # What was said is true: at the end of the training the units are equal still.
+            units = rows[name].fetch(torch.tensor(finding.units))
+            distance = (units - units[0]).norm(dim=1).max()
+            assert distance <= (5e-2 if precision == "bf16-true" else 1e-3) * units.norm(dim=1).max()
+
+
+def test_groups_are_named_unit_by_unit() -> None:
+    case = next(case for case in CASES if case.name == "groups of 2, 3 and 5 units")
+    _, monitor, _ = run(case, "adam", "32-true")
+    assert sorted(finding.units for finding in monitor.findings) == [(0, 7), (1, 8, 20), (2, 3, 4, 15, 23)]
+
+
+def test_copies_are_reported_whole() -> None:
+    report = diagnose(zoo.Branches(True))
+    assert [(group.modules, group.verdict) for group in report.copies] == [(("branches.0", "branches.1"), "duplicate")]
+    assert "copies: branches.0, branches.1 (duplicate)" in str(report)
+    assert report.to_dict()["copies"] == [{"modules": ["branches.0", "branches.1"], "verdict": "duplicate"}]
+    assert diagnose(zoo.Branches(False)).copies == []
+
+
+def encoder_report(num_layers: int, backward: bool) -> SymmetryReport:
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, batch_first=True)
+    encoder = nn.TransformerEncoder(layer, num_layers)
+    if backward:
+        encoder(torch.randn(3, 5, 16)).square().sum().backward()
+    return diagnose(encoder)
+
+
+def test_layers_of_a_transformer_encoder_start_as_copies_and_part() -> None:
+    names = tuple(f"layers.{i}" for i in range(3))
+    assert [(group.modules, group.verdict) for group in encoder_report(3, False).copies] == [(names, "duplicate")]
+    assert [(group.modules, group.verdict) for group in encoder_report(3, True).copies] == [(names, "breaking")]
+
+
+def test_tied_modules_are_no_copies() -> None:
+    first, second = nn.Linear(4, 4), nn.Linear(4, 4)
+    second.weight, second.bias = first.weight, first.bias
+    assert diagnose(nn.Sequential(first, second)).copies == []
+
+
+def test_locked_copies_are_warned_of_in_words_that_fit() -> None:
+    case = next(case for case in CASES if case.name == "identical branches")
+    _, monitor, _ = run(case, "sgd", "32-true")
+    (finding,) = monitor.findings
+    assert finding.modules == ("net.branches.0", "net.branches.1")
+    assert monitor.report is not None
+    assert [(group.modules, group.verdict) for group in monitor.report.copies] == [(finding.modules, "locked")]
+    assert messages(monitor.findings, monitor.report) == [
+        "net.branches.0, net.branches.1: these modules are copies in weights and gradients (locked since step 0): "
+        "they train as one. Initialise each anew, for example with torch.nn.Module.reset_parameters, or keep only one "
+        "of them."
+    ]
+
+
+class Collapsing(nn.Module):
+    """Two of eight units are pulled onto one another from step 20 on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.calls = nn.Linear(zoo.INPUTS, 8), nn.Linear(8, zoo.OUTPUTS), 0
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        self.calls += 1
+        if self.calls == 20:
+            with torch.no_grad():
+                for parameter in self.first.parameters():
+                    parameter[6] = parameter[1]
+                self.second.weight[:, 6] = self.second.weight[:, 1]
+        out: Tensor = self.second(torch.tanh(self.first(inputs)))
+        return out
+
+
+def test_collapse_is_dated_and_named() -> None:
+    _, monitor, _ = run(Case("collapse", Collapsing, {}, steps=40), "sgd", "32-true", every_n_steps=1)
+    (finding,) = monitor.findings
+    assert (finding.layer, finding.units, finding.verdict) == ("net.first", (1, 6), "locked")
+    assert (finding.origin, finding.first_step) == ("collapse", 19)
+    assert monitor.report is not None
+    (text,) = messages(monitor.findings, monitor.report)
+    assert "They were distinct before step 19: they collapsed onto one another during training." in text
+
+
+class Noisy(LightningModule):
+    """The 1-2-1 GELU network of stochastic collapse (arXiv 2306.04251): targets -x with label noise sigma."""
+
+    def __init__(self, sigma: float) -> None:
+        super().__init__()
+        self.sigma = sigma
+        self.first = nn.Linear(1, 2, bias=False, dtype=torch.float64)
+        self.second = nn.Linear(2, 1, bias=False, dtype=torch.float64)
+        with torch.no_grad():
+            self.first.weight.copy_(torch.tensor([[1.0], [0.6]]))
+            self.second.weight.copy_(torch.tensor([[-0.6, -0.4]]))
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        outputs = self.second(nn.functional.gelu(self.first(batch[0])))
+        return nn.functional.mse_loss(outputs, self.sigma * torch.randn_like(outputs) - batch[0])
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9)
+
+
+@pytest.mark.filterwarnings("ignore::lightning_symmetry.SymmetryWarning")
+@pytest.mark.parametrize(("sigma", "collapses"), [(0.0, False), (0.4, True)])
+def test_stochastic_collapse(sigma: float, collapses: bool) -> None:
+    torch.manual_seed(0)
+    points = torch.linspace(-1, 1, 8, dtype=torch.float64)[:, None].repeat(500, 1)
+    model = Noisy(sigma)
+    monitor = SymmetryMonitor(every_n_steps=100, tolerance=1e-5)
+    make_trainer([monitor], max_steps=4500, precision="64-true").fit(model, DataLoader(TensorDataset(points), 8))
+    apart = float((model.first.weight[0] - model.first.weight[1]).detach().square().sum())
+    assert (apart < 1e-10) == collapses
+    if not collapses:
+        assert apart > 1e-3
+        assert monitor.findings == []
+        return
+    finding = next(finding for finding in monitor.findings if finding.layer == "first")
+    assert (finding.units, finding.verdict, finding.origin) == ((0, 1), "locked", "collapse")
+    assert 500 < finding.first_step < 4500
