@@ -117,6 +117,7 @@ class SymmetryMonitor(Callback):
         self._failed_layers: dict[str, str] = {}
         self._failed_rooms: set[str] = set()
         self._is_blind = False
+        self._seen: dict[str, tuple[int, ...]] = {}  # by layer, the identities of its parameters at the latest look
         self._copies: list[Copies] | None = None
         self._diagnoses: dict[str, LayerDiagnosis] = {}  # the latest of all layers and copies
         self._written: dict[str, object] = {}  # by subject, what was written last
@@ -204,8 +205,9 @@ class SymmetryMonitor(Callback):
             layer
             for layer in layers
             if layer.name not in self._failed_layers
-            and (layer.is_trained_by(trained) or not self._history.has_seen(layer.name))
+            and (layer.is_trained_by(trained) or self._seen.get(layer.name) != _identity(layer))
         ]
+        self._seen.update({layer.name: _identity(layer) for layer in chosen})
         return look(
             chosen,
             tolerance=self.tolerance,
@@ -313,6 +315,10 @@ class SymmetryMonitor(Callback):
                 "Training goes on."
             )
             return None
+
+
+def _identity(layer: Layer | Copies) -> tuple[int, ...]:
+    return tuple(map(id, layer.originals()))
 
 
 def _log_every_n_steps(trainer: Trainer) -> int:

@@ -68,9 +68,13 @@ class Copies:
             pieces.append(gradients)
         return Rows(pieces) if pieces else None
 
+    def originals(self) -> list[Tensor]:
+        """All parameters of all modules."""
+        return [parameter for module in self.modules for parameter in module.parameters()]
+
     def is_trained_by(self, trained: Set[int]) -> bool:
         """Whether the optimizer with these parameters updates any of them."""
-        return any(id(parameter) in trained for module in self.modules for parameter in module.parameters())
+        return any(id(parameter) in trained for parameter in self.originals())
 
     def recurrent_rows(self) -> None:
         """Modules do not feed one another."""

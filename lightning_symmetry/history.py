@@ -116,10 +116,6 @@ class History:
         records = self._records.get(layer, [])
         return [record.units for record in records if record.has_equal_weights and record.broken_step is None]
 
-    def has_seen(self, layer: str) -> bool:
-        """Whether any check has looked at this layer."""
-        return layer in self._records
-
     def is_fresh(self, looks: Sequence[Look]) -> bool:
         """Whether these looks tell more than the last ones at the same layers.
 
@@ -145,7 +141,7 @@ class History:
         """
         name = seen.layer.name
         origin = Origin.COLLAPSE
-        if not self.has_seen(name):
+        if name not in self._records:
             origin = Origin.START if step == 0 else Origin.FIRST_LOOK
         records = self._records.setdefault(name, [])
         past = _Past(records)

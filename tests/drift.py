@@ -1,12 +1,11 @@
 """How far truly symmetric units drift apart by rounding alone: ``python -m tests.drift`` prints the table of the docs.
 
-Pairs of copies, with what they send, are trained; in exact arithmetic they would stay equal for ever. Widths are odd, so
-that some copies fall into the remainders of the blocks in which a matrix product is computed.
+Pairs of copies, with what they send, are trained; in exact arithmetic they would stay equal for ever. Widths are odd,
+so that some copies fall into the remainders of the blocks in which a matrix product is computed.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 
 import torch
@@ -73,7 +72,7 @@ def measure(network: str, optimizer: str, dtype: torch.dtype, num_steps: int) ->
     seen = {}
     for step in range(num_steps):
         stepper.zero_grad()
-        nn.functional.mse_loss(net(inputs[step]), targets[step]).backward()
+        torch.autograd.backward(nn.functional.mse_loss(net(inputs[step]), targets[step]))
         stepper.step()
         if step + 1 in STEPS:
             layer = next(layer for layer in find_layers(net)[0] if layer.name == layer_name)
@@ -97,4 +96,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
