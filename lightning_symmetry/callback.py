@@ -154,8 +154,8 @@ class SymmetryMonitor(Callback):
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        is_continued = self._trainer is not None and self._trainer() is trainer and trainer.global_step > 0
-        if not (is_continued or self._is_resumed):  # perhaps of another model
+        is_continued = self._is_resumed or (self._trainer is not None and self._trainer() is trainer)
+        if trainer.global_step == 0 or not is_continued:  # perhaps of another model
             self._reset()
         self._trainer, self._is_resumed = weakref.ref(trainer), False
 
@@ -248,22 +248,20 @@ class SymmetryMonitor(Callback):
         writers = [experiment for experiment in experiments if isinstance(experiment, SummaryWriter)]
         if not writers:
             return
+        findings = self.findings
+        # What is worth another picture: units and ends; not the change between locked and frozen as ReLUs open and shut.
+        news_of: dict[str, list[object]] = {finding.layer: [] for finding in findings}
+        for finding in findings:
+            news_of[finding.layer].append((finding.units, finding.broken_step))
         groups = {name: [group.units for group in layer.groups] for name, layer in report.layers.items()}
-        findings = {name: [finding for finding in self.findings if finding.layer == name] for name in groups}
-        # What is worth another picture; not the change between locked and frozen, back and forth as ReLUs open.
-        state = {
-            name: (groups[name], [(finding.units, finding.broken_step) for finding in findings[name]])
-            for name in groups
-        }
-        copies = [(finding.units, finding.broken_step) for finding in self.findings if finding.modules]
-        if self._is_news("findings", (state, copies)):
-            write_findings(writers, self.findings, report, report.step)
+        if self._is_news("findings", (groups, news_of)):
+            write_findings(writers, findings, report, report.step)
         for seen in looks:
             name = seen.layer.name
             if name not in groups:  # whole modules have no picture
                 continue
-            is_wanted = self.heatmaps == "findings" and findings[name] and self._is_news(f"layer {name}", state[name])
-            if self.heatmaps == "all" or is_wanted:
+            has_news = name in news_of and self._is_news(f"layer {name}", (groups[name], news_of[name]))
+            if self.heatmaps == "all" or (self.heatmaps == "findings" and has_news):
                 write_heatmap(writers, report.layers[name], seen, report.step)
 
     def _is_news(self, subject: str, content: object) -> bool:
