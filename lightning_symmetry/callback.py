@@ -249,7 +249,7 @@ class SymmetryMonitor(Callback):
         if not writers:
             return
         findings = self.findings
-        # What is worth another picture: units and ends; not the change between locked and frozen as ReLUs open and shut.
+        # What is worth another picture: units and ends; not the change between locked and frozen as ReLUs open.
         news_of: dict[str, list[object]] = {finding.layer: [] for finding in findings}
         for finding in findings:
             news_of[finding.layer].append((finding.units, finding.broken_step))

@@ -168,6 +168,8 @@ def find_groups(
 
     members, place = members[norms > 0], place[norms > 0]
     keys, windows = _keys(rows, sketched, members, tolerance)
+    if _are_all_apart(keys, windows):
+        members = members[:0]
     round_number = 0
     while len(members) > 1 and (max_rounds is None or round_number < max_rounds):
         pairs, is_crowded, best_key = _neighbours(keys, windows, place)
@@ -394,6 +396,11 @@ def _neighbours(keys: Tensor, windows: Tensor, place: Tensor) -> tuple[Tensor, T
     found = torch.cat(pairs, dim=1)
     found = found[:, ~is_crowd[run[found[0]]]]
     return found.sort(dim=0).values, is_crowd[run], best
+
+
+def _are_all_apart(keys: Tensor, windows: Tensor) -> bool:
+    """Whether a single key is enough to tell all members apart, as in most healthy layers."""
+    return any(bool((key.sort().values.diff() > window).all()) for key, window in zip(keys, windows, strict=True))
 
 
 def _near_in_order(key: Tensor, place: Tensor, window: Tensor, shift: int) -> Tensor:
