@@ -15,13 +15,13 @@ PICTURES = {
 
 
 def main(logdir: Path) -> None:
-    """Write the first picture under each tag, as it stands in the event file."""
+    """Write the second picture under each tag, or the only one, as it stands in the event file."""
     folder = Path(__file__).parent / "images"
     folder.mkdir(exist_ok=True)
     for name, (run, tag) in PICTURES.items():
         events = EventAccumulator(str(logdir / run))
         events.Reload()
-        (folder / name).write_bytes(events.Images(tag)[0].encoded_image_string)
+        (folder / name).write_bytes(events.Images(tag)[:2][-1].encoded_image_string)
 
 
 if __name__ == "__main__":

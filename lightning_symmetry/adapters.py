@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ def _linear(module: nn.Linear | nn.Bilinear) -> Units:
 
 
 @register_layer_by_name("transformers.pytorch_utils.Conv1D")
-def _transposed_linear(module: nn.Linear) -> Units:
+def _transposed_linear(module: Any) -> Units:
     return Units((module.weight, torch.t), module.bias)
 
 

@@ -79,7 +79,8 @@ def why(finding: Finding) -> str:
             "A smaller learning rate, less weight decay or less gradient noise counters this."
         )
     if finding.cause is Cause.ZERO:
-        blocked = ", and zero weights in the layers after it let no gradient through" if _is_frozen(finding) else ""
+        is_frozen = finding.verdict is Verdict.FROZEN
+        blocked = ", and zero weights in the layers after it let no gradient through" if is_frozen else ""
         return f"Every weight is 0: zero initialisation{blocked}. {_RANDOM_INIT}"
     if finding.cause is Cause.CONSTANT:
         return f"Every weight is {_number(finding)}: constant initialisation. {_RANDOM_INIT}"
@@ -96,10 +97,6 @@ def why(finding: Finding) -> str:
         "Their rows are copies of one another: tiled, copied or padded weights. "
         "Add noise to the copies, or leave them out: the layer needs only one of each."
     )
-
-
-def _is_frozen(finding: Finding) -> bool:
-    return finding.verdict is Verdict.FROZEN
 
 
 def _number(finding: Finding) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import weakref
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, ParamSpec, TypeVar, get_args
 
@@ -41,9 +41,36 @@ class SymmetryError(RuntimeError):
     """
 
     def __init__(self, message: str, report: SymmetryReport, findings: Sequence[Finding]) -> None:
-        super().__init__(message)
+        super().__init__(message, report, findings)  # all of them, so that it can travel between processes
         self.report = report
         self.findings = list(findings)
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+# By default Python shows a warning once per process: a second training in a notebook would look healed.
+warnings.filterwarnings("always", category=SymmetryWarning, append=True)
+
+
+class _Schedule:
+    """Which steps of which optimizer are checked: the first ones at 0, 1, 3, 7, ..., then every so many."""
+
+    def __init__(self) -> None:
+        # By place of the optimizer: the steps it has made, and the global step of its latest one.
+        self.num_steps: dict[int, int] = {}
+        self._latest: dict[int, int] = {}
+
+    def is_due(self, place: int, global_step: int, every_n_steps: int) -> bool:
+        """Count this step; whether to check it. With ``every_n_steps`` 0 only the first ones are."""
+        if self._latest.get(place) == global_step:  # LBFGS calls several times within one step
+            return False
+        self._latest[place] = global_step
+        step = self.num_steps.get(place, 0)
+        self.num_steps[place] = step + 1
+        if every_n_steps and step >= every_n_steps:
+            return step % every_n_steps == 0
+        return step & (step + 1) == 0
 
 
 class SymmetryMonitor(Callback):
@@ -107,16 +134,14 @@ class SymmetryMonitor(Callback):
         self._reset()
 
     def _reset(self) -> None:
-        self._trainer: weakref.ref[Trainer] | None = None
+        self._end_step = 0  # at which the training last ended
         self._is_resumed = False
         self._report: SymmetryReport | None = None
         self._history = History(self.patience)
-        # By place of the optimizer: the steps it has made, and the global step of its latest one.
-        self._num_steps: dict[int, int] = {}
-        self._latest_step: dict[int, int] = {}
+        self._schedule = _Schedule()
         self._failed_layers: dict[str, str] = {}
-        self._failed_rooms: set[str] = set()
-        self._is_blind = False
+        self._failed_tasks: set[str] = set()
+        self._has_warned_of_no_layers = False
         self._seen: dict[str, tuple[int, ...]] = {}  # by layer, the identities of its parameters at the latest look
         self._copies: list[Copies] | None = None
         self._diagnoses: dict[str, LayerDiagnosis] = {}  # the latest of all layers and copies
@@ -139,7 +164,7 @@ class SymmetryMonitor(Callback):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        return {"history": self._history.state_dict(), "num_steps": dict(self._num_steps)}
+        return {"history": self._history.state_dict(), "num_steps": dict(self._schedule.num_steps)}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -149,15 +174,20 @@ class SymmetryMonitor(Callback):
         history = History(self.patience)
         history.load_state_dict(state_dict["history"])
         self._reset()
-        self._history, self._num_steps = history, dict(state_dict["num_steps"])
+        self._history = history
+        self._schedule.num_steps = dict(state_dict["num_steps"])
         self._is_resumed = True
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        is_continued = self._is_resumed or (self._trainer is not None and self._trainer() is trainer)
+        is_continued = self._is_resumed or trainer.global_step == self._end_step
         if trainer.global_step == 0 or not is_continued:  # perhaps of another model
             self._reset()
-        self._trainer, self._is_resumed = weakref.ref(trainer), False
+        self._is_resumed = False
+
+    @override
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._end_step = trainer.global_step
 
     @override
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
@@ -173,21 +203,12 @@ class SymmetryMonitor(Callback):
             self._attempt("summary", print_summary, self._report)
 
     def _is_due(self, trainer: Trainer, optimizer: Optimizer) -> bool:
-        """Count this step of the optimizer; whether it is one to check."""
         place = next((i for i, other in enumerate(trainer.optimizers) if other is optimizer), -1)
-        if self._latest_step.get(place) == trainer.global_step:  # LBFGS calls several times within one step
-            return False
-        self._latest_step[place] = trainer.global_step
-        step = self._num_steps.get(place, 0)
-        self._num_steps[place] = step + 1
-        every = self.every_n_steps or _log_every_n_steps(trainer)
-        if every and step >= every:
-            return step % every == 0
-        return step & (step + 1) == 0
+        return self._schedule.is_due(place, trainer.global_step, self.every_n_steps or _log_every_n_steps(trainer))
 
     def _check(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> list[Finding]:
         layers, skipped = find_layers(pl_module, self.include, self.exclude)
-        self._say_if_blind(layers, skipped)
+        self._warn_if_no_layers(layers, skipped)
         is_first = self._copies is None
         if self._copies is None:  # what starts apart does not become a copy
             self._copies = find_copies(pl_module, layers)
@@ -277,14 +298,15 @@ class SymmetryMonitor(Callback):
         for text in texts:
             rank_zero_warn(text, category=SymmetryWarning)
         if self.on_symmetry == "stop":
+            rank_zero_info("SymmetryMonitor stops the training.")
             trainer.should_stop = True
         elif self.on_symmetry == "raise":
             raise SymmetryError("\n".join(texts), self._report, news)
 
-    def _say_if_blind(self, layers: Sequence[Layer], skipped: dict[str, str]) -> None:
-        if layers or self._is_blind:
+    def _warn_if_no_layers(self, layers: Sequence[Layer], skipped: dict[str, str]) -> None:
+        if layers or self._has_warned_of_no_layers:
             return
-        self._is_blind = True
+        self._has_warned_of_no_layers = True
         reasons = "; ".join(f"{name}: {reason}" for name, reason in list(skipped.items())[:5]) or "it has no parameters"
         rank_zero_warn(f"SymmetryMonitor finds no layer to inspect in this model ({reasons}). Training goes on.")
 
@@ -300,16 +322,16 @@ class SymmetryMonitor(Callback):
             "Training goes on."
         )
 
-    def _attempt(self, room: str, step: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:
+    def _attempt(self, task: str, step: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:
         """A monitor must never end a training: what fails here is said once and not tried again."""
-        if room in self._failed_rooms:
+        if task in self._failed_tasks:
             return None
         try:
             return step(*args, **kwargs)
         except Exception as error:
-            self._failed_rooms.add(room)
+            self._failed_tasks.add(task)
             rank_zero_warn(
-                f"SymmetryMonitor switches off its {room}, which failed with {type(error).__name__}: {error}. "
+                f"SymmetryMonitor switches off its {task}, which failed with {type(error).__name__}: {error}. "
                 "Training goes on."
             )
             return None

@@ -76,9 +76,9 @@ class Copies:
         """Whether the optimizer with these parameters updates any of them."""
         return any(id(parameter) in trained for parameter in self.originals())
 
-    def recurrent_rows(self) -> None:
-        """Modules do not feed one another."""
-        return
+    def recurrent_rows(self) -> Tensor | None:
+        """None: modules do not feed one another."""
+        return None
 
 
 def find_copies(model: nn.Module, layers: Iterable[Layer]) -> list[Copies]:

@@ -174,11 +174,14 @@ def _print_result(
     monitors: dict[str, SymmetryMonitor], rows: list[tuple[str, ...]], logdir: Path, seconds: float
 ) -> None:
     print_table(("initialisation", "test accuracy", "fc1", "fc2", "fc3", "verdict"), rows)
-    print("fc1, fc2, fc3: distinct units of all units of the layer after training.\n")
-    print("What the monitor says on the console, here of the first sick layer of each run:\n")
+    print("fc1, fc2, fc3: distinct units of all units of the layer after training.")
+    print("Too small normal weights do not train either, but for another reason: the gradients vanish.\n")
+    print("What the monitor says on the console, one message per verdict:\n")
     for name, monitor in monitors.items():
-        if monitor.report is not None and monitor.findings:
-            print(f"  [{name}] {messages(monitor.findings, monitor.report)[0]}\n")
+        for verdict in Verdict:
+            findings = [finding for finding in monitor.findings if finding.verdict is verdict]
+            if monitor.report is not None and findings:
+                print(f"  [{name}] {messages(findings, monitor.report)[0]}\n")
     print(f"{len(rows)} runs in {seconds:.0f} s. Look at them with:\n\n  {_tensorboard()} --logdir {logdir}\n")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -203,21 +204,54 @@ class SymmetryReport:
         head, rows = self.table()
         lines = [f"Symmetry at step {self.step}: {self.totals()}"]
         if rows:
-            widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
-            for row in [head, tuple("-" * width for width in widths), *rows]:
-                cells = [row[0].ljust(widths[0]), *(row[i].rjust(widths[i]) for i in (1, 2, 3)), row[4]]
-                lines.append("  ".join(cells).rstrip())
+            lines.append(plain_table(head, rows))
+        lines += self.notes()
         lines += [f"copies: {group.describe()} ({group.verdict})" for group in self.copies]
         lines += [f"not inspected: {name} ({reason})" for name, reason in self.skipped.items()]
         return "\n".join(lines)
 
+    def notes(self) -> list[str]:
+        """What to know of the verdicts in the table."""
+        groups = [group for layer in self.distinct_layers for group in layer.groups]
+        if not any(group.verdict is Verdict.DUPLICATE for group in groups):
+            return []
+        return [
+            "duplicate: equal units whose gradients say nothing so far: none, zero, rounding noise, or too few checks. "
+            "A few more steps will tell."
+        ]
+
     def totals(self) -> str:
         """One line on the whole model."""
         num_layers = len(self.distinct_layers)
+        if not num_layers:
+            return "no layer was inspected."
         layers = f"{num_layers} layer{'s' if num_layers != 1 else ''}"
         if not self.redundant_units:
             return f"all {self.num_units} units of {layers} are distinct."
         return f"{self.num_units - self.redundant_units} of {self.num_units} units of {layers} are distinct."
+
+
+def plain_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table as text; columns of numbers are flush right.
+
+    >>> print(plain_table(("layer", "units"), [("fc1", "5"), ("conv.12", "64")]))
+    layer    units
+    -------  -----
+    fc1          5
+    conv.12     64
+    """
+    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
+    lines = []
+    for row in [head, ["-" * width for width in widths], *rows]:
+        cells = zip(row, widths, strict=True)
+        padded = [c.rjust(w) if is_number_column(rows, i) else c.ljust(w) for i, (c, w) in enumerate(cells)]
+        lines.append("  ".join(padded).rstrip())
+    return "\n".join(lines)
+
+
+def is_number_column(rows: Sequence[Sequence[str]], i: int) -> bool:
+    """Whether column ``i`` of a table holds nothing but numbers."""
+    return all(re.fullmatch(r"[\d./%]+", row[i]) for row in rows)
 
 
 def summarise(layer: LayerDiagnosis) -> str:
@@ -320,6 +354,7 @@ def diagnose(
         layer  units  distinct  dead  groups
         -----  -----  --------  ----  ----------------------
         0          4         1     0  duplicate: all 4 units
+        duplicate: equal units whose gradients say nothing so far: ...
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"Expected argument `model` to be a torch.nn.Module but got {model!r}.")

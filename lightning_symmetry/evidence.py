@@ -133,7 +133,7 @@ class Look:
         gradients: its gradient rows, if there are any to see.
         dead_units: number of units with a zero gradient and weights of their own.
         sightings: disjoint sets of units.
-        weight_sum: the sum of all projections, which changes when the weights do.
+        fingerprint: of the weights; another one if any row has moved.
         has_gradient: whether any gradient is not zero; it may be infinite.
     """
 
@@ -141,7 +141,7 @@ class Look:
     gradients: Rows | None
     dead_units: int
     sightings: tuple[Sighting, ...]
-    weight_sum: float
+    fingerprint: int
     has_gradient: bool
 
 
@@ -233,7 +233,7 @@ def _look_at(item: _Sketched, tolerance: float | None, scale: float, known: Sequ
         item.gradients,
         judge.count_zero(exclude=grouped),
         tuple(sightings),
-        float(item.weight_sketch.projections.nan_to_num(0.0).sum()),
+        hash(item.weight_sketch.projections.numpy().tobytes()),
         item.gradient_sketch is not None and bool((item.gradient_sketch.norms != 0).any()),
     )
 

@@ -458,21 +458,10 @@ def _join_leaders(
     first = torch.full((int(is_new.sum()),), len(members), device=_CPU)
     first = first.scatter_reduce(0, number, torch.arange(len(members), device=_CPU), "amin")
     cells, places = cell[order][is_new], place[order][is_new]
-    nearest = first.clone()
-    for shift in range(1, min(3, len(first))):
-        is_close = (cells[shift:] - cells[:-shift] <= 2) & (places[shift:] == places[:-shift])
-        far = torch.full_like(first[shift:], len(members))
-        nearest[shift:] = torch.minimum(nearest[shift:], torch.where(is_close, first[:-shift], far))
-        nearest[:-shift] = torch.minimum(nearest[:-shift], torch.where(is_close, first[shift:], far))
-    is_leader_cell = first == nearest
+    is_leader_cell = first == _least_nearby(first, cells, places, 2)
     # Each member asks the first of the leaders in its cell and the next.
-    asked = torch.where(is_leader_cell, first, len(members))
-    candidate = asked.clone()
-    for shift in range(1, min(2, len(first))):
-        is_close = (cells[shift:] - cells[:-shift] <= 1) & (places[shift:] == places[:-shift])
-        far = torch.full_like(first[shift:], len(members))
-        candidate[shift:] = torch.minimum(candidate[shift:], torch.where(is_close, asked[:-shift], far))
-        candidate[:-shift] = torch.minimum(candidate[:-shift], torch.where(is_close, asked[shift:], far))
+    nobody = torch.full_like(first, len(members))
+    candidate = _least_nearby(torch.where(is_leader_cell, first, nobody), cells, places, 1)
     leader = candidate[number]
     rest = torch.ones(len(members), dtype=torch.bool, device=_CPU)
     rest[first[is_leader_cell]] = False
@@ -513,6 +502,16 @@ def _resolve(rows: Rows, norms: Tensor, pairs: Tensor, tolerance: float) -> dict
         first, second = torch.tensor(questions, device=_CPU).T
         answers = _agree(rows, norms, first, second, tolerance)
         agrees.update(zip(questions, answers.tolist(), strict=True))
+
+
+def _least_nearby(values: Tensor, cells: Tensor, places: Tensor, reach: int) -> Tensor:
+    """The least of the values of each cell, ``(c,)``, and of those up to ``reach`` cells away; cells are sorted."""
+    least = values.clone()
+    for shift in range(1, min(reach + 1, len(values))):
+        is_far = (cells[shift:] - cells[:-shift] > reach) | (places[shift:] != places[:-shift])
+        least[shift:] = torch.minimum(least[shift:], torch.where(is_far, values[shift:], values[:-shift]))
+        least[:-shift] = torch.minimum(least[:-shift], torch.where(is_far, values[:-shift], values[shift:]))
+    return least
 
 
 def _agree(rows: Rows, norms: Tensor, leader: Tensor, index: Tensor, tolerance: float) -> Tensor:

@@ -32,6 +32,9 @@ _STOPS = (-1.0, -0.5, 0.0, 0.5, 0.9, 1.0)
 _COLOURS = ((120, 200, 255), (38, 98, 160), (16, 18, 32), (128, 46, 44), (236, 124, 46), (255, 240, 170))
 _NO_DIRECTION = (176, 180, 188)
 _SIDE = 320
+_LEFT, _TOP, _RIGHT = 50, 46, 66  # around the square: unit indices, heading, scale
+_LINE = 20
+_SMALL, _LARGE = 13, 15  # TensorBoard scales pictures down to its cards
 _MAX_LAYERS = 40
 
 
@@ -97,24 +100,26 @@ def draw_layer(layer: LayerDiagnosis, weights: Rows, gradients: Rows | None) -> 
     cell = max(1, _SIDE // len(units))
     square = np.kron(colours(similarity(weights, gradients, units)), np.ones((cell, cell, 1), dtype=np.uint8))
     side = len(square)
-    left, top = 44, 40
     verdicts = [verdict for verdict in Verdict if any(group.verdict is verdict for group in layer.groups)]
-    image = Image.new("RGB", (max(left + side + 76, 420), top + side + 46 + 16 * (len(verdicts) > 0)), _PAPER)
-    image.paste(Image.fromarray(square), (left, top))
+    below = 10 + _LINE * (2 + (len(verdicts) + 1) // 2)
+    image = Image.new("RGB", (_LEFT + max(side, _SIDE) + _RIGHT, _TOP + side + below), _PAPER)
+    image.paste(Image.fromarray(square), (_LEFT, _TOP))
     draw = ImageDraw.Draw(image)
     shown = "" if len(units) == layer.num_units else f" ({len(units)} shown)"
     heading = f"{layer.num_units} units{shown}, {layer.effective_width} distinct"
-    draw.text((left, 6), heading, _INK, _font(13))
-    draw.text((left, 23), "cosine of gradients above the diagonal, of weights below", _PALE, _font(10))
-    _draw_frames(draw, layer.groups, parts, cell, left, top)
-    _draw_ticks(draw, parts, cell, left, top)
-    _draw_scale(image, draw, left + side + 14, top, min(side, 160))
-    bottom = top + side + 10
-    draw.text((left, bottom), "unit index, groups first; grey: a zero row, no direction", _PALE, _font(10))
-    x = left
-    for verdict in verdicts:
+    draw.text((_LEFT, 4), heading, _INK, _font(_LARGE))
+    draw.text((_LEFT, 25), "cosine of gradients above, of weights below", _PALE, _font(_SMALL))
+    _draw_frames(draw, layer.groups, parts, cell)
+    _draw_ticks(draw, parts, cell)
+    _draw_scale(image, draw, _LEFT + side + 12, _TOP, min(side, 160))
+    bottom = _TOP + side + 6
+    draw.text((_LEFT, bottom), "left: unit index, groups first", _PALE, _font(_SMALL))
+    draw.text((_LEFT, bottom + _LINE), "grey: no direction (zero, NaN, or no gradient)", _PALE, _font(_SMALL))
+    for i, verdict in enumerate(verdicts):
         num_groups = sum(group.verdict is verdict for group in layer.groups)
-        x = _draw_key(draw, x, bottom + 18, f"{verdict} ({num_groups})", VERDICT_COLOURS[verdict])
+        text = f"{verdict}: {num_groups} group{'s' if num_groups > 1 else ''}"
+        place = (_LEFT + 160 * (i % 2), bottom + _LINE * (2 + i // 2) + 2)
+        _draw_key(draw, *place, text, VERDICT_COLOURS[verdict])
     return np.asarray(image)
 
 
@@ -130,16 +135,19 @@ def draw_overview(report: SymmetryReport) -> Pixels:
         chosen = {layer.name for layer in [*sick, *(layer for layer in layers if not layer.groups)][:_MAX_LAYERS]}
         layers = [layer for layer in layers if layer.name in chosen]
     names = [_shorten(layer.name, 34) for layer in layers]
-    font = _font(12)
+    font = _font(_SMALL)
     left = 24 + int(max([font.getlength(name) for name in names], default=0))
-    bar, line = 260, 22
-    image = Image.new("RGB", (max(left + bar + 110, 480), 62 + line * len(layers) + 32), _PAPER)
+    bar, line = 260, 24
+    image = Image.new("RGB", (max(left + bar + 120, 520), 66 + line * len(layers) + 2 * _LINE + 10), _PAPER)
     draw = ImageDraw.Draw(image)
-    draw.text((12, 8), f"Step {report.step}: {report.totals()}", _INK, _font(13))
-    draw.text((left + bar + 10, 36), "distinct / units", _PALE, _font(10))
-    y = 54
+    draw.text((12, 6), f"Step {report.step}: {report.totals()}", _INK, _font(_LARGE))
+    draw.text((left + bar + 10, 34), "distinct / units", _PALE, font)
+    left_out = len(report.distinct_layers) - len(layers)
+    if left_out:
+        draw.text((12, 34), f"{left_out} more layers not shown", _PALE, font)
+    y = 56
     for layer, name in zip(layers, names, strict=True):
-        draw.text((12, y + 2), name, _INK, font)
+        draw.text((12, y + 1), name, _INK, font)
         draw.rectangle((left, y + 2, left + bar, y + line - 5), fill=_DISTINCT)
         x = float(left)
         for verdict in Verdict:
@@ -147,14 +155,11 @@ def draw_overview(report: SymmetryReport) -> Pixels:
             if width:
                 draw.rectangle((x, y + 2, x + max(1.0, width), y + line - 5), fill=VERDICT_COLOURS[verdict])
             x += width
-        draw.text((left + bar + 10, y + 2), f"{layer.effective_width} / {layer.num_units}", _INK, font)
+        draw.text((left + bar + 10, y + 1), f"{layer.effective_width} / {layer.num_units}", _INK, font)
         y += line
-    left_out = len(report.distinct_layers) - len(layers)
-    if left_out:
-        draw.text((12, 36), f"{left_out} more layers not shown", _PALE, _font(10))
-    x_key = _draw_key(draw, 12, y + 10, "distinct", _DISTINCT)
-    for verdict in Verdict:
-        x_key = _draw_key(draw, x_key, y + 10, str(verdict), VERDICT_COLOURS[verdict])
+    keys = {"distinct": _DISTINCT, **{str(verdict): VERDICT_COLOURS[verdict] for verdict in Verdict}}
+    for i, (text, colour) in enumerate(keys.items()):
+        _draw_key(draw, 12 + 130 * (i % 3), y + 8 + _LINE * (i // 3), text, colour)
     return np.asarray(image)
 
 
@@ -167,46 +172,43 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size)
 
 
-def _draw_frames(
-    draw: ImageDraw.ImageDraw, groups: Sequence[UnitGroup], parts: list[list[int]], cell: int, left: int, top: int
-) -> None:
+def _draw_frames(draw: ImageDraw.ImageDraw, groups: Sequence[UnitGroup], parts: list[list[int]], cell: int) -> None:
     start = 0
     for group, part in zip(groups, parts[:-1], strict=False):
         a, b = start * cell, (start + len(part)) * cell
         width = 2 if b - a > 24 else 1
-        box = (left + a, top + a, left + b - 1, top + b - 1)
+        box = (_LEFT + a, _TOP + a, _LEFT + b - 1, _TOP + b - 1)
         draw.rectangle(box, outline=VERDICT_COLOURS[group.verdict], width=width)
         start += len(part)
 
 
-def _draw_ticks(draw: ImageDraw.ImageDraw, parts: list[list[int]], cell: int, left: int, top: int) -> None:
+def _draw_ticks(draw: ImageDraw.ImageDraw, parts: list[list[int]], cell: int) -> None:
     """Unit indices along the left side: where groups begin, then as many others as there is room for."""
     units = [unit for part in parts for unit in part]
     starts = {sum(map(len, parts[:i])) for i, part in enumerate(parts) if part}
-    font, taken = _font(10), list[float]()
+    font, taken = _font(_SMALL), list[float]()
     for place in [*sorted(starts), *(place for place in range(len(units)) if place not in starts)]:
-        middle = top + (place + 0.5) * cell if cell > 11 else top + place * cell + 4
-        if all(abs(middle - other) >= 11 for other in taken):
+        middle = _TOP + (place + 0.5) * cell
+        if all(abs(middle - other) >= _SMALL + 2 for other in taken):
             taken.append(middle)
             text = str(units[place])
-            draw.text((left - 6 - font.getlength(text), middle - 6), text, _INK, font)
-            draw.line((left - 4, middle, left - 1, middle), _INK)
+            draw.text((_LEFT - 8 - font.getlength(text), middle - 8), text, _INK, font)
+            draw.line((_LEFT - 5, middle, _LEFT - 1, middle), _INK)
 
 
 def _draw_scale(image: Image.Image, draw: ImageDraw.ImageDraw, x: int, y: int, height: int) -> None:
-    ramp = colours(np.linspace(1, -1, height)[:, None].repeat(12, axis=1))
+    ramp = colours(np.linspace(1, -1, height)[:, None].repeat(14, axis=1))
     image.paste(Image.fromarray(ramp), (x, y))
     for value in (1, 0, -1):
         at = y + (1 - value) * (height - 1) / 2
-        place = (x + 17, min(max(at - 6, y - 2), y + height - 10))
-        draw.text(place, f"{value:g}", _INK, _font(10))
+        place = (x + 20, min(max(at - 8, y - 2), y + height - 14))
+        draw.text(place, f"{value:g}", _INK, _font(_SMALL))
 
 
-def _draw_key(draw: ImageDraw.ImageDraw, x: int, y: int, text: str, colour: str) -> int:
-    """A swatch with its meaning; returns where the next one goes."""
-    draw.rectangle((x, y + 1, x + 10, y + 11), fill=colour)
-    draw.text((x + 15, y), text, _INK, _font(11))
-    return x + 15 + int(_font(11).getlength(text)) + 16
+def _draw_key(draw: ImageDraw.ImageDraw, x: int, y: int, text: str, colour: str) -> None:
+    """A swatch with its meaning."""
+    draw.rectangle((x, y + 2, x + 11, y + 13), fill=colour)
+    draw.text((x + 17, y), text, _INK, _font(_SMALL))
 
 
 def _shorten(name: str, length: int) -> str:

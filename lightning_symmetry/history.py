@@ -13,7 +13,7 @@ from lightning_symmetry.evidence import Cause, Gradients, Look, Sighting
 # Equal gradients of a few units may be a passing coincidence of the optimizer; that of all units of a layer is not.
 _LOCKSTEP_STEPS = 50
 # Units that are still equal after a movement so many times larger than what is called equal have moved together.
-_MUCH = 10.0
+_MOVED_REACHES = 10.0
 
 
 class Origin(StrEnum):
@@ -101,8 +101,8 @@ class History:
     def __init__(self, patience: int) -> None:
         self._patience = patience
         self._records: dict[str, list[_Record]] = {}
-        # By layer, of the last look: the sum of its weights, and whether it had a gradient.
-        self._last: dict[str, tuple[float, bool]] = {}
+        # By layer, of the last look: a fingerprint of its weights, and whether it had a gradient.
+        self._last: dict[str, tuple[int, bool]] = {}
 
     @property
     def findings(self) -> list[Finding]:
@@ -123,9 +123,9 @@ class History:
         gradient scaler skips a step.
         """
         before = [(self._last[seen.layer.name], seen) for seen in looks if seen.layer.name in self._last]
-        has_moved = any(weight_sum != seen.weight_sum for (weight_sum, _), seen in before)
+        has_moved = any(fingerprint != seen.fingerprint for (fingerprint, _), seen in before)
         had_gradient = any(has_gradient for (_, has_gradient), _ in before)
-        self._last.update({seen.layer.name: (seen.weight_sum, seen.has_gradient) for seen in looks})
+        self._last.update({seen.layer.name: (seen.fingerprint, seen.has_gradient) for seen in looks})
         return has_moved or not had_gradient
 
     def update(self, seen: Look, step: int, is_fresh: bool = True) -> tuple[LayerDiagnosis, list[Finding]]:
@@ -206,8 +206,14 @@ class History:
                 record.verdict = Verdict.FROZEN
                 if record.cause is not Cause.ZERO and record.warned is None:
                     record.cause = Cause.DEAD
-        elif record.cause is not Cause.ZERO and abs(sighting.position - record.position) > _MUCH * sighting.reach > 0:
-            record.verdict = Verdict.LOCKED  # from zero, any movement is large
+        elif _has_moved_as_one(record, sighting):
+            record.verdict = Verdict.LOCKED
+
+
+def _has_moved_as_one(record: _Record, sighting: Sighting) -> bool:
+    """Whether the units have gone a long way together since they were first seen; from zero, any way is long."""
+    moved = abs(sighting.position - record.position)
+    return record.cause is not Cause.ZERO and moved > _MOVED_REACHES * sighting.reach > 0
 
 
 def _is_plain(record: _Record) -> bool:

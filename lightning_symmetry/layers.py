@@ -8,7 +8,7 @@ of PyTorch's own layers are in :mod:`lightning_symmetry.adapters`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import singledispatch
@@ -324,23 +324,26 @@ def _layers_of(name: str, module: nn.Module) -> list[Layer]:
     try:
         described = _units(module)
         parts = [described] if isinstance(described, Units) else list(described)
+        return [_layer_of(name, part, originals) for part in parts]
     except NotUnderstoodError:
         raise
     except Exception as error:  # adapters are other people's code
         raise NotUnderstoodError(f"its adapter failed with {type(error).__name__}: {error}") from error
 
+
+def _layer_of(name: str, units: Units, originals: Mapping[int, tuple[Tensor, ...]]) -> Layer:
+    if not isinstance(units, Units):
+        raise NotUnderstoodError(f"its adapter returns {type(units).__name__}, expected Units or several of them")
+
     def incoming(tensor: Tensor, view: View) -> Incoming:
         check_tensor(tensor)
         return Incoming(tensor, view, originals.get(id(tensor), (tensor,)))
 
-    layers = []
-    for units in parts:
-        tensors = tuple(incoming(*pair) for pair in units.tensors)
-        if not tensors or any(0 in tensor.weights.shape for tensor in tensors):
-            raise NotUnderstoodError("it has no units or no inputs")
-        recurrent = incoming(*units.recurrent) if units.recurrent else None
-        layers.append(Layer(f"{name}.{units.part}" if units.part else name, tensors, units.blocks, recurrent))
-    return layers
+    tensors = tuple(incoming(*pair) for pair in units.tensors)
+    if not tensors or any(0 in tensor.weights.shape for tensor in tensors):
+        raise NotUnderstoodError("it has no units or no inputs")
+    recurrent = incoming(*units.recurrent) if units.recurrent else None
+    return Layer(f"{name}.{units.part}" if units.part else name, tensors, units.blocks, recurrent)
 
 
 def _without_parametrizations(module: nn.Module) -> tuple[nn.Module, dict[int, tuple[Tensor, ...]]]:

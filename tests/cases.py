@@ -121,10 +121,12 @@ CASES = [
     # frozen
     Case("all zeros", lambda: zoo.all_constant(zoo.perceptron(), 0.0), frozen("0", "2")),
     Case("negative constant, ReLU", lambda: zoo.all_constant(zoo.perceptron(), -0.1), frozen("0", "2")),
+    Case("constant around LayerNorm", lambda: zoo.all_constant(zoo.layer_norm()), locked("0"), bf16=False),
     Case("LoRA, both factors zero", zoo.both_factors_zero, frozen("0.a", "0.b")),
     # lockstep
     Case("loss that sums the outputs", zoo.perceptron, {"4": {"lockstep"}}, "sum"),
     # breaking by themselves
+    Case("constant into LayerNorm", lambda: zoo.filled(zoo.layer_norm(), "0", 0.1), SILENT),
     Case("incoming weights only", zoo.incoming_only, SILENT),
     Case("zero head", lambda: zoo.filled(zoo.perceptron(), "4", 0.0), SILENT),
     Case("zero head under softmax", lambda: zoo.filled(zoo.perceptron(), "4", 0.0), SILENT, "classes"),

@@ -3,6 +3,9 @@ from __future__ import annotations
 import copy
 import json
 import math
+import pickle
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -307,10 +310,10 @@ def test_summary_at_the_end_of_fit(capsys: pytest.CaptureFixture[str], monkeypat
 
 
 def test_summary_without_rich(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "rich.console", None)
+    monkeypatch.setitem(sys.modules, "rich.console", None)
     with pytest.warns(SymmetryWarning):
         fit(Classifier(fill(mlp(), 0.5)), SymmetryMonitor())
-    assert "net.0  16     1         0     locked: all 16 units" in capsys.readouterr().out
+    assert "net.0     16         1     0  locked: all 16 units" in capsys.readouterr().out
 
 
 # -------------------------------------------------------------- state, resume
@@ -525,6 +528,45 @@ def test_other_loggers_get_the_scalars(tmp_path: Path) -> None:
         fit(Classifier(fill(mlp(), 0.5)), SymmetryMonitor(), logger=logger)
     head = (tmp_path / "metrics.csv").read_text().splitlines()[0].split(",")
     assert {"symmetry/redundant_units", "symmetry/effective_width/net.0"} <= set(head)
+
+
+def test_two_classes_from_zero_are_told_in_time() -> None:
+    # The updates of a two-class head cancel out in any plain sum over the classes.
+    net = fill(nn.Sequential(nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, 2)), 0.0)
+
+    class TwoClasses(Classifier):
+        def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+            return nn.functional.cross_entropy(self.net(batch[0]), batch[1] % 2)
+
+    monitor = SymmetryMonitor(on_symmetry="raise")
+    with pytest.warns(SymmetryWarning), pytest.raises(SymmetryError) as error:
+        fit(TwoClasses(net, make_adam), monitor)
+    assert error.value.report.step == 3
+
+
+def test_a_second_training_is_warned_of_again() -> None:
+    code = """
+import warnings, logging
+logging.disable(logging.WARNING)
+from tests.training import *
+for _ in range(2):
+    fit(Regression(fill(mlp(), 0.5)), SymmetryMonitor(), max_steps=1)
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stderr.count("net.0: all 16 units are identical") == 2
+
+
+def test_monitor_and_error_can_be_pickled() -> None:
+    monitor = SymmetryMonitor(on_symmetry="raise")
+    with pytest.warns(SymmetryWarning), pytest.raises(SymmetryError) as error:
+        fit(Regression(fill(mlp(), 0.5)), monitor)
+    copied = pickle.loads(pickle.dumps(error.value))
+    assert str(copied) == str(error.value)
+    assert str(copied).startswith("net.0: all 16 units are identical")
+    assert copied.report == error.value.report
+    other = SymmetryMonitor()
+    fit(Classifier(mlp()), other)
+    assert pickle.loads(pickle.dumps(other)).report == other.report
 
 
 def test_state_of_another_version_is_said_and_left(tmp_path: Path) -> None:

@@ -40,6 +40,15 @@ def test_groups_are_named_unit_by_unit() -> None:
     assert sorted(finding.units for finding in monitor.findings) == [(0, 7), (1, 8, 20), (2, 3, 4, 15, 23)]
 
 
+def test_lockstep_says_why() -> None:
+    case = next(case for case in CASES if case.name == "loss that sums the outputs")
+    _, monitor, _ = run(case, "sgd", "32-true")
+    assert monitor.report is not None
+    (text,) = messages(monitor.findings, monitor.report)
+    assert "all 4 units have different weights but identical gradients (lockstep since step 0)" in text
+    assert "a loss that sums the outputs, or equal outgoing weights" in text
+
+
 def test_copies_are_reported_whole() -> None:
     report = diagnose(zoo.Branches(True))
     assert [(group.modules, group.verdict) for group in report.copies] == [(("branches.0", "branches.1"), "duplicate")]
@@ -84,7 +93,7 @@ def test_locked_copies_are_warned_of_in_words_that_fit() -> None:
 
 
 class Collapsing(nn.Module):
-    """Two of eight units are pulled onto one another from step 20 on."""
+    """Two of eight units are put onto one another at step 500."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -92,7 +101,7 @@ class Collapsing(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         self.calls += 1
-        if self.calls == 20:
+        if self.calls == 500:
             with torch.no_grad():
                 for parameter in self.first.parameters():
                     parameter[6] = parameter[1]
@@ -102,13 +111,13 @@ class Collapsing(nn.Module):
 
 
 def test_collapse_is_dated_and_named() -> None:
-    _, monitor, _ = run(Case("collapse", Collapsing, {}, steps=40), "sgd", "32-true", every_n_steps=1)
+    _, monitor, _ = run(Case("collapse", Collapsing, {}, steps=520), "sgd", "32-true", every_n_steps=1)
     (finding,) = monitor.findings
     assert (finding.layer, finding.units, finding.verdict) == ("net.first", (1, 6), "locked")
-    assert (finding.origin, finding.first_step) == ("collapse", 19)
+    assert (finding.origin, finding.first_step) == ("collapse", 499)
     assert monitor.report is not None
     (text,) = messages(monitor.findings, monitor.report)
-    assert "They were distinct before step 19: they collapsed onto one another during training." in text
+    assert "They were distinct before step 499: they collapsed onto one another during training." in text
 
 
 class Noisy(LightningModule):

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -8,6 +11,7 @@ from lightning_symmetry import Units, diagnose, duplicate_groups, register_layer
 from lightning_symmetry.layers import find_layers
 from tests.oracle import brute_force_groups
 
+AnyUnits: Any = Units  # for what its types forbid
 CONVOLUTIONS = [
     (nn.Conv1d, nn.ConvTranspose1d, 1),
     (nn.Conv2d, nn.ConvTranspose2d, 2),
@@ -169,6 +173,35 @@ def test_adapter_with_unequal_numbers_of_units_is_refused() -> None:
     layers, skipped = find_layers(nn.Sequential(Crooked()))
     assert layers == []
     assert "[(3, 4), (4,)]" in skipped["0"]
+
+
+@pytest.mark.parametrize(
+    ("result", "reason"),
+    [
+        (lambda weight: weight, "returns Tensor, expected Units"),
+        (lambda weight: [weight], "returns Parameter, expected Units"),
+        (lambda weight: {"weight": weight}, "returns str, expected Units"),
+        (lambda weight: 3, "failed with TypeError: 'int' object is not iterable"),
+        (lambda weight: Units(weight, blocks=0), "ZeroDivisionError"),
+        (lambda weight: AnyUnits((weight,)), "its adapter failed with TypeError"),
+        (lambda weight: Units((weight, torch.sum)), "its adapter failed with IndexError"),
+        (lambda weight: AnyUnits((weight, lambda tensor: tensor.no_such_view)), "no_such_view"),
+        (lambda weight: AnyUnits("weight"), "its tensors are strs"),
+    ],
+)
+def test_adapters_that_return_something_else(result: Callable[[Tensor], Any], reason: str) -> None:
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(3, 4))
+
+    @register_layer(Odd)
+    def odd(module: Odd) -> Any:
+        return result(module.weight)
+
+    layers, skipped = find_layers(nn.Sequential(Odd(), nn.Linear(2, 2)))
+    assert [layer.name for layer in layers] == ["1"]
+    assert reason in skipped["0"]
 
 
 def test_adapter_that_fails_is_named() -> None:

@@ -99,6 +99,7 @@ def fill(value: float) -> Callable[[WorkedExample], None]:
     return initialise
 
 
+@pytest.mark.filterwarnings("ignore::lightning_symmetry.SymmetryWarning")
 def test_constant_weights_stay_locked_for_ever() -> None:
     with pytest.warns(SymmetryWarning, match="first: all 2 units are identical in weights and gradients"):
         monitor, follow = train(fill(0.5), steps=1000)
@@ -156,6 +157,7 @@ def test_patience_decides_when_zero_gradients_are_said_to_be_frozen() -> None:
     assert verdicts == [Verdict.DUPLICATE] * 5 + [Verdict.FROZEN] * 3
 
 
+@pytest.mark.filterwarnings("ignore::lightning_symmetry.SymmetryWarning")
 def test_permuted_rows_move_in_lockstep() -> None:
     # w5 = w8 != w6 = w7: the same function, the same gradients, different weights.
     def initialise(model: WorkedExample) -> None:

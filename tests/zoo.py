@@ -325,6 +325,10 @@ def zero_weights_random_biases() -> nn.Module:
     return net
 
 
+def layer_norm() -> nn.Module:
+    return nn.Sequential(nn.Linear(INPUTS, 16), nn.LayerNorm(16), nn.Linear(16, OUTPUTS))
+
+
 def dropout_after_constant() -> nn.Module:
     net = perceptron()
     return filled(nn.Sequential(net[0], nn.ReLU(), nn.Dropout(0.3), *list(net)[2:]), "0", 0.2)

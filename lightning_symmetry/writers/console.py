@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lightning_symmetry.diagnosis import SymmetryReport
+from lightning_symmetry.diagnosis import SymmetryReport, is_number_column, plain_table
 
 
 def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -14,13 +14,11 @@ def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         from rich.table import Table
         from rich.text import Text
     except ImportError:
-        widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
-        for row in [head, ["-" * width for width in widths], *rows]:
-            print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        print(plain_table(head, rows))
         return
     table = Table()
     for i, name in enumerate(head):
-        table.add_column(Text(name), justify="right" if _is_number_column(rows, i) else "left", overflow="fold")
+        table.add_column(Text(name), justify="right" if is_number_column(rows, i) else "left", overflow="fold")
     for row in rows:
         table.add_row(*map(Text, row))  # Text, not markup: layer names may hold brackets
     Console().print(table)
@@ -28,13 +26,9 @@ def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 def print_summary(report: SymmetryReport) -> None:
     """Print what became of the model: a line if there is nothing to say, else a table of the layers concerned."""
-    title = f"Symmetry at step {report.step}: {report.totals()}"
     head, rows = report.table()
     rows = [row for row, layer in zip(rows, report.distinct_layers, strict=True) if layer.groups]
     if rows:
         print_table(head, rows)
-    print(title)
-
-
-def _is_number_column(rows: Sequence[Sequence[str]], i: int) -> bool:
-    return bool(rows) and all(row[i].replace(".", "").replace("%", "").strip().isdigit() for row in rows)
+    for line in (*report.notes(), f"Symmetry at step {report.step}: {report.totals()}"):
+        print(line)

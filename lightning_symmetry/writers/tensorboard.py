@@ -35,30 +35,24 @@ def write_heatmap(writers: Iterable[SummaryWriter], layer: LayerDiagnosis, seen:
 
 
 def findings_table(findings: Sequence[Finding], report: SymmetryReport) -> str:
-    """All findings as a table in Markdown."""
+    """All findings in Markdown: a table, and what each means."""
     if not findings:
         so_far = "" if not report.redundant_units else " Units that are equal now may yet part by themselves."
         return f"Nothing to warn of: {report.totals()}{so_far}"
-    lines = [
-        "| layer | units | verdict | since step | last seen | broken at step | what it means |",
-        "| --- | --- | --- | ---: | ---: | ---: | --- |",
-    ]
     rows = alike_findings(findings, report)
+    table = ["| layer | units | verdict | since step |", "| --- | --- | --- | ---: |"]
+    notes = []
     for alike in rows[:_MAX_ROWS]:
         first = alike[0]
-        cells = [
-            first.layer,
-            describe_units(alike, report),
-            str(first.verdict),
-            str(first.first_step),
-            str(max(finding.last_step for finding in alike)),
-            "" if first.broken_step is None else str(first.broken_step),
-            f"They {what(first, len(alike))} {why(first)}",
-        ]
-        lines.append("| " + " | ".join(map(_escape, cells)) + " |")
+        ended = "" if first.broken_step is None else f", broken at step {first.broken_step}"
+        cells = [first.layer, describe_units(alike, report), f"{first.verdict}{ended}", str(first.first_step)]
+        table.append("| " + " | ".join(map(_escape, cells)) + " |")
+        # The long text stands below: it would squeeze the other columns.
+        note = f"They {what(first, len(alike))} {why(first)}"
+        notes.append(f"- **{_escape(first.layer)}**, {first.verdict}: {_escape(note)}")
     if len(rows) > _MAX_ROWS:
-        lines.append(f"\n{len(rows) - _MAX_ROWS} more are in `monitor.findings`.")
-    return "\n".join(lines)
+        notes.append(f"\n{len(rows) - _MAX_ROWS} more are in `monitor.findings`.")
+    return "\n".join([*table, "", *notes])
 
 
 def _escape(text: str) -> str:
