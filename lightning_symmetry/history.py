@@ -74,6 +74,15 @@ class _Record:
     warned_units: tuple[int, ...] = ()
     row_names: tuple[str, ...] = ()  # of modules that are copies
 
+    def is_news(self) -> bool:
+        """Note that these units are warned of; whether the user should hear of it."""
+        self.warned = self.warned or self.verdict
+        # A group that grows by a unit now and then is no news each time.
+        has_grown = len(self.units) >= 2 * len(self.warned_units)
+        if has_grown:
+            self.warned_units = self.units
+        return has_grown
+
     def to_finding(self, layer: str) -> Finding:
         assert self.warned is not None
         return Finding(
@@ -150,18 +159,13 @@ class History:
         news: list[Finding] = []
         # Largest first: when a group falls apart, its largest part carries the record on.
         for sighting in sorted(seen.sightings, key=lambda sighting: -len(sighting.units)):
-            record = past.record_of(sighting, step, origin)
-            record.row_names = seen.layer.row_names
+            record = past.record_of(sighting, step) or past.new_record(sighting, step, origin, seen.layer.row_names)
             holding.append(record)
             self._judge(record, sighting, seen, step, is_fresh)
             if record.verdict is Verdict.LOCKSTEP or record.has_equal_weights:
                 groups.append(UnitGroup(record.units, record.verdict, record.cause, record.value))
-            if record.verdict.is_warning:
-                record.warned = record.warned or record.verdict
-                # A group that grows by a unit now and then is no news each time.
-                if len(record.units) >= 2 * len(record.warned_units):
-                    record.warned_units = record.units
-                    news.append(record.to_finding(name))
+            if record.verdict.is_warning and record.is_news():
+                news.append(record.to_finding(name))
         self._records[name] = past.gone(holding, step) + holding
         return to_diagnosis(seen, groups), self._untold(name, news)
 
@@ -238,26 +242,30 @@ class _Past:
                 pair = (record, replace(record))
                 self._by_unit.update({(record.has_equal_weights, unit): pair for unit in record.units})
 
-    def record_of(self, sighting: Sighting, step: int, origin: Origin) -> _Record:
-        """The record that a sighting carries on, or a new one of this origin."""
-        kin = [self._by_unit.get((sighting.has_equal_weights, unit)) for unit in sighting.units]
-        if kin[0] is not None and all(pair is kin[0] for pair in kin):
-            record, before = kin[0]
+    def record_of(self, sighting: Sighting, step: int) -> _Record | None:
+        """The record that a sighting carries on, or opens again; None if the group is new."""
+        first = self._kin(sighting)[0]
+        if first is not None and all(pair is first for pair in self._kin(sighting)):
+            record, before = first
             if id(record) in self._continued:  # by another part of the group
                 record = replace(before, warned_units=sighting.units if before.warned else ())
             self._continued.add(id(record))
             if record.was_different and len(sighting.units) < len(before.units):
                 record.streak = 0  # while a group falls apart, its rest is not settled
-            record.units, record.last_step = sighting.units, step
-            return record
+        else:
+            broken = self._broken(sighting)
+            if broken is None:
+                return None
+            record = broken
+            self._continued.add(id(record))
+            record.broken_step, record.streak = None, 0
+        record.units, record.last_step = sighting.units, step
+        return record
+
+    def new_record(self, sighting: Sighting, step: int, origin: Origin, row_names: tuple[str, ...]) -> _Record:
+        """A record of a new group, which stands for those that it takes in."""
         units = set(sighting.units)
-        for record in self._records:
-            if record.broken_step is not None and units <= set(record.units) and self._is_kin(record, sighting):
-                self._continued.add(id(record))
-                record.broken_step, record.units, record.last_step = None, sighting.units, step
-                record.streak = 0
-                return record
-        absorbed = {id(pair[1]): pair[1] for pair in kin if pair is not None and set(pair[1].units) < units}.values()
+        parts = {id(pair[1]): pair[1] for pair in self._kin(sighting) if pair and set(pair[1].units) < units}.values()
         return _Record(
             units=sighting.units,
             has_equal_weights=sighting.has_equal_weights,
@@ -267,13 +275,23 @@ class _Past:
             first_step=step,
             last_step=step,
             origin=origin,
-            warned=next((before.warned for before in absorbed if before.warned), None),
-            warned_units=tuple(sorted({unit for before in absorbed for unit in before.warned_units})),
+            warned=next((part.warned for part in parts if part.warned), None),
+            warned_units=tuple(sorted({unit for part in parts for unit in part.warned_units})),
+            row_names=row_names,
         )
 
-    @staticmethod
-    def _is_kin(record: _Record, sighting: Sighting) -> bool:
-        return record.has_equal_weights == sighting.has_equal_weights
+    def _kin(self, sighting: Sighting) -> list[tuple[_Record, _Record] | None]:
+        """For every unit its open record of the same kind, with a copy of how it was."""
+        return [self._by_unit.get((sighting.has_equal_weights, unit)) for unit in sighting.units]
+
+    def _broken(self, sighting: Sighting) -> _Record | None:
+        """A record of these units, or more, that had ended."""
+        units = set(sighting.units)
+        for record in self._records:
+            is_kin = record.has_equal_weights == sighting.has_equal_weights
+            if record.broken_step is not None and is_kin and units <= set(record.units):
+                return record
+        return None
 
     def gone(self, holding: Sequence[_Record], step: int) -> list[_Record]:
         """The warned records that hold no longer, those that end now marked so; a larger group stands for its parts."""
@@ -283,8 +301,8 @@ class _Past:
             if record.warned is None or id(record) in self._continued:
                 continue
             if record.broken_step is None:
-                heirs = {id(home.get((record.has_equal_weights, unit))) for unit in record.units}
-                if len(heirs) == 1 and heirs != {id(None)}:
+                heirs = [home.get((record.has_equal_weights, unit)) for unit in record.units]
+                if heirs[0] is not None and all(heir is heirs[0] for heir in heirs):
                     continue
                 record.broken_step = step
             gone.append(record)

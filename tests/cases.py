@@ -131,6 +131,7 @@ CASES = [
     Case("zero head", lambda: zoo.filled(zoo.perceptron(), "4", 0.0), SILENT),
     Case("zero head under softmax", lambda: zoo.filled(zoo.perceptron(), "4", 0.0), SILENT, "classes"),
     Case("LoRA", lambda: nn.Sequential(zoo.LoRA(12, 16), nn.Tanh(), zoo.LoRA(16, 4)), SILENT),
+    Case("LoRA behind dead units", lambda: nn.Sequential(zoo.LoRA(12, 24), nn.ReLU(), zoo.LoRA(24, 4)), SILENT),
     Case("zero residual branch", zoo.zero_residual, SILENT),
     Case("gate that starts at zero", lambda: zoo.Gated(False), SILENT),
     Case("AdaLN-zero", lambda: zoo.Gated(True), SILENT),

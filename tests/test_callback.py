@@ -17,6 +17,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_symmetry import SymmetryMonitor, Verdict, diagnose
 from lightning_symmetry.callback import SymmetryError, SymmetryWarning
@@ -143,6 +144,18 @@ def test_zero_layer_that_learns_is_silent(zeroed: str) -> None:
         assert messages == []
     else:  # zero hidden units share outgoing weights only by chance: they part as soon as they move
         assert not any("net.4" in message for message in messages)
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true"])
+@pytest.mark.parametrize("num_classes", [100, 1000])
+def test_classes_not_drawn_yet_are_silent(num_classes: int, precision: str) -> None:
+    # Under a zero head, the rows of classes that no batch has held so far are equal, and so are their gradients.
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(12, 32), nn.ReLU(), fill(nn.Linear(32, num_classes), 0.0))
+    labels = torch.randint(0, num_classes, (4096,))
+    data = DataLoader(TensorDataset(torch.randn(4096, 12), labels), batch_size=32)
+    monitor = SymmetryMonitor(every_n_steps=10)
+    assert warnings_of(Classifier(net), monitor, data=data, max_steps=100, precision=precision) == []
 
 
 def test_linear_model_from_zero_is_silent() -> None:
