@@ -72,6 +72,11 @@ def test_layers_of_a_transformer_encoder_start_as_copies_and_part() -> None:
     assert [(group.modules, group.verdict) for group in encoder_report(3, True).copies] == [(names, "breaking")]
 
 
+def test_modules_of_constants_are_no_copies() -> None:
+    zeros = [zoo.all_constant(nn.Linear(4, 4), 0.0) for _ in range(3)]
+    assert diagnose(nn.Sequential(*zeros)).copies == []
+
+
 def test_tied_modules_are_no_copies() -> None:
     first, second = nn.Linear(4, 4), nn.Linear(4, 4)
     second.weight, second.bias = first.weight, first.bias

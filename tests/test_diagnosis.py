@@ -39,6 +39,19 @@ def test_one_look_at_zero_gradients_proves_nothing() -> None:
     assert verdicts(diagnose(backward(fill(mlp(), 0.0))), "0") == {tuple(range(16)): Verdict.DUPLICATE}
 
 
+@pytest.mark.parametrize("activation", [nn.ReLU, nn.Tanh, nn.Sigmoid])
+def test_rounding_noise_is_no_evidence(activation: type[nn.Module]) -> None:
+    # Under softmax over equal logits the hidden gradients are c * sum(p - y) = 0 but for rounding.
+    torch.manual_seed(0)
+    net = fill(nn.Sequential(nn.Linear(12, 24), activation(), nn.Linear(24, 10)), 0.1)
+    loss = nn.functional.cross_entropy(net(torch.rand(50, 12)), torch.randint(0, 10, (50,)))
+    torch.autograd.backward(loss)
+    noise = next(net.parameters()).grad
+    assert noise is not None
+    assert 0 < float(noise.abs().max()) < 1e-6
+    assert verdicts(diagnose(net), "0") == {tuple(range(24)): Verdict.DUPLICATE}
+
+
 def test_dead_units_are_counted_and_no_group() -> None:
     net = mlp()
     with torch.no_grad():

@@ -24,9 +24,13 @@ LAYER = layer_of(16)
 
 
 def see(
-    units: Sequence[int], gradients: Gradients = EQUAL, equal_weights: bool = True, position: float = 1.0
+    units: Sequence[int],
+    gradients: Gradients = EQUAL,
+    equal_weights: bool = True,
+    position: float = 1.0,
+    cause: Cause = Cause.COPIED,
 ) -> Sighting:
-    return Sighting(tuple(units), equal_weights, gradients, Cause.COPIED, None, position, reach=1e-3)
+    return Sighting(tuple(units), equal_weights, gradients, cause, None, position, reach=1e-3)
 
 
 def play(
@@ -112,6 +116,12 @@ def test_units_that_moved_far_together_are_locked_whatever_their_gradients() -> 
     _, news, diagnosis = play(*checks)
     assert [group.verdict for group in diagnosis.groups] == [Verdict.LOCKED]
     assert [len(new) for new in news] == [0, 0, 0, 1, 0]
+
+
+def test_from_zero_any_movement_is_large_and_proves_nothing() -> None:
+    checks = [[see([0, 1], Gradients.UNCLEAR, position=0.1 * i, cause=Cause.ZERO)] for i in range(5)]
+    history, _, _ = play(*checks)
+    assert history.findings == []
 
 
 def test_zero_gradients_of_a_group_part_of_which_has_trained_are_dead_units() -> None:

@@ -328,3 +328,13 @@ def test_chance_collisions_are_no_groups() -> None:
     nn.init.constant_(narrow.weight, 0.5)
     nn.init.zeros_(narrow.bias)
     assert diagnose(nn.Sequential(narrow)).layers["0"].effective_width == 1
+
+
+def test_a_constant_weight_tells_no_more_than_one_number() -> None:
+    # Zero weights with random biases, two of which coincide in bfloat16, as they often do.
+    layer = nn.Linear(64, 64).to(torch.bfloat16)
+    nn.init.zeros_(layer.weight)
+    with torch.no_grad():
+        layer.bias.copy_(torch.linspace(0.5, 0.7, 64))
+    assert duplicate_groups(torch.cat([layer.weight, layer.bias[:, None]], dim=1)) != []
+    assert diagnose(nn.Sequential(layer)).layers["0"].groups == []
