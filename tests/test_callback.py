@@ -146,6 +146,21 @@ def test_zero_layer_that_learns_is_silent(zeroed: str) -> None:
         assert not any("net.4" in message for message in messages)
 
 
+def test_copies_are_mentioned_once_and_not_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    torch.manual_seed(0)
+    block = nn.TransformerEncoderLayer(12, 2, 24, dropout=0.0, batch_first=True)
+    encoder = nn.TransformerEncoder(block, 2, enable_nested_tensor=False)
+    net = nn.Sequential(nn.Unflatten(1, (1, 12)), encoder, nn.Flatten(), nn.Linear(12, 4))
+    monitor = SymmetryMonitor(every_n_steps=1)
+    with caplog.at_level("INFO"):
+        assert warnings_of(Classifier(net), monitor, max_steps=8) == []
+    told = [message for message in caplog.messages if "exact copies" in message]
+    assert len(told) == 1
+    assert told[0].startswith("net.1.layers.0, net.1.layers.1 start as exact copies of one another.")
+    assert monitor.report is not None
+    assert monitor.report.copies == []  # they have parted
+
+
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true"])
 @pytest.mark.parametrize("num_classes", [100, 1000])
 def test_classes_not_drawn_yet_are_silent(num_classes: int, precision: str) -> None:
@@ -388,6 +403,10 @@ def make_adam(parameters: Any) -> torch.optim.Optimizer:
     return torch.optim.AdamW(parameters, lr=0.01)
 
 
+def make_plain_adam(parameters: Any) -> torch.optim.Optimizer:
+    return torch.optim.Adam(parameters, lr=0.01)
+
+
 def make_momentum(parameters: Any) -> torch.optim.Optimizer:
     return torch.optim.SGD(parameters, lr=0.05, momentum=0.9)
 
@@ -428,7 +447,7 @@ def real_scaler() -> list[MixedPrecision]:
 
 
 @pytest.mark.parametrize("sick", [False, True])
-@pytest.mark.parametrize("optimizer", [sgd, make_momentum, make_adam])
+@pytest.mark.parametrize("optimizer", [sgd, make_momentum, make_plain_adam, make_adam])
 @pytest.mark.parametrize(
     "options",
     [

@@ -159,6 +159,9 @@ class Strange(nn.Module):
         self.complex = nn.Linear(2, 2, dtype=torch.complex64)
         self.integers = nn.Linear(2, 2)
         self.integers.weight = nn.Parameter(torch.ones(2, 2, dtype=torch.int8), requires_grad=False)
+        self.quantised = nn.Linear(2, 2, bias=False)
+        quantised = torch.quantize_per_tensor(torch.ones(2, 2), 0.1, 0, torch.qint8)
+        self.quantised.weight = nn.Parameter(quantised, requires_grad=False)
         self.expanded = nn.Linear(3, 5, bias=False)
         self.expanded.weight = nn.Parameter(torch.randn(1, 3).expand(5, 3), requires_grad=False)
         self.turned = nn.Linear(12, 4)
@@ -171,6 +174,7 @@ class Strange(nn.Module):
         return out
 
 
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
 def test_strange_tensors() -> None:
     torch.manual_seed(0)
     monitor = SymmetryMonitor(every_n_steps=1)
@@ -184,5 +188,5 @@ def test_strange_tensors() -> None:
     assert set(monitor.report.layers) == {
         f"net.{name}" for name in ("main", "one_unit", "expanded", "turned", "sparse")
     }
-    assert set(monitor.report.skipped) == {f"net.{name}" for name in ("complex", "integers")}
+    assert set(monitor.report.skipped) == {f"net.{name}" for name in ("complex", "integers", "quantised")}
     assert monitor.report.layers["net.expanded"].effective_width == 1
