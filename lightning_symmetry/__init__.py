@@ -1,4 +1,4 @@
-"""Find neurons that train as one: duplicate weights and identical gradients, reported before the first update."""
+"""Find neurons that train as one: duplicate weights and identical gradients, reported as the training starts."""
 
 from __future__ import annotations
 

@@ -291,7 +291,7 @@ def _sighting(
 
 
 def _cause(rows: Rows, group: Sequence[int], layer: Comparable) -> tuple[Cause, float | None]:
-    weight = rows.pieces[0][group[0]].flatten()
+    weight = rows.weight(group[0])
     value = float(weight[0])
     if bool((weight != weight[0]).any()):
         return Cause.COPIED, None

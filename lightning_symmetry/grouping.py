@@ -76,6 +76,10 @@ class Rows:
             return self._flat(i, piece.index_select(0, index.to(self.device)))
         return self._flat(i, torch.stack([piece[row] for row in index.tolist()]))
 
+    def weight(self, row: int) -> Tensor:
+        """The first piece of one row, which holds its weights, ``(widths[0],)``."""
+        return self.pieces[0][row].flatten()
+
     def block(self, i: int, start: int) -> Tensor:
         """Rows from ``start`` on, as many as are read at once, of piece ``i``: ``(m, widths[i])``."""
         piece = self.pieces[i]
