@@ -48,7 +48,7 @@ def describe_units(alike: Sequence[Finding], report: SymmetryReport) -> str:
     if alike[0].modules:
         return CopyGroup(alike[0].modules, alike[0].verdict).describe()
     layer = report.layers.get(alike[0].layer)
-    return describe_groups([finding.units for finding in alike], layer.num_units if layer else 0)
+    return describe_groups([finding.units for finding in alike], layer.num_units if layer else None)
 
 
 def what(finding: Finding, num_groups: int = 1) -> str:

@@ -249,12 +249,12 @@ class SymmetryMonitor(Callback):
             news += new
         present = [layer.name for layer in layers if layer.name not in self._failed_layers]
         in_order = under_all_names(diagnoses[name] for name in present if name in diagnoses)
-        copies = [
-            group
-            for found in self._copies or ()
-            if found.name in diagnoses
-            for group in copy_groups(found, diagnoses[found.name])
-        ]
+        copies_now = {
+            found: copy_groups(found, diagnoses[found.name]) for found in self._copies or () if found.name in diagnoses
+        }
+        # Copies that have parted need not be read again: that would double the cost of every later check.
+        self._copies = [found for found in self._copies or () if copies_now.get(found) != []]
+        copies = [group for groups in copies_now.values() for group in groups]
         self._report = SymmetryReport(step, in_order, {**skipped, **self._failed_layers}, copies)
         self._diagnoses = diagnoses
         return news
@@ -262,8 +262,9 @@ class SymmetryMonitor(Callback):
     def _write(self, trainer: Trainer, looks: Sequence[Look]) -> None:
         report = self._report
         assert report is not None
+        metrics = report.metrics()
         for logger in trainer.loggers:
-            logger.log_metrics(report.metrics(), step=report.step)
+            logger.log_metrics(metrics, step=report.step)
         # Not by the logger's class: `pytorch_lightning` has a TensorBoardLogger of its own.
         experiments = [getattr(logger, "experiment", None) for logger in trainer.loggers]
         writers = [experiment for experiment in experiments if isinstance(experiment, SummaryWriter)]

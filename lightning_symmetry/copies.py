@@ -10,9 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from lightning_symmetry.grouping import Rows
-from lightning_symmetry.layers import Layer, NotUnderstoodError, check_tensor, readable_name
+from lightning_symmetry.layers import (
+    Layer,
+    NotUnderstoodError,
+    check_tensor,
+    is_trained,
+    readable_gradient,
+    readable_name,
+)
 
-# So many numbers of each parameter are compared before whole tensors are.
+# So many numbers of one parameter are compared before whole tensors are.
 _GLANCE = 16
 
 
@@ -60,9 +67,9 @@ class Copies:
         """The gradients of these rows, or None if there is nothing to see."""
         pieces: list[list[Tensor]] = []
         for column in zip(*(module.parameters() for module in self.modules), strict=True):
-            if not all(p.requires_grad and (trained is None or id(p) in trained) for p in column):
+            if not all(is_trained(parameter, trained) for parameter in column):
                 continue
-            gradients = [p.grad.detach() for p in column if p.grad is not None and p.grad.layout == torch.strided]
+            gradients = [gradient for p in column if (gradient := readable_gradient(p)) is not None]
             if len(gradients) < len(column):
                 return None
             pieces.append(gradients)

@@ -264,7 +264,7 @@ def summarise(layer: LayerDiagnosis) -> str:
     return "; ".join(parts)
 
 
-def describe_groups(groups: Sequence[tuple[int, ...]], num_units: int) -> str:
+def describe_groups(groups: Sequence[tuple[int, ...]], num_units: int | None) -> str:
     """Groups of units in a few words.
 
     >>> describe_groups([(0, 1, 2, 3)], 4)
@@ -273,9 +273,13 @@ def describe_groups(groups: Sequence[tuple[int, ...]], num_units: int) -> str:
     'all 8 units in 4 groups, {0, 4}, {1, 5}, {2, 6}, ...'
     >>> describe_groups([tuple(range(20))], 64)
     '20 of 64 units, {0, 1, 2, 3, 4, 5, 6, 7, ...}'
+    >>> describe_groups([(0, 1)], None)  # the layer is there no longer
+    '2 units, {0, 1}'
     """
     total = sum(map(len, groups))
     text = f"all {num_units} units" if total == num_units else f"{total} of {num_units} units"
+    if num_units is None:
+        text = f"{total} units"
     if total == num_units and len(groups) == 1:
         return text
     if len(groups) > 1:

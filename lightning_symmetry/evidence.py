@@ -321,6 +321,7 @@ class _GradientJudge:
         self._group_of = {unit: i for i, group in enumerate(self._groups) for unit in group}
 
     def of(self, group: Sequence[int]) -> Gradients:
+        """What the gradients say of units with equal weights."""
         if self._rows is None or self._sketch is None:
             return Gradients.NONE
         norms = self._sketch.norms[list(group)]

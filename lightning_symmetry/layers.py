@@ -138,6 +138,17 @@ def register_layer(layer_type: type[nn.Module]) -> Callable[[AdapterT], AdapterT
     return register
 
 
+def is_trained(parameter: Tensor, trained: Set[int] | None) -> bool:
+    """Whether the gradient of a parameter counts; ``trained`` are the identities of those that do, None: all."""
+    return parameter.requires_grad and (trained is None or id(parameter) in trained)
+
+
+def readable_gradient(parameter: Tensor) -> Tensor | None:
+    """The gradient of a parameter, if it has one, and not a sparse one."""
+    gradient = parameter.grad
+    return None if gradient is None or gradient.layout != torch.strided else gradient.detach()
+
+
 @dataclass(frozen=True)
 class Incoming:
     """One tensor that feeds the units of a layer.
@@ -158,16 +169,12 @@ class Incoming:
 
     def gradients(self, trained: Set[int] | None) -> list[Tensor | None]:
         """``(num_units, ...)`` of every original that is trained; None for one that has no gradient to see."""
-        return [
-            self._gradient(original)
-            for original in self.originals
-            if original.requires_grad and (trained is None or id(original) in trained)
-        ]
+        return [self._gradient(original) for original in self.originals if is_trained(original, trained)]
 
     def _gradient(self, original: Tensor) -> Tensor | None:
-        if original.grad is None or original.grad.layout != torch.strided:
+        gradient = readable_gradient(original)
+        if gradient is None:
             return None
-        gradient = original.grad.detach()
         if gradient.shape == self.weights.shape:
             return self.view(gradient)
         # For example the norms of weight_norm: one number per unit.

@@ -159,6 +159,7 @@ def test_copies_are_mentioned_once_and_not_warned_of(caplog: pytest.LogCaptureFi
     assert told[0].startswith("net.1.layers.0, net.1.layers.1 start as exact copies of one another.")
     assert monitor.report is not None
     assert monitor.report.copies == []  # they have parted
+    assert monitor._copies == []  # and are not read again
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true"])

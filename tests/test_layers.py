@@ -175,6 +175,21 @@ def test_adapter_with_unequal_numbers_of_units_is_refused() -> None:
     assert "[(3, 4), (4,)]" in skipped["0"]
 
 
+def odd_module(adapter: Callable[[Tensor], Any]) -> nn.Module:
+    """A module of a class of its own, whose adapter does with the weight what is given."""
+
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(3, 4))
+
+    @register_layer(Odd)
+    def odd(module: Odd) -> Any:
+        return adapter(module.weight)
+
+    return Odd()
+
+
 @pytest.mark.parametrize(
     ("result", "reason"),
     [
@@ -190,31 +205,16 @@ def test_adapter_with_unequal_numbers_of_units_is_refused() -> None:
     ],
 )
 def test_adapters_that_return_something_else(result: Callable[[Tensor], Any], reason: str) -> None:
-    class Odd(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.weight = nn.Parameter(torch.randn(3, 4))
-
-    @register_layer(Odd)
-    def odd(module: Odd) -> Any:
-        return result(module.weight)
-
-    layers, skipped = find_layers(nn.Sequential(Odd(), nn.Linear(2, 2)))
+    layers, skipped = find_layers(nn.Sequential(odd_module(result), nn.Linear(2, 2)))
     assert [layer.name for layer in layers] == ["1"]
     assert reason in skipped["0"]
 
 
 def test_adapter_that_fails_is_named() -> None:
-    class Broken(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.weight = nn.Parameter(torch.randn(3, 4))
-
-    @register_layer(Broken)
-    def broken(module: Broken) -> Units:
+    def fail(weight: Tensor) -> Units:
         raise KeyError("weights")
 
-    _, skipped = find_layers(nn.Sequential(Broken()))
+    _, skipped = find_layers(nn.Sequential(odd_module(fail)))
     assert skipped == {"0": "its adapter failed with KeyError: 'weights'"}
 
 
