@@ -146,20 +146,25 @@ def test_zero_layer_that_learns_is_silent(zeroed: str) -> None:
         assert not any("net.4" in message for message in messages)
 
 
-def test_copies_are_mentioned_once_and_not_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("learning_rate", [0.05, 0.0])
+def test_copies_are_mentioned_once_and_not_warned_of(learning_rate: float, caplog: pytest.LogCaptureFixture) -> None:
     torch.manual_seed(0)
     block = nn.TransformerEncoderLayer(12, 2, 24, dropout=0.0, batch_first=True)
     encoder = nn.TransformerEncoder(block, 2, enable_nested_tensor=False)
     net = nn.Sequential(nn.Unflatten(1, (1, 12)), encoder, nn.Flatten(), nn.Linear(12, 4))
     monitor = SymmetryMonitor(every_n_steps=1)
     with caplog.at_level("INFO"):
-        assert warnings_of(Classifier(net), monitor, max_steps=8) == []
+        model = Classifier(net, lambda parameters: torch.optim.SGD(parameters, lr=learning_rate))
+        assert warnings_of(model, monitor, max_steps=8) == []
     told = [message for message in caplog.messages if "exact copies" in message]
     assert len(told) == 1
     assert told[0].startswith("net.1.layers.0, net.1.layers.1 start as exact copies of one another.")
     assert monitor.report is not None
-    assert monitor.report.copies == []  # they have parted
-    assert monitor._copies == []  # and are not read again
+    if learning_rate:
+        assert monitor.report.copies == []  # they have parted
+        assert monitor._copies == []  # and are not read again
+    else:
+        assert [group.verdict for group in monitor.report.copies] == [Verdict.BREAKING]
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true"])
