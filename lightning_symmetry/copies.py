@@ -9,7 +9,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from lightning_symmetry.grouping import Rows
 from lightning_symmetry.layers import (
     Layer,
     NotUnderstoodError,
@@ -18,6 +17,7 @@ from lightning_symmetry.layers import (
     readable_gradient,
     readable_name,
 )
+from lightning_symmetry.rows import Rows
 
 # So many numbers of one parameter are compared before whole tensors are.
 _GLANCE = 16

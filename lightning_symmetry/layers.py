@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
 
-from lightning_symmetry.grouping import TOLERANCES, Rows
+from lightning_symmetry.grouping import TOLERANCES
+from lightning_symmetry.rows import Rows
 
 View = Callable[[Tensor], Tensor]
 
