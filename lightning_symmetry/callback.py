@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, ParamSpec, TypeVar, get_args
 
+import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.optim import Optimizer
@@ -13,12 +16,13 @@ from torch.utils.tensorboard import SummaryWriter
 from typing_extensions import override
 
 from lightning_symmetry.advice import copies_text, messages
-from lightning_symmetry.copies import Copies, find_copies
+from lightning_symmetry.copies import Copies, copies_named, find_copies
 from lightning_symmetry.diagnosis import LayerDiagnosis, SymmetryReport, check_patterns, copy_groups, under_all_names
-from lightning_symmetry.evidence import Comparable, Look, look
+from lightning_symmetry.evidence import Comparable, Look, look, shared_rows
 from lightning_symmetry.grouping import check_tolerance
 from lightning_symmetry.history import Finding, History
 from lightning_symmetry.layers import Layer, find_layers
+from lightning_symmetry.team import Name, Shared, Team
 from lightning_symmetry.writers.console import print_summary
 from lightning_symmetry.writers.tensorboard import write_findings, write_heatmap
 
@@ -51,6 +55,23 @@ class SymmetryError(RuntimeError):
 
 # By default Python shows a warning once per process: a second training in a notebook would look healed.
 warnings.filterwarnings("always", category=SymmetryWarning, append=True)
+
+
+@dataclass(frozen=True)
+class _Conclusion:
+    """What the first rank tells the others of a check.
+
+    Attributes:
+        report: the report.
+        history: the state of the records.
+        news: what is found for the first time.
+        texts: the news in words.
+    """
+
+    report: SymmetryReport
+    history: dict[str, Any]
+    news: list[Finding]
+    texts: list[str]
 
 
 class _Schedule:
@@ -117,6 +138,7 @@ class SymmetryMonitor(Callback):
         on_symmetry: OnSymmetry = "warn",
     ) -> None:
         super().__init__()
+        self._team: Team | None = None
         if every_n_steps is not None:
             _check_count("every_n_steps", every_n_steps)
         check_tolerance(tolerance)
@@ -171,12 +193,15 @@ class SymmetryMonitor(Callback):
         self._attempt("resume", self._load, state_dict)
 
     def _load(self, state_dict: dict[str, Any]) -> None:
+        self._take_over(state_dict)
+        self._is_resumed = True
+
+    def _take_over(self, state_dict: dict[str, Any]) -> None:
         history = History(self.patience)
         history.load_state_dict(state_dict["history"])
         self._reset()
         self._history = history
         self._schedule.num_steps = dict(state_dict["num_steps"])
-        self._is_resumed = True
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -184,6 +209,11 @@ class SymmetryMonitor(Callback):
         if trainer.global_step == 0 or not is_continued:  # perhaps of another model
             self._reset()
         self._is_resumed = False
+
+        # A rank that could not load the state, or loaded another one, would look at other steps than the rest.
+        self._team = team_of(trainer)
+        if self._team is not None:
+            self._attempt("check", self._team.run, self.state_dict, self._take_over, lambda name: None)
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -193,9 +223,9 @@ class SymmetryMonitor(Callback):
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         if not self._is_due(trainer, optimizer):
             return
-        news = self._attempt("check", self._check, trainer, pl_module, optimizer)
-        if news:
-            self._act(trainer, news)
+        conclusion = self._attempt("check", self._check, trainer, pl_module, optimizer)
+        if conclusion is not None and conclusion.news:
+            self._act(trainer, conclusion)
 
     @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -206,22 +236,41 @@ class SymmetryMonitor(Callback):
         place = next((i for i, other in enumerate(trainer.optimizers) if other is optimizer), -1)
         return self._schedule.is_due(place, trainer.global_step, self.every_n_steps or _log_every_n_steps(trainer))
 
-    def _check(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> list[Finding]:
-        layers, skipped = find_layers(pl_module, self.include, self.exclude)
+    def _check(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> _Conclusion:
+        trained = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        layers = _tried(partial(find_layers, pl_module, self.include, self.exclude))
+        think = partial(self._think, trainer, pl_module, layers, trained)
+        if self._team is None:
+            return think()
+        return self._team.run(think, self._follow, _finder(pl_module, layers, trained))
+
+    def _think(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        found: Callable[[], tuple[list[Layer], dict[str, str]]],
+        trained: Set[int],
+    ) -> _Conclusion:
+        layers, skipped = found()
         self._warn_if_no_layers(layers, skipped)
         is_first = self._copies is None
         if self._copies is None:  # what starts apart does not become a copy
-            self._copies = find_copies(pl_module, layers)
-        looks = self._look([*layers, *self._copies], optimizer)
+            self._copies = find_copies(pl_module, layers, self._team)
+        looks = self._look([*layers, *self._copies], trained)
         news = self._conclude(layers, skipped, looks, trainer.global_step)
         if is_first and self.on_symmetry != "ignore":
             self._tell_of_copies()
         if trainer.is_global_zero:
             self._attempt("writing", self._write, trainer, looks)
-        return news
+        assert self._report is not None
+        return _Conclusion(self._report, self._history.state_dict(), news, messages(news, self._report))
 
-    def _look(self, layers: Sequence[Layer | Copies], optimizer: Optimizer) -> list[Look]:
-        trained = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    def _follow(self, conclusion: _Conclusion) -> None:
+        """Take over what the first rank has concluded."""
+        self._report = conclusion.report
+        self._history.load_state_dict(conclusion.history)
+
+    def _look(self, layers: Sequence[Layer | Copies], trained: Set[int]) -> list[Look]:
         chosen = [
             layer
             for layer in layers
@@ -235,6 +284,7 @@ class SymmetryMonitor(Callback):
             trained=trained,
             known={layer.name: self._history.known(layer.name) for layer in chosen},
             on_error=self._give_up_layer,
+            team=self._team,
         )
 
     def _conclude(
@@ -292,17 +342,16 @@ class SymmetryMonitor(Callback):
         self._written[subject] = content
         return is_news
 
-    def _act(self, trainer: Trainer, news: Sequence[Finding]) -> None:
-        if self.on_symmetry == "ignore" or self._report is None:
+    def _act(self, trainer: Trainer, conclusion: _Conclusion) -> None:
+        if self.on_symmetry == "ignore":
             return
-        texts = messages(news, self._report)
-        for text in texts:
+        for text in conclusion.texts:
             rank_zero_warn(text, category=SymmetryWarning)
         if self.on_symmetry == "stop":
             rank_zero_info("SymmetryMonitor stops the training.")
             trainer.should_stop = True
         elif self.on_symmetry == "raise":
-            raise SymmetryError("\n".join(texts), self._report, news)
+            raise SymmetryError("\n".join(conclusion.texts), conclusion.report, conclusion.news)
 
     def _warn_if_no_layers(self, layers: Sequence[Layer], skipped: dict[str, str]) -> None:
         if layers or self._has_warned_of_no_layers:
@@ -336,6 +385,44 @@ class SymmetryMonitor(Callback):
                 "Training goes on."
             )
             return None
+
+
+def team_of(trainer: Trainer) -> Team | None:
+    """The ranks of a training; None if it runs on one process, or its processes have no common group."""
+    is_alone = trainer.world_size == 1 or not (dist.is_available() and dist.is_initialized())
+    return None if is_alone else Team(trainer.strategy.root_device)
+
+
+def _tried(step: Callable[[], T]) -> Callable[[], T]:
+    """Do it now; what it returns or raises comes later."""
+    try:
+        result = step()
+    except Exception as error:
+        failure = error
+
+        def fail() -> T:
+            raise failure
+
+        return fail
+    return lambda: result
+
+
+def _finder(
+    model: LightningModule, found: Callable[[], tuple[list[Layer], dict[str, str]]], trained: Set[int]
+) -> Callable[[Name], Shared | None]:
+    """Finds a matrix by what the first rank calls it."""
+    by_name: dict[str, Layer] = {}
+
+    def find(name: Name) -> Shared | None:
+        part, *names = name
+        if not by_name:
+            by_name.update({layer.name: layer for layer in found()[0]})
+        layer = copies_named(model, names) if len(names) > 1 else by_name.get(names[0])
+        rows = None if layer is None else shared_rows(layer, part, trained)
+        assert rows is None or isinstance(rows, Shared)
+        return rows
+
+    return find
 
 
 def _identity(layer: Layer | Copies) -> tuple[int, ...]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Protocol
@@ -27,6 +27,7 @@ from lightning_symmetry.grouping import (
     suspects,
 )
 from lightning_symmetry.rows import Indices, Rows, exact_arithmetic, sketch_all
+from lightning_symmetry.team import Name, Team, TeamError
 
 # Gradients of units in a constant network can be nothing but rounding errors, so many times the precision of their
 # dtype below the largest gradient row of the model. Such a gradient proves no difference, and equality only slowly.
@@ -76,8 +77,8 @@ class Comparable(Protocol):
         """Their gradients; ``trained`` are the identities of the parameters whose gradients count."""
         ...
 
-    def recurrent_rows(self) -> torch.Tensor | None:
-        """What feeds the units back into themselves, ``(num_units, gates, num_units)``."""
+    def recurrent_rows(self) -> Rows | None:
+        """What feeds the units back into themselves, ``(num_units, gates * num_units)``."""
         ...
 
 
@@ -153,6 +154,7 @@ def look(
     trained: Set[int] | None = None,
     known: Mapping[str, Sequence[tuple[int, ...]]] | None = None,
     on_error: Callable[[Comparable, Exception], None] | None = None,
+    team: Team | None = None,
 ) -> list[Look]:
     """Look once at the weights and gradients of some layers.
 
@@ -163,6 +165,7 @@ def look(
         known: by layer name, groups of earlier looks, which are left only at a looser tolerance.
         on_error: called with the layer and the exception when a layer cannot be looked at; it is then left out. None:
             the exception is raised.
+        team: the ranks that hold the layers; None: they are all here.
 
     Returns:
         One look per layer.
@@ -179,17 +182,19 @@ def look(
                 raise
             on_error(layer, error)
 
-    matrices: list[tuple[Comparable, Rows, Rows | None]] = []
+    matrices: list[_Matrices] = []
     for layer in layers:
         with guarded(layer):
-            matrices.append((layer, layer.weights(), layer.gradients(trained)))
+            matrices.append(_Matrices(layer, layer.weights(), layer.gradients(trained), layer.recurrent_rows()))
+    if team is not None:
+        matrices = list(_known_to_all(team, matrices, guarded))
     read: list[_Sketched] = []
     try:
         read = _read(matrices, tolerance)
     except Exception:
         # One by one, to find whose fault it is.
         for matrix in matrices:
-            with guarded(matrix[0]):
+            with guarded(matrix.layer):
                 read += _read([matrix], tolerance)
     scale = max((item.largest_gradient() for item in read), default=0.0)
     suspected = iter(suspects([question for item in read for question in item.questions()]))
@@ -202,12 +207,60 @@ def look(
 
 
 @dataclass(frozen=True)
+class _Matrices:
+    """What there is to read of a layer."""
+
+    layer: Comparable
+    weights: Rows
+    gradients: Rows | None
+    recurrent: Rows | None
+
+
+def shared_rows(layer: Comparable, part: str, trained: Set[int] | None) -> Rows | None:
+    """A matrix of a layer by what :func:`look` calls it before other ranks: ``weights``, ``gradients``, ``recurrent``."""
+    match part:
+        case "weights":
+            return layer.weights()
+        case "gradients":
+            return layer.gradients(trained)
+        case _:
+            return layer.recurrent_rows()
+
+
+def _known_to_all(
+    team: Team, matrices: Sequence[_Matrices], guarded: Callable[[Comparable], AbstractContextManager[None]]
+) -> list[_Matrices]:
+    """Make what is sharded known to all ranks; without the layers that some rank cannot read.
+
+    Gradients that are missing on some rank, as those of experts that it did not use, are not there to see.
+    """
+    from lightning_symmetry.sharded import ShardedRows, read
+
+    def name(item: _Matrices, part: str) -> Name:
+        return (part, *(item.layer.row_names or (item.layer.name,)))
+
+    parts = ("weights", "gradients", "recurrent")
+    shared = {name(item, part): getattr(item, part) for item in matrices for part in parts}
+    failures = read(team, {key: rows for key, rows in shared.items() if isinstance(rows, ShardedRows)})
+    known: list[_Matrices] = []
+    for item in matrices:
+        with guarded(item.layer):
+            for part in parts:
+                reason = failures.get(name(item, part))
+                if reason or (reason is not None and part != "gradients"):
+                    raise TeamError(reason or f"its {part} are not on every rank")
+            known.append(replace(item, gradients=None) if name(item, "gradients") in failures else item)
+    return known
+
+
+@dataclass(frozen=True)
 class _Sketched:
     """What was read of a layer: its weights, and its gradients if there are any to see."""
 
     layer: Comparable
     weights: Question
     gradients: Question | None
+    recurrent: Rows | None
 
     def questions(self) -> list[Question]:
         return [self.weights, *([self.gradients] if self.gradients else [])]
@@ -217,28 +270,33 @@ class _Sketched:
         return float(np.nan_to_num(self.gradients.sketch.norms).max()) if self.gradients else 0.0
 
 
-def _read(matrices: Sequence[tuple[Comparable, Rows, Rows | None]], tolerance: float | None) -> list[_Sketched]:
-    sketches = iter(sketch_all([rows for _, *both in matrices for rows in both if rows]))
+def _read(matrices: Sequence[_Matrices], tolerance: float | None) -> list[_Sketched]:
+    sketches = iter(sketch_all([rows for item in matrices for rows in (item.weights, item.gradients) if rows]))
 
     def question(rows: Rows, layer: Comparable) -> Question:
         return Question(rows, next(sketches), TOLERANCES[rows.dtype] if tolerance is None else tolerance, layer.blocks)
 
     return [
-        _Sketched(layer, question(weights, layer), question(gradients, layer) if gradients else None)
-        for layer, weights, gradients in matrices
+        _Sketched(
+            item.layer,
+            question(item.weights, item.layer),
+            question(item.gradients, item.layer) if item.gradients else None,
+            item.recurrent,
+        )
+        for item in matrices
     ]
 
 
 def _look_at(item: _Sketched, suspected: Sequence[Indices], scale: float, known: Sequence[tuple[int, ...]]) -> Look:
     layer, weights = item.layer, item.weights
-    groups = _equal_units(layer, weights, suspected=suspected[0])
+    groups = _equal_units(weights, item.recurrent, suspected=suspected[0])
     if groups:
         causes = _causes(layer, weights.rows, groups)
         groups = [group for group, cause in zip(groups, causes, strict=True) if not _is_coincidence(group, item, cause)]
     home = {unit: i for i, group in enumerate(groups) for unit in group}
     held = [group for group in known if group[-1] < layer.num_units and len({home.get(u, -1 - u) for u in group}) > 1]
     if held:
-        groups = merge_overlapping([*groups, *_equal_units(layer, _loosened(weights), among=held)])
+        groups = merge_overlapping([*groups, *_equal_units(_loosened(weights), item.recurrent, among=held)])
     grouped = {unit for group in groups for unit in group}
 
     judge = _GradientJudge(layer, item.gradients, suspected[-1], scale)
@@ -256,15 +314,14 @@ def _look_at(item: _Sketched, suspected: Sequence[Indices], scale: float, known:
 
 
 def _equal_units(
-    layer: Comparable,
     weights: Question,
+    recurrent: Rows | None,
     *,
     suspected: Indices | None = None,
     among: Sequence[Sequence[int]] | None = None,
 ) -> list[tuple[int, ...]]:
     groups = find_groups(weights, suspected=suspected, among=among, max_rounds=_MAX_ROUNDS)
-    recurrent = layer.recurrent_rows() if groups else None
-    return groups if recurrent is None else stable_groups(groups, recurrent, weights.tolerance)
+    return groups if recurrent is None or not groups else stable_groups(groups, recurrent, weights.tolerance)
 
 
 def _loosened(question: Question) -> Question:

@@ -149,7 +149,7 @@ def find_groups(
     return sorted(tuple(group.tolist()) for group in _split_by(grouped, labels[grouped]))
 
 
-def stable_groups(groups: Sequence[tuple[int, ...]], recurrent: Tensor, tolerance: float) -> list[tuple[int, ...]]:
+def stable_groups(groups: Sequence[tuple[int, ...]], recurrent: Rows, tolerance: float) -> list[tuple[int, ...]]:
     """Split groups of units that feed one another until each feeds all units of a group alike.
 
     Units of a group can be exchanged if, from every group, they receive the same in sum: then all of them hold the same
@@ -158,32 +158,31 @@ def stable_groups(groups: Sequence[tuple[int, ...]], recurrent: Tensor, toleranc
 
     Args:
         groups: units that are equal in all else; the others are alone.
-        recurrent: weights ``(num_units, gates, num_units)``, receiving unit first.
+        recurrent: weights ``(num_units, gates * num_units)``, receiving unit first, gate by gate.
         tolerance: relative L2 distance of equal sums.
 
     Returns:
         The groups of two or more that are left.
 
     Example:
-        >>> stable_groups([(0, 1, 2)], torch.eye(3)[:, None, :], 1e-5)
+        >>> stable_groups([(0, 1, 2)], Rows([torch.eye(3)]), 1e-5)
         [(0, 1, 2)]
-        >>> stable_groups([(0, 1, 2)], torch.diag(torch.tensor([1.0, 1.0, 5.0]))[:, None, :], 1e-5)
+        >>> stable_groups([(0, 1, 2)], Rows([torch.diag(torch.tensor([1.0, 1.0, 5.0]))]), 1e-5)
         [(0, 1)]
     """
     groups = sorted(groups)
     while groups:
-        label = torch.arange(recurrent.shape[0], device="cpu")
+        label = np.arange(recurrent.num_rows)
         for group in groups:
             label[list(group)] = group[0]
         refined: list[tuple[int, ...]] = []
         for group in groups:
-            received = recurrent[list(group)].to("cpu", torch.float64).flatten(0, 1)
-            sums = torch.zeros_like(received).index_add_(1, label, received).reshape(len(group), -1)
+            sums, sizes = recurrent.sums_by(np.array(group), label)
             # Sums may cancel out: they are equal relative to what is added up.
-            scale = received.reshape(len(group), -1).norm(dim=1).max().expand(len(group))
-            matrix = Rows([sums, scale])
-            question = Question(matrix, sketch_all([matrix])[0], tolerance)
-            refined += [tuple(group[i] for i in part) for part in find_groups(question)]
+            matrix = Rows([torch.from_numpy(sums), torch.from_numpy(np.full_like(sizes, sizes.max()))])
+            [sketch] = sketch_all([matrix])
+            parts = find_groups(Question(matrix, sketch, tolerance))
+            refined += [tuple(group[i] for i in part) for part in parts]
         if sorted(refined) == groups:
             break
         groups = sorted(refined)

@@ -8,11 +8,12 @@ of PyTorch's own layers are in :mod:`lightning_symmetry.adapters`.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import singledispatch
-from typing import Any, ClassVar, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,10 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
 
 from lightning_symmetry.grouping import TOLERANCES
-from lightning_symmetry.rows import Rows
+from lightning_symmetry.rows import Rows, UnreadableError
+
+if TYPE_CHECKING:
+    from lightning_symmetry.sharded import Piece
 
 View = Callable[[Tensor], Tensor]
 
@@ -164,20 +168,20 @@ class Incoming:
     view: View
     originals: tuple[Tensor, ...]
 
-    def rows(self) -> Tensor:
+    def rows(self) -> Tensor | Piece:
         """``(num_units, ...)``."""
-        return self.view(self.weights.detach())
+        return part_of_rows(self.weights, self.view)
 
-    def gradients(self, trained: Set[int] | None) -> list[Tensor | None]:
+    def gradients(self, trained: Set[int] | None) -> list[Tensor | Piece | None]:
         """``(num_units, ...)`` of every original that is trained; None for one that has no gradient to see."""
         return [self._gradient(original) for original in self.originals if is_trained(original, trained)]
 
-    def _gradient(self, original: Tensor) -> Tensor | None:
+    def _gradient(self, original: Tensor) -> Tensor | Piece | None:
         gradient = readable_gradient(original)
         if gradient is None:
             return None
         if gradient.shape == self.weights.shape:
-            return self.view(gradient)
+            return part_of_rows(gradient, self.view)
         # For example the norms of weight_norm: one number per unit.
         return gradient if len(gradient) == len(self.rows()) else None
 
@@ -227,7 +231,7 @@ class Layer:
 
     def weights(self) -> Rows:
         """The incoming rows, without the recurrent tensor."""
-        return Rows([tensor.rows() for tensor in self.tensors])
+        return matrix_of([tensor.rows() for tensor in self.tensors])
 
     def gradients(self, trained: Set[int] | None = None) -> Rows | None:
         """The gradient rows, with the recurrent tensor, or None if there is nothing to see.
@@ -236,17 +240,17 @@ class Layer:
             trained: identities (``id``) of the parameters that the optimizer at work updates; None: all. The gradients
                 of others may be stale or partial and are left out.
         """
-        pieces: list[Tensor] = []
+        pieces: list[Tensor | Piece] = []
         for tensor in self._all_tensors():
             for gradient in tensor.gradients(trained):
                 if gradient is None:
                     return None
                 pieces.append(gradient)
-        return Rows(pieces) if pieces else None
+        return matrix_of(pieces) if pieces else None
 
-    def recurrent_rows(self) -> Tensor | None:
-        """What feeds the units back into themselves, ``(num_units, gates, num_units)``."""
-        return self.recurrent.rows() if self.recurrent else None
+    def recurrent_rows(self) -> Rows | None:
+        """What feeds the units back into themselves, ``(num_units, gates * num_units)``, gate by gate."""
+        return matrix_of([self.recurrent.rows()]) if self.recurrent else None
 
     def is_trained_by(self, trained: Set[int]) -> bool:
         """Whether the optimizer with these parameters updates any of this layer's tensors."""
@@ -321,13 +325,15 @@ def _place_of(layer: Layer) -> object:
     """The same for layers that look at the same parameter in the same way."""
     weight = layer.tensors[0]
     rows = weight.rows()
-    place = (rows.storage_offset(), rows.shape, rows.stride())
+    place = (rows.storage_offset(), rows.shape, rows.stride()) if isinstance(rows, Tensor) else rows.layout
     return (id(weight.originals[0]), place if len(weight.originals) == 1 else layer.name)
 
 
 def _layers_of(name: str, module: nn.Module) -> list[Layer]:
     originals: dict[int, tuple[Tensor, ...]] = {}
     if is_parametrized(module):
+        if any(is_sharded(parameter) for parameter in module.parameters()):
+            raise NotUnderstoodError("parametrized and sharded: its weight cannot be computed without gathering it")
         module, originals = _without_parametrizations(module)
     try:
         described = _units(module)
@@ -351,7 +357,10 @@ def _layer_of(name: str, units: Units, originals: Mapping[int, tuple[Tensor, ...
     if not tensors or any(0 in tensor.weights.shape for tensor in tensors):
         raise NotUnderstoodError("it has no units or no inputs")
     recurrent = incoming(*units.recurrent) if units.recurrent else None
-    return Layer(f"{name}.{units.part}" if units.part else name, tensors, units.blocks, recurrent)
+    try:
+        return Layer(f"{name}.{units.part}" if units.part else name, tensors, units.blocks, recurrent)
+    except UnreadableError as error:
+        raise NotUnderstoodError(str(error)) from error
 
 
 def _without_parametrizations(module: nn.Module) -> tuple[nn.Module, dict[int, tuple[Tensor, ...]]]:
@@ -389,10 +398,15 @@ def check_tensor(tensor: Tensor) -> None:
     """
     if is_lazy(tensor):
         raise NotUnderstoodError("not initialised yet")
-    if type(tensor) not in (Tensor, nn.Parameter):
+    if hasattr(tensor, "ds_id"):
+        raise NotUnderstoodError("its tensors are partitioned by DeepSpeed ZeRO-3, which this package does not read")
+    numbers = tensor
+    if is_sharded(tensor):
+        numbers = cast("Any", tensor).to_local()
+    elif type(tensor) not in (Tensor, nn.Parameter):
         raise NotUnderstoodError(f"its tensors are {type(tensor).__name__}s, which this package does not read")
-    if type(tensor.data) is not Tensor:
-        raise NotUnderstoodError(f"its data are {type(tensor.data).__name__}s, which this package does not read")
+    if type(numbers.data) is not Tensor:
+        raise NotUnderstoodError(f"its data are {type(numbers.data).__name__}s, which this package does not read")
     if not isinstance(tensor, nn.Parameter):
         raise NotUnderstoodError("its weight is computed from other tensors, as by weight_norm or pruning")
     if tensor.is_meta:
@@ -401,6 +415,32 @@ def check_tensor(tensor: Tensor) -> None:
         raise NotUnderstoodError(f"its dtype {tensor.dtype} is not a floating point type this package reads")
     if tensor.layout != torch.strided:
         raise NotUnderstoodError(f"its layout {tensor.layout} is not strided")
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether the numbers of a tensor lie on several ranks."""
+    # Without importing what takes as long as half of PyTorch: whoever has such a tensor has imported it.
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(tensor, module.DTensor)
+
+
+def part_of_rows(tensor: Tensor, view: View) -> Tensor | Piece:
+    """The rows ``view(tensor)``, or what this rank holds of them."""
+    if not is_sharded(tensor):
+        return view(tensor.detach())
+    from lightning_symmetry.sharded import piece_of
+
+    return piece_of(tensor, view)
+
+
+def matrix_of(pieces: Sequence[Tensor | Piece | Sequence[Tensor | Piece]]) -> Rows:
+    """A matrix in pieces that lie side by side, as for :class:`Rows`; some of them may be sharded."""
+    parts = [part for piece in pieces for part in (piece if isinstance(piece, Sequence) else [piece])]
+    if all(isinstance(part, Tensor) for part in parts):
+        return Rows(pieces)
+    from lightning_symmetry.sharded import ShardedRows
+
+    return ShardedRows(pieces)
 
 
 def _is_chosen(name: str, include: Sequence[str] | None, exclude: Sequence[str]) -> bool:

@@ -8,7 +8,7 @@ memory, in the accuracy of ``torch.sum``.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -38,7 +38,7 @@ _ROUNDING = 4.0
 # Elements read at once: reductions run over a block several times while the last cache holds it. Blocks that have to
 # be copied, to be converted or subtracted, are smaller.
 _BLOCK_ELEMENTS = {"cpu": 1 << 21, "cuda": 1 << 23}
-_COPY_ELEMENTS = {"cpu": 1 << 19, "cuda": 1 << 23}
+COPY_ELEMENTS = {"cpu": 1 << 19, "cuda": 1 << 23}
 # Matrices smaller than this cost what calling PyTorch costs, so those of one shape are read together.
 _SMALL_ELEMENTS = 1 << 15
 _STACK_ELEMENTS = 1 << 20
@@ -46,6 +46,10 @@ _STACK_ELEMENTS = 1 << 20
 _MAX_PLANES = 8
 # The global default device is the user's; what is small is kept on the CPU.
 _CPU = torch.device("cpu")
+
+
+class UnreadableError(Exception):
+    """A tensor whose numbers this package cannot find; the message says why."""
 
 
 @contextmanager
@@ -65,14 +69,17 @@ class Rows:
 
     def __init__(self, pieces: Sequence[Tensor | Sequence[Tensor]]) -> None:
         self.pieces = tuple(pieces)
-        self.num_rows = len(self.pieces[0])
         samples = [piece if isinstance(piece, Tensor) else piece[0] for piece in self.pieces]
-        self.widths = tuple(
+        widths = [
             math.prod(piece.shape[1:]) if isinstance(piece, Tensor) else piece[0].numel() for piece in self.pieces
-        )
-        self.width = sum(self.widths)
-        self.device = samples[0].device
-        dtypes = {sample.dtype for sample in samples}
+        ]
+        self._describe(len(self.pieces[0]), widths, {sample.dtype for sample in samples}, samples[0].device)
+
+    def _describe(self, num_rows: int, widths: Sequence[int], dtypes: Set[torch.dtype], device: torch.device) -> None:
+        self.num_rows = num_rows
+        self.widths = tuple(widths)
+        self.width = sum(widths)
+        self.device = device
         # The coarsest of the dtypes decides what can be told apart.
         self.dtype = max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
         self.compute_dtype = torch.float64 if dtypes == {torch.float64} else torch.float32
@@ -90,12 +97,12 @@ class Rows:
 
     def windows(self, tolerance: float) -> tuple[float, float]:
         """How far the projections of unit rows, and the logarithms of norms, of two rows that agree can lie apart."""
-        chunk = max(map(_chunk, self.widths), default=1)
+        chunk = max(map(chunk_of, self.widths), default=1)
         return _windows(tolerance, self.width, chunk, torch.finfo(self.compute_dtype).eps)
 
     def project(self, index: Indices) -> Floats:
         """Products of a few rows with further random vectors, one number per column, ``(NUM_FURTHER, m)``."""
-        vectors = _random_vectors(-1, NUM_FURTHER, self.width, self.compute_dtype, self.device)
+        vectors = random_vectors(-1, NUM_FURTHER, self.width, self.compute_dtype, self.device)
         parts = []
         for part in self._split(index):
             rows = self.fetch(part)
@@ -122,7 +129,7 @@ class Rows:
                 difference = self._at(i, rows) - self._at(i, others)
                 if is_extreme:
                     difference /= size[:, None]
-                distance = torch.hypot(distance, _norms(difference, _chunk(width)))
+                distance = torch.hypot(distance, _norms(difference, chunk_of(width)))
             parts.append(distance if is_extreme else distance / size)
         distances = np.empty(len(index))
         if parts:
@@ -137,6 +144,20 @@ class Rows:
             first = weights[:, 0]
             parts.append(torch.where((weights == first[:, None]).all(dim=1), first, math.nan))
         return to_host(torch.cat(parts))
+
+    def sums_by(self, index: Indices, label: Indices) -> tuple[Floats, Floats]:
+        """Sums over the columns of one label, for rows made of runs of ``len(label)`` columns, and norms.
+
+        Returns:
+            ``(m, runs * labels)``, of the labels that occur in ``label``, and ``(m,)``.
+        """
+        place, num_labels = columns_by(label, self.width)
+        sums, squares = np.zeros((len(index), num_labels)), np.zeros(len(index))
+        for part in self._split(np.arange(len(index))):
+            rows = self.fetch(index[part]).to(_CPU, torch.float64)
+            sums[part] = torch.zeros(len(part), num_labels, dtype=rows.dtype, device=_CPU).index_add_(1, place, rows)
+            squares[part] = rows.square().sum(dim=1)
+        return sums, np.sqrt(squares)
 
     def fetch(self, index: Indices) -> Tensor:
         """The rows ``(m, d)`` at ``index`` ``(m,)``, in the dtype of the computation."""
@@ -166,7 +187,7 @@ class Rows:
 
     def _split(self, index: Indices) -> list[Indices]:
         """Parts of ``index`` that are read at once."""
-        step = max(1, _elements(_COPY_ELEMENTS, self.device) // max(1, self.width))
+        step = max(1, elements(COPY_ELEMENTS, self.device) // max(1, self.width))
         return [index[start : start + step] for start in range(0, len(index), step)]
 
     def _blocks(self) -> Iterator[tuple[int, Tensor, Tensor, int]]:
@@ -182,10 +203,10 @@ class Rows:
     def _blocks_of(
         self, plane: Tensor | Sequence[Tensor], width: int, offset: int
     ) -> Iterator[tuple[int, Tensor, Tensor, int]]:
-        chunk = _chunk(width)
-        vectors = _random_vectors(offset, NUM_PROJECTIONS, -(-width // chunk), self.compute_dtype, self.device)
+        chunk = chunk_of(width)
+        vectors = random_vectors(offset, NUM_PROJECTIONS, -(-width // chunk), self.compute_dtype, self.device)
         is_copied = self._is_converted or chunk == 1 or not (isinstance(plane, Tensor) and plane.ndim == 2)
-        num_elements = _elements(_COPY_ELEMENTS if is_copied else _BLOCK_ELEMENTS, self.device)
+        num_elements = elements(COPY_ELEMENTS if is_copied else _BLOCK_ELEMENTS, self.device)
         if isinstance(plane, Tensor) and plane.ndim == 2 and _is_column_major(plane):
             step = max(1, num_elements // (chunk * len(plane)))  # chunks
             for first in range(0, vectors.shape[1], step):
@@ -290,6 +311,13 @@ def _mend(matrices: Sequence[Rows], bounds: Indices, norms: Floats) -> None:
     norms[norms < limits.tiny] = 0.0
 
 
+def columns_by(label: Indices, width: int) -> tuple[Tensor, int]:
+    """Where each of ``width`` columns goes if those of one label are added up, run by run; and to how many places."""
+    unique, place = np.unique(label, return_inverse=True)
+    runs = np.arange(width // len(label))[:, None] * len(unique)
+    return torch.from_numpy((runs + place).ravel()), len(unique) * len(runs)
+
+
 def to_host(tensor: Tensor) -> Floats:
     """The only way by which numbers leave the device; the host waits here."""
     numbers: Floats = tensor.to(_CPU, torch.float64).numpy()
@@ -323,7 +351,7 @@ def _in_chunks(block: Tensor, chunk: int) -> list[Tensor]:
     return parts + ([block[:, None, whole:]] if whole < block.shape[1] else [])
 
 
-def _chunk(width: int) -> int:
+def chunk_of(width: int) -> int:
     """Number of columns of a row that share a random number."""
     return 64 if width >= 1024 else 32 if width >= 256 else 1
 
@@ -346,12 +374,12 @@ def _is_column_major(block: Tensor) -> bool:
     return 0 < block.stride(0) < block.stride(1)
 
 
-def _elements(limits: dict[str, int], device: torch.device) -> int:
+def elements(limits: dict[str, int], device: torch.device) -> int:
     return limits.get(device.type, limits["cuda"])
 
 
 @lru_cache(maxsize=256)
-def _random_vectors(offset: int, number: int, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+def random_vectors(offset: int, number: int, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Fixed numbers of mean 0 and variance 1, ``(number, width)``."""
     # A generator of its own: the global one belongs to the training.
     generator = torch.Generator(_CPU).manual_seed(0x5EED + offset)
