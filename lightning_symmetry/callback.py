@@ -16,13 +16,21 @@ from torch.utils.tensorboard import SummaryWriter
 from typing_extensions import override
 
 from lightning_symmetry.advice import copies_text, messages
-from lightning_symmetry.copies import Copies, copies_named, find_copies
-from lightning_symmetry.diagnosis import LayerDiagnosis, SymmetryReport, check_patterns, copy_groups, under_all_names
-from lightning_symmetry.evidence import Comparable, Look, look, shared_rows
+from lightning_symmetry.copies import Copies, find_copies
+from lightning_symmetry.diagnosis import (
+    FindLayers,
+    LayerDiagnosis,
+    SymmetryReport,
+    check_patterns,
+    copy_groups,
+    rows_by_name,
+    under_all_names,
+)
+from lightning_symmetry.evidence import Comparable, Look, look
 from lightning_symmetry.grouping import check_tolerance
 from lightning_symmetry.history import Finding, History
 from lightning_symmetry.layers import Layer, find_layers
-from lightning_symmetry.team import Name, Shared, Team
+from lightning_symmetry.team import Team, attempt, describe
 from lightning_symmetry.writers.console import print_summary
 from lightning_symmetry.writers.tensorboard import write_findings, write_heatmap
 
@@ -211,7 +219,7 @@ class SymmetryMonitor(Callback):
         self._is_resumed = False
 
         # A rank that could not load the state, or loaded another one, would look at other steps than the rest.
-        self._team = team_of(trainer)
+        self._team = _team_of(trainer)
         if self._team is not None:
             self._attempt("check", self._team.run, self.state_dict, self._take_over, lambda name: None)
 
@@ -238,20 +246,21 @@ class SymmetryMonitor(Callback):
 
     def _check(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> _Conclusion:
         trained = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-        layers = _tried(partial(find_layers, pl_module, self.include, self.exclude))
-        think = partial(self._think, trainer, pl_module, layers, trained)
+        # On all ranks at once: adapters are other people's code, and may well communicate.
+        find = attempt(find_layers, pl_module, self.include, self.exclude)
+        think = partial(self._think, trainer, pl_module, find, trained)
         if self._team is None:
             return think()
-        return self._team.run(think, self._follow, _finder(pl_module, layers, trained))
+        return self._team.run(think, self._follow, rows_by_name(pl_module, find, trained))
 
     def _think(
         self,
         trainer: Trainer,
         pl_module: LightningModule,
-        found: Callable[[], tuple[list[Layer], dict[str, str]]],
+        find: FindLayers,
         trained: Set[int],
     ) -> _Conclusion:
-        layers, skipped = found()
+        layers, skipped = find()
         self._warn_if_no_layers(layers, skipped)
         is_first = self._copies is None
         if self._copies is None:  # what starts apart does not become a copy
@@ -366,11 +375,9 @@ class SymmetryMonitor(Callback):
                 rank_zero_info(copies_text(group))
 
     def _give_up_layer(self, layer: Comparable, error: Exception) -> None:
-        self._failed_layers[layer.name] = f"the check failed with {type(error).__name__}: {error}"
-        rank_zero_warn(
-            f"SymmetryMonitor leaves out {layer.name}: the check failed with {type(error).__name__}: {error}. "
-            "Training goes on."
-        )
+        reason = f"the check failed with {describe(error)}"
+        self._failed_layers[layer.name] = reason
+        rank_zero_warn(f"SymmetryMonitor leaves out {layer.name}: {reason}. Training goes on.")
 
     def _attempt(self, task: str, step: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:
         """A monitor must never end a training: what fails here is said once and not tried again."""
@@ -381,48 +388,15 @@ class SymmetryMonitor(Callback):
         except Exception as error:
             self._failed_tasks.add(task)
             rank_zero_warn(
-                f"SymmetryMonitor switches off its {task}, which failed with {type(error).__name__}: {error}. "
-                "Training goes on."
+                f"SymmetryMonitor switches off its {task}, which failed with {describe(error)}. Training goes on."
             )
             return None
 
 
-def team_of(trainer: Trainer) -> Team | None:
+def _team_of(trainer: Trainer) -> Team | None:
     """The ranks of a training; None if it runs on one process, or its processes have no common group."""
     is_alone = trainer.world_size == 1 or not (dist.is_available() and dist.is_initialized())
     return None if is_alone else Team(trainer.strategy.root_device)
-
-
-def _tried(step: Callable[[], T]) -> Callable[[], T]:
-    """Do it now; what it returns or raises comes later."""
-    try:
-        result = step()
-    except Exception as error:
-        failure = error
-
-        def fail() -> T:
-            raise failure
-
-        return fail
-    return lambda: result
-
-
-def _finder(
-    model: LightningModule, found: Callable[[], tuple[list[Layer], dict[str, str]]], trained: Set[int]
-) -> Callable[[Name], Shared | None]:
-    """Finds a matrix by what the first rank calls it."""
-    by_name: dict[str, Layer] = {}
-
-    def find(name: Name) -> Shared | None:
-        part, *names = name
-        if not by_name:
-            by_name.update({layer.name: layer for layer in found()[0]})
-        layer = copies_named(model, names) if len(names) > 1 else by_name.get(names[0])
-        rows = None if layer is None else shared_rows(layer, part, trained)
-        assert rows is None or isinstance(rows, Shared)
-        return rows
-
-    return find
 
 
 def _identity(layer: Layer | Copies) -> tuple[int, ...]:

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import partial
 from typing import Any
 
 from torch import nn
 
-from lightning_symmetry.copies import Copies, find_copies
+from lightning_symmetry.copies import Copies, copies_named, find_copies
 from lightning_symmetry.evidence import Cause, Gradients, Look, Sighting, look
 from lightning_symmetry.grouping import check_tolerance
-from lightning_symmetry.layers import find_layers
+from lightning_symmetry.layers import Layer, find_layers, is_sharded
+from lightning_symmetry.rows import Rows
+from lightning_symmetry.team import Name, Shared, Team, attempt
+
+FindLayers = Callable[[], tuple[list[Layer], dict[str, str]]]
 
 
 class Verdict(StrEnum):
@@ -332,7 +337,7 @@ def diagnose(
 
     Gradients are used where ``.grad`` is present: call it after ``backward()`` to tell groups that train as one unit
     (``LOCKED``) from those that break by themselves (``BREAKING``). ``FROZEN`` and ``LOCKSTEP`` take several looks and
-    never come from here. Nothing in the model is changed.
+    never come from here. Nothing in the model is changed. If the model is sharded, call this on all ranks.
 
     Args:
         model: the module.
@@ -346,6 +351,7 @@ def diagnose(
     Raises:
         TypeError: if ``model`` is no module or another argument is of the wrong type.
         ValueError: if ``tolerance`` is out of range.
+        TeamError: on all ranks, if the model is sharded and something failed on any of them.
 
     Example:
         >>> import torch
@@ -364,10 +370,17 @@ def diagnose(
         raise TypeError(f"Expected argument `model` to be a torch.nn.Module but got {model!r}.")
     check_tolerance(tolerance)
     check_patterns(include=include, exclude=exclude)
-    layers, skipped = find_layers(model, include, exclude)
-    found = find_copies(model, layers)
+    find = attempt(find_layers, model, include, exclude)
+    team = _team_of(model)
+    examine = partial(_examine, model, find, tolerance, team)
+    return examine() if team is None else team.run(examine, lambda report: None, rows_by_name(model, find, None))
+
+
+def _examine(model: nn.Module, find: FindLayers, tolerance: float | None, team: Team | None) -> SymmetryReport:
+    layers, skipped = find()
+    found = find_copies(model, layers, team)
     diagnoses: dict[str, LayerDiagnosis] = {}
-    for seen in look([*layers, *found], tolerance=tolerance):
+    for seen in look([*layers, *found], tolerance=tolerance, team=team):
         groups = [
             UnitGroup(sighting.units, verdict_at_one_look(sighting), sighting.cause, sighting.value)
             for sighting in seen.sightings
@@ -376,6 +389,41 @@ def diagnose(
         diagnoses[seen.layer.name] = to_diagnosis(seen, groups)
     copies = [group for copy in found for group in copy_groups(copy, diagnoses[copy.name])]
     return SymmetryReport(0, under_all_names(diagnoses[layer.name] for layer in layers), skipped, copies)
+
+
+def _team_of(model: nn.Module) -> Team | None:
+    """The ranks that hold a model; None if it is all here."""
+    sharded = next((parameter for parameter in model.parameters() if is_sharded(parameter)), None)
+    return None if sharded is None else Team(sharded.device)
+
+
+def rows_by_name(model: nn.Module, find: FindLayers, trained: Set[int] | None) -> Callable[[Name], Shared | None]:
+    """Finds a matrix of a model by what :func:`look` calls it on the first rank.
+
+    Args:
+        model: the model.
+        find: its layers.
+        trained: identities of the parameters whose gradients count; None: all.
+    """
+    by_name: dict[str, Layer] = {}
+
+    def matrix(name: Name) -> Shared | None:
+        part, *names = name
+        if not by_name:
+            by_name.update({layer.name: layer for layer in find()[0]})
+        layer = copies_named(model, names) if len(names) > 1 else by_name.get(names[0])
+        if layer is None:
+            return None
+        matrices: dict[str, Callable[[], Rows | None]] = {
+            "weights": layer.weights,
+            "gradients": partial(layer.gradients, trained),
+            "recurrent": layer.recurrent_rows,
+        }
+        rows = matrices[part]()
+        assert rows is None or isinstance(rows, Shared)
+        return rows
+
+    return matrix
 
 
 def check_patterns(**arguments: Sequence[str] | None) -> None:

@@ -216,17 +216,6 @@ class _Matrices:
     recurrent: Rows | None
 
 
-def shared_rows(layer: Comparable, part: str, trained: Set[int] | None) -> Rows | None:
-    """A matrix of a layer by what :func:`look` calls it before other ranks: ``weights``, ``gradients``, ``recurrent``."""
-    match part:
-        case "weights":
-            return layer.weights()
-        case "gradients":
-            return layer.gradients(trained)
-        case _:
-            return layer.recurrent_rows()
-
-
 def _known_to_all(
     team: Team, matrices: Sequence[_Matrices], guarded: Callable[[Comparable], AbstractContextManager[None]]
 ) -> list[_Matrices]:

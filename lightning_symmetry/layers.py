@@ -437,7 +437,7 @@ def matrix_of(pieces: Sequence[Tensor | Piece | Sequence[Tensor | Piece]]) -> Ro
     """A matrix in pieces that lie side by side, as for :class:`Rows`; some of them may be sharded."""
     parts = [part for piece in pieces for part in (piece if isinstance(piece, Sequence) else [piece])]
     if all(isinstance(part, Tensor) for part in parts):
-        return Rows(pieces)
+        return Rows(cast("Any", pieces))
     from lightning_symmetry.sharded import ShardedRows
 
     return ShardedRows(pieces)

@@ -89,7 +89,7 @@ class Rows:
         """Norm and projections of every row, ``(1 + NUM_PROJECTIONS, n)``, on the device of the rows."""
         sketch = torch.zeros(1 + NUM_PROJECTIONS, self.num_rows, dtype=self.compute_dtype, device=self.device)
         for start, block, vectors, chunk in self._blocks():
-            norms, products = _reduce(block.to(self.compute_dtype), vectors, chunk)
+            norms, products = reduce_rows(block.to(self.compute_dtype), vectors, chunk)
             here = sketch[:, start : start + len(block)]
             torch.hypot(here[0], norms, out=here[0])
             here[1:] += products
@@ -324,7 +324,7 @@ def to_host(tensor: Tensor) -> Floats:
     return numbers
 
 
-def _reduce(block: Tensor, vectors: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
+def reduce_rows(block: Tensor, vectors: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
     """Norms ``(m,)`` and products ``(k, m)`` of a block ``(m, w)`` with vectors ``(k, c)`` of a number per chunk."""
     sums = block
     if _is_column_major(block):  # PyTorch is 10 times as fast if the result lies as the block does
@@ -375,6 +375,7 @@ def _is_column_major(block: Tensor) -> bool:
 
 
 def elements(limits: dict[str, int], device: torch.device) -> int:
+    """How many are read at once on a device."""
     return limits.get(device.type, limits["cuda"])
 
 

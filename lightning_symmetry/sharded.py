@@ -35,6 +35,7 @@ from lightning_symmetry.rows import (
     columns_by,
     elements,
     random_vectors,
+    reduce_rows,
     sketch_all,
     to_host,
 )
@@ -234,8 +235,8 @@ def piece_of(tensor: Tensor, view: Callable[[Tensor], Tensor]) -> Piece:
 class ShardedRows(Rows):
     """A matrix ``(n, d)`` whose numbers lie on several ranks.
 
-    On the first rank, within :meth:`Team.run` and once :func:`read` has made it known to all, it does what :class:`Rows`
-    does by asking; on every rank it answers.
+    On the first rank, within :meth:`Team.run` and once :func:`read` has made it known to all, it does by asking what
+    :class:`Rows` does; on every rank it answers.
 
     Args:
         pieces: as for :class:`Rows`, some of them sharded.
@@ -284,11 +285,13 @@ class ShardedRows(Rows):
             rows = self.fetch(unique).numpy()
             return np.sqrt(to_host(self.ask("squares", (len(index),), _short(index), _short(place), rows, scale)))
         apart = to_host(self.ask("differences", (NUM_FURTHER, len(index)), _short(index), _short(leaders)))
-        return np.sqrt(np.square(apart / scale).mean(axis=0))
+        distances: Floats = np.sqrt(np.square(apart / scale).mean(axis=0))
+        return distances
 
     def constants(self, index: Indices, piece: int = 0) -> Floats:
         """The number that every weight of a row equals, for a few rows, ``(m,)``; NaN where weights differ."""
-        largest, negated = to_host(self.ask("bounds", (2, len(index)), _short(index), piece, is_largest=True))
+        bounds = self.ask("bounds", (2, len(index)), _short(index), piece, is_largest=True, dtype=self.compute_dtype)
+        largest, negated = to_host(bounds)
         return np.where(largest == -negated, largest, math.nan)
 
     def sums_by(self, index: Indices, label: Indices) -> tuple[Floats, Floats]:
@@ -335,15 +338,22 @@ class ShardedRows(Rows):
     def _add_sketch(self, numbers: Tensor) -> None:
         sketch = numbers.view(1 + NUM_PROJECTIONS, self.num_rows)
         for piece, offset in enumerate(self._offsets):
-            chunk = chunk_of(self.widths[piece])
-            number = -(-self.widths[piece] // chunk)
             for fragment in self._fragments[piece]:
-                vectors = random_vectors(offset, NUM_PROJECTIONS, number, torch.float64, self.device)
-                vectors = vectors[:, (fragment.columns // chunk).to(self.device)]
-                for first, block in _blocks(fragment):
+                chunk, vectors = self._vectors(fragment.columns, offset, self.widths[piece])
+                for first, block in _blocks(fragment, self.compute_dtype):
+                    norms, products = reduce_rows(block, vectors, chunk)
                     here = sketch[:, first : first + len(block)]
-                    here[0] += block.square().sum(dim=1)
-                    here[1:] += vectors @ block.T
+                    here[0] += norms.double().square()
+                    here[1:] += products
+
+    def _vectors(self, columns: Tensor, offset: int, width: int) -> tuple[int, Tensor]:
+        """Columns that share a number, and these numbers for each chunk of ``columns``, ``(NUM_PROJECTIONS, c)``."""
+        chunk = chunk_of(width)
+        vectors = random_vectors(offset, NUM_PROJECTIONS, -(-width // chunk), self.compute_dtype, self.device)
+        first, last = int(columns[0]), int(columns[-1])
+        if first % chunk == 0 and last - first + 1 == len(columns):
+            return chunk, vectors[:, first // chunk : last // chunk + 1]
+        return 1, vectors[:, (columns // chunk).to(self.device)]
 
     def _add_project(self, numbers: Tensor, index: Indices, sign: float = 1.0) -> None:
         products = numbers.view(NUM_FURTHER, len(index))
@@ -368,7 +378,7 @@ class ShardedRows(Rows):
         bounds = numbers.view(2, len(index))
         for fragment in self._fragments[piece]:
             for place, block in _blocks_at(fragment, index):
-                found = torch.stack([block.amax(dim=1), -block.amin(dim=1)])
+                found = torch.stack([block.amax(dim=1), -block.amin(dim=1)]).to(bounds)
                 bounds[:, place] = torch.maximum(bounds[:, place], found)
 
     def _add_sums(self, numbers: Tensor, index: Indices, label: Indices) -> None:
@@ -394,7 +404,7 @@ class ShardedRows(Rows):
             here = (fragment.columns < heads.shape[1]).nonzero().squeeze(1)
             if len(here):
                 columns = fragment.columns[here].to(self.device)
-                for first, block in _blocks(fragment):
+                for first, block in _blocks(fragment, torch.float64):
                     heads[first : first + len(block), columns] = block[:, here.to(self.device)]
 
     def _add_largest(self, numbers: Tensor, index: Indices) -> None:
@@ -488,12 +498,12 @@ def _whole(piece: Tensor | Piece | Sequence[Tensor | Piece]) -> Piece:
     return Piece(torch.Size([len(rows), *rows[0].shape[1:]]), rows[0].dtype, rows[0].device, found)
 
 
-def _blocks(fragment: Fragment) -> Iterator[tuple[int, Tensor]]:
-    """The rows of a fragment in float64, as many as are read at once: the place of the first, ``(m, w)``."""
+def _blocks(fragment: Fragment, dtype: torch.dtype) -> Iterator[tuple[int, Tensor]]:
+    """The rows of a fragment, as many as are read at once: the place of the first, ``(m, w)``."""
     step = _step(fragment)
     for start in range(0, len(fragment.numbers), step):
         block = fragment.numbers[start : start + step]
-        yield fragment.rows.start + start, block.reshape(len(block), -1).to(torch.float64)
+        yield fragment.rows.start + start, block.reshape(len(block), len(fragment.columns)).to(dtype)
 
 
 def _blocks_at(fragment: Fragment, index: Indices) -> Iterator[tuple[Tensor, Tensor]]:
@@ -505,7 +515,7 @@ def _blocks_at(fragment: Fragment, index: Indices) -> Iterator[tuple[Tensor, Ten
         part = places[start : start + step]
         rows = torch.from_numpy(index[part] - fragment.rows.start).to(device)
         block = fragment.numbers.index_select(0, rows)
-        yield torch.from_numpy(part).to(device), block.reshape(len(part), -1).to(torch.float64)
+        yield torch.from_numpy(part).to(device), block.reshape(len(part), len(fragment.columns)).to(torch.float64)
 
 
 def _step(fragment: Fragment) -> int:

@@ -12,7 +12,7 @@ import pickle
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar, cast, runtime_checkable
+from typing import Any, ParamSpec, Protocol, TypeVar, cast, runtime_checkable
 
 import torch
 import torch.distributed as dist
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from lightning_symmetry.rows import exact_arithmetic
 
+P = ParamSpec("P")
 T = TypeVar("T")
 Name = tuple[str, ...]
 """What a matrix is called on every rank."""
@@ -101,12 +102,10 @@ class Team:
 
     Attributes:
         is_first: whether this rank thinks.
-        sent_bytes: how much this rank has handed to collectives so far.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.is_first = dist.get_rank() == 0
-        self.sent_bytes = 0
         self._device = device
         self._matrices: list[Shared | Exception | None] = []
         self._errors: list[str] = []
@@ -135,7 +134,7 @@ class Team:
                 if conclusion is not None:
                     follow(conclusion)
         except Exception as error:
-            self._errors.append(_text(error))
+            self._errors.append(describe(error))
         self._agree()
         return cast("T", conclusion)
 
@@ -205,13 +204,12 @@ class Team:
             except Exception as error:
                 part.fill_(neutral)
                 flag[1] = 1
-                self._errors.append(_text(error))
-        self._send(numbers)
+                self._errors.append(describe(error))
         dist.reduce(numbers, 0, dist.ReduceOp.MAX if request.is_largest else dist.ReduceOp.SUM)
         if not self.is_first:
             return []
         numbers = numbers.cpu()
-        parts = numbers[:total].split(list(request.sizes.values()))
+        parts = torch.split(numbers[:total], list(request.sizes.values()))
         marks = (numbers[total:].view(-1, 2) > 0).tolist()
         return [Answer(part, *mark) for part, mark in zip(parts, marks, strict=True)]
 
@@ -234,14 +232,12 @@ class Team:
 
     def _broadcast(self, data: Tensor) -> Tensor:
         data = data.to(self._device)
-        self._send(data)
         dist.broadcast(data, 0)
         return data.cpu()
 
     def _agree(self) -> None:
         """Raise on all ranks if any has failed."""
         has_failed = torch.tensor([bool(self._errors)], dtype=torch.int32, device=self._device)
-        self._send(has_failed)
         dist.all_reduce(has_failed, dist.ReduceOp.MAX)
         if has_failed.item():
             raise TeamError(self._collect_errors())
@@ -252,13 +248,25 @@ class Team:
         self._errors = []
         return next((f"{errors[0]} (rank {rank})" for rank, errors in enumerate(collected) if errors), "no reason")
 
-    def _send(self, tensor: Tensor) -> None:
-        self.sent_bytes += tensor.nbytes
-
 
 def _encoded(message: object) -> bytes:
     return zlib.compress(pickle.dumps(message), 1)
 
 
-def _text(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"
+def describe(error: Exception) -> str:
+    """What went wrong, and on which rank if that is known."""
+    return str(error) if isinstance(error, TeamError) else f"{type(error).__name__}: {error}"
+
+
+def attempt(step: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Callable[[], T]:
+    """Do something now that may fail on this rank alone; what it returns or raises comes when the result is called."""
+    try:
+        result = step(*args, **kwargs)
+    except Exception as error:
+        failure = error
+
+        def fail() -> T:
+            raise failure
+
+        return fail
+    return lambda: result

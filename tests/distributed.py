@@ -22,8 +22,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
@@ -44,7 +45,7 @@ from tests.training import fill, make_trainer
 class WorkedExample(nn.Module):
     """Two inputs, two hidden layers of two units, one output; every weight is the same number."""
 
-    plan = {"first": ColwiseParallel, "second": RowwiseParallel}
+    plan: ClassVar = {"first": ColwiseParallel, "second": RowwiseParallel}
 
     def __init__(self) -> None:
         super().__init__()
@@ -60,7 +61,7 @@ class WorkedExample(nn.Module):
 class Planted(nn.Module):
     """A perceptron of odd widths with groups of copies."""
 
-    plan = {"0": ColwiseParallel, "2": RowwiseParallel}
+    plan: ClassVar = {"0": ColwiseParallel, "2": RowwiseParallel}
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -79,7 +80,7 @@ class Planted(nn.Module):
 class Block(nn.Module):
     """A transformer block on 4 tokens of 3 numbers, with its embedding and a head."""
 
-    plan = {
+    plan: ClassVar = {
         **dict.fromkeys(("q", "k", "v", "up"), ColwiseParallel),
         **dict.fromkeys(("mix", "down"), RowwiseParallel),
     }
@@ -95,10 +96,10 @@ class Block(nn.Module):
             fill(self.down, 0.05)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        hidden = self.embed(inputs.unflatten(1, (4, 3)))
+        hidden = self.embed(inputs.reshape(-1, 4, 3))
         normed = self.norms[0](hidden)
         # As many heads as this rank has.
-        q, k, v = (part(normed).unflatten(2, (-1, 4)).transpose(1, 2) for part in (self.q, self.k, self.v))
+        q, k, v = (part(normed).reshape(len(inputs), 4, -1, 4).transpose(1, 2) for part in (self.q, self.k, self.v))
         mixed = nn.functional.scaled_dot_product_attention(q, k, v)
         hidden = hidden + self.mix(mixed.transpose(1, 2).flatten(2))
         hidden = hidden + self.down(nn.functional.gelu(self.up(self.norms[1](hidden))))
@@ -215,7 +216,6 @@ class Task(LightningModule):
         self.net = build()
         self._layout = layout
         self.losses: list[float] = []
-        self.warned: list[str] = []  # what the monitor says of itself
 
     def configure_model(self) -> None:
         if self._layout is not None and self._layout.apply is not None and not has_shards(self.net):
@@ -244,7 +244,7 @@ def data(batch_size: int) -> DataLoader[tuple[Tensor, ...]]:
 
 
 def train(
-    task: Task,
+    task: Any,
     layout: Layout | None = None,
     monitor: SymmetryMonitor | None = None,
     precision: Any = "32-true",
@@ -263,7 +263,7 @@ def train(
         try:
             trainer.fit(task, data(batch_size), ckpt_path=ckpt_path)
         finally:
-            task.warned += [text for warning in caught if "SymmetryMonitor" in (text := str(warning.message))]
+            task.warned = [text for warning in caught if "SymmetryMonitor" in (text := str(warning.message))]
     return trainer
 
 
@@ -286,7 +286,7 @@ def said(monitor: SymmetryMonitor) -> dict[str, Any]:
 
 def state(task: Task, trainer: Trainer) -> list[Tensor]:
     """All that a training leaves behind on this rank: weights, optimizer state, losses, random numbers."""
-    tensors = [*task.parameters()]
+    tensors: list[Tensor] = [*task.parameters()]
     for optimizer in trainer.optimizers:
         for values in optimizer.state.values():
             tensors += [value for value in values.values() if isinstance(value, Tensor)]
@@ -320,6 +320,72 @@ def alone(network: str, precision: str) -> dict[str, Any]:
     monitor = SymmetryMonitor(every_n_steps=2)
     train(Task(NETWORKS[network], None), monitor=monitor, precision=precision)
     return said(monitor)
+
+
+# ----------------------------------------------------------------- bytes
+
+WIDE = 4096
+
+
+class Wide(LightningModule):
+    """One sharded layer of 4096 units, of which runs of ``run`` are copies, in weights and gradients."""
+
+    def __init__(self, run: int) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.net = nn.Linear(WIDE, WIDE, bias=False)
+        with torch.no_grad():
+            self.net.weight.copy_(torch.randn(WIDE // run, WIDE, generator=generator).repeat(run, 1) / 64)
+        self.pull = torch.randn(WIDE // run, generator=generator).repeat(run)
+
+    def configure_model(self) -> None:
+        if not has_shards(self.net):
+            fully_shard(self.net, mesh=self.device_mesh["data_parallel"])  # type: ignore[index]
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        inputs = batch[0].repeat(1, -(-WIDE // 12))[:, :WIDE]
+        loss: Tensor = (self.net(inputs) * self.pull).mean()
+        return loss
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=1e-3)
+
+
+class Counting(SymmetryMonitor):
+    """Counts what its checks hand to collectives; each rank has to send that much, or twice as much to all-reduce."""
+
+    def __init__(self) -> None:
+        super().__init__(every_n_steps=1)
+        self.messages: list[list[int]] = []
+
+    def on_before_optimizer_step(self, *args: Any) -> None:
+        messages: list[int] = []
+        with pytest.MonkeyPatch.context() as patch:
+            for name, times in (("broadcast", 1), ("reduce", 1), ("all_reduce", 2)):
+                patch.setattr(torch.distributed, name, self._counted(getattr(torch.distributed, name), times, messages))
+            super().on_before_optimizer_step(*args)
+        self.messages.append(messages)
+
+    @staticmethod
+    def _counted(collective: Callable[..., Any], times: int, messages: list[int]) -> Callable[..., Any]:
+        def counted(tensor: Tensor, *args: Any, **options: Any) -> Any:
+            messages.append(times * tensor.nbytes)
+            return collective(tensor, *args, **options)
+
+        return counted
+
+
+def count_bytes(num_ranks: int, folder: Path) -> dict[str, list[list[int]]]:
+    """By kind of layer and check, the bytes of every message."""
+    layout = parallel(num_ranks, 1, fsdp2)
+    counted = {}
+    for name, run in {"healthy": 1, "2048 pairs": 2, "16 groups of 256": 256, "constant": WIDE}.items():
+        monitor = Counting()
+        train(Wide(run), layout, monitor, max_steps=2, batch_size=4 * num_ranks)
+        groups = monitor.report.layers["net"].groups  # type: ignore[union-attr]
+        assert [len(group.units) for group in groups] == [run] * (WIDE // run if run > 1 else 0)
+        counted[name] = monitor.messages
+    return counted
 
 
 # ----------------------------------------------------------------- processes

@@ -14,6 +14,7 @@ from torch.nn.utils import parametrizations
 from lightning_symmetry import SymmetryReport, Verdict, diagnose
 from lightning_symmetry.grouping import stable_groups
 from lightning_symmetry.layers import find_layers
+from lightning_symmetry.rows import Rows
 from tests.training import fill
 
 RECURRENT = [nn.RNN, nn.LSTM, nn.GRU]
@@ -60,7 +61,7 @@ def test_stable_groups_are_the_coarsest(seed: int, units: int, gates: int) -> No
     weights = torch.randint(0, 2, (units, gates, units), generator=generator).double()
     label = torch.randint(0, 2, (units,), generator=generator).tolist()
     groups = [tuple(i for i in range(units) if label[i] == value) for value in (0, 1)]
-    found = stable_groups([group for group in groups if len(group) > 1], weights, 1e-9)
+    found = stable_groups([group for group in groups if len(group) > 1], Rows([weights]), 1e-9)
     stable = [part for part in partitions(list(range(units))) if is_stable(part, groups, weights)]
     coarsest = min(stable, key=len)
     assert found == sorted(tuple(sorted(part)) for part in coarsest if len(part) > 1)
