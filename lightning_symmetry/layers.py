@@ -307,10 +307,13 @@ def find_layers(
     return list(layers.values()), skipped
 
 
+_WRAPPED = ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
+
+
 def readable_name(path: str, module: nn.Module) -> str:
     """The name of a module as reports give it."""
-    # torch.compile wraps a submodule; that is no concern of the reader.
-    return ".".join(step for step in path.split(".") if step != "_orig_mod") or type(module).__name__
+    # That torch.compile or activation checkpointing wraps a submodule is no concern of the reader.
+    return ".".join(step for step in path.split(".") if step not in _WRAPPED) or type(module).__name__
 
 
 def _own_parameters(module: nn.Module) -> dict[str, Tensor]:

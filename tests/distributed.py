@@ -257,7 +257,8 @@ def train(
         batch_size //= layout.data_parallel
     ckpt_path = options.pop("ckpt_path", None)
     options = {"max_steps": 12, "precision": precision, **options}
-    trainer = make_trainer([monitor] if monitor else [], **options)
+    callbacks = [*options.pop("callbacks", ()), *([monitor] if monitor else [])]
+    trainer = make_trainer(callbacks, **options)
     with warnings.catch_warnings(record=True) as caught, contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("always")
         try:

@@ -1,0 +1,527 @@
+"""The monitor on several real processes; the trainings are in :mod:`tests.distributed`."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import pkgutil
+import random
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor, nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import apply_activation_checkpointing
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, Placement, Replicate, Shard, distribute_tensor
+
+from lightning_symmetry import SymmetryMonitor, diagnose
+from lightning_symmetry.callback import SymmetryError
+from lightning_symmetry.grouping import Question, find_groups
+from lightning_symmetry.layers import find_layers, matrix_of, part_of_rows
+from lightning_symmetry.rows import Rows, sketch_all
+from lightning_symmetry.sharded import ShardedRows, read
+from lightning_symmetry.team import Team
+from tests import zoo
+from tests.distributed import (
+    LAYOUTS,
+    NETWORKS,
+    Task,
+    are_same,
+    count_bytes,
+    run_table,
+    said,
+    state,
+    train,
+)
+from tests.oracle import brute_force_groups
+
+CPU = torch.device("cpu")
+
+# ----------------------------------------------------------------- matrices
+
+View = Callable[[Tensor], Tensor]
+
+
+def as_it_is(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+def by_gate(tensor: Tensor) -> Tensor:
+    return tensor.reshape(-1, 7, *tensor.shape[1:]).transpose(0, 1)
+
+
+def middle(tensor: Tensor) -> Tensor:
+    return tensor[7:14]
+
+
+VIEWS: list[View] = [as_it_is, torch.t, by_gate, middle]
+
+
+def placements(mesh: DeviceMesh) -> list[list[Placement]]:
+    kinds: list[Placement] = [Shard(0), Shard(1), Replicate()]
+    if mesh.ndim == 1:
+        return [[kind] for kind in kinds]
+    return [[first, second] for first in kinds for second in kinds]
+
+
+def planted(rows: int, width: int, dtype: torch.dtype) -> Tensor:
+    """Rows of which some are equal, zero, constant, huge, tiny or not finite."""
+    generator = torch.Generator().manual_seed(rows * width)
+    matrix = torch.randn(rows, width, generator=generator, dtype=torch.float64)
+    matrix[rows // 2 :: 3] = matrix[0]
+    matrix[1::5] = 0.5
+    matrix[2::7] = 0
+    matrix[3] *= 1e-30
+    matrix[4] *= 1e25
+    matrix[5, -1] = torch.nan
+    return matrix.to(dtype)
+
+
+def compare_matrices(num_ranks: int, folder: Path) -> int:
+    """Read matrices in every layout, and compare all that grouping asks of them with the same on one process."""
+    init_process_group()
+    mesh = init_device_mesh("cpu", (2, 2) if num_ranks == 4 else (num_ranks,))
+    count = 0
+    for place in placements(mesh):
+        for width, dtype in ((300, torch.float32), (5, torch.float64), (40, torch.bfloat16)):
+            whole = planted(21, width, dtype)
+            shards = distribute_tensor(whole, mesh, place)
+            for view in VIEWS:
+                bias = torch.arange(len(view(whole)), dtype=dtype) % 2
+                compare_matrix(whole, shards, bias, view)
+                count += 1
+    return count
+
+
+def compare_matrix(whole: Tensor, shards: DTensor, bias: Tensor, view: View) -> None:
+    here = Rows([view(whole), bias])
+    there = matrix_of([part_of_rows(shards, view), bias])
+    assert isinstance(there, ShardedRows)
+    team = Team(CPU)
+
+    def think() -> None:
+        assert read(team, {("weights",): there}) == {}
+        [expected], [found] = sketch_all([here]), sketch_all([there])
+        close(found.norms, expected.norms, here)
+        if view in (as_it_is, torch.t):  # else the numbers of a row are in another order
+            scale = np.where(np.isnan(expected.norms), 1, expected.norms)
+            close(found.projections / scale, expected.projections / scale, here)
+        tolerance = 1e-2 if here.dtype == torch.bfloat16 else 1e-4
+        dense = torch.cat([view(whole).flatten(1), bias[:, None]], dim=1)
+        assert find_groups(Question(there, found, tolerance)) == brute_force_groups(dense, tolerance)
+        index = np.array([0, 3, 1, 2, 4])
+        finite = index[np.isfinite(expected.norms[index])]
+        leaders = np.roll(finite, 1)
+        scale = np.fmax(expected.norms[finite], expected.norms[leaders])
+        close(there.distances(finite, leaders, scale), here.distances(finite, leaders, scale), here)
+        close(there.project(finite) / scale, here.project(finite) / scale, here)
+        close(there.constants(finite), here.constants(finite), here)
+        assert torch.equal(there.fetch(index).nan_to_num(7), here.fetch(index).nan_to_num(7))
+        assert torch.equal(there.largest(finite).float(), here.largest(finite).float())
+        label = np.arange(here.width) % 3
+        for a, b in zip(there.sums_by(finite, label), here.sums_by(finite, label), strict=True):
+            close(a.T / scale, b.T / scale, here)
+
+    team.run(think, lambda _: None, lambda name: there)
+
+
+def close(found: Any, expected: Any, rows: Rows) -> None:
+    tolerance = 1e-9 if rows.compute_dtype == torch.float64 else 1e-4
+    np.testing.assert_allclose(found, expected, rtol=tolerance, atol=tolerance)
+
+
+def estimate_distances(num_ranks: int, folder: Path) -> list[float]:
+    """Distances of many pairs, which are not sent row by row, as parts of the true ones."""
+    init_process_group()
+    generator = torch.Generator().manual_seed(0)
+    half = torch.randn(64, 4096, generator=generator)
+    apart = torch.randn(64, 4096, generator=generator)
+    whole = torch.cat([half, half + 1e-4 * apart])
+    rows = matrix_of(
+        [part_of_rows(distribute_tensor(whole, init_device_mesh("cpu", (num_ranks,)), [Shard(1)]), as_it_is)]
+    )
+    assert isinstance(rows, ShardedRows)
+    team = Team(CPU)
+
+    def think() -> list[float]:
+        assert read(team, {("weights",): rows}) == {}
+        found = rows.distances(np.arange(64, 128), np.arange(64), np.ones(64))
+        ratios: list[float] = (found / (1e-4 * apart.norm(dim=1).numpy())).tolist()
+        return ratios
+
+    return team.run(think, lambda _: None, lambda name: rows)
+
+
+def init_process_group() -> None:
+    if not torch.distributed.is_initialized():
+        torch.distributed.init_process_group("gloo")
+
+
+# ----------------------------------------------------------------- layers
+
+
+def layers_to_shard() -> dict[str, nn.Module]:
+    """Every kind of view, with copies among the units and among their gradients."""
+    torch.manual_seed(0)
+    modules: dict[str, nn.Module] = {
+        "linear": nn.Linear(6, 11),
+        "few units": nn.Linear(12, 2),
+        "bilinear": nn.Bilinear(3, 4, 9, bias=False),
+        "embedding": nn.Embedding(9, 10),
+        "conv1d": zoo.Conv1D(10, 6),
+        "convolution": nn.Conv2d(3, 10, 3),
+        "grouped": nn.Conv2d(4, 10, 3, groups=2),
+        "transposed": nn.ConvTranspose2d(5, 7, 2),
+        "attention": nn.MultiheadAttention(12, 2),
+        "lstm": nn.LSTM(5, 9, bidirectional=True),
+        "gru cell": nn.GRUCell(5, 9),
+    }
+    for module in modules.values():
+        for layer in find_layers(module)[0]:
+            for incoming in layer.tensors:
+                parameter = incoming.weights
+                if parameter.grad is None:
+                    parameter.grad = torch.randn_like(parameter)
+                for tensor, period in ((parameter.data, 4), (parameter.grad, 2)):
+                    rows = incoming.view(tensor)
+                    for row in range(4, len(rows), period):
+                        rows[row] = rows[row % 4]
+            if layer.recurrent is not None:  # units 4 and 5 feed themselves as units 0 and 1 do
+                weights = layer.recurrent.view(layer.recurrent.weights.data)
+                weights.fill_(0.1)
+                layer.recurrent.weights.grad = torch.zeros_like(layer.recurrent.weights)
+    modules["recurrent"] = zoo.identity_recurrent().get_submodule("rnn")
+    modules["branches"] = zoo.Branches(are_copies=True)
+    modules["constant branches"] = zoo.all_constant(zoo.Branches(are_copies=True))
+    modules["different branches"] = zoo.Branches(are_copies=False)
+    modules["tied"] = zoo.Decoder(nn.Linear)
+    return {name: nn.Sequential(module) for name, module in modules.items()}
+
+
+def compare_layers(num_ranks: int, folder: Path) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
+    """By layer, the report of the whole and of the sharded module."""
+    init_process_group()
+    mesh = init_device_mesh("cpu", (num_ranks,))
+    reports = {}
+    for name, module in layers_to_shard().items():
+        whole = copy.deepcopy(module)
+        for parameter, original in zip(whole.parameters(), module.parameters(), strict=True):
+            parameter.grad = None if original.grad is None else original.grad.clone()
+        fully_shard(module, mesh=mesh)
+        for parameter, original in zip(module.parameters(), whole.parameters(), strict=True):
+            assert isinstance(parameter, DTensor)
+            if original.grad is not None:
+                parameter.grad = distribute_tensor(original.grad, mesh, parameter.placements)
+        reports[name] = (diagnose(module).to_dict(), diagnose(whole).to_dict())
+    return reports
+
+
+def skip_what_cannot_be_read(num_ranks: int, folder: Path) -> dict[str, str]:
+    """Why some modules are skipped."""
+    init_process_group()
+    mesh = init_device_mesh("cpu", (num_ranks,))
+    normed = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)))
+    transposed = nn.Sequential(nn.ConvTranspose2d(4, 4, 2, groups=2))
+    for module in (normed, transposed):
+        fully_shard(module, mesh=mesh)
+    return {"normed": diagnose(normed).skipped["0"], "transposed": diagnose(transposed).skipped["0"]}
+
+
+# ----------------------------------------------------------------- trainings
+
+
+class Accumulating(Task):
+    """Sums the gradients of two batches before they are shared."""
+
+    def __init__(self, build: Callable[[], nn.Module], layout: Any) -> None:
+        super().__init__(build, layout)
+        self.automatic_optimization = False
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        optimizer: Any = self.optimizers()
+        is_last = batch_idx % 2 == 1
+        if isinstance(self.net, FSDPModule):
+            self.net.set_requires_gradient_sync(is_last)
+        loss = super().training_step(batch, batch_idx)
+        self.manual_backward(loss / 2)
+        if is_last:
+            optimizer.step()
+            optimizer.zero_grad()
+        return loss
+
+
+class TwoOptimizers(Task):
+    """One optimizer for the first half of the network, one for the other, by turns."""
+
+    def __init__(self, build: Callable[[], nn.Module], layout: Any) -> None:
+        super().__init__(build, layout)
+        self.automatic_optimization = False
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        optimizer: Any = self.optimizers()[batch_idx % 2]  # type: ignore[index]
+        optimizer.zero_grad()
+        loss = super().training_step(batch, batch_idx)
+        self.manual_backward(loss)
+        optimizer.step()
+        return loss
+
+    def configure_optimizers(self) -> Any:
+        parameters = list(self.parameters())
+        half = len(parameters) // 2
+        return [torch.optim.SGD(part, lr=0.05) for part in (parameters[:half], parameters[half:])]
+
+
+class Checkpointed(Task):
+    """Computes the activations of the transformer block again in the backward pass."""
+
+    def configure_model(self) -> None:
+        apply_activation_checkpointing(self.net, check_fn=lambda module: isinstance(module, nn.Linear))
+        super().configure_model()
+
+
+class Compiled(Task):
+    """Compiles every layer."""
+
+    def configure_model(self) -> None:
+        super().configure_model()
+        for child in self.net.children():
+            if isinstance(child, nn.Linear):
+                child.compile(backend="eager")
+
+
+TASKS: dict[str, tuple[type[Task], dict[str, Any]]] = {
+    "accumulate": (Task, {"accumulate_grad_batches": 2, "max_steps": 6}),
+    "no sync": (Accumulating, {"max_steps": 6}),
+    "two optimizers": (TwoOptimizers, {}),
+    "checkpointed": (Checkpointed, {}),
+    "compiled": (Compiled, {}),
+}
+
+
+def train_in_settings(num_ranks: int, folder: Path) -> dict[tuple[str, str], tuple[bool, dict[str, Any]]]:
+    """By layout and way to train: whether the monitor leaves the training as it is, and what it finds."""
+    results = {}
+    for layout_name in ("DDP", "FSDP2"):
+        layout = LAYOUTS[num_ranks][layout_name]
+        for name, (kind, options) in TASKS.items():
+            ends = []
+            for monitor in (None, SymmetryMonitor(every_n_steps=2)):
+                task = kind(NETWORKS["constant layer"], layout)
+                trainer = train(task, layout, monitor, **options)
+                ends.append(state(task, trainer))
+            assert monitor is not None
+            results[layout_name, name] = (are_same(*ends), said(monitor))
+    return results
+
+
+def act(num_ranks: int, folder: Path) -> dict[tuple[str, str], tuple[int, str]]:
+    """By layout and action: at which step the training ended, and with what."""
+    results = {}
+    for layout_name in ("DDP", "FSDP2"):
+        layout = LAYOUTS[num_ranks][layout_name]
+        for action in ("stop", "raise"):
+            steps = Steps()
+            task = Task(NETWORKS["planted groups"], layout)
+            error = ""
+            try:
+                train(task, layout, SymmetryMonitor(on_symmetry=action), callbacks=[steps])  # type: ignore[arg-type]
+            except SymmetryError as raised:
+                error = f"{[finding.units for finding in raised.findings]}"
+            results[layout_name, action] = (steps.latest, error)
+    return results
+
+
+class Steps(Callback):
+    """Notes how far the training came."""
+
+    latest = -1
+
+    def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:
+        self.latest = trainer.global_step
+
+
+def resume(num_ranks: int, folder: Path) -> dict[str, Any]:
+    """By layout: state and findings of an unbroken training, and of one that was resumed from its checkpoint."""
+    results = {}
+    for layout_name in ("DDP", "FSDP2"):
+        layout = LAYOUTS[num_ranks][layout_name]
+        ends = []
+        for first_steps in (12, 5):
+            monitor = SymmetryMonitor(every_n_steps=3)
+            task = Task(NETWORKS["planted groups"], layout)
+            trainer = train(task, layout, monitor, max_steps=first_steps)
+            if first_steps < 12:
+                path = folder / f"{layout_name}.ckpt"
+                trainer.save_checkpoint(path)
+                monitor = SymmetryMonitor(every_n_steps=3)
+                task = Task(NETWORKS["planted groups"], layout)
+                trainer = train(task, layout, monitor, max_steps=12, ckpt_path=path)
+                ends.append(task.warned)
+            ends.append((said(monitor), monitor.state_dict()["num_steps"]))
+        results[layout_name] = ends
+    return results
+
+
+class Faulty(Task):
+    """A training in which something is wrong with the gradients of the last rank at every step."""
+
+    def __init__(self, layout: Any, fault: str) -> None:
+        super().__init__(NETWORKS["planted groups"], layout)
+        self.fault = fault
+
+    def on_after_backward(self) -> None:
+        if torch.distributed.get_rank() != torch.distributed.get_world_size() - 1:
+            return
+        weight = self.net.get_submodule("0").weight
+        if self.fault == "none":
+            weight.grad = None
+        elif self.fault == "nan":
+            assert isinstance(weight.grad, DTensor)
+            weight.grad.to_local().fill_(torch.nan)
+
+
+def meet_faults(num_ranks: int, folder: Path) -> dict[str, dict[str, Any]]:
+    """What is found if one rank has no gradient, or one that is not finite, or cannot read a layer."""
+    layout = LAYOUTS[num_ranks]["FSDP2"]
+    results = {}
+    for fault in ("none", "nan", "layer"):
+        monitor = SymmetryMonitor(every_n_steps=2)
+        task = Faulty(layout, fault)
+        with pytest.MonkeyPatch.context() as patch:
+            if fault == "layer" and torch.distributed.get_rank() == num_ranks - 1:
+                break_reading(patch, rows=16)
+            trainer = train(task, layout, monitor)
+        assert trainer.global_step == 12
+        results[fault] = {**said(monitor), "warned": task.warned}
+    return results
+
+
+def break_reading(patch: pytest.MonkeyPatch, rows: int) -> None:
+    """Matrices of so many rows cannot be read on this rank."""
+    answer = ShardedRows.answer
+
+    def broken(self: ShardedRows, kind: str, *args: Any) -> None:
+        if self.num_rows == rows:
+            raise RuntimeError("the dog ate it")
+        answer(self, kind, *args)
+
+    patch.setattr(ShardedRows, "answer", broken)
+
+
+# Where a check may fail; some are reached on the first rank only, some on the others.
+PLACES = [
+    "callback.find_layers",
+    "callback.find_copies",
+    "callback.look",
+    "callback.messages",
+    "callback.write_findings",
+    "evidence.find_groups",
+    "history.History.update",
+    "history.History.load_state_dict",
+    "layers.Layer.weights",
+    "layers.Layer.gradients",
+    "sharded.ShardedRows.answer",
+    "sharded.ShardedRows.distances",
+    "sharded.held",
+]
+
+
+class Sabotaged(SymmetryMonitor):
+    """Fails on one rank at one check, at the n-th call of some function."""
+
+    def __init__(self, place: str, check: int, call: int) -> None:
+        super().__init__(every_n_steps=1)
+        self._place, self._check_to_fail, self._call = f"lightning_symmetry.{place}", check, call
+        self.num_checks = 0
+        self.has_failed = False
+
+    def on_before_optimizer_step(self, *args: Any) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            if self.num_checks == self._check_to_fail:
+                self._break(patch)
+            super().on_before_optimizer_step(*args)
+        self.num_checks += 1
+
+    def _break(self, patch: pytest.MonkeyPatch) -> None:
+        calls = itertools.count()
+        whole = pkgutil.resolve_name(self._place)
+
+        def broken(*args: Any, **options: Any) -> Any:
+            if next(calls) == self._call:
+                self.has_failed = True
+                raise RuntimeError("sabotage")
+            return whole(*args, **options)
+
+        patch.setattr(self._place, broken)
+
+
+def endure(num_checks: int, num_ranks: int, folder: Path) -> list[dict[str, Any]]:
+    """Train again and again, with a rank that fails at a check, until there were so many checks."""
+    layout = LAYOUTS[num_ranks]["FSDP2"]
+    chance = random.Random(num_ranks)
+    results: list[dict[str, Any]] = []
+    while sum(result["checks"] for result in results) < num_checks:
+        rank, place = chance.randrange(num_ranks), chance.choice(PLACES)
+        check, call = chance.randrange(8), chance.randrange(3)
+        is_here = torch.distributed.is_initialized() and torch.distributed.get_rank() == rank
+        monitor = Sabotaged(place, check if is_here else -1, call)
+        task = Task(NETWORKS["planted groups"], layout)
+        logger = TensorBoardLogger(folder, name=f"endure{len(results)}")
+        trainer = train(task, layout, monitor, max_steps=10, logger=logger)
+        results.append(
+            {
+                "steps": trainer.global_step,
+                "checks": monitor.num_checks,
+                "has failed": monitor.has_failed,
+                "place": place,
+                "warned": task.warned,
+                "state": monitor.state_dict(),
+                "report": monitor.report and monitor.report.to_dict(),
+            }
+        )
+    return results
+
+
+def draw(num_ranks: int, folder: Path) -> None:
+    """A training with pictures."""
+    layout = LAYOUTS[num_ranks]["FSDP2"]
+    task = Task(NETWORKS["planted groups"], layout)
+    train(task, layout, SymmetryMonitor(every_n_steps=2, heatmaps="all"), logger=TensorBoardLogger(folder, "sharded"))
+
+
+# ----------------------------------------------------------------- tests
+
+WORKS: dict[str, Callable[[int, Path], Any]] = {
+    "table": run_table,
+    "bytes": count_bytes,
+    "matrices": compare_matrices,
+    "distances": estimate_distances,
+    "layers": compare_layers,
+    "skipped": skip_what_cannot_be_read,
+    "settings": train_in_settings,
+    "actions": act,
+    "resume": resume,
+    "faults": meet_faults,
+    "stress": partial(endure, 200),
+    "pictures": draw,
+}
+MORE_RANKS = {"table", "bytes", "matrices", "layers", "faults", "actions"}
+
+
+def do_all(num_ranks: int, names: list[str], folder: Path) -> dict[str, Any]:
+    """All of it in one world: to start processes and to import PyTorch takes longer than most of it."""
+    results = {}
+    for name in names:
+        start = time.monotonic()
+        results[name] = WORKS[name](num_ranks, folder)
+        results[f"{name} seconds"] = time.monotonic() - start
+    return results
