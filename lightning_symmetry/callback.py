@@ -29,10 +29,10 @@ from lightning_symmetry.diagnosis import (
 from lightning_symmetry.evidence import Comparable, Look, look
 from lightning_symmetry.grouping import check_tolerance
 from lightning_symmetry.history import Finding, History
-from lightning_symmetry.layers import Layer, find_layers
-from lightning_symmetry.team import Team, attempt, describe
+from lightning_symmetry.layers import Layer, find_layers, structure_of
+from lightning_symmetry.team import Team, TeamError, attempt, describe
 from lightning_symmetry.writers.console import print_summary
-from lightning_symmetry.writers.tensorboard import write_findings, write_heatmap
+from lightning_symmetry.writers.tensorboard import write_findings, write_heatmap, write_scalars
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -173,6 +173,7 @@ class SymmetryMonitor(Callback):
         self._failed_tasks: set[str] = set()
         self._has_warned_of_no_layers = False
         self._seen: dict[str, tuple[int, ...]] = {}  # by layer, the identities of its parameters at the latest look
+        self._found: tuple[object, list[Layer], dict[str, str]] | None = None  # the layers, and of which structure
         self._copies: list[Copies] | None = None
         self._diagnoses: dict[str, LayerDiagnosis] = {}  # the latest of all layers and copies
         self._written: dict[str, object] = {}  # by subject, what was written last
@@ -247,11 +248,17 @@ class SymmetryMonitor(Callback):
     def _check(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> _Conclusion:
         trained = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
         # On all ranks at once: adapters are other people's code, and may well communicate.
-        find = attempt(find_layers, pl_module, self.include, self.exclude)
+        find = attempt(self._find_layers, pl_module)
         think = partial(self._think, trainer, pl_module, find, trained)
         if self._team is None:
             return think()
-        return self._team.run(think, self._follow, rows_by_name(pl_module, find, trained))
+        before = self._report, self._history.state_dict()
+        try:
+            return self._team.run(think, self._follow, rows_by_name(pl_module, find, trained))
+        except TeamError:  # on all ranks, which shall go on agreeing
+            self._report = before[0]
+            self._history.load_state_dict(before[1])
+            raise
 
     def _think(
         self,
@@ -279,14 +286,21 @@ class SymmetryMonitor(Callback):
         self._report = conclusion.report
         self._history.load_state_dict(conclusion.history)
 
+    def _find_layers(self, model: LightningModule) -> tuple[list[Layer], dict[str, str]]:
+        """What :func:`find_layers` says, asked again only when the model has changed."""
+        structure = structure_of(model)
+        if self._found is None or structure is None or structure != self._found[0]:
+            self._found = (structure, *find_layers(model, self.include, self.exclude))
+        return self._found[1:]
+
     def _look(self, layers: Sequence[Layer | Copies], trained: Set[int]) -> list[Look]:
         chosen = [
             layer
             for layer in layers
             if layer.name not in self._failed_layers
-            and (layer.is_trained_by(trained) or self._seen.get(layer.name) != _identity(layer))
+            and (layer.is_trained_by(trained) or self._seen.get(layer.name) != layer.identity)
         ]
-        self._seen.update({layer.name: _identity(layer) for layer in chosen})
+        self._seen.update({layer.name: layer.identity for layer in chosen})
         return look(
             chosen,
             tolerance=self.tolerance,
@@ -322,13 +336,17 @@ class SymmetryMonitor(Callback):
         report = self._report
         assert report is not None
         metrics = report.metrics()
+        writers: list[SummaryWriter] = []
         for logger in trainer.loggers:
-            logger.log_metrics(metrics, step=report.step)
-        # Not by the logger's class: `pytorch_lightning` has a TensorBoardLogger of its own.
-        experiments = [getattr(logger, "experiment", None) for logger in trainer.loggers]
-        writers = [experiment for experiment in experiments if isinstance(experiment, SummaryWriter)]
+            # Not by the logger's class: `pytorch_lightning` has a TensorBoardLogger of its own.
+            experiment = getattr(logger, "experiment", None)
+            if isinstance(experiment, SummaryWriter):
+                writers.append(experiment)
+            else:
+                logger.log_metrics(metrics, step=report.step)
         if not writers:
             return
+        write_scalars(writers, metrics, report.step)
         findings = self.findings
         # What is worth another picture: units and ends; not the change between locked and frozen as ReLUs open.
         news_of: dict[str, list[object]] = {finding.layer: [] for finding in findings}
@@ -397,10 +415,6 @@ def _team_of(trainer: Trainer) -> Team | None:
     """The ranks of a training; None if it runs on one process, or its processes have no common group."""
     is_alone = trainer.world_size == 1 or not (dist.is_available() and dist.is_initialized())
     return None if is_alone else Team(trainer.strategy.root_device)
-
-
-def _identity(layer: Layer | Copies) -> tuple[int, ...]:
-    return tuple(map(id, layer.originals()))
 
 
 def _log_every_n_steps(trainer: Trainer) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -65,6 +66,11 @@ class Copies:
         """Where the first parameter is."""
         return next(self.modules[0].parameters()).device
 
+    @cached_property
+    def identity(self) -> tuple[int, ...]:
+        """Of all parameters."""
+        return tuple(map(id, self.originals()))
+
     def weights(self) -> Rows:
         """One row per module: all of its parameters."""
         columns = zip(*(module.parameters() for module in self.modules), strict=True)
@@ -88,7 +94,7 @@ class Copies:
 
     def is_trained_by(self, trained: Set[int]) -> bool:
         """Whether the optimizer with these parameters updates any of them."""
-        return any(id(parameter) in trained for parameter in self.originals())
+        return not trained.isdisjoint(self.identity)
 
     def recurrent_rows(self) -> Rows | None:
         """None: modules do not feed one another."""

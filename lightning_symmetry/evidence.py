@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Protocol
@@ -132,6 +132,7 @@ class Look:
 
     Attributes:
         layer: the layer.
+        weights: its rows.
         gradients: its gradient rows, if there are any to see.
         dead_units: number of units with a zero gradient and weights of their own.
         sightings: disjoint sets of units.
@@ -140,6 +141,7 @@ class Look:
     """
 
     layer: Comparable
+    weights: Rows
     gradients: Rows | None
     dead_units: int
     sightings: tuple[Sighting, ...]
@@ -175,35 +177,38 @@ def look(
     @contextmanager
     def guarded(layer: Comparable) -> Iterator[None]:
         try:
-            with exact_arithmetic(layer.device):
-                yield
+            yield
         except Exception as error:
             if on_error is None:
                 raise
             on_error(layer, error)
 
-    matrices: list[_Matrices] = []
-    for layer in layers:
-        with guarded(layer):
-            matrices.append(_Matrices(layer, layer.weights(), layer.gradients(trained), layer.recurrent_rows()))
-    if team is not None:
-        matrices = list(_known_to_all(team, matrices, guarded))
-    read: list[_Sketched] = []
-    try:
-        read = _read(matrices, tolerance)
-    except Exception:
-        # One by one, to find whose fault it is.
-        for matrix in matrices:
-            with guarded(matrix.layer):
-                read += _read([matrix], tolerance)
-    scale = max((item.largest_gradient() for item in read), default=0.0)
-    suspected = iter(suspects([question for item in read for question in item.questions()]))
-    looks: list[Look] = []
-    for item in read:
-        places = [next(suspected) for _ in item.questions()]
-        with guarded(item.layer):
-            looks.append(_look_at(item, places, scale, known.get(item.layer.name, ())))
-    return looks
+    with ExitStack() as stack:
+        for device in {layer.device for layer in layers}:
+            stack.enter_context(exact_arithmetic(device))
+        matrices: list[_Matrices] = []
+        for layer in layers:
+            with guarded(layer):
+                matrices.append(_Matrices(layer, layer.weights(), layer.gradients(trained), layer.recurrent_rows()))
+        if team is not None:
+            matrices = _known_to_all(team, matrices, guarded)
+        read: list[_Sketched] = []
+        try:
+            read = _read(matrices, tolerance)
+        except Exception:
+            # One by one, to find whose fault it is.
+            for matrix in matrices:
+                with guarded(matrix.layer):
+                    read += _read([matrix], tolerance)
+        scale = max((item.largest_gradient() for item in read), default=0.0)
+        suspected = iter(suspects([question for item in read for question in item.questions()]))
+        looks: list[Look] = []
+        for item in read:
+            of_weights, of_gradients = next(suspected), next(suspected) if item.gradients else None
+            with guarded(item.layer):
+                judge = _GradientJudge(item.layer, item.gradients, of_gradients, scale)
+                looks.append(_look_at(item, of_weights, judge, known.get(item.layer.name, ())))
+        return looks
 
 
 @dataclass(frozen=True)
@@ -230,7 +235,11 @@ def _known_to_all(
 
     parts = ("weights", "gradients", "recurrent")
     shared = {name(item, part): getattr(item, part) for item in matrices for part in parts}
-    failures = read(team, {key: rows for key, rows in shared.items() if isinstance(rows, ShardedRows)})
+    sharded = {key: rows for key, rows in shared.items() if isinstance(rows, ShardedRows)}
+    failures = read(team, sharded)
+    reasons = [reason for reason in failures.values() if reason]
+    if len(reasons) == len(sharded) > 1:
+        raise TeamError(reasons[0])  # that is not a matter of one layer
     known: list[_Matrices] = []
     for item in matrices:
         with guarded(item.layer):
@@ -256,7 +265,7 @@ class _Sketched:
 
     def largest_gradient(self) -> float:
         """The largest norm of a gradient row that is finite."""
-        return float(np.nan_to_num(self.gradients.sketch.norms).max()) if self.gradients else 0.0
+        return float(np.fmax.reduce(self.gradients.sketch.norms, initial=0.0)) if self.gradients else 0.0
 
 
 def _read(matrices: Sequence[_Matrices], tolerance: float | None) -> list[_Sketched]:
@@ -276,29 +285,30 @@ def _read(matrices: Sequence[_Matrices], tolerance: float | None) -> list[_Sketc
     ]
 
 
-def _look_at(item: _Sketched, suspected: Sequence[Indices], scale: float, known: Sequence[tuple[int, ...]]) -> Look:
+def _look_at(item: _Sketched, suspected: Indices, judge: _GradientJudge, known: Sequence[tuple[int, ...]]) -> Look:
     layer, weights = item.layer, item.weights
-    groups = _equal_units(weights, item.recurrent, suspected=suspected[0])
+    groups = _equal_units(weights, item.recurrent, suspected=suspected) if len(suspected) > 1 else []
     if groups:
         causes = _causes(layer, weights.rows, groups)
         groups = [group for group, cause in zip(groups, causes, strict=True) if not _is_coincidence(group, item, cause)]
-    home = {unit: i for i, group in enumerate(groups) for unit in group}
-    held = [group for group in known if group[-1] < layer.num_units and len({home.get(u, -1 - u) for u in group}) > 1]
-    if held:
-        groups = merge_overlapping([*groups, *_equal_units(_loosened(weights), item.recurrent, among=held)])
+    if known:
+        home = {unit: i for i, group in enumerate(groups) for unit in group}
+        held = [g for g in known if g[-1] < layer.num_units and len({home.get(u, -1 - u) for u in g}) > 1]
+        if held:
+            groups = merge_overlapping([*groups, *_equal_units(_loosened(weights), item.recurrent, among=held)])
     grouped = {unit for group in groups for unit in group}
 
-    judge = _GradientJudge(layer, item.gradients, suspected[-1], scale)
     sightings = _sightings(item, groups, judge.of(groups), has_equal_weights=True)
     in_lockstep = judge.in_lockstep(exclude=grouped)
     sightings += _sightings(item, in_lockstep, [Gradients.EQUAL] * len(in_lockstep), has_equal_weights=False)
     return Look(
         layer,
+        weights.rows,
         item.gradients.rows if item.gradients else None,
         judge.count_zero(exclude=grouped),
         tuple(sightings),
         hash(weights.sketch.projections.tobytes()),
-        item.gradients is not None and bool((item.gradients.sketch.norms != 0).any()),
+        item.gradients is not None and bool(np.count_nonzero(item.gradients.sketch.norms)),
     )
 
 
@@ -365,26 +375,27 @@ def _causes(layer: Comparable, rows: Rows, groups: Sequence[tuple[int, ...]]) ->
 class _GradientJudge:
     """What the gradients of one layer say about sets of its units."""
 
-    def __init__(self, layer: Comparable, question: Question | None, suspected: Indices, scale: float) -> None:
+    def __init__(self, layer: Comparable, question: Question | None, suspected: Indices | None, scale: float) -> None:
         self._layer, self._question = layer, question
-        if question is None:
+        self._groups: list[tuple[int, ...]] = []
+        if question is None or suspected is None:
             return
         self._norms = question.sketch.norms
         self._floor = _NOISE * torch.finfo(question.rows.dtype).eps * scale
-        # Zero gradients are equal, but tell nothing.
-        self._groups = find_groups(question, suspected=suspected[self._norms[suspected] > 0], max_rounds=_MAX_ROUNDS)
+        if len(suspected) > 1:
+            is_telling = self._norms[suspected] > 0  # zero gradients are equal, but say nothing
+            self._groups = find_groups(question, suspected=suspected[is_telling], max_rounds=_MAX_ROUNDS)
 
     def of(self, groups: Sequence[tuple[int, ...]]) -> list[Gradients]:
         """What the gradients say of units with equal weights, one answer per group."""
-        if self._question is None:
+        if self._question is None or not groups:
             return [Gradients.NONE] * len(groups)
         home = {unit: i for i, group in enumerate(self._groups) for unit in group}
         answers = {group: self._at_a_glance(group, home) for group in groups}
         open_groups = [group for group, answer in answers.items() if answer is None]
         if open_groups:
             loose = set(find_groups(_loosened(self._question), among=open_groups))
-            for group in open_groups:
-                answers[group] = Gradients.UNCLEAR if group in loose else Gradients.DIFFERENT
+            answers |= {g: Gradients.UNCLEAR if g in loose else Gradients.DIFFERENT for g in open_groups}
         return [answer for answer in answers.values() if answer is not None]
 
     def _at_a_glance(self, group: tuple[int, ...], home: Mapping[int, int]) -> Gradients | None:
@@ -402,10 +413,9 @@ class _GradientJudge:
 
     def in_lockstep(self, exclude: set[int]) -> list[tuple[int, ...]]:
         """Groups of units outside ``exclude`` with equal gradients that are neither noise nor chance."""
-        if self._question is None:
-            return []
         found = []
         for group in self._groups:
+            assert self._question is not None
             units = tuple(unit for unit in group if unit not in exclude)
             is_seen = float(self._norms[group[0]]) > self._floor
             if len(units) > 1 and is_seen and not _is_chance(units, self._question, self._question.rows.width):

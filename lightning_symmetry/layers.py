@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
-from functools import singledispatch
+from functools import cached_property, singledispatch
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
 
 import torch
@@ -229,6 +229,11 @@ class Layer:
         """Where the weights are."""
         return self.tensors[0].weights.device
 
+    @cached_property
+    def identity(self) -> tuple[int, ...]:
+        """Of the parameters that this layer is made of."""
+        return tuple(map(id, self.originals()))
+
     def weights(self) -> Rows:
         """The incoming rows, without the recurrent tensor."""
         return matrix_of([tensor.rows() for tensor in self.tensors])
@@ -254,7 +259,7 @@ class Layer:
 
     def is_trained_by(self, trained: Set[int]) -> bool:
         """Whether the optimizer with these parameters updates any of this layer's tensors."""
-        return any(id(original) in trained for original in self.originals())
+        return not trained.isdisjoint(self.identity)
 
     def originals(self) -> list[Tensor]:
         """The parameters that this layer is made of."""
@@ -305,6 +310,24 @@ def find_layers(
         if extra:
             skipped[name] = f"the adapter of {type(module).__name__} does not know its parameters {', '.join(extra)}"
     return list(layers.values()), skipped
+
+
+def structure_of(model: nn.Module) -> object | None:
+    """All that :func:`find_layers` depends on, to compare with that of another time; None if it must be asked anew.
+
+    The weights of parametrized layers are computed, so that they are others each time.
+    """
+    structure: list[object] = []
+    for path, module in model.named_modules():
+        if is_parametrized(module):
+            return None
+        structure += (path, id(module))
+        for parameter in module._parameters.values():
+            if parameter is not None:
+                # Materialising a lazy parameter and moving a model change these, and leave the object the same.
+                structure += (id(parameter), type(parameter), parameter.dtype, parameter.device)
+                structure.append(None if is_lazy(parameter) else parameter.shape)
+    return structure
 
 
 _WRAPPED = ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")

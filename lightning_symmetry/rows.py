@@ -8,11 +8,11 @@ memory, in the accuracy of ``torch.sum``.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,7 @@ from torch import Tensor
 
 Floats = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.intp]
+Mask = npt.NDArray[np.bool_]
 
 NUM_PROJECTIONS = 3
 NUM_FURTHER = 4
@@ -55,8 +56,12 @@ class UnreadableError(Exception):
 @contextmanager
 def exact_arithmetic(device: torch.device) -> Iterator[None]:
     """No autograd and no autocast inside, whatever the caller has switched on."""
-    with torch.no_grad(), torch.autocast(device.type, enabled=False):
-        yield
+    with torch.no_grad():
+        if torch.is_autocast_enabled(device.type):  # entering the context below is not cheap
+            with torch.autocast(device.type, enabled=False):
+                yield
+        else:
+            yield
 
 
 class Rows:
@@ -70,35 +75,44 @@ class Rows:
     def __init__(self, pieces: Sequence[Tensor | Sequence[Tensor]]) -> None:
         self.pieces = tuple(pieces)
         samples = [piece if isinstance(piece, Tensor) else piece[0] for piece in self.pieces]
+        num_rows = len(self.pieces[0])
         widths = [
-            math.prod(piece.shape[1:]) if isinstance(piece, Tensor) else piece[0].numel() for piece in self.pieces
+            sample.numel() // max(1, num_rows) if sample is piece else sample.numel()
+            for sample, piece in zip(samples, self.pieces, strict=True)
         ]
-        self._describe(len(self.pieces[0]), widths, {sample.dtype for sample in samples}, samples[0].device)
+        self._describe(num_rows, widths, {sample.dtype for sample in samples}, samples[0].device)
 
-    def _describe(self, num_rows: int, widths: Sequence[int], dtypes: Set[torch.dtype], device: torch.device) -> None:
+    def _describe(self, num_rows: int, widths: Sequence[int], dtypes: set[torch.dtype], device: torch.device) -> None:
         self.num_rows = num_rows
         self.widths = tuple(widths)
         self.width = sum(widths)
+        self.chunk = chunk_of(max(widths, default=0))
         self.device = device
         # The coarsest of the dtypes decides what can be told apart.
-        self.dtype = max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
-        self.compute_dtype = torch.float64 if dtypes == {torch.float64} else torch.float32
-        self._is_converted = dtypes != {self.compute_dtype}
+        self.dtype = dtypes.pop() if len(dtypes) == 1 else max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
+        self.compute_dtype = torch.float64 if self.dtype == torch.float64 else torch.float32
+        self._is_converted = bool(dtypes) or self.dtype != self.compute_dtype
 
     def sketch(self) -> Tensor:
         """Norm and projections of every row, ``(1 + NUM_PROJECTIONS, n)``, on the device of the rows."""
-        sketch = torch.zeros(1 + NUM_PROJECTIONS, self.num_rows, dtype=self.compute_dtype, device=self.device)
+        sketch: Tensor | None = None
         for start, block, vectors, chunk in self._blocks():
             norms, products = reduce_rows(block.to(self.compute_dtype), vectors, chunk)
+            if sketch is None:
+                if len(block) == self.num_rows:  # as a rule all there is
+                    sketch = torch.cat([norms[None], products])
+                    continue
+                sketch = norms.new_zeros(1 + NUM_PROJECTIONS, self.num_rows)
             here = sketch[:, start : start + len(block)]
             torch.hypot(here[0], norms, out=here[0])
             here[1:] += products
+        if sketch is None:
+            sketch = torch.zeros(1 + NUM_PROJECTIONS, self.num_rows, dtype=self.compute_dtype, device=self.device)
         return sketch
 
     def windows(self, tolerance: float) -> tuple[float, float]:
         """How far the projections of unit rows, and the logarithms of norms, of two rows that agree can lie apart."""
-        chunk = max(map(chunk_of, self.widths), default=1)
-        return _windows(tolerance, self.width, chunk, torch.finfo(self.compute_dtype).eps)
+        return _windows(tolerance, self.width, self.chunk, torch.finfo(self.compute_dtype).eps)
 
     def project(self, index: Indices) -> Floats:
         """Products of a few rows with further random vectors, one number per column, ``(NUM_FURTHER, m)``."""
@@ -222,10 +236,18 @@ class Rows:
 
     @property
     def stacks_with(self) -> object:
-        """The same for small matrices that can be read together; None for one that cannot."""
+        """The same for small matrices that can be read as one, with longer columns; None for one that cannot."""
         if self.num_rows * self.width > _SMALL_ELEMENTS or not all(isinstance(piece, Tensor) for piece in self.pieces):
             return None
-        return (self.device, tuple((piece.shape, piece.dtype) for piece in self.pieces if isinstance(piece, Tensor)))
+        return (self.device, self.widths, *(piece.dtype for piece in self.pieces if isinstance(piece, Tensor)))
+
+    def flat_pieces(self) -> list[Tensor]:
+        """The pieces, ``(n, w)`` each, of a small matrix."""
+        return [
+            piece if piece.ndim == 2 else piece.reshape(self.num_rows, width)
+            for piece, width in zip(self.pieces, self.widths, strict=True)
+            if isinstance(piece, Tensor)
+        ]
 
 
 @dataclass(frozen=True)
@@ -249,8 +271,7 @@ def sketch_all(matrices: Sequence[Rows]) -> list[Sketch]:
     for i, rows in enumerate(matrices):
         kinds.setdefault((rows.device, rows.compute_dtype), []).append(i)
     for places in kinds.values():
-        with exact_arithmetic(matrices[places[0]].device):
-            found = _sketch_alike([matrices[i] for i in places])
+        found = _sketch_alike([matrices[i] for i in places])
         sketches.update(zip(places, found, strict=True))
     return [sketches[i] for i in range(len(matrices))]
 
@@ -258,57 +279,71 @@ def sketch_all(matrices: Sequence[Rows]) -> list[Sketch]:
 def _sketch_alike(matrices: Sequence[Rows]) -> list[Sketch]:
     """Sketches of matrices of one device and dtype."""
     host = to_host(torch.cat(_device_sketches(matrices), dim=1))
-    bounds = np.cumsum([0, *(rows.num_rows for rows in matrices)])
+    bounds = [0, *accumulate(rows.num_rows for rows in matrices)]
     norms, projections = host[0], host[1:]
-    _mend(matrices, bounds, norms)
-    norms[~np.isfinite(host).all(axis=0)] = math.nan
+    limits = torch.finfo(matrices[0].compute_dtype)
+    odd = np.flatnonzero(~((norms > limits.tiny**0.4) & (norms < limits.max**0.4)))
+    if len(odd):
+        _mend(matrices, bounds, host, odd)
     return [Sketch(norms[a:b], projections[:, a:b]) for a, b in pairwise(bounds)]
 
 
 def _device_sketches(matrices: Sequence[Rows]) -> list[Tensor]:
-    """The sketch of each matrix, small ones of the same shape taken together."""
+    """The sketch of each matrix, small ones whose rows are of the same length taken together."""
     sketches: dict[int, Tensor] = {}
     alike: dict[object, list[int]] = {}
     for i, rows in enumerate(matrices):
         key = rows.stacks_with
-        alike.setdefault(key if key is not None else i, []).append(i)
+        alike.setdefault(i if key is None else key, []).append(i)
     for places in alike.values():
-        first = matrices[places[0]]
-        step = max(1, _STACK_ELEMENTS // max(1, first.num_rows * first.width))
-        for part in (places[start : start + step] for start in range(0, len(places), step)):
+        for part in _portions(places, matrices):
             if len(part) == 1:
                 sketches[part[0]] = matrices[part[0]].sketch()
                 continue
-            columns = zip(*(matrices[i].pieces for i in part), strict=True)
-            stacked = Rows([torch.stack(column).flatten(0, 1) for column in columns])
-            sketches.update(zip(part, torch.split(stacked.sketch(), first.num_rows, dim=1), strict=True))
+            columns = zip(*(matrices[i].flat_pieces() for i in part), strict=True)
+            stack = torch.cat([torch.cat(column) for column in columns], dim=1)
+            sizes = [matrices[i].num_rows for i in part]
+            sketches.update(zip(part, torch.split(Rows([stack]).sketch(), sizes, dim=1), strict=True))
     return [sketches[i] for i in range(len(matrices))]
 
 
-def _mend(matrices: Sequence[Rows], bounds: Indices, norms: Floats) -> None:
-    """Set right the norms of rows of numbers whose squares may have left the range of the dtype, in place."""
-    limits = torch.finfo(matrices[0].compute_dtype)
-    odd = np.flatnonzero(~((norms > limits.tiny**0.4) & (norms < limits.max**0.4)))
-    if not len(odd):
+def _portions(places: Sequence[int], matrices: Sequence[Rows]) -> Iterator[list[int]]:
+    """Parts of ``places`` whose matrices may be copied together."""
+    part: list[int] = []
+    num_elements = 0
+    for i in places:
+        num_elements += matrices[i].num_rows * matrices[i].width
+        if part and num_elements > _STACK_ELEMENTS:
+            yield part
+            part, num_elements = [], matrices[i].num_rows * matrices[i].width
+        part.append(i)
+    yield part
+
+
+def _mend(matrices: Sequence[Rows], bounds: Sequence[int], host: Floats, odd: Indices) -> None:
+    """Set right, in place, the norms of rows that are zero, not finite, or whose squares have left the range."""
+    norms = host[0]
+    unsure = odd
+    if not host[:, odd].any(axis=0).all():
+        # Where every column has a random number of its own, only zeros make all products zero.
+        is_telling = np.repeat([rows.chunk == 1 for rows in matrices], np.diff(bounds))
+        unsure = odd[~is_telling[odd] | host[:, odd].any(axis=0)]
+    if not len(unsure):
         return
-    starts = np.searchsorted(odd, bounds)
-    pieces = [
-        (rows, odd[a:b], odd[a:b] - start)
-        for rows, a, b, start in zip(matrices, starts[:-1], starts[1:], bounds[:-1], strict=True)
+    cuts = np.searchsorted(unsure, bounds)
+    parts = [
+        (rows, unsure[a:b], unsure[a:b] - start)
+        for rows, (a, b), start in zip(matrices, pairwise(cuts), bounds[:-1], strict=True)
         if b > a and rows.width
     ]
-    if not pieces:
-        return
-    largest = np.zeros_like(norms)
-    largest[np.concatenate([place for _, place, _ in pieces])] = to_host(
-        torch.cat([rows.largest(index) for rows, _, index in pieces])
-    )
-    for rows, place, index in pieces:
-        is_number = (largest[place] > 0) & np.isfinite(largest[place])
-        norms[place] = largest[place]
+    if parts:
+        norms[unsure] = to_host(torch.cat([rows.largest(index) for rows, _, index in parts]))
+    for rows, place, index in parts:
+        is_number = (norms[place] > 0) & np.isfinite(norms[place])
         if is_number.any():
-            norms[place[is_number]] = rows.scaled_norms(index[is_number], largest[place[is_number]])
-    norms[norms < limits.tiny] = 0.0
+            norms[place[is_number]] = rows.scaled_norms(index[is_number], norms[place[is_number]])
+    norms[unsure[norms[unsure] < torch.finfo(matrices[0].compute_dtype).tiny]] = 0.0
+    norms[unsure[~np.isfinite(host[:, unsure]).all(axis=0)]] = math.nan
 
 
 def columns_by(label: Indices, width: int) -> tuple[Tensor, int]:

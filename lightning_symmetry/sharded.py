@@ -263,9 +263,9 @@ class ShardedRows(Rows):
         self._team, self._place, self._sketch = team, place, sketch
 
     def sketch(self) -> Tensor:
-        """Norm and projections of every row, ``(1 + NUM_PROJECTIONS, n)``, on the CPU."""
+        """Norm and projections of every row, ``(1 + NUM_PROJECTIONS, n)``."""
         assert self._sketch is not None
-        return self._sketch
+        return self._sketch.to(self.device)
 
     def project(self, index: Indices) -> Floats:
         """Products of a few rows with further random vectors, ``(NUM_FURTHER, m)``."""
@@ -305,8 +305,8 @@ class ShardedRows(Rows):
         return self.ask("fetch", (len(index), self.width), _short(index), dtype=self.compute_dtype)
 
     def largest(self, index: Indices) -> Tensor:
-        """The largest absolute value of each row at ``index``, ``(m,)``, on the CPU."""
-        return self.ask("largest", (len(index),), _short(index), is_largest=True)
+        """The largest absolute value of each row at ``index``, ``(m,)``."""
+        return self.ask("largest", (len(index),), _short(index), is_largest=True).to(self.device)
 
     def scaled_norms(self, index: Indices, scale: Floats) -> Floats:
         """Norms ``(m,)`` of the rows at ``index`` by way of squares that cannot leave the range of the dtype."""

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import ast
 import copy
+import functools
+import io
 import itertools
+import os
 import pkgutil
 import random
-import time
+import subprocess
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -17,6 +22,8 @@ import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import apply_activation_checkpointing
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
@@ -34,9 +41,13 @@ from tests import zoo
 from tests.distributed import (
     LAYOUTS,
     NETWORKS,
+    PRECISIONS,
+    WIDE,
     Task,
+    alone,
     are_same,
     count_bytes,
+    on_ranks,
     run_table,
     said,
     state,
@@ -267,7 +278,8 @@ class TwoOptimizers(Task):
         self.automatic_optimization = False
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        optimizer: Any = self.optimizers()[batch_idx % 2]  # type: ignore[index]
+        both: Any = self.optimizers()
+        optimizer = both[batch_idx % 2]
         optimizer.zero_grad()
         loss = super().training_step(batch, batch_idx)
         self.manual_backward(loss)
@@ -333,7 +345,7 @@ def act(num_ranks: int, folder: Path) -> dict[tuple[str, str], tuple[int, str]]:
             task = Task(NETWORKS["planted groups"], layout)
             error = ""
             try:
-                train(task, layout, SymmetryMonitor(on_symmetry=action), callbacks=[steps])  # type: ignore[arg-type]
+                train(task, layout, SymmetryMonitor(on_symmetry=action), callbacks=[steps])
             except SymmetryError as raised:
                 error = f"{[finding.units for finding in raised.findings]}"
             results[layout_name, action] = (steps.latest, error)
@@ -354,7 +366,7 @@ def resume(num_ranks: int, folder: Path) -> dict[str, Any]:
     results = {}
     for layout_name in ("DDP", "FSDP2"):
         layout = LAYOUTS[num_ranks][layout_name]
-        ends = []
+        ends: list[Any] = []
         for first_steps in (12, 5):
             monitor = SymmetryMonitor(every_n_steps=3)
             task = Task(NETWORKS["planted groups"], layout)
@@ -417,22 +429,22 @@ def break_reading(patch: pytest.MonkeyPatch, rows: int) -> None:
     patch.setattr(ShardedRows, "answer", broken)
 
 
-# Where a check may fail; some are reached on the first rank only, some on the others.
-PLACES = [
-    "callback.find_layers",
-    "callback.find_copies",
-    "callback.look",
-    "callback.messages",
-    "callback.write_findings",
-    "evidence.find_groups",
-    "history.History.update",
-    "history.History.load_state_dict",
-    "layers.Layer.weights",
-    "layers.Layer.gradients",
-    "sharded.ShardedRows.answer",
-    "sharded.ShardedRows.distances",
-    "sharded.held",
-]
+# Where a check may fail, and whether that is reached on the first rank, on the others, or on all.
+PLACES = {
+    "callback.SymmetryMonitor._find_layers": "all",
+    "callback.find_copies": "first",
+    "callback.look": "first",
+    "callback.messages": "first",
+    "callback.write_findings": "first",
+    "evidence.find_groups": "first",
+    "history.History.update": "first",
+    "sharded.ShardedRows.distances": "first",
+    "history.History.load_state_dict": "others",
+    "layers.Layer.weights": "all",
+    "layers.Layer.gradients": "all",
+    "sharded.ShardedRows.answer": "all",
+    "sharded.piece_of": "all",
+}
 
 
 class Sabotaged(SymmetryMonitor):
@@ -470,10 +482,10 @@ def endure(num_checks: int, num_ranks: int, folder: Path) -> list[dict[str, Any]
     chance = random.Random(num_ranks)
     results: list[dict[str, Any]] = []
     while sum(result["checks"] for result in results) < num_checks:
-        rank, place = chance.randrange(num_ranks), chance.choice(PLACES)
-        check, call = chance.randrange(8), chance.randrange(3)
-        is_here = torch.distributed.is_initialized() and torch.distributed.get_rank() == rank
-        monitor = Sabotaged(place, check if is_here else -1, call)
+        place = chance.choice(list(PLACES))
+        ranks = {"first": [0], "others": range(1, num_ranks), "all": range(num_ranks)}[PLACES[place]]
+        rank, check, call = chance.choice(ranks), chance.randrange(8), chance.choice([0, 0, 0, 1, 3])
+        monitor = Sabotaged(place, check if int(os.environ["RANK"]) == rank else -1, call)
         task = Task(NETWORKS["planted groups"], layout)
         logger = TensorBoardLogger(folder, name=f"endure{len(results)}")
         trainer = train(task, layout, monitor, max_steps=10, logger=logger)
@@ -514,14 +526,201 @@ WORKS: dict[str, Callable[[int, Path], Any]] = {
     "stress": partial(endure, 200),
     "pictures": draw,
 }
-MORE_RANKS = {"table", "bytes", "matrices", "layers", "faults", "actions"}
+WORKS_OF = {2: list(WORKS), 4: ["table", "bytes", "matrices", "layers", "actions", "faults"]}
 
 
-def do_all(num_ranks: int, names: list[str], folder: Path) -> dict[str, Any]:
+def do_all(num_ranks: int, folder: Path) -> dict[str, Any]:
     """All of it in one world: to start processes and to import PyTorch takes longer than most of it."""
-    results = {}
-    for name in names:
-        start = time.monotonic()
-        results[name] = WORKS[name](num_ranks, folder)
-        results[f"{name} seconds"] = time.monotonic() - start
-    return results
+    return {name: WORKS[name](num_ranks, folder) for name in WORKS_OF[num_ranks]}
+
+
+class World:
+    """What several ranks have returned."""
+
+    def __init__(self, num_ranks: int, folder: Path) -> None:
+        self.num_ranks, self.folder = num_ranks, folder
+        self._results = on_ranks(num_ranks, partial(do_all, num_ranks), folder, limit=300)
+
+    def of_first(self, name: str) -> Any:
+        return self._results[0][name]
+
+    def of_all(self, name: str) -> list[Any]:
+        return [result[name] for result in self._results]
+
+
+@pytest.fixture(scope="module", params=[2, 4], ids=["2 ranks", "4 ranks"])
+def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> World:
+    return World(request.param, tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture
+def small_world(world: World) -> World:
+    if world.num_ranks != 2:
+        pytest.skip("two ranks are enough")
+    return world
+
+
+@functools.cache
+def on_one_process(network: str, precision: str) -> dict[str, Any]:
+    return alone(network, precision)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("network", NETWORKS)
+def test_findings_are_those_of_one_process(world: World, network: str, precision: str) -> None:
+    expected = on_one_process(network, precision)
+    assert bool(expected["findings"]) == (network != "healthy block")
+    for layout in LAYOUTS[world.num_ranks]:
+        for results in world.of_all("table"):
+            found = {**results[layout, network, precision]}
+            assert found.pop("is_same"), f"{layout}: the monitor changes the training"
+            assert found == expected, layout
+
+
+def test_little_is_sent(world: World) -> None:
+    gathered = WIDE * WIDE * 4
+    for name, checks in world.of_first("bytes").items():
+        for messages in checks:
+            assert sum(messages) <= 0.01 * gathered, name
+            assert len(messages) <= 30, name
+
+
+def test_all_that_grouping_asks_of_rows(world: World) -> None:
+    assert world.of_first("matrices") == (36 if world.num_ranks == 2 else 108)
+
+
+def test_estimated_distances(small_world: World) -> None:
+    ratios = small_world.of_first("distances")
+    assert all(0.05 < ratio < 3 for ratio in ratios)
+    assert sum(0.4 < ratio < 2 for ratio in ratios) > 50
+
+
+@pytest.mark.parametrize("name", list(layers_to_shard()))
+def test_every_view_of_a_layer(world: World, name: str) -> None:
+    for reports in world.of_all("layers"):
+        found, expected = reports[name]
+        assert found == expected
+        if name in ("linear", "embedding", "convolution", "attention", "lstm", "gru cell"):
+            assert all(layer["redundant_units"] for layer in found["layers"].values())
+
+
+def test_what_cannot_be_read_says_why(small_world: World) -> None:
+    for skipped in small_world.of_all("skipped"):
+        assert skipped["normed"].startswith("parametrized and sharded")
+        assert skipped["transposed"] == "the view of its adapter copies, which cannot be done shard by shard"
+
+
+@pytest.mark.parametrize("name", list(TASKS))
+@pytest.mark.parametrize("layout", ["DDP", "FSDP2"])
+def test_ways_to_train(small_world: World, layout: str, name: str) -> None:
+    kind, options = TASKS[name]
+    monitor = SymmetryMonitor(every_n_steps=2)
+    train(kind(NETWORKS["constant layer"], None), monitor=monitor, **options)
+    expected = said(monitor)
+    assert expected["findings"]
+    for results in small_world.of_all("settings"):
+        is_same, found = results[layout, name]
+        assert is_same
+        assert found == expected
+
+
+@pytest.mark.parametrize("layout", ["DDP", "FSDP2"])
+def test_all_ranks_act_at_the_same_step(world: World, layout: str) -> None:
+    for results in world.of_all("actions"):
+        assert results[layout, "stop"] == (0, "")
+        assert results[layout, "raise"] == (0, "[(2, 3, 4, 11), (1, 8, 12), (0, 7)]")
+
+
+@pytest.mark.parametrize("layout", ["DDP", "FSDP2"])
+def test_a_sharded_checkpoint_carries_the_records(small_world: World, layout: str) -> None:
+    for results in small_world.of_all("resume"):
+        unbroken, again, resumed = results[layout]
+        assert resumed == unbroken
+        assert again == []
+        assert unbroken[0]["findings"]
+
+
+def test_a_fault_of_one_rank_is_met_by_all(world: World) -> None:
+    for results in world.of_all("faults"):
+        no_gradient = results["none"]
+        # One rank holds its part of the gradients back: there is nothing to see, in this layer only.
+        assert no_gradient["skipped"] == {}
+        assert set(no_gradient["groups"]) == {"net.0", "net.2", "net.4"}
+        assert results["nan"]["skipped"] == {}
+        broken = results["layer"]
+        assert broken["skipped"] == {
+            "net.2": f"the check failed with RuntimeError: the dog ate it (rank {world.num_ranks - 1})"
+        }
+        assert len(broken["findings"]) == 3
+    first, *others = world.of_all("faults")
+    warned = first["layer"].pop("warned")
+    assert len(warned) == 1
+    for other in others:
+        assert other["layer"].pop("warned") == []
+        assert other == first
+
+
+def test_no_failure_of_a_rank_ends_or_stalls_the_training(small_world: World) -> None:
+    trainings = list(zip(*small_world.of_all("stress"), strict=True))
+    assert sum(training[0]["checks"] for training in trainings) >= 200
+    num_failures = 0
+    for first, second in trainings:
+        has_failed = first["has failed"] or second["has failed"]
+        num_failures += has_failed
+        assert first["steps"] == second["steps"] == 10
+        assert len(first["warned"]) == has_failed, first["place"]
+        assert second["warned"] == []
+        assert first["state"] == second["state"]
+        assert first["report"] == second["report"]
+    assert num_failures >= 10
+
+
+def test_pictures_of_sharded_layers(small_world: World, tmp_path: Path) -> None:
+    monitor = SymmetryMonitor(every_n_steps=2, heatmaps="all")
+    task = Task(NETWORKS["planted groups"], None)
+    train(task, monitor=monitor, logger=TensorBoardLogger(tmp_path, "whole"))
+    pictures = []
+    for folder in (tmp_path / "whole", small_world.folder / "sharded"):
+        events = EventAccumulator(str(folder / "version_0"), size_guidance={"images": 0})
+        events.Reload()
+        pictures.append({tag: events.Images(tag) for tag in events.Tags()["images"]})
+    whole, sharded = pictures
+    assert set(whole) == set(sharded)
+    # At the first step the weights are the same to the last bit.
+    first = [picture["symmetry/heatmap/net.0"][0].encoded_image_string for picture in (whole, sharded)]
+    pixels = [np.asarray(Image.open(io.BytesIO(encoded)), dtype=float) for encoded in first]
+    assert np.abs(pixels[0] - pixels[1]).max() <= 3
+
+
+LAUNCHED = """
+import sys
+from pathlib import Path
+from lightning.pytorch import Callback
+from lightning_symmetry import SymmetryMonitor
+from tests.distributed import NETWORKS, Task, data, said
+from tests.training import make_trainer
+
+class Write(Callback):
+    def on_train_end(self, trainer, pl_module):
+        path = Path(sys.argv[2]) / str(trainer.global_rank)
+        path.write_text(repr(said(trainer.callbacks[0])))
+
+if __name__ == "__main__":
+    options = {"strategy": sys.argv[1], "devices": 2, "max_steps": 12}
+    trainer = make_trainer([SymmetryMonitor(every_n_steps=2), Write()], **options)
+    trainer.fit(Task(NETWORKS["planted groups"], None), data(8))
+"""
+
+
+@pytest.mark.parametrize("strategy", ["ddp_fork", "ddp_spawn", "ddp"])
+def test_every_way_to_launch(strategy: str, tmp_path: Path) -> None:
+    script = tmp_path / "launched.py"
+    script.write_text(LAUNCHED)
+    root = Path(__file__).parents[1]
+    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(script), strategy, str(tmp_path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    expected = on_one_process("planted groups", "32-true")
+    for rank in range(2):
+        assert ast.literal_eval((tmp_path / str(rank)).read_text()) == expected

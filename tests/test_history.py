@@ -40,7 +40,7 @@ def play(
     history = history or History(patience=3)
     news = []
     for step, sightings in enumerate(checks):
-        diagnosis, new = history.update(Look(LAYER, None, 0, tuple(sightings), step, True), step)
+        diagnosis, new = history.update(Look(LAYER, LAYER.weights(), None, 0, tuple(sightings), step, True), step)
         news.append(new)
     return history, news, diagnosis
 
@@ -100,7 +100,7 @@ def test_a_group_that_appears_later_needs_patience_and_is_a_collapse() -> None:
 
 def test_a_group_of_a_first_look_in_the_middle_is_no_collapse() -> None:
     history = History(patience=1)
-    history.update(Look(LAYER, None, 0, (see([3, 9]),), 0, True), 700)
+    history.update(Look(LAYER, LAYER.weights(), None, 0, (see([3, 9]),), 0, True), 700)
     assert [(f.origin, f.first_step) for f in history.findings] == [(Origin.FIRST_LOOK, 700)]
 
 
@@ -141,11 +141,11 @@ def test_looks_between_which_nothing_moved_count_once() -> None:
     history = History(patience=3)
     zero = (see([0, 1], ZERO),)
     for step in range(6):
-        looks = [Look(LAYER, None, 0, zero, 7, True)]
+        looks = [Look(LAYER, LAYER.weights(), None, 0, zero, 7, True)]
         history.update(looks[0], step, history.is_fresh(looks))
     assert history.findings == []
     for step in range(6, 8):
-        looks = [Look(LAYER, None, 0, zero, step, True)]
+        looks = [Look(LAYER, LAYER.weights(), None, 0, zero, step, True)]
         history.update(looks[0], step, history.is_fresh(looks))
     assert [finding.verdict for finding in history.findings] == [Verdict.FROZEN]
 
@@ -154,7 +154,7 @@ def test_looks_between_which_nothing_moved_count_once() -> None:
 def test_a_model_without_any_gradient_need_not_move(has_gradient: bool) -> None:
     history = History(patience=3)
     for step in range(3):
-        looks = [Look(LAYER, None, 0, (see([0, 1], ZERO),), 7, has_gradient)]
+        looks = [Look(LAYER, LAYER.weights(), None, 0, (see([0, 1], ZERO),), 7, has_gradient)]
         history.update(looks[0], step, history.is_fresh(looks))
     assert bool(history.findings) != has_gradient
 
@@ -174,5 +174,5 @@ def test_state_round_trips() -> None:
     assert other.state_dict() == history.state_dict()
     assert other.findings == history.findings
     # And goes on as if nothing had happened: the third zero gradient in a row.
-    _, new = other.update(Look(LAYER, None, 0, (see([2, 3], ZERO),), 9, True), 2)
+    _, new = other.update(Look(LAYER, LAYER.weights(), None, 0, (see([2, 3], ZERO),), 9, True), 2)
     assert [finding.verdict for finding in new] == [Verdict.FROZEN]
