@@ -15,6 +15,7 @@ import pickle
 import socket
 import sys
 import tempfile
+import threading
 import time
 import traceback
 import warnings
@@ -236,11 +237,12 @@ def has_shards(net: nn.Module) -> bool:
     return any(isinstance(parameter, DTensor) for parameter in net.parameters())
 
 
-def data(batch_size: int) -> DataLoader[tuple[Tensor, ...]]:
+def data(batch_size: int, part: int = 0, parts: int = 1) -> DataLoader[tuple[Tensor, ...]]:
+    """96 samples, or one part of them, so that all parts together make the same batches."""
     generator = torch.Generator().manual_seed(1)
     inputs = torch.rand(96, 12, generator=generator) + 0.1
     targets = torch.tanh((inputs - 0.6) @ torch.randn(12, 4, generator=generator))
-    return DataLoader(TensorDataset(inputs, targets), batch_size)
+    return DataLoader(TensorDataset(inputs[part::parts], targets[part::parts]), batch_size // parts)
 
 
 def train(
@@ -251,10 +253,12 @@ def train(
     batch_size: int = 16,
     **options: Any,
 ) -> Trainer:
-    """Train with 16 samples a step in all."""
+    """Train with so many samples a step in all."""
+    part, parts = 0, 1
     if layout is not None:
-        options |= {"strategy": layout.strategy(), "devices": layout.ranks}
-        batch_size //= layout.data_parallel
+        options |= {"strategy": layout.strategy(), "devices": layout.ranks, "use_distributed_sampler": False}
+        parts = layout.data_parallel
+        part = int(os.environ["RANK"]) * parts // layout.ranks
     ckpt_path = options.pop("ckpt_path", None)
     options = {"max_steps": 12, "precision": precision, **options}
     callbacks = [*options.pop("callbacks", ()), *([monitor] if monitor else [])]
@@ -262,7 +266,7 @@ def train(
     with warnings.catch_warnings(record=True) as caught, contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("always")
         try:
-            trainer.fit(task, data(batch_size), ckpt_path=ckpt_path)
+            trainer.fit(task, data(batch_size, part, parts), ckpt_path=ckpt_path)
         finally:
             task.warned = [text for warning in caught if "SymmetryMonitor" in (text := str(warning.message))]
     return trainer
@@ -431,6 +435,7 @@ def _on_rank(rank: int, num_ranks: int, port: int, work: Work, folder: Path) -> 
     # "localhost" would look up the name of the machine.
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "NODE_RANK": "0"}
     os.environ |= {"WORLD_SIZE": str(num_ranks), "RANK": str(rank), "LOCAL_RANK": str(rank)}
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
@@ -443,6 +448,13 @@ def _on_rank(rank: int, num_ranks: int, port: int, work: Work, folder: Path) -> 
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _free_port() -> int:

@@ -706,9 +706,9 @@ class Write(Callback):
         path.write_text(repr(said(trainer.callbacks[0])))
 
 if __name__ == "__main__":
-    options = {"strategy": sys.argv[1], "devices": 2, "max_steps": 12}
+    options = {"strategy": sys.argv[1], "devices": 2, "max_steps": 12, "use_distributed_sampler": False}
     trainer = make_trainer([SymmetryMonitor(every_n_steps=2), Write()], **options)
-    trainer.fit(Task(NETWORKS["planted groups"], None), data(8))
+    trainer.fit(Task(NETWORKS["planted groups"], None), data(16, trainer.global_rank, 2))
 """
 
 
