@@ -373,4 +373,5 @@ class _GradientJudge:
         """Number of units outside ``exclude`` whose gradient is exactly zero."""
         if self._question is None:
             return 0
-        return len(set(np.flatnonzero(self._norms == 0).tolist()) - exclude)
+        zero = np.flatnonzero(self._norms == 0)
+        return len(set(zero.tolist()) - exclude) if exclude else len(zero)

@@ -13,13 +13,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate, pairwise
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-Floats = npt.NDArray[np.float64]
+Floats = npt.NDArray[np.floating[Any]]
 Indices = npt.NDArray[np.intp]
 Mask = npt.NDArray[np.bool_]
 
@@ -256,7 +257,7 @@ def sketch_all(matrices: Sequence[Rows]) -> list[Sketch]:
 
 def _sketch_alike(matrices: Sequence[Rows]) -> list[Sketch]:
     """Sketches of matrices of one device and dtype."""
-    host = to_host(torch.cat(_device_sketches(matrices), dim=1))
+    host = to_host(torch.cat(_device_sketches(matrices), dim=1), matrices[0].compute_dtype)
     bounds = [0, *accumulate(rows.num_rows for rows in matrices)]
     norms, projections = host[0], host[1:]
     limits = torch.finfo(matrices[0].compute_dtype)
@@ -324,9 +325,9 @@ def _mend(matrices: Sequence[Rows], bounds: Sequence[int], host: Floats, odd: In
     norms[unsure[~np.isfinite(host[:, unsure]).all(axis=0)]] = math.nan
 
 
-def to_host(tensor: Tensor) -> Floats:
+def to_host(tensor: Tensor, dtype: torch.dtype = torch.float64) -> Floats:
     """The only way by which numbers leave the device; the host waits here."""
-    numbers: Floats = tensor.to(_CPU, torch.float64).numpy()
+    numbers: Floats = tensor.to(_CPU, dtype).numpy()
     return numbers
 
 
