@@ -85,11 +85,16 @@ def _sift(questions: Sequence[Question]) -> list[Indices]:
         block_sizes = np.array([max(1, size // q.blocks) for size, q in zip(sizes, questions, strict=True)])
         starts = np.array(bounds)[matrix]
         place = starts + (np.arange(bounds[-1]) - starts) // block_sizes[matrix]
-    mask = norms == 0
-    usable = np.flatnonzero(norms > 0)
-    keys = _keys(norms[usable], projections[:, usable], windows[:, matrix[usable]])
-    mask[usable] = _share_a_cell(keys, place[usable])
-    found = np.flatnonzero(mask)
+    left = np.flatnonzero(norms > 0)
+    # Two keys tell nearly all rows apart; all keys are for those that are left.
+    for some in (projections[:1], projections):
+        keys = _keys(norms[left], some[:, left], windows[:, matrix[left]])
+        left = left[_share_a_cell(keys, place[left])]
+        if not len(left):
+            break
+    found = np.sort(np.concatenate([left, np.flatnonzero(norms == 0)]))
+    if not len(found):
+        return [found] * len(questions)
     cuts = np.searchsorted(found, bounds).tolist()
     return [found[a:b] - start for (a, b), start in zip(pairwise(cuts), bounds[:-1], strict=True)]
 
