@@ -112,7 +112,7 @@ class Sighting:
         gradients: what the gradients say.
         cause: what the weights look like.
         value: the number that every weight equals, for :attr:`Cause.CONSTANT`.
-        position: the projection of the first unit's row on fixed random signs; from look to look it moves by about as
+        position: the product of the first unit's row with a fixed random vector; from look to look it moves by about as
             much as the row does.
         reach: how far a row that is not equal any more may still lie off; movements beyond a multiple of it are shared.
     """
@@ -426,4 +426,5 @@ class _GradientJudge:
         """Number of units outside ``exclude`` whose gradient is exactly zero."""
         if self._question is None:
             return 0
-        return len(set(np.flatnonzero(self._norms == 0).tolist()) - exclude)
+        zero = np.flatnonzero(self._norms == 0)
+        return len(set(zero.tolist()) - exclude) if exclude else len(zero)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 import numpy as np
 import torch
@@ -28,6 +28,8 @@ LEAVE_TOLERANCES = {torch.float64: 1e-7, torch.float32: 1e-3, torch.float16: 1e-
 
 # The sieve's cells, in windows: a row is looked up in a neighbouring cell only if it lies within a window of it.
 _CELL = 16.0
+# So many rows are sifted together: enough to share the cost of calling numpy, few enough to stay in a cache.
+_SIFTED_ROWS = 1 << 13
 # A row with more neighbours than this lies in a crowd, where pairs are too many to list.
 _MAX_NEIGHBOURS = 64
 _MANY_PAIRS = 4  # per row
@@ -55,14 +57,25 @@ class Question:
 
 
 def suspects(questions: Sequence[Question]) -> list[Indices]:
-    """Of each matrix the rows that may agree with another one, sorted; all matrices are sifted together.
+    """Of each matrix the rows that may agree with another one, sorted; small matrices are sifted together.
 
     Zero rows are always among them, rows that are not finite never.
     """
-    if not questions:
-        return []
+    found: list[Indices] = []
+    part: list[Question] = []
+    num_rows = 0
+    for question in questions:
+        part.append(question)
+        num_rows += question.rows.num_rows
+        if num_rows >= _SIFTED_ROWS:
+            found += _sift(part)
+            part, num_rows = [], 0
+    return found + (_sift(part) if part else [])
+
+
+def _sift(questions: Sequence[Question]) -> list[Indices]:
     sizes = [question.rows.num_rows for question in questions]
-    bounds = np.concatenate([[0], np.cumsum(sizes)])
+    bounds = [0, *accumulate(sizes)]
     matrix = np.repeat(np.arange(len(sizes)), sizes)
     norms = np.concatenate([question.sketch.norms for question in questions])
     projections = np.concatenate([question.sketch.projections for question in questions], axis=1)
@@ -70,15 +83,20 @@ def suspects(questions: Sequence[Question]) -> list[Indices]:
     place = matrix
     if any(question.blocks > 1 for question in questions):
         block_sizes = np.array([max(1, size // q.blocks) for size, q in zip(sizes, questions, strict=True)])
-        starts = bounds[matrix]
+        starts = np.array(bounds)[matrix]
         place = starts + (np.arange(bounds[-1]) - starts) // block_sizes[matrix]
-    mask = norms == 0
-    usable = np.flatnonzero(norms > 0)
-    keys = _keys(norms[usable], projections[:, usable], windows[:, matrix[usable]])
-    mask[usable] = _share_a_cell(keys, place[usable])
-    found = np.flatnonzero(mask)
+    left = np.flatnonzero(norms > 0)
+    # Two keys tell nearly all rows apart; all keys are for those that are left.
+    for some in (projections[:1], projections):
+        keys = _keys(norms[left], some[:, left], windows[:, matrix[left]])
+        left = left[_share_a_cell(keys, place[left])]
+        if not len(left):
+            break
+    found = np.sort(np.concatenate([left, np.flatnonzero(norms == 0)]))
+    if not len(found):
+        return [found] * len(questions)
     cuts = np.searchsorted(found, bounds).tolist()
-    return [found[a:b] - start for (a, b), start in zip(pairwise(cuts), bounds.tolist(), strict=False)]
+    return [found[a:b] - start for (a, b), start in zip(pairwise(cuts), bounds[:-1], strict=True)]
 
 
 def find_groups(
@@ -266,6 +284,7 @@ def merge_overlapping(groups: Iterable[Sequence[int]]) -> list[tuple[int, ...]]:
 
 def _keys(norms: Floats, projections: Floats, windows: Floats) -> Floats:
     """Numbers ``(k, m)`` in which rows that agree differ by one at the most."""
+    norms = norms.astype(np.float64)
     return np.concatenate([projections / (norms * windows[0]), np.log(norms)[None] / windows[1]])
 
 

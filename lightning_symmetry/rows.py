@@ -13,13 +13,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate, pairwise
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-Floats = npt.NDArray[np.float64]
+Floats = npt.NDArray[np.floating[Any]]
 Indices = npt.NDArray[np.intp]
 Mask = npt.NDArray[np.bool_]
 
@@ -41,7 +42,7 @@ _ROUNDING = 4.0
 _BLOCK_ELEMENTS = {"cpu": 1 << 21, "cuda": 1 << 23}
 COPY_ELEMENTS = {"cpu": 1 << 19, "cuda": 1 << 23}
 # Matrices smaller than this cost what calling PyTorch costs, so those of one shape are read together.
-_SMALL_ELEMENTS = 1 << 15
+_SMALL_ELEMENTS = 1 << 16
 _STACK_ELEMENTS = 1 << 20
 # A tensor that cannot be flattened without a copy is read plane by plane, unless it has more than these.
 _MAX_PLANES = 8
@@ -80,14 +81,19 @@ class Rows:
             sample.numel() // max(1, num_rows) if sample is piece else sample.numel()
             for sample, piece in zip(samples, self.pieces, strict=True)
         ]
-        self._describe(num_rows, widths, {sample.dtype for sample in samples}, samples[0].device)
+        is_one_tensor_each = all(sample is piece for sample, piece in zip(samples, self.pieces, strict=True))
+        is_small = is_one_tensor_each and num_rows * sum(widths) <= _SMALL_ELEMENTS
+        self._describe(num_rows, widths, {sample.dtype for sample in samples}, samples[0].device, is_small)
 
-    def _describe(self, num_rows: int, widths: Sequence[int], dtypes: set[torch.dtype], device: torch.device) -> None:
+    def _describe(
+        self, num_rows: int, widths: Sequence[int], dtypes: set[torch.dtype], device: torch.device, is_small: bool
+    ) -> None:
         self.num_rows = num_rows
         self.widths = tuple(widths)
         self.width = sum(widths)
-        self.chunk = chunk_of(max(widths, default=0))
         self.device = device
+        self.is_small = is_small
+        self.chunk = 1 if is_small else chunk_of(max(widths, default=0))
         # The coarsest of the dtypes decides what can be told apart.
         self.dtype = dtypes.pop() if len(dtypes) == 1 else max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
         self.compute_dtype = torch.float64 if self.dtype == torch.float64 else torch.float32
@@ -95,6 +101,8 @@ class Rows:
 
     def sketch(self) -> Tensor:
         """Norm and projections of every row, ``(1 + NUM_PROJECTIONS, n)``, on the device of the rows."""
+        if self.is_small:
+            return _sketch_small([self])
         sketch: Tensor | None = None
         for start, block, vectors, chunk in self._blocks():
             norms, products = reduce_rows(block.to(self.compute_dtype), vectors, chunk)
@@ -234,21 +242,6 @@ class Rows:
                 rows = rows[0] if len(rows) == 1 else torch.stack(list(rows))
             yield start, rows.reshape(-1, width), vectors, chunk
 
-    @property
-    def stacks_with(self) -> object:
-        """The same for small matrices that can be read as one, with longer columns; None for one that cannot."""
-        if self.num_rows * self.width > _SMALL_ELEMENTS or not all(isinstance(piece, Tensor) for piece in self.pieces):
-            return None
-        return (self.device, self.widths, *(piece.dtype for piece in self.pieces if isinstance(piece, Tensor)))
-
-    def flat_pieces(self) -> list[Tensor]:
-        """The pieces, ``(n, w)`` each, of a small matrix."""
-        return [
-            piece if piece.ndim == 2 else piece.reshape(self.num_rows, width)
-            for piece, width in zip(self.pieces, self.widths, strict=True)
-            if isinstance(piece, Tensor)
-        ]
-
 
 @dataclass(frozen=True)
 class Sketch:
@@ -278,13 +271,16 @@ def sketch_all(matrices: Sequence[Rows]) -> list[Sketch]:
 
 def _sketch_alike(matrices: Sequence[Rows]) -> list[Sketch]:
     """Sketches of matrices of one device and dtype."""
-    host = to_host(torch.cat(_device_sketches(matrices), dim=1))
+    dtype = matrices[0].compute_dtype
+    host = to_host(torch.cat(_device_sketches(matrices), dim=1), dtype)
     bounds = [0, *accumulate(rows.num_rows for rows in matrices)]
     norms, projections = host[0], host[1:]
-    limits = torch.finfo(matrices[0].compute_dtype)
+    limits = torch.finfo(dtype)
     odd = np.flatnonzero(~((norms > limits.tiny**0.4) & (norms < limits.max**0.4)))
     if len(odd):
-        _mend(matrices, bounds, host, odd)
+        _mend(matrices, bounds, norms, odd)
+        norms[odd[norms[odd] < limits.tiny]] = 0.0
+        norms[odd[~np.isfinite(host[:, odd]).all(axis=0)]] = math.nan
     return [Sketch(norms[a:b], projections[:, a:b]) for a, b in pairwise(bounds)]
 
 
@@ -293,18 +289,36 @@ def _device_sketches(matrices: Sequence[Rows]) -> list[Tensor]:
     sketches: dict[int, Tensor] = {}
     alike: dict[object, list[int]] = {}
     for i, rows in enumerate(matrices):
-        key = rows.stacks_with
-        alike.setdefault(i if key is None else key, []).append(i)
+        if rows.is_small:
+            alike.setdefault((rows.widths, rows.dtype), []).append(i)
+        else:
+            sketches[i] = rows.sketch()
     for places in alike.values():
         for part in _portions(places, matrices):
-            if len(part) == 1:
-                sketches[part[0]] = matrices[part[0]].sketch()
-                continue
-            columns = zip(*(matrices[i].flat_pieces() for i in part), strict=True)
-            stack = torch.cat([torch.cat(column) for column in columns], dim=1)
-            sizes = [matrices[i].num_rows for i in part]
-            sketches.update(zip(part, torch.split(Rows([stack]).sketch(), sizes, dim=1), strict=True))
+            small = [matrices[i] for i in part]
+            columns = torch.split(_sketch_small(small), [rows.num_rows for rows in small], dim=1)
+            sketches.update(zip(part, columns, strict=True))
     return [sketches[i] for i in range(len(matrices))]
+
+
+def _sketch_small(matrices: Sequence[Rows]) -> Tensor:
+    """Sketches of small matrices whose pieces are of the same widths, side by side."""
+    first = matrices[0]
+    # In float64 few operations do, and squares stay in range.
+    pieces = [torch.cat(column).to(torch.float64) for column in zip(*map(_flat_pieces, matrices), strict=True)]
+    stack = pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=1)
+    vectors = random_vectors(0, NUM_PROJECTIONS, first.width, torch.float64, first.device)
+    norms = torch.linalg.vector_norm(stack, dim=1)
+    return torch.cat([norms[None], vectors @ stack.T]).to(first.compute_dtype)
+
+
+def _flat_pieces(rows: Rows) -> list[Tensor]:
+    """The pieces of a matrix, ``(n, w)`` each."""
+    return [
+        piece if piece.ndim == 2 else piece.reshape(rows.num_rows, width)
+        for piece, width in zip(rows.pieces, rows.widths, strict=True)
+        if isinstance(piece, Tensor)
+    ]
 
 
 def _portions(places: Sequence[int], matrices: Sequence[Rows]) -> Iterator[list[int]]:
@@ -320,30 +334,22 @@ def _portions(places: Sequence[int], matrices: Sequence[Rows]) -> Iterator[list[
     yield part
 
 
-def _mend(matrices: Sequence[Rows], bounds: Sequence[int], host: Floats, odd: Indices) -> None:
-    """Set right, in place, the norms of rows that are zero, not finite, or whose squares have left the range."""
-    norms = host[0]
-    unsure = odd
-    if not host[:, odd].any(axis=0).all():
-        # Where every column has a random number of its own, only zeros make all products zero.
-        is_telling = np.repeat([rows.chunk == 1 for rows in matrices], np.diff(bounds))
-        unsure = odd[~is_telling[odd] | host[:, odd].any(axis=0)]
-    if not len(unsure):
-        return
-    cuts = np.searchsorted(unsure, bounds)
+def _mend(matrices: Sequence[Rows], bounds: Sequence[int], norms: Floats, odd: Indices) -> None:
+    """Set right, in place, the norms of rows whose squares may have left the range."""
+    cuts = np.searchsorted(odd, bounds).tolist()
     parts = [
-        (rows, unsure[a:b], unsure[a:b] - start)
+        (rows, odd[a:b], odd[a:b] - start)
         for rows, (a, b), start in zip(matrices, pairwise(cuts), bounds[:-1], strict=True)
-        if b > a and rows.width
+        if b > a and rows.width and not (rows.is_small and rows.compute_dtype == torch.float32)
     ]
-    if parts:
-        norms[unsure] = to_host(torch.cat([rows.largest(index) for rows, _, index in parts]))
+    if not parts:
+        return
+    places = np.concatenate([place for _, place, _ in parts])
+    norms[places] = to_host(torch.cat([rows.largest(index) for rows, _, index in parts]))
     for rows, place, index in parts:
         is_number = (norms[place] > 0) & np.isfinite(norms[place])
         if is_number.any():
             norms[place[is_number]] = rows.scaled_norms(index[is_number], norms[place[is_number]])
-    norms[unsure[norms[unsure] < torch.finfo(matrices[0].compute_dtype).tiny]] = 0.0
-    norms[unsure[~np.isfinite(host[:, unsure]).all(axis=0)]] = math.nan
 
 
 def columns_by(label: Indices, width: int) -> tuple[Tensor, int]:
@@ -353,9 +359,9 @@ def columns_by(label: Indices, width: int) -> tuple[Tensor, int]:
     return torch.from_numpy((runs + place).ravel()), len(unique) * len(runs)
 
 
-def to_host(tensor: Tensor) -> Floats:
+def to_host(tensor: Tensor, dtype: torch.dtype = torch.float64) -> Floats:
     """The only way by which numbers leave the device; the host waits here."""
-    numbers: Floats = tensor.to(_CPU, torch.float64).numpy()
+    numbers: Floats = tensor.to(_CPU, dtype).numpy()
     return numbers
 
 

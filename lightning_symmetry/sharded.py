@@ -245,16 +245,11 @@ class ShardedRows(Rows):
     def __init__(self, pieces: Sequence[Tensor | Piece | Sequence[Tensor | Piece]]) -> None:
         whole = [_whole(piece) for piece in pieces]
         widths = [math.prod(piece.shape[1:]) for piece in whole]
-        self._describe(len(whole[0]), widths, {piece.dtype for piece in whole}, whole[0].device)
+        self._describe(len(whole[0]), widths, {piece.dtype for piece in whole}, whole[0].device, is_small=False)
         self._fragments = [piece.fragments for piece in whole]
         self._sketch: Tensor | None = None
         self._team: Team | None = None
         self._place = -1
-
-    @property
-    def stacks_with(self) -> object:
-        """None: it is read before."""
-        return None
 
     # ---------------------------------------------------------------- asked by the first rank
 

@@ -123,9 +123,6 @@ def compare_matrix(whole: Tensor, shards: DTensor, bias: Tensor, view: View) -> 
         assert read(team, {("weights",): there}) == {}
         [expected], [found] = sketch_all([here]), sketch_all([there])
         close(found.norms, expected.norms, here)
-        if view in (as_it_is, torch.t):  # else the numbers of a row are in another order
-            scale = np.where(np.isnan(expected.norms), 1, expected.norms)
-            close(found.projections / scale, expected.projections / scale, here)
         tolerance = 1e-2 if here.dtype == torch.bfloat16 else 1e-4
         dense = torch.cat([view(whole).flatten(1), bias[:, None]], dim=1)
         assert find_groups(Question(there, found, tolerance)) == brute_force_groups(dense, tolerance)
