@@ -284,12 +284,15 @@ def find_layers(
     skipped: dict[str, str] = {}
     first_with: dict[object, tuple[nn.Module, str]] = {}
     described: set[int] = set()
+    flattened = _flattened(model)
     for path, module in model.named_modules():
         own = _own_parameters(module)
         if not own:
             continue
         name = readable_name(path, module)
         try:
+            if module in flattened:
+                raise NotUnderstoodError("flattened by FullyShardedDataParallel (FSDP1); use fully_shard (FSDP2)")
             found = _layers_of(name, module)
         except NotUnderstoodError as reason:
             if not described.issuperset(map(id, own.values())):
@@ -337,6 +340,15 @@ def readable_name(path: str, module: nn.Module) -> str:
     """The name of a module as reports give it."""
     # That torch.compile or activation checkpointing wraps a submodule is no concern of the reader.
     return ".".join(step for step in path.split(".") if step not in _WRAPPED) or type(module).__name__
+
+
+def _flattened(model: nn.Module) -> set[nn.Module]:
+    """The modules whose parameters FSDP1 has laid end to end and cut into pieces, without regard to rows."""
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    if fsdp is None:
+        return set()
+    wrappers = [module for module in model.modules() if isinstance(module, fsdp.FullyShardedDataParallel)]
+    return {module for wrapper in wrappers for module in wrapper.modules()}
 
 
 def _own_parameters(module: nn.Module) -> dict[str, Tensor]:

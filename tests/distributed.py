@@ -303,12 +303,14 @@ def are_same(first: Sequence[Tensor], second: Sequence[Tensor]) -> bool:
     return len(first) == len(second) and all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
-def run_table(num_ranks: int, folder: Path) -> dict[tuple[str, str, str], dict[str, Any]]:
+def run_table(
+    num_ranks: int, folder: Path, precisions: Sequence[str] = PRECISIONS
+) -> dict[tuple[str, str, str], dict[str, Any]]:
     """On every rank: train each network in each layout and precision, with the monitor and without."""
     results = {}
     for layout_name, layout in LAYOUTS[num_ranks].items():
         for network, build in NETWORKS.items():
-            for precision in PRECISIONS:
+            for precision in precisions:
                 ends = []
                 for monitor in (None, SymmetryMonitor(every_n_steps=2)):
                     task = Task(build, layout)
