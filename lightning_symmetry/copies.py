@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor, nn
 
+from lightning_symmetry.flattened import flattened_modules
 from lightning_symmetry.layers import (
     Layer,
     NotUnderstoodError,
@@ -116,7 +117,10 @@ def find_copies(model: nn.Module, layers: Iterable[Layer], team: Team | None = N
     """
     readable = {id(original) for layer in layers for original in layer.originals()}
     kin: dict[object, list[tuple[str, nn.Module]]] = {}
+    flattened = flattened_modules(model)
     for path, module in model.named_modules():
+        if module in flattened:
+            continue
         if any(id(parameter) in readable for parameter in module.parameters()) and _is_readable(module):
             kin.setdefault(_kind(module), []).append((readable_name(path, module), module))
     accepted: list[Copies] = []

@@ -13,6 +13,7 @@ from torch import nn
 
 from lightning_symmetry.copies import Copies, copies_named, find_copies
 from lightning_symmetry.evidence import Cause, Gradients, Look, Sighting, look
+from lightning_symmetry.flattened import flattened_modules
 from lightning_symmetry.grouping import check_tolerance
 from lightning_symmetry.layers import Layer, find_layers, is_sharded
 from lightning_symmetry.rows import Rows
@@ -393,7 +394,8 @@ def _examine(model: nn.Module, find: FindLayers, tolerance: float | None, team: 
 
 def _team_of(model: nn.Module) -> Team | None:
     """The ranks that hold a model; None if it is all here."""
-    sharded = next((parameter for parameter in model.parameters() if is_sharded(parameter)), None)
+    flattened = (parameter for module in flattened_modules(model) for parameter in module.parameters())
+    sharded = next((parameter for parameter in model.parameters() if is_sharded(parameter)), next(flattened, None))
     return None if sharded is None else Team(sharded.device)
 
 

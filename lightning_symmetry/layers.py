@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
 
+from lightning_symmetry.flattened import FlatPart, flat_parts
 from lightning_symmetry.grouping import TOLERANCES
 from lightning_symmetry.rows import Rows, UnreadableError
 
@@ -161,15 +162,19 @@ class Incoming:
     Attributes:
         weights: the tensor as the layer uses it.
         view: what makes its first dimension count units, ``tensor -> (num_units, ...)``.
-        originals: the parameters that it is computed from; itself, unless the layer is parametrized.
+        originals: the parameters that it is computed from; itself, unless the layer is parametrized or flattened.
+        part: what this rank holds of it, if FSDP1 has flattened it; ``weights`` then has no more than its shape.
     """
 
     weights: Tensor
     view: View
     originals: tuple[Tensor, ...]
+    part: FlatPart | None = None
 
     def rows(self) -> Tensor | Piece:
         """``(num_units, ...)``."""
+        if self.part is not None:
+            return piece_of_part(self.part, self.part.source, self.view)
         return part_of_rows(self.weights, self.view)
 
     def gradients(self, trained: Set[int] | None) -> list[Tensor | Piece | None]:
@@ -178,6 +183,8 @@ class Incoming:
 
     def _gradient(self, original: Tensor) -> Tensor | Piece | None:
         gradient = readable_gradient(original)
+        if self.part is not None and (gradient is not None or not self.part.length):
+            return piece_of_part(self.part, gradient, self.view)
         if gradient is None:
             return None
         if gradient.shape == self.weights.shape:
@@ -227,7 +234,7 @@ class Layer:
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return self.tensors[0].weights.device
+        return self.tensors[0].originals[0].device
 
     @cached_property
     def identity(self) -> tuple[int, ...]:
@@ -284,16 +291,16 @@ def find_layers(
     skipped: dict[str, str] = {}
     first_with: dict[object, tuple[nn.Module, str]] = {}
     described: set[int] = set()
-    flattened = _flattened(model)
+    flattened = flat_parts(model)
+    sources = {id(part.source) for parts in flattened.values() for part in parts.values()}
     for path, module in model.named_modules():
-        own = _own_parameters(module)
-        if not own:
+        parts = flattened.get(module, {})
+        own = {key: part.source for key, part in parts.items()} or _own_parameters(module)
+        if not own or (not parts and sources.issuperset(map(id, own.values()))):  # the modules inside have them
             continue
         name = readable_name(path, module)
         try:
-            if module in flattened:
-                raise NotUnderstoodError("flattened by FullyShardedDataParallel (FSDP1); use fully_shard (FSDP2)")
-            found = _layers_of(name, module)
+            found = _layers_of(name, module, parts)
         except NotUnderstoodError as reason:
             if not described.issuperset(map(id, own.values())):
                 skipped[name] = str(reason)
@@ -342,15 +349,6 @@ def readable_name(path: str, module: nn.Module) -> str:
     return ".".join(step for step in path.split(".") if step not in _WRAPPED) or type(module).__name__
 
 
-def _flattened(model: nn.Module) -> set[nn.Module]:
-    """The modules whose parameters FSDP1 has laid end to end and cut into pieces, without regard to rows."""
-    fsdp = sys.modules.get("torch.distributed.fsdp")
-    if fsdp is None:
-        return set()
-    wrappers = [module for module in model.modules() if isinstance(module, fsdp.FullyShardedDataParallel)]
-    return {module for wrapper in wrappers for module in wrapper.modules()}
-
-
 def _own_parameters(module: nn.Module) -> dict[str, Tensor]:
     """The parameters of a module, with the originals of those that are parametrized, but not of its children."""
     own: dict[str, Tensor] = dict(module.named_parameters(recurse=False))
@@ -364,30 +362,41 @@ def _place_of(layer: Layer) -> object:
     weight = layer.tensors[0]
     rows = weight.rows()
     place = (rows.storage_offset(), rows.shape, rows.stride()) if isinstance(rows, Tensor) else rows.layout
+    if weight.part is not None:
+        return place
     return (id(weight.originals[0]), place if len(weight.originals) == 1 else layer.name)
 
 
-def _layers_of(name: str, module: nn.Module) -> list[Layer]:
+def _layers_of(name: str, module: nn.Module, parts: Mapping[str, FlatPart]) -> list[Layer]:
     originals: dict[int, tuple[Tensor, ...]] = {}
+    flat: dict[int, FlatPart] = {}
+    if parts:
+        module, flat = _without_numbers(module, parts)
     if is_parametrized(module):
         if any(is_sharded(parameter) for parameter in module.parameters()):
             raise NotUnderstoodError("parametrized and sharded: its weight cannot be computed without gathering it")
         module, originals = _without_parametrizations(module)
     try:
         described = _units(module)
-        parts = [described] if isinstance(described, Units) else list(described)
-        return [_layer_of(name, part, originals) for part in parts]
+        several = [described] if isinstance(described, Units) else list(described)
+        return [_layer_of(name, units, originals, flat) for units in several]
     except NotUnderstoodError:
         raise
     except Exception as error:  # adapters are other people's code
         raise NotUnderstoodError(f"its adapter failed with {type(error).__name__}: {error}") from error
 
 
-def _layer_of(name: str, units: Units, originals: Mapping[int, tuple[Tensor, ...]]) -> Layer:
+def _layer_of(
+    name: str, units: Units, originals: Mapping[int, tuple[Tensor, ...]], flat: Mapping[int, FlatPart]
+) -> Layer:
     if not isinstance(units, Units):
         raise NotUnderstoodError(f"its adapter returns {type(units).__name__}, expected Units or several of them")
 
     def incoming(tensor: Tensor, view: View) -> Incoming:
+        part = flat.get(id(tensor))
+        if part is not None:
+            check_tensor(part.source)
+            return Incoming(tensor, view, (part.source,), part)
         check_tensor(tensor)
         return Incoming(tensor, view, originals.get(id(tensor), (tensor,)))
 
@@ -399,6 +408,17 @@ def _layer_of(name: str, units: Units, originals: Mapping[int, tuple[Tensor, ...
         return Layer(f"{name}.{units.part}" if units.part else name, tensors, units.blocks, recurrent)
     except UnreadableError as error:
         raise NotUnderstoodError(str(error)) from error
+
+
+def _without_numbers(module: nn.Module, parts: Mapping[str, FlatPart]) -> tuple[nn.Module, dict[int, FlatPart]]:
+    """A stand-in with the shapes of parameters that FSDP1 has flattened, and what there is of each by its identity."""
+    whole = {
+        name: nn.Parameter(torch.empty(part.shape, device="meta"), requires_grad=False) for name, part in parts.items()
+    }
+    stand_in = object.__new__(type(module))
+    kept = {key: value for key, value in module.__dict__.items() if key not in parts}
+    stand_in.__dict__ = {**kept, "_parameters": {**module._parameters, **whole}}
+    return stand_in, {id(whole[name]): part for name, part in parts.items()}
 
 
 def _without_parametrizations(module: nn.Module) -> tuple[nn.Module, dict[int, tuple[Tensor, ...]]]:
@@ -469,6 +489,13 @@ def part_of_rows(tensor: Tensor, view: View) -> Tensor | Piece:
     from lightning_symmetry.sharded import piece_of
 
     return piece_of(tensor, view)
+
+
+def piece_of_part(part: FlatPart, tensor: Tensor | None, view: View) -> Piece:
+    """What this rank holds of the rows of a parameter that FSDP1 has flattened, or of its gradient."""
+    from lightning_symmetry.sharded import piece_of_flat
+
+    return piece_of_flat(part, tensor, view)
 
 
 def matrix_of(pieces: Sequence[Tensor | Piece | Sequence[Tensor | Piece]]) -> Rows:

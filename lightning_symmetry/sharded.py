@@ -22,6 +22,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from lightning_symmetry.flattened import FlatPart
 from lightning_symmetry.grouping import TOLERANCES, Question, find_groups
 from lightning_symmetry.rows import (
     COPY_ELEMENTS,
@@ -230,6 +231,14 @@ def piece_of(tensor: Tensor, view: Callable[[Tensor], Tensor]) -> Piece:
         box = Held(mine, (0,) * tensor.ndim, tuple(tensor.shape))
     layout = _map_of(view, box.shape)
     return Piece(torch.Size(layout[0]), tensor.dtype, box.numbers.device, tuple(fragments(box, view)), layout)
+
+
+def piece_of_flat(part: FlatPart, tensor: Tensor | None, view: Callable[[Tensor], Tensor]) -> Piece:
+    """The rows of a parameter that FSDP1 manages, or of its gradient; of a rank that holds nothing it may be None."""
+    boxes = [] if tensor is None else [Held(numbers, start, part.shape) for numbers, start in part.boxes(tensor)]
+    found = tuple(fragment for box in boxes for fragment in fragments(box, view))
+    layout = _map_of(view, part.shape)
+    return Piece(torch.Size(layout[0]), part.source.dtype, part.source.device, found, (part.key, layout))
 
 
 class ShardedRows(Rows):

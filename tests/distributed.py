@@ -28,10 +28,11 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
+from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy, Strategy
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 from torch.distributed.tensor import DTensor, Shard
 from torch.distributed.tensor.parallel import ColwiseParallel, ParallelStyle, RowwiseParallel, parallelize_module
 from torch.utils.data import DataLoader, TensorDataset
@@ -160,6 +161,28 @@ def hybrid(net: nn.Module, mesh: DeviceMesh) -> None:
     shard_layers(net, init_device_mesh("cpu", (2, 2), mesh_dim_names=("copies", "shards")))
 
 
+def fsdp1(net: nn.Module, mesh: DeviceMesh) -> nn.Module:
+    """FSDP1 of every layer; parameters are cut into pieces, but stay themselves."""
+    return wrapped(net, {nn.Linear}, use_orig_params=True)
+
+
+def fsdp1_flat(net: nn.Module, mesh: DeviceMesh) -> nn.Module:
+    """FSDP1 of the whole network but its norms; all parameters become one."""
+    return wrapped(net, {nn.LayerNorm}, use_orig_params=False)
+
+
+def wrapped(net: nn.Module, kinds: set[type[nn.Module]], *, use_orig_params: bool) -> nn.Module:
+    policy = ModuleWrapPolicy(kinds)
+    # Wrapped here, since Lightning would ask for a GPU.
+    return FullyShardedDataParallel(
+        net, auto_wrap_policy=policy, use_orig_params=use_orig_params, device_id=torch.device("cpu")
+    )
+
+
+class FSDP1Strategy(FSDPStrategy):
+    """Lightning refuses its own class on CPUs, and only that."""
+
+
 @dataclass(frozen=True)
 class Layout:
     """A way to share out a network.
@@ -167,13 +190,13 @@ class Layout:
     Attributes:
         ranks: number of processes.
         strategy: makes the Trainer's strategy.
-        apply: shards the network.
+        apply: shards the network, in place or not.
         data_parallel: number of ranks with data of their own.
     """
 
     ranks: int
     strategy: Callable[[], Strategy]
-    apply: Callable[[nn.Module, DeviceMesh], None] | None
+    apply: Callable[[nn.Module, DeviceMesh], nn.Module | None] | None
     data_parallel: int
 
 
@@ -188,18 +211,26 @@ def replicated(ranks: int) -> Layout:
     return Layout(ranks, lambda: DDPStrategy(process_group_backend="gloo"), None, ranks)
 
 
+def flattened(ranks: int, apply: Callable[[nn.Module, DeviceMesh], nn.Module]) -> Layout:
+    return Layout(ranks, lambda: FSDP1Strategy(process_group_backend="gloo"), apply, ranks)
+
+
 LAYOUTS: dict[int, dict[str, Layout]] = {
     2: {
         "DDP": replicated(2),
         "FSDP2": parallel(2, 1, fsdp2),
         "FSDP2 columns": parallel(2, 1, fsdp2_columns),
         "TP": parallel(1, 2, tensor),
+        "FSDP1": flattened(2, fsdp1),
+        "FSDP1 flat": flattened(2, fsdp1_flat),
     },
     4: {
         "DDP": replicated(4),
         "FSDP2": parallel(4, 1, fsdp2),
         "FSDP2 + TP": parallel(2, 2, both),
         "HSDP": parallel(4, 1, hybrid),
+        "FSDP1": flattened(4, fsdp1),
+        "FSDP1 flat": flattened(4, fsdp1_flat),
     },
 }
 PRECISIONS = ("32-true", "bf16-mixed")
@@ -220,7 +251,7 @@ class Task(LightningModule):
 
     def configure_model(self) -> None:
         if self._layout is not None and self._layout.apply is not None and not has_shards(self.net):
-            self._layout.apply(self.net, self.device_mesh)  # type: ignore[arg-type]
+            self.net = self._layout.apply(self.net, self.device_mesh) or self.net  # type: ignore[arg-type]
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         inputs, targets = batch
@@ -234,7 +265,8 @@ class Task(LightningModule):
 
 
 def has_shards(net: nn.Module) -> bool:
-    return any(isinstance(parameter, DTensor) for parameter in net.parameters())
+    is_wrapped = isinstance(net, FullyShardedDataParallel)
+    return is_wrapped or any(isinstance(parameter, DTensor) for parameter in net.parameters())
 
 
 def data(batch_size: int, part: int = 0, parts: int = 1) -> DataLoader[tuple[Tensor, ...]]:
@@ -260,7 +292,7 @@ def train(
         parts = layout.data_parallel
         part = int(os.environ["RANK"]) * parts // layout.ranks
     ckpt_path = options.pop("ckpt_path", None)
-    options = {"max_steps": 12, "precision": precision, **options}
+    options = {"max_steps": 8, "precision": precision, **options}
     callbacks = [*options.pop("callbacks", ()), *([monitor] if monitor else [])]
     trainer = make_trainer(callbacks, **options)
     with warnings.catch_warnings(record=True) as caught, contextlib.redirect_stdout(io.StringIO()):
@@ -388,7 +420,7 @@ def count_bytes(num_ranks: int, folder: Path) -> dict[str, list[list[int]]]:
     counted = {}
     for name, run in {"healthy": 1, "2048 pairs": 2, "16 groups of 256": 256, "constant": WIDE}.items():
         monitor = Counting()
-        train(Wide(run), layout, monitor, max_steps=2, batch_size=4 * num_ranks)
+        train(Wide(run), layout, monitor, max_steps=1, batch_size=4 * num_ranks)
         groups = monitor.report.layers["net"].groups  # type: ignore[union-attr]
         assert [len(group.units) for group in groups] == [run] * (WIDE // run if run > 1 else 0)
         counted[name] = monitor.messages

@@ -107,7 +107,7 @@ def compare_matrices(num_ranks: int, folder: Path) -> int:
         for width, dtype in ((300, torch.float32), (5, torch.float64), (40, torch.bfloat16)):
             whole = planted(21, width, dtype)
             shards = distribute_tensor(whole, mesh, place)
-            for view in VIEWS:
+            for view in VIEWS if num_ranks == 2 else VIEWS[:3:2]:
                 bias = torch.arange(len(view(whole)), dtype=dtype) % 2
                 compare_matrix(whole, shards, bias, view)
                 count += 1
@@ -309,8 +309,8 @@ class Compiled(Task):
 
 
 TASKS: dict[str, tuple[type[Task], dict[str, Any]]] = {
-    "accumulate": (Task, {"accumulate_grad_batches": 2, "max_steps": 6}),
-    "no sync": (Accumulating, {"max_steps": 6}),
+    "accumulate": (Task, {"accumulate_grad_batches": 2, "max_steps": 5}),
+    "no sync": (Accumulating, {"max_steps": 5}),
     "two optimizers": (TwoOptimizers, {}),
     "checkpointed": (Checkpointed, {}),
     "compiled": (Compiled, {}),
@@ -365,16 +365,16 @@ def resume(num_ranks: int, folder: Path) -> dict[str, Any]:
     for layout_name in ("DDP", "FSDP2"):
         layout = LAYOUTS[num_ranks][layout_name]
         ends: list[Any] = []
-        for first_steps in (12, 5):
+        for first_steps in (8, 5):
             monitor = SymmetryMonitor(every_n_steps=3)
             task = Task(NETWORKS["planted groups"], layout)
             trainer = train(task, layout, monitor, max_steps=first_steps)
-            if first_steps < 12:
+            if first_steps < 8:
                 path = folder / f"{layout_name}.ckpt"
                 trainer.save_checkpoint(path)
                 monitor = SymmetryMonitor(every_n_steps=3)
                 task = Task(NETWORKS["planted groups"], layout)
-                trainer = train(task, layout, monitor, max_steps=12, ckpt_path=path)
+                trainer = train(task, layout, monitor, ckpt_path=path)
                 ends.append(task.warned)
             ends.append((said(monitor), monitor.state_dict()["num_steps"]))
         results[layout_name] = ends
@@ -410,7 +410,7 @@ def meet_faults(num_ranks: int, folder: Path) -> dict[str, dict[str, Any]]:
             if fault == "layer" and torch.distributed.get_rank() == num_ranks - 1:
                 break_reading(patch, rows=16)
             trainer = train(task, layout, monitor)
-        assert trainer.global_step == 12
+        assert trainer.global_step == 8
         results[fault] = {**said(monitor), "warned": task.warned}
     return results
 
@@ -593,7 +593,7 @@ def test_little_is_sent(world: World) -> None:
 
 
 def test_all_that_grouping_asks_of_rows(world: World) -> None:
-    assert world.of_first("matrices") == (36 if world.num_ranks == 2 else 108)
+    assert world.of_first("matrices") == (36 if world.num_ranks == 2 else 54)
 
 
 def test_estimated_distances(small_world: World) -> None:
@@ -713,7 +713,7 @@ class Write(Callback):
         path.write_text(repr(said(trainer.callbacks[0])))
 
 if __name__ == "__main__":
-    options = {"strategy": sys.argv[1], "devices": 2, "max_steps": 12, "use_distributed_sampler": False}
+    options = {"strategy": sys.argv[1], "devices": 2, "max_steps": 8, "use_distributed_sampler": False}
     trainer = make_trainer([SymmetryMonitor(every_n_steps=2), Write()], **options)
     trainer.fit(Task(NETWORKS["planted groups"], None), data(16, trainer.global_rank, 2))
 """

@@ -1,0 +1,125 @@
+"""Where the numbers of a parameter lie after FSDP1 has laid parameters end to end and cut them into pieces.
+
+A piece goes through the middle of rows. It is an interval of the flattened parameter, and an interval is made of a few
+boxes: the end of a row, whole rows, and the beginning of another one.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class FlatPart:
+    """What this rank holds of a parameter that FSDP1 manages.
+
+    Attributes:
+        source: the tensor with this rank's numbers, in which the optimizer updates them.
+        offset: where they begin in ``source``.
+        length: how many they are.
+        start: the place of the first in the flattened parameter.
+        shape: of the parameter.
+        key: the same for the same parameter.
+    """
+
+    source: Tensor
+    offset: int
+    length: int
+    start: int
+    shape: tuple[int, ...]
+    key: object
+
+    def boxes(self, tensor: Tensor) -> Iterator[tuple[Tensor, tuple[int, ...]]]:
+        """The boxes of ``tensor``, which is the source or its gradient: their numbers, and where they start."""
+        return _boxes(tensor.detach()[self.offset : self.offset + self.length], self.start, self.shape)
+
+
+def flattened_modules(model: nn.Module) -> set[nn.Module]:
+    """The modules whose parameters FSDP1 manages."""
+    return {module for wrapper in _wrappers(model) for module in wrapper.modules()}
+
+
+def flat_parts(model: nn.Module) -> dict[nn.Module, dict[str, FlatPart]]:
+    """What this rank holds of the parameters that FSDP1 manages, by module and name.
+
+    Their shapes are only known while they are whole, so they are gathered, one wrapper at a time. All ranks have to
+    call this if any of the modules is wrapped.
+    """
+    parts: dict[nn.Module, dict[str, FlatPart]] = {}
+    for wrapper in _wrappers(model):
+        with type(wrapper).summon_full_params(wrapper, recurse=False, writeback=False):  # type: ignore[attr-defined]
+            shapes = [(module, name, tuple(p.shape)) for module, name, p in _own(wrapper)]
+        for module, name, part in _parts_of(wrapper, shapes):
+            parts.setdefault(module, {})[name] = part
+    return parts
+
+
+def _parts_of(
+    wrapper: nn.Module, shapes: list[tuple[nn.Module, str, tuple[int, ...]]]
+) -> Iterator[tuple[nn.Module, str, FlatPart]]:
+    group: dist.ProcessGroup = wrapper.process_group  # type: ignore[assignment]
+    rank, size = dist.get_rank(group), dist.get_world_size(group)
+    # Of copies on several groups of ranks, those of the first rank's group are read.
+    is_read = 0 in dist.get_process_group_ranks(group)
+    own = {(module, name): parameter for module, name, parameter in _own(wrapper)}
+    if all((module, name) in own for module, name, _ in shapes):  # use_orig_params=True
+        sources = [own[module, name] for module, name, _ in shapes]
+        counts: list[list[int]] = [[] for _ in range(size)]
+        dist.all_gather_object(counts, [source.numel() for source in sources], group=group)
+        for i, ((module, name, shape), source) in enumerate(zip(shapes, sources, strict=True)):
+            start = sum(count[i] for count in counts[:rank])
+            length = source.numel() if is_read else 0
+            yield module, name, FlatPart(source, 0, length, start, shape, id(source))
+        return
+    [flat] = own.values()
+    first = 0  # of a parameter, in all of them end to end
+    for module, name, shape in shapes:
+        low, high = rank * flat.numel(), (rank + 1) * flat.numel()
+        begin, end = max(low, first), min(high, first + math.prod(shape))
+        length = max(0, end - begin) if is_read else 0
+        yield module, name, FlatPart(flat, begin - low, length, begin - first, shape, (id(flat), first))
+        first += math.prod(shape)
+
+
+def _wrappers(model: nn.Module) -> list[nn.Module]:
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    if fsdp is None:
+        return []
+    return [module for module in model.modules() if isinstance(module, fsdp.FullyShardedDataParallel)]
+
+
+def _own(wrapper: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Parameter]]:
+    """The parameters that a wrapper manages itself, in the order in which it lays them end to end."""
+    inner = set().union(*({*other.modules()} for other in _wrappers(wrapper) if other is not wrapper))
+    seen: set[int] = set()
+    for module in wrapper.modules():
+        for name, parameter in module.named_parameters(recurse=False) if module not in inner else ():
+            if id(parameter) not in seen:
+                seen.add(id(parameter))
+                yield module, name, parameter
+
+
+def _boxes(numbers: Tensor, start: int, shape: tuple[int, ...]) -> Iterator[tuple[Tensor, tuple[int, ...]]]:
+    if not len(numbers):
+        return
+    if len(shape) == 1:
+        yield numbers, (start,)
+        return
+    width = math.prod(shape[1:])
+    end = start + len(numbers)
+    row = start // width
+    if start % width or end < (row + 1) * width:  # a part of a row
+        count = min(end, (row + 1) * width) - start
+        for box, place in _boxes(numbers[:count], start % width, shape[1:]):
+            yield box[None], (row, *place)
+        yield from _boxes(numbers[count:], start + count, shape)
+        return
+    count = (end - start) // width
+    yield numbers[: count * width].reshape(count, *shape[1:]), (row, *[0] * (len(shape) - 1))
+    yield from _boxes(numbers[count * width :], start + count * width, shape)
