@@ -45,6 +45,8 @@ _COPY_ELEMENTS = {"cpu": 1 << 19, "cuda": 1 << 23}
 _SMALL_ELEMENTS = 1 << 16
 _STACK_ELEMENTS = 1 << 19
 _WITH_FLOAT64 = ("cpu", "cuda")  # kinds of devices that are sure to compute in it
+# After so many columns a random vector starts again, with the other sign.
+_PERIOD = 1 << 16
 # A tensor that cannot be flattened without a copy is read plane by plane, unless it has more than these.
 _MAX_PLANES = 8
 # The global default device is the user's; what is small is kept on the CPU.
@@ -123,6 +125,18 @@ class Rows:
             rows = self.fetch(part)
             parts.append(torch.stack([(rows * vector).sum(dim=1) for vector in vectors]))
         return to_host(torch.cat(parts, dim=1))
+
+    def positions(self, index: Indices) -> Floats:
+        """Products of a few rows with one fixed random vector, ``(m,)``: when a row moves, by about as much."""
+        [vector] = _random_vectors(-2, 1, min(self.width, _PERIOD), self.compute_dtype, self.device)
+        parts = []
+        for part in self._split(index):
+            rows = self.fetch(part)
+            position = rows.new_zeros(len(rows))
+            for i, block in enumerate(torch.split(rows, _PERIOD, dim=1)):  # whole modules are rows too
+                position += (-1) ** i * (block * vector[: block.shape[1]]).sum(dim=1)
+            parts.append(position)
+        return to_host(torch.cat(parts))
 
     def further_window(self, tolerance: float) -> float:
         """How far the products of :meth:`project` with two unit rows that agree can lie apart."""
