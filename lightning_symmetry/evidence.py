@@ -348,7 +348,7 @@ def _sightings(
         return []
     weights = item.weights
     firsts = np.array([group[0] for group in groups])
-    positions = weights.rows.project(firsts)[0]
+    positions = weights.rows.positions(firsts)
     reaches = _loosened(weights).tolerance * weights.sketch.norms[firsts]
     causes = _causes(item.layer, weights.rows, groups) if has_equal_weights else [(Cause.COPIED, None)] * len(groups)
     return [

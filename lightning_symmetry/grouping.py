@@ -33,6 +33,7 @@ _SIFTED_ROWS = 1 << 13
 # A row with more neighbours than this lies in a crowd, where pairs are too many to list.
 _MAX_NEIGHBOURS = 64
 _MANY_PAIRS = 4  # per row
+_FEW_PAIRS = 16
 _MAX_PAIRS = 200_000
 _SAMPLE = 1 << 11
 _HASH = np.uint64(0x5851F42D4C957F2D)  # multiplied modulo 2^64
@@ -147,7 +148,8 @@ def find_groups(
 
     while len(members) > 1 and (max_rounds is None or round_number < max_rounds):
         pairs, is_crowded, best_key = _neighbours(keys, place)
-        if not has_further_keys and pairs.shape[1] > _MANY_PAIRS * len(members):
+        is_many = pairs.shape[1] > _MANY_PAIRS * len(members)
+        if is_many and not has_further_keys and not _mostly_agree(question, members[pairs]):
             # Strangers that these keys do not tell apart, as rows with a single number in the same chunk.
             keys, has_further_keys = np.concatenate([keys, further_keys()]), True
             continue
@@ -461,6 +463,12 @@ def _least_nearby(values: Indices, cells: Floats, places: Indices, reach: int) -
         least[shift:] = np.minimum(least[shift:], np.where(is_near, values[:-shift], values[shift:]))
         least[:-shift] = np.minimum(least[:-shift], np.where(is_near, values[shift:], values[:-shift]))
     return least
+
+
+def _mostly_agree(question: Question, pairs: Indices) -> bool:
+    """Whether the rows of most pairs ``(2, p)`` agree, judged by a few of them."""
+    few = pairs[:, :: 1 + pairs.shape[1] // _FEW_PAIRS]
+    return bool(_agree(question, *few).mean() > 0.5)
 
 
 def _agree(question: Question, leaders: Indices, index: Indices) -> Mask:

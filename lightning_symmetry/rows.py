@@ -43,7 +43,10 @@ _BLOCK_ELEMENTS = {"cpu": 1 << 21, "cuda": 1 << 23}
 COPY_ELEMENTS = {"cpu": 1 << 19, "cuda": 1 << 23}
 # Matrices smaller than this cost what calling PyTorch costs, so those of one shape are read together.
 _SMALL_ELEMENTS = 1 << 16
-_STACK_ELEMENTS = 1 << 20
+_STACK_ELEMENTS = 1 << 19
+_WITH_FLOAT64 = ("cpu", "cuda")  # kinds of devices that are sure to compute in it
+# After so many columns a random vector starts again, with the other sign.
+PERIOD = 1 << 16
 # A tensor that cannot be flattened without a copy is read plane by plane, unless it has more than these.
 _MAX_PLANES = 8
 # The global default device is the user's; what is small is kept on the CPU.
@@ -82,8 +85,9 @@ class Rows:
             for sample, piece in zip(samples, self.pieces, strict=True)
         ]
         is_one_tensor_each = all(sample is piece for sample, piece in zip(samples, self.pieces, strict=True))
-        is_small = is_one_tensor_each and num_rows * sum(widths) <= _SMALL_ELEMENTS
-        self._describe(num_rows, widths, {sample.dtype for sample in samples}, samples[0].device, is_small)
+        device = samples[0].device
+        is_small = is_one_tensor_each and num_rows * sum(widths) <= _SMALL_ELEMENTS and device.type in _WITH_FLOAT64
+        self._describe(num_rows, widths, {sample.dtype for sample in samples}, device, is_small)
 
     def _describe(
         self, num_rows: int, widths: Sequence[int], dtypes: set[torch.dtype], device: torch.device, is_small: bool
@@ -130,6 +134,18 @@ class Rows:
             rows = self.fetch(part)
             parts.append(torch.stack([(rows * vector).sum(dim=1) for vector in vectors]))
         return to_host(torch.cat(parts, dim=1))
+
+    def positions(self, index: Indices) -> Floats:
+        """Products of a few rows with one fixed random vector, ``(m,)``: when a row moves, by about as much."""
+        [vector] = random_vectors(-2, 1, min(self.width, PERIOD), self.compute_dtype, self.device)
+        parts = []
+        for part in self._split(index):
+            rows = self.fetch(part)
+            position = rows.new_zeros(len(rows))
+            for i, block in enumerate(torch.split(rows, PERIOD, dim=1)):  # whole modules are rows too
+                position += (-1) ** i * (block * vector[: block.shape[1]]).sum(dim=1)
+            parts.append(position)
+        return to_host(torch.cat(parts))
 
     def further_window(self, tolerance: float) -> float:
         """How far the products of :meth:`project` with two unit rows that agree can lie apart."""
@@ -361,7 +377,7 @@ def columns_by(label: Indices, width: int) -> tuple[Tensor, int]:
 
 def to_host(tensor: Tensor, dtype: torch.dtype = torch.float64) -> Floats:
     """The only way by which numbers leave the device; the host waits here."""
-    numbers: Floats = tensor.to(_CPU, dtype).numpy()
+    numbers: Floats = tensor.to(_CPU).to(dtype).numpy()
     return numbers
 
 

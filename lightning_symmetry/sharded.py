@@ -28,6 +28,7 @@ from lightning_symmetry.rows import (
     COPY_ELEMENTS,
     NUM_FURTHER,
     NUM_PROJECTIONS,
+    PERIOD,
     Floats,
     Indices,
     Rows,
@@ -275,6 +276,10 @@ class ShardedRows(Rows):
         """Products of a few rows with further random vectors, ``(NUM_FURTHER, m)``."""
         return to_host(self.ask("project", (NUM_FURTHER, len(index)), _short(index)))
 
+    def positions(self, index: Indices) -> Floats:
+        """Products of a few rows with one fixed random vector, ``(m,)``."""
+        return to_host(self.ask("positions", (len(index),), _short(index)))
+
     def distances(self, index: Indices, leaders: Indices, scale: Floats) -> Floats:
         """L2 distances of the rows at ``index`` from those at ``leaders``, divided by ``scale``; all ``(m,)``.
 
@@ -365,6 +370,14 @@ class ShardedRows(Rows):
             vectors = self._further_vectors(fragment.columns)
             for place, block in _blocks_at(fragment, index):
                 products[:, place] += sign * (vectors @ block.T)
+
+    def _add_positions(self, numbers: Tensor, index: Indices) -> None:
+        [vector] = random_vectors(-2, 1, min(self.width, PERIOD), torch.float64, self.device)
+        for fragment in self._all_fragments():
+            columns = fragment.columns.to(self.device)
+            signed = vector[columns % PERIOD] * (1 - columns // PERIOD % 2 * 2)
+            for place, block in _blocks_at(fragment, index):
+                numbers[place] += block @ signed
 
     def _add_differences(self, numbers: Tensor, index: Indices, leaders: Indices) -> None:
         self._add_project(numbers, index)

@@ -133,6 +133,7 @@ def compare_matrix(whole: Tensor, shards: DTensor, bias: Tensor, view: View) -> 
         scale = np.fmax(expected.norms[finite], expected.norms[leaders])
         close(there.distances(finite, leaders, scale), here.distances(finite, leaders, scale), here)
         close(there.project(finite) / scale, here.project(finite) / scale, here)
+        close(there.positions(finite) / scale, here.positions(finite) / scale, here)
         close(there.constants(finite), here.constants(finite), here)
         assert torch.equal(there.fetch(index).nan_to_num(7), here.fetch(index).nan_to_num(7))
         assert torch.equal(there.largest(finite).float(), here.largest(finite).float())

@@ -146,3 +146,16 @@ def test_constants() -> None:
     constants = Rows([weight, torch.arange(3.0)]).constants(np.arange(3))
     assert constants[:2].tolist() == [2.0, 0.0]
     assert math.isnan(constants[2])
+
+
+@pytest.mark.parametrize("width", [5, 900, 200_000])
+@pytest.mark.parametrize("is_constant", [False, True])
+def test_positions_move_by_about_as_much_as_the_rows(width: int, is_constant: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    matrix = torch.randn(30, width, generator=generator, dtype=torch.float64)
+    step = torch.ones(width) if is_constant else torch.randn(30, width, generator=generator)
+    index = np.arange(30)
+    moved = Rows([matrix + step]).positions(index) - Rows([matrix]).positions(index)
+    ratio = np.abs(moved) / step.expand(30, -1).norm(dim=1).numpy()
+    assert 0.02 < np.median(ratio) < 2
+    assert ratio.max() < 4
