@@ -71,7 +71,7 @@ class _Conclusion:
 
     Attributes:
         report: the report.
-        history: the state of the records.
+        history: the state of the records; empty if there are no others.
         news: what is found for the first time.
         texts: the news in words.
     """
@@ -147,6 +147,7 @@ class SymmetryMonitor(Callback):
     ) -> None:
         super().__init__()
         self._team: Team | None = None
+        self._agreed: tuple[SymmetryReport | None, dict[str, Any]] = (None, {})  # by all ranks, at the latest check
         if every_n_steps is not None:
             _check_count("every_n_steps", every_n_steps)
         check_tolerance(tolerance)
@@ -223,6 +224,7 @@ class SymmetryMonitor(Callback):
         self._team = _team_of(trainer)
         if self._team is not None:
             self._attempt("check", self._team.run, self.state_dict, self._take_over, lambda name: None)
+            self._agreed = self._report, self._history.state_dict()
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -252,13 +254,14 @@ class SymmetryMonitor(Callback):
         think = partial(self._think, trainer, pl_module, find, trained)
         if self._team is None:
             return think()
-        before = self._report, self._history.state_dict()
         try:
-            return self._team.run(think, self._follow, rows_by_name(pl_module, find, trained))
+            conclusion = self._team.run(think, self._follow, rows_by_name(pl_module, find, trained))
         except TeamError:  # on all ranks, which shall go on agreeing
-            self._report = before[0]
-            self._history.load_state_dict(before[1])
+            self._report = self._agreed[0]
+            self._history.load_state_dict(self._agreed[1])
             raise
+        self._agreed = conclusion.report, conclusion.history
+        return conclusion
 
     def _think(
         self,
@@ -279,7 +282,8 @@ class SymmetryMonitor(Callback):
         if trainer.is_global_zero:
             self._attempt("writing", self._write, trainer, looks)
         assert self._report is not None
-        return _Conclusion(self._report, self._history.state_dict(), news, messages(news, self._report))
+        history = {} if self._team is None else self._history.state_dict()
+        return _Conclusion(self._report, history, news, messages(news, self._report))
 
     def _follow(self, conclusion: _Conclusion) -> None:
         """Take over what the first rank has concluded."""

@@ -342,7 +342,9 @@ class ShardedRows(Rows):
 
     def answer(self, kind: str, numbers: Tensor, *arguments: Any) -> None:
         """Put what this rank holds into the answer to a question of the first rank."""
-        getattr(self, f"_add_{kind}")(numbers, *arguments)
+        part = numbers.to(self.device)  # shards that are offloaded lie elsewhere
+        getattr(self, f"_add_{kind}")(part, *arguments)
+        numbers.copy_(part)
 
     def _add_sketch(self, numbers: Tensor) -> None:
         sketch = numbers.view(1 + NUM_PROJECTIONS, self.num_rows)

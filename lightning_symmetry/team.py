@@ -25,6 +25,8 @@ T = TypeVar("T")
 Name = tuple[str, ...]
 """What a matrix is called on every rank."""
 
+# The global default device is the user's.
+_CPU = torch.device("cpu")
 # A message that fits is sent by one broadcast, a longer one by two.
 _HEAD_BYTES = 1024
 _LENGTH_BYTES = 8
@@ -124,7 +126,7 @@ class Team:
         Raises:
             TeamError: on all ranks, if anything failed on any of them.
         """
-        self._matrices, self._errors = [], []
+        self._errors = []
         conclusion: T | None = None
         try:
             if self.is_first:
@@ -135,6 +137,7 @@ class Team:
                     follow(conclusion)
         except Exception as error:
             self._errors.append(describe(error))
+        self._matrices = []  # else gradients that are no longer needed would live on
         self._agree()
         return cast("T", conclusion)
 
@@ -214,7 +217,7 @@ class Team:
         return [Answer(part, *mark) for part, mark in zip(parts, marks, strict=True)]
 
     def _tell(self, data: bytes) -> None:
-        head = torch.zeros(_HEAD_BYTES, dtype=torch.uint8)
+        head = torch.zeros(_HEAD_BYTES, dtype=torch.uint8, device=_CPU)
         room = _HEAD_BYTES - _LENGTH_BYTES
         start = len(data).to_bytes(_LENGTH_BYTES, "little") + data[:room]
         head[: len(start)] = torch.frombuffer(bytearray(start), dtype=torch.uint8)
@@ -223,11 +226,11 @@ class Team:
             self._broadcast(torch.frombuffer(bytearray(data[room:]), dtype=torch.uint8))
 
     def _hear(self) -> object:
-        head = self._broadcast(torch.zeros(_HEAD_BYTES, dtype=torch.uint8)).numpy().tobytes()
+        head = self._broadcast(torch.zeros(_HEAD_BYTES, dtype=torch.uint8, device=_CPU)).numpy().tobytes()
         length = int.from_bytes(head[:_LENGTH_BYTES], "little")
         data = head[_LENGTH_BYTES : _LENGTH_BYTES + length]
         if length > len(data):
-            data += self._broadcast(torch.zeros(length - len(data), dtype=torch.uint8)).numpy().tobytes()
+            data += self._broadcast(torch.zeros(length - len(data), dtype=torch.uint8, device=_CPU)).numpy().tobytes()
         return pickle.loads(zlib.decompress(data))
 
     def _broadcast(self, data: Tensor) -> Tensor:
