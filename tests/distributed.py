@@ -207,8 +207,8 @@ def parallel(data: int, tensors: int, apply: Callable[[nn.Module, DeviceMesh], N
     return Layout(data * tensors, strategy, apply, data)
 
 
-def replicated(ranks: int) -> Layout:
-    return Layout(ranks, lambda: DDPStrategy(process_group_backend="gloo"), None, ranks)
+def replicated(ranks: int, **options: Any) -> Layout:
+    return Layout(ranks, lambda: DDPStrategy(process_group_backend="gloo", **options), None, ranks)
 
 
 def flattened(ranks: int, apply: Callable[[nn.Module, DeviceMesh], nn.Module]) -> Layout:

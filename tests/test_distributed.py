@@ -49,6 +49,7 @@ from tests.distributed import (
     are_same,
     count_bytes,
     on_ranks,
+    replicated,
     run_table,
     said,
     state,
@@ -413,6 +414,11 @@ def meet_faults(num_ranks: int, folder: Path) -> dict[str, dict[str, Any]]:
             trainer = train(task, layout, monitor)
         assert trainer.global_step == 8
         results[fault] = {**said(monitor), "warned": task.warned}
+    layout = replicated(num_ranks, find_unused_parameters=True)
+    monitor = SymmetryMonitor(every_n_steps=2)
+    task = Task(zoo.Experts, layout)
+    train(task, layout, monitor)
+    results["experts"] = {**said(monitor), "warned": task.warned}
     return results
 
 
@@ -655,6 +661,7 @@ def test_a_fault_of_one_rank_is_met_by_all(world: World) -> None:
         assert no_gradient["skipped"] == {}
         assert set(no_gradient["groups"]) == {"net.0", "net.2", "net.4"}
         assert results["nan"]["skipped"] == {}
+        assert not any(results["experts"][key] for key in ("skipped", "findings", "warned"))
         broken = results["layer"]
         assert broken["skipped"] == {
             "net.2": f"the check failed with RuntimeError: the dog ate it (rank {world.num_ranks - 1})"
