@@ -1,0 +1,1 @@
+"""The Symmetry tab of TensorBoard. Nothing here imports torch: TensorBoard loads it at every start."""
