@@ -1,0 +1,284 @@
+// One layer: which units are alike, since when, why, and what to do.
+import {Chart} from './chart.js';
+import {css, similarity, toSimilarity} from './colours.js';
+import {element, prepare, select, table} from './dom.js';
+import {MARKS, label, mark} from './marks.js';
+import {holds, lastAtMost, plural, unitsText} from './model.js';
+
+const SIDE = 448;
+const MARGIN = 36; // for the indices of units
+const FRAME_MS = 450;
+const MAX_GROUPS = 100;
+
+export class LayerView {
+  constructor(app) {
+    this.app = app;
+    this.loaded = new Map(); // by run, version and layer
+    this.matrices = new Map();
+    this.head = element('div', {class: 'bar-of-choices'});
+    this.facts = element('p', {class: 'facts'});
+    this.canvas = element('canvas', {class: 'heatmap', role: 'img', pointermove: (event) => this.hover(event), pointerleave: () => this.leave()});
+    this.missing = element('p', {class: 'missing', hidden: true});
+    this.caption = element('p', {class: 'quiet caption'});
+    this.readout = element('dl', {class: 'readout', 'aria-live': 'off'});
+    this.playButton = element('button', {type: 'button', class: 'play', click: () => this.toggle()});
+    this.slider = element('input', {type: 'range', min: 0, step: 1, 'aria-label': 'Check', input: () => app.go({step: this.run.steps[this.slider.value]})});
+    this.at = element('output', {class: 'at'});
+    this.scale = element('canvas', {class: 'scale', role: 'img', 'aria-label': 'colour scale of similarities from -1 to 1'});
+    this.findings = element('div', {});
+    this.groups = element('div', {class: 'groups'});
+    this.groupsHead = element('h3', {}, 'Groups');
+    this.chart = new Chart(app, 'Share of distinct units of this layer over steps; its events are in the timeline.');
+    this.node = element(
+      'div',
+      {class: 'view layer'},
+      this.head,
+      this.facts,
+      element(
+        'div',
+        {class: 'columns'},
+        element(
+          'section',
+          {class: 'panel figure'},
+          element('h3', {}, 'Similarity of units'),
+          element('div', {class: 'player'}, this.playButton, this.slider, this.at),
+          element('div', {class: 'square'}, this.canvas, this.missing),
+          element('div', {class: 'key'}, element('span', {class: 'number'}, '−1'), this.scale, element('span', {class: 'number'}, '1'), element('span', {class: 'swatch-none'}), 'no direction'),
+          this.caption,
+          this.readout,
+        ),
+        element(
+          'div',
+          {class: 'side'},
+          element('section', {class: 'panel'}, element('h3', {}, 'Findings'), this.findings),
+          element('section', {class: 'panel'}, this.groupsHead, this.groups),
+        ),
+      ),
+      element('section', {class: 'panel'}, element('h3', {}, 'Distinct units over steps'), this.chart.node),
+    );
+    this.setPlaying(false);
+  }
+
+  update() {
+    this.run = this.app.run();
+    this.layer = this.app.layer();
+    if (!this.layer) return;
+    const {run, layer} = this;
+    const check = run.checkAt(this.app.state.step);
+    const key = [run.name, run.version, layer.name].join('\n');
+    if (this.key !== key) {
+      this.key = key;
+      this.head.replaceChildren(
+        select('Run', this.app.names(), run.name, (name) => this.app.go({run: name, step: null})),
+        select('Layer', run.layers.map(({name}) => name), layer.name, (name) => this.app.go({layer: name})),
+      );
+      this.load(key);
+    }
+    const state = layer.at(check);
+    const facts = state ? [`${state.width.toLocaleString('en')} distinct`, `${state.dead.toLocaleString('en')} dead`] : ['not looked at here'];
+    const worst = layer.worst(check);
+    this.facts.replaceChildren(
+      ...[plural(layer.units, 'unit'), `${plural(layer.fan_in, 'input')} each`, ...facts].map((text) => element('span', {}, text)),
+      worst ? label(worst) : '',
+    );
+    this.slider.max = run.steps.length - 1;
+    this.slider.value = check;
+    this.slider.setAttribute('aria-valuetext', `step ${run.steps[check]}`);
+    this.at.replaceChildren(element('strong', {}, `step ${run.steps[check].toLocaleString('en')}`), element('span', {}, `check ${check + 1} of ${run.steps.length}`));
+    this.showFindings(run.steps[check]);
+    this.chart.update(run, [{layer, line: 0}]);
+    this.show(check);
+  }
+
+  async load(key) {
+    if (!this.loaded.has(key)) {
+      const answer = await this.app.attempt(() => this.app.source.layer(this.run.name, this.layer.name));
+      if (!answer) return;
+      this.loaded.set(key, answer);
+    }
+    if (this.key === key) this.update();
+  }
+
+  /** Show the groups and the matrix of a check, as far as they are here; what is not is fetched. */
+  async show(check) {
+    const answer = this.loaded.get(this.key);
+    if (!answer) return;
+    const change = answer.groups[lastAtMost(answer.groups.map(([first]) => first), check)];
+    this.groupsNow = (change?.[1] ?? []).map(([units, size, verdict, since]) => ({units, size, verdict, since, holds: holds(units)}));
+    this.showGroups(change?.[2] ?? 0);
+    const step = this.run.steps[check];
+    const found = answer.matrices[lastAtMost(answer.matrices.map(([first]) => first), step)] ?? answer.matrices[0];
+    this.missing.hidden = Boolean(found);
+    this.canvas.hidden = !found;
+    if (!found) {
+      this.missing.textContent = 'There is no picture of this layer: the run was monitored with heatmaps="none".';
+      this.caption.textContent = '';
+      this.leave();
+      return;
+    }
+    const [at, units] = found;
+    const matrixKey = `${this.key}\n${at}`;
+    this.wanted = matrixKey;
+    if (!this.matrices.has(matrixKey)) {
+      const {run, layer} = this;
+      const cells = await this.app.attempt(() => this.app.source.matrix(run.name, layer.name, at));
+      if (!cells) return;
+      this.matrices.set(matrixKey, cells);
+    }
+    if (this.wanted === matrixKey) this.draw({units, cells: this.matrices.get(matrixKey), at, step});
+  }
+
+  draw({units, cells, at, step}) {
+    const {layer} = this;
+    const n = units.length;
+    const cell = Math.max(1, Math.floor(SIDE / n));
+    const side = cell * n;
+    this.figure = {units, cells, cell, n};
+    const context = prepare(this.canvas, MARGIN + side + 1, side + 1);
+    for (let i = 0; i < n; i++) {
+      for (let j = 0; j < n; j++) {
+        context.fillStyle = css(similarity(toSimilarity(cells[i * n + j])));
+        context.fillRect(MARGIN + j * cell, i * cell, cell, cell);
+      }
+    }
+    const places = units.map((unit) => this.groupsNow.findIndex((group) => group.holds(unit)));
+    const starts = new Set();
+    for (let i = 0; i < n; ) {
+      let end = i + 1;
+      while (end < n && places[end] === places[i]) end++;
+      if (places[i] >= 0) {
+        const {verdict} = this.groupsNow[places[i]];
+        context.strokeStyle = this.app.colour(verdict);
+        context.lineWidth = (end - i) * cell > 24 ? 2 : 1;
+        const inset = context.lineWidth / 2;
+        context.strokeRect(MARGIN + i * cell + inset, i * cell + inset, (end - i) * cell - 2 * inset, (end - i) * cell - 2 * inset);
+      }
+      starts.add(i);
+      i = end;
+    }
+    context.fillStyle = this.app.pale();
+    context.font = '11px Roboto, system-ui, sans-serif';
+    context.textAlign = 'right';
+    context.textBaseline = 'middle';
+    const taken = [];
+    for (const i of [...starts, ...units.keys()]) {
+      const y = Math.min(side - 6, Math.max(6, (i + 0.5) * cell));
+      if (taken.some((other) => Math.abs(other - y) < 14)) continue;
+      taken.push(y);
+      context.fillText(String(units[i]), MARGIN - 6, y);
+    }
+    const ramp = prepare(this.scale, 140, 10);
+    for (let x = 0; x < 140; x++) {
+      ramp.fillStyle = css(similarity((2 * x) / 139 - 1));
+      ramp.fillRect(x, 0, 1, 10);
+    }
+    const shown = n === layer.units ? `all ${plural(n, 'unit')}` : `${n} of ${plural(layer.units, 'unit')}`;
+    const age = at === step ? '' : ` Similarities of step ${at.toLocaleString('en')}: they are stored when they have changed.`;
+    this.caption.textContent = `Cosine of weights below the diagonal, of gradients above; ${shown}, groups first.${age}`;
+    this.canvas.setAttribute('aria-label', `Similarities of ${shown} of layer ${layer.title} at step ${at}; the groups are in the table.`);
+    this.leave();
+  }
+
+  hover(event) {
+    if (!this.figure) return;
+    const {units, cells, cell, n} = this.figure;
+    const box = this.canvas.getBoundingClientRect();
+    const j = Math.floor((event.clientX - box.left - MARGIN) / cell);
+    const i = Math.floor((event.clientY - box.top) / cell);
+    if (i < 0 || j < 0 || i >= n || j >= n) {
+      this.leave();
+      return;
+    }
+    const [low, high] = [Math.max(i, j), Math.min(i, j)];
+    const groups = [i, j].map((place) => this.groupsNow.findIndex((group) => group.holds(units[place])));
+    const group = groups[0] >= 0 && groups[0] === groups[1] ? this.groupsNow[groups[0]] : null;
+    const where = group ? [mark(group.verdict), `${groups[0] + 1}, ${group.verdict} since step ${group.since}`] : i === j ? ['–'] : ['not in one group'];
+    this.read([
+      ['units', [i === j ? String(units[i]) : `${units[i]} and ${units[j]}`]],
+      ['weights', [number(toSimilarity(cells[low * n + high]))]],
+      ['gradients', [i === j ? '–' : number(toSimilarity(cells[high * n + low]))]],
+      ['group', where],
+    ]);
+  }
+
+  leave() {
+    this.read([
+      ['units', ['–']],
+      ['weights', ['–']],
+      ['gradients', ['–']],
+      ['group', ['point at a cell']],
+    ]);
+  }
+
+  read(pairs) {
+    this.readout.replaceChildren(...pairs.flatMap(([name, value]) => [element('dt', {}, name), element('dd', {}, value)]));
+  }
+
+  showFindings(step) {
+    const rows = this.layer.findings
+      .filter((finding) => finding.since <= step)
+      .map((finding) => {
+        const isOver = finding.broken !== null && finding.broken <= step;
+        const kind = finding.origin === 'collapse' ? 'collapsed' : finding.verdict;
+        return element(
+          'article',
+          {class: `finding ${isOver ? 'over' : finding.verdict}`},
+          element('h4', {}, mark(isOver ? 'broke' : kind), `${finding.who}`),
+          element('p', {}, finding.what),
+          isOver ? element('p', {}, `They have parted at step ${finding.broken}.`) : element('p', {class: 'advice'}, finding.why),
+        );
+      });
+    this.findings.replaceChildren(...(rows.length ? rows : [element('p', {class: 'quiet'}, `Nothing to warn of up to step ${step.toLocaleString('en')}.`)]));
+  }
+
+  showGroups(total) {
+    this.groupsHead.textContent = total ? plural(total, 'group') : 'Groups';
+    if (!total) {
+      this.groups.replaceChildren(element('p', {class: 'quiet'}, 'All units are distinct at this check.'));
+      return;
+    }
+    const broken = (group) => this.layer.findings.find(({since, verdict, broken: at}) => at !== null && since === group.since && verdict === group.verdict);
+    const rows = this.groupsNow.slice(0, MAX_GROUPS).map((group, i) => [
+      String(i + 1),
+      label(group.verdict),
+      unitsText(group.units),
+      group.size.toLocaleString('en'),
+      group.since.toLocaleString('en'),
+      broken(group)?.broken.toLocaleString('en') ?? '–',
+    ]);
+    const kinds = [...new Set(this.groupsNow.map(({verdict}) => verdict))];
+    this.groups.replaceChildren(
+      table('Groups of this layer at this check', ['', 'verdict', 'units', 'size', 'since step', 'broken'], rows),
+      total > rows.length ? element('p', {class: 'quiet'}, `and ${plural(total - rows.length, 'more group')}`) : '',
+      ...kinds.map((kind) => element('p', {class: 'quiet meaning'}, mark(kind), `${kind}: ${MARKS[kind].meaning}.`)),
+    );
+  }
+
+  toggle() {
+    this.setPlaying(!this.timer);
+  }
+
+  setPlaying(isPlaying) {
+    clearInterval(this.timer);
+    this.timer = isPlaying ? setInterval(() => this.advance(), FRAME_MS) : null;
+    this.playButton.textContent = isPlaying ? '❚❚' : '▶';
+    this.playButton.setAttribute('aria-label', isPlaying ? 'Pause' : 'Play');
+    this.playButton.title = isPlaying ? 'Pause' : 'Play all checks';
+    if (isPlaying && this.run.checkAt(this.app.state.step) === this.run.steps.length - 1) this.app.go({step: this.run.steps[0]});
+  }
+
+  advance() {
+    const check = this.run.checkAt(this.app.state.step);
+    const isLast = check >= this.run.steps.length - 1;
+    if (isLast || this.app.state.view !== 'layer') this.setPlaying(false);
+    else this.app.go({step: this.run.steps[check + 1]});
+  }
+
+  moveLayer(by) {
+    this.app.moveLayer(by);
+  }
+}
+
+function number(value) {
+  return value === null ? 'no direction' : value.toFixed(2).replace('-', '−');
+}
