@@ -173,7 +173,8 @@ class RunHistory:
             kind = "broke" if after.width > width else "collapsed" if before else "appeared"
             step = self.steps[check]
             if (step, kind) not in told:
-                events.append([step, kind, "", f"{width} to {after.width} distinct units"])
+                text = f"{after.width} of {after.num_units} units distinct" + (f", {width} before" if before else "")
+                events.append([step, kind, "", text])
         return sorted(events, key=lambda event: event[0])
 
 

@@ -5,7 +5,7 @@ import {element, prepare, select, table} from './dom.js';
 import {MARKS, label, mark} from './marks.js';
 import {holds, lastAtMost, plural, unitsText} from './model.js';
 
-const SIDE = 448;
+const SIDE = 448; // of the square, at most
 const MARGIN = 36; // for the indices of units
 const FRAME_MS = 450;
 const MAX_GROUPS = 100;
@@ -15,12 +15,11 @@ export class LayerView {
     this.app = app;
     this.loaded = new Map(); // by run, version and layer
     this.matrices = new Map();
-    this.head = element('div', {class: 'bar-of-choices'});
+    this.head = element('div', {class: 'choices'});
     this.facts = element('p', {class: 'facts'});
-    this.canvas = element('canvas', {class: 'heatmap', role: 'img', pointermove: (event) => this.hover(event), pointerleave: () => this.leave()});
+    this.canvas = element('canvas', {class: 'heatmap', role: 'img', pointermove: (event) => this.hover(event), pointerleave: () => app.tip.hide()});
     this.missing = element('p', {class: 'missing', hidden: true});
     this.caption = element('p', {class: 'quiet caption'});
-    this.readout = element('dl', {class: 'readout', 'aria-live': 'off'});
     this.playButton = element('button', {type: 'button', class: 'play', click: () => this.toggle()});
     this.slider = element('input', {type: 'range', min: 0, step: 1, 'aria-label': 'Check', input: () => app.go({step: this.run.steps[this.slider.value]})});
     this.at = element('output', {class: 'at'});
@@ -32,8 +31,7 @@ export class LayerView {
     this.node = element(
       'div',
       {class: 'view layer'},
-      this.head,
-      this.facts,
+      element('div', {class: 'bar-of-choices'}, this.head, this.facts),
       element(
         'div',
         {class: 'columns'},
@@ -45,7 +43,6 @@ export class LayerView {
           element('div', {class: 'square'}, this.canvas, this.missing),
           element('div', {class: 'key'}, element('span', {class: 'number'}, '−1'), this.scale, element('span', {class: 'number'}, '1'), element('span', {class: 'swatch-none'}), 'no direction'),
           this.caption,
-          this.readout,
         ),
         element(
           'div',
@@ -113,7 +110,7 @@ export class LayerView {
     if (!found) {
       this.missing.textContent = 'There is no picture of this layer: the run was monitored with heatmaps="none".';
       this.caption.textContent = '';
-      this.leave();
+      this.figure = null;
       return;
     }
     const [at, units] = found;
@@ -176,7 +173,6 @@ export class LayerView {
     const age = at === step ? '' : ` Similarities of step ${at.toLocaleString('en')}: they are stored when they have changed.`;
     this.caption.textContent = `Cosine of weights below the diagonal, of gradients above; ${shown}, groups first.${age}`;
     this.canvas.setAttribute('aria-label', `Similarities of ${shown} of layer ${layer.title} at step ${at}; the groups are in the table.`);
-    this.leave();
   }
 
   hover(event) {
@@ -186,32 +182,19 @@ export class LayerView {
     const j = Math.floor((event.clientX - box.left - MARGIN) / cell);
     const i = Math.floor((event.clientY - box.top) / cell);
     if (i < 0 || j < 0 || i >= n || j >= n) {
-      this.leave();
+      this.app.tip.hide();
       return;
     }
     const [low, high] = [Math.max(i, j), Math.min(i, j)];
-    const groups = [i, j].map((place) => this.groupsNow.findIndex((group) => group.holds(units[place])));
-    const group = groups[0] >= 0 && groups[0] === groups[1] ? this.groupsNow[groups[0]] : null;
-    const where = group ? [mark(group.verdict), `${groups[0] + 1}, ${group.verdict} since step ${group.since}`] : i === j ? ['–'] : ['not in one group'];
-    this.read([
-      ['units', [i === j ? String(units[i]) : `${units[i]} and ${units[j]}`]],
-      ['weights', [number(toSimilarity(cells[low * n + high]))]],
-      ['gradients', [i === j ? '–' : number(toSimilarity(cells[high * n + low]))]],
-      ['group', where],
-    ]);
-  }
-
-  leave() {
-    this.read([
-      ['units', ['–']],
-      ['weights', ['–']],
-      ['gradients', ['–']],
-      ['group', ['point at a cell']],
-    ]);
-  }
-
-  read(pairs) {
-    this.readout.replaceChildren(...pairs.flatMap(([name, value]) => [element('dt', {}, name), element('dd', {}, value)]));
+    const [a, b] = [i, j].map((place) => this.groupsNow.findIndex((group) => group.holds(units[place])));
+    const lines = [i === j ? `unit ${units[i]}` : `units ${units[i]} and ${units[j]}`];
+    if (i !== j) {
+      lines.push(`weights ${number(toSimilarity(cells[low * n + high]))}`);
+      lines.push(`gradients ${number(toSimilarity(cells[high * n + low]))}`);
+    }
+    if (a >= 0 && a === b) lines.push(`group ${a + 1}: ${this.groupsNow[a].verdict} since step ${this.groupsNow[a].since.toLocaleString('en')}`);
+    else lines.push(i === j ? 'in no group' : 'in no group together');
+    this.app.tip.show(event, lines);
   }
 
   showFindings(step) {

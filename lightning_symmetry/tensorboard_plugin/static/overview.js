@@ -91,6 +91,7 @@ class Card {
       this.table(),
     );
     if (!isLarge) this.map = null;
+    this.widest = widest(run.layers.map(({title}) => title));
     this.observer = new ResizeObserver(() => this.resize());
     this.observer.observe(this.scroller);
   }
@@ -104,9 +105,11 @@ class Card {
   }
 
   resize() {
-    const style = getComputedStyle(this.node);
-    const around = parseFloat(style.getPropertyValue('--name')) + parseFloat(style.getPropertyValue('--numbers'));
-    this.width = Math.max(40, Math.floor(this.scroller.clientWidth - around));
+    const whole = this.scroller.clientWidth;
+    const name = Math.ceil(Math.min(0.42 * whole, Math.max(56, this.widest + 24)));
+    this.node.style.setProperty('--name', `${name}px`);
+    const numbers = parseFloat(getComputedStyle(this.node).getPropertyValue('--numbers'));
+    this.width = Math.max(40, whole - name - numbers);
     this.update();
   }
 
@@ -355,6 +358,14 @@ function largest(values, from, to) {
   let result = NaN;
   for (let i = from; i < Math.min(to, values.length); i++) if (!(result >= values[i])) result = values[i];
   return result;
+}
+
+/** Width of the widest text in CSS pixels; of a great many, that of the longest is near enough. */
+function widest(texts) {
+  const context = document.createElement('canvas').getContext('2d');
+  context.font = getComputedStyle(document.body).font;
+  const longest = texts.reduce((best, text) => (text.length > best.length ? text : best), '');
+  return context.measureText(longest).width;
 }
 
 function total(name, value, extra = null) {
