@@ -17,7 +17,7 @@ from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
 from lightning_symmetry.diagnosis import LayerDiagnosis, SymmetryReport, UnitGroup, Verdict, to_diagnosis
-from lightning_symmetry.evidence import Cause, Look, look
+from lightning_symmetry.evidence import Cause, look
 from lightning_symmetry.layers import find_layers
 from lightning_symmetry.writers.tab import TabWriter
 

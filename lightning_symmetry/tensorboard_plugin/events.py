@@ -2,8 +2,8 @@
 
 There are two kinds, both compact:
 
-- a *summary* per check, of the whole model: for each layer what has changed since the summary before; the first one of a
-  training, and any that cannot build on the last, tells all;
+- a *summary* per check, of the whole model: for each layer what has changed since the summary before; the first one of
+  a training, and any that cannot build on the last, tells all;
 - a *matrix* of a layer: cosine similarities of the units that are shown.
 """
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import Any, TypeVar
 
 from lightning_symmetry.tensorboard_plugin.events import VERDICTS, PayloadError, unpack_summary
@@ -97,7 +96,9 @@ class RunHistory:
         try:
             summary = unpack_summary(data)
             is_full = summary.get("full") is True
-            layers = {name: _merge(self.layers.get(name), values, is_full) for name, values in summary["layers"].items()}
+            layers = {
+                name: _merge(self.layers.get(name), values, is_full) for name, values in summary["layers"].items()
+            }
             findings = {layer: [_finding(row) for row in rows] for layer, rows in summary.get("findings", {}).items()}
         except PayloadError:
             self.num_unreadable += 1
@@ -164,17 +165,17 @@ class RunHistory:
             if row["broken"] is not None:
                 events.append([row["broken"], "broke", row["verdict"], row["who"]])
         told = {(step, kind) for step, kind, *_ in events}
-        states = [(check, state) for check, state in layer.states if state is not None]
-        whole = states[0][1].num_units
-        for (_, before), (check, after) in pairwise([(0, None), *states]):
-            width = before.width if before else whole
-            if after.width == width:
+        before: State | None = None
+        for check, state in layer.states:
+            if state is None:
                 continue
-            kind = "broke" if after.width > width else "collapsed" if before else "appeared"
-            step = self.steps[check]
-            if (step, kind) not in told:
-                text = f"{after.width} of {after.num_units} units distinct" + (f", {width} before" if before else "")
-                events.append([step, kind, "", text])
+            width = before.width if before else state.num_units
+            if state.width != width:
+                kind = "broke" if state.width > width else "collapsed" if before else "appeared"
+                text = f"{state.width} of {state.num_units} units distinct" + (f", {width} before" if before else "")
+                if (self.steps[check], kind) not in told:
+                    events.append([self.steps[check], kind, "", text])
+            before = state
         return sorted(events, key=lambda event: event[0])
 
 

@@ -6,7 +6,6 @@ import argparse
 import logging
 from collections.abc import Callable, Mapping
 from functools import wraps
-from importlib.resources import files
 from typing import Any
 
 from tensorboard import errors, plugin_util
@@ -14,19 +13,15 @@ from tensorboard.backend import http_util
 from tensorboard.plugins.base_plugin import FrontendMetadata, TBContext, TBLoader, TBPlugin
 from werkzeug.wrappers import Request, Response
 
+from lightning_symmetry.tensorboard_plugin import STATIC
 from lightning_symmetry.tensorboard_plugin.events import PLUGIN_NAME
-from lightning_symmetry.tensorboard_plugin.reading import Cache, NotThereError, Reader
+from lightning_symmetry.tensorboard_plugin.reading import ArgumentError, Cache, Reader
 
-STATIC = files("lightning_symmetry.tensorboard_plugin") / "static"
 _MIMETYPES = {".js": "text/javascript", ".css": "text/css"}
 _LOG = logging.getLogger(__name__)
 
 
-class ArgumentError(Exception):
-    """A request that cannot be answered; the message is fit for the reader's eyes."""
-
-
-class SymmetryLoader(TBLoader):
+class SymmetryLoader(TBLoader):  # type: ignore[misc]
     """What the entry point names."""
 
     def fix_flags(self, flags: argparse.Namespace) -> None:
@@ -48,22 +43,24 @@ def _route(answer: Answer) -> Callable[[SymmetryPlugin, Request], Response]:
 
     @wraps(answer)
     def respond(self: SymmetryPlugin, request: Request) -> Response:
+        code = 200
         try:
             content, mimetype = answer(self, request)
-        except (ArgumentError, NotThereError) as error:
-            return http_util.Respond(request, {"error": str(error)}, "application/json", code=400)
-        except errors.PublicError:
+        except ArgumentError as error:
+            content, mimetype, code = {"error": str(error)}, "application/json", 400
+        except errors.PublicError:  # TensorBoard's own, which it knows how to tell
             raise
         except Exception:
-            _LOG.exception("the Symmetry tab failed to answer")
-            message = "The Symmetry tab failed to answer; the console of TensorBoard tells more."
-            return http_util.Respond(request, {"error": message}, "application/json", code=500)
-        return http_util.Respond(request, content, mimetype)
+            _LOG.exception("The Symmetry tab failed to answer.")
+            message = "The Symmetry tab failed to answer; the console of TensorBoard tells why."
+            content, mimetype, code = {"error": message}, "application/json", 500
+        response: Response = http_util.Respond(request, content, mimetype, code=code)
+        return response
 
     return respond
 
 
-class SymmetryPlugin(TBPlugin):
+class SymmetryPlugin(TBPlugin):  # type: ignore[misc]
     """The Symmetry tab."""
 
     plugin_name = PLUGIN_NAME
@@ -118,31 +115,21 @@ class SymmetryPlugin(TBPlugin):
     def layer(self, request: Request) -> tuple[Any, str]:
         """The groups of a layer over time, and which matrices there are."""
         run, layer = _argument(request, "run"), _argument(request, "layer")
-        return layer_to_json(self._reader(request), run, layer), "application/json"
+        return self._reader(request).layer(run, layer), "application/json"
 
     @_route
     def matrix(self, request: Request) -> tuple[Any, str]:
         """The cells of one matrix, a byte each."""
         run, layer, step = _argument(request, "run"), _argument(request, "layer"), _argument(request, "step")
-        if not (step.isascii() and step.isdecimal() and len(step) < 20):
-            raise ArgumentError("Expected argument `step` to be a number that is not negative.")
-        found = self._reader(request).matrices(run, layer).get(int(step))
-        if found is None:
-            raise NotThereError("There is no matrix of this layer at this step.")
-        return found[1], "application/octet-stream"
+        # By their texts, so that there is no text which is no step.
+        matrices = {str(at): cells for at, (_, cells) in self._reader(request).matrices(run, layer).items()}
+        if step not in matrices:
+            raise ArgumentError(f"Expected argument `step` to be a step with a matrix of {layer!r} but got {step!r}.")
+        return matrices[step], "application/octet-stream"
 
     def _reader(self, request: Request) -> Reader:
         context = plugin_util.context(request.environ)
         return Reader(self._provider, context, plugin_util.experiment_id(request.environ), self._cache)
-
-
-def layer_to_json(reader: Reader, run: str, layer: str) -> dict[str, Any]:
-    """The groups of a layer over time, and the step and the units of each matrix."""
-    matrices = reader.matrices(run, layer)
-    return {
-        "groups": reader.history(run).groups_to_json(layer),
-        "matrices": [[step, units] for step, (units, _) in sorted(matrices.items())],
-    }
 
 
 def _argument(request: Request, name: str) -> str:

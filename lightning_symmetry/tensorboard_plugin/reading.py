@@ -22,8 +22,8 @@ from lightning_symmetry.tensorboard_plugin.folding import RunHistory, fold
 _ALL = 10_000_000  # of the stored events: a summary builds on the ones before it
 
 
-class NotThereError(Exception):
-    """A run, layer or step that does not exist; the message is fit for the reader's eyes."""
+class ArgumentError(ValueError):
+    """A run, layer or step that does not exist or is none; the message is fit for the reader's eyes."""
 
 
 class Reader:
@@ -52,24 +52,36 @@ class Reader:
         """What the summaries of a run tell.
 
         Raises:
-            NotThereError: if there is no such run.
+            ArgumentError: if there is no such run.
         """
         version = self._list(RunTagFilter(runs=[run], tags=[SUMMARY_TAG])).get(run, {}).get(SUMMARY_TAG)
         if version is None:
-            raise NotThereError("There is no such run.")
+            raise ArgumentError(f"Expected argument `run` to be a run with data of the Symmetry tab but got {run!r}.")
         history: RunHistory = self._cache.get(
             (self._experiment, run), version, lambda: fold(_payloads(self._read(run, SUMMARY_TAG)))
         )
         return history
 
+    def layer(self, run: str, layer: str) -> dict[str, Any]:
+        """The groups of a layer over time, and the step and the units of each matrix; ready for JSON.
+
+        Raises:
+            ArgumentError: if there is no such run, or it has no such layer.
+        """
+        matrices = self.matrices(run, layer)
+        return {
+            "groups": self.history(run).groups_to_json(layer),
+            "matrices": [[step, units] for step, (units, _) in sorted(matrices.items())],
+        }
+
     def matrices(self, run: str, layer: str) -> dict[int, tuple[list[int], bytes]]:
         """By step, the units shown and the cells of each matrix of a layer; what cannot be read is left out.
 
         Raises:
-            NotThereError: if there is no such run, or it has no such layer.
+            ArgumentError: if there is no such run, or it has no such layer.
         """
         if layer not in self.history(run).layers:
-            raise NotThereError("There is no such layer in this run.")
+            raise ArgumentError(f"Expected argument `layer` to be a layer of run {run!r} but got {layer!r}.")
         tag = MATRIX_TAG + layer
         version = self._list(RunTagFilter(runs=[run], tags=[tag])).get(run, {}).get(tag)
         if version is None:
@@ -131,7 +143,7 @@ def _payloads(data: Iterable[TensorDatum]) -> Iterable[tuple[int, bytes]]:
 
 
 def _matrices(payloads: Iterable[tuple[int, bytes]]) -> dict[int, tuple[list[int], bytes]]:
-    matrices = {}
+    matrices: dict[int, tuple[list[int], bytes]] = {}
     for step, data in payloads:
         for later in [other for other in matrices if other > step]:  # of a training that started again from before
             del matrices[later]

@@ -13,8 +13,8 @@ from tensorboard.backend.event_processing.data_provider import MultiplexerDataPr
 from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
 from tensorboard.context import RequestContext
 
+from lightning_symmetry.tensorboard_plugin import STATIC
 from lightning_symmetry.tensorboard_plugin.events import PLUGIN_NAME
-from lightning_symmetry.tensorboard_plugin.plugin import STATIC, layer_to_json
 from lightning_symmetry.tensorboard_plugin.reading import Cache, Reader
 
 _START = """
@@ -58,7 +58,7 @@ def _run(reader: Reader, run: str) -> dict[str, Any]:
     return {
         "name": run,
         "history": history.to_json(),
-        "layers": {layer: layer_to_json(reader, run, layer) for layer in history.layers},
+        "layers": {layer: reader.layer(run, layer) for layer in history.layers},
         "matrices": {
             layer: {step: _base64(cells) for step, (_, cells) in reader.matrices(run, layer).items()}
             for layer in history.layers
@@ -67,7 +67,8 @@ def _run(reader: Reader, run: str) -> dict[str, Any]:
 
 
 def _page(title: str, runs: list[dict[str, Any]]) -> str:
-    modules = {f"symmetry/{file.name}": _module(file.read_text()) for file in STATIC.iterdir() if file.name[-3:] == ".js"}
+    scripts = [file for file in STATIC.iterdir() if file.name.endswith(".js")]
+    modules = {f"symmetry/{file.name}": _module(file.read_text()) for file in scripts}
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>

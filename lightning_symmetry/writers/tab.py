@@ -78,9 +78,7 @@ class TabWriter:
         _add(writers, SUMMARY_TAG, pack_summary(self._summary(report, by_layer)), report.step)
         for seen in looks if heatmaps != "none" else ():
             layer = report.layers.get(seen.layer.name)
-            if layer is not None and (
-                self._is_matrix_due(layer, by_layer.get(layer.name, ())) or heatmaps == "all"
-            ):
+            if layer is not None and (self._is_matrix_due(layer, by_layer.get(layer.name, ())) or heatmaps == "all"):
                 self._write_matrix(writers, layer, seen, report.step)
 
     def _summary(self, report: SymmetryReport, findings: Mapping[str, Sequence[Finding]]) -> dict[str, Any]:
@@ -139,7 +137,7 @@ def _is_visible(before: npt.NDArray[np.uint8], after: npt.NDArray[np.uint8]) -> 
 def _add(writers: Iterable[SummaryWriter], tag: str, data: bytes, step: int) -> None:
     value = Summary.Value(tag=tag, metadata=_METADATA, tensor=TensorProto(dtype=DT_STRING, string_val=[data]))
     for writer in writers:
-        writer._get_file_writer().add_summary(Summary(value=[value]), step)
+        writer._get_file_writer().add_summary(Summary(value=[value]), step)  # type: ignore[no-untyped-call]
 
 
 def _layer_values(layer: LayerDiagnosis) -> dict[str, Any]:
