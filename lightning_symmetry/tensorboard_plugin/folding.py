@@ -46,7 +46,6 @@ class State:
         num_units: number of units.
         fan_in: number of weights that feed one unit.
         width: number of distinct units.
-        dead: number of units with a zero gradient and weights of their own.
         counts: number of units by verdict.
         groups: the groups, the first ones if there are very many.
         num_groups: number of all of them.
@@ -56,23 +55,30 @@ class State:
     num_units: int
     fan_in: int
     width: int
-    dead: int
     counts: tuple[int, ...]
     groups: tuple[Group, ...]
     num_groups: int
     also: tuple[str, ...]
 
     def to_json(self) -> list[int]:
-        """Width, dead units and counts, ready for JSON."""
-        return [self.width, self.dead, *self.counts]
+        """Width and counts, ready for JSON."""
+        return [self.width, *self.counts]
 
 
 @dataclass
 class Layer:
-    """A layer over time: its state at each check at which it changed; None where it is there no longer."""
+    """A layer over time.
+
+    Attributes:
+        states: the check and the state, wherever that changed; None where the layer is there no longer.
+        dead: the check and the number of units with a zero gradient and weights of their own, wherever that changed.
+            It changes a lot, and is only asked for of a layer that somebody looks at.
+        values: the latest state as it was written.
+    """
 
     states: list[tuple[int, State | None]] = field(default_factory=list)
-    values: dict[str, Any] = field(default_factory=dict)  # the latest state as written
+    dead: list[tuple[int, int]] = field(default_factory=list)
+    values: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -96,9 +102,13 @@ class RunHistory:
         try:
             summary = unpack_summary(data)
             is_full = summary.get("full") is True
-            layers = {
-                name: _merge(self.layers.get(name), values, is_full) for name, values in summary["layers"].items()
-            }
+            layers: dict[str, tuple[dict[str, Any], State]] = {}
+            dead: dict[str, int] = {}
+            for name, changes in summary["layers"].items():
+                if "dead" in changes:
+                    dead[name] = _int(changes.pop("dead"))
+                if changes or name not in self.layers:
+                    layers[name] = _merge(self.layers.get(name), changes, is_full)
             findings = {layer: [_finding(row) for row in rows] for layer, rows in summary.get("findings", {}).items()}
         except PayloadError:
             self.num_unreadable += 1
@@ -117,35 +127,38 @@ class RunHistory:
             layer.values = values
             if not layer.states or layer.states[-1][1] != state:
                 layer.states.append((check, state))
+        for name, number in dead.items():
+            self.layers[name].dead.append((check, number))
         self.findings.update(findings)
 
     def _forget_from(self, step: int) -> None:
         self.steps = [earlier for earlier in self.steps if earlier < step]
         for layer in self.layers.values():
             layer.states = [(check, state) for check, state in layer.states if check < len(self.steps)]
+            layer.dead = [(check, number) for check, number in layer.dead if check < len(self.steps)]
         self.layers = {name: layer for name, layer in self.layers.items() if layer.states}
 
     def to_json(self) -> dict[str, Any]:
-        """All but the groups: they are only needed of a layer that somebody looks at."""
+        """All but what is only asked for of a layer that somebody looks at."""
         rows = [{"layer": layer, **row} for layer, rows in self.findings.items() for row in rows]
         return {
             "steps": self.steps,
-            "layers": [self._layer_to_json(name, layer) for name, layer in self.layers.items()],
+            "layers": [self._row(name, layer) for name, layer in self.layers.items()],
             "findings": rows,
             "unreadable": self.num_unreadable,
         }
 
-    def groups_to_json(self, name: str) -> list[list[Any]]:
-        """The groups of one layer, and how many there are, from each check at which they changed."""
-        changes: list[list[Any]] = []
-        for check, state in self.layers[name].states:
-            groups = [group.to_json() for group in state.groups] if state else []
-            num_groups = state.num_groups if state else 0
-            if not changes or changes[-1][1:] != [groups, num_groups]:
-                changes.append([check, groups, num_groups])
-        return changes
+    def layer_to_json(self, name: str) -> dict[str, Any]:
+        """Of one layer, the dead units, and the groups with their number, from each check at which they changed."""
+        layer = self.layers[name]
+        groups: list[list[Any]] = []
+        for check, state in layer.states:
+            now = [[group.to_json() for group in state.groups], state.num_groups] if state else [[], 0]
+            if not groups or groups[-1][1:] != now:
+                groups.append([check, *now])
+        return {"dead": layer.dead, "groups": groups}
 
-    def _layer_to_json(self, name: str, layer: Layer) -> dict[str, Any]:
+    def _row(self, name: str, layer: Layer) -> dict[str, Any]:
         latest = next(state for _, state in reversed(layer.states) if state is not None)
         return {
             "name": name,
@@ -197,7 +210,6 @@ def _merge(layer: Layer | None, changes: Mapping[str, Any], is_full: bool) -> tu
         num_units=_count(values, "units"),
         fan_in=_count(values, "fan_in"),
         width=_count(values, "width"),
-        dead=_count(values, "dead"),
         counts=tuple(_count(counts, verdict, 0) for verdict in VERDICTS),
         groups=tuple(map(_group, groups)),
         num_groups=_count(values, "num_groups"),

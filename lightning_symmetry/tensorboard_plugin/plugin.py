@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 from collections.abc import Callable, Mapping
 from functools import wraps
@@ -18,6 +19,7 @@ from lightning_symmetry.tensorboard_plugin.events import PLUGIN_NAME
 from lightning_symmetry.tensorboard_plugin.reading import ArgumentError, Cache, Reader
 
 _MIMETYPES = {".js": "text/javascript", ".css": "text/css"}
+_JSON = "application/json"
 _LOG = logging.getLogger(__name__)
 
 
@@ -46,14 +48,16 @@ def _route(answer: Answer) -> Callable[[SymmetryPlugin, Request], Response]:
         code = 200
         try:
             content, mimetype = answer(self, request)
+            if mimetype == _JSON:  # many times faster than TensorBoard's own way
+                content = json.dumps(content, allow_nan=False, separators=(",", ":"))
         except ArgumentError as error:
-            content, mimetype, code = {"error": str(error)}, "application/json", 400
+            content, mimetype, code = {"error": str(error)}, _JSON, 400
         except errors.PublicError:  # TensorBoard's own, which it knows how to tell
             raise
         except Exception:
             _LOG.exception("The Symmetry tab failed to answer.")
             message = "The Symmetry tab failed to answer; the console of TensorBoard tells why."
-            content, mimetype, code = {"error": message}, "application/json", 500
+            content, mimetype, code = {"error": message}, _JSON, 500
         response: Response = http_util.Respond(request, content, mimetype, code=code)
         return response
 
@@ -104,18 +108,18 @@ class SymmetryPlugin(TBPlugin):  # type: ignore[misc]
     def runs(self, request: Request) -> tuple[Any, str]:
         """All runs, each with a text that changes with its data."""
         versions = self._reader(request).versions()
-        return {"runs": [{"name": run, "version": version} for run, version in versions.items()]}, "application/json"
+        return {"runs": [{"name": run, "version": version} for run, version in versions.items()]}, _JSON
 
     @_route
     def run(self, request: Request) -> tuple[Any, str]:
         """The history of a run."""
-        return self._reader(request).history(_argument(request, "run")).to_json(), "application/json"
+        return self._reader(request).history(_argument(request, "run")).to_json(), _JSON
 
     @_route
     def layer(self, request: Request) -> tuple[Any, str]:
         """The groups of a layer over time, and which matrices there are."""
         run, layer = _argument(request, "run"), _argument(request, "layer")
-        return self._reader(request).layer(run, layer), "application/json"
+        return self._reader(request).layer(run, layer), _JSON
 
     @_route
     def matrix(self, request: Request) -> tuple[Any, str]:

@@ -63,16 +63,14 @@ class Reader:
         return history
 
     def layer(self, run: str, layer: str) -> dict[str, Any]:
-        """The groups of a layer over time, and the step and the units of each matrix; ready for JSON.
+        """A layer over time, and the step and the units of each matrix; ready for JSON.
 
         Raises:
             ArgumentError: if there is no such run, or it has no such layer.
         """
         matrices = self.matrices(run, layer)
-        return {
-            "groups": self.history(run).groups_to_json(layer),
-            "matrices": [[step, units] for step, (units, _) in sorted(matrices.items())],
-        }
+        shown = [[step, units] for step, (units, _) in sorted(matrices.items())]
+        return {**self.history(run).layer_to_json(layer), "matrices": shown}
 
     def matrices(self, run: str, layer: str) -> dict[int, tuple[list[int], bytes]]:
         """By step, the units shown and the cells of each matrix of a layer; what cannot be read is left out.

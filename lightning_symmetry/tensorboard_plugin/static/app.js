@@ -82,12 +82,14 @@ export class App {
     await Promise.all(
       wanted.map(async ({name, version}) => {
         const history = await this.attempt(() => this.source.history(name));
-        if (history) this.data.set(name, new Run(name, version, history));
+        if (!history) return;
+        this.data.set(name, new Run(name, version, history));
+        this.update();
       }),
     );
     const names = new Set(this.names());
     for (const name of this.data.keys()) if (!names.has(name)) this.data.delete(name);
-    if (wanted.length || !this.hasDrawn) this.update();
+    if (!this.hasDrawn) this.update();
   }
 
   isWanted(name) {
@@ -149,7 +151,8 @@ export class App {
 
   /** Where nothing is chosen, or what is chosen is not there: the first run, and its first layer with something to tell. */
   complete() {
-    if (!this.data.has(this.state.run)) this.state.run = this.shownRuns()[0]?.name ?? null;
+    const names = this.names();
+    if (!names.includes(this.state.run)) this.state.run = names.find((name) => this.shown.has(name)) ?? names[0];
     const run = this.run();
     if (run && !run.byName.has(this.state.layer)) {
       this.state.layer = (run.layers.find(({events}) => events.length) ?? run.layers[0])?.name ?? null;

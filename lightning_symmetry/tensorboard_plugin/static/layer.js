@@ -71,13 +71,7 @@ export class LayerView {
       );
       this.load(key);
     }
-    const state = layer.at(check);
-    const facts = state ? [`${state.width.toLocaleString('en')} distinct`, `${state.dead.toLocaleString('en')} dead`] : ['not looked at here'];
-    const worst = layer.worst(check);
-    this.facts.replaceChildren(
-      ...[plural(layer.units, 'unit'), `${plural(layer.fan_in, 'input')} each`, ...facts].map((text) => element('span', {}, text)),
-      worst ? label(worst) : '',
-    );
+    this.showFacts(check);
     this.slider.max = run.steps.length - 1;
     this.slider.value = check;
     this.slider.setAttribute('aria-valuetext', `step ${run.steps[check]}`);
@@ -100,11 +94,11 @@ export class LayerView {
   async show(check) {
     const answer = this.loaded.get(this.key);
     if (!answer) return;
-    const change = answer.groups[lastAtMost(answer.groups.map(([first]) => first), check)];
+    const change = latest(answer.groups, check);
     this.groupsNow = (change?.[1] ?? []).map(([units, size, verdict, since]) => ({units, size, verdict, since, holds: holds(units)}));
     this.showGroups(change?.[2] ?? 0);
     const step = this.run.steps[check];
-    const found = answer.matrices[lastAtMost(answer.matrices.map(([first]) => first), step)] ?? answer.matrices[0];
+    const found = latest(answer.matrices, step) ?? answer.matrices[0];
     this.missing.hidden = Boolean(found);
     this.canvas.hidden = !found;
     if (!found) {
@@ -197,6 +191,20 @@ export class LayerView {
     this.app.tip.show(event, lines);
   }
 
+  showFacts(check) {
+    const {layer} = this;
+    const state = layer.at(check);
+    const dead = latest(this.loaded.get(this.key)?.dead, check)?.[1];
+    const worst = layer.worst(check);
+    const texts = [
+      plural(layer.units, 'unit'),
+      `${plural(layer.fan_in, 'input')} each`,
+      state ? `${state.width.toLocaleString('en')} distinct` : 'not looked at here',
+      dead === undefined ? '' : `${dead.toLocaleString('en')} dead`,
+    ];
+    this.facts.replaceChildren(...texts.map((text) => element('span', {}, text)), worst ? label(worst) : '');
+  }
+
   showFindings(step) {
     const rows = this.layer.findings
       .filter((finding) => finding.since <= step)
@@ -260,6 +268,11 @@ export class LayerView {
   moveLayer(by) {
     this.app.moveLayer(by);
   }
+}
+
+/** The last of the entries that begin with a check or a step that is not later. */
+function latest(entries, at) {
+  return entries?.[lastAtMost(entries.map(([first]) => first), at)];
 }
 
 function number(value) {

@@ -54,8 +54,8 @@ class Layer {
   at(check) {
     const i = lastAtMost(this.checks, check);
     if (i < 0 || this.states[i].length === 1) return null;
-    const [, width, dead, ...counts] = this.states[i];
-    return {width, dead, counts: Object.fromEntries(COUNTS.map((verdict, j) => [verdict, counts[j]]))};
+    const [, width, ...counts] = this.states[i];
+    return {width, counts: Object.fromEntries(COUNTS.map((verdict, j) => [verdict, counts[j]]))};
   }
 
   worst(check) {
@@ -63,16 +63,12 @@ class Layer {
     return (state && SERIOUS.find((verdict) => state.counts[verdict] > 0)) ?? null;
   }
 
-  /** Share of redundant units at every check; NaN where there is nothing to show. */
-  shares() {
-    if (!this.cached) {
-      this.cached = new Float32Array(this.steps.length).fill(NaN);
-      this.states.forEach(([check, width], i) => {
-        const end = i + 1 < this.states.length ? this.states[i + 1][0] : this.steps.length;
-        this.cached.fill(width === undefined ? NaN : 1 - width / Math.max(1, this.units), check, end);
-      });
-    }
-    return this.cached;
+  /** Call a function with every share of redundant units, and the checks from which and up to which it held. */
+  spans(tell) {
+    this.states.forEach(([check, width], i) => {
+      if (width === undefined) return;
+      tell(1 - width / Math.max(1, this.units), check, i + 1 < this.states.length ? this.states[i + 1][0] : this.steps.length);
+    });
   }
 
   describe(check) {

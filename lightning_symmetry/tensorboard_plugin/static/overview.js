@@ -172,36 +172,45 @@ class Card {
     this.axis.replaceChildren(...labels);
   }
 
-  /** All layers at a glance: several share a line of pixels, and the worst of them is shown. */
+  /** All layers at a glance, and which of them are in sight. */
   drawMap() {
-    const {layers, steps} = this.run;
+    const {layers} = this.run;
     const width = this.scroller.clientWidth;
-    const context = prepare(this.map, width, MAP_HEIGHT);
-    if (!this.mapWorst || this.mapWorst.width !== width) {
-      const columns = Math.min(width, steps.length);
-      const lines = Math.min(MAP_HEIGHT, layers.length);
-      const worst = new Float32Array(columns * lines).fill(NaN);
-      layers.forEach((layer, place) => {
-        const line = Math.floor((place * lines) / layers.length);
-        layer.shares().forEach((share, check) => {
-          const cell = line * columns + Math.floor((check * columns) / steps.length);
-          if (!(worst[cell] >= share)) worst[cell] = share;
-        });
-      });
-      this.mapWorst = {width, columns, lines, worst};
+    const key = [width, this.app.isDark].join();
+    if (this.mapKey !== key) {
+      this.mapKey = key;
+      this.picture = this.paintMap(Math.min(width, this.run.steps.length), Math.min(2 * MAP_HEIGHT, layers.length));
     }
-    const {columns, lines, worst} = this.mapWorst;
-    worst.forEach((share, cell) => {
-      if (Number.isNaN(share)) return;
-      context.fillStyle = css(redundancy(share, this.app.isDark));
-      const x = ((cell % columns) * width) / columns;
-      context.fillRect(x, (Math.floor(cell / columns) * MAP_HEIGHT) / lines, width / columns + 0.5, MAP_HEIGHT / lines + 0.5);
-    });
-    const total = layers.length * ROW;
+    const context = prepare(this.map, width, MAP_HEIGHT);
+    context.imageSmoothingEnabled = false;
+    context.drawImage(this.picture, 0, 0, width, MAP_HEIGHT);
+    const scale = MAP_HEIGHT / (layers.length * ROW);
     context.strokeStyle = this.app.ink();
     context.lineWidth = 1.5;
-    const top = (this.scroller.scrollTop / total) * MAP_HEIGHT;
-    context.strokeRect(0.75, top + 0.75, width - 1.5, (MAX_HEIGHT / total) * MAP_HEIGHT - 1.5);
+    context.strokeRect(0.75, this.scroller.scrollTop * scale + 0.75, width - 1.5, MAX_HEIGHT * scale - 1.5);
+  }
+
+  /** A picture of all layers: where several share a pixel, the most redundant of them shows. */
+  paintMap(columns, lines) {
+    const {layers, steps} = this.run;
+    const worst = new Float32Array(columns * lines).fill(NaN);
+    layers.forEach((layer, place) => {
+      const start = Math.floor((place * lines) / layers.length) * columns;
+      layer.spans((share, from, to) => {
+        const end = Math.ceil((to * columns) / steps.length);
+        for (let cell = start + Math.floor((from * columns) / steps.length); cell < start + end; cell++) {
+          if (!(worst[cell] >= share)) worst[cell] = share;
+        }
+      });
+    });
+    const picture = element('canvas', {width: columns, height: lines});
+    const context = picture.getContext('2d');
+    const image = context.createImageData(columns, lines);
+    worst.forEach((share, cell) => {
+      if (!Number.isNaN(share)) image.data.set([...redundancy(share, this.app.isDark), 255], 4 * cell);
+    });
+    context.putImageData(image, 0, 0);
+    return picture;
   }
 
   jump(event) {
@@ -239,10 +248,10 @@ class Card {
         const state = layer.at(this.check);
         const verdicts = state ? Object.entries(state.counts).filter(([, count]) => count) : [];
         const text = verdicts.map(([verdict, count]) => `${count} ${verdict}`).join(', ');
-        return [layer.title, String(layer.units), state ? String(state.width) : '–', state ? String(state.dead) : '–', text];
+        return [layer.title, String(layer.units), state ? String(state.width) : '–', text];
       });
       const caption = `Layers of run ${this.run.name} at step ${this.run.steps[this.check]}`;
-      details.append(table(caption, ['layer', 'units', 'distinct', 'dead', 'units in groups'], rows));
+      details.append(table(caption, ['layer', 'units', 'distinct', 'units in groups'], rows));
     });
     return details;
   }
@@ -289,22 +298,16 @@ class Row {
   draw(width, chosen, hasCursor) {
     const {app, run} = this.card;
     const context = prepare(this.canvas, width, STRIP);
-    const shares = this.layer.shares();
-    const column = width / shares.length;
-    const gap = column >= 6 ? 1 : 0;
-    if (column >= 1) {
-      shares.forEach((share, check) => {
-        if (Number.isNaN(share)) return;
-        context.fillStyle = css(redundancy(share, app.isDark));
-        context.fillRect(check * column, 0, column - gap + (gap ? 0 : 0.5), STRIP);
-      });
-    } else {
-      for (let x = 0; x < width; x++) {
-        const share = largest(shares, Math.floor(x / column), Math.ceil((x + 1) / column));
-        if (Number.isNaN(share)) continue;
-        context.fillStyle = css(redundancy(share, app.isDark));
-        context.fillRect(x, 0, 1, STRIP);
-      }
+    const column = width / run.steps.length;
+    const spans = [];
+    this.layer.spans((...span) => spans.push(span));
+    if (column < 1) spans.sort(([a], [b]) => a - b); // so that what lasts less than a pixel is not painted over
+    for (const [share, from, to] of spans) {
+      context.fillStyle = css(redundancy(share, app.isDark));
+      context.fillRect(from * column, 0, Math.max(1, (to - from) * column), STRIP);
+    }
+    if (column >= 6) {
+      for (let check = 1; check < run.steps.length; check++) context.clearRect(check * column - 1, 0, 1, STRIP);
     }
     if (hasCursor) {
       const x = (chosen + 0.5) * column;
@@ -352,12 +355,6 @@ class Row {
       ...near.slice(0, 6).map(([step, kind, verdict, text]) => `${kind}${verdict ? `, ${verdict}` : ''} at step ${step}: ${text}`),
     ]);
   }
-}
-
-function largest(values, from, to) {
-  let result = NaN;
-  for (let i = from; i < Math.min(to, values.length); i++) if (!(result >= values[i])) result = values[i];
-  return result;
 }
 
 /** Width of the widest text in CSS pixels; of a great many, that of the longest is near enough. */
