@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from threading import Lock
-from typing import Any
+from typing import Any, TypeVar
 
 from tensorboard.context import RequestContext
 from tensorboard.data.provider import DataProvider, RunTagFilter, TensorDatum
@@ -19,6 +19,7 @@ from lightning_symmetry.tensorboard_plugin.events import (
 )
 from lightning_symmetry.tensorboard_plugin.folding import RunHistory, fold
 
+T = TypeVar("T")
 _ALL = 10_000_000  # of the stored events: a summary builds on the ones before it
 
 
@@ -57,10 +58,7 @@ class Reader:
         version = self._list(RunTagFilter(runs=[run], tags=[SUMMARY_TAG])).get(run, {}).get(SUMMARY_TAG)
         if version is None:
             raise ArgumentError(f"Expected argument `run` to be a run with data of the Symmetry tab but got {run!r}.")
-        history: RunHistory = self._cache.get(
-            (self._experiment, run), version, lambda: fold(_payloads(self._read(run, SUMMARY_TAG)))
-        )
-        return history
+        return self._cache.get((self._experiment, run), version, lambda: fold(_payloads(self._read(run, SUMMARY_TAG))))
 
     def layer(self, run: str, layer: str) -> dict[str, Any]:
         """A layer over time, and the step and the units of each matrix; ready for JSON.
@@ -84,10 +82,9 @@ class Reader:
         version = self._list(RunTagFilter(runs=[run], tags=[tag])).get(run, {}).get(tag)
         if version is None:
             return {}
-        matrices: dict[int, tuple[list[int], bytes]] = self._cache.get(
+        return self._cache.get(
             (self._experiment, run, layer), version, lambda: _matrices(_payloads(self._read(run, tag)))
         )
-        return matrices
 
     def _list(self, wanted: RunTagFilter) -> dict[str, dict[str, str]]:
         series = self._provider.list_tensors(
@@ -119,13 +116,13 @@ class Cache:
     def __init__(self, size: int = 256) -> None:
         self._size = size
         self._lock = Lock()
-        self._kept: dict[Any, tuple[str, Any]] = {}
+        self._kept: dict[Hashable, tuple[str, Any]] = {}
 
-    def get(self, key: Any, version: str, compute: Any) -> Any:
+    def get(self, key: Hashable, version: str, compute: Callable[[], T]) -> T:
         """What ``compute`` returned of this version, or returns now."""
         with self._lock:
             kept = self._kept.get(key)
-        value = kept[1] if kept and kept[0] == version else compute()
+        value: T = kept[1] if kept and kept[0] == version else compute()
         with self._lock:
             self._kept.pop(key, None)
             self._kept[key] = (version, value)

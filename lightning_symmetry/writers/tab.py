@@ -75,7 +75,7 @@ class TabWriter:
         by_layer: dict[str, list[Finding]] = {}
         for finding in findings:
             by_layer.setdefault(finding.layer, []).append(finding)
-        _add(writers, SUMMARY_TAG, pack_summary(self._summary(report, by_layer)), report.step)
+        add_event(writers, SUMMARY_TAG, pack_summary(self._summary(report, by_layer)), report.step)
         for seen in looks if heatmaps != "none" else ():
             layer = report.layers.get(seen.layer.name)
             if layer is not None and (self._is_matrix_due(layer, by_layer.get(layer.name, ())) or heatmaps == "all"):
@@ -126,7 +126,7 @@ class TabWriter:
         before = self._matrices.get(layer.name)
         if before is None or before[0] != units or _is_visible(before[1], cells):
             self._matrices[layer.name] = (units, cells)
-            _add(writers, MATRIX_TAG + layer.name, pack_matrix(units, cells.tobytes()), step)
+            add_event(writers, MATRIX_TAG + layer.name, pack_matrix(units, cells.tobytes()), step)
 
 
 def _is_visible(before: npt.NDArray[np.uint8], after: npt.NDArray[np.uint8]) -> bool:
@@ -134,7 +134,8 @@ def _is_visible(before: npt.NDArray[np.uint8], after: npt.NDArray[np.uint8]) -> 
     return bool((change >= _VISIBLE).any())
 
 
-def _add(writers: Iterable[SummaryWriter], tag: str, data: bytes, step: int) -> None:
+def add_event(writers: Iterable[SummaryWriter], tag: str, data: bytes, step: int) -> None:
+    """Write one event of the tab's own kind: TensorBoard lists it only with the plugin's name and the class of data."""
     value = Summary.Value(tag=tag, metadata=_METADATA, tensor=TensorProto(dtype=DT_STRING, string_val=[data]))
     for writer in writers:
         writer._get_file_writer().add_summary(Summary(value=[value]), step)  # type: ignore[no-untyped-call]

@@ -148,7 +148,7 @@ class Card {
       ...total('units', units.toLocaleString('en')),
       ...total('effective', `${width.toLocaleString('en')}`, bar),
       ...total('findings', findings.toLocaleString('en')),
-      ...total('step', String(this.run.steps[this.check] ?? '–')),
+      ...total('step', this.run.steps[this.check].toLocaleString('en')),
     );
   }
 
