@@ -80,7 +80,7 @@ class Page:
             except StaleElementReferenceException:  # drawn anew just now
                 return None
 
-        found: WebElement = wait_for(look, 20)
+        found: WebElement = wait_for(look)
         return found
 
     def texts(self, selector: str) -> list[str]:
@@ -89,6 +89,11 @@ class Page:
             "return [...document.querySelectorAll(arguments[0])].map((node) => node.textContent)", selector
         )
         return texts
+
+    def text(self, selector: str) -> str:
+        """The text of the first element that a selector finds, as soon as there is one."""
+        found: list[str] = wait_for(lambda: self.texts(selector))
+        return found[0]
 
     def press(self, *keys: str) -> None:
         """Press keys, one after the other."""

@@ -3,7 +3,7 @@ import {Tip, element} from './dom.js';
 import {LayerView} from './layer.js';
 import {Run} from './model.js';
 import {Overview} from './overview.js';
-import {Link, followTheme} from './surroundings.js';
+import {Link, followTheme, takeFocus} from './surroundings.js';
 import {Timeline} from './timeline.js';
 
 const POLL_MS = 5000;
@@ -47,9 +47,10 @@ export class App {
       this.update();
     });
     document.addEventListener('keydown', (event) => this.press(event));
-    document.addEventListener('click', ({target}) => {
-      if (!this.picker.contains(target)) this.picker.open = false;
+    document.addEventListener('click', (event) => {
+      if (!event.composedPath().includes(this.picker)) this.picker.open = false;
     });
+    takeFocus();
     await this.refresh();
     if (this.source.isLive) setInterval(() => this.isInSight() && this.refresh(), POLL_MS);
   }

@@ -63,6 +63,12 @@ function decode(text) {
   }
 }
 
+/** Let the keys come here, unless somebody is typing elsewhere. */
+export function takeFocus() {
+  const active = host()?.document.activeElement;
+  if (active && (active === window.frameElement || active === host().document.body)) window.focus();
+}
+
 /** Follow the theme: TensorBoard's, or that of the system. */
 export function followTheme(listener) {
   const system = window.matchMedia('(prefers-color-scheme: dark)');
