@@ -8,7 +8,7 @@ demo: .venv/.demo  ## train the gallery of initialisations and compare them
 	$(BIN)/lightning-symmetry demo
 
 test: .venv/.test  ## run all tests
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -rs
 
 check: .venv/.dev  ## lint, format and types
 	$(BIN)/ruff check .

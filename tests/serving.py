@@ -58,8 +58,8 @@ class Server:
 
 
 @contextmanager
-def tensorboard(logdir: Path, *flags: str) -> Iterator[Server]:
-    """TensorBoard for a log directory, once it has found all of its runs."""
+def tensorboard(logdir: Path, *flags: str, seconds: float = _PATIENCE_S) -> Iterator[Server]:
+    """TensorBoard for a log directory, once it has found all of its runs, for which it has so many seconds."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -70,7 +70,7 @@ def tensorboard(logdir: Path, *flags: str) -> Iterator[Server]:
     server = Server(f"http://127.0.0.1:{port}", process)
     num_runs = len({file.parent for file in logdir.rglob("events.out.tfevents.*")})
     try:
-        wait_for(lambda: _is_up(server) and len(server.runs()) >= num_runs)
+        wait_for(lambda: is_up(server) and len(server.runs()) >= num_runs, seconds)
         yield server
     finally:
         server.stop()
@@ -87,7 +87,8 @@ def wait_for(condition: Any, seconds: float = _PATIENCE_S) -> Any:
         time.sleep(0.05)
 
 
-def _is_up(server: Server) -> bool:
+def is_up(server: Server) -> bool:
+    """Whether it answers."""
     assert server.process.poll() is None, "TensorBoard has ended"
     try:
         with urlopen(f"{server.url}/data/environment", timeout=_PATIENCE_S):

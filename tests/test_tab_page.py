@@ -26,7 +26,7 @@ from tests.test_tab_writer import payloads
 from tests.test_tensorboard import read
 
 DASH = "\N{EN DASH}"
-MARGIN = 36  # of the heatmap, for the indices of units
+LEFT, TOP = 36, 6  # of the heatmap, around the square
 SICK = {"zeros": "frozen", "constant_0.02": "locked", "constant_-0.02": "frozen", "copied_half": "locked"}
 HEALTHY = {"PyTorch_default", "He_normal", "normal_std_0.001"}
 
@@ -48,7 +48,7 @@ def strip(page: Page, run: str, layer: str, check: int, num_checks: int) -> tupl
 
 def cell(page: Page, i: int, j: int, side: int) -> tuple[int, ...]:
     size = 448 // side
-    return page.pixel(page.wait("canvas.heatmap"), MARGIN + (j + 0.5) * size, (i + 0.5) * size)
+    return page.pixel(page.wait("canvas.heatmap"), LEFT + (j + 0.5) * size, TOP + (i + 0.5) * size)
 
 
 def chosen_step(page: Page) -> int:
@@ -120,7 +120,7 @@ def test_hover_names_the_units_their_similarities_and_their_group(page: Page, fa
     page.open(fast_server, {"view": "layer", "run": "constant_0.02", "layer": "fc2"})
     page.wait(".figure .caption", "groups first")
     canvas = page.wait("canvas.heatmap")
-    page.hover(canvas, MARGIN + 2.5 * 14, 5.5 * 14)
+    page.hover(canvas, LEFT + 2.5 * 14, TOP + 5.5 * 14)
     wait_for(lambda: page.texts(".tip div")[:1] == ["units 5 and 2"])
     assert page.texts(".tip div") == [
         "units 5 and 2",

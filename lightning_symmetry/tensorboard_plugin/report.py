@@ -68,7 +68,7 @@ def _run(reader: Reader, run: str) -> dict[str, Any]:
 
 def _page(title: str, runs: list[dict[str, Any]]) -> str:
     scripts = [file for file in STATIC.iterdir() if file.name.endswith(".js")]
-    modules = {f"symmetry/{file.name}": _module(file.read_text()) for file in scripts}
+    modules = {f"symmetry/{file.name}": _module(file.read_text(encoding="utf-8")) for file in scripts}
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -76,7 +76,7 @@ def _page(title: str, runs: list[dict[str, Any]]) -> str:
 <meta name="viewport" content="width=device-width">
 <title>{html.escape(title)}</title>
 <style>
-{(STATIC / "style.css").read_text()}</style>
+{(STATIC / "style.css").read_text(encoding="utf-8")}</style>
 <script type="importmap">{json.dumps({"imports": modules})}</script>
 <script type="application/json" id="data">{_embed(runs)}</script>
 </head>

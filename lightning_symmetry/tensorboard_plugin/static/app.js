@@ -6,7 +6,7 @@ import {Overview} from './overview.js';
 import {Link, followTheme, takeFocus} from './surroundings.js';
 import {Timeline} from './timeline.js';
 
-const POLL_MS = 5000;
+const POLL_MS = 3000;
 const MAX_SHOWN = 12; // runs to begin with
 const VIEWS = {overview: 'Overview', layer: 'Layer', timeline: 'Timeline'};
 const EXAMPLE = `from lightning.pytorch import Trainer
@@ -29,8 +29,7 @@ export class App {
     this.nav = element('nav', {'aria-label': 'Views'}, Object.entries(VIEWS).map(([view, name]) => element('button', {type: 'button', 'data-view': view, click: () => this.go({view})}, name)));
     this.picker = element('details', {class: 'picker'});
     this.main = element('main', {});
-    this.bar = element('div', {class: 'top'}, this.nav, this.picker, this.status);
-    root.append(this.bar, this.error, this.main);
+    root.append(element('div', {class: 'top'}, this.nav, this.picker, this.status), this.error, this.main);
     this.tip = new Tip(root);
     this.views = {overview: new Overview(this), layer: new LayerView(this), timeline: new Timeline(this)};
   }
@@ -199,7 +198,7 @@ export class App {
       return;
     }
     this.hasDrawn = true;
-    this.bar.hidden = false;
+    this.nav.hidden = this.picker.hidden = false;
     this.complete();
     this.fillPicker();
     this.nav.querySelectorAll('button').forEach((button) => button.setAttribute('aria-current', String(button.dataset.view === this.state.view)));
@@ -209,6 +208,7 @@ export class App {
   }
 
   showEmpty() {
+    this.nav.hidden = this.picker.hidden = true;
     this.main.replaceChildren(
       element(
         'section',

@@ -1,6 +1,7 @@
 // Effective width over steps, with what happened as marks.
 import {svg} from './dom.js';
 import {MARKS, kindOf} from './marks.js';
+import {ticks} from './model.js';
 
 const HEIGHT = 260;
 const EDGE = {left: 52, right: 18, top: 16, bottom: 34};
@@ -34,10 +35,9 @@ export class Chart {
     this.draw();
   }
 
-  x(step) {
-    const {steps} = this.run;
-    const span = Math.max(1, steps[steps.length - 1] - steps[0]);
-    return EDGE.left + ((step - steps[0]) / span) * (this.width - EDGE.left - EDGE.right);
+  /** Every check has the same room, as in the overview: the first ones are close to one another in steps. */
+  x(check) {
+    return EDGE.left + ((check + 0.5) * (this.width - EDGE.left - EDGE.right)) / this.run.steps.length;
   }
 
   y(share) {
@@ -53,16 +53,15 @@ export class Chart {
       svg('line', {class: 'grid', x1: EDGE.left, x2: right, y1: this.y(share), y2: this.y(share)}),
       svg('text', {x: EDGE.left - 8, y: this.y(share) + 4, 'text-anchor': 'end'}, `${100 * share} %`),
     ]);
-    const ticks = niceTicks(run.steps[0], run.lastStep, Math.max(2, Math.floor(this.width / 110)));
-    const axis = ticks.flatMap((step) => [
-      svg('line', {class: 'tick', x1: this.x(step), x2: this.x(step), y1: HEIGHT - EDGE.bottom, y2: HEIGHT - EDGE.bottom + 4}),
-      svg('text', {x: this.x(step), y: HEIGHT - EDGE.bottom + 17, 'text-anchor': 'middle'}, step.toLocaleString('en')),
+    const axis = ticks(run.steps, right - EDGE.left, 24).flatMap((check) => [
+      svg('line', {class: 'tick', x1: this.x(check), x2: this.x(check), y1: HEIGHT - EDGE.bottom, y2: HEIGHT - EDGE.bottom + 4}),
+      svg('text', {x: this.x(check), y: HEIGHT - EDGE.bottom + 17, 'text-anchor': 'middle'}, run.steps[check].toLocaleString('en')),
     ]);
-    const cursor = this.x(run.steps[run.checkAt(this.app.state.step)]);
+    const cursor = this.x(run.checkAt(this.app.state.step));
     this.node.replaceChildren(
       ...grid,
       ...axis,
-      svg('text', {x: right, y: HEIGHT - 3, 'text-anchor': 'end', class: 'unit'}, 'step'),
+      svg('text', {x: right, y: HEIGHT - 2, 'text-anchor': 'end'}, 'step, one place per check'),
       svg('line', {class: 'cursor', x1: cursor, x2: cursor, y1: EDGE.top - 6, y2: HEIGHT - EDGE.bottom}),
       ...this.lines.map(({layer, line}) => svg('path', {class: 'line', d: this.path(layer), ...lineStyle(line)})),
       ...this.marks(),
@@ -70,13 +69,12 @@ export class Chart {
   }
 
   path(layer) {
-    const {steps} = this.run;
     let d = '';
     layer.states.forEach(([check, width], i) => {
       if (width === undefined) return;
-      const end = i + 1 < layer.states.length ? layer.states[i + 1][0] : steps.length - 1;
+      const end = i + 1 < layer.states.length ? layer.states[i + 1][0] : this.run.steps.length - 1;
       const continues = d && layer.states[i - 1].length > 1;
-      d += `${continues ? 'L' : 'M'}${this.x(steps[check])} ${this.y(width / layer.units)}H${this.x(steps[end])}`;
+      d += `${continues ? 'L' : 'M'}${this.x(check)} ${this.y(width / layer.units)}H${this.x(end)}`;
     });
     return d;
   }
@@ -87,9 +85,10 @@ export class Chart {
     return this.lines.flatMap(({layer, line}) =>
       layer.events.map((event) => {
         const [step, kind, verdict, text] = event;
-        const state = layer.at(this.run.checkAt(step));
+        const check = this.run.checkAt(step);
+        const state = layer.at(check);
         const y = this.y(state ? state.width / layer.units : 0);
-        let x = this.x(step);
+        let x = this.x(check);
         while (taken.some(([a, b]) => Math.abs(a - x) < 13 && Math.abs(b - y) < 13) && x < this.width - 14) x += 14;
         taken.push([x, y]);
         const title = `${layer.name}, step ${step}: ${kind}${verdict ? `, ${verdict}` : ''}: ${text}`;
@@ -104,13 +103,9 @@ export class Chart {
   }
 
   checkUnder(event) {
-    const {steps} = this.run;
-    const x = event.clientX - this.node.getBoundingClientRect().left;
-    let best = 0;
-    steps.forEach((step, check) => {
-      if (Math.abs(this.x(step) - x) < Math.abs(this.x(steps[best]) - x)) best = check;
-    });
-    return best;
+    const place = (this.width - EDGE.left - EDGE.right) / this.run.steps.length;
+    const check = Math.floor((event.clientX - this.node.getBoundingClientRect().left - EDGE.left) / place);
+    return Math.min(this.run.steps.length - 1, Math.max(0, check));
   }
 
   hover(event) {
@@ -119,13 +114,4 @@ export class Chart {
     const lines = this.lines.slice(0, 12).map(({layer}) => layer.describe(check));
     this.app.tip.show(event, [`step ${this.run.steps[check].toLocaleString('en')}`, ...lines]);
   }
-}
-
-function niceTicks(from, to, count) {
-  const raw = Math.max(1, (to - from) / count);
-  const power = 10 ** Math.floor(Math.log10(raw));
-  const size = [1, 2, 5, 10].map((factor) => Math.max(1, factor * power)).find((candidate) => candidate >= raw);
-  const ticks = [];
-  for (let tick = Math.ceil(from / size) * size; tick <= to; tick += size) ticks.push(tick);
-  return ticks;
 }

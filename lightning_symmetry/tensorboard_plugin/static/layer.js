@@ -6,8 +6,10 @@ import {MARKS, label, mark} from './marks.js';
 import {holds, lastAtMost, plural, unitsText} from './model.js';
 
 const SIDE = 448; // of the square, at most
-const MARGIN = 36; // for the indices of units
+const LEFT = 36; // for the indices of units
+const TOP = 6; // for the upper half of the first of them
 const FRAME_MS = 450;
+const MAX_FRAMES = 60; // a long training is played in larger steps
 const MAX_GROUPS = 100;
 
 export class LayerView {
@@ -125,11 +127,12 @@ export class LayerView {
     const cell = Math.max(1, Math.floor(SIDE / n));
     const side = cell * n;
     this.figure = {units, cells, cell, n};
-    const context = prepare(this.canvas, MARGIN + side + 1, side + 1);
+    const context = prepare(this.canvas, LEFT + side + 1, TOP + side + 1);
+    context.translate(LEFT, TOP);
     for (let i = 0; i < n; i++) {
       for (let j = 0; j < n; j++) {
         context.fillStyle = css(similarity(toSimilarity(cells[i * n + j])));
-        context.fillRect(MARGIN + j * cell, i * cell, cell, cell);
+        context.fillRect(j * cell, i * cell, cell, cell);
       }
     }
     const places = units.map((unit) => this.groupsNow.findIndex((group) => group.holds(unit)));
@@ -141,8 +144,9 @@ export class LayerView {
         const {verdict} = this.groupsNow[places[i]];
         context.strokeStyle = this.app.colour(verdict);
         context.lineWidth = (end - i) * cell > 24 ? 2 : 1;
-        const inset = context.lineWidth / 2;
-        context.strokeRect(MARGIN + i * cell + inset, i * cell + inset, (end - i) * cell - 2 * inset, (end - i) * cell - 2 * inset);
+        const start = i * cell + context.lineWidth / 2;
+        const size = (end - i) * cell - context.lineWidth;
+        context.strokeRect(start, start, size, size);
       }
       starts.add(i);
       i = end;
@@ -153,10 +157,10 @@ export class LayerView {
     context.textBaseline = 'middle';
     const taken = [];
     for (const i of [...starts, ...units.keys()]) {
-      const y = Math.min(side - 6, Math.max(6, (i + 0.5) * cell));
-      if (taken.some((other) => Math.abs(other - y) < 14)) continue;
+      const y = (i + 0.5) * cell;
+      if (taken.some((other) => Math.abs(other - y) < 13)) continue;
       taken.push(y);
-      context.fillText(String(units[i]), MARGIN - 6, y);
+      context.fillText(String(units[i]), -6, y);
     }
     const ramp = prepare(this.scale, 140, 10);
     for (let x = 0; x < 140; x++) {
@@ -173,8 +177,8 @@ export class LayerView {
     if (!this.figure) return;
     const {units, cells, cell, n} = this.figure;
     const box = this.canvas.getBoundingClientRect();
-    const j = Math.floor((event.clientX - box.left - MARGIN) / cell);
-    const i = Math.floor((event.clientY - box.top) / cell);
+    const j = Math.floor((event.clientX - box.left - LEFT) / cell);
+    const i = Math.floor((event.clientY - box.top - TOP) / cell);
     if (i < 0 || j < 0 || i >= n || j >= n) {
       this.app.tip.hide();
       return;
@@ -260,9 +264,8 @@ export class LayerView {
 
   advance() {
     const check = this.run.checkAt(this.app.state.step);
-    const isLast = check >= this.run.steps.length - 1;
-    if (isLast || this.app.state.view !== 'layer') this.setPlaying(false);
-    else this.app.go({step: this.run.steps[check + 1]});
+    if (check === this.run.steps.length - 1 || this.app.state.view !== 'layer') this.setPlaying(false);
+    else this.app.moveStep(Math.ceil(this.run.steps.length / MAX_FRAMES));
   }
 
   moveLayer(by) {

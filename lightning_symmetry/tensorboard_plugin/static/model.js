@@ -91,6 +91,18 @@ export function lastAtMost(numbers, value) {
   return low - 1;
 }
 
+/** Checks to be named on an axis with a place for each check: those at round steps, as many as fit. */
+export function ticks(steps, width, gap) {
+  const place = width / steps.length;
+  const room = gap + 7 * steps[steps.length - 1].toLocaleString('en').length;
+  for (let size = 1; ; size *= 10) {
+    for (const factor of [1, 2, 5]) {
+      const checks = steps.flatMap((step, check) => (step % (factor * size) === 0 ? [check] : []));
+      if (checks.every((check, i) => i === 0 || (check - checks[i - 1]) * place >= room)) return checks;
+    }
+  }
+}
+
 /** Packed indices such as "0-3,8,10-14:2,..." for people. */
 export function unitsText(packed) {
   return packed

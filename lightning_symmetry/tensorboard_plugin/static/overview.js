@@ -2,7 +2,7 @@
 import {css, redundancy} from './colours.js';
 import {element, prepare, table} from './dom.js';
 import {MARKS, draw, kindOf, label, mark} from './marks.js';
-import {lastAtMost, plural} from './model.js';
+import {lastAtMost, plural, ticks} from './model.js';
 
 const ROW = 22;
 const STRIP = 16;
@@ -110,13 +110,13 @@ class Card {
     this.node.style.setProperty('--name', `${name}px`);
     const numbers = parseFloat(getComputedStyle(this.node).getPropertyValue('--numbers'));
     this.width = Math.max(40, whole - name - numbers);
+    this.drawAxis();
     this.update();
   }
 
   update() {
     if (!this.width) return;
     this.summarise();
-    this.drawAxis();
     if (this.map) this.drawMap();
     const first = Math.max(0, Math.floor(this.scroller.scrollTop / ROW) - 2);
     const last = Math.min(this.run.layers.length, Math.ceil((this.scroller.scrollTop + MAX_HEIGHT) / ROW) + 2);
@@ -137,6 +137,8 @@ class Card {
   }
 
   summarise() {
+    if (this.summarised === this.check) return;
+    this.summarised = this.check;
     const {units, width} = this.run.totals(this.check);
     const findings = this.run.findings.filter((finding) => finding.broken === null).length;
     const worst = this.run.worst(this.check);
@@ -153,21 +155,10 @@ class Card {
   }
 
   drawAxis() {
-    const {steps} = this.run;
-    const column = this.width / steps.length;
-    const labels = [];
-    let free = -1;
-    steps.forEach((step, check) => {
-      const x = (check + 0.5) * column;
-      const text = step.toLocaleString('en');
-      const half = 3.6 * text.length;
-      const isEnd = check === steps.length - 1;
-      if (x - half > free && (isEnd || x + half + 14 < this.width - 4 * String(this.run.lastStep).length)) {
-        const tick = element('span', {}, text);
-        tick.style.left = `${x}px`;
-        labels.push(tick);
-        free = x + half + 14;
-      }
+    const labels = ticks(this.run.steps, this.width, 12).map((check) => {
+      const tick = element('span', {}, this.run.steps[check].toLocaleString('en'));
+      tick.style.left = `${((check + 0.5) * this.width) / this.run.steps.length}px`;
+      return tick;
     });
     this.axis.replaceChildren(...labels);
   }

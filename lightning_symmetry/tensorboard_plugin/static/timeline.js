@@ -47,7 +47,10 @@ export class Timeline {
 
   list() {
     const wanted = this.search.value.toLowerCase();
-    const rows = this.run.layers.flatMap((layer, line) => {
+    const lines = this.run.layers.map((layer, line) => [layer, line]);
+    const isLong = !this.search.hidden;
+    if (isLong) lines.sort(([a], [b]) => this.chosen.has(b.name) - this.chosen.has(a.name));
+    const rows = lines.flatMap(([layer, line]) => {
       if (!layer.title.toLowerCase().includes(wanted)) return [];
       const box = element('input', {
         type: 'checkbox',
@@ -89,11 +92,14 @@ export class Timeline {
   }
 }
 
-/** The layers to begin with: the one looked at, then those with something to tell, the most redundant first. */
+/** The layers to begin with: the one looked at, then those with something to tell; no two that tell the same, if others do. */
 function choose(run, layer) {
   const rank = ({name, events}) => (name === layer ? 2 : 0) + (events.length > 0);
-  const last = run.steps.length - 1;
-  const share = (other) => (other.at(last)?.width ?? 0) / other.units;
-  const ordered = [...run.layers].sort((a, b) => rank(b) - rank(a) || share(a) - share(b));
-  return new Set(ordered.slice(0, NUM_CHOSEN).map(({name}) => name));
+  const ordered = [...run.layers].sort((a, b) => rank(b) - rank(a));
+  const told = new Set();
+  const first = ordered.filter(({states, units}) => {
+    const story = states.map(([check, width]) => [check, width / units]).join();
+    return !told.has(story) && told.add(story);
+  });
+  return new Set([...first, ...ordered].slice(0, NUM_CHOSEN).map(({name}) => name));
 }
