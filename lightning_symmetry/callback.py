@@ -18,10 +18,10 @@ from lightning_symmetry.diagnosis import LayerDiagnosis, SymmetryReport, check_p
 from lightning_symmetry.evidence import Comparable, Look, look
 from lightning_symmetry.grouping import check_tolerance
 from lightning_symmetry.history import Finding, History
-from lightning_symmetry.layers import Layer, find_layers
+from lightning_symmetry.layers import Layer, find_layers, structure_of
 from lightning_symmetry.writers.console import print_summary
 from lightning_symmetry.writers.tab import TabWriter
-from lightning_symmetry.writers.tensorboard import write_findings, write_heatmap
+from lightning_symmetry.writers.tensorboard import write_findings, write_heatmap, write_scalars
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -144,6 +144,7 @@ class SymmetryMonitor(Callback):
         self._failed_tasks: set[str] = set()
         self._has_warned_of_no_layers = False
         self._seen: dict[str, tuple[int, ...]] = {}  # by layer, the identities of its parameters at the latest look
+        self._found: tuple[object, list[Layer], dict[str, str]] | None = None  # the layers, and of which structure
         self._copies: list[Copies] | None = None
         self._diagnoses: dict[str, LayerDiagnosis] = {}  # the latest of all layers and copies
         self._written: dict[str, object] = {}  # by subject, what was written last
@@ -209,7 +210,7 @@ class SymmetryMonitor(Callback):
         return self._schedule.is_due(place, trainer.global_step, self.every_n_steps or _log_every_n_steps(trainer))
 
     def _check(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> list[Finding]:
-        layers, skipped = find_layers(pl_module, self.include, self.exclude)
+        layers, skipped = self._find_layers(pl_module)
         self._warn_if_no_layers(layers, skipped)
         is_first = self._copies is None
         if self._copies is None:  # what starts apart does not become a copy
@@ -222,15 +223,22 @@ class SymmetryMonitor(Callback):
             self._attempt("writing", self._write, trainer, looks)
         return news
 
+    def _find_layers(self, model: LightningModule) -> tuple[list[Layer], dict[str, str]]:
+        """What :func:`find_layers` says, asked again only when the model has changed."""
+        structure = structure_of(model)
+        if self._found is None or structure is None or structure != self._found[0]:
+            self._found = (structure, *find_layers(model, self.include, self.exclude))
+        return self._found[1:]
+
     def _look(self, layers: Sequence[Layer | Copies], optimizer: Optimizer) -> list[Look]:
         trained = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
         chosen = [
             layer
             for layer in layers
             if layer.name not in self._failed_layers
-            and (layer.is_trained_by(trained) or self._seen.get(layer.name) != _identity(layer))
+            and (layer.is_trained_by(trained) or self._seen.get(layer.name) != layer.identity)
         ]
-        self._seen.update({layer.name: _identity(layer) for layer in chosen})
+        self._seen.update({layer.name: layer.identity for layer in chosen})
         return look(
             chosen,
             tolerance=self.tolerance,
@@ -265,13 +273,17 @@ class SymmetryMonitor(Callback):
         report = self._report
         assert report is not None
         metrics = report.metrics()
+        writers: list[SummaryWriter] = []
         for logger in trainer.loggers:
-            logger.log_metrics(metrics, step=report.step)
-        # Not by the logger's class: `pytorch_lightning` has a TensorBoardLogger of its own.
-        experiments = [getattr(logger, "experiment", None) for logger in trainer.loggers]
-        writers = [experiment for experiment in experiments if isinstance(experiment, SummaryWriter)]
+            # Not by the logger's class: `pytorch_lightning` has a TensorBoardLogger of its own.
+            experiment = getattr(logger, "experiment", None)
+            if isinstance(experiment, SummaryWriter):
+                writers.append(experiment)
+            else:
+                logger.log_metrics(metrics, step=report.step)
         if not writers:
             return
+        write_scalars(writers, metrics, report.step)
         findings = self.findings
         self._attempt("Symmetry tab", self._tab.write, writers, report, findings, looks, self.heatmaps)
         # What is worth another picture: units and ends; not the change between locked and frozen as ReLUs open.
@@ -339,10 +351,6 @@ class SymmetryMonitor(Callback):
                 "Training goes on."
             )
             return None
-
-
-def _identity(layer: Layer | Copies) -> tuple[int, ...]:
-    return tuple(map(id, layer.originals()))
 
 
 def _log_every_n_steps(trainer: Trainer) -> int:

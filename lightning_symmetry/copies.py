@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from lightning_symmetry.grouping import Rows
 from lightning_symmetry.layers import (
     Layer,
     NotUnderstoodError,
@@ -18,6 +18,7 @@ from lightning_symmetry.layers import (
     readable_gradient,
     readable_name,
 )
+from lightning_symmetry.rows import Rows
 
 # So many numbers of one parameter are compared before whole tensors are.
 _GLANCE = 16
@@ -58,6 +59,11 @@ class Copies:
         """Where the first parameter is."""
         return next(self.modules[0].parameters()).device
 
+    @cached_property
+    def identity(self) -> tuple[int, ...]:
+        """Of all parameters."""
+        return tuple(map(id, self.originals()))
+
     def weights(self) -> Rows:
         """One row per module: all of its parameters."""
         columns = zip(*(module.parameters() for module in self.modules), strict=True)
@@ -81,7 +87,7 @@ class Copies:
 
     def is_trained_by(self, trained: Set[int]) -> bool:
         """Whether the optimizer with these parameters updates any of them."""
-        return any(id(parameter) in trained for parameter in self.originals())
+        return not trained.isdisjoint(self.identity)
 
     def recurrent_rows(self) -> Tensor | None:
         """None: modules do not feed one another."""

@@ -6,26 +6,27 @@ Evidence only; the verdict is for :mod:`lightning_symmetry.diagnosis` and, over 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Protocol
 
+import numpy as np
 import torch
 
 from lightning_symmetry.grouping import (
     LEAVE_TOLERANCES,
     TOLERANCES,
-    Rows,
-    Sketch,
-    exact_arithmetic,
+    Question,
     find_groups,
     is_chance,
     merge_overlapping,
-    sketch,
     stable_groups,
+    suspects,
 )
+from lightning_symmetry.rows import Indices, Rows, exact_arithmetic, sketch_all
 
 # Gradients of units in a constant network can be nothing but rounding errors, so many times the precision of their
 # dtype below the largest gradient row of the model. Such a gradient proves no difference, and equality only slowly.
@@ -145,15 +146,6 @@ class Look:
     has_gradient: bool
 
 
-@dataclass(frozen=True)
-class _Sketched:
-    layer: Comparable
-    weights: Rows
-    weight_sketch: Sketch
-    gradients: Rows | None
-    gradient_sketch: Sketch | None
-
-
 def look(
     layers: Sequence[Comparable],
     *,
@@ -180,185 +172,206 @@ def look(
     @contextmanager
     def guarded(layer: Comparable) -> Iterator[None]:
         try:
-            with exact_arithmetic(layer.device):
-                yield
+            yield
         except Exception as error:
             if on_error is None:
                 raise
             on_error(layer, error)
 
-    sketches: list[_Sketched] = []
-    for layer in layers:
-        with guarded(layer):
-            sketches.append(_sketch_layer(layer, trained))
-    scale = max((float(norms.nan_to_num(0.0).max()) for norms in _gradient_norms(sketches)), default=0.0)
-    looks: list[Look] = []
-    for item in sketches:
-        with guarded(item.layer):
-            looks.append(_look_at(item, tolerance, scale, known.get(item.layer.name, ())))
-    return looks
+    with ExitStack() as stack:
+        for device in {layer.device for layer in layers}:
+            stack.enter_context(exact_arithmetic(device))
+        matrices: list[tuple[Comparable, Rows, Rows | None]] = []
+        for layer in layers:
+            with guarded(layer):
+                matrices.append((layer, layer.weights(), layer.gradients(trained)))
+        read: list[_Sketched] = []
+        try:
+            read = _read(matrices, tolerance)
+        except Exception:
+            # One by one, to find whose fault it is.
+            for matrix in matrices:
+                with guarded(matrix[0]):
+                    read += _read([matrix], tolerance)
+        scale = max((item.largest_gradient() for item in read), default=0.0)
+        suspected = iter(suspects([question for item in read for question in item.questions()]))
+        looks: list[Look] = []
+        for item in read:
+            of_weights, of_gradients = next(suspected), next(suspected) if item.gradients else None
+            with guarded(item.layer):
+                judge = _GradientJudge(item.layer, item.gradients, of_gradients, scale)
+                looks.append(_look_at(item, of_weights, judge, known.get(item.layer.name, ())))
+        return looks
 
 
-def _sketch_layer(layer: Comparable, trained: Set[int] | None) -> _Sketched:
-    weights, gradients = layer.weights(), layer.gradients(trained)
-    return _Sketched(layer, weights, sketch(weights), gradients, sketch(gradients) if gradients else None)
+@dataclass(frozen=True)
+class _Sketched:
+    """What was read of a layer: its weights, and its gradients if there are any to see."""
+
+    layer: Comparable
+    weights: Question
+    gradients: Question | None
+
+    def questions(self) -> list[Question]:
+        return [self.weights, *([self.gradients] if self.gradients else [])]
+
+    def largest_gradient(self) -> float:
+        """The largest norm of a gradient row that is finite."""
+        return float(np.fmax.reduce(self.gradients.sketch.norms, initial=0.0)) if self.gradients else 0.0
 
 
-def _gradient_norms(sketches: Sequence[_Sketched]) -> list[torch.Tensor]:
-    return [item.gradient_sketch.norms for item in sketches if item.gradient_sketch is not None]
+def _read(matrices: Sequence[tuple[Comparable, Rows, Rows | None]], tolerance: float | None) -> list[_Sketched]:
+    sketches = iter(sketch_all([rows for _, *both in matrices for rows in both if rows]))
 
+    def question(rows: Rows, layer: Comparable) -> Question:
+        return Question(rows, next(sketches), TOLERANCES[rows.dtype] if tolerance is None else tolerance, layer.blocks)
 
-def _look_at(item: _Sketched, tolerance: float | None, scale: float, known: Sequence[tuple[int, ...]]) -> Look:
-    layer, weights, norms = item.layer, item.weights, item.weight_sketch.norms
-    enter = _tolerance(weights, tolerance)
-    leave = _leave_tolerance(weights, enter)
-    groups = _equal_units(item, enter)
-    groups = [
-        group
-        for group in groups
-        if norms[group[0]] == 0 or not _is_chance(group, layer, weights, enter, _informative_width(item, group))
+    return [
+        _Sketched(layer, question(weights, layer), question(gradients, layer) if gradients else None)
+        for layer, weights, gradients in matrices
     ]
-    home = {unit: i for i, group in enumerate(groups) for unit in group}
-    held = [group for group in known if group[-1] < layer.num_units and len({home.get(u, -1 - u) for u in group}) > 1]
-    if held:
-        groups = merge_overlapping([*groups, *_equal_units(item, leave, among=held)])
+
+
+def _look_at(item: _Sketched, suspected: Indices, judge: _GradientJudge, known: Sequence[tuple[int, ...]]) -> Look:
+    layer, weights = item.layer, item.weights
+    groups = _equal_units(layer, weights, suspected=suspected) if len(suspected) > 1 else []
+    if groups:
+        causes = _causes(layer, weights.rows, groups)
+        groups = [group for group, cause in zip(groups, causes, strict=True) if not _is_coincidence(group, item, cause)]
+    if known:
+        home = {unit: i for i, group in enumerate(groups) for unit in group}
+        held = [g for g in known if g[-1] < layer.num_units and len({home.get(u, -1 - u) for u in g}) > 1]
+        if held:
+            groups = merge_overlapping([*groups, *_equal_units(layer, _loosened(weights), among=held)])
     grouped = {unit for group in groups for unit in group}
 
-    judge = _GradientJudge(item, tolerance, scale)
-    sightings = [_sighting(item, group, True, judge.of(group), leave) for group in groups]
+    sightings = _sightings(item, groups, judge.of(groups), has_equal_weights=True)
     in_lockstep = judge.in_lockstep(exclude=grouped)
-    sightings += [_sighting(item, group, False, Gradients.EQUAL, leave) for group in in_lockstep]
+    sightings += _sightings(item, in_lockstep, [Gradients.EQUAL] * len(in_lockstep), has_equal_weights=False)
     return Look(
         layer,
-        item.gradients,
+        item.gradients.rows if item.gradients else None,
         judge.count_zero(exclude=grouped),
         tuple(sightings),
-        hash(item.weight_sketch.projections.numpy().tobytes()),
-        item.gradient_sketch is not None and bool((item.gradient_sketch.norms != 0).any()),
+        hash(weights.sketch.projections.tobytes()),
+        item.gradients is not None and bool(np.count_nonzero(item.gradients.sketch.norms)),
     )
 
 
 def _equal_units(
-    item: _Sketched, tolerance: float, among: Sequence[Sequence[int]] | None = None
+    layer: Comparable,
+    weights: Question,
+    *,
+    suspected: Indices | None = None,
+    among: Sequence[Sequence[int]] | None = None,
 ) -> list[tuple[int, ...]]:
-    layer = item.layer
-    groups = find_groups(
-        item.weights,
-        tolerance,
-        sketched=item.weight_sketch,
-        blocks=layer.blocks,
-        among=among,
-        max_rounds=_MAX_ROUNDS,
-    )
-    recurrent = layer.recurrent_rows()
-    return groups if recurrent is None else stable_groups(groups, recurrent, tolerance)
+    groups = find_groups(weights, suspected=suspected, among=among, max_rounds=_MAX_ROUNDS)
+    recurrent = layer.recurrent_rows() if groups else None
+    return groups if recurrent is None else stable_groups(groups, recurrent, weights.tolerance)
 
 
-def _tolerance(rows: Rows, tolerance: float | None) -> float:
-    return TOLERANCES[rows.dtype] if tolerance is None else tolerance
+def _loosened(question: Question) -> Question:
+    """The same at the tolerance at which groups are left."""
+    tolerance = min(max(100 * question.tolerance, LEAVE_TOLERANCES[question.rows.dtype]), 0.5)
+    return replace(question, tolerance=tolerance)
 
 
-def _leave_tolerance(rows: Rows, tolerance: float) -> float:
-    return min(max(100 * tolerance, LEAVE_TOLERANCES[rows.dtype]), 0.5)
+def _is_coincidence(group: Sequence[int], item: _Sketched, cause: tuple[Cause, float | None]) -> bool:
+    rows = item.weights.rows
+    # Of a constant weight one number could have differed, however often it is repeated.
+    width = rows.width if cause[0] is Cause.COPIED else 1 + rows.width - rows.widths[0]
+    return item.weights.sketch.norms[group[0]] != 0 and _is_chance(group, item.weights, width)
 
 
-def _is_chance(group: Sequence[int], layer: Comparable, rows: Rows, tolerance: float, width: int) -> bool:
-    resolution = max(tolerance, torch.finfo(rows.dtype).eps)
-    return is_chance(len(group), layer.num_units // layer.blocks, width, resolution)
+def _is_chance(group: Sequence[int], question: Question, width: int) -> bool:
+    resolution = max(question.tolerance, torch.finfo(question.rows.dtype).eps)
+    return is_chance(len(group), question.rows.num_rows // question.blocks, width, resolution)
 
 
-def _informative_width(item: _Sketched, group: Sequence[int]) -> int:
-    """How many numbers of a row could have differed: a constant weight is one, however often it is repeated."""
-    rows = item.weights
-    cause, _ = _cause(rows, group, item.layer)
-    return rows.width if cause is Cause.COPIED else 1 + rows.width - rows.widths[0]
+def _sightings(
+    item: _Sketched, groups: Sequence[tuple[int, ...]], gradients: Sequence[Gradients], *, has_equal_weights: bool
+) -> list[Sighting]:
+    if not groups:
+        return []
+    weights = item.weights
+    firsts = np.array([group[0] for group in groups])
+    positions = weights.rows.project(firsts)[0]
+    reaches = _loosened(weights).tolerance * weights.sketch.norms[firsts]
+    causes = _causes(item.layer, weights.rows, groups) if has_equal_weights else [(Cause.COPIED, None)] * len(groups)
+    return [
+        Sighting(group, has_equal_weights, gradient, *cause, float(position), float(reach))
+        for group, gradient, cause, position, reach in zip(groups, gradients, causes, positions, reaches, strict=True)
+    ]
 
 
-def _sighting(
-    item: _Sketched, group: tuple[int, ...], has_equal_weights: bool, gradients: Gradients, leave: float
-) -> Sighting:
-    first = group[0]
-    cause, value = _cause(item.weights, group, item.layer) if has_equal_weights else (Cause.COPIED, None)
-    return Sighting(
-        units=group,
-        has_equal_weights=has_equal_weights,
-        gradients=gradients,
-        cause=cause,
-        value=value,
-        position=float(item.weight_sketch.projections[first]),
-        reach=leave * float(item.weight_sketch.norms[first]),
-    )
-
-
-def _cause(rows: Rows, group: Sequence[int], layer: Comparable) -> tuple[Cause, float | None]:
-    weight = rows.weight(group[0])
-    value = float(weight[0])
-    if bool((weight != weight[0]).any()):
-        return Cause.COPIED, None
-    if value == 0:
-        return Cause.ZERO, value
-    if layer.fan_in == 1 and len(group) < layer.num_units:  # one number is always constant
-        return Cause.COPIED, None
-    return Cause.CONSTANT, value
+def _causes(layer: Comparable, rows: Rows, groups: Sequence[tuple[int, ...]]) -> list[tuple[Cause, float | None]]:
+    causes: list[tuple[Cause, float | None]] = []
+    constants = rows.constants(np.array([group[0] for group in groups]))
+    for group, value in zip(groups, constants.tolist(), strict=True):
+        if math.isnan(value):
+            causes.append((Cause.COPIED, None))
+        elif value == 0:
+            causes.append((Cause.ZERO, value))
+        elif layer.fan_in == 1 and len(group) < layer.num_units:  # one number is always constant
+            causes.append((Cause.COPIED, None))
+        else:
+            causes.append((Cause.CONSTANT, value))
+    return causes
 
 
 class _GradientJudge:
     """What the gradients of one layer say about sets of its units."""
 
-    def __init__(self, item: _Sketched, tolerance: float | None, scale: float) -> None:
-        self._layer, self._rows, self._sketch = item.layer, item.gradients, item.gradient_sketch
-        if self._rows is None or self._sketch is None:
+    def __init__(self, layer: Comparable, question: Question | None, suspected: Indices | None, scale: float) -> None:
+        self._layer, self._question = layer, question
+        self._groups: list[tuple[int, ...]] = []
+        if question is None or suspected is None:
             return
-        self._tolerance = _tolerance(self._rows, tolerance)
-        self._floor = _NOISE * torch.finfo(self._rows.dtype).eps * scale
-        self._groups = find_groups(
-            self._rows,
-            self._tolerance,
-            sketched=self._sketch,
-            blocks=self._layer.blocks,
-            max_rounds=_MAX_ROUNDS,
-        )
-        self._group_of = {unit: i for i, group in enumerate(self._groups) for unit in group}
+        self._norms = question.sketch.norms
+        self._floor = _NOISE * torch.finfo(question.rows.dtype).eps * scale
+        if len(suspected) > 1:
+            is_telling = self._norms[suspected] > 0  # zero gradients are equal, but say nothing
+            self._groups = find_groups(question, suspected=suspected[is_telling], max_rounds=_MAX_ROUNDS)
 
-    def of(self, group: Sequence[int]) -> Gradients:
-        """What the gradients say of units with equal weights."""
-        if self._rows is None or self._sketch is None:
-            return Gradients.NONE
-        norms = self._sketch.norms[list(group)]
-        if bool(norms.isnan().any()):
+    def of(self, groups: Sequence[tuple[int, ...]]) -> list[Gradients]:
+        """What the gradients say of units with equal weights, one answer per group."""
+        if self._question is None or not groups:
+            return [Gradients.NONE] * len(groups)
+        home = {unit: i for i, group in enumerate(self._groups) for unit in group}
+        answers = {group: self._at_a_glance(group, home) for group in groups}
+        open_groups = [group for group, answer in answers.items() if answer is None]
+        if open_groups:
+            loose = set(find_groups(_loosened(self._question), among=open_groups))
+            answers |= {g: Gradients.UNCLEAR if g in loose else Gradients.DIFFERENT for g in open_groups}
+        return [answer for answer in answers.values() if answer is not None]
+
+    def _at_a_glance(self, group: tuple[int, ...], home: Mapping[int, int]) -> Gradients | None:
+        """None: not the same, and perhaps different."""
+        norms = self._norms[list(group)]
+        if np.isnan(norms).any():
             return Gradients.NONE
         largest = float(norms.max())
         if largest == 0:
             return Gradients.ZERO if self._layer.can_freeze else Gradients.NONE
         is_faint = largest <= self._floor
-        places = {self._group_of.get(unit, -1 - unit) for unit in group}
-        if len(places) == 1:
+        if len({home.get(unit, -1 - unit) for unit in group}) == 1:
             return Gradients.FAINT if is_faint else Gradients.EQUAL
-        if is_faint or self._agrees_loosely(group):
-            return Gradients.UNCLEAR
-        return Gradients.DIFFERENT
+        return Gradients.UNCLEAR if is_faint else None
 
     def in_lockstep(self, exclude: set[int]) -> list[tuple[int, ...]]:
         """Groups of units outside ``exclude`` with equal gradients that are neither noise nor chance."""
-        if self._rows is None or self._sketch is None:
-            return []
         found = []
         for group in self._groups:
+            assert self._question is not None
             units = tuple(unit for unit in group if unit not in exclude)
-            is_seen = float(self._sketch.norms[group[0]]) > self._floor
-            width = self._rows.width
-            if len(units) > 1 and is_seen and not _is_chance(units, self._layer, self._rows, self._tolerance, width):
+            is_seen = float(self._norms[group[0]]) > self._floor
+            if len(units) > 1 and is_seen and not _is_chance(units, self._question, self._question.rows.width):
                 found.append(units)
         return found
 
     def count_zero(self, exclude: set[int]) -> int:
         """Number of units outside ``exclude`` whose gradient is exactly zero."""
-        if self._sketch is None:
+        if self._question is None:
             return 0
-        return len(set((self._sketch.norms == 0).nonzero().squeeze(1).tolist()) - exclude)
-
-    def _agrees_loosely(self, group: Sequence[int]) -> bool:
-        assert self._rows is not None
-        leave = _leave_tolerance(self._rows, self._tolerance)
-        loose = find_groups(self._rows, leave, sketched=self._sketch, among=[group])
-        return loose == [tuple(group)]
+        zero = np.flatnonzero(self._norms == 0)
+        return len(set(zero.tolist()) - exclude) if exclude else len(zero)

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torchmetrics.functional import pairwise_cosine_similarity
 
 from lightning_symmetry.diagnosis import LayerDiagnosis, SymmetryReport, UnitGroup, Verdict
-from lightning_symmetry.grouping import Rows, exact_arithmetic
+from lightning_symmetry.rows import Rows, exact_arithmetic
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -69,7 +69,7 @@ def similarity(weights: Rows, gradients: Rows | None, units: Sequence[int]) -> n
         Matrix of shape ``(len(units), len(units))``; NaN where a row is zero or not finite and so has no direction, and
         above the diagonal if there are no gradients.
     """
-    index = torch.tensor(units, dtype=torch.long, device="cpu")
+    index = np.array(units)
     with exact_arithmetic(weights.device):
         below = pairwise_cosine_similarity(weights.fetch(index).cpu().double(), zero_diagonal=False)
         above = torch.full_like(below, torch.nan)

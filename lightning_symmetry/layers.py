@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
-from functools import singledispatch
+from functools import cached_property, singledispatch
 from typing import Any, ClassVar, TypeVar, cast
 
 import torch
@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
 
-from lightning_symmetry.grouping import TOLERANCES, Rows
+from lightning_symmetry.grouping import TOLERANCES
+from lightning_symmetry.rows import Rows
 
 View = Callable[[Tensor], Tensor]
 
@@ -224,6 +225,11 @@ class Layer:
         """Where the weights are."""
         return self.tensors[0].weights.device
 
+    @cached_property
+    def identity(self) -> tuple[int, ...]:
+        """Of the parameters that this layer is made of."""
+        return tuple(map(id, self.originals()))
+
     def weights(self) -> Rows:
         """The incoming rows, without the recurrent tensor."""
         return Rows([tensor.rows() for tensor in self.tensors])
@@ -249,7 +255,7 @@ class Layer:
 
     def is_trained_by(self, trained: Set[int]) -> bool:
         """Whether the optimizer with these parameters updates any of this layer's tensors."""
-        return any(id(original) in trained for original in self.originals())
+        return not trained.isdisjoint(self.identity)
 
     def originals(self) -> list[Tensor]:
         """The parameters that this layer is made of."""
@@ -300,6 +306,24 @@ def find_layers(
         if extra:
             skipped[name] = f"the adapter of {type(module).__name__} does not know its parameters {', '.join(extra)}"
     return list(layers.values()), skipped
+
+
+def structure_of(model: nn.Module) -> object | None:
+    """All that :func:`find_layers` depends on, to compare with that of another time; None if it must be asked anew.
+
+    The weights of parametrized layers are computed, so that they are others each time.
+    """
+    structure: list[object] = []
+    for path, module in model.named_modules():
+        if is_parametrized(module):
+            return None
+        structure += (path, id(module))
+        for parameter in module._parameters.values():
+            if parameter is not None:
+                # Materialising a lazy parameter and moving a model change these, and leave the object the same.
+                structure += (id(parameter), type(parameter), parameter.dtype, parameter.device)
+                structure.append(None if is_lazy(parameter) else parameter.shape)
+    return structure
 
 
 def readable_name(path: str, module: nn.Module) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -108,13 +108,14 @@ class Page:
             element, round(x - size["width"] / 2), round(y - size["height"] / 2)
         ).perform()
 
-    def pixel(self, canvas: WebElement, x: float, y: float) -> tuple[int, ...]:
-        """The colour of a canvas at a place in CSS pixels."""
+    def pixels(self, canvas: WebElement, places: Sequence[tuple[float, float]]) -> list[tuple[int, ...]]:
+        """The colours of a canvas at places in CSS pixels."""
         script = (
-            "const [canvas, x, y] = arguments, r = canvas.width / canvas.getBoundingClientRect().width;"
-            "return [...canvas.getContext('2d').getImageData(x * r, y * r, 1, 1).data]"
+            "const [canvas, places] = arguments, context = canvas.getContext('2d');"
+            "const ratio = canvas.width / canvas.getBoundingClientRect().width;"
+            "return places.map(([x, y]) => [...context.getImageData(x * ratio, y * ratio, 1, 1).data].slice(0, 3))"
         )
-        return tuple(self.run(script, canvas, x, y)[:3])
+        return [tuple(colour) for colour in self.run(script, canvas, places)]
 
     def errors(self) -> list[str]:
         """What the console has complained of since the last call."""

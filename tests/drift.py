@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -76,7 +77,7 @@ def measure(network: str, optimizer: str, dtype: torch.dtype, num_steps: int) ->
         stepper.step()
         if step + 1 in STEPS:
             layer = next(layer for layer in find_layers(net)[0] if layer.name == layer_name)
-            gradients, everything = layer.gradients(), torch.arange(layer.num_units)
+            gradients, everything = layer.gradients(), np.arange(layer.num_units)
             assert gradients is not None
             distances = (spread(layer.weights().fetch(everything), groups), spread(gradients.fetch(everything), groups))
             seen[step + 1] = distances

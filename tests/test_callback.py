@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_symmetry import SymmetryMonitor, Verdict, diagnose
 from lightning_symmetry.callback import SymmetryError, SymmetryWarning
-from lightning_symmetry.grouping import find_groups
+from lightning_symmetry.grouping import Question, find_groups
 from tests.training import MLP, Classifier, Regression, batches, fill, fit, make_trainer, mlp, sgd
 
 
@@ -542,10 +542,10 @@ def test_a_room_on_fire_does_not_stop_the_training(
 def test_a_layer_on_fire_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     original = find_groups
 
-    def burn(rows: Any, *args: Any, **kwargs: Any) -> Any:
-        if rows.num_rows == 8:
+    def burn(question: Question, *args: Any, **kwargs: Any) -> Any:
+        if question.rows.num_rows == 8:
             raise RuntimeError("on fire")
-        return original(rows, *args, **kwargs)
+        return original(question, *args, **kwargs)
 
     monkeypatch.setattr("lightning_symmetry.evidence.find_groups", burn)
     monitor = SymmetryMonitor(every_n_steps=1)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -9,12 +10,17 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lightning_symmetry import duplicate_groups
-from lightning_symmetry.grouping import TOLERANCES, Rows, find_groups, is_chance
+from lightning_symmetry.grouping import TOLERANCES, Question, find_groups, is_chance
+from lightning_symmetry.rows import Rows, sketch_all
 from tests.oracle import brute_force_groups
 
 DTYPES = list(TOLERANCES)
 # The scales a dtype can hold with room for the squares that nobody should take of them.
 LARGEST_EXPONENT = {torch.float64: 100, torch.float32: 30, torch.bfloat16: 30, torch.float16: 2}
+
+
+def groups_of(rows: Rows, blocks: int = 1, among: Sequence[Sequence[int]] | None = None) -> list[tuple[int, ...]]:
+    return find_groups(Question(rows, sketch_all([rows])[0], 1e-5, blocks), among=among)
 
 
 @st.composite
@@ -124,18 +130,18 @@ def test_tolerance_zero_means_equal() -> None:
 
 def test_rows_of_different_blocks_are_not_compared() -> None:
     rows = Rows([torch.ones(6, 4)])
-    assert find_groups(rows, 1e-5, blocks=2) == [(0, 1, 2), (3, 4, 5)]
-    assert find_groups(rows, 1e-5, blocks=6) == []
-    assert find_groups(Rows([torch.zeros(6, 4)]), 1e-5, blocks=3) == [(0, 1), (2, 3), (4, 5)]
+    assert groups_of(rows, blocks=2) == [(0, 1, 2), (3, 4, 5)]
+    assert groups_of(rows, blocks=6) == []
+    assert groups_of(Rows([torch.zeros(6, 4)]), blocks=3) == [(0, 1), (2, 3), (4, 5)]
 
 
 def test_pieces_make_one_row() -> None:
     weight, bias = torch.ones(4, 2, 3), torch.tensor([0.0, 1.0, 0.0, 1.0])
-    assert find_groups(Rows([weight, bias]), 1e-5) == [(0, 2), (1, 3)]
+    assert groups_of(Rows([weight, bias])) == [(0, 2), (1, 3)]
 
 
 def test_among_compares_only_the_rows_named() -> None:
-    assert find_groups(Rows([torch.ones(6, 4)]), 1e-5, among=[[1, 4, 5], [0, 2]]) == [(0, 2), (1, 4, 5)]
+    assert groups_of(Rows([torch.ones(6, 4)]), among=[[1, 4, 5], [0, 2]]) == [(0, 2), (1, 4, 5)]
 
 
 def test_no_numbers() -> None:

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from lightning_symmetry import LayerDiagnosis, SymmetryReport, UnitGroup, Verdict
 from lightning_symmetry.evidence import Cause
-from lightning_symmetry.grouping import Rows
 from lightning_symmetry.heatmap import colours, draw_layer, draw_overview, order_units, similarity
+from lightning_symmetry.rows import Rows
 
 
 def layer_of(num_units: int, groups: list[tuple[int, ...]]) -> LayerDiagnosis:

@@ -3,6 +3,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -46,7 +47,7 @@ def test_silencing_a_row_changes_one_output_channel(plain: type, transposed: typ
         assert layer.fan_in == 8 // groups * 3**dims
         before = conv(inputs)
         for unit in (0, 5, 11):
-            row = layer.weights().fetch(torch.tensor([unit]))[0]
+            row = layer.weights().fetch(np.array([unit]))[0]
             copy = conv_type(8, 12, 3, groups=groups)
             copy.load_state_dict(conv.state_dict())
             (copied,), _ = find_layers(nn.Sequential(copy))
@@ -85,7 +86,7 @@ def test_planted_filters_are_found_in_every_convolution() -> None:
         for conv_type in (plain, transposed):
             conv = conv_type(4, 12, 2, groups=2)
             (layer,), _ = find_layers(nn.Sequential(conv))
-            rows = layer.weights().fetch(torch.arange(12))
+            rows = layer.weights().fetch(np.arange(12))
             assert brute_force_groups(rows, 1e-5) == []
             for tensor, view in [(item.weights, item.view) for item in layer.tensors]:
                 marks = view(torch.arange(tensor.numel()).reshape(tensor.shape))

@@ -26,6 +26,7 @@ from lightning_symmetry.tensorboard_plugin.events import (
     pack_summary,
     pack_units,
 )
+from lightning_symmetry.writers.tensorboard import add_summary
 
 _MAX_GROUPS = 256
 _VISIBLE = 4  # of 127 levels: similarities that differ by less than 1/32 look the same
@@ -137,8 +138,7 @@ def _is_visible(before: npt.NDArray[np.uint8], after: npt.NDArray[np.uint8]) -> 
 def add_event(writers: Iterable[SummaryWriter], tag: str, data: bytes, step: int) -> None:
     """Write one event of the tab's own kind: TensorBoard lists it only with the plugin's name and the class of data."""
     value = Summary.Value(tag=tag, metadata=_METADATA, tensor=TensorProto(dtype=DT_STRING, string_val=[data]))
-    for writer in writers:
-        writer._get_file_writer().add_summary(Summary(value=[value]), step)  # type: ignore[no-untyped-call]
+    add_summary(writers, [value], step)
 
 
 def _layer_values(layer: LayerDiagnosis) -> dict[str, Any]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
+from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import SummaryWriter
 
 from lightning_symmetry.advice import alike_findings, describe_units, what, why
@@ -14,6 +15,18 @@ from lightning_symmetry.heatmap import draw_layer, draw_overview
 from lightning_symmetry.history import Finding
 
 _MAX_ROWS = 200
+
+
+def write_scalars(writers: Iterable[SummaryWriter], scalars: Mapping[str, float], step: int) -> None:
+    """Write all scalars as one event: an event each costs ten times as much."""
+    add_summary(writers, [Summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()], step)
+
+
+def add_summary(writers: Iterable[SummaryWriter], values: Sequence[Summary.Value], step: int) -> None:
+    """Write values of any kind as one event."""
+    summary = Summary(value=values)
+    for writer in writers:
+        writer._get_file_writer().add_summary(summary, step)  # type: ignore[no-untyped-call]
 
 
 def write_findings(

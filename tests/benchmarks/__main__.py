@@ -1,0 +1,40 @@
+"""``python -m tests.benchmarks [part ...]``: run the benchmarks, print tables, write ``build/benchmarks.json``."""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from tests.benchmarks import callback, gpu, growth, kernel, memory
+
+PARTS = {"kernel": kernel.run, "callback": callback.run, "memory": memory.run, "growth": growth.run, "gpu": gpu.run}
+RESULTS = Path("build/benchmarks.json")
+
+
+def main(names: list[str]) -> int:
+    unknown = set(names) - set(PARTS)
+    if unknown:
+        print(f"Expected parts among {', '.join(PARTS)} but got {', '.join(sorted(unknown))}.")
+        return 2
+    results: dict[str, object] = {
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "machine": platform.machine(),
+    }
+    for name in names or PARTS:
+        began = time.perf_counter()
+        results[name] = PARTS[name]()
+        print(f"\n{name}: {time.perf_counter() - began:.0f} s", flush=True)
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text(json.dumps(results, indent=1))
+    print(f"\nWritten to {RESULTS}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,170 @@
+"""What a check does, counted rather than timed: passes over each matrix, transfers to the host, new tensors."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from lightning_symmetry import duplicate_groups, rows
+from lightning_symmetry.evidence import look
+from lightning_symmetry.layers import find_layers
+
+WAITS = {"aten::_local_scalar_dense", "aten::nonzero", "aten::equal", "aten::is_nonzero"}
+
+
+class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Keeps count of what PyTorch reads and writes.
+
+    Attributes:
+        read: by address of a storage, elements that were read of it.
+        largest: bytes of the largest new tensor.
+        calls: of operations that make new tensors.
+        waits: operations for which the host would wait if the tensors were on a GPU.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.read: Counter[int] = Counter()
+        self.largest = 0
+        self.calls = 0
+        self.waits: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+        if func.name().split(".")[0] in WAITS:
+            self.waits.append(func.name())
+        known = {tensor.untyped_storage().data_ptr() for tensor in inputs}
+        new = [tensor for tensor in outputs if tensor.untyped_storage().data_ptr() not in known]
+        if new:  # not a view
+            self.calls += 1
+            self.largest = max(self.largest, *(tensor.untyped_storage().nbytes() for tensor in new))
+            is_gather = func.name().startswith("aten::index_select")
+            for tensor in inputs:
+                num_read = new[0].numel() if is_gather and tensor is inputs[0] else tensor.numel()
+                self.read[tensor.untyped_storage().data_ptr()] += num_read
+        return result
+
+    def passes(self, tensor: Tensor) -> float:
+        return self.read[tensor.untyped_storage().data_ptr()] / tensor.numel()
+
+
+@contextmanager
+def counted_transfers(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    sizes: list[int] = []
+    original = rows.to_host
+
+    def counting(tensor: Tensor, *args: Any) -> Any:
+        sizes.append(tensor.numel())
+        return original(tensor, *args)
+
+    monkeypatch.setattr(rows, "to_host", counting)
+    yield sizes
+    monkeypatch.undo()
+
+
+NetT = TypeVar("NetT", bound=nn.Module)
+
+
+def with_gradients(net: NetT) -> NetT:
+    generator = torch.Generator().manual_seed(0)
+    for parameter in net.parameters():
+        parameter.grad = torch.randn(parameter.shape, generator=generator)
+    return net
+
+
+def ledger_of(check: Callable[[], Any]) -> Ledger:
+    check()  # random vectors are made once
+    ledger = Ledger()
+    with ledger:
+        check()
+    return ledger
+
+
+def test_a_healthy_layer_is_read_twice_and_not_copied() -> None:
+    # Once for the sums of its chunks, once for their norms; the second pass finds the block in a cache.
+    torch.manual_seed(0)
+    net = with_gradients(nn.Linear(2048, 2048))
+    layers, _ = find_layers(net)
+    ledger = ledger_of(lambda: look(layers))
+    assert ledger.passes(net.weight) == 2
+    assert net.weight.grad is not None
+    assert ledger.passes(net.weight.grad) == 2
+    assert ledger.largest < 1 << 19  # however large the layer
+    assert not ledger.waits
+
+
+@pytest.mark.parametrize("shape", [(3000, 768), (700, 3000)])
+def test_a_transposed_layer_is_not_copied_whole(shape: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    net = with_gradients(nn.Embedding(*shape))
+    layers, _ = find_layers(net)
+    ledger = ledger_of(lambda: look(layers))
+    assert ledger.passes(net.weight) <= 3  # x * x counts twice
+    assert ledger.largest <= rows._BLOCK_ELEMENTS["cpu"] * 4
+
+
+@pytest.mark.parametrize("num_layers", [1, 7, 40])
+def test_keys_of_all_layers_come_to_the_host_at_once(monkeypatch: pytest.MonkeyPatch, num_layers: int) -> None:
+    torch.manual_seed(0)
+    layers, _ = find_layers(with_gradients(nn.ModuleList(nn.Linear(20 + i, 30) for i in range(num_layers))))
+    with counted_transfers(monkeypatch) as sizes:
+        ledger = ledger_of(lambda: look(layers))
+    assert sizes == 2 * [2 * 30 * num_layers * (1 + rows.NUM_PROJECTIONS)]
+    assert not ledger.waits
+
+
+@pytest.mark.parametrize("inputs", [20, 2000])
+def test_dead_units_take_a_second_transfer_at_most(monkeypatch: pytest.MonkeyPatch, inputs: int) -> None:
+    net = with_gradients(nn.ModuleList(nn.Linear(inputs, 50) for _ in range(5)))
+    for parameter in net.parameters():
+        assert parameter.grad is not None
+        parameter.grad[::7] = 0
+    layers, _ = find_layers(net)
+    with counted_transfers(monkeypatch) as sizes:
+        looks = look(layers)
+    assert [seen.dead_units for seen in looks] == [8] * 5
+    assert len(sizes) <= 2
+
+
+def test_small_layers_share_their_calls() -> None:
+    def calls(num_layers: int) -> int:
+        torch.manual_seed(0)
+        layers, _ = find_layers(with_gradients(nn.ModuleList(nn.Linear(16, 16) for _ in range(num_layers))))
+        return ledger_of(lambda: look(layers)).calls
+
+    assert calls(100) == calls(2) <= 12
+
+
+@pytest.mark.parametrize(
+    ("content", "passes"),
+    # Equal rows are read once more to compare them, zero rows to make sure that they are; one-hot rows four times more,
+    # to tell apart those whose numbers are in the same chunk.
+    [("random", 2), ("planted", 2.1), ("equal", 3.1), ("zero", 3.1), ("on a line", 2.5), ("one-hot", 6)],
+)
+def test_passes_over_a_matrix(content: str, passes: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    matrix = torch.randn(1024, 2048, generator=generator)
+    if content == "planted":
+        matrix[100:105] = matrix[7]
+    elif content == "equal":
+        matrix[:] = matrix[0].clone()
+    elif content == "zero":
+        matrix[:] = 0
+    elif content == "on a line":
+        matrix = torch.randn(1024, 1, generator=generator) * matrix[0]
+    elif content == "one-hot":
+        matrix = torch.eye(1024, 2048)
+    ledger = ledger_of(lambda: duplicate_groups(matrix))
+    assert ledger.passes(matrix) <= passes
+    assert not ledger.waits
+    assert ledger.largest <= rows._BLOCK_ELEMENTS["cpu"] * 4
