@@ -102,8 +102,8 @@ HOSTILE_PAYLOADS = [
     b"{" * 100_000,
     b'{"version":1,"layers":' + b"[" * 100_000,
     zlib.compress(b"[" * 100_000),
-    zlib.compress(b"{}")[:-2],
-    zlib.compress(b" " * (1 << 27)),
+    zlib.compress(b'{"version":1,"layers":{}}')[:-2],
+    zlib.compress(b'{"version":1,"layers":{}}' + b" " * (1 << 26)),
 ]
 
 
@@ -195,6 +195,8 @@ def test_findings_stand_until_they_are_told_anew() -> None:
         (2, {**delta(), "findings": {"fc": [{**row, "broken": 2}]}}),
     )
     assert history.to_json()["findings"] == [{"layer": "fc", **row, "broken": 2}, {"layer": "a, b", **row}]
+    history.add(3, pack_summary({**full(fc=layer(8)), "findings": {"a, b": [row]}}))
+    assert history.to_json()["findings"] == [{"layer": "a, b", **row}]
 
 
 def test_what_happened_is_told_once() -> None:

@@ -9,13 +9,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
+from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
+from tensorboard.context import RequestContext
 from tensorboard.plugins.base_plugin import TBContext
+from torch.utils.tensorboard import SummaryWriter
 
 from lightning_symmetry.demo import GALLERY
+from lightning_symmetry.diagnosis import SymmetryReport, to_diagnosis
+from lightning_symmetry.evidence import look
+from lightning_symmetry.layers import find_layers
 from lightning_symmetry.tensorboard_plugin import STATIC
 from lightning_symmetry.tensorboard_plugin.events import MATRIX_TAG, unpack_matrix
 from lightning_symmetry.tensorboard_plugin.plugin import SymmetryLoader
-from lightning_symmetry.tensorboard_plugin.reading import Cache
+from lightning_symmetry.tensorboard_plugin.reading import Cache, Reader
+from lightning_symmetry.writers.tab import TabWriter
 from tests.serving import Server
 from tests.tab_runs import BREAKOUT, HOSTILE
 from tests.test_package import modules_after
@@ -73,6 +82,23 @@ def test_layers_and_matrices_are_told_as_they_were_written(server: Server, galle
     for step, (_, cells) in written.items():
         status, mimetype, content = server.get("matrix", run="copied_half", layer="fc1", step=step)
         assert (status, mimetype, content) == (200, "application/octet-stream", cells)
+
+
+def test_what_a_training_that_started_again_had_written_before_is_forgotten(tmp_path: Path) -> None:
+    looks = look(find_layers(torch.nn.Sequential(torch.nn.Linear(3, 8)), None, ())[0])
+    layers = {seen.layer.name: to_diagnosis(seen, ()) for seen in looks}
+    with SummaryWriter(str(tmp_path)) as writer:
+        for steps in ((0, 10, 20, 30), (20, 25)):
+            tab = TabWriter()
+            for step in steps:
+                torch.nn.init.normal_(looks[0].layer.originals()[0])  # type: ignore[attr-defined]
+                tab.write([writer], SymmetryReport(step, layers), [], looks, "all")
+    events = EventMultiplexer(tensor_size_guidance={"symmetry": 0})
+    events.AddRun(str(tmp_path), "run")
+    events.Reload()
+    reader = Reader(MultiplexerDataProvider(events, str(tmp_path)), RequestContext(), "", Cache())
+    assert reader.history("run").steps == [0, 10, 20, 25]
+    assert list(reader.matrices("run", "0")) == [0, 10, 20, 25]
 
 
 def test_damaged_events_are_passed_over_and_counted(server: Server) -> None:

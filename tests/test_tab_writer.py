@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -156,7 +157,7 @@ def test_another_folder_gets_everything_anew(tmp_path: Path) -> None:
     )
     assert monitor.report is not None
     with SummaryWriter(str(tmp_path / "b")) as writer:
-        monitor._tab.write([writer], monitor.report, [], [], "findings")
+        monitor._tab.write([writer], replace(monitor.report, step=100), [], [], "findings")
     assert summaries(read(tmp_path / "b"))[0]["full"] is True
 
 

@@ -101,10 +101,6 @@ class TabWriter:
             if state != self._findings.get(name):
                 told[name] = _findings_values(found, report)
                 self._findings[name] = state
-        gone = self._findings.keys() - findings.keys()
-        for name in gone:
-            told[name] = []
-            del self._findings[name]
         if is_full:
             summary["full"] = True
         if told:
