@@ -28,6 +28,8 @@ def write_all(logdir: Path) -> None:
     """Write all of them."""
     write_story(logdir / "story")
     write_hostile(logdir / "hostile")
+    with SummaryWriter(str(logdir / "damaged")) as writer:
+        add_event([writer], SUMMARY_TAG, b"{damaged", 0)
 
 
 def write_story(folder: Path) -> None:

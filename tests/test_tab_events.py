@@ -251,6 +251,12 @@ def test_findings_of_the_wrong_type_are_passed_over(bad: dict[str, Any]) -> None
     assert fold([(0, pack_summary(summary))]).num_unreadable == 1
 
 
+def test_a_change_from_before_the_beginning_does_no_harm() -> None:
+    history = history_of((5, full(fc=layer())), (0, delta(fc={"dead": 1})), (6, full(fc=layer())))
+    assert history.steps == [0, 6]
+    assert states(history) == [(1, 8)]
+
+
 def test_a_change_of_a_layer_that_was_never_told_in_full_is_passed_over() -> None:
     history = fold([(0, pack_summary(delta(fc={"dead": 3}))), (1, pack_summary(delta(fc={"width": 3})))])
     assert (history.num_unreadable, history.steps, history.layers) == (2, [], {})

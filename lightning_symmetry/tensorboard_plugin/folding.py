@@ -128,7 +128,8 @@ class RunHistory:
             if not layer.states or layer.states[-1][1] != state:
                 layer.states.append((check, state))
         for name, number in dead.items():
-            self.layers[name].dead.append((check, number))
+            if name in self.layers:  # else it was forgotten just now
+                self.layers[name].dead.append((check, number))
         self.findings.update(findings)
 
     def _forget_from(self, step: int) -> None:

@@ -23,6 +23,7 @@ export class App {
     this.data = new Map(); // runs that are here, by name
     this.shown = new Set();
     this.known = new Set(); // runs that were offered before
+    this.failures = new Map(); // messages by task
     this.link = new Link();
     this.error = element('div', {class: 'error', role: 'alert', hidden: true});
     this.status = element('span', {class: 'status', role: 'status'}, 'Loading…');
@@ -64,7 +65,7 @@ export class App {
   async refresh() {
     if (this.isBusy) return;
     this.isBusy = true;
-    const versions = await this.attempt(() => this.source.runs());
+    const versions = await this.attempt('runs', () => this.source.runs());
     if (versions) {
       this.versions = versions;
       for (const {name} of versions) {
@@ -81,7 +82,7 @@ export class App {
     const wanted = this.versions.filter(({name, version}) => this.isWanted(name) && this.data.get(name)?.version !== version);
     await Promise.all(
       wanted.map(async ({name, version}) => {
-        const history = await this.attempt(() => this.source.history(name));
+        const history = await this.attempt(`run ${name}`, () => this.history(name));
         if (!history) return;
         this.data.set(name, new Run(name, version, history));
         this.update();
@@ -92,23 +93,31 @@ export class App {
     if (!this.hasDrawn) this.update();
   }
 
+  async history(name) {
+    const history = await this.source.history(name);
+    if (!history.steps.length) throw new Error(`Run ${name} holds no check that can be read: its events are damaged, or of another version.`);
+    return history;
+  }
+
   isWanted(name) {
     return this.shown.has(name) || name === this.state.run;
   }
 
-  /** What a task returns; if it fails, say so and offer to try again. */
-  async attempt(task) {
+  /** What a task returns; while it fails, null, and the page says why and offers to try again. */
+  async attempt(name, task) {
+    let result = null;
     try {
-      const result = await task();
-      this.error.hidden = true;
-      return result;
+      result = await task();
+      this.failures.delete(name);
     } catch (error) {
-      const retry = element('button', {type: 'button', click: () => this.refresh()}, 'Try again');
-      this.error.replaceChildren(element('span', {}, error.message), retry);
-      this.error.hidden = false;
+      this.failures.set(name, error.message);
       if (this.status.textContent === 'Loading…') this.status.textContent = '';
-      return null;
     }
+    const messages = [...new Set(this.failures.values())].map((message) => element('p', {}, message));
+    const retry = element('button', {type: 'button', click: () => this.refresh()}, 'Try again');
+    this.error.replaceChildren(element('div', {}, messages), retry);
+    this.error.hidden = !messages.length;
+    return result;
   }
 
   // ---------------------------------------------------------------- state

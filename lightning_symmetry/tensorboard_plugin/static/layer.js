@@ -85,7 +85,7 @@ export class LayerView {
 
   async load(key) {
     if (!this.loaded.has(key)) {
-      const answer = await this.app.attempt(() => this.app.source.layer(this.run.name, this.layer.name));
+      const answer = await this.app.attempt('layer', () => this.app.source.layer(this.run.name, this.layer.name));
       if (!answer) return;
       this.loaded.set(key, answer);
     }
@@ -114,7 +114,7 @@ export class LayerView {
     this.wanted = matrixKey;
     if (!this.matrices.has(matrixKey)) {
       const {run, layer} = this;
-      const cells = await this.app.attempt(() => this.app.source.matrix(run.name, layer.name, at));
+      const cells = await this.app.attempt('matrix', () => this.app.source.matrix(run.name, layer.name, at));
       if (!cells) return;
       this.matrices.set(matrixKey, cells);
     }
