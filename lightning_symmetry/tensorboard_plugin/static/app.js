@@ -68,6 +68,7 @@ export class App {
     const versions = await this.attempt('runs', () => this.source.runs());
     if (versions) {
       this.versions = versions;
+      this.hasAsked = true;
       for (const {name} of versions) {
         if (!this.known.has(name) && this.shown.size < MAX_SHOWN) this.shown.add(name);
         this.known.add(name);
@@ -203,7 +204,7 @@ export class App {
 
   update() {
     if (!this.palette || !this.versions.length) {
-      if (this.palette && this.status.textContent !== 'Loading…') this.showEmpty();
+      if (this.palette && this.hasAsked) this.showEmpty();
       return;
     }
     this.hasDrawn = true;
