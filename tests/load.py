@@ -6,6 +6,7 @@ measures what a check costs, what it takes on the disk, and how long TensorBoard
 
 from __future__ import annotations
 
+import shutil
 import statistics
 import subprocess
 import sys
@@ -30,7 +31,8 @@ NUM_RUNS, NUM_LAYERS, NUM_CHECKS, EVERY_N_STEPS = 10, 500, 2000, 50
 
 
 def write_run(folder: Path, model: nn.Module, num_checks: int, seed: int, flicker: int) -> None:
-    """One run: every so many layers lose and win dead units all the time, some are locked, some break."""
+    """One run, anew: every so many layers lose and win dead units all the time, some are locked, some break."""
+    shutil.rmtree(folder, ignore_errors=True)
     generator = torch.Generator().manual_seed(seed)
     _move(model, generator)
     looks = look(find_layers(model, None, ())[0])
