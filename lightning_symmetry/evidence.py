@@ -111,7 +111,7 @@ class Sighting:
         gradients: what the gradients say.
         cause: what the weights look like.
         value: the number that every weight equals, for :attr:`Cause.CONSTANT`.
-        position: the projection of the first unit's row on fixed random signs; from look to look it moves by about as
+        position: the product of the first unit's row with a fixed random vector; from look to look it moves by about as
             much as the row does.
         reach: how far a row that is not equal any more may still lie off; movements beyond a multiple of it are shared.
     """
@@ -295,7 +295,7 @@ def _sightings(
         return []
     weights = item.weights
     firsts = np.array([group[0] for group in groups])
-    positions = weights.rows.project(firsts)[0]
+    positions = weights.rows.positions(firsts)
     reaches = _loosened(weights).tolerance * weights.sketch.norms[firsts]
     causes = _causes(item.layer, weights.rows, groups) if has_equal_weights else [(Cause.COPIED, None)] * len(groups)
     return [

@@ -33,6 +33,7 @@ _SIFTED_ROWS = 1 << 13
 # A row with more neighbours than this lies in a crowd, where pairs are too many to list.
 _MAX_NEIGHBOURS = 64
 _MANY_PAIRS = 4  # per row
+_FEW_PAIRS = 16
 _MAX_PAIRS = 200_000
 _SAMPLE = 1 << 11
 _HASH = np.uint64(0x5851F42D4C957F2D)  # multiplied modulo 2^64
@@ -85,11 +86,16 @@ def _sift(questions: Sequence[Question]) -> list[Indices]:
         block_sizes = np.array([max(1, size // q.blocks) for size, q in zip(sizes, questions, strict=True)])
         starts = np.array(bounds)[matrix]
         place = starts + (np.arange(bounds[-1]) - starts) // block_sizes[matrix]
-    mask = norms == 0
-    usable = np.flatnonzero(norms > 0)
-    keys = _keys(norms[usable], projections[:, usable], windows[:, matrix[usable]])
-    mask[usable] = _share_a_cell(keys, place[usable])
-    found = np.flatnonzero(mask)
+    left = np.flatnonzero(norms > 0)
+    # Two keys tell nearly all rows apart; all keys are for those that are left.
+    for some in (projections[:1], projections):
+        keys = _keys(norms[left], some[:, left], windows[:, matrix[left]])
+        left = left[_share_a_cell(keys, place[left])]
+        if not len(left):
+            break
+    found = np.sort(np.concatenate([left, np.flatnonzero(norms == 0)]))
+    if not len(found):
+        return [found] * len(questions)
     cuts = np.searchsorted(found, bounds).tolist()
     return [found[a:b] - start for (a, b), start in zip(pairwise(cuts), bounds[:-1], strict=True)]
 
@@ -142,7 +148,8 @@ def find_groups(
 
     while len(members) > 1 and (max_rounds is None or round_number < max_rounds):
         pairs, is_crowded, best_key = _neighbours(keys, place)
-        if not has_further_keys and pairs.shape[1] > _MANY_PAIRS * len(members):
+        is_many = pairs.shape[1] > _MANY_PAIRS * len(members)
+        if is_many and not has_further_keys and not _mostly_agree(question, members[pairs]):
             # Strangers that these keys do not tell apart, as rows with a single number in the same chunk.
             keys, has_further_keys = np.concatenate([keys, further_keys()]), True
             continue
@@ -457,6 +464,12 @@ def _least_nearby(values: Indices, cells: Floats, places: Indices, reach: int) -
         least[shift:] = np.minimum(least[shift:], np.where(is_near, values[:-shift], values[shift:]))
         least[:-shift] = np.minimum(least[:-shift], np.where(is_near, values[shift:], values[:-shift]))
     return least
+
+
+def _mostly_agree(question: Question, pairs: Indices) -> bool:
+    """Whether the rows of most pairs ``(2, p)`` agree, judged by a few of them."""
+    few = pairs[:, :: 1 + pairs.shape[1] // _FEW_PAIRS]
+    return bool(_agree(question, *few).mean() > 0.5)
 
 
 def _agree(question: Question, leaders: Indices, index: Indices) -> Mask:

@@ -317,7 +317,7 @@ def structure_of(model: nn.Module) -> object | None:
     for path, module in model.named_modules():
         if is_parametrized(module):
             return None
-        structure += (path, id(module))
+        structure += (path, id(module), type(module))
         for parameter in module._parameters.values():
             if parameter is not None:
                 # Materialising a lazy parameter and moving a model change these, and leave the object the same.

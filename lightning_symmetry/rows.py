@@ -43,7 +43,10 @@ _BLOCK_ELEMENTS = {"cpu": 1 << 21, "cuda": 1 << 23}
 _COPY_ELEMENTS = {"cpu": 1 << 19, "cuda": 1 << 23}
 # Matrices smaller than this cost what calling PyTorch costs, so those of one shape are read together.
 _SMALL_ELEMENTS = 1 << 16
-_STACK_ELEMENTS = 1 << 20
+_STACK_ELEMENTS = 1 << 19
+_WITH_FLOAT64 = ("cpu", "cuda")  # kinds of devices that are sure to compute in it
+# After so many columns a random vector starts again, with the other sign.
+_PERIOD = 1 << 16
 # A tensor that cannot be flattened without a copy is read plane by plane, unless it has more than these.
 _MAX_PLANES = 8
 # The global default device is the user's; what is small is kept on the CPU.
@@ -78,10 +81,13 @@ class Rows:
             for sample, piece in zip(samples, self.pieces, strict=True)
         )
         self.width = sum(self.widths)
-        is_one_tensor_each = all(sample is piece for sample, piece in zip(samples, self.pieces, strict=True))
-        self.is_small = is_one_tensor_each and self.num_rows * self.width <= _SMALL_ELEMENTS
-        self.chunk = 1 if self.is_small else _chunk(max(self.widths, default=0))
         self.device = samples[0].device
+        self.is_small = (
+            self.num_rows * self.width <= _SMALL_ELEMENTS
+            and self.device.type in _WITH_FLOAT64
+            and all(sample is piece for sample, piece in zip(samples, self.pieces, strict=True))
+        )
+        self.chunk = 1 if self.is_small else _chunk(max(self.widths, default=0))
         dtypes = {sample.dtype for sample in samples}
         # The coarsest of the dtypes decides what can be told apart.
         self.dtype = dtypes.pop() if len(dtypes) == 1 else max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
@@ -119,6 +125,18 @@ class Rows:
             rows = self.fetch(part)
             parts.append(torch.stack([(rows * vector).sum(dim=1) for vector in vectors]))
         return to_host(torch.cat(parts, dim=1))
+
+    def positions(self, index: Indices) -> Floats:
+        """Products of a few rows with one fixed random vector, ``(m,)``: when a row moves, by about as much."""
+        [vector] = _random_vectors(-2, 1, min(self.width, _PERIOD), self.compute_dtype, self.device)
+        parts = []
+        for part in self._split(index):
+            rows = self.fetch(part)
+            position = rows.new_zeros(len(rows))
+            for i, block in enumerate(torch.split(rows, _PERIOD, dim=1)):  # whole modules are rows too
+                position += (-1) ** i * (block * vector[: block.shape[1]]).sum(dim=1)
+            parts.append(position)
+        return to_host(torch.cat(parts))
 
     def further_window(self, tolerance: float) -> float:
         """How far the products of :meth:`project` with two unit rows that agree can lie apart."""
@@ -329,7 +347,7 @@ def _mend(matrices: Sequence[Rows], bounds: Sequence[int], norms: Floats, odd: I
 
 def to_host(tensor: Tensor, dtype: torch.dtype = torch.float64) -> Floats:
     """The only way by which numbers leave the device; the host waits here."""
-    numbers: Floats = tensor.to(_CPU, dtype).numpy()
+    numbers: Floats = tensor.to(_CPU).to(dtype).numpy()
     return numbers
 
 
