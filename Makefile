@@ -8,7 +8,7 @@ demo: .venv/.demo  ## train the gallery of initialisations and compare them
 	$(BIN)/lightning-symmetry demo
 
 test: .venv/.test  ## run all tests
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -rs
 
 bench: .venv/.bench  ## measure the cost of a check; under ten minutes
 	$(BIN)/python -m tests.benchmarks

@@ -32,6 +32,7 @@ from lightning_symmetry.history import Finding, History
 from lightning_symmetry.layers import Layer, find_layers, structure_of
 from lightning_symmetry.team import Team, TeamError, attempt, describe
 from lightning_symmetry.writers.console import print_summary
+from lightning_symmetry.writers.tab import TabWriter
 from lightning_symmetry.writers.tensorboard import write_findings, write_heatmap, write_scalars
 
 P = ParamSpec("P")
@@ -178,6 +179,7 @@ class SymmetryMonitor(Callback):
         self._copies: list[Copies] | None = None
         self._diagnoses: dict[str, LayerDiagnosis] = {}  # the latest of all layers and copies
         self._written: dict[str, object] = {}  # by subject, what was written last
+        self._tab = TabWriter()
 
     @property
     def report(self) -> SymmetryReport | None:
@@ -352,6 +354,7 @@ class SymmetryMonitor(Callback):
             return
         write_scalars(writers, metrics, report.step)
         findings = self.findings
+        self._attempt("Symmetry tab", self._tab.write, writers, report, findings, looks, self.heatmaps)
         # What is worth another picture: units and ends; not the change between locked and frozen as ReLUs open.
         news_of: dict[str, list[object]] = {finding.layer: [] for finding in findings}
         for finding in findings:

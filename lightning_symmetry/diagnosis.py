@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import nn
 
+from lightning_symmetry import adapters as adapters  # registers the layers of PyTorch
 from lightning_symmetry.copies import Copies, copies_named, find_copies
 from lightning_symmetry.evidence import Cause, Gradients, Look, Sighting, look
 from lightning_symmetry.flattened import flattened_modules
@@ -50,12 +51,14 @@ class UnitGroup:
         verdict: what becomes of them.
         cause: what their weights looked like when the group was first seen.
         value: the number that every weight was, for :attr:`Cause.CONSTANT`.
+        first_step: optimizer step of the check that saw the group first; None after a single look.
     """
 
     units: tuple[int, ...]
     verdict: Verdict
     cause: Cause
     value: float | None = None
+    first_step: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""

@@ -79,6 +79,17 @@ def similarity(weights: Rows, gradients: Rows | None, units: Sequence[int]) -> n
     return matrix
 
 
+def to_bytes(matrix: npt.NDArray[np.float64]) -> Pixels:
+    """Similarities as bytes: 1 for -1, 128 for 0, 255 for 1, and 0 for NaN.
+
+    Example:
+        >>> to_bytes(np.array([-1.0, 0.0, 0.5, 1.0, np.nan])).tolist()
+        [1, 128, 192, 255, 0]
+    """
+    levels = 128 + 127 * np.clip(matrix, -1, 1)
+    return np.where(np.isnan(levels), 0, levels.round()).astype(np.uint8)
+
+
 def colours(matrix: npt.NDArray[np.float64]) -> Pixels:
     """Colour of every similarity; ``(...)`` to ``(..., 3)``."""
     stops = np.array(_COLOURS, dtype=np.float64)

@@ -163,7 +163,7 @@ class History:
             holding.append(record)
             self._judge(record, sighting, seen, step, is_fresh)
             if record.verdict is Verdict.LOCKSTEP or record.has_equal_weights:
-                groups.append(UnitGroup(record.units, record.verdict, record.cause, record.value))
+                groups.append(UnitGroup(record.units, record.verdict, record.cause, record.value, record.first_step))
             if record.verdict.is_warning and record.is_news():
                 news.append(record.to_finding(name))
         self._records[name] = past.gone(holding, step) + holding

@@ -1,8 +1,15 @@
 from __future__ import annotations
 
 import os
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
 
+import pytest
 from hypothesis import settings
+
+from tests.browsing import Page, open_browser
+from tests.serving import Server, tensorboard
 
 # The same examples at every run; HYPOTHESIS_PROFILE=explore looks for new ones.
 settings.register_profile("repeat", derandomize=True)
@@ -10,3 +17,51 @@ settings.register_profile("explore", derandomize=False, print_blob=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeat"))
 
 collect_ignore = ["benchmarks"]  # they need packages of their own
+
+
+@pytest.fixture(scope="session")
+def gallery(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A log directory with the runs of the demo, just written, and some more for the Symmetry tab to cope with."""
+    from lightning_symmetry import demo
+    from tests import tab_runs
+
+    logdir = tmp_path_factory.mktemp("gallery")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        demo.run(logdir)
+        tab_runs.write_all(logdir)
+    return logdir
+
+
+@pytest.fixture(scope="session")
+def fast_server(gallery: Path) -> Iterator[Server]:
+    """TensorBoard with its default data server."""
+    with tensorboard(gallery) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def slow_server(gallery: Path) -> Iterator[Server]:
+    """TensorBoard that reads the files itself."""
+    with tensorboard(gallery, "--load_fast=false") as server:
+        yield server
+
+
+@pytest.fixture(params=["fast", "slow"])
+def server(request: pytest.FixtureRequest) -> Server:
+    """TensorBoard, once with each data server."""
+    found: Server = request.getfixturevalue(f"{request.param}_server")
+    return found
+
+
+@pytest.fixture(scope="session")
+def browser_page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+    with open_browser(tmp_path_factory.mktemp("profile")) as page:
+        yield page
+
+
+@pytest.fixture
+def page(browser_page: Page) -> Iterator[Page]:
+    """A page in Chromium; afterwards its console must be free of errors."""
+    yield browser_page
+    assert browser_page.errors() == []

@@ -416,9 +416,9 @@ def meet_faults(num_ranks: int, folder: Path) -> dict[str, dict[str, Any]]:
         results[fault] = {**said(monitor), "warned": task.warned}
     layout = replicated(num_ranks, find_unused_parameters=True)
     monitor = SymmetryMonitor(every_n_steps=2)
-    task = Task(zoo.Experts, layout)
-    train(task, layout, monitor)
-    results["experts"] = {**said(monitor), "warned": task.warned}
+    experts = Task(zoo.Experts, layout)
+    train(experts, layout, monitor)
+    results["experts"] = {**said(monitor), "warned": experts.warned}
     return results
 
 

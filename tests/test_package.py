@@ -14,10 +14,17 @@ def modules_after(statement: str) -> set[str]:
     return set(result.stdout.split())
 
 
-def test_import_takes_no_more_than_torch() -> None:
-    extra = modules_after("import lightning_symmetry") - modules_after("import torch, torch.nn.utils.parametrize")
-    foreign = {name.split(".")[0] for name in extra} - {"lightning_symmetry"}
-    assert not foreign & {"lightning", "tensorboard", "torchmetrics", "PIL", "matplotlib", "sklearn", "rich"}
+HEAVY = {"lightning", "tensorboard", "torchmetrics", "PIL", "matplotlib", "sklearn", "rich"}
+
+
+def test_import_takes_nothing() -> None:
+    assert not {name.split(".")[0] for name in modules_after("import lightning_symmetry")} & (HEAVY | {"torch"})
+
+
+def test_diagnose_takes_no_more_than_torch() -> None:
+    ours = modules_after("from lightning_symmetry import diagnose, register_layer, Finding")
+    extra = ours - modules_after("import torch, torch.nn.utils.parametrize")
+    assert not {name.split(".")[0] for name in extra} & HEAVY
 
 
 def test_public_names() -> None:
@@ -25,6 +32,40 @@ def test_public_names() -> None:
         assert getattr(lightning_symmetry, name).__doc__
     with pytest.raises(AttributeError, match="no attribute 'Monitor'"):
         lightning_symmetry.Monitor  # noqa: B018
+    assert set(lightning_symmetry.__all__) <= set(dir(lightning_symmetry))
+
+
+def test_star_imports_all() -> None:
+    names: dict[str, object] = {}
+    exec("from lightning_symmetry import *", names)
+    assert names.keys() >= set(lightning_symmetry.__all__)
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "from lightning_symmetry import diagnose",
+        "from lightning_symmetry.diagnosis import diagnose",
+        "import lightning_symmetry.callback; from lightning_symmetry.diagnosis import diagnose",
+        "from lightning_symmetry import register_layer, diagnose",
+    ],
+)
+def test_layers_of_pytorch_are_known_from_the_start(statement: str) -> None:
+    code = f"{statement}\nimport torch\nprint(list(diagnose(torch.nn.Sequential(torch.nn.Linear(2, 3))).layers))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "['0']\n"
+
+
+def test_a_layer_of_yours_stands_for_one_of_pytorch() -> None:
+    code = """
+import torch
+from lightning_symmetry import Units, register_layer
+@register_layer(torch.nn.Linear)
+def linear(module):
+    return Units(module.weight, part="mine")
+from lightning_symmetry import diagnose
+print(list(diagnose(torch.nn.Sequential(torch.nn.Linear(2, 3))).layers))
+"""
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "['0.mine']\n"
 
 
 @pytest.mark.parametrize("room", ["layers", "grouping", "evidence", "diagnosis", "history", "advice", "heatmap"])

@@ -19,7 +19,12 @@ _MAX_ROWS = 200
 
 def write_scalars(writers: Iterable[SummaryWriter], scalars: Mapping[str, float], step: int) -> None:
     """Write all scalars as one event: an event each costs ten times as much."""
-    summary = Summary(value=[Summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()])
+    add_summary(writers, [Summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()], step)
+
+
+def add_summary(writers: Iterable[SummaryWriter], values: Sequence[Summary.Value], step: int) -> None:
+    """Write values of any kind as one event."""
+    summary = Summary(value=values)
     for writer in writers:
         writer._get_file_writer().add_summary(summary, step)  # type: ignore[no-untyped-call]
 

@@ -1,0 +1,6 @@
+"""The Symmetry tab of TensorBoard. Nothing here imports torch: TensorBoard loads it at every start."""
+
+from importlib.resources import files
+
+STATIC = files(__name__) / "static"
+"""The page: modules of JavaScript, and a style sheet."""

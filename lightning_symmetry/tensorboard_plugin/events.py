@@ -1,0 +1,176 @@
+"""What the events of the Symmetry tab hold, as bytes: written during a training, read by TensorBoard.
+
+There are two kinds, both compact:
+
+- a *summary* per check, of the whole model: for each layer what has changed since the summary before; the first one of
+  a training, and any that cannot build on the last, tells all;
+- a *matrix* of a layer: cosine similarities of the units that are shown.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import zlib
+from collections.abc import Sequence
+from typing import Any
+
+PLUGIN_NAME = "symmetry"
+SUMMARY_TAG = "symmetry/tab"
+MATRIX_TAG = "symmetry/tab/matrix/"
+"""Followed by the name of the layer."""
+VERDICTS = ("locked", "frozen", "lockstep", "breaking", "duplicate")
+
+MAX_SIDE = 64
+"""Units a side of a matrix."""
+_MAX_RUNS = 400
+_MAX_BYTES = 1 << 26  # of a payload once it is unpacked: what comes from a file may be made to do harm
+_RUN = re.compile(r"(\d{1,9})(?:-(\d{1,9})(?::(\d{1,9}))?)?")
+_MORE = "..."
+
+
+class PayloadError(ValueError):
+    """An event that this package did not write, or that was damaged."""
+
+
+def pack_units(units: Sequence[int], limit: int = _MAX_RUNS) -> str:
+    """Indices of units in a few characters: runs of one stride, in the order given.
+
+    Args:
+        units: the indices.
+        limit: number of runs after which the rest is left out, and an ellipsis says so.
+
+    Example:
+        >>> pack_units([0, 1, 2, 3, 8, 40, 10, 12, 14])
+        '0-3,8,40,10-14:2'
+        >>> pack_units([5, 1, 3, 2], limit=2)
+        '5,1,...'
+    """
+    runs: list[str] = []
+    start = 0
+    while start < len(units):
+        if len(runs) == limit:
+            runs.append(_MORE)
+            break
+        stride = units[start + 1] - units[start] if start + 1 < len(units) else 0
+        end = start + 1
+        while stride > 0 and end < len(units) and units[end] - units[end - 1] == stride:
+            end += 1
+        if end - start < 3:
+            runs.append(str(units[start]))
+            start += 1
+        else:
+            runs.append(f"{units[start]}-{units[end - 1]}" + (f":{stride}" if stride > 1 else ""))
+            start = end
+    return ",".join(runs)
+
+
+def unpack_units(text: str, limit: int = MAX_SIDE) -> list[int]:
+    """The indices that :func:`pack_units` wrote, at most ``limit`` of them.
+
+    Raises:
+        PayloadError: if there are more, or the text is none of its own.
+
+    Example:
+        >>> unpack_units("0-3,8,40,10-14:2")
+        [0, 1, 2, 3, 8, 40, 10, 12, 14]
+    """
+    units: list[int] = []
+    for part in text.split(",") if text else ():
+        match = _RUN.fullmatch(part)
+        if match is None:
+            raise PayloadError("an index is no number")
+        first = int(match[1])
+        run = range(first, int(match[2] or first) + 1, int(match[3] or 1) or 1)
+        if len(units) + len(run) > limit:
+            raise PayloadError("too many units")
+        units += run
+    return units
+
+
+def pack_summary(summary: dict[str, Any]) -> bytes:
+    """A summary as bytes; compressed where that is shorter."""
+    plain = _to_json(summary)
+    packed = zlib.compress(plain, 6)
+    return min(plain, packed, key=len)
+
+
+def unpack_summary(data: bytes) -> dict[str, Any]:
+    """What :func:`pack_summary` was given.
+
+    Raises:
+        PayloadError: if the bytes are none of its own.
+    """
+    summary = _from_json(data if data.startswith(b"{") else _decompress(data))
+    layers, findings = summary.get("layers"), summary.get("findings", {})
+    if summary.get("version") != 1 or not isinstance(layers, dict) or not isinstance(findings, dict):
+        raise PayloadError("not a summary of this version")
+    if not all(isinstance(values, dict) for values in layers.values()):
+        raise PayloadError("a layer is no object")
+    if not all(isinstance(rows, list) and all(isinstance(row, dict) for row in rows) for rows in findings.values()):
+        raise PayloadError("a finding is no object")
+    return summary
+
+
+def pack_matrix(units: Sequence[int], cells: bytes) -> bytes:
+    """A matrix as bytes.
+
+    Args:
+        units: indices of the units, in the order of the rows.
+        cells: one byte per cell, row by row, as :func:`lightning_symmetry.heatmap.to_bytes` makes them.
+    """
+    return zlib.compress(_to_json({"version": 1, "units": pack_units(units)}) + b"\n" + cells, 6)
+
+
+def unpack_matrix(data: bytes) -> tuple[list[int], bytes]:
+    """What :func:`pack_matrix` was given.
+
+    Raises:
+        PayloadError: if the bytes are none of its own.
+    """
+    head, newline, cells = _decompress(data).partition(b"\n")
+    values = _from_json(head)
+    if not newline or values.get("version") != 1 or not isinstance(values.get("units"), str):
+        raise PayloadError("not a matrix of this version")
+    units = unpack_units(values["units"])
+    if len(cells) != len(units) ** 2:
+        raise PayloadError("the matrix does not have the size that it should have")
+    return units, cells
+
+
+def natural_order(name: str) -> list[tuple[int, str]]:
+    """Sort key that puts ``run2`` before ``run10``.
+
+    >>> sorted(["run10", "run2"], key=natural_order)
+    ['run2', 'run10']
+    """
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d{1,18})", name)]
+
+
+def _to_json(values: dict[str, Any]) -> bytes:
+    return json.dumps(values, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode(errors="replace")
+
+
+def _from_json(data: bytes) -> dict[str, Any]:
+    try:
+        values = json.loads(data, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise PayloadError("not JSON") from error
+    if not isinstance(values, dict):
+        raise PayloadError("not an object")
+    return values
+
+
+def _refuse_constant(name: str) -> None:
+    raise PayloadError(f"{name} is no JSON")
+
+
+def _decompress(data: bytes) -> bytes:
+    unpacker = zlib.decompressobj()
+    try:
+        plain = unpacker.decompress(data, _MAX_BYTES)
+    except zlib.error as error:
+        raise PayloadError("damaged") from error
+    if not unpacker.eof:
+        raise PayloadError("damaged, or too large")
+    return plain

@@ -1,0 +1,104 @@
+"""The Symmetry tab as one file, for people who send results to others."""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
+from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
+from tensorboard.context import RequestContext
+
+from lightning_symmetry.tensorboard_plugin import STATIC
+from lightning_symmetry.tensorboard_plugin.events import PLUGIN_NAME
+from lightning_symmetry.tensorboard_plugin.reading import Cache, Reader
+
+_START = """
+import {App} from 'symmetry/app.js';
+import {EmbeddedSource} from 'symmetry/source.js';
+const data = JSON.parse(document.getElementById('data').textContent);
+new App(document.getElementById('symmetry'), new EmbeddedSource(data)).start();
+"""
+
+
+def build_report(logdir: Path) -> str:
+    """The page for the runs below a log directory.
+
+    Args:
+        logdir: what one would give to ``tensorboard --logdir``.
+
+    Returns:
+        HTML that needs nothing else.
+
+    Raises:
+        FileNotFoundError: if there is no such directory.
+        LookupError: if it holds no run with data of the Symmetry tab.
+    """
+    if not logdir.is_dir():
+        raise FileNotFoundError(f"Expected a directory with TensorBoard runs but got {str(logdir)!r}.")
+    events = EventMultiplexer(tensor_size_guidance={PLUGIN_NAME: 0})
+    events.AddRunsFromDirectory(str(logdir))
+    events.Reload()
+    reader = Reader(MultiplexerDataProvider(events, str(logdir)), RequestContext(), "", Cache())
+    runs = [_run(reader, run) for run in reader.versions()]
+    if not runs:
+        raise LookupError(
+            f"No run below {str(logdir)!r} holds data of SymmetryMonitor: was it among the callbacks of the Trainer, "
+            "with a TensorBoardLogger?"
+        )
+    return _page(f"Symmetry of {logdir.resolve().name}", runs)
+
+
+def _run(reader: Reader, run: str) -> dict[str, Any]:
+    history = reader.history(run)
+    return {
+        "name": run,
+        "history": history.to_json(),
+        "layers": {layer: reader.layer(run, layer) for layer in history.layers},
+        "matrices": {
+            layer: {step: _base64(cells) for step, (_, cells) in reader.matrices(run, layer).items()}
+            for layer in history.layers
+        },
+    }
+
+
+def _page(title: str, runs: list[dict[str, Any]]) -> str:
+    scripts = [file for file in STATIC.iterdir() if file.name.endswith(".js")]
+    modules = {f"symmetry/{file.name}": _module(file.read_text(encoding="utf-8")) for file in scripts}
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
+<title>{html.escape(title)}</title>
+<style>
+{(STATIC / "style.css").read_text(encoding="utf-8")}</style>
+<script type="importmap">{json.dumps({"imports": modules})}</script>
+<script type="application/json" id="data">{_embed(runs)}</script>
+</head>
+<body>
+<div id="symmetry"></div>
+<noscript>This report is drawn by JavaScript, which is switched off.</noscript>
+<script type="module">{_START}</script>
+</body>
+</html>
+"""
+
+
+def _module(source: str) -> str:
+    """A module as an address; in there it has no neighbours, so it must name the others as the import map does."""
+    named = re.sub(r"(from|import) '\./([\w-]+\.js)'", r"\1 'symmetry/\2'", source)
+    return f"data:text/javascript;base64,{_base64(named.encode())}"
+
+
+def _embed(data: Any) -> str:
+    """JSON that no name in it can break out of: neither an element nor a comment can begin or end."""
+    return json.dumps(data, separators=(",", ":")).replace("<", "\\u003c").replace(">", "\\u003e")
+
+
+def _base64(data: bytes) -> str:
+    return base64.b64encode(data).decode()

@@ -1,0 +1,117 @@
+// Effective width over steps, with what happened as marks.
+import {svg} from './dom.js';
+import {MARKS, kindOf} from './marks.js';
+import {ticks} from './model.js';
+
+const HEIGHT = 260;
+const EDGE = {left: 52, right: 18, top: 16, bottom: 34};
+const DASHES = ['', '7 3', '2 3', '9 3 2 3', '5 2 1 2 1 2'];
+const NUM_COLOURS = 7;
+
+/** Colour and dashes of the i-th line; the pair is unique for many, and neighbours differ in both. */
+export function lineStyle(i) {
+  return {stroke: `var(--line-${i % NUM_COLOURS})`, 'stroke-dasharray': DASHES[i % DASHES.length] || null};
+}
+
+/** A drawing of lines; give it layers of a run, each with the number of its line. */
+export class Chart {
+  constructor(app, name) {
+    this.app = app;
+    this.node = svg('svg', {
+      class: 'chart',
+      role: 'img',
+      'aria-label': name,
+      height: HEIGHT,
+      click: (event) => this.run && app.go({step: this.run.steps[this.checkUnder(event)]}),
+      pointermove: (event) => this.hover(event),
+      pointerleave: () => app.tip.hide(),
+    });
+    new ResizeObserver(() => this.draw()).observe(this.node);
+  }
+
+  update(run, lines) {
+    this.run = run;
+    this.lines = lines;
+    this.draw();
+  }
+
+  /** Every check has the same room, as in the overview: the first ones are close to one another in steps. */
+  x(check) {
+    return EDGE.left + ((check + 0.5) * (this.width - EDGE.left - EDGE.right)) / this.run.steps.length;
+  }
+
+  y(share) {
+    return EDGE.top + (1 - share) * (HEIGHT - EDGE.top - EDGE.bottom);
+  }
+
+  draw() {
+    this.width = this.node.clientWidth;
+    if (!this.run || !this.width) return;
+    const {run} = this;
+    const right = this.width - EDGE.right;
+    const grid = [0, 0.25, 0.5, 0.75, 1].flatMap((share) => [
+      svg('line', {class: 'grid', x1: EDGE.left, x2: right, y1: this.y(share), y2: this.y(share)}),
+      svg('text', {x: EDGE.left - 8, y: this.y(share) + 4, 'text-anchor': 'end'}, `${100 * share} %`),
+    ]);
+    const axis = ticks(run.steps, right - EDGE.left, 24).flatMap((check) => [
+      svg('line', {class: 'tick', x1: this.x(check), x2: this.x(check), y1: HEIGHT - EDGE.bottom, y2: HEIGHT - EDGE.bottom + 4}),
+      svg('text', {x: this.x(check), y: HEIGHT - EDGE.bottom + 17, 'text-anchor': 'middle'}, run.steps[check].toLocaleString('en')),
+    ]);
+    const cursor = this.x(run.checkAt(this.app.state.step));
+    this.node.replaceChildren(
+      ...grid,
+      ...axis,
+      svg('text', {x: right, y: HEIGHT - 2, 'text-anchor': 'end'}, 'step, one place per check'),
+      svg('line', {class: 'cursor', x1: cursor, x2: cursor, y1: EDGE.top - 6, y2: HEIGHT - EDGE.bottom}),
+      ...this.lines.map(({layer, line}) => svg('path', {class: 'line', d: this.path(layer), ...lineStyle(line)})),
+      ...this.marks(),
+    );
+  }
+
+  path(layer) {
+    let d = '';
+    layer.states.forEach(([check, width], i) => {
+      if (width === undefined) return;
+      const end = i + 1 < layer.states.length ? layer.states[i + 1][0] : this.run.steps.length - 1;
+      const continues = d && layer.states[i - 1].length > 1;
+      d += `${continues ? 'L' : 'M'}${this.x(check)} ${this.y(width / layer.units)}H${this.x(end)}`;
+    });
+    return d;
+  }
+
+  /** Marks side by side where several would lie on one another. */
+  marks() {
+    const taken = [];
+    return this.lines.flatMap(({layer, line}) =>
+      layer.events.map((event) => {
+        const [step, kind, verdict, text] = event;
+        const check = this.run.checkAt(step);
+        const state = layer.at(check);
+        const y = this.y(state ? state.width / layer.units : 0);
+        let x = this.x(check);
+        while (taken.some(([a, b]) => Math.abs(a - x) < 13 && Math.abs(b - y) < 13) && x < this.width - 14) x += 14;
+        taken.push([x, y]);
+        const title = `${layer.name}, step ${step}: ${kind}${verdict ? `, ${verdict}` : ''}: ${text}`;
+        return svg(
+          'g',
+          {class: 'event', transform: `translate(${x - 6} ${y - 6})`},
+          svg('title', {}, title),
+          svg('path', {d: MARKS[kindOf(event)].path, 'fill-rule': 'evenodd', fill: lineStyle(line).stroke}),
+        );
+      }),
+    );
+  }
+
+  checkUnder(event) {
+    const place = (this.width - EDGE.left - EDGE.right) / this.run.steps.length;
+    const check = Math.floor((event.clientX - this.node.getBoundingClientRect().left - EDGE.left) / place);
+    return Math.min(this.run.steps.length - 1, Math.max(0, check));
+  }
+
+  hover(event) {
+    if (!this.run || !this.lines.length) return;
+    const check = this.checkUnder(event);
+    const lines = this.lines.slice(0, 12).map(({layer}) => layer.describe(check));
+    this.app.tip.show(event, [`step ${this.run.steps[check].toLocaleString('en')}`, ...lines]);
+  }
+}

@@ -1,0 +1,47 @@
+// Numbers to colours. Every map runs evenly from light to dark or back, so that it can be read without seeing hues.
+
+/** Share of redundant units, 0 to 1, as [red, green, blue]; even in OKLab's lightness, away from the background. */
+export function redundancy(share, isDark) {
+  const t = Math.min(1, Math.max(0, share));
+  const lightness = isDark ? 0.4 + 0.46 * t : 0.945 - 0.525 * t;
+  const hue = isDark ? 15 + 70 * t : 85 - 70 * t;
+  return fromOklch(lightness, 0.012 + 0.145 * Math.sqrt(t) * (isDark ? 1 - 0.2 * t : 1), hue);
+}
+
+// As in the pictures of the Images tab: bright at 1, dark at 0, and another hue below.
+const STOPS = [-1, -0.5, 0, 0.5, 0.9, 1];
+const COLOURS = [[120, 200, 255], [38, 98, 160], [16, 18, 32], [128, 46, 44], [236, 124, 46], [255, 240, 170]];
+const NO_DIRECTION = [176, 180, 188];
+
+/** Similarity as stored in a matrix, a byte, to a number from -1 to 1; null where there is no direction. */
+export function toSimilarity(byte) {
+  return byte === 0 ? null : (byte - 128) / 127;
+}
+
+/** Similarity from -1 to 1, or null, as [red, green, blue]. */
+export function similarity(value) {
+  if (value === null) return NO_DIRECTION;
+  const i = Math.max(1, STOPS.findIndex((stop) => value <= stop));
+  const t = (value - STOPS[i - 1]) / (STOPS[i] - STOPS[i - 1]);
+  return COLOURS[i].map((channel, c) => Math.round(COLOURS[i - 1][c] + t * (channel - COLOURS[i - 1][c])));
+}
+
+export function css([red, green, blue]) {
+  return `rgb(${red},${green},${blue})`;
+}
+
+function fromOklch(lightness, chroma, degrees) {
+  const a = chroma * Math.cos((degrees * Math.PI) / 180);
+  const b = chroma * Math.sin((degrees * Math.PI) / 180);
+  const l = (lightness + 0.3963377774 * a + 0.2158037573 * b) ** 3;
+  const m = (lightness - 0.1055613458 * a - 0.0638541728 * b) ** 3;
+  const s = (lightness - 0.0894841775 * a - 1.291485548 * b) ** 3;
+  return [
+    4.0767416621 * l - 3.3077115913 * m + 0.2309699292 * s,
+    -1.2684380046 * l + 2.6097574011 * m - 0.3413193965 * s,
+    -0.0041960863 * l - 0.7034186147 * m + 1.707614701 * s,
+  ].map((linear) => {
+    const x = Math.min(1, Math.max(0, linear));
+    return Math.round(255 * (x <= 0.0031308 ? 12.92 * x : 1.055 * x ** (1 / 2.4) - 0.055));
+  });
+}

@@ -1,0 +1,74 @@
+// Where the data comes from: TensorBoard's backend, or the page itself in a static report.
+
+export class ServerSource {
+  isLive = true;
+
+  async runs() {
+    return (await this.#json('runs', {})).runs;
+  }
+
+  history(run) {
+    return this.#json('run', {run});
+  }
+
+  layer(run, layer) {
+    return this.#json('layer', {run, layer});
+  }
+
+  async matrix(run, layer, step) {
+    const response = await this.#fetch('matrix', {run, layer, step});
+    return new Uint8Array(await response.arrayBuffer());
+  }
+
+  async #json(route, query) {
+    return (await this.#fetch(route, query)).json();
+  }
+
+  async #fetch(route, query) {
+    let response;
+    try {
+      response = await fetch(`./${route}?${new URLSearchParams(query)}`);
+    } catch {
+      throw new Error('TensorBoard does not answer. Is it still running?');
+    }
+    if (!response.ok) throw new Error(await explain(response));
+    return response;
+  }
+}
+
+async function explain(response) {
+  try {
+    return (await response.json()).error;
+  } catch {
+    return `TensorBoard answered with status ${response.status}.`;
+  }
+}
+
+export class EmbeddedSource {
+  isLive = false;
+  #data;
+
+  constructor(data) {
+    this.#data = data;
+  }
+
+  async runs() {
+    return this.#data.map(({name}) => ({name, version: ''}));
+  }
+
+  async history(run) {
+    return this.#run(run).history;
+  }
+
+  async layer(run, layer) {
+    return this.#run(run).layers[layer];
+  }
+
+  async matrix(run, layer, step) {
+    return Uint8Array.from(atob(this.#run(run).matrices[layer][step]), (character) => character.charCodeAt(0));
+  }
+
+  #run(name) {
+    return this.#data.find((run) => run.name === name);
+  }
+}

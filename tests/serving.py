@@ -1,0 +1,97 @@
+"""A real TensorBoard in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError, URLError
+from urllib.parse import urlencode
+from urllib.request import urlopen
+
+_PATIENCE_S = 20.0
+
+
+@dataclass
+class Server:
+    """A running TensorBoard.
+
+    Attributes:
+        url: where it answers.
+        process: it.
+    """
+
+    url: str
+    process: subprocess.Popen[bytes]
+
+    def get(self, route: str, **query: str | int) -> tuple[int, str, bytes]:
+        """Ask the plugin; returns status, content type and content."""
+        url = f"{self.url}/data/plugin/symmetry/{route}?{urlencode(query)}"
+        try:
+            with urlopen(url, timeout=_PATIENCE_S) as answer:
+                return answer.status, answer.headers.get_content_type(), answer.read()
+        except HTTPError as error:
+            with error:
+                return error.code, error.headers.get_content_type(), error.read()
+
+    def json(self, route: str, **query: str | int) -> Any:
+        """Ask the plugin for JSON."""
+        status, mimetype, content = self.get(route, **query)
+        assert (status, mimetype) == (200, "application/json"), content
+        return json.loads(content)
+
+    def runs(self) -> list[str]:
+        """The names of all runs."""
+        return [run["name"] for run in self.json("runs")["runs"]]
+
+    def stop(self) -> None:
+        """End it."""
+        self.process.terminate()
+        self.process.wait(timeout=_PATIENCE_S)
+
+
+@contextmanager
+def tensorboard(logdir: Path, *flags: str, seconds: float = _PATIENCE_S) -> Iterator[Server]:
+    """TensorBoard for a log directory, once it has found all of its runs, for which it has so many seconds."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(logdir), "--host=127.0.0.1", f"--port={port}"]
+    process = subprocess.Popen(
+        [*command, "--reload_interval=1", *flags], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    server = Server(f"http://127.0.0.1:{port}", process)
+    num_runs = len({file.parent for file in logdir.rglob("events.out.tfevents.*")})
+    try:
+        wait_for(lambda: is_up(server) and len(server.runs()) >= num_runs, seconds)
+        yield server
+    finally:
+        server.stop()
+
+
+def wait_for(condition: Any, seconds: float = _PATIENCE_S) -> Any:
+    """What a condition returns as soon as that is true."""
+    end = time.monotonic() + seconds
+    while True:
+        result = condition()
+        if result or time.monotonic() > end:
+            assert result, "waited in vain"
+            return result
+        time.sleep(0.05)
+
+
+def is_up(server: Server) -> bool:
+    """Whether it answers."""
+    assert server.process.poll() is None, "TensorBoard has ended"
+    try:
+        with urlopen(f"{server.url}/data/environment", timeout=_PATIENCE_S):
+            return True
+    except URLError:
+        return False

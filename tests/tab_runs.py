@@ -1,0 +1,88 @@
+"""Runs for the Symmetry tab to cope with: what happens in a long training, names made to do harm, damaged events."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch import nn
+from torch.utils.tensorboard import SummaryWriter
+
+from lightning_symmetry import SymmetryMonitor
+from lightning_symmetry.diagnosis import SymmetryReport, UnitGroup, Verdict, to_diagnosis
+from lightning_symmetry.evidence import Cause, look
+from lightning_symmetry.history import Finding, Origin
+from lightning_symmetry.layers import find_layers
+from lightning_symmetry.tensorboard_plugin.events import SUMMARY_TAG
+from lightning_symmetry.writers.tab import TabWriter, add_event
+from tests.training import Classifier, batches, fill, make_trainer
+
+HOSTILE = "<img src=x onerror=alert(1)>"
+BREAKOUT = "</script><script>alert(2)</script><!--"
+
+
+def write_all(logdir: Path) -> None:
+    """Write all of them."""
+    write_story(logdir / "story")
+    write_hostile(logdir / "hostile")
+    with SummaryWriter(str(logdir / "damaged")) as writer:
+        add_event([writer], SUMMARY_TAG, b"{damaged", 0)
+
+
+def write_story(folder: Path) -> None:
+    """Three layers of 16 units; one collapses at step 20, one is locked and breaks at step 30, one ends in lockstep."""
+    torch.manual_seed(0)
+    model = nn.ModuleDict({name: nn.Linear(8, 16) for name in ("collapsing", "parting", "marching")})
+    looks = look(find_layers(model, None, ())[0])
+    layers = {seen.layer.name: to_diagnosis(seen, ()) for seen in looks}
+    tab = TabWriter()
+    with SummaryWriter(str(folder)) as writer:
+        for step in range(0, 60, 10):
+            now, findings = dict(layers), list[Finding]()
+            if step >= 20:
+                now["collapsing"] = replace(now["collapsing"], groups=[_group(range(4, 8), Verdict.LOCKED, 20)])
+                findings.append(_finding("collapsing", range(4, 8), Verdict.LOCKED, 20, origin=Origin.COLLAPSE))
+            if step < 30:
+                now["parting"] = replace(now["parting"], groups=[_group(range(16), Verdict.LOCKED, 0)])
+            broken = 30 if step >= 30 else None
+            findings.append(_finding("parting", range(16), Verdict.LOCKED, 0, broken=broken))
+            if step >= 40:
+                now["marching"] = replace(now["marching"], groups=[_group((2, 9), Verdict.LOCKSTEP, 40)])
+                findings.append(_finding("marching", (2, 9), Verdict.LOCKSTEP, 40))
+            tab.write([writer], SymmetryReport(step, now), findings, looks, "findings")
+        add_event([writer], SUMMARY_TAG, b"{damaged", 60)
+
+
+def write_hostile(folder: Path) -> None:
+    """A training whose layers have names that a careless page would take for markup."""
+
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleDict({HOSTILE: nn.Linear(12, 100), BREAKOUT: nn.Linear(100, 4)})
+
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            for layer in self.layers.values():
+                inputs = layer(inputs)
+            return inputs
+
+    logger = TensorBoardLogger(folder, name="", version="")
+    make_trainer([SymmetryMonitor(every_n_steps=4)], logger=logger).fit(Classifier(fill(Named(), 0.5)), batches())
+
+
+def _group(units: Sequence[int], verdict: Verdict, since: int) -> UnitGroup:
+    return UnitGroup(tuple(units), verdict, Cause.COPIED, None, since)
+
+
+def _finding(
+    layer: str,
+    units: Sequence[int],
+    verdict: Verdict,
+    since: int,
+    broken: int | None = None,
+    origin: Origin = Origin.START,
+) -> Finding:
+    return Finding(layer, tuple(units), verdict, Cause.COPIED, None, since, since, broken, origin)
