@@ -7,6 +7,7 @@ import copy
 import functools
 import io
 import itertools
+import math
 import os
 import pkgutil
 import random
@@ -33,6 +34,7 @@ from torch.distributed.tensor import DTensor, Placement, Replicate, Shard, distr
 
 from lightning_symmetry import SymmetryMonitor, diagnose
 from lightning_symmetry.callback import SymmetryError
+from lightning_symmetry.flattened import FlatPart
 from lightning_symmetry.grouping import Question, find_groups
 from lightning_symmetry.layers import find_layers, matrix_of, part_of_rows
 from lightning_symmetry.rows import Rows, sketch_all
@@ -705,6 +707,29 @@ def test_pictures_of_sharded_layers(small_world: World, tmp_path: Path) -> None:
     first = [picture["symmetry/heatmap/net.0"][0].encoded_image_string for picture in (whole, sharded)]
     pixels = [np.asarray(Image.open(io.BytesIO(encoded)), dtype=float) for encoded in first]
     assert np.abs(pixels[0] - pixels[1]).max() <= 3
+
+
+@pytest.mark.parametrize("shape", [(7,), (5, 3), (3, 1, 4), (2, 3, 4)])
+def test_an_interval_of_a_flattened_tensor_is_made_of_boxes(shape: tuple[int, ...]) -> None:
+    whole = torch.arange(1, math.prod(shape) + 1)
+    for start, end in itertools.combinations(range(len(whole) + 1), 2):
+        part = FlatPart(whole[start:end], 0, end - start, start, shape, None)
+        seen = torch.zeros(shape, dtype=torch.long)
+        boxes = list(part.boxes(part.source))
+        for numbers, place in boxes:
+            seen[tuple(slice(a, a + n) for a, n in zip(place, numbers.shape, strict=True))] += numbers
+        assert seen.flatten().tolist() == [n if start < n <= end else 0 for n in whole.tolist()]
+        assert len(boxes) <= 2 * len(shape) - 1
+
+
+def test_partitioned_by_deepspeed_is_skipped() -> None:
+    net = nn.Sequential(nn.Linear(3, 4))
+    for parameter in net.parameters():  # as DeepSpeed leaves them
+        parameter.ds_id = 0  # type: ignore[attr-defined]
+        parameter.data = torch.empty(0)
+    assert diagnose(net).skipped == {
+        "0": "its tensors are partitioned by DeepSpeed ZeRO-3, which this package does not read"
+    }
 
 
 LAUNCHED = """
