@@ -72,12 +72,36 @@ class Fragment:
     Attributes:
         numbers: a view ``(m, ...)`` of what this rank holds.
         rows: the places of these ``m`` rows.
-        columns: the places of the numbers of a row, ``(w,)``, in the flattened row.
+        runs: for every dimension of a row the first and the last place, and by how many columns a step goes on.
+        offset: the column at which the row begins.
     """
 
     numbers: Tensor
     rows: slice
-    columns: Tensor
+    runs: tuple[tuple[int, int, int], ...]
+    offset: int = 0
+
+    @property
+    def num_columns(self) -> int:
+        """The numbers of a row, ``w``."""
+        return math.prod(last - first + 1 for first, last, _ in self.runs)
+
+    @property
+    def first_column(self) -> int:
+        """The place of the first of them in the flattened row; the others follow in order."""
+        return self.offset + sum(first * step for first, _, step in self.runs)
+
+    @property
+    def last_column(self) -> int:
+        """The place of the last of them."""
+        return self.offset + sum(last * step for _, last, step in self.runs)
+
+    def columns(self) -> Tensor:
+        """Their places, ``(w,)``."""
+        columns = torch.tensor([self.offset], device=_CPU)
+        for first, last, step in self.runs:
+            columns = (columns[:, None] + torch.arange(first, last + 1, device=_CPU) * step).flatten()
+        return columns.to(self.numbers.device)
 
 
 def held(tensor: DTensor) -> Held:
@@ -127,16 +151,27 @@ def _in_order_of_sharding(tensor: DTensor) -> list[int]:
     return order
 
 
-def fragments(box: Held, view: Callable[[Tensor], Tensor]) -> Iterator[Fragment]:
-    """What a box holds of the rows ``view(tensor)``, ``(num_units, ...)``, of the whole tensor.
+@dataclass(frozen=True)
+class ViewMap:
+    """A view as a map of places.
 
-    Raises:
-        UnreadableError: if the view copies.
+    Attributes:
+        sizes: the shape of the view.
+        origins: for every dimension of the tensor, the place at the view's first number.
+        strides: and by how much it grows along each dimension of the view.
     """
+
+    sizes: tuple[int, ...]
+    origins: tuple[int, ...]
+    strides: tuple[tuple[int, ...], ...]
+
+
+def fragments(box: Held, view: ViewMap) -> Iterator[Fragment]:
+    """What a box holds of the rows ``view(tensor)``, ``(num_units, ...)``, of the whole tensor."""
     if not box.numbers.numel():
         return
-    sizes, origins, strides = _map_of(view, box.shape)
-    columns = torch.arange(math.prod(sizes[1:]), device=_CPU).reshape(sizes[1:])
+    sizes, origins, strides = view.sizes, view.origins, view.strides
+    widths = [math.prod(sizes[k + 1 :]) for k in range(1, len(sizes))]
     # In the other dimensions the box holds all there is.
     bounds = [
         (dim, origins[dim], [k for k, stride in enumerate(strides[dim]) if stride])
@@ -172,15 +207,15 @@ def fragments(box: Held, view: Callable[[Tensor], Tensor]) -> Iterator[Fragment]
         numbers = box.numbers.as_strided(
             [b - a for a, b in zip(first, last, strict=True)], steps, box.numbers.storage_offset() + offset
         )
-        inside = tuple(slice(a, b) for a, b in zip(first[1:], last[1:], strict=True))
-        yield Fragment(numbers, slice(first[0], last[0]), columns[inside].flatten())
+        runs = tuple((a, b - 1, step) for a, b, step in zip(first[1:], last[1:], widths, strict=True))
+        yield Fragment(numbers, slice(first[0], last[0]), runs)
 
 
-def _map_of(
-    view: Callable[[Tensor], Tensor], shape: Sequence[int]
-) -> tuple[tuple[int, ...], tuple[int, ...], tuple[tuple[int, ...], ...]]:
-    """A view as a map of places: its shape, and for every dimension of the tensor the place at the view's first number
-    and by how much it grows along each dimension of the view.
+def map_of(view: Callable[[Tensor], Tensor], shape: Sequence[int]) -> ViewMap:
+    """What a view does to the places of a tensor's numbers.
+
+    Raises:
+        UnreadableError: if it copies.
     """
     sizes: tuple[int, ...] = ()
     origins, strides = [], []
@@ -194,7 +229,7 @@ def _map_of(
         sizes = tuple(seen.shape)
         origins.append(int(seen.storage_offset()))
         strides.append(tuple(step if size > 1 else 0 for step, size in zip(seen.stride(), seen.shape, strict=True)))
-    return sizes, tuple(origins), tuple(strides)
+    return ViewMap(sizes, tuple(origins), tuple(strides))
 
 
 @dataclass(frozen=True)
@@ -230,16 +265,16 @@ def piece_of(tensor: Tensor, view: Callable[[Tensor], Tensor]) -> Piece:
     else:
         mine = tensor.detach() if dist.get_rank() == 0 else tensor.detach().new_empty([0] * tensor.ndim)
         box = Held(mine, (0,) * tensor.ndim, tuple(tensor.shape))
-    layout = _map_of(view, box.shape)
-    return Piece(torch.Size(layout[0]), tensor.dtype, box.numbers.device, tuple(fragments(box, view)), layout)
+    layout = map_of(view, box.shape)
+    return Piece(torch.Size(layout.sizes), tensor.dtype, box.numbers.device, tuple(fragments(box, layout)), layout)
 
 
 def piece_of_flat(part: FlatPart, tensor: Tensor | None, view: Callable[[Tensor], Tensor]) -> Piece:
     """The rows of a parameter that FSDP1 manages, or of its gradient; of a rank that holds nothing it may be None."""
     boxes = [] if tensor is None else [Held(numbers, start, part.shape) for numbers, start in part.boxes(tensor)]
-    found = tuple(fragment for box in boxes for fragment in fragments(box, view))
-    layout = _map_of(view, part.shape)
-    return Piece(torch.Size(layout[0]), part.source.dtype, part.source.device, found, (part.key, layout))
+    layout = map_of(view, part.shape)
+    found = tuple(fragment for box in boxes for fragment in fragments(box, layout))
+    return Piece(torch.Size(layout.sizes), part.source.dtype, part.source.device, found, (part.key, layout))
 
 
 class ShardedRows(Rows):
@@ -350,33 +385,33 @@ class ShardedRows(Rows):
         sketch = numbers.view(1 + NUM_PROJECTIONS, self.num_rows)
         for piece, offset in enumerate(self._offsets):
             for fragment in self._fragments[piece]:
-                chunk, vectors = self._vectors(fragment.columns, offset, self.widths[piece])
+                chunk, vectors = self._vectors(fragment, offset, self.widths[piece])
                 for first, block in _blocks(fragment, self.compute_dtype):
                     norms, products = reduce_rows(block, vectors, chunk)
                     here = sketch[:, first : first + len(block)]
                     here[0] += norms.double().square()
                     here[1:] += products
 
-    def _vectors(self, columns: Tensor, offset: int, width: int) -> tuple[int, Tensor]:
-        """Columns that share a number, and these numbers for each chunk of ``columns``, ``(NUM_PROJECTIONS, c)``."""
+    def _vectors(self, fragment: Fragment, offset: int, width: int) -> tuple[int, Tensor]:
+        """Columns that share a number, and these numbers for each chunk of columns, ``(NUM_PROJECTIONS, c)``."""
         chunk = chunk_of(width)
         vectors = random_vectors(offset, NUM_PROJECTIONS, -(-width // chunk), self.compute_dtype, self.device)
-        first, last = int(columns[0]), int(columns[-1])
-        if first % chunk == 0 and last - first + 1 == len(columns):
+        first, last = fragment.first_column, fragment.last_column
+        if first % chunk == 0 and last - first + 1 == fragment.num_columns:
             return chunk, vectors[:, first // chunk : last // chunk + 1]
-        return 1, vectors[:, (columns // chunk).to(self.device)]
+        return 1, vectors[:, fragment.columns() // chunk]
 
     def _add_project(self, numbers: Tensor, index: Indices, sign: float = 1.0) -> None:
         products = numbers.view(NUM_FURTHER, len(index))
         for fragment in self._all_fragments():
-            vectors = self._further_vectors(fragment.columns)
+            vectors = self._further_vectors(fragment.columns())
             for place, block in _blocks_at(fragment, index):
                 products[:, place] += sign * (vectors @ block.T)
 
     def _add_positions(self, numbers: Tensor, index: Indices) -> None:
         [vector] = random_vectors(-2, 1, min(self.width, PERIOD), torch.float64, self.device)
         for fragment in self._all_fragments():
-            columns = fragment.columns.to(self.device)
+            columns = fragment.columns()
             signed = vector[columns % PERIOD] * (1 - columns // PERIOD % 2 * 2)
             for place, block in _blocks_at(fragment, index):
                 numbers[place] += block @ signed
@@ -388,7 +423,7 @@ class ShardedRows(Rows):
     def _add_squares(self, numbers: Tensor, index: Indices, place: Indices, rows: Floats, scale: Floats) -> None:
         leaders, leader, size = (torch.from_numpy(array).to(self.device) for array in (rows, place, scale))
         for fragment in self._all_fragments():
-            columns = fragment.columns.to(self.device)
+            columns = fragment.columns()
             for here, block in _blocks_at(fragment, index):
                 apart = block - leaders[leader[here]][:, columns]
                 numbers[here] += (apart / size[here, None]).square().sum(dim=1)
@@ -404,7 +439,7 @@ class ShardedRows(Rows):
         to, num_labels = columns_by(label, self.width)
         found = numbers.view(len(index), num_labels + 1)
         for fragment in self._all_fragments():
-            into = to[fragment.columns].to(self.device)
+            into = to.to(self.device)[fragment.columns()]
             for place, block in _blocks_at(fragment, index):
                 sums = torch.zeros(len(place), num_labels + 1, dtype=block.dtype, device=self.device)
                 sums.index_add_(1, into, block)
@@ -414,17 +449,18 @@ class ShardedRows(Rows):
     def _add_fetch(self, numbers: Tensor, index: Indices) -> None:
         rows = numbers.view(len(index), self.width)
         for fragment in self._all_fragments():
+            columns = fragment.columns()
             for place, block in _blocks_at(fragment, index):
-                rows[place[:, None], fragment.columns.to(self.device)] = block.to(rows.dtype)
+                rows[place[:, None], columns] = block.to(rows.dtype)
 
     def _add_heads(self, numbers: Tensor, piece: int) -> None:
         heads = numbers.view(self.num_rows, -1)
         for fragment in self._fragments[piece]:
-            here = (fragment.columns < heads.shape[1]).nonzero().squeeze(1)
-            if len(here):
-                columns = fragment.columns[here].to(self.device)
+            if fragment.first_column < heads.shape[1]:
+                columns = fragment.columns()
+                here = columns < heads.shape[1]
                 for first, block in _blocks(fragment, torch.float64):
-                    heads[first : first + len(block), columns] = block[:, here.to(self.device)]
+                    heads[first : first + len(block), columns[here]] = block[:, here]
 
     def _add_largest(self, numbers: Tensor, index: Indices) -> None:
         for fragment in self._all_fragments():
@@ -443,17 +479,17 @@ class ShardedRows(Rows):
         return [sum(self.widths[:piece]) for piece in range(len(self.widths))]
 
     def _all_fragments(self) -> Iterator[Fragment]:
-        """The fragments of all pieces, with their columns in the whole row."""
+        """The fragments of all pieces, with their places in the whole row."""
         for offset, fragments_of_piece in zip(self._offsets, self._fragments, strict=True):
             for fragment in fragments_of_piece:
-                yield replace(fragment, columns=fragment.columns + offset)
+                yield replace(fragment, offset=offset)
 
     def _further_vectors(self, columns: Tensor) -> Tensor:
         # Rows so long are whole modules; a number per column would take more memory than the module does.
         chunk = 1 if self.width <= _MAX_DENSE else chunk_of(self.width)
         number = -(-self.width // chunk)
         vectors = random_vectors(-1, NUM_FURTHER, number, torch.float64, self.device)
-        return vectors[:, (columns // chunk).to(self.device)]
+        return vectors[:, columns // chunk]
 
 
 def read(team: Team, matrices: Mapping[Name, ShardedRows]) -> dict[Name, str]:
@@ -522,7 +558,7 @@ def _blocks(fragment: Fragment, dtype: torch.dtype) -> Iterator[tuple[int, Tenso
     step = _step(fragment)
     for start in range(0, len(fragment.numbers), step):
         block = fragment.numbers[start : start + step]
-        yield fragment.rows.start + start, block.reshape(len(block), len(fragment.columns)).to(dtype)
+        yield fragment.rows.start + start, block.reshape(len(block), fragment.num_columns).to(dtype)
 
 
 def _blocks_at(fragment: Fragment, index: Indices) -> Iterator[tuple[Tensor, Tensor]]:
@@ -534,11 +570,11 @@ def _blocks_at(fragment: Fragment, index: Indices) -> Iterator[tuple[Tensor, Ten
         part = places[start : start + step]
         rows = torch.from_numpy(index[part] - fragment.rows.start).to(device)
         block = fragment.numbers.index_select(0, rows)
-        yield torch.from_numpy(part).to(device), block.reshape(len(part), len(fragment.columns)).to(torch.float64)
+        yield torch.from_numpy(part).to(device), block.reshape(len(part), fragment.num_columns).to(torch.float64)
 
 
 def _step(fragment: Fragment) -> int:
-    return max(1, elements(COPY_ELEMENTS, fragment.numbers.device) // max(1, len(fragment.columns)))
+    return max(1, elements(COPY_ELEMENTS, fragment.numbers.device) // max(1, fragment.num_columns))
 
 
 def _short(index: Indices) -> npt.NDArray[np.int32]:
