@@ -419,9 +419,9 @@ class SymmetryMonitor(Callback):
 
 
 def _team_of(trainer: Trainer) -> Team | None:
-    """The ranks of a training; None if it runs on one process, or its processes have no common group."""
-    is_alone = trainer.world_size == 1 or not (dist.is_available() and dist.is_initialized())
-    return None if is_alone else Team(trainer.strategy.root_device)
+    """The ranks of a training; None if they have no common group, as a process by itself has none."""
+    has_group = dist.is_available() and dist.is_initialized() and dist.get_world_size() == trainer.world_size
+    return Team(trainer.strategy.root_device) if has_group else None
 
 
 def _log_every_n_steps(trainer: Trainer) -> int:

@@ -300,6 +300,8 @@ def find_layers(
             continue
         name = readable_name(path, module)
         try:
+            if is_parametrized(module) and not flattened.keys().isdisjoint(module.modules()):
+                raise NotUnderstoodError(_PARAMETRIZED_AND_SHARDED)
             found = _layers_of(name, module, parts)
         except NotUnderstoodError as reason:
             if not described.issuperset(map(id, own.values())):
@@ -340,6 +342,7 @@ def structure_of(model: nn.Module) -> object | None:
     return structure
 
 
+_PARAMETRIZED_AND_SHARDED = "parametrized and sharded: its weight cannot be computed without gathering it"
 _WRAPPED = ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
 
 
@@ -374,7 +377,7 @@ def _layers_of(name: str, module: nn.Module, parts: Mapping[str, FlatPart]) -> l
         module, flat = _without_numbers(module, parts)
     if is_parametrized(module):
         if any(is_sharded(parameter) for parameter in module.parameters()):
-            raise NotUnderstoodError("parametrized and sharded: its weight cannot be computed without gathering it")
+            raise NotUnderstoodError(_PARAMETRIZED_AND_SHARDED)
         module, originals = _without_parametrizations(module)
     try:
         described = _units(module)
