@@ -44,6 +44,12 @@ class Page:
     def __init__(self, driver: Chrome) -> None:
         self.driver = driver
 
+    def clear(self) -> None:
+        """Leave the page of the test before, and forget what it may still have complained of."""
+        self.driver.switch_to.default_content()
+        self.driver.get("about:blank")
+        self.errors()
+
     def open(self, server: Server, link: Mapping[str, str | int] | None = None, *, dark: bool = False) -> None:
         """Open the tab inside TensorBoard, at what a link names."""
         parts = "".join(f"&p.symmetry.{key}={quote(str(value), safe='')}" for key, value in (link or {}).items())

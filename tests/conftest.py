@@ -63,5 +63,6 @@ def browser_page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
 @pytest.fixture
 def page(browser_page: Page) -> Iterator[Page]:
     """A page in Chromium; afterwards its console must be free of errors."""
+    browser_page.clear()
     yield browser_page
     assert browser_page.errors() == []
