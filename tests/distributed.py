@@ -498,11 +498,15 @@ def _free_port() -> int:
     return port
 
 
+def shorten(units: Sequence[int]) -> str:
+    return str(list(units)) if len(units) < 8 else f"[{units[0]}, ..., {units[-1]}]"
+
+
 def main() -> int:
     """Print the table; the exit status is the number of rows that went wrong."""
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     wrong = 0
-    print(f"{'ranks':5} {'layout':14} {'network':15} {'precision':9} {'as on one process':17} {'bitwise':7} found")
+    print(f"{'ranks':5} {'layout':14} {'network':15} {'precision':10} {'as on one process':17} {'bitwise':7} found")
     for num_ranks in LAYOUTS:
         with tempfile.TemporaryDirectory() as folder:
             [first, *_] = on_ranks(num_ranks, partial(run_table, num_ranks), Path(folder), limit=600)
@@ -513,8 +517,12 @@ def main() -> int:
             is_right = found == expected
             wrong += not (is_right and is_same)
             marks = ["yes" if is_right else "NO", "yes" if is_same else "NO"]
-            findings = "; ".join(f"{f[0]} {list(f[1])} {f[2]}" for f in found["findings"]) or "silent"
-            print(f"{num_ranks:<5} {layout:14} {network:15} {precision:9} {marks[0]:17} {marks[1]:7} {findings}")
+            findings = "; ".join(
+                f"{layer} {shorten(units)} {verdict}" for layer, units, verdict, *_ in found["findings"]
+            )
+            print(
+                f"{num_ranks:<5} {layout:14} {network:15} {precision:10} {marks[0]:17} {marks[1]:7} {findings or 'silent'}"
+            )
     print(f"{wrong} rows are wrong")
     return wrong
 
