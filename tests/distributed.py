@@ -520,9 +520,8 @@ def main() -> int:
             findings = "; ".join(
                 f"{layer} {shorten(units)} {verdict}" for layer, units, verdict, *_ in found["findings"]
             )
-            print(
-                f"{num_ranks:<5} {layout:14} {network:15} {precision:10} {marks[0]:17} {marks[1]:7} {findings or 'silent'}"
-            )
+            case = f"{num_ranks:<5} {layout:14} {network:15} {precision:10}"
+            print(f"{case} {marks[0]:17} {marks[1]:7} {findings or 'silent'}")
     print(f"{wrong} rows are wrong")
     return wrong
 
