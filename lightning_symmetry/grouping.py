@@ -30,6 +30,7 @@ LEAVE_TOLERANCES = {torch.float64: 1e-7, torch.float32: 1e-3, torch.float16: 1e-
 _CELL = 16.0
 # So many rows are sifted together: enough to share the cost of calling numpy, few enough to stay in a cache.
 _SIFTED_ROWS = 1 << 13
+_MANY_ROWS = 1 << 11  # of one matrix
 # A row with more neighbours than this lies in a crowd, where pairs are too many to list.
 _MAX_NEIGHBOURS = 64
 _MANY_PAIRS = 4  # per row
@@ -87,8 +88,8 @@ def _sift(questions: Sequence[Question]) -> list[Indices]:
         starts = np.array(bounds)[matrix]
         place = starts + (np.arange(bounds[-1]) - starts) // block_sizes[matrix]
     left = np.flatnonzero(norms > 0)
-    # Two keys tell nearly all rows apart; all keys are for those that are left.
-    for some in (projections[:1], projections):
+    # Two or three keys tell nearly all rows apart; all keys are for those that are left.
+    for some in (projections[: 1 if max(sizes) < _MANY_ROWS else 2], projections):
         keys = _keys(norms[left], some[:, left], windows[:, matrix[left]])
         left = left[_share_a_cell(keys, place[left])]
         if not len(left):

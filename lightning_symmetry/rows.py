@@ -40,7 +40,7 @@ _ROUNDING = 4.0
 # Elements read at once: reductions run over a block several times while the last cache holds it. Blocks that have to
 # be copied, to be converted or subtracted, are smaller.
 _BLOCK_ELEMENTS = {"cpu": 1 << 21, "cuda": 1 << 23}
-COPY_ELEMENTS = {"cpu": 1 << 19, "cuda": 1 << 23}
+COPY_ELEMENTS = {"cpu": 1 << 20, "cuda": 1 << 23}
 # Matrices smaller than this cost what calling PyTorch costs, so those of one shape are read together.
 _SMALL_ELEMENTS = 1 << 16
 _STACK_ELEMENTS = 1 << 19
@@ -157,17 +157,20 @@ class Rows:
         # Divided before it is squared where the square would leave the range of the dtype.
         is_extreme = bool(((scale < limits.tiny**0.4) | (scale > limits.max**0.4)).any())
         order = np.argsort(leaders, kind="stable")
+        # Differences take turns in the same memory: fresh memory costs more than reading the rows.
+        space = torch.empty(0, dtype=self.compute_dtype, device=self.device)
         parts = []
         for part in self._split(order):
             rows, others = index[part], leaders[part]
             others = others[:1] if others[0] == others[-1] else others
             size = torch.from_numpy(scale[part]).to(self.device, self.compute_dtype)
             distance = torch.zeros_like(size)
-            for i, width in enumerate(self.widths):
-                difference = self._at(i, rows) - self._at(i, others)
+            for i in range(len(self.pieces)):
+                here, there = self._at(i, rows), self._at(i, others)
+                difference = here - there if _is_column_major(here) else torch.sub(here, there, out=space.resize_(0))
                 if is_extreme:
                     difference /= size[:, None]
-                distance = torch.hypot(distance, _norms(difference, chunk_of(width)))
+                distance = torch.hypot(distance, _norms(difference, chunk=1))  # a rough sum does
             parts.append(distance if is_extreme else distance / size)
         distances = np.empty(len(index))
         if parts:
@@ -410,7 +413,7 @@ def _in_chunks(block: Tensor, chunk: int) -> list[Tensor]:
 
 def chunk_of(width: int) -> int:
     """Number of columns of a row that share a random number."""
-    return 64 if width >= 1024 else 32 if width >= 256 else 1
+    return 64 if width >= 512 else 32 if width >= 256 else 1
 
 
 def _planes(piece: Tensor | Sequence[Tensor]) -> list[Tensor | Sequence[Tensor]]:
