@@ -212,8 +212,11 @@ class Rows:
     def scaled_norms(self, index: Indices, scale: Floats) -> Floats:
         """Norms ``(m,)`` of the rows at ``index`` by way of squares that cannot leave the range of the dtype."""
         size = torch.from_numpy(scale).to(self.device, self.compute_dtype)
-        rows = self.fetch(index) / size[:, None]
-        return to_host(size * rows.square().sum(dim=1).sqrt())
+        norms = [
+            (self.fetch(index[part]) / size[part, None]).square().sum(dim=1).sqrt()
+            for part in self._split(np.arange(len(index)))
+        ]
+        return to_host(size * torch.cat(norms))
 
     def _at(self, i: int, index: Indices) -> Tensor:
         """Rows of one piece, ``(m, widths[i])``; a view if they follow one another and strides allow."""

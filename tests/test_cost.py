@@ -168,3 +168,9 @@ def test_passes_over_a_matrix(content: str, passes: float) -> None:
     assert ledger.passes(matrix) <= passes
     assert not ledger.waits
     assert ledger.largest <= rows._BLOCK_ELEMENTS["cpu"] * 4
+
+
+def test_rows_whose_squares_vanish_are_not_copied_whole() -> None:
+    matrix = torch.randn(2048, 2048, generator=torch.Generator().manual_seed(0)) * 1e-25  # as gradients that vanish
+    ledger = ledger_of(lambda: duplicate_groups(matrix))
+    assert ledger.largest <= rows.COPY_ELEMENTS["cpu"] * 4
