@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lightning_symmetry.callback import SymmetryError, SymmetryMonitor, SymmetryWarning
-    from lightning_symmetry.diagnosis import CopyGroup, LayerDiagnosis, SymmetryReport, UnitGroup, Verdict, diagnose
-    from lightning_symmetry.grouping import duplicate_groups
-    from lightning_symmetry.history import Finding
-    from lightning_symmetry.layers import Units, register_layer
+    from lightning_symmetry.matrices.grouping import duplicate_groups
+    from lightning_symmetry.units.layers import Units, register_layer
+    from lightning_symmetry.verdicts.diagnose import diagnose
+    from lightning_symmetry.verdicts.report import CopyGroup, Finding, LayerDiagnosis, SymmetryReport, UnitGroup
+    from lightning_symmetry.verdicts.verdict import Verdict
 
 __version__ = "0.1.0"
 
@@ -34,26 +35,25 @@ __all__ = [
 # Every name is imported when it is first used: TensorBoard loads the plugin of this package at every start, and should
 # not wait for torch; only the callback needs Lightning, which takes seconds.
 _ROOMS = {
-    "CopyGroup": "diagnosis",
-    "Finding": "history",
-    "LayerDiagnosis": "diagnosis",
+    "CopyGroup": "verdicts.report",
+    "Finding": "verdicts.report",
+    "LayerDiagnosis": "verdicts.report",
     "SymmetryError": "callback",
     "SymmetryMonitor": "callback",
-    "SymmetryReport": "diagnosis",
+    "SymmetryReport": "verdicts.report",
     "SymmetryWarning": "callback",
-    "UnitGroup": "diagnosis",
-    "Units": "layers",
-    "Verdict": "diagnosis",
-    "diagnose": "diagnosis",
-    "duplicate_groups": "grouping",
-    "register_layer": "layers",
+    "UnitGroup": "verdicts.report",
+    "Units": "units.layers",
+    "Verdict": "verdicts.verdict",
+    "diagnose": "verdicts.diagnose",
+    "duplicate_groups": "matrices.grouping",
+    "register_layer": "units.layers",
 }
 
 
 def __getattr__(name: str) -> Any:
     if name not in _ROOMS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    import_module("lightning_symmetry.adapters")  # PyTorch's layers first, so that a layer of yours can stand for one
     value = globals()[name] = getattr(import_module(f"lightning_symmetry.{_ROOMS[name]}"), name)
     return value
 

@@ -15,25 +15,19 @@ from torch.optim import Optimizer
 from torch.utils.tensorboard import SummaryWriter
 from typing_extensions import override
 
-from lightning_symmetry.advice import copies_text, messages
-from lightning_symmetry.copies import Copies, find_copies
-from lightning_symmetry.diagnosis import (
-    FindLayers,
-    LayerDiagnosis,
-    SymmetryReport,
-    check_patterns,
-    copy_groups,
-    rows_by_name,
-    under_all_names,
-)
-from lightning_symmetry.evidence import Comparable, Look, look
-from lightning_symmetry.grouping import check_tolerance
-from lightning_symmetry.history import Finding, History
-from lightning_symmetry.layers import Layer, find_layers, structure_of
-from lightning_symmetry.team import Team, TeamError, attempt, describe
-from lightning_symmetry.writers.console import print_summary
-from lightning_symmetry.writers.tab import TabWriter
-from lightning_symmetry.writers.tensorboard import write_findings, write_heatmap, write_scalars
+from lightning_symmetry.arguments import check_choice, check_count, check_patterns, check_tolerance
+from lightning_symmetry.outputs.console import print_summary
+from lightning_symmetry.outputs.tab import TabWriter
+from lightning_symmetry.outputs.tensorboard import write_findings, write_heatmap, write_scalars
+from lightning_symmetry.ranks.team import Team, TeamError, attempt, describe
+from lightning_symmetry.units.copies import Copies, find_copies
+from lightning_symmetry.units.layers import Layer, find_layers, structure_of
+from lightning_symmetry.units.lookup import FindLayers, rows_by_name
+from lightning_symmetry.verdicts.advice import copies_text, messages
+from lightning_symmetry.verdicts.evidence import Comparable, Look, look
+from lightning_symmetry.verdicts.history import History
+from lightning_symmetry.verdicts.judging import copy_groups
+from lightning_symmetry.verdicts.report import Finding, LayerDiagnosis, SymmetryReport, under_all_names
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -150,12 +144,12 @@ class SymmetryMonitor(Callback):
         self._team: Team | None = None
         self._agreed: tuple[SymmetryReport | None, dict[str, Any]] = (None, {})  # by all ranks, at the latest check
         if every_n_steps is not None:
-            _check_count("every_n_steps", every_n_steps)
+            check_count("every_n_steps", every_n_steps)
         check_tolerance(tolerance)
-        _check_count("patience", patience)
+        check_count("patience", patience)
         check_patterns(include=include, exclude=exclude)
-        _check_choice("heatmaps", heatmaps, get_args(Heatmaps))
-        _check_choice("on_symmetry", on_symmetry, get_args(OnSymmetry))
+        check_choice("heatmaps", heatmaps, get_args(Heatmaps))
+        check_choice("on_symmetry", on_symmetry, get_args(OnSymmetry))
         self.every_n_steps = every_n_steps
         self.tolerance = tolerance
         self.patience = patience
@@ -427,15 +421,3 @@ def _team_of(trainer: Trainer) -> Team | None:
 def _log_every_n_steps(trainer: Trainer) -> int:
     steps: int = trainer.log_every_n_steps  # type: ignore[attr-defined] # set by a connector; 0 in barebones mode
     return steps
-
-
-def _check_count(name: str, value: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"Expected argument `{name}` to be an int but got {value!r}.")
-    if value < 1:
-        raise ValueError(f"Expected argument `{name}` to be at least 1 but got {value!r}.")
-
-
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"Expected argument `{name}` to be one of {list(choices)} but got {value!r}.")

@@ -8,7 +8,8 @@ import shutil
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -20,10 +21,10 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_symmetry.advice import messages
 from lightning_symmetry.callback import SymmetryMonitor
-from lightning_symmetry.diagnosis import Verdict
-from lightning_symmetry.writers.console import print_table
+from lightning_symmetry.outputs.console import print_table
+from lightning_symmetry.verdicts.advice import messages
+from lightning_symmetry.verdicts.verdict import Verdict
 
 _EPOCHS = 12
 
@@ -105,7 +106,6 @@ def run(logdir: Path) -> dict[str, SymmetryMonitor]:
     Returns:
         The monitor of every run, by the name of the initialisation.
     """
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     started = time.monotonic()
     images, test_images, digits, test_digits = _digits()
     train = DataLoader(TensorDataset(images, digits), batch_size=64, shuffle=True)
@@ -117,8 +117,7 @@ def run(logdir: Path) -> dict[str, SymmetryMonitor]:
         TextColumn("{task.completed}/{task.total} runs"),
         TimeElapsedColumn(),
     )
-    with bar, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with bar, _quiet():
         task = bar.add_task("", total=len(GALLERY))
         for name, initialise in GALLERY.items():
             bar.update(task, description=f"training: {name:18}")
@@ -134,6 +133,20 @@ def run(logdir: Path) -> dict[str, SymmetryMonitor]:
         bar.update(task, description="trained")
     _print_result(monitors, rows, logdir, time.monotonic() - started)
     return monitors
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Neither warnings nor what Lightning says of each training; afterwards both are as they were."""
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def _digits() -> list[Tensor]:

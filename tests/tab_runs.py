@@ -12,12 +12,13 @@ from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
 from lightning_symmetry import SymmetryMonitor
-from lightning_symmetry.diagnosis import SymmetryReport, UnitGroup, Verdict, to_diagnosis
-from lightning_symmetry.evidence import Cause, look
-from lightning_symmetry.history import Finding, Origin
-from lightning_symmetry.layers import find_layers
+from lightning_symmetry.outputs.tab import TabWriter, add_event
 from lightning_symmetry.tensorboard_plugin.events import SUMMARY_TAG
-from lightning_symmetry.writers.tab import TabWriter, add_event
+from lightning_symmetry.units.layers import find_layers
+from lightning_symmetry.verdicts.evidence import look
+from lightning_symmetry.verdicts.judging import to_diagnosis
+from lightning_symmetry.verdicts.report import Cause, Finding, Origin, SymmetryReport, UnitGroup
+from lightning_symmetry.verdicts.verdict import Verdict
 from tests.training import Classifier, batches, fill, make_trainer
 
 HOSTILE = "<img src=x onerror=alert(1)>"

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_symmetry import SymmetryMonitor, Verdict, diagnose
 from lightning_symmetry.callback import SymmetryError, SymmetryWarning
-from lightning_symmetry.grouping import Question, find_groups
+from lightning_symmetry.matrices.grouping import Question, find_groups
 from tests.training import MLP, Classifier, Regression, batches, fill, fit, make_trainer, mlp, sgd
 
 
@@ -515,7 +515,7 @@ def test_model_without_a_supported_layer_says_so_once() -> None:
     [
         ("lightning_symmetry.callback.find_layers", "check"),
         ("lightning_symmetry.callback.look", "check"),
-        ("lightning_symmetry.history.to_diagnosis", "check"),
+        ("lightning_symmetry.verdicts.history.to_diagnosis", "check"),
         ("lightning_symmetry.callback.write_findings", "writing"),
         ("lightning_symmetry.callback.write_heatmap", "writing"),
         ("lightning_symmetry.callback.print_summary", "summary"),
@@ -547,7 +547,7 @@ def test_a_layer_on_fire_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
             raise RuntimeError("on fire")
         return original(question, *args, **kwargs)
 
-    monkeypatch.setattr("lightning_symmetry.evidence.find_groups", burn)
+    monkeypatch.setattr("lightning_symmetry.verdicts.evidence.find_groups", burn)
     monitor = SymmetryMonitor(every_n_steps=1)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

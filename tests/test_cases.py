@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_symmetry import SymmetryMonitor, SymmetryReport, Verdict, diagnose
-from lightning_symmetry.advice import messages
-from lightning_symmetry.layers import find_layers
+from lightning_symmetry.units.layers import find_layers
+from lightning_symmetry.verdicts.advice import messages
 from tests import zoo
 from tests.cases import CASES, Case, run, settings, tell
 from tests.training import make_trainer

@@ -8,7 +8,7 @@ import pytest
 
 from lightning_symmetry import Verdict, __version__
 from lightning_symmetry.cli import main
-from tests.test_tensorboard import read
+from tests.outputs.test_tensorboard import read
 
 
 def test_demo_tells_the_sick_from_the_healthy(

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from lightning_symmetry import duplicate_groups, rows
-from lightning_symmetry.evidence import look
-from lightning_symmetry.layers import find_layers
+from lightning_symmetry import duplicate_groups
+from lightning_symmetry.matrices import rows
+from lightning_symmetry.units.layers import find_layers
+from lightning_symmetry.verdicts.evidence import look
 
 WAITS = {"aten::_local_scalar_dense", "aten::nonzero", "aten::equal", "aten::is_nonzero"}
 

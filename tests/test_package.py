@@ -45,8 +45,8 @@ def test_star_imports_all() -> None:
     "statement",
     [
         "from lightning_symmetry import diagnose",
-        "from lightning_symmetry.diagnosis import diagnose",
-        "import lightning_symmetry.callback; from lightning_symmetry.diagnosis import diagnose",
+        "from lightning_symmetry.verdicts.diagnose import diagnose",
+        "import lightning_symmetry.callback; from lightning_symmetry.verdicts.diagnose import diagnose",
         "from lightning_symmetry import register_layer, diagnose",
     ],
 )
@@ -68,6 +68,12 @@ print(list(diagnose(torch.nn.Sequential(torch.nn.Linear(2, 3))).layers))
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "['0.mine']\n"
 
 
-@pytest.mark.parametrize("room", ["layers", "grouping", "evidence", "diagnosis", "history", "advice", "heatmap"])
+@pytest.mark.parametrize(
+    "room",
+    [
+        *("matrices.grouping", "ranks.sharded", "units.layers", "verdicts.evidence", "verdicts.diagnose"),
+        *("verdicts.history", "verdicts.advice", "outputs.heatmap", "outputs.tab"),
+    ],
+)
 def test_nothing_below_the_callback_imports_lightning(room: str) -> None:
     assert "lightning.pytorch" not in modules_after(f"import lightning_symmetry.{room}")

@@ -117,7 +117,7 @@ def pack_matrix(units: Sequence[int], cells: bytes) -> bytes:
 
     Args:
         units: indices of the units, in the order of the rows.
-        cells: one byte per cell, row by row, as :func:`lightning_symmetry.heatmap.to_bytes` makes them.
+        cells: one byte per cell, row by row, as :func:`lightning_symmetry.outputs.heatmap.to_bytes` makes them.
     """
     return zlib.compress(_to_json({"version": 1, "units": pack_units(units)}) + b"\n" + cells, 6)
 

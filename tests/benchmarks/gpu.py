@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_symmetry import SymmetryMonitor, duplicate_groups
-from lightning_symmetry.evidence import look
-from lightning_symmetry.layers import find_layers
+from lightning_symmetry.units.layers import find_layers
+from lightning_symmetry.verdicts.evidence import look
 from tests.benchmarks.callback import train
 from tests.benchmarks.kernel import contents
 from tests.benchmarks.models import Classifier, Decoder

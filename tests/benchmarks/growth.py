@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_symmetry.evidence import look
-from lightning_symmetry.history import History
-from lightning_symmetry.layers import find_layers, structure_of
+from lightning_symmetry.units.layers import find_layers, structure_of
+from lightning_symmetry.verdicts.evidence import look
+from lightning_symmetry.verdicts.history import History
 from tests.benchmarks.timing import alternate, show
 
 # Weights are views of one buffer, which is larger than any cache: a billion of them, and as many gradients, need not

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from lightning_symmetry.evidence import look
-from lightning_symmetry.layers import find_layers
+from lightning_symmetry.units.layers import find_layers
+from lightning_symmetry.verdicts.evidence import look
 from tests.benchmarks.timing import show
 
 # GPT-2 medium without its places: 24 blocks of width 1024, and the embedding of 50257 tokens.

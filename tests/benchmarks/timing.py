@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lightning_symmetry.diagnosis import plain_table
+from lightning_symmetry.verdicts.tables import plain_table
 
 
 @dataclass(frozen=True)

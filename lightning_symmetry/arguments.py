@@ -1,0 +1,41 @@
+"""Checks of what users pass in: each error repeats the argument and says what was expected."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+
+def check_tolerance(tolerance: float | None) -> None:
+    """Refuse what is no relative distance; None stands for the default."""
+    if tolerance is None:
+        return
+    if isinstance(tolerance, bool) or not isinstance(tolerance, int | float):
+        raise TypeError(f"Expected argument `tolerance` to be a number or None but got {tolerance!r}.")
+    if not 0 <= tolerance < 1:
+        raise ValueError(f"Expected argument `tolerance` to be in the range 0 <= tolerance < 1 but got {tolerance!r}.")
+
+
+def check_patterns(**arguments: Sequence[str] | None) -> None:
+    """Refuse what is no sequence of patterns; a bare string is the usual slip. ``include`` may be None."""
+    for name, value in arguments.items():
+        if value is None and name == "include":
+            continue
+        is_sequence = isinstance(value, Sequence) and not isinstance(value, str | Mapping)
+        if not is_sequence or not all(isinstance(pattern, str) for pattern in value or ()):
+            raise TypeError(
+                f"Expected argument `{name}` to be a sequence of patterns, e.g. ['fc*'], but got {value!r}."
+            )
+
+
+def check_count(name: str, value: int) -> None:
+    """Refuse what is no positive whole number."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"Expected argument `{name}` to be an int but got {value!r}.")
+    if value < 1:
+        raise ValueError(f"Expected argument `{name}` to be at least 1 but got {value!r}.")
+
+
+def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    """Refuse what is not among the choices."""
+    if value not in choices:
+        raise ValueError(f"Expected argument `{name}` to be one of {list(choices)} but got {value!r}.")

@@ -1,0 +1,35 @@
+"""The closing summary on the console."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lightning_symmetry.verdicts.report import SymmetryReport
+from lightning_symmetry.verdicts.tables import is_number_column, plain_table
+
+
+def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table: with Rich if it is installed, else as plain text."""
+    try:
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
+    except ImportError:
+        print(plain_table(head, rows))
+        return
+    table = Table()
+    for i, name in enumerate(head):
+        table.add_column(Text(name), justify="right" if is_number_column(rows, i) else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*map(Text, row))  # Text, not markup: layer names may hold brackets
+    Console().print(table)
+
+
+def print_summary(report: SymmetryReport) -> None:
+    """Print what became of the model: a line if there is nothing to say, else a table of the layers concerned."""
+    head, rows = report.table()
+    rows = [row for row, layer in zip(rows, report.distinct_layers, strict=True) if layer.groups]
+    if rows:
+        print_table(head, rows)
+    for line in (*report.notes(), f"Symmetry at step {report.step}: {report.totals()}"):
+        print(line)

@@ -1,0 +1,220 @@
+"""Similarity to pixels: a picture of one layer, and one of the whole model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torchmetrics.functional import pairwise_cosine_similarity
+
+from lightning_symmetry.matrices.rows import Rows, exact_arithmetic
+from lightning_symmetry.verdicts.report import LayerDiagnosis, SymmetryReport, UnitGroup
+from lightning_symmetry.verdicts.verdict import Verdict
+
+Pixels = npt.NDArray[np.uint8]
+
+MAX_UNITS = 160
+"""Units a side; larger layers are thinned out."""
+
+_INK, _PAPER, _PALE, _DISTINCT = "#20242c", "#ffffff", "#6b7280", "#dfe3e8"
+# Bright at 1, dark at 0, and another hue below: blue and orange stay apart for colour-blind eyes.
+_STOPS = (-1.0, -0.5, 0.0, 0.5, 0.9, 1.0)
+_COLOURS = ((120, 200, 255), (38, 98, 160), (16, 18, 32), (128, 46, 44), (236, 124, 46), (255, 240, 170))
+_NO_DIRECTION = (176, 180, 188)
+_SIDE = 320
+_LEFT, _TOP, _RIGHT = 50, 46, 66  # around the square: unit indices, heading, scale
+_LINE = 20
+_SMALL, _LARGE = 13, 15  # TensorBoard scales pictures down to its cards
+_MAX_LAYERS = 40
+
+
+def order_units(layer: LayerDiagnosis, limit: int = MAX_UNITS) -> list[list[int]]:
+    """Units in the order of the picture, group by group, then the others; thinned to ``limit``, all groups still there.
+
+    Returns:
+        One list per group, in the order of ``layer.groups``, and last the units of no group.
+
+    Example:
+        >>> from lightning_symmetry.verdicts.evidence import Cause
+        >>> group = UnitGroup((1, 3, 4, 5, 6, 7), Verdict.LOCKED, Cause.COPIED)
+        >>> order_units(LayerDiagnosis("fc", 8, 2, groups=[group]), limit=4)
+        [[1, 4, 6], [0]]
+    """
+    grouped = {unit for group in layer.groups for unit in group.units}
+    parts = [list(group.units) for group in layer.groups[: limit // 2]]
+    parts.append([unit for unit in range(layer.num_units) if unit not in grouped])
+    sizes = [2] * (len(parts) - 1) + [0]
+    left_over = [len(part) - size for part, size in zip(parts, sizes, strict=True)]
+    room = min(limit - sum(sizes), sum(left_over))
+    # Shares of the room, rounded so that they add up to it.
+    bounds = [room * so_far // max(1, sum(left_over)) for so_far in accumulate(left_over, initial=0)]
+    sizes = [size + b - a for size, (a, b) in zip(sizes, pairwise(bounds), strict=True)]
+    return [_spread(part, size) for part, size in zip(parts, sizes, strict=True)]
+
+
+def similarity(weights: Rows, gradients: Rows | None, units: Sequence[int]) -> npt.NDArray[np.float64]:
+    """Cosine similarities of weights below the diagonal and of gradients above it.
+
+    Returns:
+        Matrix of shape ``(len(units), len(units))``; NaN where a row is zero or not finite and so has no direction, and
+        above the diagonal if there are no gradients.
+    """
+    index = np.array(units)
+    with exact_arithmetic(weights.device):
+        below = pairwise_cosine_similarity(weights.fetch(index).cpu().double(), zero_diagonal=False)
+        above = torch.full_like(below, torch.nan)
+        if gradients is not None:
+            above = pairwise_cosine_similarity(gradients.fetch(index).cpu().double(), zero_diagonal=False)
+    matrix: npt.NDArray[np.float64] = (below.tril() + above.triu(1)).numpy()
+    return matrix
+
+
+def to_bytes(matrix: npt.NDArray[np.float64]) -> Pixels:
+    """Similarities as bytes: 1 for -1, 128 for 0, 255 for 1, and 0 for NaN.
+
+    Example:
+        >>> to_bytes(np.array([-1.0, 0.0, 0.5, 1.0, np.nan])).tolist()
+        [1, 128, 192, 255, 0]
+    """
+    levels = 128 + 127 * np.clip(matrix, -1, 1)
+    return np.where(np.isnan(levels), 0, levels.round()).astype(np.uint8)
+
+
+def colours(matrix: npt.NDArray[np.float64]) -> Pixels:
+    """Colour of every similarity; ``(...)`` to ``(..., 3)``."""
+    stops = np.array(_COLOURS, dtype=np.float64)
+    values = np.nan_to_num(matrix, nan=0.0)
+    channels = [np.interp(values, _STOPS, stops[:, channel]) for channel in range(3)]
+    pixels = np.stack(channels, axis=-1).round().astype(np.uint8)
+    pixels[np.isnan(matrix)] = _NO_DIRECTION
+    return pixels
+
+
+def draw_layer(layer: LayerDiagnosis, weights: Rows, gradients: Rows | None) -> Pixels:
+    """The picture of a layer: one square, groups next to each other, framed in the colour of their verdict.
+
+    Returns:
+        Array ``(height, width, 3)``.
+    """
+    parts = order_units(layer)
+    units = [unit for part in parts for unit in part]
+    cell = max(1, _SIDE // len(units))
+    square = np.kron(colours(similarity(weights, gradients, units)), np.ones((cell, cell, 1), dtype=np.uint8))
+    side = len(square)
+    verdicts = [verdict for verdict in Verdict if any(group.verdict is verdict for group in layer.groups)]
+    below = 10 + _LINE * (2 + (len(verdicts) + 1) // 2)
+    image = Image.new("RGB", (_LEFT + max(side, _SIDE) + _RIGHT, _TOP + side + below), _PAPER)
+    image.paste(Image.fromarray(square), (_LEFT, _TOP))
+    draw = ImageDraw.Draw(image)
+    shown = "" if len(units) == layer.num_units else f" ({len(units)} shown)"
+    heading = f"{layer.num_units} units{shown}, {layer.effective_width} distinct"
+    draw.text((_LEFT, 4), heading, _INK, _font(_LARGE))
+    draw.text((_LEFT, 25), "cosine of gradients above, of weights below", _PALE, _font(_SMALL))
+    _draw_frames(draw, layer.groups, parts, cell)
+    _draw_ticks(draw, parts, cell)
+    _draw_scale(image, draw, _LEFT + side + 12, _TOP, min(side, 160))
+    bottom = _TOP + side + 6
+    draw.text((_LEFT, bottom), "left: unit index, groups first", _PALE, _font(_SMALL))
+    draw.text((_LEFT, bottom + _LINE), "grey: no direction (zero, NaN, or no gradient)", _PALE, _font(_SMALL))
+    for i, verdict in enumerate(verdicts):
+        num_groups = sum(group.verdict is verdict for group in layer.groups)
+        text = f"{verdict}: {num_groups} group{'s' if num_groups > 1 else ''}"
+        place = (_LEFT + 160 * (i % 2), bottom + _LINE * (2 + i // 2) + 2)
+        _draw_key(draw, *place, text, verdict.traits.colour)
+    return np.asarray(image)
+
+
+def draw_overview(report: SymmetryReport) -> Pixels:
+    """The picture of the model: a bar per layer, filled by what becomes of its units.
+
+    Returns:
+        Array ``(height, width, 3)``.
+    """
+    layers = report.distinct_layers
+    if len(layers) > _MAX_LAYERS:
+        sick = [layer for layer in layers if layer.groups]
+        chosen = {layer.name for layer in [*sick, *(layer for layer in layers if not layer.groups)][:_MAX_LAYERS]}
+        layers = [layer for layer in layers if layer.name in chosen]
+    names = [_shorten(layer.name, 34) for layer in layers]
+    font = _font(_SMALL)
+    left = 24 + int(max([font.getlength(name) for name in names], default=0))
+    bar, line = 260, 24
+    image = Image.new("RGB", (max(left + bar + 120, 520), 66 + line * len(layers) + 2 * _LINE + 10), _PAPER)
+    draw = ImageDraw.Draw(image)
+    draw.text((12, 6), f"Step {report.step}: {report.totals()}", _INK, _font(_LARGE))
+    draw.text((left + bar + 10, 34), "distinct / units", _PALE, font)
+    left_out = len(report.distinct_layers) - len(layers)
+    if left_out:
+        draw.text((12, 34), f"{left_out} more layers not shown", _PALE, font)
+    y = 56
+    for layer, name in zip(layers, names, strict=True):
+        draw.text((12, y + 1), name, _INK, font)
+        draw.rectangle((left, y + 2, left + bar, y + line - 5), fill=_DISTINCT)
+        x = float(left)
+        for verdict in Verdict:
+            width = bar * layer.count(verdict) / layer.num_units
+            if width:
+                draw.rectangle((x, y + 2, x + max(1.0, width), y + line - 5), fill=verdict.traits.colour)
+            x += width
+        draw.text((left + bar + 10, y + 1), f"{layer.effective_width} / {layer.num_units}", _INK, font)
+        y += line
+    keys = {"distinct": _DISTINCT, **{str(verdict): verdict.traits.colour for verdict in Verdict}}
+    for i, (text, colour) in enumerate(keys.items()):
+        _draw_key(draw, 12 + 130 * (i % 3), y + 8 + _LINE * (i // 3), text, colour)
+    return np.asarray(image)
+
+
+def _spread(items: list[int], size: int) -> list[int]:
+    """``size`` of the items, evenly spaced."""
+    return [items[i * len(items) // size] for i in range(size)]
+
+
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size)
+
+
+def _draw_frames(draw: ImageDraw.ImageDraw, groups: Sequence[UnitGroup], parts: list[list[int]], cell: int) -> None:
+    start = 0
+    for group, part in zip(groups, parts[:-1], strict=False):
+        a, b = start * cell, (start + len(part)) * cell
+        width = 2 if b - a > 24 else 1
+        box = (_LEFT + a, _TOP + a, _LEFT + b - 1, _TOP + b - 1)
+        draw.rectangle(box, outline=group.verdict.traits.colour, width=width)
+        start += len(part)
+
+
+def _draw_ticks(draw: ImageDraw.ImageDraw, parts: list[list[int]], cell: int) -> None:
+    """Unit indices along the left side: where groups begin, then as many others as there is room for."""
+    units = [unit for part in parts for unit in part]
+    starts = {sum(map(len, parts[:i])) for i, part in enumerate(parts) if part}
+    font, taken = _font(_SMALL), list[float]()
+    for place in [*sorted(starts), *(place for place in range(len(units)) if place not in starts)]:
+        middle = _TOP + (place + 0.5) * cell
+        if all(abs(middle - other) >= _SMALL + 2 for other in taken):
+            taken.append(middle)
+            text = str(units[place])
+            draw.text((_LEFT - 8 - font.getlength(text), middle - 8), text, _INK, font)
+            draw.line((_LEFT - 5, middle, _LEFT - 1, middle), _INK)
+
+
+def _draw_scale(image: Image.Image, draw: ImageDraw.ImageDraw, x: int, y: int, height: int) -> None:
+    ramp = colours(np.linspace(1, -1, height)[:, None].repeat(14, axis=1))
+    image.paste(Image.fromarray(ramp), (x, y))
+    for value in (1, 0, -1):
+        at = y + (1 - value) * (height - 1) / 2
+        place = (x + 20, min(max(at - 8, y - 2), y + height - 14))
+        draw.text(place, f"{value:g}", _INK, _font(_SMALL))
+
+
+def _draw_key(draw: ImageDraw.ImageDraw, x: int, y: int, text: str, colour: str) -> None:
+    """A swatch with its meaning."""
+    draw.rectangle((x, y + 2, x + 11, y + 13), fill=colour)
+    draw.text((x + 17, y), text, _INK, _font(_SMALL))
+
+
+def _shorten(name: str, length: int) -> str:
+    return name if len(name) <= length else "..." + name[3 - length :]

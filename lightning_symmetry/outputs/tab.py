@@ -1,0 +1,166 @@
+"""Events for the Symmetry tab of TensorBoard: few, small, and cheap where nothing has changed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from tensorboard.compat.proto.summary_pb2 import DATA_CLASS_TENSOR, Summary, SummaryMetadata
+from tensorboard.compat.proto.tensor_pb2 import TensorProto
+from tensorboard.compat.proto.types_pb2 import DT_STRING
+from torch.utils.tensorboard import SummaryWriter
+
+from lightning_symmetry.outputs.heatmap import order_units, similarity, to_bytes
+from lightning_symmetry.outputs.tensorboard import add_summary
+from lightning_symmetry.tensorboard_plugin.events import (
+    MATRIX_TAG,
+    MAX_SIDE,
+    PLUGIN_NAME,
+    SUMMARY_TAG,
+    pack_matrix,
+    pack_summary,
+    pack_units,
+)
+from lightning_symmetry.verdicts.advice import alike_findings, describe_units, what, why
+from lightning_symmetry.verdicts.evidence import Look
+from lightning_symmetry.verdicts.report import Finding, LayerDiagnosis, SymmetryReport
+from lightning_symmetry.verdicts.verdict import Verdict
+
+_MAX_GROUPS = 256
+_VISIBLE = 4  # of 127 levels: similarities that differ by less than 1/32 look the same
+_METADATA = SummaryMetadata(
+    plugin_data=SummaryMetadata.PluginData(plugin_name=PLUGIN_NAME), data_class=DATA_CLASS_TENSOR
+)
+Matrix = tuple[list[int], npt.NDArray[np.uint8]]
+
+
+class TabWriter:
+    """Writes what has changed since the check before; to other writers than before, everything anew."""
+
+    def __init__(self) -> None:
+        self._reset([])
+
+    def _reset(self, folders: list[str]) -> None:
+        self._folders = folders
+        self._step = -1
+        self._layers: dict[str, LayerDiagnosis] = {}
+        self._values: dict[str, dict[str, Any]] = {}  # of the layers, as written
+        self._findings: dict[str, list[object]] = {}
+        self._num_looks: dict[str, int] = {}
+        self._subjects: dict[str, object] = {}  # by layer, what its last matrix was about
+        self._matrices: dict[str, Matrix] = {}
+
+    def write(
+        self,
+        writers: Sequence[SummaryWriter],
+        report: SymmetryReport,
+        findings: Sequence[Finding],
+        looks: Iterable[Look],
+        heatmaps: str,
+    ) -> None:
+        """Write one check.
+
+        Args:
+            writers: where to.
+            report: the state of the model.
+            findings: all that was warned of so far.
+            looks: what this check saw.
+            heatmaps: the monitor's option: matrices of layers when their groups change and every now and then, at
+                every check ("all"), or never ("none").
+        """
+        folders = [writer.log_dir for writer in writers]
+        if folders != self._folders:
+            self._reset(folders)
+        by_layer: dict[str, list[Finding]] = {}
+        for finding in findings:
+            by_layer.setdefault(finding.layer, []).append(finding)
+        add_event(writers, SUMMARY_TAG, pack_summary(self._summary(report, by_layer)), report.step)
+        for seen in looks if heatmaps != "none" else ():
+            layer = report.layers.get(seen.layer.name)
+            if layer is not None and (self._is_matrix_due(layer, by_layer.get(layer.name, ())) or heatmaps == "all"):
+                self._write_matrix(writers, layer, seen, report.step)
+
+    def _summary(self, report: SymmetryReport, findings: Mapping[str, Sequence[Finding]]) -> dict[str, Any]:
+        layers = {layer.name: layer for layer in report.distinct_layers}
+        # A reader forgets the later steps of a training that went on from an earlier one, and with them what changed.
+        is_full = report.step <= self._step or list(layers) != list(self._layers)
+        if is_full:
+            self._layers, self._values, self._findings = {}, {}, {}
+        summary: dict[str, Any] = {"version": 1, "layers": {}}
+        for name, layer in layers.items():
+            if layer != self._layers.get(name):
+                values, before = _layer_values(layer), self._values.get(name, {})
+                summary["layers"][name] = {key: values[key] for key in values if values[key] != before.get(key)}
+                self._values[name] = values
+        told = {}
+        for name, found in findings.items():
+            # Not the last step: it changes all the time, and the groups tell it.
+            state: list[object] = [(f.units, f.verdict, f.cause, f.first_step, f.broken_step) for f in found]
+            if state != self._findings.get(name):
+                told[name] = _findings_values(found, report)
+                self._findings[name] = state
+        if is_full:
+            summary["full"] = True
+        if told:
+            summary["findings"] = told
+        self._layers, self._step = layers, report.step
+        return summary
+
+    def _is_matrix_due(self, layer: LayerDiagnosis, findings: Sequence[Finding]) -> bool:
+        """Whether a layer's groups have changed; if not, whether it is its first, second, fourth, eighth ... look."""
+        looks = self._num_looks[layer.name] = self._num_looks.get(layer.name, 0) + 1
+        # Not the verdicts: locked and frozen take turns as ReLUs open.
+        subject = ([group.units for group in layer.groups], [(f.units, f.broken_step) for f in findings])
+        is_news = self._subjects.get(layer.name) != subject
+        self._subjects[layer.name] = subject
+        return is_news or looks & (looks - 1) == 0
+
+    def _write_matrix(self, writers: Iterable[SummaryWriter], layer: LayerDiagnosis, seen: Look, step: int) -> None:
+        units = [unit for part in order_units(layer, MAX_SIDE) for unit in part]
+        cells = to_bytes(similarity(seen.weights, seen.gradients, units))
+        before = self._matrices.get(layer.name)
+        if before is None or before[0] != units or _is_visible(before[1], cells):
+            self._matrices[layer.name] = (units, cells)
+            add_event(writers, MATRIX_TAG + layer.name, pack_matrix(units, cells.tobytes()), step)
+
+
+def _is_visible(before: npt.NDArray[np.uint8], after: npt.NDArray[np.uint8]) -> bool:
+    change = np.abs(before.astype(np.int16) - after)
+    return bool((change >= _VISIBLE).any())
+
+
+def add_event(writers: Iterable[SummaryWriter], tag: str, data: bytes, step: int) -> None:
+    """Write one event of the tab's own kind: TensorBoard lists it only with the plugin's name and the class of data."""
+    value = Summary.Value(tag=tag, metadata=_METADATA, tensor=TensorProto(dtype=DT_STRING, string_val=[data]))
+    add_summary(writers, [value], step)
+
+
+def _layer_values(layer: LayerDiagnosis) -> dict[str, Any]:
+    groups = layer.groups[:_MAX_GROUPS]
+    return {
+        "units": layer.num_units,
+        "fan_in": layer.fan_in,
+        "width": layer.effective_width,
+        "dead": layer.dead_units,
+        "counts": {str(verdict): layer.count(verdict) for verdict in Verdict if layer.count(verdict)},
+        "groups": [[pack_units(g.units), len(g.units), str(g.verdict), g.first_step or 0] for g in groups],
+        "num_groups": len(layer.groups),
+        "also": list(layer.also),
+    }
+
+
+def _findings_values(findings: Sequence[Finding], report: SymmetryReport) -> list[dict[str, Any]]:
+    return [
+        {
+            "who": describe_units(alike, report),
+            "verdict": str(alike[0].verdict),
+            "since": alike[0].first_step,
+            "broken": alike[0].broken_step,
+            "origin": str(alike[0].origin),
+            "what": f"They {what(alike[0], len(alike))}",
+            "why": why(alike[0]),
+        }
+        for alike in alike_findings(findings, report)[:_MAX_GROUPS]
+    ]

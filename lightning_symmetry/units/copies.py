@@ -1,0 +1,231 @@
+"""Whole modules that are exact copies of one another."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence, Set
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from lightning_symmetry.matrices.rows import Rows
+from lightning_symmetry.ranks.fsdp1 import flattened_modules
+from lightning_symmetry.ranks.team import Team
+from lightning_symmetry.units.layers import (
+    Layer,
+    NotUnderstoodError,
+    check_tensor,
+    is_sharded,
+    is_trained,
+    matrix_of,
+    part_of_rows,
+    readable_gradient,
+    readable_name,
+)
+
+if TYPE_CHECKING:
+    from lightning_symmetry.ranks.sharded import Piece
+
+# So many numbers of one parameter are compared before whole tensors are.
+_GLANCE = 16
+
+
+@dataclass(frozen=True)
+class Copies:
+    """Modules of one class with equal parameters; compared like units, each module being one row.
+
+    Attributes:
+        row_names: of the modules, in the order of the model.
+        modules: the modules.
+    """
+
+    row_names: tuple[str, ...]
+    modules: tuple[nn.Module, ...]
+    blocks: ClassVar[int] = 1
+    also: ClassVar[tuple[str, ...]] = ()
+    can_freeze: ClassVar[bool] = False  # experts may well go unused for a while
+
+    @property
+    def name(self) -> str:
+        """All names."""
+        return ", ".join(self.row_names)
+
+    @property
+    def num_units(self) -> int:
+        """Number of modules."""
+        return len(self.modules)
+
+    @property
+    def fan_in(self) -> int:
+        """Number of parameters of one module."""
+        return self.weights().width
+
+    @property
+    def device(self) -> torch.device:
+        """Where the first parameter is."""
+        return next(self.modules[0].parameters()).device
+
+    @cached_property
+    def identity(self) -> tuple[int, ...]:
+        """Of all parameters."""
+        return tuple(map(id, self.originals()))
+
+    def weights(self) -> Rows:
+        """One row per module: all of its parameters."""
+        columns = zip(*(module.parameters() for module in self.modules), strict=True)
+        return matrix_of([[part_of_rows(parameter, _as_row) for parameter in column] for column in columns])
+
+    def gradients(self, trained: Set[int] | None = None) -> Rows | None:
+        """The gradients of these rows, or None if there is nothing to see."""
+        pieces: list[list[Tensor | Piece]] = []
+        for column in zip(*(module.parameters() for module in self.modules), strict=True):
+            if not all(is_trained(parameter, trained) for parameter in column):
+                continue
+            gradients = [gradient for p in column if (gradient := readable_gradient(p)) is not None]
+            if len(gradients) < len(column):
+                return None
+            pieces.append([part_of_rows(gradient, _as_row) for gradient in gradients])
+        return matrix_of(pieces) if pieces else None
+
+    def originals(self) -> list[Tensor]:
+        """All parameters of all modules."""
+        return [parameter for module in self.modules for parameter in module.parameters()]
+
+    def is_trained_by(self, trained: Set[int]) -> bool:
+        """Whether the optimizer with these parameters updates any of them."""
+        return not trained.isdisjoint(self.identity)
+
+    def recurrent_rows(self) -> Rows | None:
+        """None: modules do not feed one another."""
+        return None
+
+
+def find_copies(model: nn.Module, layers: Iterable[Layer], team: Team | None = None) -> list[Copies]:
+    """Find the outermost modules that are copies of one another and hold at least one of the layers.
+
+    Modules whose parameters are constants are left out: that all zero-initialised heads are alike is no news.
+
+    Args:
+        model: any module.
+        layers: its layers, as :func:`find_layers` gives them; modules without any are not worth a word.
+        team: the ranks that hold the model; None: it is all here.
+
+    Returns:
+        Sets of two or more modules with equal parameters, none of them shared.
+    """
+    readable = {id(original) for layer in layers for original in layer.originals()}
+    kin: dict[object, list[tuple[str, nn.Module]]] = {}
+    flattened = flattened_modules(model)
+    for path, module in model.named_modules():
+        if module in flattened:
+            continue
+        if any(id(parameter) in readable for parameter in module.parameters()) and _is_readable(module):
+            kin.setdefault(_kind(module), []).append((readable_name(path, module), module))
+    accepted: list[Copies] = []
+    inside: list[str] = []
+    for members in kin.values():
+        outer = [(name, module) for name, module in members if not name.startswith(tuple(inside))]
+        for found in _equal(outer, team) if len(outer) > 1 else ():
+            accepted.append(found)
+            inside += [f"{name}." for name in found.row_names]
+    return accepted
+
+
+def copies_named(model: nn.Module, names: Sequence[str]) -> Copies:
+    """Copies that another rank has found."""
+    modules = {readable_name(path, module): module for path, module in model.named_modules()}
+    return Copies(tuple(names), tuple(modules[name] for name in names))
+
+
+def _as_row(tensor: Tensor) -> Tensor:
+    return tensor[None]
+
+
+def _is_readable(module: nn.Module) -> bool:
+    try:
+        for parameter in module.parameters():
+            check_tensor(parameter)
+    except NotUnderstoodError:
+        return False
+    return True
+
+
+def _kind(module: nn.Module) -> object:
+    """The same for copies: class and shapes."""
+    return (type(module), tuple((name, p.shape, p.dtype) for name, p in module.named_parameters()))
+
+
+def _equal(members: Sequence[tuple[str, nn.Module]], team: Team | None) -> Iterator[Copies]:
+    """Copies among modules of one kind."""
+    is_anywhere = any(is_sharded(parameter) for _, module in members for parameter in module.parameters())
+    if is_anywhere and team is None:  # nobody to ask
+        return
+    heads = (
+        _heads_of_all(_together(members), team) if is_anywhere and team else [_head(module) for _, module in members]
+    )
+    alike: dict[object, list[tuple[str, nn.Module]]] = {}
+    for head, member in zip(heads, members, strict=True):
+        alike.setdefault(tuple(head), []).append(member)
+    for candidates in alike.values():
+        if len(candidates) > 1:
+            yield from _equal_across(candidates, team) if is_anywhere and team else _equal_here(candidates)
+
+
+def _together(members: Sequence[tuple[str, nn.Module]]) -> Copies:
+    names, modules = zip(*members, strict=True)
+    return Copies(names, modules)
+
+
+def _head(module: nn.Module) -> list[float]:
+    """The first few numbers of a module, as a rule not the same for any two but copies."""
+    first = max(module.parameters(), key=lambda parameter: parameter.ndim)
+    numbers: list[float] = first.detach().flatten()[:_GLANCE].tolist()
+    return numbers
+
+
+def _equal_here(candidates: Sequence[tuple[str, nn.Module]]) -> Iterator[Copies]:
+    groups: list[list[tuple[str, nn.Module]]] = []
+    for name, module in candidates:
+        for group in groups:
+            if _are_copies(group[0][1], module):
+                group.append((name, module))
+                break
+        else:
+            groups.append([(name, module)])
+    for group in groups:
+        if len(group) > 1 and any(bool((p != p.flatten()[:1]).any()) for p in group[0][1].parameters()):
+            yield _together(group)
+
+
+def _are_copies(a: nn.Module, b: nn.Module) -> bool:
+    pairs = zip(a.parameters(), b.parameters(), strict=True)
+    return all(p is not q and p.device == q.device and torch.equal(p, q) for p, q in pairs)
+
+
+def _heads_of_all(every: Copies, team: Team) -> list[list[float]]:
+    from lightning_symmetry.ranks.sharded import heads
+
+    dimensions = [parameter.ndim for parameter in every.modules[0].parameters()]
+    piece = max(range(len(dimensions)), key=dimensions.__getitem__)
+    return heads(team, ("weights", *every.row_names), every.weights(), piece, _GLANCE)
+
+
+def _equal_across(candidates: Sequence[tuple[str, nn.Module]], team: Team) -> Iterator[Copies]:
+    """As :func:`_equal_here`, of modules that are sharded."""
+    from lightning_symmetry.ranks.sharded import equal_rows
+
+    # Modules that share a parameter are not copies; the first of them stands for all.
+    seen: set[int] = set()
+    distinct = []
+    for name, module in candidates:
+        own = set(map(id, module.parameters()))
+        if not own & seen:
+            distinct.append((name, module))
+        seen |= own
+    if len(distinct) < 2:
+        return
+    together = _together(distinct)
+    for rows in equal_rows(team, ("weights", *together.row_names), together.weights()):
+        yield _together([distinct[row] for row in rows])

@@ -1,0 +1,90 @@
+"""A single look at any module, without a training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+from torch import nn
+
+from lightning_symmetry.arguments import check_patterns, check_tolerance
+from lightning_symmetry.ranks.fsdp1 import flattened_modules
+from lightning_symmetry.ranks.team import Team, attempt
+from lightning_symmetry.units.copies import find_copies
+from lightning_symmetry.units.layers import find_layers, is_sharded
+from lightning_symmetry.units.lookup import FindLayers, rows_by_name
+from lightning_symmetry.verdicts.evidence import look
+from lightning_symmetry.verdicts.judging import copy_groups, to_diagnosis, verdict_at_one_look
+from lightning_symmetry.verdicts.report import LayerDiagnosis, SymmetryReport, UnitGroup, under_all_names
+
+
+def diagnose(
+    model: nn.Module,
+    *,
+    tolerance: float | None = None,
+    include: Sequence[str] | None = None,
+    exclude: Sequence[str] = (),
+) -> SymmetryReport:
+    """Look once at any module, without a Trainer.
+
+    Gradients are used where ``.grad`` is present: call it after ``backward()`` to tell groups that train as one unit
+    (``LOCKED``) from those that break by themselves (``BREAKING``). ``FROZEN`` and ``LOCKSTEP`` take several looks and
+    never come from here. Nothing in the model is changed. If the model is sharded, call this on all ranks.
+
+    Args:
+        model: the module.
+        tolerance: relative L2 distance of rows that count as equal; None: by dtype, as in :func:`duplicate_groups`.
+        include: patterns (:mod:`fnmatch`) of layer names to look at; None: all.
+        exclude: patterns of layer names to leave out.
+
+    Returns:
+        The report, at step 0.
+
+    Raises:
+        TypeError: if ``model`` is no module or another argument is of the wrong type.
+        ValueError: if ``tolerance`` is out of range.
+        TeamError: on all ranks, if the model is sharded and something failed on any of them.
+
+    Example:
+        >>> import torch
+        >>> from lightning_symmetry import diagnose
+        >>> layer = torch.nn.Linear(3, 4)
+        >>> _ = torch.nn.init.constant_(layer.weight, 0.5)
+        >>> _ = torch.nn.init.zeros_(layer.bias)
+        >>> print(diagnose(torch.nn.Sequential(layer)))
+        Symmetry at step 0: 1 of 4 units of 1 layer are distinct.
+        layer  units  distinct  dead  groups
+        -----  -----  --------  ----  ----------------------
+        0          4         1     0  duplicate: all 4 units
+        duplicate: equal units whose gradients say nothing so far: ...
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"Expected argument `model` to be a torch.nn.Module but got {model!r}.")
+    check_tolerance(tolerance)
+    check_patterns(include=include, exclude=exclude)
+    find = attempt(find_layers, model, include, exclude)
+    team = _team_of(model)
+    examine = partial(_examine, model, find, tolerance, team)
+    return examine() if team is None else team.run(examine, lambda report: None, rows_by_name(model, find, None))
+
+
+def _examine(model: nn.Module, find: FindLayers, tolerance: float | None, team: Team | None) -> SymmetryReport:
+    layers, skipped = find()
+    found = find_copies(model, layers, team)
+    diagnoses: dict[str, LayerDiagnosis] = {}
+    for seen in look([*layers, *found], tolerance=tolerance, team=team):
+        groups = [
+            UnitGroup(sighting.units, verdict_at_one_look(sighting), sighting.cause, sighting.value)
+            for sighting in seen.sightings
+            if sighting.has_equal_weights
+        ]
+        diagnoses[seen.layer.name] = to_diagnosis(seen, groups)
+    copies = [group for copy in found for group in copy_groups(copy, diagnoses[copy.name])]
+    return SymmetryReport(0, under_all_names(diagnoses[layer.name] for layer in layers), skipped, copies)
+
+
+def _team_of(model: nn.Module) -> Team | None:
+    """The ranks that hold a model; None if it is all here."""
+    flattened = (parameter for module in flattened_modules(model) for parameter in module.parameters())
+    sharded = next((parameter for parameter in model.parameters() if is_sharded(parameter)), next(flattened, None))
+    return None if sharded is None else Team(sharded.device)

@@ -1,0 +1,58 @@
+"""Tables and sets of units as text."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+
+def plain_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table as text; columns of numbers are flush right.
+
+    >>> print(plain_table(("layer", "units"), [("fc1", "5"), ("conv.12", "64")]))
+    layer    units
+    -------  -----
+    fc1          5
+    conv.12     64
+    """
+    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
+    lines = []
+    for row in [head, ["-" * width for width in widths], *rows]:
+        cells = zip(row, widths, strict=True)
+        padded = [c.rjust(w) if is_number_column(rows, i) else c.ljust(w) for i, (c, w) in enumerate(cells)]
+        lines.append("  ".join(padded).rstrip())
+    return "\n".join(lines)
+
+
+def is_number_column(rows: Sequence[Sequence[str]], i: int) -> bool:
+    """Whether column ``i`` of a table holds nothing but numbers."""
+    return all(re.fullmatch(r"[\d./%]+", row[i]) for row in rows)
+
+
+def describe_groups(groups: Sequence[tuple[int, ...]], num_units: int | None) -> str:
+    """Groups of units in a few words.
+
+    >>> describe_groups([(0, 1, 2, 3)], 4)
+    'all 4 units'
+    >>> describe_groups([(0, 4), (1, 5), (2, 6), (3, 7)], 8)
+    'all 8 units in 4 groups, {0, 4}, {1, 5}, {2, 6}, ...'
+    >>> describe_groups([tuple(range(20))], 64)
+    '20 of 64 units, {0, 1, 2, 3, 4, 5, 6, 7, ...}'
+    >>> describe_groups([(0, 1)], None)  # the layer is there no longer
+    '2 units, {0, 1}'
+    """
+    total = sum(map(len, groups))
+    text = f"all {num_units} units" if total == num_units else f"{total} of {num_units} units"
+    if num_units is None:
+        text = f"{total} units"
+    if total == num_units and len(groups) == 1:
+        return text
+    if len(groups) > 1:
+        text += f" in {len(groups)} groups"
+    shown = [_set_text(group) for group in groups[:3]] + ["..."] * (len(groups) > 3)
+    return f"{text}, {', '.join(shown)}"
+
+
+def _set_text(units: Sequence[int]) -> str:
+    shown = [str(unit) for unit in units[:8]] + ["..."] * (len(units) > 8)
+    return "{" + ", ".join(shown) + "}"

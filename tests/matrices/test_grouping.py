@@ -1,0 +1,195 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from lightning_symmetry import duplicate_groups
+from lightning_symmetry.matrices.grouping import TOLERANCES, Question, find_groups, is_chance
+from lightning_symmetry.matrices.rows import Rows, sketch_all
+from tests.oracle import brute_force_groups
+
+DTYPES = list(TOLERANCES)
+# The scales a dtype can hold with room for the squares that nobody should take of them.
+LARGEST_EXPONENT = {torch.float64: 100, torch.float32: 30, torch.bfloat16: 30, torch.float16: 2}
+
+
+def groups_of(rows: Rows, blocks: int = 1, among: Sequence[Sequence[int]] | None = None) -> list[tuple[int, ...]]:
+    return find_groups(Question(rows, sketch_all([rows])[0], 1e-5, blocks), among=among)
+
+
+@st.composite
+def matrices(draw: st.DrawFn) -> tuple[Tensor, float]:
+    """A matrix with planted groups, and a tolerance at which no pair is a borderline case."""
+    dtype = draw(st.sampled_from(DTYPES))
+    num_rows = draw(st.integers(0, 60))
+    width = draw(st.sampled_from([1, 2, 3, 7, 64, 300, 4096]))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    tolerance = draw(st.sampled_from([TOLERANCES[dtype], 1e-2, 0.0]))
+    rows = torch.randn(num_rows, width, generator=generator, dtype=torch.float64)
+    largest = LARGEST_EXPONENT[dtype]
+    exponents = draw(st.sampled_from([(0, 0), (-6, 6), (-largest, largest)]))
+    low, high = max(exponents[0], -largest), min(exponents[1], largest)
+    rows *= 10.0 ** torch.randint(low, high + 1, (num_rows, 1), generator=generator)
+    for _ in range(draw(st.integers(0, 5)) if num_rows else 0):
+        members = torch.randperm(num_rows, generator=generator)[: draw(st.integers(2, 20))]
+        noise = torch.randn(len(members), width, generator=generator, dtype=torch.float64)
+        size = draw(st.sampled_from([0.0, 0.2]))
+        step = noise / noise.norm(dim=1, keepdim=True) * rows[members[0]].norm() * tolerance * size
+        rows[members] = rows[members[0]] + step
+    rows = rows.to(dtype)
+    for value in draw(st.lists(st.sampled_from([0.0, math.nan, math.inf, -math.inf]), max_size=4)) if num_rows else []:
+        members = torch.randperm(num_rows, generator=generator)[:3]
+        rows[members, :: 1 if value == 0 else 2] = value
+    if draw(st.booleans()):  # not contiguous
+        rows = torch.stack([rows, torch.full_like(rows, 7.0)], dim=-1)[..., 0]
+    elif draw(st.booleans()):
+        rows = rows.T.contiguous().T
+    return rows, tolerance
+
+
+@given(matrices())
+@settings(max_examples=300, deadline=None)
+def test_equals_brute_force(case: tuple[Tensor, float]) -> None:
+    rows, tolerance = case
+    found = duplicate_groups(rows, tolerance)
+    # Rows a hair from the tolerance may fall on either side of it: judged by what holds a little inside and outside.
+    tight, wide = brute_force_groups(rows, tolerance * 0.999), brute_force_groups(rows, tolerance * 1.001)
+    assert found == brute_force_groups(rows, tolerance) or (tight != wide and found in (tight, wide))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("value", [0.0, 1.0, 1e-30, -1e30])
+def test_all_rows_equal(dtype: torch.dtype, value: float) -> None:
+    rows = torch.full((500, 33), value, dtype=torch.float64).to(dtype)
+    expected = [] if rows.isinf().any() else [tuple(range(500))]
+    assert duplicate_groups(rows) == expected
+
+
+def test_equal_rows_of_random_numbers() -> None:
+    rows = torch.randn(1, 777, generator=torch.Generator().manual_seed(0)).expand(400, -1)
+    assert duplicate_groups(rows) == [tuple(range(400))]
+
+
+def test_rows_on_a_line_are_told_apart() -> None:
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.linspace(1, 2, 700)[:, None] * torch.randn(1, 100, generator=generator)
+    rows[600] = rows[3]
+    assert duplicate_groups(rows) == [(3, 600)]
+
+
+def test_opposite_rows_are_different() -> None:
+    assert duplicate_groups(torch.tensor([[1.0, -2.0], [-1.0, 2.0]])) == []
+
+
+def test_wide_tolerance_that_makes_a_crowd() -> None:
+    # So many rows within each other's windows that keys alone cannot tell them apart.
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(300, 40, generator=generator)
+    rows[[5, 100, 200]] = rows[2].clone()
+    assert duplicate_groups(rows, 0.05) == brute_force_groups(rows, 0.05) == [(2, 5, 100, 200)]
+
+
+def test_low_dimensional_crowd_equals_brute_force() -> None:
+    # Chains of rows that agree with their neighbours but not with one another.
+    rows = torch.linspace(1, 2, 300, dtype=torch.float64)[:, None].repeat(1, 3)
+    assert duplicate_groups(rows, 0.01) == brute_force_groups(rows, 0.01)
+
+
+@given(
+    st.integers(0, 2**31),
+    st.integers(100, 250),
+    st.sampled_from([1, 2, 3, 8, 40]),
+    st.sampled_from([3e-5, 1e-4, 1e-3, 1e-2]),
+    st.integers(0, 3),
+)
+@settings(max_examples=25, deadline=None)
+def test_crowds_equal_brute_force(seed: int, num_rows: int, width: int, spread: float, num_groups: int) -> None:
+    # Rows that nearly agree, some in chains, with large groups of equal ones among them.
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.randn(1, width, generator=generator, dtype=torch.float64)
+    rows = rows * (1 + spread * torch.randn(num_rows, width, generator=generator, dtype=torch.float64))
+    for _ in range(num_groups):
+        members = torch.randperm(num_rows, generator=generator)[: num_rows // 3]
+        rows[members] = rows[members[0]].clone()
+    for tolerance in (1e-5, 1e-3):
+        found = duplicate_groups(rows, tolerance)
+        near = [brute_force_groups(rows, tolerance * factor) for factor in (1, 1 - 1e-9, 1 + 1e-9)]
+        assert found == near[0] or near[1] != near[2]
+
+
+def test_tolerance_zero_means_equal() -> None:
+    rows = torch.tensor([[1.0, 0.0], [1.0, -0.0], [1.0, 1e-7]])
+    assert duplicate_groups(rows, 0.0) == [(0, 1)]
+
+
+def test_rows_of_different_blocks_are_not_compared() -> None:
+    rows = Rows([torch.ones(6, 4)])
+    assert groups_of(rows, blocks=2) == [(0, 1, 2), (3, 4, 5)]
+    assert groups_of(rows, blocks=6) == []
+    assert groups_of(Rows([torch.zeros(6, 4)]), blocks=3) == [(0, 1), (2, 3), (4, 5)]
+
+
+def test_pieces_make_one_row() -> None:
+    weight, bias = torch.ones(4, 2, 3), torch.tensor([0.0, 1.0, 0.0, 1.0])
+    assert groups_of(Rows([weight, bias])) == [(0, 2), (1, 3)]
+
+
+def test_among_compares_only_the_rows_named() -> None:
+    assert groups_of(Rows([torch.ones(6, 4)]), among=[[1, 4, 5], [0, 2]]) == [(0, 2), (1, 4, 5)]
+
+
+def test_no_numbers() -> None:
+    assert duplicate_groups(torch.zeros(0, 4)) == []
+    assert duplicate_groups(torch.zeros(1, 4)) == []
+    assert duplicate_groups(torch.zeros(3, 0)) == [(0, 1, 2)]
+
+
+def test_autocast_and_matmul_precision_do_not_blur() -> None:
+    rows = torch.randn(300, 512, generator=torch.Generator().manual_seed(0))
+    rows[9] = rows[4] * (1 + 1e-6)
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("medium")
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert duplicate_groups(rows) == [(4, 9)]
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def test_global_random_state_stays() -> None:
+    before = torch.get_rng_state()
+    duplicate_groups(torch.ones(7, 12345))
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize(
+    ("rows", "tolerance", "error", "message"),
+    [
+        ([[1.0]], None, TypeError, r"`rows` to be a torch.Tensor but got \[\[1.0\]\]"),
+        (torch.ones(2, 2, dtype=torch.int64), None, TypeError, "torch.int64"),
+        (torch.ones(2, 2, dtype=torch.complex64), None, TypeError, "torch.complex64"),
+        (torch.ones(3), None, ValueError, r"shape \(n, d\) but got \(3,\)"),
+        (torch.ones(2, 2), -1.0, ValueError, "got -1.0"),
+        (torch.ones(2, 2), 1.0, ValueError, "got 1.0"),
+        (torch.ones(2, 2), math.nan, ValueError, "got nan"),
+        (torch.ones(2, 2), "tight", TypeError, "got 'tight'"),
+        (torch.ones(2, 2), True, TypeError, "got True"),
+    ],
+)
+def test_bad_input(rows: Tensor, tolerance: float, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        duplicate_groups(rows, tolerance)
+
+
+def test_chance() -> None:
+    # A pair of equal bfloat16 rows of two numbers among 256 is no surprise, in float32 and 64 numbers it is.
+    assert is_chance(2, 256, 2, 2**-7)
+    assert not is_chance(2, 256, 64, 1e-5)
+    # Everything equal is a surprise even with one number per row.
+    assert not is_chance(4096, 4096, 2, 2**-7)

@@ -1,0 +1,154 @@
+"""Everything written to TensorBoard, read back with TensorBoard's own reader."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import nn
+
+from lightning_symmetry import SymmetryMonitor, Verdict
+from lightning_symmetry.callback import SymmetryWarning
+from tests.training import Classifier, batches, fill, make_trainer, mlp
+
+pytestmark = pytest.mark.filterwarnings("ignore::lightning_symmetry.SymmetryWarning")
+
+
+def read(folder: Path) -> EventAccumulator:
+    events = EventAccumulator(str(folder), size_guidance={"images": 0, "tensors": 0, "scalars": 0})
+    events.Reload()
+    return events
+
+
+def train(net: nn.Module, folder: Path, monitor: SymmetryMonitor, **options: Any) -> EventAccumulator:
+    logger = TensorBoardLogger(folder, name="", version="")
+    make_trainer([monitor], logger=logger, **options).fit(Classifier(net), batches())
+    return read(folder)
+
+
+def pixels(events: EventAccumulator, tag: str, place: int = -1) -> np.ndarray[Any, Any]:
+    image = Image.open(io.BytesIO(events.Images(tag)[place].encoded_image_string))
+    return np.asarray(image.convert("RGB"))
+
+
+def rgb(colour: str) -> list[int]:
+    return [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
+
+
+def has_colour(image: np.ndarray[Any, Any], colour: str) -> bool:
+    return bool((image == rgb(colour)).all(axis=-1).any())
+
+
+def test_scalars_text_and_pictures_of_a_sick_run(tmp_path: Path) -> None:
+    events = train(fill(mlp(), 0.5), tmp_path, SymmetryMonitor(every_n_steps=4))
+    tags = events.Tags()
+    layers = ["net.0", "net.2", "net.4"]
+    ours = {tag for tag in tags["scalars"] if tag.startswith("symmetry/")}
+    assert ours == {
+        "symmetry/redundant_units",
+        "symmetry/effective_width_fraction",
+        *(f"symmetry/effective_width/{layer}" for layer in layers),
+    }
+    steps = [0, 1, 3, 4, 8]
+    assert [(e.step, e.value) for e in events.Scalars("symmetry/effective_width/net.0")] == [(s, 1.0) for s in steps]
+    assert [(e.step, e.value) for e in events.Scalars("symmetry/redundant_units")] == [
+        (0, 15.0 + 7 + 3),
+        *((step, 15.0 + 7) for step in steps[1:]),
+    ]
+    fractions = [e.value for e in events.Scalars("symmetry/effective_width_fraction")]
+    assert fractions == pytest.approx([3 / 28] + [6 / 28] * 4)
+
+    assert set(tags["images"]) == {"symmetry/overview", "symmetry/heatmap/net.0", "symmetry/heatmap/net.2"}
+    # Pictures and text come when findings change, not at every check.
+    assert [e.step for e in events.Images("symmetry/overview")] == [0, 1]
+    assert [e.step for e in events.Images("symmetry/heatmap/net.0")] == [1]
+    texts = [(e.step, e.tensor_proto.string_val[0].decode()) for e in events.Tensors("symmetry/findings/text_summary")]
+    assert [step for step, _ in texts] == [0, 1]
+    assert texts[0][1].startswith("Nothing to warn of: 3 of 28 units")
+    assert texts[1][1].splitlines() == [
+        "| layer | units | verdict | since step |",
+        "| --- | --- | --- | ---: |",
+        "| net.0 | all 16 units | locked | 0 |",
+        "| net.2 | all 8 units | locked | 0 |",
+        "",
+        *(
+            f"- **net.{layer}**, locked: They are identical in weights and gradients (locked since step 0): they "
+            "train as 1 unit. Every weight is 0.5: constant initialisation. "
+            "Initialise with e.g. torch.nn.init.kaiming&#95;uniform&#95;."
+            for layer in (0, 2)
+        ),
+    ]
+
+
+def test_locked_block_is_bright_on_both_sides(tmp_path: Path) -> None:
+    events = train(fill(mlp(), 0.5), tmp_path, SymmetryMonitor())
+    image = pixels(events, "symmetry/heatmap/net.0")
+    assert has_colour(image, Verdict.LOCKED.traits.colour)
+    bright = (image == (255, 240, 170)).all(axis=-1)
+    side = 320 // 16 * 16
+    square = bright[40 : 40 + side, 44 : 44 + side]
+    assert square.mean() > 0.95  # all but the frame
+    assert has_colour(pixels(events, "symmetry/overview"), Verdict.LOCKED.traits.colour)
+
+
+def test_healthy_run_has_an_overview_and_no_heatmaps(tmp_path: Path) -> None:
+    events = train(mlp(), tmp_path, SymmetryMonitor(every_n_steps=1))
+    assert events.Tags()["images"] == ["symmetry/overview"]
+    (text,) = events.Tensors("symmetry/findings/text_summary")
+    assert text.tensor_proto.string_val[0].decode() == "Nothing to warn of: all 28 units of 3 layers are distinct."
+    assert not has_colour(pixels(events, "symmetry/overview")[:130], Verdict.LOCKED.traits.colour)
+
+
+@pytest.mark.parametrize(("heatmaps", "expected"), [("all", [0, 1, 3, 7]), ("none", [])])
+def test_heatmaps_option(heatmaps: Any, expected: list[int], tmp_path: Path) -> None:
+    events = train(fill(mlp(), 0.5), tmp_path, SymmetryMonitor(heatmaps=heatmaps))
+    for layer in ("net.0", "net.2", "net.4"):
+        tag = f"symmetry/heatmap/{layer}"
+        assert ([e.step for e in events.Images(tag)] if tag in events.Tags()["images"] else []) == expected
+
+
+def test_every_tensorboard_logger_gets_all(tmp_path: Path) -> None:
+    loggers = [
+        TensorBoardLogger(tmp_path / "a", name="", version=""),
+        CSVLogger(tmp_path / "csv", name="", version=""),
+        TensorBoardLogger(tmp_path / "b", name="", version=""),
+    ]
+    make_trainer([SymmetryMonitor()], logger=loggers).fit(Classifier(fill(mlp(), 0.5)), batches())
+    for name in ("a", "b"):
+        tags = read(tmp_path / name).Tags()
+        assert "symmetry/heatmap/net.0" in tags["images"]
+        assert "symmetry/findings/text_summary" in tags["tensors"]
+        assert "symmetry/redundant_units" in tags["scalars"]
+    assert "symmetry/redundant_units" in (tmp_path / "csv" / "metrics.csv").read_text()
+
+
+def test_hostile_layer_names_stay_text(tmp_path: Path) -> None:
+    name = "<img src=x onerror=alert(1)>|`*_a_*`"
+    net = fill(nn.Sequential(nn.ModuleDict({name: nn.Linear(12, 16)})[name], nn.ReLU(), nn.Linear(16, 4)), 0.5)
+
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.add_module(name, net)
+
+        def forward(self, inputs: Any) -> Any:
+            return net(inputs)
+
+    events = train(Named(), tmp_path, SymmetryMonitor())
+    text = events.Tensors("symmetry/findings/text_summary")[-1].tensor_proto.string_val[0].decode()
+    row = text.splitlines()[2]
+    assert "<" not in text
+    assert "*" not in row
+    assert row.count("|") == 5
+
+
+def test_warning_class_is_public() -> None:
+    import lightning_symmetry
+
+    assert lightning_symmetry.SymmetryWarning is SymmetryWarning

@@ -1,0 +1,263 @@
+"""The bytes of the Symmetry tab's events, and histories made of them."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lightning_symmetry.tensorboard_plugin.events import (
+    VERDICTS,
+    PayloadError,
+    natural_order,
+    pack_matrix,
+    pack_summary,
+    pack_units,
+    unpack_matrix,
+    unpack_summary,
+    unpack_units,
+)
+from lightning_symmetry.tensorboard_plugin.folding import RunHistory, fold
+from lightning_symmetry.verdicts.verdict import Verdict
+
+
+def layer(width: int = 8, units: int = 8, **values: Any) -> dict[str, Any]:
+    plain = {"units": units, "fan_in": 3, "width": width, "dead": 0, "counts": {}, "groups": [], "num_groups": 0}
+    return {**plain, **values}
+
+
+def full(**layers: Any) -> dict[str, Any]:
+    return {"version": 1, "full": True, "layers": layers}
+
+
+def delta(**layers: Any) -> dict[str, Any]:
+    return {"version": 1, "layers": layers}
+
+
+def history_of(*summaries: tuple[int, dict[str, Any]]) -> RunHistory:
+    history = fold((step, pack_summary(summary)) for step, summary in summaries)
+    assert history.num_unreadable == 0
+    return history
+
+
+def states(history: RunHistory, name: str = "fc") -> list[tuple[int, int | None]]:
+    return [(check, state.width if state else None) for check, state in history.layers[name].states]
+
+
+# ---------------------------------------------------------------- bytes
+
+
+@given(st.lists(st.integers(0, 2000), max_size=200))
+def test_units_survive_packing_in_their_order(units: list[int]) -> None:
+    assert unpack_units(pack_units(units), 200) == units
+
+
+@given(st.integers(0, 9), st.integers(1, 5), st.integers(3, 5000))
+def test_units_in_a_row_take_a_few_characters(first: int, stride: int, count: int) -> None:
+    assert len(pack_units(range(first, first + stride * count, stride))) < 16
+
+
+def test_more_runs_than_fit_are_left_out_and_said_so() -> None:
+    packed = pack_units([unit * unit for unit in range(1000)], limit=10)
+    assert packed.endswith(",...")
+    assert packed.count(",") == 10
+
+
+@pytest.mark.parametrize("text", ["x", "1-", "-1", "0-5:0x", "1,,2", "0-999999999", "9999999999", "...", "0-100:1"])
+def test_texts_that_are_no_units_are_refused(text: str) -> None:
+    with pytest.raises(PayloadError):
+        unpack_units(text)
+
+
+@given(st.integers(0, 64), st.randoms(use_true_random=False))
+def test_matrices_survive_packing(side: int, random: Any) -> None:
+    units = random.sample(range(5000), side)
+    cells = random.randbytes(side * side)
+    assert unpack_matrix(pack_matrix(units, cells)) == (units, cells)
+
+
+def test_summaries_are_compressed_only_if_that_helps() -> None:
+    small, large = delta(fc={"dead": 1}), full(**{f"block{i}": layer() for i in range(100)})
+    assert json.loads(pack_summary(small)) == small
+    assert len(pack_summary(large)) < len(json.dumps(large)) / 10
+    for summary in (small, large):
+        assert unpack_summary(pack_summary(summary)) == summary
+
+
+HOSTILE_PAYLOADS = [
+    b"",
+    b"{",
+    b"[]",
+    b"\xff\xfe",
+    b'{"version":1,"layers":{"a":{"width":NaN}}}',
+    b'{"version":2,"layers":{}}',
+    b'{"version":1,"layers":[]}',
+    b'{"version":1,"layers":{"a":3}}',
+    b'{"version":1,"layers":{},"findings":{"a":3}}',
+    b'{"version":1,"layers":{},"findings":{"a":[3]}}',
+    b"{" * 100_000,
+    b'{"version":1,"layers":' + b"[" * 100_000,
+    zlib.compress(b"[" * 100_000),
+    zlib.compress(b'{"version":1,"layers":{}}')[:-2],
+    zlib.compress(b'{"version":1,"layers":{}}' + b" " * (1 << 26)),
+]
+
+
+@pytest.mark.parametrize("data", HOSTILE_PAYLOADS, ids=range(len(HOSTILE_PAYLOADS)))
+def test_bytes_of_others_are_refused(data: bytes) -> None:
+    with pytest.raises(PayloadError):
+        unpack_summary(data)
+    with pytest.raises(PayloadError):
+        unpack_matrix(data)
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_refused_in_one_way(data: bytes) -> None:
+    for unpack in (unpack_summary, unpack_matrix):
+        with pytest.raises(PayloadError):
+            unpack(data)
+
+
+@pytest.mark.parametrize(
+    ("head", "cells"), [({"units": "0-3"}, 16), ({"version": 1, "units": [0]}, 1), ({"version": 1, "units": "0-3"}, 15)]
+)
+def test_matrices_that_do_not_fit_are_refused(head: dict[str, Any], cells: int) -> None:
+    with pytest.raises(PayloadError):
+        unpack_matrix(zlib.compress(json.dumps(head).encode() + b"\n" + bytes(cells)))
+
+
+def test_runs_are_put_in_natural_order() -> None:
+    names = ["run10", "run9", "a", "run", "10", "9", "run10b", ""]
+    assert sorted(names, key=natural_order) == ["", "9", "10", "a", "run", "run9", "run10", "run10b"]
+
+
+def test_verdicts_are_those_of_the_package() -> None:
+    assert list(Verdict) == list(VERDICTS)
+
+
+# ---------------------------------------------------------------- histories
+
+
+def test_changes_build_on_what_was_there() -> None:
+    history = history_of(
+        (
+            0,
+            full(fc=layer(1, counts={"duplicate": 8}, groups=[["0-7", 8, "duplicate", 0]], num_groups=1), head=layer()),
+        ),
+        (1, delta(fc={"counts": {"locked": 8}, "groups": [["0-7", 8, "locked", 0]]})),
+        (3, delta()),
+        (7, delta(fc={"width": 8, "counts": {}, "groups": [], "num_groups": 0}, head={"dead": 2})),
+    )
+    assert history.steps == [0, 1, 3, 7]
+    told = history.to_json()
+    assert [row["name"] for row in told["layers"]] == ["fc", "head"]
+    assert told["layers"][0]["states"] == [[0, 1, 0, 0, 0, 0, 8], [1, 1, 8, 0, 0, 0, 0], [3, 8, 0, 0, 0, 0, 0]]
+    assert told["layers"][1]["states"] == [[0, 8, 0, 0, 0, 0, 0]]
+    assert history.layer_to_json("fc")["groups"] == [
+        [0, [["0-7", 8, "duplicate", 0]], 1],
+        [1, [["0-7", 8, "locked", 0]], 1],
+        [3, [], 0],
+    ]
+    assert history.layer_to_json("head") == {"dead": [(0, 0), (3, 2)], "groups": [[0, [], 0]]}
+
+
+def test_a_training_that_goes_on_from_earlier_forgets_what_came_later() -> None:
+    history = history_of(
+        (0, full(fc=layer(1))),
+        (5, delta(fc={"width": 4})),
+        (10, delta(fc={"width": 5, "dead": 3})),
+        (5, full(fc=layer(2))),
+        (10, delta(fc={"width": 3})),
+    )
+    assert history.steps == [0, 5, 10]
+    assert states(history) == [(0, 1), (1, 2), (2, 3)]
+    assert history.layers["fc"].dead == [(0, 0), (1, 0)]
+
+
+def test_layers_that_are_there_no_longer_end() -> None:
+    history = history_of(
+        (0, full(fc=layer(), old=layer(2))), (1, full(fc=layer())), (2, full(fc=layer(), old=layer(3)))
+    )
+    assert states(history, "old") == [(0, 2), (1, None), (2, 3)]
+    assert history.to_json()["layers"][1]["states"][1] == [1]
+    assert history.layer_to_json("old")["groups"] == [[0, [], 0]]
+
+
+def test_findings_stand_until_they_are_told_anew() -> None:
+    row = {"who": "all", "verdict": "locked", "origin": "start", "what": "a", "why": "b", "since": 0, "broken": None}
+    history = history_of(
+        (0, {**full(fc=layer(1)), "findings": {"fc": [row], "a, b": [row]}}),
+        (1, delta()),
+        (2, {**delta(), "findings": {"fc": [{**row, "broken": 2}]}}),
+    )
+    assert history.to_json()["findings"] == [{"layer": "fc", **row, "broken": 2}, {"layer": "a, b", **row}]
+    history.add(3, pack_summary({**full(fc=layer(8)), "findings": {"a, b": [row]}}))
+    assert history.to_json()["findings"] == [{"layer": "a, b", **row}]
+
+
+def test_what_happened_is_told_once() -> None:
+    row = {"who": "two", "verdict": "locked", "what": "a", "why": "b", "broken": None}
+    findings = {"fc": [{**row, "origin": "start", "since": 0, "broken": 2}, {**row, "origin": "collapse", "since": 3}]}
+    history = history_of(
+        (0, full(fc=layer(7), head=layer(1), tail=layer(8))),
+        (1, delta(head={"width": 5})),
+        (2, delta(fc={"width": 8})),
+        (3, {**delta(fc={"width": 7}, tail={"width": 6}), "findings": findings}),
+    )
+    events = {row["name"]: row["events"] for row in history.to_json()["layers"]}
+    assert events == {
+        "fc": [[0, "appeared", "locked", "two"], [2, "broke", "locked", "two"], [3, "collapsed", "locked", "two"]],
+        "head": [[0, "appeared", "", "1 of 8 units distinct"], [1, "broke", "", "5 of 8 units distinct, 1 before"]],
+        "tail": [[3, "collapsed", "", "6 of 8 units distinct, 8 before"]],
+    }
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"width": "1"},
+        {"width": -1},
+        {"width": True},
+        {"width": 1 << 60},
+        {"width": 0.5},
+        {"dead": None},
+        {"counts": []},
+        {"counts": {"locked": "many"}},
+        {"groups": [["0-7", 8, "made up", 0]]},
+        {"groups": [["0-7", 8, "locked"]]},
+        {"groups": [[0, 8, "locked", 0]]},
+        {"groups": {}},
+        {"also": [1]},
+        {"also": ["x" * 100_000]},
+    ],
+)
+def test_values_of_the_wrong_type_are_passed_over_whole(bad: dict[str, Any]) -> None:
+    events = [(0, full(fc=layer(), head=layer())), (1, delta(head={"width": 3}, fc=bad)), (2, delta(fc={"width": 2}))]
+    history = fold((step, pack_summary(summary)) for step, summary in events)
+    assert history.num_unreadable == 1
+    assert history.steps == [0, 2]
+    assert states(history) == [(0, 8), (1, 2)]
+    assert states(history, "head") == [(0, 8)]
+
+
+@pytest.mark.parametrize("bad", [{"since": None}, {"why": 3}, {"broken": "no"}, {"what": "x" * 100_000}])
+def test_findings_of_the_wrong_type_are_passed_over(bad: dict[str, Any]) -> None:
+    row = {"who": "all", "verdict": "locked", "origin": "start", "what": "a", "why": "b", "since": 0, "broken": None}
+    summary = {**full(fc=layer()), "findings": {"fc": [{**row, **bad}]}}
+    assert fold([(0, pack_summary(summary))]).num_unreadable == 1
+
+
+def test_a_change_from_before_the_beginning_does_no_harm() -> None:
+    history = history_of((5, full(fc=layer())), (0, delta(fc={"dead": 1})), (6, full(fc=layer())))
+    assert history.steps == [0, 6]
+    assert states(history) == [(1, 8)]
+
+
+def test_a_change_of_a_layer_that_was_never_told_in_full_is_passed_over() -> None:
+    history = fold([(0, pack_summary(delta(fc={"dead": 3}))), (1, pack_summary(delta(fc={"width": 3})))])
+    assert (history.num_unreadable, history.steps, history.layers) == (2, [], {})
+    assert history.to_json() == {"steps": [], "layers": [], "findings": [], "unreadable": 2}

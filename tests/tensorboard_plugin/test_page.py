@@ -1,0 +1,327 @@
+"""The Symmetry tab in a real browser, inside a real TensorBoard, on a log directory that the demo just wrote."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pytest
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.remote.webelement import WebElement
+from torch.utils.tensorboard import SummaryWriter
+
+from lightning_symmetry import SymmetryReport
+from lightning_symmetry.cli import main
+from lightning_symmetry.outputs.heatmap import colours
+from lightning_symmetry.outputs.tab import TabWriter
+from lightning_symmetry.tensorboard_plugin.events import MATRIX_TAG, unpack_matrix
+from tests.browsing import Page
+from tests.outputs.test_heatmap import layer_of
+from tests.outputs.test_tab import payloads
+from tests.outputs.test_tensorboard import read
+from tests.serving import Server, tensorboard, wait_for
+from tests.tab_runs import BREAKOUT, HOSTILE
+from tests.tensorboard_plugin.test_plugin import RUNS
+
+DASH = "\N{EN DASH}"
+LEFT, TOP = 36, 6  # of the heatmap, around the square
+BRIGHT = (255, 240, 170)  # similarity 1
+SICK = {"zeros": "frozen", "constant_0.02": "locked", "constant_-0.02": "frozen", "copied_half": "locked"}
+DRAWN = RUNS - {"damaged"}
+HEALTHY = {"PyTorch_default", "He_normal", "normal_std_0.001"}
+
+
+def card(page: Page, run: str) -> WebElement:
+    return page.wait(f'[data-run="{run}"]')
+
+
+def row(page: Page, run: str, layer: str) -> WebElement:
+    return page.wait(f'[data-run="{run}"] [data-layer="{layer}"]')
+
+
+def strip(page: Page, run: str, layer: str, num_checks: int) -> list[tuple[int, ...]]:
+    """The colour of every check, off its middle, where a mark may be."""
+    canvas = row(page, run, layer).find_element(By.CSS_SELECTOR, "canvas")
+    column = canvas.size["width"] / num_checks
+    return page.pixels(canvas, [((check + 0.5) * column, 1) for check in range(num_checks)])
+
+
+def cells_of(page: Page, side: int, places: Sequence[tuple[int, int]]) -> list[tuple[int, ...]]:
+    """The colours of the heatmap's cells in these rows and columns."""
+    size = 448 // side
+    canvas = page.wait("canvas.heatmap")
+    return page.pixels(canvas, [(LEFT + (j + 0.5) * size, TOP + (i + 0.5) * size) for i, j in places])
+
+
+def chosen_step(page: Page) -> int:
+    return int(page.text(".at strong").removeprefix("step "))
+
+
+def test_one_look_tells_the_sick_runs_from_the_healthy(page: Page, server: Server) -> None:
+    page.open(server)
+    wait_for(lambda: {node.get_attribute("data-run") for node in page.all("[data-run]")} == DRAWN)
+    assert page.run("return window.top.document.body.innerText").upper().count("SYMMETRY") >= 1
+    pale = strip(page, "He_normal", "fc1", 18)[0]
+    for run in HEALTHY:
+        assert "no finding" in card(page, run).text
+        # But for the last one, where the cursor may be.
+        assert {colour for layer in ("fc1", "fc2", "fc3") for colour in strip(page, run, layer, 18)[:-1]} == {pale}
+    for run, verdict in SICK.items():
+        assert card(page, run).find_element(By.CSS_SELECTOR, ".headline").text == verdict
+        (dark,) = set(strip(page, run, "fc1", 18))
+        assert sum(dark) < sum(pale) - 100
+        assert strip(page, run, "fc3", 18)[9] == pale
+    assert sum(strip(page, "zeros", "fc1", 18)[9]) < sum(strip(page, "copied_half", "fc1", 18)[9]) - 50
+    assert page.texts('[data-run="constant_0.02"] .totals > *') == [
+        *("units", "106", "effective", "12", "findings", "2", "step", "260"),
+    ]
+
+
+def test_every_mark_has_a_text_and_every_picture_a_table(page: Page, fast_server: Server) -> None:
+    page.open(fast_server)
+    label = row(page, "zeros", "fc1").get_attribute("aria-label")
+    assert label == "fc1: 1 of 64 units distinct; 64 frozen, step 260"
+    table = card(page, "zeros").find_element(By.CSS_SELECTOR, "summary")
+    table.click()
+    texts = page.texts('[data-run="zeros"] td')
+    assert texts[:4] == ["fc1", "64", "1", "64 frozen"]
+    assert page.texts(".legend .label") == ["locked", "frozen", "lockstep", "collapsed", "appeared", "broke"]
+    shapes = page.run(
+        "return [...document.querySelectorAll('.legend .mark path')].map((path) => path.getAttribute('d'))"
+    )
+    assert len(set(shapes)) == 6
+
+
+@pytest.mark.parametrize(("run", "layer", "side"), [("constant_0.02", "fc1", 64), ("copied_half", "fc2", 32)])
+def test_a_locked_block_is_where_it_is(
+    page: Page, server: Server, gallery: Path, run: str, layer: str, side: int
+) -> None:
+    page.open(server)
+    row(page, run, layer).click()
+    page.press(Keys.END)
+    page.wait(".figure .caption", "groups first")
+    _, data = payloads(read(gallery / run), MATRIX_TAG + layer)[-1]
+    units, cells = unpack_matrix(data)
+    stored = np.frombuffer(cells, dtype=np.uint8).reshape(side, side).astype(float)
+    expected = colours(np.where(stored == 0, np.nan, (stored - 128) / 127))
+    places = list(product(range(side), range(side)))
+    seen = dict(zip(places, wait_for(lambda: cells_of(page, side, places)), strict=True))
+    assert {place: colour for place, colour in seen.items() if colour != tuple(expected[place])} == {}
+    bright = {place for place, colour in seen.items() if colour == BRIGHT}
+    if run == "constant_0.02":
+        assert bright == set(places)
+    else:  # pairs of a unit and its copy
+        assert units == [unit for pair in zip(range(16), range(16, 32), strict=True) for unit in pair]
+        assert bright >= {(i + a, i + b) for i in range(0, 32, 2) for a, b in ((0, 0), (1, 1), (1, 0))}
+        assert (2, 0) not in bright
+
+
+def test_hover_names_the_units_their_similarities_and_their_group(page: Page, fast_server: Server) -> None:
+    page.open(fast_server, {"view": "layer", "run": "constant_0.02", "layer": "fc2"})
+    page.wait(".figure .caption", "groups first")
+    canvas = page.wait("canvas.heatmap")
+    page.hover(canvas, LEFT + 2.5 * 14, TOP + 5.5 * 14)
+    wait_for(lambda: page.texts(".tip div")[:1] == ["units 5 and 2"])
+    assert page.texts(".tip div") == [
+        "units 5 and 2",
+        "weights 1.00",
+        "gradients 1.00",
+        "group 1: locked since step 0",
+    ]
+
+
+def test_findings_are_told_in_the_words_of_the_console(page: Page, fast_server: Server) -> None:
+    page.open(fast_server, {"view": "layer", "run": "constant_0.02", "layer": "fc1"})
+    text = page.text(".finding")
+    assert "all 64 units" in text
+    assert "They are identical in weights and gradients (locked since step 0): they train as 1 unit." in text
+    assert "Every weight is 0.02: constant initialisation. Initialise with" in text
+    wait_for(lambda: page.texts(".groups td") == ["1", "locked", f"0{DASH}63", "64", "0", DASH])
+    assert " ".join(page.texts(".facts > *")) == "64 units 64 inputs each 1 distinct 0 dead locked"
+
+
+def test_slider_and_play_move_through_the_checks(page: Page, fast_server: Server) -> None:
+    page.open(fast_server, {"view": "layer", "run": "story", "layer": "collapsing"})
+    assert chosen_step(page) == 50
+    assert "collapsed onto one another" in page.text(".finding")
+    page.run(
+        "const slider = document.querySelector('input[type=range]'); slider.value = 1;"
+        "slider.dispatchEvent(new Event('input'))"
+    )
+    assert chosen_step(page) == 10
+    assert page.texts(".finding") == []
+    assert "Nothing to warn of up to step 10." in page.text(".side")
+    page.wait(".play").click()
+    wait_for(lambda: chosen_step(page) == 50)
+    wait_for(lambda: page.wait(".play").get_attribute("aria-label") == "Play")
+    wait_for(lambda: page.texts(".groups td")[:3] == ["1", "locked", f"4{DASH}7"])
+
+
+def test_broken_groups_say_when(page: Page, fast_server: Server) -> None:
+    page.open(fast_server, {"view": "layer", "run": "story", "layer": "parting"})
+    assert "They have parted at step 30." in page.text(".finding")
+    page.press(Keys.HOME)
+    wait_for(lambda: chosen_step(page) == 0)
+    assert "parted" not in page.text(".finding")
+    wait_for(lambda: page.texts(".groups td") == ["1", "locked", f"0{DASH}15", "16", "0", "30"])
+
+
+def test_arrows_move_through_steps_and_layers(page: Page, fast_server: Server) -> None:
+    page.open(fast_server, {"run": "story", "layer": "collapsing"})
+    wait_for(lambda: page.texts('[data-run="story"] .row.chosen .name') == ["collapsing"])
+    page.press(Keys.ARROW_DOWN, Keys.ARROW_DOWN)
+    wait_for(lambda: page.texts(".row.chosen .name") == ["marching"])
+    assert page.run("return document.activeElement.dataset.layer") == "marching"
+    page.press(Keys.ARROW_UP, Keys.ARROW_LEFT, Keys.ARROW_LEFT)
+    wait_for(lambda: page.texts('[data-run="story"] .totals dd')[-1] == "30")
+    assert page.texts(".row.chosen .name") == ["parting"]
+    page.press(Keys.ENTER)
+    wait_for(lambda: chosen_step(page) == 30)
+    page.press(Keys.ARROW_RIGHT, Keys.ARROW_DOWN)
+    wait_for(lambda: chosen_step(page) == 40)
+    assert [page.run("return arguments[0].value", choice) for choice in page.all("select")] == ["story", "marching"]
+    page.press(Keys.END)
+    wait_for(lambda: chosen_step(page) == 50)
+
+
+def test_what_is_chosen_can_be_shared(page: Page, server: Server) -> None:
+    page.open(server, {"view": "layer", "run": "story", "layer": "parting", "step": 20})
+    assert chosen_step(page) == 20
+    page.press(Keys.ARROW_LEFT)
+    wait_for(lambda: chosen_step(page) == 10)
+    address = page.address()
+    assert re.search(r"#symmetry&p\.symmetry\.view=layer&p\.symmetry\.run=story&.*step=10$", address)
+    page.open_url(address)
+    assert chosen_step(page) == 10
+    assert [page.run("return arguments[0].value", choice) for choice in page.all("select")] == ["story", "parting"]
+    assert page.address() == address
+    page.open(server, {"view": "nonsense", "run": "gone", "layer": "gone", "step": "x"})  # of a run that was deleted
+    assert "no finding" in card(page, "He_normal").text
+
+
+def test_the_address_follows_other_plugins(page: Page, fast_server: Server) -> None:
+    page.open(fast_server, {"view": "timeline", "run": "story"})
+    page.run("window.top.location.hash = '#symmetry&p.symmetry.view=layer&p.symmetry.run=zeros&p.symmetry.layer=fc2'")
+    page.wait(".finding", "all 32 units")
+
+
+def test_timeline_draws_widths_and_marks(page: Page, fast_server: Server) -> None:
+    page.open(fast_server, {"view": "timeline", "run": "story"})
+    titles = wait_for(lambda: page.texts(".chart .event title"))
+    assert sorted(titles) == [
+        "collapsing, step 20: collapsed, locked: 4 of 16 units, {4, 5, 6, 7}",
+        "marching, step 40: appeared, lockstep: 2 of 16 units, {2, 9}",
+        "parting, step 0: appeared, locked: all 16 units",
+        "parting, step 30: broke, locked: all 16 units",
+    ]
+    assert page.texts(".events td:first-child") == ["0", "20", "30", "40"]
+    lines = "return [...document.querySelectorAll('.chart .line')].map((line) => line.getAttribute('d'))"
+    parting = page.run(lines)[1]
+    low, high = (float(y) for y in re.findall(r"[ML][\d.]+ ([\d.]+)", parting))
+    plot = 260 - 16 - 34
+    assert low - high == pytest.approx(plot * 15 / 16, abs=0.1)
+    page.all(".layers input")[1].click()
+    wait_for(lambda: len(page.run(lines)) == 2)
+    page.all(".events .link")[0].click()
+    wait_for(lambda: chosen_step(page) == 20)
+
+
+def test_theme_follows_tensorboard(page: Page, fast_server: Server) -> None:
+    background = "return getComputedStyle(document.body).backgroundColor"
+    page.open(fast_server, {"run": "zeros"}, dark=True)
+    dark, deep = page.run(background), strip(page, "zeros", "fc1", 18)
+    page.run("window.top.document.body.classList.remove('dark-mode')")
+    wait_for(lambda: page.run(background) != dark)
+    assert sum(map(int, re.findall(r"\d+", dark))) < 150
+    assert sum(map(int, re.findall(r"\d+", page.run(background)))) > 700
+    wait_for(lambda: strip(page, "zeros", "fc1", 18) != deep)
+
+
+def test_hostile_names_stay_text(page: Page, fast_server: Server) -> None:
+    for view, selector in (
+        ("overview", '[data-run="hostile"] .name'),
+        ("timeline", ".layers .name"),
+        ("layer", "option"),
+    ):
+        page.open(fast_server, {"view": view, "run": "hostile"})
+        page.wait(selector, HOSTILE) if view != "layer" else page.wait("select")
+        texts = page.texts(selector)
+        assert any(text == f"net.layers.{HOSTILE}" for text in texts), view
+        assert any(text == f"net.layers.{BREAKOUT}" for text in texts), view
+        assert page.all("img, script[src='x']") == []
+    page.open(fast_server, {"view": "layer", "run": "hostile", "layer": f"net.layers.{HOSTILE}", "step": 1})
+    assert page.run("return document.querySelectorAll('select')[1].value") == f"net.layers.{HOSTILE}"
+    assert chosen_step(page) == 1
+    assert "64 of 100 units" in page.wait(".caption", "units").text
+
+
+def test_damaged_events_are_mentioned(page: Page, fast_server: Server) -> None:
+    page.open(fast_server)
+    assert "1 event could not be read and was passed over." in card(page, "story").text
+    assert page.texts(".error p") == [
+        "Run damaged holds no check that can be read: its events are damaged, or of another version."
+    ]
+
+
+def test_runs_can_be_chosen(page: Page, fast_server: Server) -> None:
+    page.open(fast_server)
+    wait_for(lambda: len(page.all(".card")) == len(DRAWN))
+    page.wait(".picker summary").click()
+    page.wait(".actions button", "None").click()
+    wait_for(lambda: len(page.all(".card")) == 0)
+    page.wait(".picker label", "zeros").click()
+    wait_for(lambda: [node.get_attribute("data-run") for node in page.all(".card")] == ["zeros"])
+    assert f"1 of {len(RUNS)}" in page.text(".picker summary")
+
+
+def test_all_fits_into_900_pixels(page: Page, fast_server: Server) -> None:
+    size = page.driver.get_window_size()
+    try:
+        page.driver.set_window_size(900, 800)
+        for view in ("overview", "layer", "timeline"):
+            page.open(fast_server, {"view": view, "run": "copied_half", "layer": "fc1"})
+            too_wide = page.run("return document.documentElement.scrollWidth - document.documentElement.clientWidth")
+            assert too_wide == 0, view
+    finally:
+        page.driver.set_window_size(size["width"], size["height"])
+
+
+def test_empty_then_live_then_gone(page: Page, tmp_path: Path) -> None:
+    """Without data the page says how to get some; then it shows what comes in; and says so when TensorBoard ends."""
+    with tensorboard(tmp_path) as server:
+        page.open(server)
+        assert "trainer = Trainer(callbacks=[SymmetryMonitor()])" in page.text(".empty")
+        tab = TabWriter()
+        with SummaryWriter(str(tmp_path / "live")) as writer:
+            for step, layer in ((0, layer_of(8, [(0, 1)])), (10, layer_of(8, []))):
+                tab.write([writer], SymmetryReport(step, {"fc": layer}), [], [], "findings")
+                writer.flush()
+                wait_for(lambda step=step: page.texts(".totals dd")[-1:] == [str(step)])
+                assert page.texts(".row .numbers") == [f"{layer.effective_width} / 8"]
+        server.stop()
+        assert page.wait(".error", "TensorBoard does not answer. Is it still running?")
+        assert page.texts(".row .numbers") == ["8 / 8"]  # what was there stays
+        page.clear()  # the browser itself complains of requests that fail
+
+
+def test_the_report_needs_no_tensorboard(page: Page, gallery: Path, tmp_path: Path) -> None:
+    output = tmp_path / "report.html"
+    assert main(["report", str(gallery), "-o", str(output)]) == 0
+    page.driver.switch_to.default_content()
+    page.driver.get("about:blank")
+    page.driver.get(f"{output.as_uri()}#view=layer&run=constant_0.02&layer=fc2&step=20")
+    assert chosen_step(page) == 20
+    assert "constant initialisation" in page.text(".finding")
+    wait_for(lambda: cells_of(page, 32, [(3, 9)]) == [BRIGHT])
+    page.press(Keys.ARROW_RIGHT)
+    wait_for(lambda: chosen_step(page) == 40)
+    assert page.driver.current_url.endswith("step=40")
+    page.wait("nav button", "Overview").click()
+    assert {node.get_attribute("data-run") for node in page.all("[data-run]")} == DRAWN
+    assert any(text == f"net.layers.{BREAKOUT}" for text in page.texts('[data-run="hostile"] .name'))
+    page.wait("nav button", "Timeline").click()
+    page.wait(".chart .line")

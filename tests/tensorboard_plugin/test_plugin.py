@@ -1,0 +1,191 @@
+"""The Symmetry tab's backend, in a real TensorBoard with either data server."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
+from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
+from tensorboard.context import RequestContext
+from tensorboard.plugins.base_plugin import TBContext
+from torch.utils.tensorboard import SummaryWriter
+
+from lightning_symmetry.demo import GALLERY
+from lightning_symmetry.outputs.tab import TabWriter
+from lightning_symmetry.tensorboard_plugin import STATIC
+from lightning_symmetry.tensorboard_plugin.events import MATRIX_TAG, unpack_matrix
+from lightning_symmetry.tensorboard_plugin.plugin import SymmetryLoader
+from lightning_symmetry.tensorboard_plugin.reading import Cache, Reader
+from lightning_symmetry.units.layers import find_layers
+from lightning_symmetry.verdicts.evidence import look
+from lightning_symmetry.verdicts.judging import to_diagnosis
+from lightning_symmetry.verdicts.report import SymmetryReport
+from tests.outputs.test_tab import history, payloads
+from tests.outputs.test_tensorboard import read
+from tests.serving import Server
+from tests.tab_runs import BREAKOUT, HOSTILE
+from tests.test_package import modules_after
+
+RUNS = {name.replace(" ", "_").replace(",", "") for name in GALLERY} | {"story", "hostile", "damaged"}
+
+
+def test_the_plugin_needs_no_torch() -> None:
+    (entry,) = [entry for entry in entry_points(group="tensorboard_plugins") if entry.name == "symmetry"]
+    assert entry.value == "lightning_symmetry.tensorboard_plugin.plugin:SymmetryLoader"
+    module = entry.value.split(":")[0]
+    extra = modules_after(f"import {module}") - modules_after("import tensorboard.plugins.base_plugin, numpy")
+    heavy = {"torch", "lightning", "torchmetrics", "PIL", "scipy", "sklearn", "matplotlib", "rich"}
+    assert not heavy & {name.split(".")[0] for name in extra}
+    assert {name for name in extra if name.startswith("lightning_symmetry.")} == {
+        "lightning_symmetry.tensorboard_plugin",
+        *(f"lightning_symmetry.tensorboard_plugin.{room}" for room in ("events", "folding", "plugin", "reading")),
+    }
+
+
+@pytest.mark.parametrize("given", [None, {}, {"images": 5}, {"symmetry": 10}])
+def test_all_events_are_kept(given: dict[str, int] | None) -> None:
+    flags = argparse.Namespace(samples_per_plugin=given)
+    SymmetryLoader().fix_flags(flags)
+    assert flags.samples_per_plugin == {**(given or {}), "symmetry": 0}
+
+
+def test_without_a_data_provider_there_is_no_tab() -> None:
+    assert SymmetryLoader().load(TBContext(data_provider=None)) is None
+
+
+def test_the_tab_is_listed(server: Server) -> None:
+    from urllib.request import urlopen
+
+    with urlopen(f"{server.url}/data/plugins_listing") as answer:
+        listed = json.load(answer)["symmetry"]
+    assert (listed["enabled"], listed["tab_name"]) == (True, "Symmetry")
+
+
+def test_runs_are_told_as_they_were_written(server: Server, gallery: Path) -> None:
+    assert set(server.runs()) == RUNS
+    for run in RUNS - {"story", "damaged"}:
+        expected = history(read(gallery / run))
+        assert server.json("run", run=run) == json.loads(json.dumps(expected.to_json()))
+
+
+def test_layers_and_matrices_are_told_as_they_were_written(server: Server, gallery: Path) -> None:
+    events = read(gallery / "copied_half")
+    told = server.json("layer", run="copied_half", layer="fc1")
+    written = {step: unpack_matrix(data) for step, data in payloads(events, MATRIX_TAG + "fc1")}
+    assert told["matrices"] == [[step, units] for step, (units, _) in written.items()]
+    assert len(told["groups"][0][1]) == 32
+    for step, (_, cells) in written.items():
+        status, mimetype, content = server.get("matrix", run="copied_half", layer="fc1", step=step)
+        assert (status, mimetype, content) == (200, "application/octet-stream", cells)
+
+
+def test_what_a_training_that_started_again_had_written_before_is_forgotten(tmp_path: Path) -> None:
+    looks = look(find_layers(torch.nn.Sequential(torch.nn.Linear(3, 8)), None, ())[0])
+    layers = {seen.layer.name: to_diagnosis(seen, ()) for seen in looks}
+    with SummaryWriter(str(tmp_path)) as writer:
+        for steps in ((0, 10, 20, 30), (20, 25)):
+            tab = TabWriter()
+            for step in steps:
+                torch.nn.init.normal_(looks[0].layer.originals()[0])  # type: ignore[attr-defined]
+                tab.write([writer], SymmetryReport(step, layers), [], looks, "all")
+    events = EventMultiplexer(tensor_size_guidance={"symmetry": 0})
+    events.AddRun(str(tmp_path), "run")
+    events.Reload()
+    reader = Reader(MultiplexerDataProvider(events, str(tmp_path)), RequestContext(), "", Cache())
+    assert reader.history("run").steps == [0, 10, 20, 25]
+    assert list(reader.matrices("run", "0")) == [0, 10, 20, 25]
+
+
+def test_damaged_events_are_passed_over_and_counted(server: Server) -> None:
+    told = server.json("run", run="story")
+    assert told["unreadable"] == 1
+    assert told["steps"] == [0, 10, 20, 30, 40, 50]
+    events = {row["name"]: [event[:3] for event in row["events"]] for row in told["layers"]}
+    assert events == {
+        "collapsing": [[20, "collapsed", "locked"]],
+        "parting": [[0, "appeared", "locked"], [30, "broke", "locked"]],
+        "marching": [[40, "appeared", "lockstep"]],
+    }
+
+
+def test_hostile_names_come_as_they_are(server: Server) -> None:
+    names = [row["name"] for row in server.json("run", run="hostile")["layers"]]
+    assert names == [f"net.layers.{HOSTILE}", f"net.layers.{BREAKOUT}"]
+    assert server.json("layer", run="hostile", layer=names[0])["matrices"]
+
+
+@pytest.mark.parametrize(
+    ("route", "query", "said"),
+    [
+        ("run", {}, "`run` once but got it 0 times"),
+        (
+            "run",
+            {"run": "../../etc/passwd"},
+            "`run` to be a run with data of the Symmetry tab but got '../../etc/passwd'",
+        ),
+        ("layer", {"run": "zeros"}, "`layer` once"),
+        ("layer", {"run": "zeros", "layer": "<b>"}, "`layer` to be a layer of run 'zeros' but got '<b>'"),
+        ("layer", {"run": "no", "layer": "fc1"}, "`run` to be"),
+        ("matrix", {"run": "zeros", "layer": "fc1"}, "`step` once"),
+        *(
+            ("matrix", {"run": "zeros", "layer": "fc1", "step": step}, "`step` to be a step with a matrix of 'fc1'")
+            for step in ("x", "-1", "1e3", "", "9" * 5000, "٣", "2", "0x0", " 0")
+        ),
+    ],
+)
+def test_bad_arguments_get_a_clear_refusal(server: Server, route: str, query: dict[str, Any], said: str) -> None:
+    status, mimetype, content = server.get(route, **query)
+    assert (status, mimetype) == (400, "application/json")
+    message = json.loads(content)["error"]
+    assert said in message
+    assert "Traceback" not in message
+    assert str(Path(__file__).parents[2]) not in message
+
+
+def test_only_the_files_of_the_page_are_served(server: Server) -> None:
+    for file in STATIC.iterdir():
+        status, mimetype, content = server.get(f"static/{file.name}")
+        assert (status, content) == (200, file.read_bytes())
+        assert mimetype == {"js": "text/javascript", "css": "text/css"}[file.name.rsplit(".", 1)[1]]
+    for path in ("static/", "static/../plugin.py", "static/%2e%2e/plugin.py", "static/nothing.js", "static"):
+        assert server.get(path)[0] == 404
+
+
+def test_what_goes_wrong_inside_stays_inside(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    from werkzeug.test import Client
+
+    class Broken:
+        def list_tensors(self, *args: Any, **kwargs: Any) -> Any:
+            raise OSError("/secret/path")
+
+    plugin = SymmetryLoader().load(TBContext(data_provider=Broken()))
+    assert plugin is not None
+    answer = Client(plugin.get_plugin_apps()["/runs"]).get("/runs")
+    assert answer.status_code == 500
+    assert "secret" not in answer.get_data(as_text=True)
+    assert "/secret/path" in caplog.text
+
+
+def test_the_cache_computes_each_version_once_and_forgets_the_oldest() -> None:
+    cache, computed = Cache(size=2), list[str]()
+
+    def get(key: str, version: str) -> str:
+        def compute() -> str:
+            computed.append(key + version)
+            return key + version
+
+        return cache.get(key, version, compute)
+
+    assert [get("a", "1"), get("a", "1"), get("a", "2"), get("b", "1"), get("a", "2")] == ["a1", "a1", "a2", "b1", "a2"]
+    assert computed == ["a1", "a2", "b1"]
+    get("c", "1")  # b is the least recently used
+    get("a", "2")
+    assert computed == ["a1", "a2", "b1", "c1"]
+    get("b", "1")
+    assert computed == ["a1", "a2", "b1", "c1", "b1"]

@@ -1,0 +1,108 @@
+"""The Symmetry tab as one file; how it looks is tested with the page."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from lightning_symmetry.cli import main
+from lightning_symmetry.tensorboard_plugin import STATIC
+from lightning_symmetry.tensorboard_plugin.events import MATRIX_TAG, unpack_matrix
+from lightning_symmetry.tensorboard_plugin.report import build_report
+from tests.outputs.test_tab import payloads
+from tests.outputs.test_tensorboard import read
+from tests.tab_runs import BREAKOUT, write_hostile
+from tests.tensorboard_plugin.test_plugin import RUNS
+
+pytestmark = pytest.mark.filterwarnings("ignore::lightning_symmetry.SymmetryWarning")
+
+
+class Elements(HTMLParser):
+    """All elements of a page with their attributes and texts."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None], str]] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs), ""))
+
+    def handle_data(self, data: str) -> None:
+        if self.found:
+            tag, attributes, text = self.found.pop()
+            self.found.append((tag, attributes, text + data))
+
+
+def test_the_report_holds_all_and_loads_nothing(gallery: Path) -> None:
+    page = build_report(gallery)
+    elements = Elements(page).found
+    assert [tag for tag, _, _ in elements if tag not in ("meta", "head", "html", "body")] == [
+        *("title", "style", "script", "script", "div", "noscript", "script"),
+    ]
+    assert not any({"src", "href"} & attributes.keys() for _, attributes, _ in elements)
+    assert "url(" not in page
+    (data,) = (json.loads(text) for _, attributes, text in elements if attributes.get("id") == "data")
+    assert {run["name"] for run in data} == RUNS
+    (copied,) = (run for run in data if run["name"] == "copied_half")
+    for step, written in payloads(read(gallery / "copied_half"), MATRIX_TAG + "fc1"):
+        assert base64.b64decode(copied["matrices"]["fc1"][str(step)]) == unpack_matrix(written)[1]
+
+
+def test_modules_find_one_another(gallery: Path) -> None:
+    (text,) = (
+        text for _, attributes, text in Elements(build_report(gallery)).found if attributes.get("type") == "importmap"
+    )
+    modules = {name: base64.b64decode(url.split(",")[1]).decode() for name, url in json.loads(text)["imports"].items()}
+    assert modules.keys() == {f"symmetry/{file.name}" for file in STATIC.iterdir() if file.name.endswith(".js")}
+    for source in modules.values():
+        for name in re.findall(r"^(?:import|export) .*'(.*)';$|^} from '(.*)';$", source, re.M):
+            assert "".join(name) in modules
+
+
+def test_hostile_names_do_not_break_out(tmp_path: Path) -> None:
+    write_hostile(tmp_path / BREAKOUT.replace("/", ""))
+    page = build_report(tmp_path)
+    assert [tag for tag, _, _ in Elements(page).found].count("script") == 3
+    assert BREAKOUT not in page
+    assert page.count("<!--") == 0
+
+
+def test_the_command_writes_the_report(gallery: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "a report.html"
+    assert main(["report", str(gallery), "-o", str(output)]) == 0
+    assert output.read_text(encoding="utf-8") == build_report(gallery)
+    assert capsys.readouterr().out.startswith(f"Wrote {output} (")
+
+
+@pytest.mark.parametrize("kind", ["missing", "file", "empty", "foreign"])
+def test_the_command_says_what_is_wrong(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from torch.utils.tensorboard import SummaryWriter
+
+    logdir = tmp_path / kind
+    if kind == "file":
+        logdir.write_text("")
+    elif kind == "empty":
+        logdir.mkdir()
+    elif kind == "foreign":
+        with SummaryWriter(str(logdir)) as writer:
+            writer.add_scalar("loss", 1.0)
+    assert main(["report", str(logdir), "-o", str(tmp_path / "report.html")]) == 1
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert str(logdir) in said.err
+    expected = "holds data of SymmetryMonitor" if logdir.is_dir() else "Expected a directory with TensorBoard runs"
+    assert expected in said.err
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_a_place_that_cannot_be_written_is_said(
+    gallery: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["report", str(gallery), "-o", str(tmp_path / "no" / "report.html")]) == 1
+    assert "No such file or directory" in capsys.readouterr().err

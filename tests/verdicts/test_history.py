@@ -1,0 +1,179 @@
+"""Groups over time, told in scripts of what each check saw."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+from torch import nn
+
+from lightning_symmetry import Finding, LayerDiagnosis, Verdict
+from lightning_symmetry.units.layers import Layer, find_layers
+from lightning_symmetry.verdicts.evidence import Gradients, Look, Sighting
+from lightning_symmetry.verdicts.history import History
+from lightning_symmetry.verdicts.report import Cause, Origin
+
+EQUAL, ZERO, DIFFERENT, NONE = Gradients.EQUAL, Gradients.ZERO, Gradients.DIFFERENT, Gradients.NONE
+
+
+def layer_of(num_units: int) -> Layer:
+    ((layer,), _) = find_layers(nn.Sequential(nn.Linear(3, num_units)))
+    return layer
+
+
+LAYER = layer_of(16)
+
+
+def see(
+    units: Sequence[int],
+    gradients: Gradients = EQUAL,
+    equal_weights: bool = True,
+    position: float = 1.0,
+    cause: Cause = Cause.COPIED,
+) -> Sighting:
+    return Sighting(tuple(units), equal_weights, gradients, cause, None, position, reach=1e-3)
+
+
+def play(
+    *checks: list[Sighting], history: History | None = None
+) -> tuple[History, list[list[Finding]], LayerDiagnosis]:
+    """Let checks see what is listed, one after the other; returns the news of each and the last diagnosis."""
+    history = history or History(patience=3)
+    news = []
+    for step, sightings in enumerate(checks):
+        diagnosis, new = history.update(Look(LAYER, LAYER.weights(), None, 0, tuple(sightings), step, True), step)
+        news.append(new)
+    return history, news, diagnosis
+
+
+def test_a_flapping_group_is_told_once() -> None:
+    lockstep = [see(range(16), equal_weights=False)]
+    history, news, _ = play(*[lockstep] * 3, [], *[lockstep] * 3, [], *[lockstep] * 3)
+    assert [len(new) for new in news] == [0, 0, 1] + [0] * 8
+    (finding,) = history.findings
+    assert (finding.first_step, finding.broken_step, finding.verdict) == (0, None, "lockstep")
+
+
+def test_a_group_that_loses_units_keeps_those_it_was_warned_with() -> None:
+    history, news, diagnosis = play([see(range(6))], [see(range(4))], [see(range(2))], [])
+    assert [len(new) for new in news] == [1, 0, 0, 0]
+    (finding,) = history.findings
+    assert (finding.units, finding.last_step, finding.broken_step) == (tuple(range(6)), 2, 3)
+    assert diagnosis.groups == []
+
+
+def test_a_group_that_falls_in_two_goes_on_in_both() -> None:
+    history, news, diagnosis = play([see(range(8))], [see([0, 1, 2, 3, 4]), see([5, 6, 7])])
+    assert [len(new) for new in news] == [1, 0]
+    assert [group.units for group in diagnosis.groups] == [(0, 1, 2, 3, 4), (5, 6, 7)]
+    assert {group.verdict for group in diagnosis.groups} == {Verdict.LOCKED}
+    assert history.known("0") == [(0, 1, 2, 3, 4), (5, 6, 7)]
+
+
+def test_a_group_that_grows_is_news_once_it_has_doubled() -> None:
+    grown = [[see(range(size))] for size in (4, 5, 6, 7, 8, 8, 8, 8)]
+    history, news, _ = play(*grown)
+    told = [new[0].units for new in news if new]
+    assert told == [(0, 1, 2, 3), tuple(range(8))]
+    (finding,) = history.findings
+    assert finding.units == tuple(range(8))
+
+
+def test_two_known_groups_may_become_one() -> None:
+    history, _, diagnosis = play([see([0, 1]), see([2, 3])], *[[see([0, 1, 2, 3])]] * 3)
+    assert [group.units for group in diagnosis.groups] == [(0, 1, 2, 3)]
+    assert [finding.units for finding in history.findings] == [(0, 1, 2, 3)]
+
+
+def test_pairs_that_reach_their_verdicts_one_by_one_do_not_fill_the_console() -> None:
+    pairs = [(2 * i, 2 * i + 1) for i in range(8)]
+    checks = [[see(pair, EQUAL if i <= step else NONE) for i, pair in enumerate(pairs)] for step in range(8)]
+    history, news, _ = play(*checks)
+    assert len(history.findings) == 8
+    assert [len(new) for new in news] == [1, 1, 0, 0, 0, 0, 0, 0]
+
+
+def test_a_group_that_appears_later_needs_patience_and_is_a_collapse() -> None:
+    history, news, _ = play([], [], *[[see([3, 9])]] * 3)
+    assert [len(new) for new in news] == [0, 0, 0, 0, 1]
+    assert [(f.origin, f.first_step) for f in history.findings] == [(Origin.COLLAPSE, 2)]
+
+
+def test_a_group_of_a_first_look_in_the_middle_is_no_collapse() -> None:
+    history = History(patience=1)
+    history.update(Look(LAYER, LAYER.weights(), None, 0, (see([3, 9]),), 0, True), 700)
+    assert [(f.origin, f.first_step) for f in history.findings] == [(Origin.FIRST_LOOK, 700)]
+
+
+def test_a_locked_group_is_not_let_go_for_one_odd_gradient() -> None:
+    _, _, diagnosis = play([see([0, 1])], [see([0, 1], DIFFERENT)], [see([0, 1])])
+    assert [group.verdict for group in diagnosis.groups] == [Verdict.LOCKED]
+    _, _, diagnosis = play([see([0, 1])], *[[see([0, 1], DIFFERENT)]] * 3)
+    assert [group.verdict for group in diagnosis.groups] == [Verdict.BREAKING]
+
+
+def test_units_that_moved_far_together_are_locked_whatever_their_gradients() -> None:
+    checks = [[see([0, 1], Gradients.UNCLEAR, position=1.0 + 0.004 * i)] for i in range(5)]
+    _, news, diagnosis = play(*checks)
+    assert [group.verdict for group in diagnosis.groups] == [Verdict.LOCKED]
+    assert [len(new) for new in news] == [0, 0, 0, 1, 0]
+
+
+def test_from_zero_any_movement_is_large_and_proves_nothing() -> None:
+    checks = [[see([0, 1], Gradients.UNCLEAR, position=0.1 * i, cause=Cause.ZERO)] for i in range(5)]
+    history, _, _ = play(*checks)
+    assert history.findings == []
+
+
+def test_zero_gradients_of_a_group_part_of_which_has_trained_are_dead_units() -> None:
+    history, _, _ = play([see(range(8), DIFFERENT)], *[[see(range(4), ZERO)]] * 6)
+    assert history.findings == []
+
+
+def test_the_rest_of_a_group_that_falls_apart_needs_patience_from_its_last_loss() -> None:
+    falling = [[see(range(8 - i))] for i in range(5)]
+    history, _, _ = play([see(range(8), DIFFERENT)], *falling)
+    assert history.findings == []
+    history, _, _ = play([see(range(8), DIFFERENT)], *falling, *[[see(range(4))]] * 3)
+    assert [finding.units for finding in history.findings] == [(0, 1, 2, 3)]
+
+
+def test_looks_between_which_nothing_moved_count_once() -> None:
+    history = History(patience=3)
+    zero = (see([0, 1], ZERO),)
+    for step in range(6):
+        looks = [Look(LAYER, LAYER.weights(), None, 0, zero, 7, True)]
+        history.update(looks[0], step, history.is_fresh(looks))
+    assert history.findings == []
+    for step in range(6, 8):
+        looks = [Look(LAYER, LAYER.weights(), None, 0, zero, step, True)]
+        history.update(looks[0], step, history.is_fresh(looks))
+    assert [finding.verdict for finding in history.findings] == [Verdict.FROZEN]
+
+
+@pytest.mark.parametrize("has_gradient", [True, False])
+def test_a_model_without_any_gradient_need_not_move(has_gradient: bool) -> None:
+    history = History(patience=3)
+    for step in range(3):
+        looks = [Look(LAYER, LAYER.weights(), None, 0, (see([0, 1], ZERO),), 7, has_gradient)]
+        history.update(looks[0], step, history.is_fresh(looks))
+    assert bool(history.findings) != has_gradient
+
+
+def test_lockstep_of_some_units_takes_time_too() -> None:
+    some = [see([2, 5], equal_weights=False)]
+    history, _, _ = play(*[some] * 50)
+    assert history.findings == []
+    history, _, _ = play(*[some] * 51)
+    assert [finding.verdict for finding in history.findings] == [Verdict.LOCKSTEP]
+
+
+def test_state_round_trips() -> None:
+    history, _, _ = play([see([0, 1]), see([2, 3], ZERO), see([4, 5], DIFFERENT)], [see([0, 1]), see([2, 3], ZERO)])
+    other = History(patience=3)
+    other.load_state_dict(history.state_dict())
+    assert other.state_dict() == history.state_dict()
+    assert other.findings == history.findings
+    # And goes on as if nothing had happened: the third zero gradient in a row.
+    _, new = other.update(Look(LAYER, LAYER.weights(), None, 0, (see([2, 3], ZERO),), 9, True), 2)
+    assert [finding.verdict for finding in new] == [Verdict.FROZEN]
