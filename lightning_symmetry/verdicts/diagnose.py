@@ -14,7 +14,7 @@ from lightning_symmetry.units.copies import find_copies
 from lightning_symmetry.units.layers import find_layers, is_sharded
 from lightning_symmetry.units.lookup import FindLayers, rows_by_name
 from lightning_symmetry.verdicts.evidence import look
-from lightning_symmetry.verdicts.judging import copy_groups, to_diagnosis, verdict_at_one_look
+from lightning_symmetry.verdicts.judging import copy_groups, judge_one_look, to_diagnosis
 from lightning_symmetry.verdicts.report import LayerDiagnosis, SymmetryReport, UnitGroup, under_all_names
 
 
@@ -74,7 +74,7 @@ def _examine(model: nn.Module, find: FindLayers, tolerance: float | None, team: 
     diagnoses: dict[str, LayerDiagnosis] = {}
     for seen in look([*layers, *found], tolerance=tolerance, team=team):
         groups = [
-            UnitGroup(sighting.units, verdict_at_one_look(sighting), sighting.cause, sighting.value)
+            UnitGroup(sighting.units, judge_one_look(sighting), sighting.cause, sighting.value)
             for sighting in seen.sightings
             if sighting.has_equal_weights
         ]

@@ -31,6 +31,19 @@ class Origin(StrEnum):
     COLLAPSE = "collapse"  # the units were distinct at an earlier check
 
 
+class Reason(StrEnum):
+    """Why a verdict was given."""
+
+    EQUAL_FROM_START = "equal from the start"  # equal gradients, in a group that was there before the first update
+    EQUAL_AGAIN = "equal again"  # equal gradients at `patience` checks in a row
+    ZERO_AGAIN = "zero again"  # gradients of exactly zero at `patience` checks in a row
+    ROUNDING_AGAIN = "rounding again"  # gradients no larger than rounding errors at `patience` checks in a row
+    DIFFERENT = "different"  # different gradients
+    MOVED_AS_ONE = "moved as one"  # the weights are still equal after they have moved far
+    PARALLEL_AGAIN = "parallel again"  # equal gradients of different weights at `patience` checks in a row
+    UNDECIDED = "undecided"  # nothing that was seen so far tells
+
+
 @dataclass(frozen=True)
 class UnitGroup:
     """A maximal set of two or more units of one layer whose rows agree.
@@ -240,6 +253,7 @@ class Finding:
         broken_step: optimizer step of the check at which the group was gone; None while it holds.
         origin: how the group entered the records.
         modules: names of modules that are whole copies of one another; empty for units of a layer.
+        reason: why the verdict was given that was warned of first.
     """
 
     layer: str
@@ -252,6 +266,7 @@ class Finding:
     broken_step: int | None
     origin: Origin
     modules: tuple[str, ...] = ()
+    reason: Reason = Reason.UNDECIDED
 
 
 def summarise(layer: LayerDiagnosis) -> str:

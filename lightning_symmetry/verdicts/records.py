@@ -1,0 +1,225 @@
+"""The past of each group: one record, which is carried from check to check."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from enum import StrEnum
+from typing import Any
+
+from lightning_symmetry.verdicts.evidence import Gradients, Sighting
+from lightning_symmetry.verdicts.report import Cause, Finding, Origin, Reason
+from lightning_symmetry.verdicts.verdict import Verdict
+
+
+@dataclass
+class Record:
+    """The past of one group of units.
+
+    Attributes:
+        units: the units at the latest check that saw the group.
+        has_equal_weights: False if only the gradients of the units are equal.
+        cause: what the weights looked like when the group was first seen.
+        value: the number that every weight was, for :attr:`Cause.CONSTANT`.
+        position: :attr:`Sighting.position` when the group was first seen.
+        first_step: optimizer step of the check that saw the group first.
+        last_step: optimizer step of the latest check that saw it.
+        origin: how the group entered the records.
+        broken_step: optimizer step of the check at which the group was gone; None while it holds.
+        verdict: what was concluded at the latest check.
+        gradients: what the gradients said at the latest check at which they said anything.
+        streak: at how many checks in a row they said so.
+        was_different: whether the gradients of its units have ever differed.
+        warned: the verdict that the user was warned of first; None if the user was not warned.
+        warned_units: the units that the user was warned of.
+        warned_reason: why that verdict was given.
+        row_names: names of the rows, if they are whole modules.
+    """
+
+    units: tuple[int, ...]
+    has_equal_weights: bool
+    cause: Cause
+    value: float | None
+    position: float
+    first_step: int
+    last_step: int
+    origin: Origin
+    broken_step: int | None = None
+    verdict: Verdict = Verdict.DUPLICATE
+    gradients: Gradients = Gradients.NONE
+    streak: int = 0
+    was_different: bool = False
+    warned: Verdict | None = None
+    warned_units: tuple[int, ...] = ()
+    row_names: tuple[str, ...] = ()
+    warned_reason: Reason = Reason.UNDECIDED
+
+    @property
+    def has_grown(self) -> bool:
+        """Whether the group is new to the user, or at least twice as large as the user knows it."""
+        return len(self.units) >= 2 * len(self.warned_units)
+
+    def take_in(self, sighting: Sighting, is_fresh: bool) -> None:
+        """Note what the gradients say at this check.
+
+        Args:
+            sighting: what was seen of the group.
+            is_fresh: whether the weights have moved since the check before; if not, the same evidence counts once.
+        """
+        gradients = sighting.gradients
+        if gradients not in (Gradients.NONE, Gradients.UNCLEAR) and (is_fresh or gradients is not self.gradients):
+            self.streak = self.streak + 1 if gradients is self.gradients else 1
+            self.gradients = gradients
+        if gradients is Gradients.DIFFERENT and self.has_equal_weights:
+            self.was_different = True
+
+    def conclude(self, verdict: Verdict, reason: Reason) -> None:
+        """Note what is concluded at this check, and that the user is warned of it if it is serious."""
+        self.verdict = verdict
+        if self.warned is None and reason is Reason.ZERO_AGAIN and self.cause is not Cause.ZERO:
+            self.cause = Cause.DEAD
+        if not verdict.is_warning:
+            return
+        if self.warned is None:
+            self.warned, self.warned_reason = verdict, reason
+        if self.has_grown:
+            self.warned_units = self.units
+
+    def to_finding(self, layer: str) -> Finding:
+        """What the user is told of the group."""
+        assert self.warned is not None
+        return Finding(
+            layer,
+            self.warned_units,
+            self.warned,
+            self.cause,
+            self.value,
+            self.first_step,
+            self.last_step,
+            self.broken_step,
+            self.origin,
+            tuple(self.row_names[unit] for unit in self.warned_units) if self.row_names else (),
+            self.warned_reason,
+        )
+
+    def to_state(self) -> dict[str, Any]:
+        """Plain numbers, strings and lists: all that loading a checkpoint allows by default."""
+        values = asdict(self)
+        return {key: str(value) if isinstance(value, StrEnum) else value for key, value in values.items()} | {
+            "units": list(self.units),
+            "row_names": list(self.row_names),
+            "warned_units": list(self.warned_units),
+        }
+
+    @classmethod
+    def from_state(cls, values: Mapping[str, Any]) -> Record:
+        """The record that :meth:`to_state` wrote, now or in version 0.1, which knew no reasons."""
+        return cls(
+            **{
+                **values,
+                "units": tuple(values["units"]),
+                "row_names": tuple(values["row_names"]),
+                "warned_units": tuple(values["warned_units"]),
+                "verdict": Verdict(values["verdict"]),
+                "cause": Cause(values["cause"]),
+                "origin": Origin(values["origin"]),
+                "gradients": Gradients(values["gradients"]),
+                "warned": None if values["warned"] is None else Verdict(values["warned"]),
+                "warned_reason": Reason(values.get("warned_reason", Reason.UNDECIDED)),
+            }
+        )
+
+
+class Lineage:
+    """Which group of this check carries on which group of the check before.
+
+    Records of one kind, equal weights or lockstep, never share a unit, so each is found by any of its units.
+
+    Args:
+        records: the records of a layer before this check.
+    """
+
+    def __init__(self, records: Sequence[Record]) -> None:
+        self._records = records
+        self._continued: set[int] = set()
+        # With a copy of each as it was: carrying it on changes it.
+        self._by_unit: dict[tuple[bool, int], tuple[Record, Record]] = {}
+        for record in records:
+            if record.broken_step is None:
+                pair = (record, replace(record))
+                self._by_unit.update({(record.has_equal_weights, unit): pair for unit in record.units})
+
+    def carry_on(self, sighting: Sighting, step: int) -> Record | None:
+        """The record that a group of this check carries on, or opens again; None if the group is new."""
+        first = self._kin(sighting)[0]
+        if first is not None and all(pair is first for pair in self._kin(sighting)):
+            record, before = first
+            if id(record) in self._continued:  # by another part of the group
+                record = replace(before, warned_units=sighting.units if before.warned else ())
+            self._continued.add(id(record))
+            if record.was_different and len(sighting.units) < len(before.units):
+                record.streak = 0  # while a group falls apart, what is left of it is not settled
+        else:
+            broken = self._broken(sighting)
+            if broken is None:
+                return None
+            record = broken
+            self._continued.add(id(record))
+            record.broken_step, record.streak = None, 0
+        record.units, record.last_step = sighting.units, step
+        return record
+
+    def begin(self, sighting: Sighting, step: int, origin: Origin, row_names: tuple[str, ...]) -> Record:
+        """A record of a new group, which replaces the records of the groups that it takes in."""
+        units = set(sighting.units)
+        parts = {id(pair[1]): pair[1] for pair in self._kin(sighting) if pair and set(pair[1].units) < units}.values()
+        return Record(
+            units=sighting.units,
+            has_equal_weights=sighting.has_equal_weights,
+            cause=sighting.cause,
+            value=sighting.value,
+            position=sighting.position,
+            first_step=step,
+            last_step=step,
+            origin=origin,
+            warned=next((part.warned for part in parts if part.warned), None),
+            warned_units=tuple(sorted({unit for part in parts for unit in part.warned_units})),
+            row_names=row_names,
+        )
+
+    def end(self, holding: Sequence[Record], step: int) -> list[Record]:
+        """Mark the records that hold no longer as broken at this step.
+
+        Args:
+            holding: the records of this check.
+            step: completed optimizer steps.
+
+        Returns:
+            The records that hold no longer and that the user was warned of, without those that became part of a larger
+            group: its record speaks for them.
+        """
+        home = {(record.has_equal_weights, unit): record for record in holding for unit in record.units}
+        ended = []
+        for record in self._records:
+            if record.warned is None or id(record) in self._continued:
+                continue
+            if record.broken_step is None:
+                heirs = [home.get((record.has_equal_weights, unit)) for unit in record.units]
+                if heirs[0] is not None and all(heir is heirs[0] for heir in heirs):
+                    continue
+                record.broken_step = step
+            ended.append(record)
+        return ended
+
+    def _kin(self, sighting: Sighting) -> list[tuple[Record, Record] | None]:
+        """For every unit its open record of the same kind, with a copy of how it was before this check."""
+        return [self._by_unit.get((sighting.has_equal_weights, unit)) for unit in sighting.units]
+
+    def _broken(self, sighting: Sighting) -> Record | None:
+        """A broken record that held all of these units."""
+        units = set(sighting.units)
+        for record in self._records:
+            is_kin = record.has_equal_weights == sighting.has_equal_weights
+            if record.broken_step is not None and is_kin and units <= set(record.units):
+                return record
+        return None
