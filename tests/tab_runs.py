@@ -12,10 +12,11 @@ from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
 from lightning_symmetry import SymmetryMonitor
-from lightning_symmetry.outputs.tab import TabWriter, add_event
+from lightning_symmetry.outputs.output import Changes, Check, Heatmaps
+from lightning_symmetry.outputs.tab import SymmetryTab, add_event
 from lightning_symmetry.tensorboard_plugin.events import SUMMARY_TAG
 from lightning_symmetry.units.layers import find_layers
-from lightning_symmetry.verdicts.evidence import look
+from lightning_symmetry.verdicts.evidence import Look, look
 from lightning_symmetry.verdicts.judging import to_diagnosis
 from lightning_symmetry.verdicts.report import Cause, Finding, Origin, SymmetryReport, UnitGroup
 from lightning_symmetry.verdicts.verdict import Verdict
@@ -25,12 +26,37 @@ HOSTILE = "<img src=x onerror=alert(1)>"
 BREAKOUT = "</script><script>alert(2)</script><!--"
 
 
+class TabWriter:
+    """Writes made-up checks for the Symmetry tab; to other writers than before, everything anew."""
+
+    def __init__(self) -> None:
+        self._tabs: list[SymmetryTab] = []
+        self._folders: list[str] = []
+        self._changes = Changes()
+
+    def write(
+        self,
+        writers: Sequence[SummaryWriter],
+        report: SymmetryReport,
+        findings: Sequence[Finding],
+        looks: Sequence[Look],
+        heatmaps: Heatmaps,
+    ) -> None:
+        folders = [writer.log_dir for writer in writers]
+        if folders != self._folders:
+            self._folders, self._changes = folders, Changes()
+            self._tabs = [SymmetryTab(writer, heatmaps) for writer in writers]
+        changed = self._changes.take_in(report, findings)
+        for tab in self._tabs:
+            tab.write(Check(report, findings, looks, changed))
+
+
 def write_all(logdir: Path) -> None:
     """Write all of them."""
     write_story(logdir / "story")
     write_hostile(logdir / "hostile")
     with SummaryWriter(str(logdir / "damaged")) as writer:
-        add_event([writer], SUMMARY_TAG, b"{damaged", 0)
+        add_event(writer, SUMMARY_TAG, b"{damaged", 0)
 
 
 def write_story(folder: Path) -> None:
@@ -54,7 +80,7 @@ def write_story(folder: Path) -> None:
                 now["marching"] = replace(now["marching"], groups=[_group((2, 9), Verdict.LOCKSTEP, 40)])
                 findings.append(_finding("marching", (2, 9), Verdict.LOCKSTEP, 40))
             tab.write([writer], SymmetryReport(step, now), findings, looks, "findings")
-        add_event([writer], SUMMARY_TAG, b"{damaged", 60)
+        add_event(writer, SUMMARY_TAG, b"{damaged", 60)
 
 
 def write_hostile(folder: Path) -> None:

@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_symmetry import SymmetryMonitor, Verdict, diagnose
 from lightning_symmetry.callback import SymmetryError, SymmetryWarning
+from lightning_symmetry.engine.examiner import Examiner
 from lightning_symmetry.matrices.grouping import Question, find_groups
 from tests.training import MLP, Classifier, Regression, batches, fill, fit, make_trainer, mlp, sgd
 
@@ -162,7 +163,7 @@ def test_copies_are_mentioned_once_and_not_warned_of(learning_rate: float, caplo
     assert monitor.report is not None
     if learning_rate:
         assert monitor.report.copies == []  # they have parted
-        assert monitor._copies == []  # and are not read again
+        assert monitor._engine._examiner.copies == []  # and are not read again
     else:
         assert [group.verdict for group in monitor.report.copies] == [Verdict.BREAKING]
 
@@ -301,16 +302,17 @@ def test_healthy_gan_is_silent(precision: str) -> None:
     assert len(monitor.report.layers) == 4
 
 
-def test_lbfgs_closures_make_one_check_a_step() -> None:
+def test_lbfgs_closures_make_one_check_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
     looks: list[int] = []
+    examine = Examiner.examine
 
-    class Count(SymmetryMonitor):
-        def _check(self, trainer: Trainer, *args: Any) -> Any:
-            looks.append(trainer.global_step)
-            return super()._check(trainer, *args)
+    def count(self: Examiner, *args: Any, step: int, **kwargs: Any) -> Any:
+        looks.append(step)
+        return examine(self, *args, step=step, **kwargs)
 
+    monkeypatch.setattr(Examiner, "examine", count)
     model = Classifier(mlp(), lambda parameters: torch.optim.LBFGS(parameters, lr=0.1, max_iter=4))
-    fit(model, Count(every_n_steps=1), max_steps=5)
+    fit(model, SymmetryMonitor(every_n_steps=1), max_steps=5)
     assert looks == [0, 1, 2, 3, 4]
 
 
@@ -513,12 +515,12 @@ def test_model_without_a_supported_layer_says_so_once() -> None:
 @pytest.mark.parametrize(
     ("target", "room"),
     [
-        ("lightning_symmetry.callback.find_layers", "check"),
-        ("lightning_symmetry.callback.look", "check"),
+        ("lightning_symmetry.engine.examiner.find_layers", "check"),
+        ("lightning_symmetry.engine.examiner.look", "check"),
         ("lightning_symmetry.verdicts.history.to_diagnosis", "check"),
-        ("lightning_symmetry.callback.write_findings", "writing"),
-        ("lightning_symmetry.callback.write_heatmap", "writing"),
-        ("lightning_symmetry.callback.print_summary", "summary"),
+        ("lightning_symmetry.outputs.tensorboard.write_findings", "findings and pictures in TensorBoard"),
+        ("lightning_symmetry.outputs.tensorboard.write_heatmap", "findings and pictures in TensorBoard"),
+        ("lightning_symmetry.outputs.console.print_summary", "summary"),
     ],
 )
 def test_a_room_on_fire_does_not_stop_the_training(

@@ -4,8 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from typing_extensions import override
+
+from lightning_symmetry.outputs.output import Check, Output
 from lightning_symmetry.verdicts.report import SymmetryReport
 from lightning_symmetry.verdicts.tables import is_number_column, plain_table
+
+_MAX_ROWS = 10
+
+
+class ConsoleSummary(Output):
+    """Prints what became of the model once the training has ended."""
+
+    name = "summary"
+
+    @override
+    def write(self, check: Check) -> None:
+        """Nothing: the console is told of findings by warnings."""
+
+    @override
+    def close(self, report: SymmetryReport) -> None:
+        print_summary(report)
 
 
 def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -30,6 +49,8 @@ def print_summary(report: SymmetryReport) -> None:
     head, rows = report.table()
     rows = [row for row, layer in zip(rows, report.distinct_layers, strict=True) if layer.groups]
     if rows:
-        print_table(head, rows)
+        print_table(head, rows[:_MAX_ROWS])
+    if len(rows) > _MAX_ROWS:
+        print(f"and {len(rows) - _MAX_ROWS} more layers with groups; `print(monitor.report)` lists all of them.")
     for line in (*report.notes(), f"Symmetry at step {report.step}: {report.totals()}"):
         print(line)

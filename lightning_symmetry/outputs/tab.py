@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,8 +11,10 @@ from tensorboard.compat.proto.summary_pb2 import DATA_CLASS_TENSOR, Summary, Sum
 from tensorboard.compat.proto.tensor_pb2 import TensorProto
 from tensorboard.compat.proto.types_pb2 import DT_STRING
 from torch.utils.tensorboard import SummaryWriter
+from typing_extensions import override
 
 from lightning_symmetry.outputs.heatmap import order_units, similarity, to_bytes
+from lightning_symmetry.outputs.output import Check, Heatmaps, Output
 from lightning_symmetry.outputs.tensorboard import add_summary
 from lightning_symmetry.tensorboard_plugin.events import (
     MATRIX_TAG,
@@ -36,51 +38,52 @@ _METADATA = SummaryMetadata(
 Matrix = tuple[list[int], npt.NDArray[np.uint8]]
 
 
-class TabWriter:
-    """Writes what has changed since the check before; to other writers than before, everything anew."""
+class SymmetryTab(Output):
+    """Writes what has changed since the check before; after a failure, everything anew.
 
-    def __init__(self) -> None:
-        self._reset([])
+    Args:
+        writer: where to.
+        heatmaps: which layers get matrices: those that have changed, and others every now and then ("findings"), all at
+            every check ("all"), or none.
+    """
 
-    def _reset(self, folders: list[str]) -> None:
-        self._folders = folders
+    name = "Symmetry tab"
+
+    def __init__(self, writer: SummaryWriter, heatmaps: Heatmaps) -> None:
+        self._writer = writer
+        self._heatmaps = heatmaps
+        self._reset()
+
+    def _reset(self) -> None:
         self._step = -1
         self._layers: dict[str, LayerDiagnosis] = {}
         self._values: dict[str, dict[str, Any]] = {}  # of the layers, as written
         self._findings: dict[str, list[object]] = {}
         self._num_looks: dict[str, int] = {}
-        self._subjects: dict[str, object] = {}  # by layer, what its last matrix was about
         self._matrices: dict[str, Matrix] = {}
 
-    def write(
-        self,
-        writers: Sequence[SummaryWriter],
-        report: SymmetryReport,
-        findings: Sequence[Finding],
-        looks: Iterable[Look],
-        heatmaps: str,
-    ) -> None:
-        """Write one check.
+    @override
+    def write(self, check: Check) -> None:
+        try:
+            self._write(check)
+        except Exception:
+            self._reset()  # what was noted as written may not have been
+            raise
 
-        Args:
-            writers: where to.
-            report: the state of the model.
-            findings: all that was warned of so far.
-            looks: what this check saw.
-            heatmaps: the monitor's option: matrices of layers when their groups change and every now and then, at
-                every check ("all"), or never ("none").
-        """
-        folders = [writer.log_dir for writer in writers]
-        if folders != self._folders:
-            self._reset(folders)
+    def _write(self, check: Check) -> None:
+        report = check.report
         by_layer: dict[str, list[Finding]] = {}
-        for finding in findings:
+        for finding in check.findings:
             by_layer.setdefault(finding.layer, []).append(finding)
-        add_event(writers, SUMMARY_TAG, pack_summary(self._summary(report, by_layer)), report.step)
-        for seen in looks if heatmaps != "none" else ():
+        add_event(self._writer, SUMMARY_TAG, pack_summary(self._summary(report, by_layer)), report.step)
+        for seen in check.looks if self._heatmaps != "none" else ():
             layer = report.layers.get(seen.layer.name)
-            if layer is not None and (self._is_matrix_due(layer, by_layer.get(layer.name, ())) or heatmaps == "all"):
-                self._write_matrix(writers, layer, seen, report.step)
+            if layer is None:  # whole modules have no picture
+                continue
+            looks = self._num_looks[layer.name] = self._num_looks.get(layer.name, 0) + 1
+            is_power_of_two = looks & (looks - 1) == 0
+            if layer.name in check.changed or is_power_of_two or self._heatmaps == "all":
+                self._write_matrix(layer, seen, report.step)
 
     def _summary(self, report: SymmetryReport, findings: Mapping[str, Sequence[Finding]]) -> dict[str, Any]:
         layers = {layer.name: layer for layer in report.distinct_layers}
@@ -108,22 +111,13 @@ class TabWriter:
         self._layers, self._step = layers, report.step
         return summary
 
-    def _is_matrix_due(self, layer: LayerDiagnosis, findings: Sequence[Finding]) -> bool:
-        """Whether a layer's groups have changed; if not, whether it is its first, second, fourth, eighth ... look."""
-        looks = self._num_looks[layer.name] = self._num_looks.get(layer.name, 0) + 1
-        # Not the verdicts: locked and frozen take turns as ReLUs open.
-        subject = ([group.units for group in layer.groups], [(f.units, f.broken_step) for f in findings])
-        is_news = self._subjects.get(layer.name) != subject
-        self._subjects[layer.name] = subject
-        return is_news or looks & (looks - 1) == 0
-
-    def _write_matrix(self, writers: Iterable[SummaryWriter], layer: LayerDiagnosis, seen: Look, step: int) -> None:
+    def _write_matrix(self, layer: LayerDiagnosis, seen: Look, step: int) -> None:
         units = [unit for part in order_units(layer, MAX_SIDE) for unit in part]
         cells = to_bytes(similarity(seen.weights, seen.gradients, units))
         before = self._matrices.get(layer.name)
         if before is None or before[0] != units or _is_visible(before[1], cells):
             self._matrices[layer.name] = (units, cells)
-            add_event(writers, MATRIX_TAG + layer.name, pack_matrix(units, cells.tobytes()), step)
+            add_event(self._writer, MATRIX_TAG + layer.name, pack_matrix(units, cells.tobytes()), step)
 
 
 def _is_visible(before: npt.NDArray[np.uint8], after: npt.NDArray[np.uint8]) -> bool:
@@ -131,10 +125,10 @@ def _is_visible(before: npt.NDArray[np.uint8], after: npt.NDArray[np.uint8]) -> 
     return bool((change >= _VISIBLE).any())
 
 
-def add_event(writers: Iterable[SummaryWriter], tag: str, data: bytes, step: int) -> None:
+def add_event(writer: SummaryWriter, tag: str, data: bytes, step: int) -> None:
     """Write one event of the tab's own kind: TensorBoard lists it only with the plugin's name and the class of data."""
     value = Summary.Value(tag=tag, metadata=_METADATA, tensor=TensorProto(dtype=DT_STRING, string_val=[data]))
-    add_summary(writers, [value], step)
+    add_summary(writer, [value], step)
 
 
 def _layer_values(layer: LayerDiagnosis) -> dict[str, Any]:

@@ -1,14 +1,16 @@
-"""Findings and pictures for TensorBoard."""
+"""Scalars, findings and pictures for TensorBoard."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 
 from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import SummaryWriter
+from typing_extensions import override
 
 from lightning_symmetry.outputs.heatmap import draw_layer, draw_overview
+from lightning_symmetry.outputs.output import Check, Heatmaps, Output
 from lightning_symmetry.verdicts.advice import alike_findings, describe_units, what, why
 from lightning_symmetry.verdicts.evidence import Look
 from lightning_symmetry.verdicts.report import Finding, LayerDiagnosis, SymmetryReport
@@ -16,34 +18,69 @@ from lightning_symmetry.verdicts.report import Finding, LayerDiagnosis, Symmetry
 _MAX_ROWS = 200
 
 
-def write_scalars(writers: Iterable[SummaryWriter], scalars: Mapping[str, float], step: int) -> None:
-    """Write all scalars as one event: an event each costs ten times as much."""
-    add_summary(writers, [Summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()], step)
+class TensorBoardScalars(Output):
+    """Writes the scalars of every check.
+
+    Args:
+        writer: where to.
+    """
+
+    name = "scalars in TensorBoard"
+
+    def __init__(self, writer: SummaryWriter) -> None:
+        self._writer = writer
+
+    @override
+    def write(self, check: Check) -> None:
+        # All as one event: an event each costs ten times as much.
+        scalars = check.report.metrics().items()
+        values = [Summary.Value(tag=tag, simple_value=value) for tag, value in scalars]
+        add_summary(self._writer, values, check.report.step)
 
 
-def add_summary(writers: Iterable[SummaryWriter], values: Sequence[Summary.Value], step: int) -> None:
+class TensorBoardPictures(Output):
+    """Writes a table of findings, a picture of the model, and pictures of layers, where these have changed.
+
+    Args:
+        writer: where to.
+        heatmaps: which layers get pictures: those with findings ("findings"), all at every check ("all"), or none.
+    """
+
+    name = "findings and pictures in TensorBoard"
+
+    def __init__(self, writer: SummaryWriter, heatmaps: Heatmaps) -> None:
+        self._writer = writer
+        self._heatmaps = heatmaps
+
+    @override
+    def write(self, check: Check) -> None:
+        if check.changed:
+            write_findings(self._writer, check)
+        with_findings = {finding.layer for finding in check.findings}
+        for seen in check.looks:
+            layer = check.report.layers.get(seen.layer.name)  # whole modules have no picture
+            is_due = self._heatmaps == "findings" and seen.layer.name in with_findings & check.changed
+            if layer is not None and (is_due or self._heatmaps == "all"):
+                write_heatmap(self._writer, layer, seen, check.report.step)
+
+
+def add_summary(writer: SummaryWriter, values: Sequence[Summary.Value], step: int) -> None:
     """Write values of any kind as one event."""
-    summary = Summary(value=values)
-    for writer in writers:
-        writer._get_file_writer().add_summary(summary, step)  # type: ignore[no-untyped-call]
+    writer._get_file_writer().add_summary(Summary(value=values), step)  # type: ignore[no-untyped-call]
 
 
-def write_findings(
-    writers: Iterable[SummaryWriter], findings: Sequence[Finding], report: SymmetryReport, step: int
-) -> None:
+def write_findings(writer: SummaryWriter, check: Check) -> None:
     """Write the table under ``symmetry/findings`` and the picture of the model under ``symmetry/overview``."""
-    text, overview = findings_table(findings, report), draw_overview(report)
-    for writer in writers:
-        writer.add_text("symmetry/findings", text, step)
-        writer.add_image("symmetry/overview", overview, step, dataformats="HWC")
-        writer.flush()  # so that news shows up at TensorBoard's next reload
+    report = check.report
+    writer.add_text("symmetry/findings", findings_table(check.findings, report), report.step)
+    writer.add_image("symmetry/overview", draw_overview(report), report.step, dataformats="HWC")
+    writer.flush()  # so that news shows up at TensorBoard's next reload
 
 
-def write_heatmap(writers: Iterable[SummaryWriter], layer: LayerDiagnosis, seen: Look, step: int) -> None:
+def write_heatmap(writer: SummaryWriter, layer: LayerDiagnosis, seen: Look, step: int) -> None:
     """Write the picture of a layer under ``symmetry/heatmap/<layer>``."""
     pixels = draw_layer(layer, seen.weights, seen.gradients)
-    for writer in writers:
-        writer.add_image(f"symmetry/heatmap/{layer.name}", pixels, step, dataformats="HWC")
+    writer.add_image(f"symmetry/heatmap/{layer.name}", pixels, step, dataformats="HWC")
 
 
 def findings_table(findings: Sequence[Finding], report: SymmetryReport) -> str:

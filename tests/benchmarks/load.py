@@ -20,7 +20,6 @@ import torch
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
-from lightning_symmetry.outputs.tab import TabWriter
 from lightning_symmetry.units.layers import find_layers
 from lightning_symmetry.verdicts.evidence import look
 from lightning_symmetry.verdicts.judging import to_diagnosis
@@ -28,6 +27,7 @@ from lightning_symmetry.verdicts.report import Cause, LayerDiagnosis, SymmetryRe
 from lightning_symmetry.verdicts.verdict import Verdict
 from tests.browsing import open_browser
 from tests.serving import Server, is_up, tensorboard, wait_for
+from tests.tab_runs import TabWriter
 
 NUM_RUNS, NUM_LAYERS, NUM_CHECKS, EVERY_N_STEPS = 10, 500, 2000, 50
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from lightning_symmetry.tensorboard_plugin.folding import RunHistory, fold
 from lightning_symmetry.verdicts.advice import why
 from lightning_symmetry.verdicts.report import Cause
 from tests.outputs.test_tensorboard import read, train
+from tests.tab_runs import TabWriter
 from tests.training import Classifier, Regression, batches, fill, make_trainer, mlp
 
 pytestmark = pytest.mark.filterwarnings("ignore::lightning_symmetry.SymmetryWarning")
@@ -152,12 +152,13 @@ def test_a_resumed_training_tells_all_again(tmp_path: Path) -> None:
 def test_another_folder_gets_everything_anew(tmp_path: Path) -> None:
     monitor = SymmetryMonitor(every_n_steps=1)
     model = Classifier(mlp())
-    make_trainer([monitor], logger=TensorBoardLogger(tmp_path / "a", name="", version=""), max_steps=3).fit(
-        model, batches()
-    )
-    assert monitor.report is not None
-    with SummaryWriter(str(tmp_path / "b")) as writer:
-        monitor._tab.write([writer], replace(monitor.report, step=100), [], [], "findings")
+    for folder, steps in (("a", 3), ("b", 6)):
+        trainer = make_trainer(
+            [monitor], logger=TensorBoardLogger(tmp_path / folder, name="", version=""), max_steps=steps
+        )
+        path = tmp_path / "a.ckpt" if folder == "b" else None
+        trainer.fit(model, batches(), ckpt_path=path)
+        trainer.save_checkpoint(tmp_path / f"{folder}.ckpt")
     assert summaries(read(tmp_path / "b"))[0]["full"] is True
 
 
@@ -168,7 +169,7 @@ def test_every_logger_gets_the_same(tmp_path: Path) -> None:
 
 
 def test_a_step_that_comes_again_is_told_in_full(tmp_path: Path) -> None:
-    writer = tab.TabWriter()
+    writer = TabWriter()
     with SummaryWriter(str(tmp_path)) as out:
         for step, width in ((0, 8), (5, 7), (5, 6), (10, 6)):
             groups = [UnitGroup(tuple(range(9 - width)), Verdict.LOCKED, Cause.COPIED, None, 0)] if width < 8 else []
@@ -182,7 +183,7 @@ def test_very_many_groups_are_cut_and_counted(tmp_path: Path) -> None:
     groups = [UnitGroup((i, i + 4096), Verdict.LOCKED, Cause.COPIED, None, 0) for i in range(4096)]
     report = SymmetryReport(0, {"fc": LayerDiagnosis("fc", 8192, 3, 0, groups)})
     with SummaryWriter(str(tmp_path)) as out:
-        tab.TabWriter().write([out], report, [], [], "findings")
+        TabWriter().write([out], report, [], [], "findings")
     ((_, data),) = payloads(read(tmp_path))
     assert len(data) < 4096
     state = fold([(0, data)]).layers["fc"].states[0][1]

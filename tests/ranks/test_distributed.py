@@ -437,19 +437,19 @@ def break_reading(patch: pytest.MonkeyPatch, rows: int) -> None:
 
 # Where a check may fail, and whether that is reached on the first rank, on the others, or on all.
 PLACES = {
-    "callback.SymmetryMonitor._find_layers": "all",
-    "callback.find_copies": "first",
-    "callback.look": "first",
-    "callback.messages": "first",
-    "callback.write_findings": "first",
-    "evidence.find_groups": "first",
-    "history.History.update": "first",
-    "sharded.ShardedRows.distances": "first",
-    "history.History.load_state_dict": "others",
-    "layers.Layer.weights": "all",
-    "layers.Layer.gradients": "all",
-    "sharded.ShardedRows.answer": "all",
-    "sharded.piece_of": "all",
+    "engine.examiner.Examiner.find": "all",
+    "engine.examiner.find_copies": "first",
+    "engine.examiner.look": "first",
+    "engine.engine.messages": "first",
+    "outputs.tensorboard.write_findings": "first",
+    "verdicts.evidence.find_groups": "first",
+    "verdicts.history.History.update": "first",
+    "ranks.sharded.ShardedRows.distances": "first",
+    "verdicts.history.History.load_state_dict": "others",
+    "units.layers.Layer.weights": "all",
+    "units.layers.Layer.gradients": "all",
+    "ranks.sharded.ShardedRows.answer": "all",
+    "ranks.sharded.piece_of": "all",
 }
 
 

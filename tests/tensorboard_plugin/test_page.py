@@ -17,14 +17,13 @@ from torch.utils.tensorboard import SummaryWriter
 from lightning_symmetry import SymmetryReport
 from lightning_symmetry.cli import main
 from lightning_symmetry.outputs.heatmap import colours
-from lightning_symmetry.outputs.tab import TabWriter
 from lightning_symmetry.tensorboard_plugin.events import MATRIX_TAG, unpack_matrix
 from tests.browsing import Page
 from tests.outputs.test_heatmap import layer_of
 from tests.outputs.test_tab import payloads
 from tests.outputs.test_tensorboard import read
 from tests.serving import Server, tensorboard, wait_for
-from tests.tab_runs import BREAKOUT, HOSTILE
+from tests.tab_runs import BREAKOUT, HOSTILE, TabWriter
 from tests.tensorboard_plugin.test_plugin import RUNS
 
 DASH = "\N{EN DASH}"

@@ -17,7 +17,6 @@ from tensorboard.plugins.base_plugin import TBContext
 from torch.utils.tensorboard import SummaryWriter
 
 from lightning_symmetry.demo import GALLERY
-from lightning_symmetry.outputs.tab import TabWriter
 from lightning_symmetry.tensorboard_plugin import STATIC
 from lightning_symmetry.tensorboard_plugin.events import MATRIX_TAG, unpack_matrix
 from lightning_symmetry.tensorboard_plugin.plugin import SymmetryLoader
@@ -29,7 +28,7 @@ from lightning_symmetry.verdicts.report import SymmetryReport
 from tests.outputs.test_tab import history, payloads
 from tests.outputs.test_tensorboard import read
 from tests.serving import Server
-from tests.tab_runs import BREAKOUT, HOSTILE
+from tests.tab_runs import BREAKOUT, HOSTILE, TabWriter
 from tests.test_package import modules_after
 
 RUNS = {name.replace(" ", "_").replace(",", "") for name in GALLERY} | {"story", "hostile", "damaged"}

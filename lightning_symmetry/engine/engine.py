@@ -1,0 +1,249 @@
+"""The monitor itself: when to look, what was found, what is news, and agreement of all ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+from lightning_symmetry.engine.delivery import Delivery
+from lightning_symmetry.engine.examiner import Examiner
+from lightning_symmetry.engine.guard import Guard
+from lightning_symmetry.engine.options import Options
+from lightning_symmetry.engine.saying import SymmetryError, SymmetryWarning, warn
+from lightning_symmetry.engine.schedule import Schedule
+from lightning_symmetry.outputs.output import Output
+from lightning_symmetry.ranks.team import Team, TeamError, attempt
+from lightning_symmetry.units.layers import Layer
+from lightning_symmetry.units.lookup import FindLayers, rows_by_name
+from lightning_symmetry.verdicts.advice import copies_text, messages
+from lightning_symmetry.verdicts.evidence import Comparable
+from lightning_symmetry.verdicts.report import Finding, SymmetryReport
+
+
+@dataclass(frozen=True)
+class Conclusion:
+    """What a check has come to, on all ranks.
+
+    Attributes:
+        report: the state of the model.
+        news: what is found for the first time.
+        texts: the news in words.
+        history: the state of the records, for the other ranks; empty if there are none.
+    """
+
+    report: SymmetryReport
+    news: list[Finding]
+    texts: list[str]
+    history: dict[str, Any]
+
+
+class SymmetryEngine:
+    """Watches a model through the steps of its optimizers.
+
+    Whoever drives a training calls :meth:`start` once, :meth:`before_step` before every step of every optimizer, and
+    :meth:`finish` at the end. Nothing that fails in here ends the training.
+
+    Args:
+        options: the options of the monitor.
+        who: the name under which messages speak of it.
+        tell: says a text that is no warning to the user.
+
+    Attributes:
+        options: the options.
+        report: the latest report; None before the first check.
+        findings: every group that was warned of.
+    """
+
+    def __init__(self, options: Options, who: str, tell: Callable[[str], None]) -> None:
+        self.options = options
+        self._who = who
+        self._tell_user = tell
+        self._is_speaking = True
+        self._team: Team | None = None
+        self._is_running = False
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything, as before the first check of a new model."""
+        self._guard = Guard(self._warn, self._who)
+        self._delivery = Delivery(self._warn, self._who)
+        self._examiner = Examiner(self.options, self._leave_out)
+        self._schedule = Schedule()
+        self._optimizers: list[Optimizer] = []  # in the order of their places
+        self._has_warned_of_no_layers = False
+        self._agreed: tuple[SymmetryReport | None, dict[str, Any]] = (None, {})  # by all ranks, at the latest check
+
+    @property
+    def report(self) -> SymmetryReport | None:
+        """The latest report; None before the first check."""
+        return self._examiner.report
+
+    @property
+    def findings(self) -> list[Finding]:
+        """Every group that was warned of, with layer, units, verdict, and when it was seen and broken."""
+        return self._examiner.history.findings
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain numbers, strings, lists and dicts."""
+        return {"history": self._examiner.history.state_dict(), "num_steps": dict(self._schedule.num_steps)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> bool:
+        """Take over what :meth:`state_dict` wrote; whether that worked. If not, the user is warned."""
+        return self._guard.run("resume", self._take_over, state) is not None
+
+    def _take_over(self, state: dict[str, Any]) -> bool:
+        examiner = Examiner(self.options, self._leave_out)
+        examiner.history.load_state_dict(state["history"])
+        self.reset()
+        self._examiner = examiner
+        self._schedule.num_steps = dict(state["num_steps"])
+        return True
+
+    # ---------------------------------------------------------------- what a training calls
+
+    def start(self, optimizers: Sequence[Optimizer], team: Team | None = None, *, is_speaking: bool = True) -> None:
+        """Begin a training, or go on with one.
+
+        Args:
+            optimizers: those of the training, in an order that is the same when it is resumed.
+            team: all ranks of the training, which then have to make the same calls; None: this process is alone.
+            is_speaking: whether this process writes and warns; one of all ranks should.
+        """
+        self._is_running = True
+        self._optimizers = list(optimizers)
+        self._team = team
+        self._is_speaking = is_speaking
+        if team is not None:
+            # A rank that could not load the state, or loaded another one, would look at other steps than the rest.
+            self._guard.run("check", team.run, self.state_dict, self._follow_state, lambda name: None)
+            self._agreed = self.report, self._examiner.history.state_dict()
+
+    def before_step(
+        self, model: nn.Module, optimizer: Optimizer, step: int, every_n_steps: int, outputs: Sequence[Output]
+    ) -> Conclusion | None:
+        """Look at a model before a step of an optimizer, if the schedule says so.
+
+        Args:
+            model: the model, with the gradients of this step.
+            optimizer: what updates it, or a part of it; one that :meth:`start` did not name counts as the next.
+            step: completed optimizer steps of the training.
+            every_n_steps: the optimizer's own steps between checks after the first ones.
+            outputs: where to write.
+
+        Returns:
+            What the check has come to; None if this step is not checked, or if the check has failed.
+        """
+        place = self._place_of(optimizer)
+        if self._schedule.is_repeated(place, step):
+            return None
+        is_due = self._schedule.is_due(place, every_n_steps)
+        self._schedule.count(place, step)
+        return self._guard.run("check", self._check, model, optimizer, step, outputs) if is_due else None
+
+    def act(self, conclusion: Conclusion) -> bool:
+        """Do what ``on_symmetry`` asks for; whether the training should stop.
+
+        Raises:
+            SymmetryError: if there is news, and the user wants the training to fail.
+        """
+        choice = self.options.on_symmetry
+        if choice == "ignore" or not conclusion.news:
+            return False
+        for text in conclusion.texts:
+            self._warn(text, SymmetryWarning)
+        if choice == "raise":
+            raise SymmetryError("\n".join(conclusion.texts), conclusion.report, conclusion.news)
+        if choice == "stop":
+            self._tell(f"{self._who} stops the training.")
+        return choice == "stop"
+
+    def make_outputs(self, task: str, make: Callable[[], Sequence[Output]]) -> Sequence[Output] | None:
+        """What ``make`` returns; None if that fails, in which case it may be tried again at the next check.
+
+        Args:
+            task: what messages call it.
+            make: makes the outputs.
+        """
+        return self._delivery.make(task, make)
+
+    def finish(self, outputs: Sequence[Output]) -> None:
+        """End a training: let the outputs say what became of the model."""
+        # A Trainer that has reached its last step before ends a fit that it never started.
+        was_running, self._is_running, self._optimizers = self._is_running, False, []
+        if was_running and self.report is not None and self._is_speaking:
+            self._delivery.close(outputs, self.report)
+
+    # ---------------------------------------------------------------- one check
+
+    def _place_of(self, optimizer: Optimizer) -> int:
+        for place, other in enumerate(self._optimizers):
+            if other is optimizer:
+                return place
+        self._optimizers.append(optimizer)
+        return len(self._optimizers) - 1
+
+    def _check(self, model: nn.Module, optimizer: Optimizer, step: int, outputs: Sequence[Output]) -> Conclusion:
+        trained = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        # On all ranks at once: adapters are other people's code, and may well communicate.
+        find = attempt(self._examiner.find, model)
+        conclude = partial(self._conclude, model, find, trained, step, outputs)
+        if self._team is None:
+            return conclude()
+        try:
+            conclusion = self._team.run(conclude, self._follow, rows_by_name(model, find, trained))
+        except TeamError:  # on all ranks, which shall go on agreeing
+            self._examiner.follow(*self._agreed)
+            raise
+        self._agreed = conclusion.report, conclusion.history
+        return conclusion
+
+    def _conclude(
+        self, model: nn.Module, find: FindLayers, trained: set[int], step: int, outputs: Sequence[Output]
+    ) -> Conclusion:
+        """Look and conclude, on the first rank."""
+        layers, skipped = find()
+        self._warn_if_no_layers(layers, skipped)
+        is_first = self._examiner.copies is None
+        found = self._examiner.examine(model, layers, skipped, trained=trained, step=step, team=self._team)
+        if is_first and self.options.on_symmetry != "ignore":
+            self._tell_of_copies(found.report)
+        if self._is_speaking:
+            self._delivery.write(outputs, found.report, self.findings, found.looks)
+        history = {} if self._team is None else self._examiner.history.state_dict()
+        return Conclusion(found.report, found.news, messages(found.news, found.report), history)
+
+    def _follow(self, conclusion: Conclusion) -> None:
+        self._examiner.follow(conclusion.report, conclusion.history)
+
+    def _follow_state(self, state: dict[str, Any]) -> None:
+        self._take_over(state)
+
+    # ---------------------------------------------------------------- what the user hears
+
+    def _warn(self, text: str, category: type[Warning] = UserWarning) -> None:
+        if self._is_speaking:
+            warn(text, category)
+
+    def _tell(self, text: str) -> None:
+        if self._is_speaking:
+            self._tell_user(text)
+
+    def _warn_if_no_layers(self, layers: Sequence[Layer], skipped: dict[str, str]) -> None:
+        if layers or self._has_warned_of_no_layers:
+            return
+        self._has_warned_of_no_layers = True
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in list(skipped.items())[:5]) or "it has no parameters"
+        self._warn(f"{self._who} finds no layer to inspect in this model ({reasons}). Training goes on.")
+
+    def _tell_of_copies(self, report: SymmetryReport) -> None:
+        for group in report.copies:
+            if not group.verdict.is_warning:
+                self._tell(copies_text(group))
+
+    def _leave_out(self, layer: Comparable, reason: str) -> None:
+        self._warn(f"{self._who} leaves out {layer.name}: {reason}. Training goes on.")

@@ -1,0 +1,130 @@
+"""One check of a model: which layers it has, a look at them, and what follows from all looks so far."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence, Set
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from lightning_symmetry.engine.options import Options
+from lightning_symmetry.ranks.team import Team, describe
+from lightning_symmetry.units.copies import Copies, find_copies
+from lightning_symmetry.units.layers import Layer, find_layers, structure_of
+from lightning_symmetry.verdicts.evidence import Comparable, Look, look
+from lightning_symmetry.verdicts.history import History
+from lightning_symmetry.verdicts.judging import copy_groups
+from lightning_symmetry.verdicts.report import Finding, LayerDiagnosis, SymmetryReport, under_all_names
+
+
+class Examination(NamedTuple):
+    """What a check has come to.
+
+    Attributes:
+        report: the state of the model.
+        looks: what was seen, a look per layer that was looked at.
+        news: what is found for the first time.
+    """
+
+    report: SymmetryReport
+    looks: list[Look]
+    news: list[Finding]
+
+
+class Examiner:
+    """Looks at a model again and again, and concludes.
+
+    Args:
+        options: the options of the monitor.
+        on_failure: called with a layer that cannot be looked at, and why; the layer is left out from then on.
+
+    Attributes:
+        history: the records of all groups.
+        report: the latest report; None before the first check.
+        copies: whole modules that are copies and still equal; None before the first check.
+    """
+
+    def __init__(self, options: Options, on_failure: Callable[[Comparable, str], None]) -> None:
+        self._options = options
+        self._on_failure = on_failure
+        self.history = History(options.patience)
+        self.report: SymmetryReport | None = None
+        self.copies: list[Copies] | None = None
+        self._found: tuple[object, list[Layer], dict[str, str]] | None = None  # the layers, and of which structure
+        self._seen: dict[str, tuple[int, ...]] = {}  # by layer, the identities of its parameters at the latest look
+        self._failed: dict[str, str] = {}  # by layer, why it is left out
+        self._diagnoses: dict[str, LayerDiagnosis] = {}  # the latest of all layers and copies
+
+    def find(self, model: nn.Module) -> tuple[list[Layer], dict[str, str]]:
+        """What :func:`find_layers` says of a model, asked again only when the model has changed."""
+        structure = structure_of(model)
+        if self._found is None or structure is None or structure != self._found[0]:
+            self._found = (structure, *find_layers(model, self._options.include, self._options.exclude))
+        return self._found[1:]
+
+    def examine(
+        self,
+        model: nn.Module,
+        layers: Sequence[Layer],
+        skipped: dict[str, str],
+        *,
+        trained: Set[int],
+        step: int,
+        team: Team | None,
+    ) -> Examination:
+        """Look at a model, and bring history and report up to date.
+
+        Args:
+            model: the model.
+            layers: its layers.
+            skipped: by name, modules that are not looked at, and why.
+            trained: identities of the parameters that the optimizer at work updates.
+            step: completed optimizer steps.
+            team: the ranks that hold the model; None: it is all here.
+        """
+        if self.copies is None:  # what starts apart does not become a copy
+            self.copies = find_copies(model, layers, team)
+        looks = self._look([*layers, *self.copies], trained, team)
+        news: list[Finding] = []
+        is_fresh = self.history.is_fresh(looks)
+        for seen in looks:  # what is known of layers that this optimizer does not train stands
+            self._diagnoses[seen.layer.name], new = self.history.update(seen, step, is_fresh)
+            news += new
+        self.report = self._report(layers, skipped, step)
+        return Examination(self.report, looks, news)
+
+    def _look(self, layers: Sequence[Layer | Copies], trained: Set[int], team: Team | None) -> list[Look]:
+        chosen = [
+            layer
+            for layer in layers
+            if layer.name not in self._failed
+            and (layer.is_trained_by(trained) or self._seen.get(layer.name) != layer.identity)
+        ]
+        self._seen.update({layer.name: layer.identity for layer in chosen})
+        return look(
+            chosen,
+            tolerance=self._options.tolerance,
+            trained=trained,
+            known={layer.name: self.history.known(layer.name) for layer in chosen},
+            on_error=self._leave_out,
+            team=team,
+        )
+
+    def _leave_out(self, layer: Comparable, error: Exception) -> None:
+        self._failed[layer.name] = f"the check failed with {describe(error)}"
+        self._on_failure(layer, self._failed[layer.name])
+
+    def _report(self, layers: Sequence[Layer], skipped: dict[str, str], step: int) -> SymmetryReport:
+        known = self._diagnoses
+        present = [layer.name for layer in layers if layer.name in known and layer.name not in self._failed]
+        groups = {found: copy_groups(found, known[found.name]) for found in self.copies or () if found.name in known}
+        # Copies that have parted need not be read again: that would double the cost of every later check.
+        self.copies = [found for found in self.copies or () if groups.get(found) != []]
+        copies = [group for found in groups.values() for group in found]
+        in_order = under_all_names(known[name] for name in present)
+        return SymmetryReport(step, in_order, {**skipped, **self._failed}, copies)
+
+    def follow(self, report: SymmetryReport | None, history: dict[str, Any]) -> None:
+        """Take over what the first rank has concluded."""
+        self.report = report
+        self.history.load_state_dict(history)

@@ -1,0 +1,54 @@
+"""A monitor must never end a training: what fails is tried again or given up, and said once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+from lightning_symmetry.ranks.team import describe
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Guard:
+    """Runs tasks that may fail, and switches off those that do.
+
+    Args:
+        warn: says a text to the user.
+        who: the name under which the monitor speaks.
+        tries: how many failures in a row a task may have before it is switched off.
+    """
+
+    def __init__(self, warn: Callable[[str], None], who: str, tries: int = 1) -> None:
+        self._warn = warn
+        self._who = who
+        self._tries = tries
+        self._failures: dict[str, int] = {}  # by name of the task, in a row
+
+    def is_off(self, task: str) -> bool:
+        """Whether a task has failed so often that it is not tried any more."""
+        return self._failures.get(task, 0) >= self._tries
+
+    def run(self, task: str, step: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:
+        """What a step of a task returns; None if it fails, or if the task is off.
+
+        Args:
+            task: what the messages call it.
+            step: what to do.
+            args: for ``step``.
+            kwargs: for ``step``.
+        """
+        if self.is_off(task):
+            return None
+        try:
+            result = step(*args, **kwargs)
+        except Exception as error:
+            self._failures[task] = self._failures.get(task, 0) + 1
+            if self.is_off(task):
+                self._warn(
+                    f"{self._who} switches off its {task}, which failed with {describe(error)}. Training goes on."
+                )
+            return None
+        self._failures.pop(task, None)
+        return result

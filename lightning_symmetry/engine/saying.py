@@ -1,0 +1,53 @@
+"""What the user hears: warnings, errors, and the code that they point at."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Sequence
+
+from lightning_symmetry.verdicts.report import Finding, SymmetryReport
+
+# Frames of these packages are not the user's code.
+_NOT_THE_USERS = {"lightning_symmetry", "lightning", "lightning_fabric", "pytorch_lightning", "torch", "contextlib"}
+
+
+class SymmetryWarning(UserWarning):
+    """Units that train as one, or do not train at all."""
+
+
+class SymmetryError(RuntimeError):
+    """Raised by ``SymmetryMonitor(on_symmetry="raise")``.
+
+    Attributes:
+        report: the report of the check that raised.
+        findings: what the check found for the first time.
+    """
+
+    def __init__(self, message: str, report: SymmetryReport, findings: Sequence[Finding]) -> None:
+        super().__init__(message, report, findings)  # all of them, so that it can travel between processes
+        self.report = report
+        self.findings = list(findings)
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+# By default Python shows a warning once per process: a second training in a notebook would look healed.
+warnings.filterwarnings("always", category=SymmetryWarning, append=True)
+
+
+def warn(text: str, category: type[Warning] = UserWarning) -> None:
+    """Warn the user; the warning points at the line of the user's that is running, such as ``trainer.fit(model)``."""
+    warnings.warn(text, category, stacklevel=_level_of_user() + 1)
+
+
+def _level_of_user() -> int:
+    """How many calls above the caller of this function the innermost code of the user's is."""
+    level = 1
+    frame = sys._getframe(1)
+    while frame.f_back is not None:
+        if frame.f_globals.get("__name__", "").partition(".")[0] not in _NOT_THE_USERS:
+            return level
+        frame, level = frame.f_back, level + 1
+    return level

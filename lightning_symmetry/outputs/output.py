@@ -1,0 +1,71 @@
+"""What every output has in common, and what it is handed at a check."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence, Set
+from dataclasses import dataclass
+from typing import Literal
+
+from lightning_symmetry.verdicts.evidence import Look
+from lightning_symmetry.verdicts.report import Finding, SymmetryReport
+
+Heatmaps = Literal["findings", "all", "none"]
+"""Which layers get pictures: those with findings when these change, all at every check, or none."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One check, as outputs see it.
+
+    Attributes:
+        report: the state of the model.
+        findings: all that was warned of so far.
+        looks: what this check saw, a look per layer that it looked at.
+        changed: names of the layers that are worth another picture.
+    """
+
+    report: SymmetryReport
+    findings: Sequence[Finding]
+    looks: Sequence[Look]
+    changed: Set[str]
+
+
+class Output(ABC):
+    """A place where checks are written.
+
+    What :meth:`write` or :meth:`close` raises ends neither the training nor the other outputs: the output is handed the
+    next check as well, with all layers in ``changed`` that it has missed, and after three failures in a row none.
+
+    Attributes:
+        name: what messages call the output.
+    """
+
+    name: str
+
+    @abstractmethod
+    def write(self, check: Check) -> None:
+        """Write one check."""
+
+    def close(self, report: SymmetryReport) -> None:  # noqa: B027 # most outputs have nothing to say at the end
+        """Write what is to be said at the end of the training, of which this is the last report."""
+
+
+class Changes:
+    """Notes which layers are worth another picture: those whose groups or findings have other units, or have ended.
+
+    That a verdict changes is not worth a picture: locked and frozen take turns as ReLUs open.
+    """
+
+    def __init__(self) -> None:
+        self._subjects: dict[str, object] = {}
+
+    def take_in(self, report: SymmetryReport, findings: Sequence[Finding]) -> frozenset[str]:
+        """The names of the layers that have changed since the call before; all of them at the first call."""
+        told: dict[str, list[object]] = {}
+        for finding in findings:
+            told.setdefault(finding.layer, []).append((finding.units, finding.broken_step))
+        groups = {name: [group.units for group in layer.groups] for name, layer in report.layers.items()}
+        subjects: dict[str, object] = {name: (groups.get(name), told.get(name)) for name in {**groups, **told}}
+        before, self._subjects = self._subjects, subjects
+        return frozenset(name for name in {**before, **subjects} if before.get(name) != subjects.get(name))
