@@ -39,11 +39,11 @@ warnings.filterwarnings("always", category=SymmetryWarning, append=True)
 
 def warn(text: str, category: type[Warning] = UserWarning) -> None:
     """Warn the user; the warning points at the line of the user's that is running, such as ``trainer.fit(model)``."""
-    warnings.warn(text, category, stacklevel=_level_of_user() + 1)
+    warnings.warn(text, category, stacklevel=_level_of_user())
 
 
 def _level_of_user() -> int:
-    """How many calls above the caller of this function the innermost code of the user's is."""
+    """How many calls up the innermost code of the user's is, as ``warnings.warn`` counts them in our caller."""
     level = 1
     frame = sys._getframe(1)
     while frame.f_back is not None:

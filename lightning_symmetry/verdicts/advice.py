@@ -5,22 +5,68 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import groupby
 
-from lightning_symmetry.verdicts.report import Cause, CopyGroup, Finding, Origin, SymmetryReport
+from lightning_symmetry.verdicts.report import Cause, CopyGroup, Finding, Origin, Reason, SymmetryReport
 from lightning_symmetry.verdicts.tables import describe_groups
 from lightning_symmetry.verdicts.verdict import Verdict
 
 _RANDOM_INIT = "Initialise with e.g. torch.nn.init.kaiming_uniform_."
 
 
+# So many layers with the same story are told of one by one; more of them share a message.
+_MAX_ALIKE = 3
+_MAX_MESSAGES = 10
+
+
 def messages(findings: Sequence[Finding], report: SymmetryReport) -> list[str]:
-    """One message for all findings that can be told in one."""
-    texts = []
+    """The findings in words: one message for all that can be told in one, in the order of the layers.
+
+    Layers of which the same is to be said share a message if there are more than three of them. After ten messages a
+    last one counts the findings that are left.
+    """
+    stories: dict[object, list[list[Finding]]] = {}
     for alike in alike_findings(findings, report):
-        first, units = alike[0], describe_units(alike, report)
-        comma = "," if units.endswith(("}", "...")) else ""
-        who = f"{units}:" if first.modules else f"{first.layer}: {units}{comma}"
-        texts.append(f"{who} {what(first, len(alike))} {why(first)}")
+        # Whole modules have a story of their own each.
+        key = alike[0].layer if alike[0].modules else (*_story(alike[0]), _is_whole_layer(alike, report))
+        stories.setdefault(key, []).append(alike)
+    told: list[list[list[Finding]]] = []
+    for story in stories.values():
+        told += [story] if len(story) > _MAX_ALIKE else [[alike] for alike in story]
+    order = {name: i for i, name in enumerate(report.layers)}
+    told.sort(key=lambda story: order.get(story[0][0].layer, len(order)))
+    texts = [_message(story, report) for story in told[:_MAX_MESSAGES]]
+    if len(told) > _MAX_MESSAGES:
+        rest = sum(len(alike) for story in told[_MAX_MESSAGES:] for alike in story)
+        texts.append(f"and {rest} more finding{'s' if rest > 1 else ''}: `monitor.findings` lists all of them.")
     return texts
+
+
+def _message(story: Sequence[Sequence[Finding]], report: SymmetryReport) -> str:
+    """What is to be said of some layers, of each of which the same is to be said."""
+    first = story[0][0]
+    if len(story) > 1:
+        names = [alike[0].layer for alike in story]
+        who = f"{names[0]}, {names[1]}, ..., {names[-1]} ({len(names)} layers):"
+        num_groups = sum(map(len, story))
+        if _is_whole_layer(story[0], report):
+            return f"{who} all units of each layer {what(first)} {why(first)}"
+        num_units = sum(len(finding.units) for alike in story for finding in alike)
+        return f"{who} {num_units} units in {num_groups} groups {what(first, num_groups)} {why(first)}"
+    units = describe_units(story[0], report)
+    comma = "," if units.endswith(("}", "...")) else ""
+    who = f"{units}:" if first.modules else f"{first.layer}: {units}{comma}"
+    return f"{who} {what(first, len(story[0]))} {why(first)}"
+
+
+def _is_whole_layer(alike: Sequence[Finding], report: SymmetryReport) -> bool:
+    """Whether these findings are one, of all units of a layer."""
+    layer = report.layers.get(alike[0].layer)
+    return layer is not None and len(alike) == 1 and len(alike[0].units) == layer.num_units
+
+
+def _story(finding: Finding) -> tuple[object, ...]:
+    """The same for findings that differ in layer and units only."""
+    past = (finding.first_step, finding.broken_step is not None, finding.broken_step or 0)
+    return (finding.verdict, finding.cause, str(finding.value), finding.origin, finding.reason, *past)
 
 
 def copies_text(group: CopyGroup) -> str:
@@ -35,8 +81,7 @@ def alike_findings(findings: Sequence[Finding], report: SymmetryReport) -> list[
     """Findings put together if they differ in their units only, in the order of the layers."""
 
     def kind(finding: Finding) -> tuple[object, ...]:
-        past = (finding.first_step, finding.broken_step is not None, finding.broken_step or 0)
-        return (finding.layer, finding.verdict, finding.cause, str(finding.value), finding.origin, *past)
+        return (finding.layer, *_story(finding))
 
     order = {name: i for i, name in enumerate(report.layers)}
     ordered = sorted(findings, key=lambda finding: (order.get(finding.layer, len(order)), kind(finding), finding.units))
@@ -56,6 +101,8 @@ def what(finding: Finding, num_groups: int = 1) -> str:
     since = f"{finding.verdict} since step {finding.first_step}"
     if finding.modules:
         return f"these modules are copies in weights and gradients ({since}): they train as one."
+    if finding.verdict is Verdict.FROZEN and finding.reason is Reason.ROUNDING_AGAIN:
+        return f"have equal weights and gradients that are zero but for rounding ({since}): they do not train."
     as_units = f"{num_groups} unit{'s' if num_groups > 1 else ''}"
     return finding.verdict.traits.effect.format(since=since, as_units=as_units)
 
@@ -73,6 +120,11 @@ def why(finding: Finding) -> str:
         return (
             f"They were distinct before step {finding.first_step}: they collapsed onto one another during training. "
             "A smaller learning rate, less weight decay or less gradient noise counters this."
+        )
+    if finding.reason is Reason.ROUNDING_AGAIN:
+        return (
+            "Every weight is 0: zero initialisation, and what follows treats all of these units alike, so that their "
+            f"gradients cancel out. {_RANDOM_INIT}"
         )
     if finding.cause is Cause.ZERO:
         is_frozen = finding.verdict is Verdict.FROZEN

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
 
 import pytest
@@ -14,6 +17,7 @@ from lightning_symmetry.verdicts.history import History
 from lightning_symmetry.verdicts.report import Cause, Origin
 
 EQUAL, ZERO, DIFFERENT, NONE = Gradients.EQUAL, Gradients.ZERO, Gradients.DIFFERENT, Gradients.NONE
+UNCLEAR = Gradients.UNCLEAR
 
 
 def layer_of(num_units: int) -> Layer:
@@ -177,3 +181,29 @@ def test_state_round_trips() -> None:
     # And goes on as if nothing had happened: the third zero gradient in a row.
     _, new = other.update(Look(LAYER, LAYER.weights(), None, 0, (see([2, 3], ZERO),), 9, True), 2)
     assert [finding.verdict for finding in new] == [Verdict.FROZEN]
+
+
+def test_news_come_in_the_same_order_in_every_process() -> None:
+    code = """
+from tests.verdicts.test_history import *
+first = [see([0, 1], ZERO), see([2, 3], EQUAL), see([4, 5, 6], EQUAL), see([7, 8, 9], ZERO)]
+history = History(patience=1)
+looks = Look(LAYER, LAYER.weights(), None, 0, tuple(first), 0, True)
+print([(f.units, str(f.verdict)) for f in history.update(looks, 60)[1]])
+"""
+    said: set[str] = set()
+    for seed in range(4):
+        environment = {**os.environ, "PYTHONHASHSEED": str(seed)}
+        result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+        assert result.returncode == 0, result.stderr
+        said.add(result.stdout)
+    assert len(said) == 1
+    assert "frozen" in said.pop()
+
+
+def test_asking_whether_looks_are_fresh_changes_nothing() -> None:
+    history = History(patience=3)
+    looks = [Look(LAYER, LAYER.weights(), None, 0, (see([0, 1], ZERO),), 7, True)]
+    assert [history.is_fresh(looks) for _ in range(3)] == [True] * 3
+    history.update(looks[0], 0)
+    assert [history.is_fresh(looks) for _ in range(3)] == [False] * 3

@@ -1,0 +1,123 @@
+"""The judge, condition by condition, and the trainings in which it used to be wrong."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from lightning_symmetry import SymmetryMonitor, SymmetryWarning, Verdict
+from lightning_symmetry.verdicts.evidence import Gradients, Sighting
+from lightning_symmetry.verdicts.judging import Judgement, judge
+from lightning_symmetry.verdicts.records import Record
+from lightning_symmetry.verdicts.report import Cause, Origin, Reason
+from tests.training import Classifier, fill, fit
+
+LOCKED, FROZEN, LOCKSTEP, BREAKING = Verdict.LOCKED, Verdict.FROZEN, Verdict.LOCKSTEP, Verdict.BREAKING
+UNDECIDED = Judgement(Verdict.DUPLICATE, Reason.UNDECIDED)
+
+
+def record_of(**values: object) -> Record:
+    """A group of equal weights that was there before the first update, after a check that told nothing."""
+    record = Record((0, 1), True, Cause.COPIED, None, 1.0, 0, 100, Origin.START)
+    for name, value in values.items():
+        assert hasattr(record, name)
+        setattr(record, name, value)
+    return record
+
+
+def sighting_of(gradients: Gradients, position: float = 1.0) -> Sighting:
+    return Sighting((0, 1), True, gradients, Cause.COPIED, None, position, reach=1e-3)
+
+
+FAR = 1.0 + 0.011  # ten times the reach, and a bit more
+
+
+@pytest.mark.parametrize(
+    ("past", "gradients", "position", "expected"),
+    [
+        ({}, Gradients.EQUAL, 1.0, (LOCKED, Reason.EQUAL_FROM_START)),
+        ({"origin": Origin.COLLAPSE, "streak": 2}, Gradients.EQUAL, 1.0, UNDECIDED),
+        ({"origin": Origin.COLLAPSE, "streak": 3}, Gradients.EQUAL, 1.0, (LOCKED, Reason.EQUAL_AGAIN)),
+        ({"was_different": True, "streak": 2}, Gradients.EQUAL, 1.0, UNDECIDED),
+        ({"was_different": True, "streak": 3}, Gradients.EQUAL, 1.0, (LOCKED, Reason.EQUAL_AGAIN)),
+        ({"streak": 3}, Gradients.FAINT, 1.0, (LOCKED, Reason.EQUAL_AGAIN)),
+        ({"streak": 2}, Gradients.FAINT, 1.0, UNDECIDED),
+        ({"streak": 3, "cause": Cause.ZERO}, Gradients.FAINT, 1.0, (FROZEN, Reason.ROUNDING_AGAIN)),
+        ({"streak": 2, "cause": Cause.ZERO}, Gradients.FAINT, 1.0, UNDECIDED),
+        ({"streak": 3}, Gradients.ZERO, 1.0, (FROZEN, Reason.ZERO_AGAIN)),
+        ({"streak": 2}, Gradients.ZERO, 1.0, UNDECIDED),
+        ({"streak": 3, "was_different": True}, Gradients.ZERO, 1.0, UNDECIDED),
+        ({"streak": 1, "was_different": True}, Gradients.DIFFERENT, 1.0, (BREAKING, Reason.DIFFERENT)),
+        ({"streak": 2, "verdict": LOCKED}, Gradients.DIFFERENT, 1.0, (LOCKED, Reason.UNDECIDED)),
+        ({"streak": 3, "verdict": LOCKED}, Gradients.DIFFERENT, 1.0, (BREAKING, Reason.DIFFERENT)),
+        ({}, Gradients.UNCLEAR, FAR, (LOCKED, Reason.MOVED_AS_ONE)),
+        ({}, Gradients.NONE, FAR, (LOCKED, Reason.MOVED_AS_ONE)),
+        ({}, Gradients.UNCLEAR, 1.009, UNDECIDED),
+        ({"cause": Cause.ZERO}, Gradients.UNCLEAR, FAR, UNDECIDED),
+        ({"was_different": True}, Gradients.UNCLEAR, FAR, UNDECIDED),
+        ({"was_different": True, "verdict": BREAKING}, Gradients.NONE, FAR, (BREAKING, Reason.UNDECIDED)),
+        ({"verdict": LOCKED}, Gradients.NONE, 1.0, (LOCKED, Reason.UNDECIDED)),
+        ({"has_equal_weights": False, "streak": 3}, Gradients.EQUAL, 1.0, (LOCKSTEP, Reason.PARALLEL_AGAIN)),
+        ({"has_equal_weights": False, "streak": 2}, Gradients.EQUAL, 1.0, UNDECIDED),
+        ({"has_equal_weights": False, "streak": 3, "first_step": 51}, Gradients.EQUAL, 1.0, UNDECIDED),
+    ],
+)
+def test_conditions(past: dict[str, object], gradients: Gradients, position: float, expected: Judgement) -> None:
+    record, sighting = record_of(**past), sighting_of(gradients, position)
+    before = copy.deepcopy((record, sighting))
+    assert judge(record, sighting, 3, is_whole_layer=False) == expected
+    assert (record, sighting) == before  # judging changes nothing
+
+
+def test_lockstep_of_a_whole_layer_takes_no_steps() -> None:
+    record = record_of(has_equal_weights=False, streak=3, first_step=99)
+    judgement = judge(record, sighting_of(Gradients.EQUAL), 3, is_whole_layer=True)
+    assert judgement == (LOCKSTEP, Reason.PARALLEL_AGAIN)
+
+
+class Penalised(Classifier):
+    """Regression onto noise, with a weight penalty as part of the loss."""
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        penalty = torch.stack([parameter.square().sum() for parameter in self.parameters()]).sum()
+        loss: Tensor = (self.net(batch[0]) - batch[1]).square().mean() + 1e-6 * penalty
+        return loss
+
+
+def test_units_that_differed_and_died_are_not_locked() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 1))
+    fill(net[0], 0.01)
+    fill(net[2], 0.01)
+    torch.manual_seed(1)
+    data = DataLoader(TensorDataset(torch.randn(512, 32), torch.randn(512, 1)), batch_size=64)
+    monitor = SymmetryMonitor(every_n_steps=5, on_symmetry="ignore")
+    model = Penalised(net, lambda parameters: torch.optim.Adam(parameters, lr=1e-3))
+    fit(model, monitor, data=data, max_steps=60)
+    assert [(finding.layer, finding.verdict) for finding in monitor.findings] == [("net.0", LOCKED)]
+    # The case is the one that was wrong: units of the second layer are still called a group, after they have moved.
+    assert monitor.report is not None
+    assert monitor.report.layers["net.2"].groups
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [lambda parameters: torch.optim.SGD(parameters, 0.05), lambda parameters: torch.optim.Adam(parameters, 1e-3)],
+    ids=["sgd", "adam"],
+)
+def test_zero_layers_around_a_softmax_are_frozen_but_for_rounding(
+    optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer],
+) -> None:
+    # In exact arithmetic the softmax lets no gradient through while all columns behind it are equal. Ten units, so that
+    # the rounding errors of a block of eight and of its remainder differ.
+    net = fill(nn.Sequential(nn.Linear(12, 10), nn.Softmax(dim=-1), nn.Linear(10, 4)), 0.0)
+    monitor = SymmetryMonitor(every_n_steps=1)
+    with pytest.warns(SymmetryWarning, match=r"net\.0: all 10 units .*but for rounding \(frozen since step 0\)"):
+        fit(Classifier(net, optimizer), monitor, max_steps=10)
+    assert {finding.verdict for finding in monitor.findings} == {FROZEN}
+    assert {finding.reason for finding in monitor.findings} <= {Reason.ROUNDING_AGAIN, Reason.ZERO_AGAIN}
