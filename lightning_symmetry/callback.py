@@ -21,7 +21,8 @@ from lightning_symmetry.outputs.tab import TabWriter
 from lightning_symmetry.outputs.tensorboard import write_findings, write_heatmap, write_scalars
 from lightning_symmetry.ranks.team import Team, TeamError, attempt, describe
 from lightning_symmetry.units.copies import Copies, find_copies
-from lightning_symmetry.units.layers import Layer, find_layers, structure_of
+from lightning_symmetry.units.finding import find_layers, structure_of
+from lightning_symmetry.units.layers import Layer
 from lightning_symmetry.units.lookup import FindLayers, rows_by_name
 from lightning_symmetry.verdicts.advice import copies_text, messages
 from lightning_symmetry.verdicts.evidence import Comparable, Look, look

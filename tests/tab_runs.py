@@ -14,7 +14,7 @@ from torch.utils.tensorboard import SummaryWriter
 from lightning_symmetry import SymmetryMonitor
 from lightning_symmetry.outputs.tab import TabWriter, add_event
 from lightning_symmetry.tensorboard_plugin.events import SUMMARY_TAG
-from lightning_symmetry.units.layers import find_layers
+from lightning_symmetry.units.finding import find_layers
 from lightning_symmetry.verdicts.evidence import look
 from lightning_symmetry.verdicts.judging import to_diagnosis
 from lightning_symmetry.verdicts.report import Cause, Finding, Origin, SymmetryReport, UnitGroup
