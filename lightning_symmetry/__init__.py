@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lightning_symmetry.callback import SymmetryError, SymmetryMonitor, SymmetryWarning
     from lightning_symmetry.matrices.grouping import duplicate_groups
-    from lightning_symmetry.units.layers import Units, register_layer
+    from lightning_symmetry.units.registry import Units, register_layer
     from lightning_symmetry.verdicts.diagnose import diagnose
     from lightning_symmetry.verdicts.report import CopyGroup, Finding, LayerDiagnosis, SymmetryReport, UnitGroup
     from lightning_symmetry.verdicts.verdict import Verdict
@@ -43,11 +43,11 @@ _ROOMS = {
     "SymmetryReport": "verdicts.report",
     "SymmetryWarning": "callback",
     "UnitGroup": "verdicts.report",
-    "Units": "units.layers",
+    "Units": "units.registry",
     "Verdict": "verdicts.verdict",
     "diagnose": "verdicts.diagnose",
     "duplicate_groups": "matrices.grouping",
-    "register_layer": "units.layers",
+    "register_layer": "units.registry",
 }
 
 

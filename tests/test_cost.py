@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from lightning_symmetry import duplicate_groups
 from lightning_symmetry.matrices import rows
-from lightning_symmetry.units.layers import find_layers
+from lightning_symmetry.units.finding import find_layers
 from lightning_symmetry.verdicts.evidence import look
 
 WAITS = {"aten::_local_scalar_dense", "aten::nonzero", "aten::equal", "aten::is_nonzero"}

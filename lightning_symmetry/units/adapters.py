@@ -1,4 +1,4 @@
-"""The units of the layers of PyTorch, one small adapter each."""
+"""The adapters of PyTorch's own layers, and of a layer of the transformers package."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_symmetry.units.layers import NotUnderstoodError, Units, View, register_layer, register_layer_by_name
+from lightning_symmetry.units.registry import NotUnderstoodError, Units, View, register_layer, register_layer_by_name
 
 
-@register_layer(nn.Linear)
-@register_layer(nn.Bilinear)
+@register_layer(nn.Linear, nn.Bilinear)
 def _linear(module: nn.Linear | nn.Bilinear) -> Units:
     return Units(module.weight, module.bias)
 
@@ -22,19 +21,21 @@ def _transposed_linear(module: Any) -> Units:
     return Units((module.weight, torch.t), module.bias)
 
 
-@register_layer(nn.Embedding)
-@register_layer(nn.EmbeddingBag)
+@register_layer(nn.Embedding, nn.EmbeddingBag)
 def _embedding(module: nn.Embedding | nn.EmbeddingBag) -> Units:
-    return Units((module.weight, torch.t))  # a unit is a feature, that is a column; a row is a token
+    # A unit is a feature, which is a column; a row belongs to a token.
+    return Units((module.weight, torch.t))
 
 
+@register_layer(nn.Conv1d, nn.Conv2d, nn.Conv3d)
 def _convolution(module: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> Units:
     return Units(module.weight, module.bias, blocks=module.groups)
 
 
+@register_layer(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 def _transposed_convolution(module: nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d) -> Units:
-    # (inputs, units / groups, ...) -> (units, inputs / groups, ...); unit = group * units / groups + place in group.
-    # With more than one group the last step has to copy.
+    # (inputs, units / groups, ...) -> (units, inputs / groups, ...). The units of one group are consecutive.
+    # With more than one group, `flatten` has to copy.
     def by_unit(weight: Tensor) -> Tensor:
         by_group = weight.reshape(module.groups, -1, *weight.shape[1:])
         return by_group.transpose(1, 2).flatten(0, 1)
@@ -42,15 +43,9 @@ def _transposed_convolution(module: nn.ConvTranspose1d | nn.ConvTranspose2d | nn
     return Units((module.weight, by_unit), module.bias, blocks=module.groups)
 
 
-for _convolution_type in (nn.Conv1d, nn.Conv2d, nn.Conv3d):
-    register_layer(_convolution_type)(_convolution)
-for _transposed_type in (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d):
-    register_layer(_transposed_type)(_transposed_convolution)
-
-
 @register_layer(nn.MultiheadAttention)
 def _attention(module: nn.MultiheadAttention) -> Iterator[Units]:
-    # The fourth part, out_proj, is a module of its own.
+    # The fourth projection, `out_proj`, is a submodule with an adapter of its own.
     for i, part in enumerate("qkv"):
         yield _projection(module, i, part)
 
@@ -90,7 +85,7 @@ def _hidden_units(module: nn.RNNBase | nn.RNNCellBase, suffix: str, part: str) -
         return None if tensor is None else (tensor, by_unit)
 
     fed_back = with_view("weight_hh")
-    # What is fed back through a projection are other units than these, so rows are compared as they are.
+    # With a projection, its outputs are fed back, not these units: `weight_hh` is an incoming tensor like the others.
     is_projected = bool(getattr(module, "proj_size", 0))
     return Units(
         with_view("weight_ih"),
@@ -102,13 +97,10 @@ def _hidden_units(module: nn.RNNBase | nn.RNNCellBase, suffix: str, part: str) -
     )
 
 
-def _one_number_per_unit(module: nn.Module) -> Units:
-    raise NotUnderstoodError(f"{type(module).__name__} has one scale and shift per unit and no incoming row to compare")
-
-
-for _norm_type in (
+@register_layer(
     *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm),
     *(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
     *(nn.LayerNorm, nn.GroupNorm, nn.RMSNorm),
-):
-    register_layer(_norm_type)(_one_number_per_unit)
+)
+def _one_number_per_unit(module: nn.Module) -> Units:
+    raise NotUnderstoodError(f"{type(module).__name__} has one scale and shift per unit and no incoming row to compare")

@@ -13,17 +13,17 @@ from torch import Tensor, nn
 from lightning_symmetry.matrices.rows import Rows
 from lightning_symmetry.ranks.fsdp1 import flattened_modules
 from lightning_symmetry.ranks.team import Team
+from lightning_symmetry.units.finding import readable_name
 from lightning_symmetry.units.layers import (
     Layer,
-    NotUnderstoodError,
     check_tensor,
     is_sharded,
     is_trained,
     matrix_of,
     part_of_rows,
     readable_gradient,
-    readable_name,
 )
+from lightning_symmetry.units.registry import NotUnderstoodError
 
 if TYPE_CHECKING:
     from lightning_symmetry.ranks.sharded import Piece

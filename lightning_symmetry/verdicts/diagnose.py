@@ -11,7 +11,8 @@ from lightning_symmetry.arguments import check_patterns, check_tolerance
 from lightning_symmetry.ranks.fsdp1 import flattened_modules
 from lightning_symmetry.ranks.team import Team, attempt
 from lightning_symmetry.units.copies import find_copies
-from lightning_symmetry.units.layers import find_layers, is_sharded
+from lightning_symmetry.units.finding import find_layers
+from lightning_symmetry.units.layers import is_sharded
 from lightning_symmetry.units.lookup import FindLayers, rows_by_name
 from lightning_symmetry.verdicts.evidence import look
 from lightning_symmetry.verdicts.judging import copy_groups, judge_one_look, to_diagnosis

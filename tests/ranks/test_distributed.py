@@ -38,7 +38,8 @@ from lightning_symmetry.matrices.rows import Rows, sketch_all
 from lightning_symmetry.ranks.fsdp1 import FlatPart
 from lightning_symmetry.ranks.sharded import ShardedRows, read
 from lightning_symmetry.ranks.team import Team
-from lightning_symmetry.units.layers import find_layers, matrix_of, part_of_rows
+from lightning_symmetry.units.finding import find_layers
+from lightning_symmetry.units.layers import matrix_of, part_of_rows
 from tests import zoo
 from tests.distributed import (
     LAYOUTS,

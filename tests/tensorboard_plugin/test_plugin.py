@@ -21,7 +21,7 @@ from lightning_symmetry.tensorboard_plugin import STATIC
 from lightning_symmetry.tensorboard_plugin.events import MATRIX_TAG, unpack_matrix
 from lightning_symmetry.tensorboard_plugin.plugin import SymmetryLoader
 from lightning_symmetry.tensorboard_plugin.reading import Cache, Reader
-from lightning_symmetry.units.layers import find_layers
+from lightning_symmetry.units.finding import find_layers
 from lightning_symmetry.verdicts.evidence import look
 from lightning_symmetry.verdicts.judging import to_diagnosis
 from lightning_symmetry.verdicts.report import SymmetryReport

@@ -4,19 +4,25 @@ import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from torch.nn.utils import parametrizations
 
 from lightning_symmetry import SymmetryReport, Verdict, diagnose
 from lightning_symmetry.matrices.grouping import stable_groups
 from lightning_symmetry.matrices.rows import Rows
-from lightning_symmetry.units.layers import find_layers
+from lightning_symmetry.units.finding import find_layers
+from tests.oracle import brute_force_groups
 from tests.training import fill
 
+CONVOLUTIONS = [
+    (nn.Conv1d, nn.ConvTranspose1d, 1),
+    (nn.Conv2d, nn.ConvTranspose2d, 2),
+    (nn.Conv3d, nn.ConvTranspose3d, 3),
+]
 RECURRENT = [nn.RNN, nn.LSTM, nn.GRU]
 
 
@@ -26,6 +32,78 @@ def groups_of(model: nn.Module, layer: str) -> list[tuple[int, ...]]:
 
 def verdicts_of(report: SymmetryReport, layer: str) -> dict[tuple[int, ...], Verdict]:
     return {group.units: group.verdict for group in report.layers[layer].groups}
+
+
+# ----------------------------------------------------------------- convolution
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4])
+@pytest.mark.parametrize(("plain", "transposed", "dims"), CONVOLUTIONS)
+def test_silencing_a_row_changes_one_output_channel(plain: type, transposed: type, dims: int, groups: int) -> None:
+    torch.manual_seed(0)
+    inputs = torch.randn(1, 8, *([5] * dims))
+    for conv_type in (plain, transposed):
+        conv = conv_type(8, 12, 3, groups=groups)
+        (layer,), skipped = find_layers(nn.Sequential(conv))
+        assert not skipped
+        assert (layer.num_units, layer.blocks) == (12, groups)
+        assert layer.fan_in == 8 // groups * 3**dims
+        before = conv(inputs)
+        for unit in (0, 5, 11):
+            row = layer.weights().fetch(np.array([unit]))[0]
+            copy = conv_type(8, 12, 3, groups=groups)
+            copy.load_state_dict(conv.state_dict())
+            (copied,), _ = find_layers(nn.Sequential(copy))
+            with torch.no_grad():
+                for tensor, view in [(item.weights, item.view) for item in copied.tensors]:
+                    mask = torch.ones_like(tensor)
+                    units_first = view(mask)
+                    if units_first.data_ptr() == mask.data_ptr():
+                        units_first[unit] = 0.0
+                    else:  # the view of a grouped transposed convolution is a copy: find the elements by their marks
+                        marks = torch.arange(tensor.numel()).reshape(tensor.shape)
+                        mask.view(-1)[view(marks)[unit].flatten()] = 0.0
+                    tensor.mul_(mask)
+            changed = (copy(inputs) != before).flatten(2).any(dim=2)[0].nonzero().flatten().tolist()
+            assert changed == [unit]
+            assert row.abs().sum() > 0
+
+
+@pytest.mark.parametrize(("plain", "transposed", "dims"), CONVOLUTIONS)
+def test_rows_of_different_conv_groups_are_never_compared(plain: type, transposed: type, dims: int) -> None:
+    for conv_type in (plain, transposed):
+        conv = conv_type(4, 8, 3, groups=2)
+        nn.init.constant_(conv.weight, 0.5)
+        nn.init.zeros_(conv.bias)
+        groups = diagnose(nn.Sequential(conv)).layers["0"].groups
+        assert [group.units for group in groups] == [(0, 1, 2, 3), (4, 5, 6, 7)]
+        depthwise = conv_type(8, 8, 3, groups=8)
+        nn.init.constant_(depthwise.weight, 0.5)
+        nn.init.zeros_(depthwise.bias)
+        assert diagnose(nn.Sequential(depthwise)).layers["0"].groups == []
+
+
+def test_planted_filters_are_found_in_every_convolution() -> None:
+    torch.manual_seed(0)
+    for plain, transposed, _ in CONVOLUTIONS:
+        for conv_type in (plain, transposed):
+            conv = conv_type(4, 12, 2, groups=2)
+            (layer,), _ = find_layers(nn.Sequential(conv))
+            rows = layer.weights().fetch(np.arange(12))
+            assert brute_force_groups(rows, 1e-5) == []
+            for tensor, view in [(item.weights, item.view) for item in layer.tensors]:
+                marks = view(torch.arange(tensor.numel()).reshape(tensor.shape))
+                tensor.data.view(-1)[marks[4].flatten()] = tensor.data.view(-1)[marks[1].flatten()]
+            groups = diagnose(nn.Sequential(conv)).layers["0"].groups
+            assert [group.units for group in groups] == [(1, 4)]
+
+
+def test_views_are_not_copies() -> None:
+    for module in (nn.Linear(8, 8), nn.Conv2d(8, 8, 3, groups=2), nn.ConvTranspose2d(8, 8, 3)):
+        (layer,), _ = find_layers(nn.Sequential(module))
+        piece = layer.weights().pieces[0]
+        assert isinstance(piece, Tensor)
+        assert piece.data_ptr() == layer.tensors[0].weights.data_ptr()
 
 
 # ------------------------------------------------------------------- recurrent
@@ -246,45 +324,3 @@ def test_lazy_layers_are_looked_at_once_they_exist() -> None:
     assert diagnose(model).skipped == {"0": "not initialised yet"}
     model(torch.randn(2, 3))
     assert list(diagnose(model).layers) == ["0"]
-
-
-# ---------------------------------------------------------------- parametrized
-
-
-@pytest.mark.parametrize(
-    "parametrize", [parametrizations.weight_norm, parametrizations.spectral_norm, parametrizations.orthogonal]
-)
-@pytest.mark.parametrize("module_type", [lambda: nn.Linear(8, 6), lambda: nn.Conv1d(8, 6, 2, groups=2)])
-def test_parametrized_layers_are_read_as_they_compute(
-    parametrize: Callable[..., Any], module_type: Callable[..., Any]
-) -> None:
-    torch.manual_seed(0)
-    module = parametrize(module_type())
-    rng = torch.get_rng_state()
-    state = {name: value.clone() for name, value in module.state_dict().items()}
-    (layer,), skipped = find_layers(nn.Sequential(module))
-    assert skipped == {}
-    assert module.training
-    assert module.parametrizations.weight.training
-    assert all(torch.equal(state[name], value) for name, value in module.state_dict().items())
-    assert torch.equal(rng, torch.get_rng_state())
-    module.eval()
-    weights = layer.weights()
-    piece = weights.pieces[0]
-    assert isinstance(piece, Tensor)
-    assert torch.equal(piece, module.weight)
-    module(torch.randn(4, 8, *([5] if isinstance(module, nn.Conv1d) else []))).square().sum().backward()
-    gradients = layer.gradients()
-    assert gradients is not None
-    assert gradients.num_rows == 6
-
-
-def test_duplicates_in_a_weight_normed_layer_are_locked() -> None:
-    torch.manual_seed(0)
-    first, second = nn.Linear(5, 4), nn.Linear(4, 3)
-    with torch.no_grad():
-        first.weight[3], first.bias[3] = first.weight[1], first.bias[1]
-        second.weight[:, 3] = second.weight[:, 1]
-    model = nn.Sequential(parametrizations.weight_norm(first), nn.Tanh(), second)
-    model(torch.randn(8, 5)).square().sum().backward()
-    assert verdicts_of(diagnose(model), "0") == {(1, 3): Verdict.LOCKED}

@@ -1,0 +1,222 @@
+"""The registry of layer types: for each, an adapter that says what the units of such a layer are.
+
+An adapter is a function. It takes a module and returns :class:`Units`: the tensors that feed the units, each with a
+view whose first dimension counts units. The same view is applied to weights and to gradients; it should not copy.
+:func:`register_layer` adds an adapter. A module is described by the adapter of its class or, if that has none, of the
+nearest ancestor that has one. The adapters of PyTorch's layers are in :mod:`lightning_symmetry.units.adapters`.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+View = Callable[[Tensor], Tensor]
+
+
+def _as_it_is(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+@dataclass(frozen=True)
+class Units:
+    """The units of a layer, or of one part of it.
+
+    Args:
+        *tensors: what feeds the units: the weight first, then, for example, the bias. Each is a tensor whose first
+            dimension counts units, or a pair of a tensor and a view of it that has this form,
+            ``tensor -> (num_units, ...)``. ``None`` is dropped, so that ``Units(module.weight, module.bias)`` also
+            describes layers without a bias.
+        blocks: number of equal blocks of consecutive units. Units of different blocks have different inputs and are
+            never compared, like the groups of a convolution.
+        part: name of this part of the layer, if the layer has several; it is reported as ``name.part``.
+        recurrent: the tensor that feeds the units back into themselves, with its view
+            ``tensor -> (num_units, gates, num_units)``. Two units are then the same if exchanging them does not change
+            what the layer computes, although their rows of this tensor may differ.
+    """
+
+    tensors: tuple[tuple[Tensor, View], ...]
+    blocks: int
+    part: str
+    recurrent: tuple[Tensor, View] | None
+
+    def __init__(
+        self,
+        *tensors: Tensor | tuple[Tensor, View] | None,
+        blocks: int = 1,
+        part: str = "",
+        recurrent: tuple[Tensor, View] | None = None,
+    ) -> None:
+        pairs = tuple(item if isinstance(item, tuple) else (item, _as_it_is) for item in tensors if item is not None)
+        object.__setattr__(self, "tensors", pairs)
+        object.__setattr__(self, "blocks", blocks)
+        object.__setattr__(self, "part", part)
+        object.__setattr__(self, "recurrent", recurrent)
+
+
+Adapter = Callable[[Any], Units | Iterable[Units]]
+AdapterT = TypeVar("AdapterT", bound=Adapter)
+
+
+class NotUnderstoodError(Exception):
+    """Raised by an adapter for a module that cannot be inspected; the message says why."""
+
+
+# By class, or by the qualified name of a class that need not be imported.
+_ADAPTERS: dict[type[nn.Module] | str, Adapter] = {}
+
+
+def register_layer(*layer_types: type[nn.Module], replace: bool = False) -> Callable[[AdapterT], AdapterT]:
+    """Register an adapter for layer types; their subclasses use it too, unless they have one of their own.
+
+    A new adapter for a type that already has one is used from then on. That is warned of, unless it is asked for with
+    ``replace``, or the new function has the module and the name of the old one, as when a cell of a notebook is run
+    again.
+
+    Args:
+        *layer_types: classes of layers.
+        replace: do not warn if a type already has an adapter.
+
+    Returns:
+        A decorator for a function that takes a module of these types and returns its :class:`Units`, or several of
+        them for a layer of several parts.
+
+    Raises:
+        TypeError: if there is no type, or one is no subclass of ``torch.nn.Module``, or what is decorated is no
+            function.
+
+    Example:
+        >>> import torch
+        >>> from lightning_symmetry import Units, diagnose, register_layer
+        >>> class Transposed(torch.nn.Module):  # weight of shape (inputs, units)
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.weight = torch.nn.Parameter(torch.ones(3, 4))
+        >>> @register_layer(Transposed)
+        ... def transposed_units(module):
+        ...     return Units((module.weight, torch.t))
+        >>> diagnose(torch.nn.Sequential(Transposed())).layers["0"].effective_width
+        1
+    """
+    if not layer_types:
+        raise TypeError("Expected at least one layer type, as in register_layer(MyLayer), but got none.")
+    for layer_type in layer_types:
+        if not (isinstance(layer_type, type) and issubclass(layer_type, nn.Module)):
+            raise TypeError(
+                "Expected argument `layer_type` to be a subclass of torch.nn.Module but got "
+                f"{layer_type!r}.{_usage_for(layer_type)}"
+            )
+
+    def register(adapter: AdapterT) -> AdapterT:
+        _check_adapter(adapter)
+        for layer_type in layer_types:
+            _add(layer_type, _adapter_of(layer_type), adapter, replace)
+        return adapter
+
+    return register
+
+
+def register_layer_by_name(*qualified_names: str, replace: bool = False) -> Callable[[AdapterT], AdapterT]:
+    """Do as :func:`register_layer` for classes that need not be importable.
+
+    An adapter that is registered for the class itself is preferred.
+
+    Args:
+        *qualified_names: names of classes, such as ``package.module.Class``.
+        replace: do not warn if a name already has an adapter.
+
+    Returns:
+        A decorator, as that of :func:`register_layer`.
+
+    Raises:
+        TypeError: if there is no name, or one is no string, or what is decorated is no function.
+    """
+    if not qualified_names:
+        raise TypeError("Expected at least one name, as in register_layer_by_name('package.module.Class').")
+    for name in qualified_names:
+        if not isinstance(name, str):
+            raise TypeError(
+                f"Expected argument `qualified_name` to be a str, 'package.module.Class', but got {name!r}."
+            )
+
+    def register(adapter: AdapterT) -> AdapterT:
+        _check_adapter(adapter)
+        for name in qualified_names:
+            _add(name, _ADAPTERS.get(name), adapter, replace)
+        return adapter
+
+    return register
+
+
+def units_of(module: nn.Module) -> Units | Iterable[Units]:
+    """Describe a module by the adapter of its class or of the nearest ancestor that has one.
+
+    Raises:
+        NotUnderstoodError: if there is none, or if the adapter says that it cannot describe this module.
+    """
+    for ancestor in type(module).__mro__:
+        adapter = _adapter_of(ancestor)
+        if adapter is not None:
+            return adapter(module)
+    raise NotUnderstoodError(_how_to_register(module))
+
+
+def _adapter_of(layer_type: type) -> Adapter | None:
+    """The adapter of exactly this class, registered for the class itself or for its name."""
+    return _ADAPTERS.get(layer_type, _ADAPTERS.get(f"{layer_type.__module__}.{layer_type.__qualname__}"))
+
+
+def _add(key: type[nn.Module] | str, known: Adapter | None, adapter: Adapter, replace: bool) -> None:
+    """Register an adapter, and warn if it replaces another one that is known so far."""
+    if known is not None and not replace and not _is_same(known, adapter):
+        call = f"register_layer({key.__name__}" if isinstance(key, type) else f'register_layer_by_name("{key}"'
+        warnings.warn(
+            f"The adapter {_describe(adapter)} replaces {_describe(known)}. "
+            f"If that is intended, write {call}, replace=True) to be rid of this warning.",
+            stacklevel=3,  # the line with the decorator
+        )
+    _ADAPTERS[key] = adapter
+
+
+def _is_same(a: Adapter, b: Adapter) -> bool:
+    """Whether two adapters are one, or one function that was defined again."""
+    return a is b or (hasattr(a, "__qualname__") and _name_of(a) == _name_of(b))
+
+
+def _name_of(adapter: Adapter) -> str:
+    if not hasattr(adapter, "__qualname__"):
+        return repr(adapter)
+    return f"{adapter.__module__}.{adapter.__qualname__}"
+
+
+def _describe(adapter: Adapter) -> str:
+    code = getattr(adapter, "__code__", None)
+    return _name_of(adapter) + (f" (line {code.co_firstlineno})" if code else "")
+
+
+def _check_adapter(adapter: object) -> None:
+    if not callable(adapter):
+        raise TypeError(f"Expected a function that takes a module and returns its Units but got {adapter!r}.")
+
+
+def _usage_for(wrong: object) -> str:
+    """How to write what was probably meant by something that is no layer type."""
+    if isinstance(wrong, nn.Module):
+        return f" To register its class: register_layer({type(wrong).__name__})."
+    if callable(wrong) and not isinstance(wrong, type):
+        return " Name the layer type above the function: @register_layer(MyLayer)."
+    return ""
+
+
+def _how_to_register(module: nn.Module) -> str:
+    kind = type(module).__name__
+    for name, parameter in module.named_parameters(recurse=False):
+        if not is_lazy(parameter) and parameter.ndim > 1:
+            line = f"register_layer({kind})(lambda module: Units(module.{name}))"
+            return f"no adapter for {kind}; if units come first in `{name}`: {line}"
+    return f"no adapter for {kind}, whose parameters hold one number per unit at most"
