@@ -8,12 +8,11 @@ of PyTorch's own layers are in :mod:`lightning_symmetry.units.adapters`.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import cached_property, singledispatch
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
+from typing import Any, ClassVar, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,12 +21,9 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from lightning_symmetry.matrices.grouping import TOLERANCES
 from lightning_symmetry.matrices.rows import Rows, UnreadableError
-from lightning_symmetry.ranks.fsdp1 import FlatPart, flat_parts
-
-if TYPE_CHECKING:
-    from lightning_symmetry.ranks.sharded import Piece
-
-View = Callable[[Tensor], Tensor]
+from lightning_symmetry.ranks.fsdp1 import FlatPart, flat_parts, without_numbers
+from lightning_symmetry.ranks.pieces import Piece, View, is_sharded, part_of_rows, piece_of_part
+from lightning_symmetry.ranks.sharded import matrix_of
 
 
 def _as_it_is(tensor: Tensor) -> Tensor:
@@ -374,7 +370,7 @@ def _layers_of(name: str, module: nn.Module, parts: Mapping[str, FlatPart]) -> l
     originals: dict[int, tuple[Tensor, ...]] = {}
     flat: dict[int, FlatPart] = {}
     if parts:
-        module, flat = _without_numbers(module, parts)
+        module, flat = without_numbers(module, parts)
     if is_parametrized(module):
         if any(is_sharded(parameter) for parameter in module.parameters()):
             raise NotUnderstoodError(_PARAMETRIZED_AND_SHARDED)
@@ -411,17 +407,6 @@ def _layer_of(
         return Layer(f"{name}.{units.part}" if units.part else name, tensors, units.blocks, recurrent)
     except UnreadableError as error:
         raise NotUnderstoodError(str(error)) from error
-
-
-def _without_numbers(module: nn.Module, parts: Mapping[str, FlatPart]) -> tuple[nn.Module, dict[int, FlatPart]]:
-    """A stand-in with the shapes of parameters that FSDP1 has flattened, and what there is of each by its identity."""
-    whole = {
-        name: nn.Parameter(torch.empty(part.shape, device="meta"), requires_grad=False) for name, part in parts.items()
-    }
-    stand_in = object.__new__(type(module))
-    kept = {key: value for key, value in module.__dict__.items() if key not in parts}
-    stand_in.__dict__ = {**kept, "_parameters": {**module._parameters, **whole}}
-    return stand_in, {id(whole[name]): part for name, part in parts.items()}
 
 
 def _without_parametrizations(module: nn.Module) -> tuple[nn.Module, dict[int, tuple[Tensor, ...]]]:
@@ -476,39 +461,6 @@ def check_tensor(tensor: Tensor) -> None:
         raise NotUnderstoodError(f"its dtype {tensor.dtype} is not a floating point type this package reads")
     if tensor.layout != torch.strided:
         raise NotUnderstoodError(f"its layout {tensor.layout} is not strided")
-
-
-def is_sharded(tensor: Tensor) -> bool:
-    """Whether the numbers of a tensor lie on several ranks."""
-    # Without importing what takes as long as half of PyTorch: whoever has such a tensor has imported it.
-    module = sys.modules.get("torch.distributed.tensor")
-    return module is not None and isinstance(tensor, module.DTensor)
-
-
-def part_of_rows(tensor: Tensor, view: View) -> Tensor | Piece:
-    """The rows ``view(tensor)``, or what this rank holds of them."""
-    if not is_sharded(tensor):
-        return view(tensor.detach())
-    from lightning_symmetry.ranks.sharded import piece_of
-
-    return piece_of(tensor, view)
-
-
-def piece_of_part(part: FlatPart, tensor: Tensor | None, view: View) -> Piece:
-    """What this rank holds of the rows of a parameter that FSDP1 has flattened, or of its gradient."""
-    from lightning_symmetry.ranks.sharded import piece_of_flat
-
-    return piece_of_flat(part, tensor, view)
-
-
-def matrix_of(pieces: Sequence[Tensor | Piece | Sequence[Tensor | Piece]]) -> Rows:
-    """A matrix in pieces that lie side by side, as for :class:`Rows`; some of them may be sharded."""
-    parts = [part for piece in pieces for part in (piece if isinstance(piece, Sequence) else [piece])]
-    if all(isinstance(part, Tensor) for part in parts):
-        return Rows(cast("Any", pieces))
-    from lightning_symmetry.ranks.sharded import ShardedRows
-
-    return ShardedRows(pieces)
 
 
 def _is_chosen(name: str, include: Sequence[str] | None, exclude: Sequence[str]) -> bool:

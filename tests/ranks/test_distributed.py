@@ -36,9 +36,11 @@ from lightning_symmetry.callback import SymmetryError
 from lightning_symmetry.matrices.grouping import Question, find_groups
 from lightning_symmetry.matrices.rows import Rows, sketch_all
 from lightning_symmetry.ranks.fsdp1 import FlatPart
-from lightning_symmetry.ranks.sharded import ShardedRows, read
+from lightning_symmetry.ranks.pieces import part_of_rows
+from lightning_symmetry.ranks.reading import read
+from lightning_symmetry.ranks.sharded import ShardedRows, matrix_of
 from lightning_symmetry.ranks.team import Team
-from lightning_symmetry.units.layers import find_layers, matrix_of, part_of_rows
+from lightning_symmetry.units.layers import find_layers
 from tests import zoo
 from tests.distributed import (
     LAYOUTS,
@@ -442,14 +444,14 @@ PLACES = {
     "callback.look": "first",
     "callback.messages": "first",
     "callback.write_findings": "first",
-    "evidence.find_groups": "first",
-    "history.History.update": "first",
-    "sharded.ShardedRows.distances": "first",
-    "history.History.load_state_dict": "others",
-    "layers.Layer.weights": "all",
-    "layers.Layer.gradients": "all",
-    "sharded.ShardedRows.answer": "all",
-    "sharded.piece_of": "all",
+    "verdicts.evidence.find_groups": "first",
+    "verdicts.history.History.update": "first",
+    "ranks.sharded.ShardedRows.distances": "first",
+    "verdicts.history.History.load_state_dict": "others",
+    "units.layers.Layer.weights": "all",
+    "units.layers.Layer.gradients": "all",
+    "ranks.sharded.ShardedRows.answer": "all",
+    "ranks.pieces.piece_of": "all",
 }
 
 
