@@ -25,6 +25,8 @@ def test_diagnose_takes_no_more_than_torch() -> None:
     ours = modules_after("from lightning_symmetry import diagnose, register_layer, Finding")
     extra = ours - modules_after("import torch, torch.nn.utils.parametrize")
     assert not {name.split(".")[0] for name in extra} & HEAVY
+    # It takes as long to import as half of PyTorch, and only those who shard a model need it.
+    assert "torch.distributed.tensor" not in ours
 
 
 def test_public_names() -> None:

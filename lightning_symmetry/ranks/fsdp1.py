@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
@@ -58,6 +59,17 @@ def flat_parts(model: nn.Module) -> dict[nn.Module, dict[str, FlatPart]]:
         for module, name, part in _parts_of(wrapper, shapes):
             parts.setdefault(module, {})[name] = part
     return parts
+
+
+def without_numbers(module: nn.Module, parts: Mapping[str, FlatPart]) -> tuple[nn.Module, dict[int, FlatPart]]:
+    """A stand-in with the shapes of parameters that FSDP1 has flattened, and what there is of each by its identity."""
+    whole = {
+        name: nn.Parameter(torch.empty(part.shape, device="meta"), requires_grad=False) for name, part in parts.items()
+    }
+    stand_in = object.__new__(type(module))
+    kept = {key: value for key, value in module.__dict__.items() if key not in parts}
+    stand_in.__dict__ = {**kept, "_parameters": {**module._parameters, **whole}}
+    return stand_in, {id(whole[name]): part for name, part in parts.items()}
 
 
 def _parts_of(

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_symmetry.units.registry import NotUnderstoodError, Units, View, register_layer, register_layer_by_name
+from lightning_symmetry.ranks.pieces import View
+from lightning_symmetry.units.registry import NotUnderstoodError, Units, register_layer, register_layer_by_name
 
 
 @register_layer(nn.Linear, nn.Bilinear)

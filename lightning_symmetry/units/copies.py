@@ -5,28 +5,25 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from lightning_symmetry.matrices.rows import Rows
 from lightning_symmetry.ranks.fsdp1 import flattened_modules
+from lightning_symmetry.ranks.pieces import Piece, is_sharded, part_of_rows
+from lightning_symmetry.ranks.reading import equal_rows, heads
+from lightning_symmetry.ranks.sharded import matrix_of
 from lightning_symmetry.ranks.team import Team
 from lightning_symmetry.units.finding import readable_name
 from lightning_symmetry.units.layers import (
     Layer,
     check_tensor,
-    is_sharded,
     is_trained,
-    matrix_of,
-    part_of_rows,
     readable_gradient,
 )
 from lightning_symmetry.units.registry import NotUnderstoodError
-
-if TYPE_CHECKING:
-    from lightning_symmetry.ranks.sharded import Piece
 
 # So many numbers of one parameter are compared before whole tensors are.
 _GLANCE = 16
@@ -205,8 +202,6 @@ def _are_copies(a: nn.Module, b: nn.Module) -> bool:
 
 
 def _heads_of_all(every: Copies, team: Team) -> list[list[float]]:
-    from lightning_symmetry.ranks.sharded import heads
-
     dimensions = [parameter.ndim for parameter in every.modules[0].parameters()]
     piece = max(range(len(dimensions)), key=dimensions.__getitem__)
     return heads(team, ("weights", *every.row_names), every.weights(), piece, _GLANCE)
@@ -214,8 +209,6 @@ def _heads_of_all(every: Copies, team: Team) -> list[list[float]]:
 
 def _equal_across(candidates: Sequence[tuple[str, nn.Module]], team: Team) -> Iterator[Copies]:
     """As :func:`_equal_here`, of modules that are sharded."""
-    from lightning_symmetry.ranks.sharded import equal_rows
-
     # Modules that share a parameter are not copies; the first of them stands for all.
     seen: set[int] = set()
     distinct = []

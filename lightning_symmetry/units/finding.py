@@ -12,10 +12,11 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
 
 from lightning_symmetry.matrices.rows import UnreadableError
-from lightning_symmetry.ranks.fsdp1 import FlatPart, flat_parts
-from lightning_symmetry.units.layers import Incoming, Layer, _without_numbers, check_tensor, is_sharded
+from lightning_symmetry.ranks.fsdp1 import FlatPart, flat_parts, without_numbers
+from lightning_symmetry.ranks.pieces import View, is_sharded
+from lightning_symmetry.units.layers import Incoming, Layer, check_tensor
 from lightning_symmetry.units.parametrized import without_parametrizations
-from lightning_symmetry.units.registry import NotUnderstoodError, Units, View, units_of
+from lightning_symmetry.units.registry import NotUnderstoodError, Units, units_of
 
 _PARAMETRIZED_AND_SHARDED = "parametrized and sharded: its weight cannot be computed without gathering it"
 _WRAPPED = ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
@@ -118,7 +119,7 @@ def _layers_of(name: str, module: nn.Module, parts: Mapping[str, FlatPart]) -> l
     originals: dict[int, tuple[Tensor, ...]] = {}
     flat: dict[int, FlatPart] = {}
     if parts:
-        module, flat = _without_numbers(module, parts)
+        module, flat = without_numbers(module, parts)
     if is_parametrized(module):
         if any(is_sharded(parameter) for parameter in module.parameters()):
             raise NotUnderstoodError(_PARAMETRIZED_AND_SHARDED)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Set
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,10 +14,9 @@ from torch.nn.parameter import is_lazy
 from lightning_symmetry.matrices.grouping import TOLERANCES
 from lightning_symmetry.matrices.rows import Rows
 from lightning_symmetry.ranks.fsdp1 import FlatPart
-from lightning_symmetry.units.registry import NotUnderstoodError, View
-
-if TYPE_CHECKING:
-    from lightning_symmetry.ranks.sharded import Piece
+from lightning_symmetry.ranks.pieces import Piece, View, is_sharded, part_of_rows, piece_of_part
+from lightning_symmetry.ranks.sharded import matrix_of
+from lightning_symmetry.units.registry import NotUnderstoodError
 
 
 def is_trained(parameter: Tensor, trained: Set[int] | None) -> bool:
@@ -150,17 +148,6 @@ class Layer:
         return [original for tensor in self._all_tensors() for original in tensor.originals]
 
 
-def _without_numbers(module: nn.Module, parts: Mapping[str, FlatPart]) -> tuple[nn.Module, dict[int, FlatPart]]:
-    """A stand-in with the shapes of parameters that FSDP1 has flattened, and what there is of each by its identity."""
-    whole = {
-        name: nn.Parameter(torch.empty(part.shape, device="meta"), requires_grad=False) for name, part in parts.items()
-    }
-    stand_in = object.__new__(type(module))
-    kept = {key: value for key, value in module.__dict__.items() if key not in parts}
-    stand_in.__dict__ = {**kept, "_parameters": {**module._parameters, **whole}}
-    return stand_in, {id(whole[name]): part for name, part in parts.items()}
-
-
 def check_tensor(tensor: Tensor) -> None:
     """Refuse a tensor whose numbers cannot be read, or are not those that are trained.
 
@@ -186,36 +173,3 @@ def check_tensor(tensor: Tensor) -> None:
         raise NotUnderstoodError(f"its dtype {tensor.dtype} is not a floating point type this package reads")
     if tensor.layout != torch.strided:
         raise NotUnderstoodError(f"its layout {tensor.layout} is not strided")
-
-
-def is_sharded(tensor: Tensor) -> bool:
-    """Whether the numbers of a tensor lie on several ranks."""
-    # Without importing what takes as long as half of PyTorch: whoever has such a tensor has imported it.
-    module = sys.modules.get("torch.distributed.tensor")
-    return module is not None and isinstance(tensor, module.DTensor)
-
-
-def part_of_rows(tensor: Tensor, view: View) -> Tensor | Piece:
-    """The rows ``view(tensor)``, or what this rank holds of them."""
-    if not is_sharded(tensor):
-        return view(tensor.detach())
-    from lightning_symmetry.ranks.sharded import piece_of
-
-    return piece_of(tensor, view)
-
-
-def piece_of_part(part: FlatPart, tensor: Tensor | None, view: View) -> Piece:
-    """What this rank holds of the rows of a parameter that FSDP1 has flattened, or of its gradient."""
-    from lightning_symmetry.ranks.sharded import piece_of_flat
-
-    return piece_of_flat(part, tensor, view)
-
-
-def matrix_of(pieces: Sequence[Tensor | Piece | Sequence[Tensor | Piece]]) -> Rows:
-    """A matrix in pieces that lie side by side, as for :class:`Rows`; some of them may be sharded."""
-    parts = [part for piece in pieces for part in (piece if isinstance(piece, Sequence) else [piece])]
-    if all(isinstance(part, Tensor) for part in parts):
-        return Rows(cast("Any", pieces))
-    from lightning_symmetry.ranks.sharded import ShardedRows
-
-    return ShardedRows(pieces)

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-View = Callable[[Tensor], Tensor]
+from lightning_symmetry.ranks.pieces import View
 
 
 def _as_it_is(tensor: Tensor) -> Tensor:

@@ -8,11 +8,10 @@ from functools import partial
 from torch import nn
 
 from lightning_symmetry.arguments import check_patterns, check_tolerance
-from lightning_symmetry.ranks.fsdp1 import flattened_modules
+from lightning_symmetry.ranks.reading import team_of
 from lightning_symmetry.ranks.team import Team, attempt
 from lightning_symmetry.units.copies import find_copies
 from lightning_symmetry.units.finding import find_layers
-from lightning_symmetry.units.layers import is_sharded
 from lightning_symmetry.units.lookup import FindLayers, rows_by_name
 from lightning_symmetry.verdicts.evidence import look
 from lightning_symmetry.verdicts.judging import copy_groups, judge_one_look, to_diagnosis
@@ -64,7 +63,7 @@ def diagnose(
     check_tolerance(tolerance)
     check_patterns(include=include, exclude=exclude)
     find = attempt(find_layers, model, include, exclude)
-    team = _team_of(model)
+    team = team_of(model)
     examine = partial(_examine, model, find, tolerance, team)
     return examine() if team is None else team.run(examine, lambda report: None, rows_by_name(model, find, None))
 
@@ -82,10 +81,3 @@ def _examine(model: nn.Module, find: FindLayers, tolerance: float | None, team: 
         diagnoses[seen.layer.name] = to_diagnosis(seen, groups)
     copies = [group for copy in found for group in copy_groups(copy, diagnoses[copy.name])]
     return SymmetryReport(0, under_all_names(diagnoses[layer.name] for layer in layers), skipped, copies)
-
-
-def _team_of(model: nn.Module) -> Team | None:
-    """The ranks that hold a model; None if it is all here."""
-    flattened = (parameter for module in flattened_modules(model) for parameter in module.parameters())
-    sharded = next((parameter for parameter in model.parameters() if is_sharded(parameter)), next(flattened, None))
-    return None if sharded is None else Team(sharded.device)

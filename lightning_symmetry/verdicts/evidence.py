@@ -27,6 +27,8 @@ from lightning_symmetry.matrices.grouping import (
     suspects,
 )
 from lightning_symmetry.matrices.rows import Indices, Rows, exact_arithmetic, sketch_all
+from lightning_symmetry.ranks.reading import read
+from lightning_symmetry.ranks.sharded import ShardedRows
 from lightning_symmetry.ranks.team import Name, Team, TeamError
 from lightning_symmetry.verdicts.report import Cause
 
@@ -220,7 +222,6 @@ def _known_to_all(
 
     Gradients that are missing on some rank, as those of experts that it did not use, are not there to see.
     """
-    from lightning_symmetry.ranks.sharded import ShardedRows, read
 
     def name(item: _Matrices, part: str) -> Name:
         return (part, *(item.layer.row_names or (item.layer.name,)))

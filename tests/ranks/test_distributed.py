@@ -36,10 +36,11 @@ from lightning_symmetry.callback import SymmetryError
 from lightning_symmetry.matrices.grouping import Question, find_groups
 from lightning_symmetry.matrices.rows import Rows, sketch_all
 from lightning_symmetry.ranks.fsdp1 import FlatPart
-from lightning_symmetry.ranks.sharded import ShardedRows, read
+from lightning_symmetry.ranks.pieces import part_of_rows
+from lightning_symmetry.ranks.reading import read
+from lightning_symmetry.ranks.sharded import ShardedRows, matrix_of
 from lightning_symmetry.ranks.team import Team
 from lightning_symmetry.units.finding import find_layers
-from lightning_symmetry.units.layers import matrix_of, part_of_rows
 from tests import zoo
 from tests.distributed import (
     LAYOUTS,
@@ -450,7 +451,7 @@ PLACES = {
     "units.layers.Layer.weights": "all",
     "units.layers.Layer.gradients": "all",
     "ranks.sharded.ShardedRows.answer": "all",
-    "ranks.sharded.piece_of": "all",
+    "ranks.pieces.piece_of": "all",
 }
 
 
