@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_info
@@ -20,7 +19,7 @@ from lightning_symmetry.engine.saying import SymmetryWarning as SymmetryWarning
 from lightning_symmetry.outputs.console import ConsoleSummary
 from lightning_symmetry.outputs.loggers import outputs_of
 from lightning_symmetry.outputs.output import Heatmaps, Output
-from lightning_symmetry.ranks.team import Team
+from lightning_symmetry.ranks.reading import team_of_all
 from lightning_symmetry.verdicts.report import Finding, SymmetryReport
 
 
@@ -88,10 +87,8 @@ class SymmetryMonitor(Callback):
     @property
     @override
     def state_key(self) -> str:
-        return self._generate_state_key(
-            include=None if self.options.include is None else list(self.options.include),
-            exclude=list(self.options.exclude),
-        )
+        include, exclude = self.options.include, self.options.exclude
+        return self._generate_state_key(include=None if include is None else list(include), exclude=list(exclude))
 
     @override
     def state_dict(self) -> dict[str, Any]:
@@ -108,7 +105,8 @@ class SymmetryMonitor(Callback):
             self._engine.reset()
             self._outputs = {}
         self._is_resumed = False
-        self._engine.start(trainer.optimizers, _team_of(trainer), is_speaking=trainer.is_global_zero)
+        team = team_of_all(trainer.world_size, trainer.strategy.root_device)
+        self._engine.start(trainer.optimizers, team, is_speaking=trainer.is_global_zero)
 
     @override
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
@@ -141,12 +139,6 @@ class SymmetryMonitor(Callback):
                 if made is not None:
                     self._outputs[logger] = made
         return [output for logger in loggers for output in self._outputs.get(logger, ())]
-
-
-def _team_of(trainer: Trainer) -> Team | None:
-    """The ranks of a training; None if they have no common group, as a process by itself has none."""
-    has_group = dist.is_available() and dist.is_initialized() and dist.get_world_size() == trainer.world_size
-    return Team(trainer.strategy.root_device) if has_group else None
 
 
 def _log_every_n_steps(trainer: Trainer) -> int:

@@ -352,6 +352,53 @@ def test_summary_without_rich(capsys: pytest.CaptureFixture[str], monkeypatch: p
     assert "net.0     16         1     0  locked: all 16 units" in capsys.readouterr().out
 
 
+def test_a_fit_that_does_not_start_prints_nothing_of_an_earlier_model(capsys: pytest.CaptureFixture[str]) -> None:
+    trainer = make_trainer([SymmetryMonitor()])
+    trainer.fit(Classifier(mlp()), batches())
+    assert "all 28 units of 3 layers" in capsys.readouterr().out
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trainer.fit(Classifier(nn.Sequential(nn.Linear(12, 4))), batches())  # its last step was reached before
+    assert "Symmetry" not in capsys.readouterr().out
+
+
+class Deep(nn.Sequential):
+    """Layers of 12 units each, with ReLUs between them."""
+
+    def __init__(self, num_layers: int) -> None:
+        layers = [module for _ in range(num_layers) for module in (nn.Linear(12, 12), nn.ReLU())]
+        super().__init__(*layers, nn.Linear(12, 4))
+
+
+def test_many_alike_layers_share_one_warning_and_a_short_table(capsys: pytest.CaptureFixture[str]) -> None:
+    monitor = SymmetryMonitor(every_n_steps=1)
+    assert warnings_of(Classifier(fill(Deep(40), 0.0)), monitor) == [
+        "net.0, net.2, ..., net.78 (40 layers): all units of each layer have equal weights and exactly zero gradients "
+        "(frozen since step 0): they do not train at all. Every weight is 0: zero initialisation, and zero weights in "
+        "the layers after it let no gradient through. Initialise with e.g. torch.nn.init.kaiming_uniform_."
+    ]
+    assert len(monitor.findings) == 40
+    out = capsys.readouterr().out
+    assert out.count("frozen: all 12 units") == 10
+    assert "and 30 more layers with groups" in out
+
+
+def test_the_warning_points_at_the_line_that_trains() -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer, model = make_trainer([SymmetryMonitor()]), Classifier(fill(mlp(), 0.5))
+        trainer.fit(model, batches())
+    places = {warning.filename for warning in caught if issubclass(warning.category, SymmetryWarning)}
+    assert places == {__file__}
+
+
+def test_options_are_attributes() -> None:
+    monitor = SymmetryMonitor(every_n_steps=5, exclude=["head"])
+    assert (monitor.every_n_steps, monitor.patience, monitor.exclude) == (5, 3, ["head"])
+    with pytest.raises(AttributeError, match="'SymmetryMonitor' object has no attribute 'patient'"):
+        monitor.patient  # noqa: B018
+
+
 # -------------------------------------------------------------- state, resume
 
 

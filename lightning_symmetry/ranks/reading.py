@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from lightning_symmetry.matrices.grouping import TOLERANCES, Question, find_groups
@@ -14,6 +15,17 @@ from lightning_symmetry.ranks.fsdp1 import flattened_modules
 from lightning_symmetry.ranks.pieces import is_sharded
 from lightning_symmetry.ranks.sharded import ShardedRows
 from lightning_symmetry.ranks.team import Name, Request, Team, TeamError
+
+
+def team_of_all(num_ranks: int, device: torch.device) -> Team | None:
+    """The ranks of a training; None if they have no common group, as a process by itself has none.
+
+    Args:
+        num_ranks: how many there are.
+        device: where tensors must lie to be sent.
+    """
+    has_group = dist.is_available() and dist.is_initialized() and dist.get_world_size() == num_ranks
+    return Team(device) if has_group else None
 
 
 def team_of(model: nn.Module) -> Team | None:

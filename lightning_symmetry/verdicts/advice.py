@@ -53,7 +53,7 @@ def _message(story: Sequence[Sequence[Finding]], report: SymmetryReport) -> str:
         return f"{who} {num_units} units in {num_groups} groups {what(first, num_groups)} {why(first)}"
     units = describe_units(story[0], report)
     comma = "," if units.endswith(("}", "...")) else ""
-    who = f"{units}:" if first.modules else f"{first.layer}: {units}{comma}"
+    who = f"{units}: these modules" if first.modules else f"{first.layer}: {units}{comma}"
     return f"{who} {what(first, len(story[0]))} {why(first)}"
 
 
@@ -100,7 +100,7 @@ def what(finding: Finding, num_groups: int = 1) -> str:
     """What happens to the units of a finding, as a sentence without its subject."""
     since = f"{finding.verdict} since step {finding.first_step}"
     if finding.modules:
-        return f"these modules are copies in weights and gradients ({since}): they train as one."
+        return f"are copies in weights and gradients ({since}): they train as one."
     if finding.verdict is Verdict.FROZEN and finding.reason is Reason.ROUNDING_AGAIN:
         return f"have equal weights and gradients that are zero but for rounding ({since}): they do not train."
     as_units = f"{num_groups} unit{'s' if num_groups > 1 else ''}"

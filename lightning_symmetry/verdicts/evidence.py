@@ -195,13 +195,14 @@ def look(
                 with guarded(matrix.layer):
                     read += _read([matrix], tolerance)
         scale = max((item.largest_gradient() for item in read), default=0.0)
-        suspected = iter(suspects([question for item in read for question in item.questions()]))
+        questions = [question for item in read for question in item.questions()]
+        suspected = {id(question): rows for question, rows in zip(questions, suspects(questions), strict=True)}
         looks: list[Look] = []
         for item in read:
-            of_weights, of_gradients = next(suspected), next(suspected) if item.gradients else None
             with guarded(item.layer):
+                of_gradients = suspected[id(item.gradients)] if item.gradients else None
                 judge = _GradientJudge(item.layer, item.gradients, of_gradients, scale)
-                looks.append(_look_at(item, of_weights, judge, known.get(item.layer.name, ())))
+                looks.append(_look_at(item, suspected[id(item.weights)], judge, known.get(item.layer.name, ())))
         return looks
 
 
@@ -262,10 +263,12 @@ class _Sketched:
 
 
 def _read(matrices: Sequence[_Matrices], tolerance: float | None) -> list[_Sketched]:
-    sketches = iter(sketch_all([rows for item in matrices for rows in (item.weights, item.gradients) if rows]))
+    every = [rows for item in matrices for rows in (item.weights, item.gradients) if rows]
+    sketches = {id(rows): sketch for rows, sketch in zip(every, sketch_all(every), strict=True)}
 
     def question(rows: Rows, layer: Comparable) -> Question:
-        return Question(rows, next(sketches), TOLERANCES[rows.dtype] if tolerance is None else tolerance, layer.blocks)
+        entered_at = TOLERANCES[rows.dtype] if tolerance is None else tolerance
+        return Question(rows, sketches[id(rows)], entered_at, layer.blocks)
 
     return [
         _Sketched(
