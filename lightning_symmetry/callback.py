@@ -21,7 +21,7 @@ from lightning_symmetry.outputs.tab import TabWriter
 from lightning_symmetry.outputs.tensorboard import write_findings, write_heatmap, write_scalars
 from lightning_symmetry.ranks.team import Team, TeamError, attempt, describe
 from lightning_symmetry.units.copies import Copies, find_copies
-from lightning_symmetry.units.finding import find_layers, structure_of
+from lightning_symmetry.units.finding import Found, find_layers, structure_of
 from lightning_symmetry.units.layers import Layer
 from lightning_symmetry.units.lookup import FindLayers, rows_by_name
 from lightning_symmetry.verdicts.advice import copies_text, messages
@@ -170,7 +170,7 @@ class SymmetryMonitor(Callback):
         self._failed_tasks: set[str] = set()
         self._has_warned_of_no_layers = False
         self._seen: dict[str, tuple[int, ...]] = {}  # by layer, the identities of its parameters at the latest look
-        self._found: tuple[object, list[Layer], dict[str, str]] | None = None  # the layers, and of which structure
+        self._found: tuple[object, Found] | None = None  # the layers, and of which structure
         self._copies: list[Copies] | None = None
         self._diagnoses: dict[str, LayerDiagnosis] = {}  # the latest of all layers and copies
         self._written: dict[str, object] = {}  # by subject, what was written last
@@ -267,7 +267,7 @@ class SymmetryMonitor(Callback):
         find: FindLayers,
         trained: Set[int],
     ) -> _Conclusion:
-        layers, skipped = find()
+        layers, skipped, *_ = find()
         self._warn_if_no_layers(layers, skipped)
         is_first = self._copies is None
         if self._copies is None:  # what starts apart does not become a copy
@@ -287,12 +287,12 @@ class SymmetryMonitor(Callback):
         self._report = conclusion.report
         self._history.load_state_dict(conclusion.history)
 
-    def _find_layers(self, model: LightningModule) -> tuple[list[Layer], dict[str, str]]:
+    def _find_layers(self, model: LightningModule) -> Found:
         """What :func:`find_layers` says, asked again only when the model has changed."""
         structure = structure_of(model)
         if self._found is None or structure is None or structure != self._found[0]:
-            self._found = (structure, *find_layers(model, self.include, self.exclude))
-        return self._found[1:]
+            self._found = (structure, find_layers(model, self.include, self.exclude))
+        return self._found[1]
 
     def _look(self, layers: Sequence[Layer | Copies], trained: Set[int]) -> list[Look]:
         chosen = [

@@ -18,7 +18,7 @@ EQUAL, ZERO, DIFFERENT, NONE = Gradients.EQUAL, Gradients.ZERO, Gradients.DIFFER
 
 
 def layer_of(num_units: int) -> Layer:
-    ((layer,), _) = find_layers(nn.Sequential(nn.Linear(3, num_units)))
+    (layer,) = find_layers(nn.Sequential(nn.Linear(3, num_units))).layers
     return layer
 
 
