@@ -63,7 +63,7 @@ def write_story(folder: Path) -> None:
     """Three layers of 16 units; one collapses at step 20, one is locked and breaks at step 30, one ends in lockstep."""
     torch.manual_seed(0)
     model = nn.ModuleDict({name: nn.Linear(8, 16) for name in ("collapsing", "parting", "marching")})
-    looks = look(find_layers(model, None, ())[0])
+    looks = look(find_layers(model, None, ()).layers)
     layers = {seen.layer.name: to_diagnosis(seen, ()) for seen in looks}
     tab = TabWriter()
     with SummaryWriter(str(folder)) as writer:

@@ -383,6 +383,36 @@ def test_many_alike_layers_share_one_warning_and_a_short_table(capsys: pytest.Ca
     assert "and 30 more layers with groups" in out
 
 
+@pytest.mark.parametrize("argument", ["include", "exclude"])
+def test_patterns_that_match_nothing_are_said_before_the_first_update(argument: str) -> None:
+    options: dict[str, Any] = {argument: ["net.0", "fc*"]}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fit(Classifier(mlp()), SymmetryMonitor(**options))
+    said = [str(warning.message) for warning in caught if "pattern" in str(warning.message)]
+    assert len(said) == 1
+    assert said[0].startswith(f"SymmetryMonitor: `{argument}` has the pattern 'fc*', which matches no layer.")
+    assert "'net.2'" in said[0]
+
+
+def test_the_last_line_says_how_much_was_looked_at(capsys: pytest.CaptureFixture[str]) -> None:
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.kernel = nn.Parameter(torch.randn(12, 12))
+            self.head = nn.Linear(12, 4)
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            outputs: Tensor = self.head(inputs @ self.kernel)
+            return outputs
+
+    torch.manual_seed(0)
+    fit(Classifier(Odd()), SymmetryMonitor())
+    last = capsys.readouterr().out.strip().splitlines()[-1]
+    # 48 of 192: parameters of two or more dimensions.
+    assert last == ("Symmetry at step 7: all 4 units of 1 layer are distinct; 25 % of the weights were looked at.")
+
+
 def test_the_warning_points_at_the_line_that_trains() -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

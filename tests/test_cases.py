@@ -25,7 +25,7 @@ ALL = [
 def test_nothing_missed_and_no_false_alarm(case: Case, optimizer: str, precision: str) -> None:
     found, monitor, net = run(case, optimizer, precision)
     assert tell(found) == tell(case.expected)
-    rows = {layer.name: layer.weights() for layer in find_layers(net)[0]}
+    rows = {layer.name: layer.weights() for layer in find_layers(net).layers}
     for finding in monitor.findings:
         name = finding.layer.removeprefix("net.")
         if finding.broken_step is None and finding.verdict is not Verdict.LOCKSTEP and name in rows:

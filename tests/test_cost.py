@@ -95,7 +95,7 @@ def test_a_healthy_layer_is_read_twice_and_not_copied() -> None:
     # Once for the sums of its chunks, once for their norms; the second pass finds the block in a cache.
     torch.manual_seed(0)
     net = with_gradients(nn.Linear(2048, 2048))
-    layers, _ = find_layers(net)
+    layers = find_layers(net).layers
     ledger = ledger_of(lambda: look(layers))
     assert ledger.passes(net.weight) == 2
     assert net.weight.grad is not None
@@ -108,7 +108,7 @@ def test_a_healthy_layer_is_read_twice_and_not_copied() -> None:
 def test_a_transposed_layer_is_not_copied_whole(shape: tuple[int, int]) -> None:
     torch.manual_seed(0)
     net = with_gradients(nn.Embedding(*shape))
-    layers, _ = find_layers(net)
+    layers = find_layers(net).layers
     ledger = ledger_of(lambda: look(layers))
     assert ledger.passes(net.weight) <= 3  # x * x counts twice
     assert ledger.largest <= rows._BLOCK_ELEMENTS["cpu"] * 4
@@ -117,7 +117,7 @@ def test_a_transposed_layer_is_not_copied_whole(shape: tuple[int, int]) -> None:
 @pytest.mark.parametrize("num_layers", [1, 7, 40])
 def test_keys_of_all_layers_come_to_the_host_at_once(monkeypatch: pytest.MonkeyPatch, num_layers: int) -> None:
     torch.manual_seed(0)
-    layers, _ = find_layers(with_gradients(nn.ModuleList(nn.Linear(20 + i, 30) for i in range(num_layers))))
+    layers = find_layers(with_gradients(nn.ModuleList(nn.Linear(20 + i, 30) for i in range(num_layers)))).layers
     with counted_transfers(monkeypatch) as sizes:
         ledger = ledger_of(lambda: look(layers))
     assert sizes == 2 * [2 * 30 * num_layers * (1 + rows.NUM_PROJECTIONS)]
@@ -130,7 +130,7 @@ def test_dead_units_take_a_second_transfer_at_most(monkeypatch: pytest.MonkeyPat
     for parameter in net.parameters():
         assert parameter.grad is not None
         parameter.grad[::7] = 0
-    layers, _ = find_layers(net)
+    layers = find_layers(net).layers
     with counted_transfers(monkeypatch) as sizes:
         looks = look(layers)
     assert [seen.dead_units for seen in looks] == [8] * 5
@@ -140,7 +140,7 @@ def test_dead_units_take_a_second_transfer_at_most(monkeypatch: pytest.MonkeyPat
 def test_small_layers_share_their_calls() -> None:
     def calls(num_layers: int) -> int:
         torch.manual_seed(0)
-        layers, _ = find_layers(with_gradients(nn.ModuleList(nn.Linear(16, 16) for _ in range(num_layers))))
+        layers = find_layers(with_gradients(nn.ModuleList(nn.Linear(16, 16) for _ in range(num_layers)))).layers
         return ledger_of(lambda: look(layers)).calls
 
     assert calls(100) == calls(2) <= 12

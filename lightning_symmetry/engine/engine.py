@@ -18,8 +18,9 @@ from lightning_symmetry.engine.saying import SymmetryError, SymmetryWarning, war
 from lightning_symmetry.engine.schedule import Schedule
 from lightning_symmetry.outputs.output import Output
 from lightning_symmetry.ranks.team import Team, TeamError, attempt
-from lightning_symmetry.units.layers import Layer
+from lightning_symmetry.units.finding import Found
 from lightning_symmetry.units.lookup import FindLayers, rows_by_name
+from lightning_symmetry.units.patterns import unmatched_text
 from lightning_symmetry.verdicts.advice import copies_text, messages
 from lightning_symmetry.verdicts.evidence import Comparable
 from lightning_symmetry.verdicts.report import Finding, SymmetryReport
@@ -75,7 +76,6 @@ class SymmetryEngine:
         self._examiner = Examiner(self.options, self._leave_out)
         self._schedule = Schedule()
         self._optimizers: list[Optimizer] = []  # in the order of their places
-        self._has_warned_of_no_layers = False
         self._agreed: tuple[SymmetryReport | None, dict[str, Any]] = (None, {})  # by all ranks, at the latest check
 
     @property
@@ -206,16 +206,17 @@ class SymmetryEngine:
         self, model: nn.Module, find: FindLayers, trained: set[int], step: int, outputs: Sequence[Output]
     ) -> Conclusion:
         """Look and conclude, on the first rank."""
-        layers, skipped = find()
-        self._warn_if_no_layers(layers, skipped)
+        found = find()
         is_first = self._examiner.copies is None
-        found = self._examiner.examine(model, layers, skipped, trained=trained, step=step, team=self._team)
+        if is_first:
+            self._warn_of_what_is_not_looked_at(found)
+        report, looks, news = self._examiner.examine(model, found, trained=trained, step=step, team=self._team)
         if is_first and self.options.on_symmetry != "ignore":
-            self._tell_of_copies(found.report)
+            self._tell_of_copies(report)
         if self._is_speaking:
-            self._delivery.write(outputs, found.report, self.findings, found.looks)
+            self._delivery.write(outputs, report, self.findings, looks)
         history = {} if self._team is None else self._examiner.history.state_dict()
-        return Conclusion(found.report, found.news, messages(found.news, found.report), history)
+        return Conclusion(report, news, messages(news, report), history)
 
     def _follow(self, conclusion: Conclusion) -> None:
         self._examiner.follow(conclusion.report, conclusion.history)
@@ -233,12 +234,13 @@ class SymmetryEngine:
         if self._is_speaking:
             self._tell_user(text)
 
-    def _warn_if_no_layers(self, layers: Sequence[Layer], skipped: dict[str, str]) -> None:
-        if layers or self._has_warned_of_no_layers:
-            return
-        self._has_warned_of_no_layers = True
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in list(skipped.items())[:5]) or "it has no parameters"
-        self._warn(f"{self._who} finds no layer to inspect in this model ({reasons}). Training goes on.")
+    def _warn_of_what_is_not_looked_at(self, found: Found) -> None:
+        if found.unmatched:
+            self._warn(f"{self._who}: {unmatched_text(found.unmatched, found.names)}")
+        if not found.layers:
+            skipped = list(found.skipped.items())[:5]
+            reasons = "; ".join(f"{name}: {reason}" for name, reason in skipped) or "it has no parameters"
+            self._warn(f"{self._who} finds no layer to inspect in this model ({reasons}). Training goes on.")
 
     def _tell_of_copies(self, report: SymmetryReport) -> None:
         for group in report.copies:

@@ -10,7 +10,7 @@ from torch import nn
 from lightning_symmetry.engine.options import Options
 from lightning_symmetry.ranks.team import Team, describe
 from lightning_symmetry.units.copies import Copies, find_copies
-from lightning_symmetry.units.finding import find_layers, structure_of
+from lightning_symmetry.units.finding import Found, find_layers, structure_of
 from lightning_symmetry.units.layers import Layer
 from lightning_symmetry.verdicts.evidence import Comparable, Look, look
 from lightning_symmetry.verdicts.history import History
@@ -51,23 +51,22 @@ class Examiner:
         self.history = History(options.patience)
         self.report: SymmetryReport | None = None
         self.copies: list[Copies] | None = None
-        self._found: tuple[object, list[Layer], dict[str, str]] | None = None  # the layers, and of which structure
+        self._found: tuple[object, Found] | None = None  # the layers, and of which structure
         self._seen: dict[str, tuple[int, ...]] = {}  # by layer, the identities of its parameters at the latest look
         self._failed: dict[str, str] = {}  # by layer, why it is left out
         self._diagnoses: dict[str, LayerDiagnosis] = {}  # the latest of all layers and copies
 
-    def find(self, model: nn.Module) -> tuple[list[Layer], dict[str, str]]:
+    def find(self, model: nn.Module) -> Found:
         """What :func:`find_layers` says of a model, asked again only when the model has changed."""
         structure = structure_of(model)
         if self._found is None or structure is None or structure != self._found[0]:
-            self._found = (structure, *find_layers(model, self._options.include, self._options.exclude))
-        return self._found[1:]
+            self._found = structure, find_layers(model, self._options.include, self._options.exclude)
+        return self._found[1]
 
     def examine(
         self,
         model: nn.Module,
-        layers: Sequence[Layer],
-        skipped: dict[str, str],
+        found: Found,
         *,
         trained: Set[int],
         step: int,
@@ -77,21 +76,20 @@ class Examiner:
 
         Args:
             model: the model.
-            layers: its layers.
-            skipped: by name, modules that are not looked at, and why.
+            found: its layers.
             trained: identities of the parameters that the optimizer at work updates.
             step: completed optimizer steps.
             team: the ranks that hold the model; None: it is all here.
         """
         if self.copies is None:  # what starts apart does not become a copy
-            self.copies = find_copies(model, layers, team)
-        looks = self._look([*layers, *self.copies], trained, team)
+            self.copies = find_copies(model, found.layers, team)
+        looks = self._look([*found.layers, *self.copies], trained, team)
         news: list[Finding] = []
         is_fresh = self.history.is_fresh(looks)
         for seen in looks:  # what is known of layers that this optimizer does not train stands
             self._diagnoses[seen.layer.name], new = self.history.update(seen, step, is_fresh)
             news += new
-        self.report = self._report(layers, skipped, step)
+        self.report = self._report(found, step)
         return Examination(self.report, looks, news)
 
     def _look(self, layers: Sequence[Layer | Copies], trained: Set[int], team: Team | None) -> list[Look]:
@@ -115,15 +113,17 @@ class Examiner:
         self._failed[layer.name] = f"the check failed with {describe(error)}"
         self._on_failure(layer, self._failed[layer.name])
 
-    def _report(self, layers: Sequence[Layer], skipped: dict[str, str], step: int) -> SymmetryReport:
+    def _report(self, found: Found, step: int) -> SymmetryReport:
         known = self._diagnoses
-        present = [layer.name for layer in layers if layer.name in known and layer.name not in self._failed]
-        groups = {found: copy_groups(found, known[found.name]) for found in self.copies or () if found.name in known}
+        present = [layer.name for layer in found.layers if layer.name in known and layer.name not in self._failed]
+        groups = {
+            copies: copy_groups(copies, known[copies.name]) for copies in self.copies or () if copies.name in known
+        }
         # Copies that have parted need not be read again: that would double the cost of every later check.
-        self.copies = [found for found in self.copies or () if groups.get(found) != []]
-        copies = [group for found in groups.values() for group in found]
+        self.copies = [copies for copies in self.copies or () if groups.get(copies) != []]
+        every_group = [group for several in groups.values() for group in several]
         in_order = under_all_names(known[name] for name in present)
-        return SymmetryReport(step, in_order, {**skipped, **self._failed}, copies)
+        return SymmetryReport(step, in_order, {**found.skipped, **self._failed}, every_group, found.coverage)
 
     def follow(self, report: SymmetryReport | None, history: dict[str, Any]) -> None:
         """Take over what the first rank has concluded."""

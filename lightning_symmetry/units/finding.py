@@ -1,11 +1,10 @@
-"""Which modules of a model have units."""
+"""Finding the layers of a model: which of its modules have units, what each is called, and what is left out."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from fnmatch import fnmatchcase
-from typing import cast
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple, cast
 
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
@@ -14,69 +13,73 @@ from torch.nn.utils.parametrize import is_parametrized
 from lightning_symmetry.matrices.rows import UnreadableError
 from lightning_symmetry.ranks.fsdp1 import FlatPart, flat_parts, without_numbers
 from lightning_symmetry.ranks.pieces import View, is_sharded
+from lightning_symmetry.units.coverage import coverage_of
 from lightning_symmetry.units.layers import Incoming, Layer, check_tensor
 from lightning_symmetry.units.parametrized import without_parametrizations
+from lightning_symmetry.units.patterns import is_chosen, unmatched_patterns
 from lightning_symmetry.units.registry import NotUnderstoodError, Units, units_of
 
-_PARAMETRIZED_AND_SHARDED = "parametrized and sharded: its weight cannot be computed without gathering it"
+# What torch.compile, activation checkpointing and FSDP1 put into the path of a module that they wrap.
 _WRAPPED = ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
 
+FlatParts = Mapping[nn.Module, Mapping[str, FlatPart]]
 
-def find_layers(
-    model: nn.Module, include: Sequence[str] | None = None, exclude: Sequence[str] = ()
-) -> tuple[list[Layer], dict[str, str]]:
-    """All layers of a model whose units can be compared.
+
+class Found(NamedTuple):
+    """The layers of a model.
+
+    Attributes:
+        layers: in the order of ``model.named_modules()``; layers that share a weight are one.
+        skipped: by name, the modules with parameters of their own that are not looked at, and why.
+        coverage: share of the weights of the model that the layers look at, see :func:`coverage_of`.
+        unmatched: by argument, the patterns in ``include`` and ``exclude`` that match no name.
+    """
+
+    layers: list[Layer]
+    skipped: dict[str, str]
+    coverage: float
+    unmatched: dict[str, tuple[str, ...]]
+
+    @property
+    def names(self) -> list[str]:
+        """What a pattern can match: the names of all layers and of modules that were left out."""
+        return list(
+            dict.fromkeys([name for layer in self.layers for name in (layer.name, *layer.also)] + [*self.skipped])
+        )
+
+
+def find_layers(model: nn.Module, include: Sequence[str] | None = None, exclude: Sequence[str] = ()) -> Found:
+    """Find all layers of a model whose units can be compared.
+
+    If parameters are flattened by FSDP1, all ranks have to call this.
 
     Args:
         model: any module.
         include: patterns (:mod:`fnmatch`) of layer names to look at; None: all.
         exclude: patterns of layer names to leave out.
-
-    Returns:
-        The layers in the order of ``model.named_modules()``, and, by name, the modules with parameters of their own
-        that were left out, with the reason.
     """
-    layers: dict[str, Layer] = {}
-    skipped: dict[str, str] = {}
-    first_with: dict[object, tuple[nn.Module, str]] = {}
-    described: set[int] = set()
     flattened = flat_parts(model)
-    sources = {id(part.source) for parts in flattened.values() for part in parts.values()}
-    for path, module in model.named_modules():
-        parts = flattened.get(module, {})
-        own = {key: part.source for key, part in parts.items()} or _own_parameters(module)
-        if not own or (not parts and sources.issuperset(map(id, own.values()))):  # the modules inside have them
-            continue
-        name = readable_name(path, module)
-        try:
-            if is_parametrized(module) and not flattened.keys().isdisjoint(module.modules()):
-                raise NotUnderstoodError(_PARAMETRIZED_AND_SHARDED)
-            found = _layers_of(name, module, parts)
-        except NotUnderstoodError as reason:
-            if not described.issuperset(map(id, own.values())):
-                skipped[name] = str(reason)
-            described.update(map(id, own.values()))
-            continue
-        for layer in found:
-            described.update(map(id, layer.originals()))
-            if not _is_chosen(layer.name, include, exclude):
-                skipped[layer.name] = "left out by `include` or `exclude`"
-                continue
-            first_module, first_name = first_with.setdefault(_place_of(layer), (module, layer.name))
-            if first_module is module:
-                layers[layer.name] = layer
-            else:  # tied
-                layers[first_name] = replace(layers[first_name], also=(*layers[first_name].also, layer.name))
-        extra = [key for key, parameter in own.items() if id(parameter) not in described]
-        if extra:
-            skipped[name] = f"the adapter of {type(module).__name__} does not know its parameters {', '.join(extra)}"
-    return list(layers.values()), skipped
+    descriptions = [_describe(owner, flattened) for owner in _owners(model, flattened)]
+    names = [name for description in descriptions for name in description.names]
+    chosen = {name for name in names if is_chosen(name, include, exclude)}
+    layers = _unite(
+        (description.owner.module, layer)
+        for description in descriptions
+        for layer in description.layers
+        if layer.name in chosen
+    )
+    return Found(
+        layers,
+        _left_out(descriptions, chosen),
+        coverage_of(model, flattened, layers),
+        unmatched_patterns(names, include, exclude),
+    )
 
 
 def structure_of(model: nn.Module) -> object | None:
-    """All that :func:`find_layers` depends on, to compare with that of another time; None if it must be asked anew.
+    """A value that stays equal as long as :func:`find_layers` would find the same in a model.
 
-    The weights of parametrized layers are computed, so that they are others each time.
+    It is None if the model has parametrized layers: their weights are computed, and are other tensors at every call.
     """
     structure: list[object] = []
     for path, module in model.named_modules():
@@ -85,53 +88,107 @@ def structure_of(model: nn.Module) -> object | None:
         structure += (path, id(module), type(module))
         for parameter in module._parameters.values():
             if parameter is not None:
-                # Materialising a lazy parameter and moving a model change these, and leave the object the same.
+                # Initialising a lazy parameter or moving a model changes these properties of the same object.
                 structure += (id(parameter), type(parameter), parameter.dtype, parameter.device)
                 structure.append(None if is_lazy(parameter) else parameter.shape)
     return structure
 
 
 def readable_name(path: str, module: nn.Module) -> str:
-    """The name of a module as reports give it."""
-    # That torch.compile or activation checkpointing wraps a submodule is no concern of the reader.
+    """The name of a module in reports: its path without what wrappers add to it, or its class if nothing is left."""
     return ".".join(step for step in path.split(".") if step not in _WRAPPED) or type(module).__name__
 
 
+@dataclass(frozen=True)
+class _Owner:
+    """A module with parameters of its own.
+
+    Attributes:
+        name: of the module in reports.
+        module: the module.
+        parameters: by name; of a parameter that FSDP1 has flattened, the tensor with this rank's numbers.
+        parts: by name, the parameters that FSDP1 has flattened.
+    """
+
+    name: str
+    module: nn.Module
+    parameters: Mapping[str, Tensor]
+    parts: Mapping[str, FlatPart]
+
+
+@dataclass(frozen=True)
+class _Description:
+    """What is known of a module.
+
+    Attributes:
+        owner: the module.
+        layers: its layers.
+        reason: why it could not be understood; None if it could.
+    """
+
+    owner: _Owner
+    layers: list[Layer] = field(default_factory=list)
+    reason: str | None = None
+
+    @property
+    def names(self) -> list[str]:
+        return [self.owner.name] if self.reason is not None else [layer.name for layer in self.layers]
+
+
+def _owners(model: nn.Module, flattened: FlatParts) -> list[_Owner]:
+    """The modules with parameters of their own, in the order of ``model.named_modules()``."""
+    sources = {id(part.source) for parts in flattened.values() for part in parts.values()}
+    owners = []
+    for path, module in model.named_modules():
+        parts = flattened.get(module, {})
+        own = {name: part.source for name, part in parts.items()} or _own_parameters(module)
+        # A wrapper of FSDP1 has the flattened parameters of the modules inside, and none of its own.
+        is_wrapper = not parts and sources.issuperset(map(id, own.values()))
+        if own and not is_wrapper:
+            owners.append(_Owner(readable_name(path, module), module, own, parts))
+    return owners
+
+
 def _own_parameters(module: nn.Module) -> dict[str, Tensor]:
-    """The parameters of a module, with the originals of those that are parametrized, but not of its children."""
+    """The parameters of a module without those of its children, but with the originals of parametrized ones."""
     own: dict[str, Tensor] = dict(module.named_parameters(recurse=False))
     if is_parametrized(module):
         own |= dict(cast("nn.ModuleDict", module.parametrizations).named_parameters(prefix="parametrizations"))
     return own
 
 
-def _place_of(layer: Layer) -> object:
-    """The same for layers that look at the same parameter in the same way."""
-    weight = layer.tensors[0]
-    rows = weight.rows()
-    place = (rows.storage_offset(), rows.shape, rows.stride()) if isinstance(rows, Tensor) else rows.layout
-    if weight.part is not None:
-        return place
-    return (id(weight.originals[0]), place if len(weight.originals) == 1 else layer.name)
+def _describe(owner: _Owner, flattened: FlatParts) -> _Description:
+    try:
+        return _Description(owner, _layers_of(owner, flattened))
+    except NotUnderstoodError as reason:
+        return _Description(owner, reason=str(reason))
 
 
-def _layers_of(name: str, module: nn.Module, parts: Mapping[str, FlatPart]) -> list[Layer]:
+def _layers_of(owner: _Owner, flattened: FlatParts) -> list[Layer]:
+    """The layers of a module, as its adapter describes them."""
+    module = owner.module
     originals: dict[int, tuple[Tensor, ...]] = {}
     flat: dict[int, FlatPart] = {}
-    if parts:
-        module, flat = without_numbers(module, parts)
     if is_parametrized(module):
-        if any(is_sharded(parameter) for parameter in module.parameters()):
-            raise NotUnderstoodError(_PARAMETRIZED_AND_SHARDED)
+        is_flattened = not flattened.keys().isdisjoint(module.modules())
+        if is_flattened or any(is_sharded(parameter) for parameter in module.parameters()):
+            raise NotUnderstoodError("parametrized and sharded: its weight cannot be computed without gathering it")
         module, originals = without_parametrizations(module)
+    elif owner.parts:
+        module, flat = without_numbers(module, owner.parts)
     try:
         described = units_of(module)
         several = [described] if isinstance(described, Units) else list(described)
-        return [_layer_of(name, units, originals, flat) for units in several]
+        layers = [_layer_of(owner.name, units, originals, flat) for units in several]
     except NotUnderstoodError:
         raise
-    except Exception as error:  # adapters are other people's code
+    except Exception as error:  # adapters may be code of users
         raise NotUnderstoodError(f"its adapter failed with {type(error).__name__}: {error}") from error
+    if len({layer.name for layer in layers}) < len(layers):
+        raise NotUnderstoodError(
+            "its adapter gives several parts the same name; expected each to have a `part` of its own"
+        )
+    return layers
 
 
 def _layer_of(
@@ -158,7 +215,47 @@ def _layer_of(
         raise NotUnderstoodError(str(error)) from error
 
 
-def _is_chosen(name: str, include: Sequence[str] | None, exclude: Sequence[str]) -> bool:
-    if any(fnmatchcase(name, pattern) for pattern in exclude):
-        return False
-    return include is None or any(fnmatchcase(name, pattern) for pattern in include)
+def _unite(chosen: Iterable[tuple[nn.Module, Layer]]) -> list[Layer]:
+    """Keep the first of the layers of different modules that look at the same weight in the same way."""
+    layers: list[Layer] = []
+    first_at: dict[object, tuple[nn.Module, int]] = {}
+    for module, layer in chosen:
+        first_module, index = first_at.setdefault(_place_of(layer), (module, len(layers)))
+        if first_module is module:
+            layers.append(layer)
+        else:
+            layers[index] = replace(layers[index], also=(*layers[index].also, layer.name))
+    return layers
+
+
+def _place_of(layer: Layer) -> object:
+    """A value that is equal for layers that look at the same parameter in the same way."""
+    weight = layer.tensors[0]
+    rows = weight.rows()
+    place = (rows.storage_offset(), rows.shape, rows.stride()) if isinstance(rows, Tensor) else rows.layout
+    if weight.part is not None:
+        return place
+    return (id(weight.originals[0]), place if len(weight.originals) == 1 else layer.name)
+
+
+def _left_out(descriptions: Iterable[_Description], chosen: set[str]) -> dict[str, str]:
+    """By name, the modules and parts of modules that are not looked at, and why."""
+    skipped: dict[str, str] = {}
+    known: set[int] = set()  # identities of parameters that an earlier module has accounted for
+    for description in descriptions:
+        owner = description.owner
+        own = {id(parameter): name for name, parameter in owner.parameters.items()}
+        if description.reason is not None:
+            if not known.issuperset(own):
+                skipped[owner.name] = description.reason
+            known.update(own)
+            continue
+        for layer in description.layers:
+            known.update(layer.identity)
+            if layer.name not in chosen:
+                skipped[layer.name] = "left out by `include` or `exclude`"
+        unknown = [name for identity, name in own.items() if identity not in known]
+        if unknown:
+            kind = type(owner.module).__name__
+            skipped[owner.name] = f"the adapter of {kind} does not know its parameters {', '.join(unknown)}"
+    return skipped

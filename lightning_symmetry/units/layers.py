@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Iterator, Set
 from dataclasses import dataclass, field
+from fractions import Fraction
 from functools import cached_property
 from typing import Any, ClassVar, cast
 
@@ -46,6 +47,11 @@ class Incoming:
     originals: tuple[Tensor, ...]
     part: FlatPart | None = None
 
+    @property
+    def keys(self) -> tuple[object, ...]:
+        """One value for every original, that is the same for the same parameter."""
+        return tuple(map(id, self.originals)) if self.part is None else (self.part.key,)
+
     def rows(self) -> Tensor | Piece:
         """``(num_units, ...)``."""
         if self.part is not None:
@@ -79,6 +85,7 @@ class Layer:
         recurrent: what feeds the units back into themselves; its view gives ``(num_units, gates, num_units)``.
         also: names of layers that share the weight.
         num_units: number of rows.
+        shapes: of the rows of every tensor, ``(num_units, ...)``, the recurrent one last.
         fan_in: number of weights that feed one unit, without the bias.
     """
 
@@ -88,18 +95,20 @@ class Layer:
     recurrent: Incoming | None = None
     also: tuple[str, ...] = ()
     num_units: int = field(init=False)
+    shapes: tuple[torch.Size, ...] = field(init=False)
     fan_in: int = field(init=False)
     can_freeze: ClassVar[bool] = True
     row_names: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
-        shapes = [tensor.rows().shape for tensor in self._all_tensors()]
+        shapes = tuple(tensor.rows().shape for tensor in self._all_tensors())
         if len({shape[0] for shape in shapes}) != 1 or shapes[0][0] % self.blocks:
             raise NotUnderstoodError(
                 f"its adapter gives tensors of shapes {[tuple(shape) for shape in shapes]} in {self.blocks} blocks; "
                 "expected the same number of units first in each, divisible by the number of blocks"
             )
         object.__setattr__(self, "num_units", shapes[0][0])
+        object.__setattr__(self, "shapes", shapes)
         feeds = [shapes[0], *(shapes[-1:] if self.recurrent else [])]
         object.__setattr__(self, "fan_in", sum(shape[1:].numel() for shape in feeds))
 
@@ -146,6 +155,12 @@ class Layer:
     def originals(self) -> list[Tensor]:
         """The parameters that this layer is made of."""
         return [original for tensor in self._all_tensors() for original in tensor.originals]
+
+    def shares(self) -> Iterator[tuple[object, Fraction]]:
+        """Which share of its parameters this layer looks at, by :attr:`Incoming.keys`; parts of layers look at less."""
+        for tensor, shape in zip(self._all_tensors(), self.shapes, strict=True):
+            for key in tensor.keys:
+                yield key, Fraction(shape.numel(), tensor.weights.numel())
 
 
 def check_tensor(tensor: Tensor) -> None:

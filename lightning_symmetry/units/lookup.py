@@ -10,9 +10,10 @@ from torch import nn
 from lightning_symmetry.matrices.rows import Rows
 from lightning_symmetry.ranks.team import Name, Shared
 from lightning_symmetry.units.copies import copies_named
+from lightning_symmetry.units.finding import Found
 from lightning_symmetry.units.layers import Layer
 
-FindLayers = Callable[[], tuple[list[Layer], dict[str, str]]]
+FindLayers = Callable[[], Found]
 
 
 def rows_by_name(model: nn.Module, find: FindLayers, trained: Set[int] | None) -> Callable[[Name], Shared | None]:
@@ -28,7 +29,7 @@ def rows_by_name(model: nn.Module, find: FindLayers, trained: Set[int] | None) -
     def matrix(name: Name) -> Shared | None:
         part, *names = name
         if not by_name:
-            by_name.update({layer.name: layer for layer in find()[0]})
+            by_name.update({layer.name: layer for layer in find().layers})
         layer = copies_named(model, names) if len(names) > 1 else by_name.get(names[0])
         if layer is None:
             return None

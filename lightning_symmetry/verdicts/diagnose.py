@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from functools import partial
 
@@ -13,6 +14,7 @@ from lightning_symmetry.ranks.team import Team, attempt
 from lightning_symmetry.units.copies import find_copies
 from lightning_symmetry.units.finding import find_layers
 from lightning_symmetry.units.lookup import FindLayers, rows_by_name
+from lightning_symmetry.units.patterns import unmatched_text
 from lightning_symmetry.verdicts.evidence import look
 from lightning_symmetry.verdicts.judging import copy_groups, judge_one_look, to_diagnosis
 from lightning_symmetry.verdicts.report import LayerDiagnosis, SymmetryReport, UnitGroup, under_all_names
@@ -40,6 +42,9 @@ def diagnose(
     Returns:
         The report, at step 0.
 
+    Warns:
+        UserWarning: if a pattern in ``include`` or ``exclude`` matches no layer.
+
     Raises:
         TypeError: if ``model`` is no module or another argument is of the wrong type.
         ValueError: if ``tolerance`` is out of range.
@@ -65,19 +70,25 @@ def diagnose(
     find = attempt(find_layers, model, include, exclude)
     team = team_of(model)
     examine = partial(_examine, model, find, tolerance, team)
-    return examine() if team is None else team.run(examine, lambda report: None, rows_by_name(model, find, None))
+    report = examine() if team is None else team.run(examine, lambda report: None, rows_by_name(model, find, None))
+    if team is None or team.is_first:
+        found = find()
+        if found.unmatched:
+            warnings.warn(unmatched_text(found.unmatched, found.names), stacklevel=2)
+    return report
 
 
 def _examine(model: nn.Module, find: FindLayers, tolerance: float | None, team: Team | None) -> SymmetryReport:
-    layers, skipped = find()
-    found = find_copies(model, layers, team)
+    found = find()
+    copies = find_copies(model, found.layers, team)
     diagnoses: dict[str, LayerDiagnosis] = {}
-    for seen in look([*layers, *found], tolerance=tolerance, team=team):
+    for seen in look([*found.layers, *copies], tolerance=tolerance, team=team):
         groups = [
             UnitGroup(sighting.units, judge_one_look(sighting), sighting.cause, sighting.value)
             for sighting in seen.sightings
             if sighting.has_equal_weights
         ]
         diagnoses[seen.layer.name] = to_diagnosis(seen, groups)
-    copies = [group for copy in found for group in copy_groups(copy, diagnoses[copy.name])]
-    return SymmetryReport(0, under_all_names(diagnoses[layer.name] for layer in layers), skipped, copies)
+    groups_of_copies = [group for copy in copies for group in copy_groups(copy, diagnoses[copy.name])]
+    layers = under_all_names(diagnoses[layer.name] for layer in found.layers)
+    return SymmetryReport(0, layers, found.skipped, groups_of_copies, found.coverage)

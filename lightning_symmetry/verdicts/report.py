@@ -5,6 +5,7 @@ Nothing here imports torch.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -148,12 +149,15 @@ class SymmetryReport:
         layers: by layer name; layers that share a weight are one, under each of its names.
         skipped: by name, modules with parameters that were not inspected, and why.
         copies: whole modules that are equal.
+        coverage: share of the model's weights, the numbers in parameters of two or more dimensions, that belong to
+            these layers; between 0 and 1.
     """
 
     step: int = 0
     layers: dict[str, LayerDiagnosis] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
     copies: list[CopyGroup] = field(default_factory=list)
+    coverage: float = 1.0
 
     @property
     def distinct_layers(self) -> list[LayerDiagnosis]:
@@ -194,6 +198,7 @@ class SymmetryReport:
             "layers": {name: layer.to_dict() for name, layer in self.layers.items()},
             "skipped": dict(self.skipped),
             "copies": [group.to_dict() for group in self.copies],
+            "coverage": self.coverage,
         }
 
     def table(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
@@ -233,9 +238,9 @@ class SymmetryReport:
         if not num_layers:
             return "no layer was inspected."
         layers = f"{num_layers} layer{'s' if num_layers != 1 else ''}"
-        if not self.redundant_units:
-            return f"all {self.num_units} units of {layers} are distinct."
-        return f"{self.num_units - self.redundant_units} of {self.num_units} units of {layers} are distinct."
+        distinct = f"{self.num_units - self.redundant_units} of" if self.redundant_units else "all"
+        seen = "" if self.coverage == 1 else f"; {_percent_below(self.coverage)} % of the weights were looked at"
+        return f"{distinct} {self.num_units} units of {layers} are distinct{seen}."
 
 
 @dataclass(frozen=True)
@@ -267,6 +272,11 @@ class Finding:
     origin: Origin
     modules: tuple[str, ...] = ()
     reason: Reason = Reason.UNDECIDED
+
+
+def _percent_below(share: float) -> int:
+    """A share below 1 in per cent, rounded down."""
+    return min(99, math.floor(100 * share + 1e-9))  # 100 * 0.29 is slightly less than 29
 
 
 def summarise(layer: LayerDiagnosis) -> str:

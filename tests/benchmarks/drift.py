@@ -76,7 +76,7 @@ def measure(network: str, optimizer: str, dtype: torch.dtype, num_steps: int) ->
         torch.autograd.backward(nn.functional.mse_loss(net(inputs[step]), targets[step]))
         stepper.step()
         if step + 1 in STEPS:
-            layer = next(layer for layer in find_layers(net)[0] if layer.name == layer_name)
+            layer = next(layer for layer in find_layers(net).layers if layer.name == layer_name)
             gradients, everything = layer.gradients(), np.arange(layer.num_units)
             assert gradients is not None
             distances = (spread(layer.weights().fetch(everything), groups), spread(gradients.fetch(everything), groups))

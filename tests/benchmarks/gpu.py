@@ -34,7 +34,7 @@ def run() -> dict[str, Any] | None:
         [(name, *map(str, by_content.values())) for name, by_content in ratios.items()],
     )
     model = _gpt2_small()
-    waits = count_waits(partial(look, find_layers(model)[0]))
+    waits = count_waits(partial(look, find_layers(model).layers))
     every = _training(model)
     show(
         f"GPT-2 small, bfloat16, on {device}",

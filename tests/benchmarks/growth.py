@@ -61,7 +61,7 @@ class Check:
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
-        self.layers, _ = find_layers(model)
+        self.layers = find_layers(model).layers
         self.history = History(3)
 
     def __call__(self) -> None:

@@ -37,7 +37,7 @@ def write_run(folder: Path, model: nn.Module, num_checks: int, seed: int, flicke
     shutil.rmtree(folder, ignore_errors=True)
     generator = torch.Generator().manual_seed(seed)
     _move(model, generator)
-    looks = look(find_layers(model, None, ())[0])
+    looks = look(find_layers(model, None, ()).layers)
     layers = [to_diagnosis(seen, ()) for seen in looks]
     writer, tab = SummaryWriter(str(folder)), TabWriter()
     taken = []

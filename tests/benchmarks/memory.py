@@ -41,7 +41,7 @@ def reset_peak() -> None:
 def measure() -> None:
     """In a process of its own: print bytes of the parameters, extra resident bytes, extra bytes of Python and numpy."""
     net = model()
-    layers, _ = find_layers(net)
+    layers = find_layers(net).layers
     look(layers[:2])  # what is imported and cached at the first look is no part of a check
     reset_peak()
     before = peak_bytes()

@@ -200,7 +200,7 @@ def layers_to_shard() -> dict[str, nn.Module]:
         "gru cell": nn.GRUCell(5, 9),
     }
     for module in modules.values():
-        for layer in find_layers(module)[0]:
+        for layer in find_layers(module).layers:
             for incoming in layer.tensors:
                 parameter = incoming.weights
                 if parameter.grad is None:

@@ -85,7 +85,7 @@ def test_layers_and_matrices_are_told_as_they_were_written(server: Server, galle
 
 
 def test_what_a_training_that_started_again_had_written_before_is_forgotten(tmp_path: Path) -> None:
-    looks = look(find_layers(torch.nn.Sequential(torch.nn.Linear(3, 8)), None, ())[0])
+    looks = look(find_layers(torch.nn.Sequential(torch.nn.Linear(3, 8)), None, ()).layers)
     layers = {seen.layer.name: to_diagnosis(seen, ()) for seen in looks}
     with SummaryWriter(str(tmp_path)) as writer:
         for steps in ((0, 10, 20, 30), (20, 25)):

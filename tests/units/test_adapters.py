@@ -44,7 +44,7 @@ def test_silencing_a_row_changes_one_output_channel(plain: type, transposed: typ
     inputs = torch.randn(1, 8, *([5] * dims))
     for conv_type in (plain, transposed):
         conv = conv_type(8, 12, 3, groups=groups)
-        (layer,), skipped = find_layers(nn.Sequential(conv))
+        (layer,), skipped, *_ = find_layers(nn.Sequential(conv))
         assert not skipped
         assert (layer.num_units, layer.blocks) == (12, groups)
         assert layer.fan_in == 8 // groups * 3**dims
@@ -53,7 +53,7 @@ def test_silencing_a_row_changes_one_output_channel(plain: type, transposed: typ
             row = layer.weights().fetch(np.array([unit]))[0]
             copy = conv_type(8, 12, 3, groups=groups)
             copy.load_state_dict(conv.state_dict())
-            (copied,), _ = find_layers(nn.Sequential(copy))
+            (copied,) = find_layers(nn.Sequential(copy)).layers
             with torch.no_grad():
                 for tensor, view in [(item.weights, item.view) for item in copied.tensors]:
                     mask = torch.ones_like(tensor)
@@ -88,7 +88,7 @@ def test_planted_filters_are_found_in_every_convolution() -> None:
     for plain, transposed, _ in CONVOLUTIONS:
         for conv_type in (plain, transposed):
             conv = conv_type(4, 12, 2, groups=2)
-            (layer,), _ = find_layers(nn.Sequential(conv))
+            (layer,) = find_layers(nn.Sequential(conv)).layers
             rows = layer.weights().fetch(np.arange(12))
             assert brute_force_groups(rows, 1e-5) == []
             for tensor, view in [(item.weights, item.view) for item in layer.tensors]:
@@ -100,7 +100,7 @@ def test_planted_filters_are_found_in_every_convolution() -> None:
 
 def test_views_are_not_copies() -> None:
     for module in (nn.Linear(8, 8), nn.Conv2d(8, 8, 3, groups=2), nn.ConvTranspose2d(8, 8, 3)):
-        (layer,), _ = find_layers(nn.Sequential(module))
+        (layer,) = find_layers(nn.Sequential(module)).layers
         piece = layer.weights().pieces[0]
         assert isinstance(piece, Tensor)
         assert piece.data_ptr() == layer.tensors[0].weights.data_ptr()

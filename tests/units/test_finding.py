@@ -14,7 +14,7 @@ AnyUnits: Any = Units  # for what its types forbid
 
 
 def names(model: nn.Module, **options: list[str]) -> list[str]:
-    return [layer.name for layer in find_layers(model, **options)[0]]
+    return [layer.name for layer in find_layers(model, **options).layers]
 
 
 class WithAdapter(nn.Linear):
@@ -26,7 +26,7 @@ class WithAdapter(nn.Linear):
 
 
 def test_parameters_the_adapter_does_not_know_are_named() -> None:
-    layers, skipped = find_layers(nn.Sequential(WithAdapter(3, 4)))
+    layers, skipped, *_ = find_layers(nn.Sequential(WithAdapter(3, 4)))
     assert [layer.name for layer in layers] == ["0"]
     assert "lora_a" in skipped["0"]
 
@@ -61,7 +61,7 @@ def odd_module(adapter: Callable[[Tensor], Any]) -> nn.Module:
     ],
 )
 def test_adapters_that_return_something_else(result: Callable[[Tensor], Any], reason: str) -> None:
-    layers, skipped = find_layers(nn.Sequential(odd_module(result), nn.Linear(2, 2)))
+    layers, skipped, *_ = find_layers(nn.Sequential(odd_module(result), nn.Linear(2, 2)))
     assert [layer.name for layer in layers] == ["1"]
     assert reason in skipped["0"]
 
@@ -70,7 +70,7 @@ def test_adapter_that_fails_is_named() -> None:
     def fail(weight: Tensor) -> Units:
         raise KeyError("weights")
 
-    _, skipped = find_layers(nn.Sequential(odd_module(fail)))
+    skipped = find_layers(nn.Sequential(odd_module(fail))).skipped
     assert skipped == {"0": "its adapter failed with KeyError: 'weights'"}
 
 
@@ -85,7 +85,7 @@ def test_adapter_with_unequal_numbers_of_units_is_refused() -> None:
     def crooked(module: Crooked) -> Units:
         return Units(module.weight, module.bias)
 
-    layers, skipped = find_layers(nn.Sequential(Crooked()))
+    layers, skipped, *_ = find_layers(nn.Sequential(Crooked()))
     assert layers == []
     assert "[(3, 4), (4,)]" in skipped["0"]
 
@@ -100,7 +100,7 @@ class Tied(nn.Module):
 
 
 def test_shared_weight_is_looked_at_once() -> None:
-    layers, skipped = find_layers(Tied())
+    layers, skipped, *_ = find_layers(Tied())
     assert [(layer.name, layer.also) for layer in layers] == [("first", ("second",))]
     assert skipped == {}
     report = diagnose(Tied())
@@ -122,7 +122,7 @@ def test_shared_weight_is_looked_at_once() -> None:
     ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
 def test_what_is_not_inspected_is_named_with_a_reason(module: nn.Module, reason: str) -> None:
-    layers, skipped = find_layers(nn.Sequential(module))
+    layers, skipped, *_ = find_layers(nn.Sequential(module))
     assert layers == []
     assert list(skipped) == ["0"]
     assert reason in skipped["0"]
@@ -131,14 +131,14 @@ def test_what_is_not_inspected_is_named_with_a_reason(module: nn.Module, reason:
 @pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
 @pytest.mark.parametrize(("inputs", "outputs"), [(0, 4), (4, 0)])
 def test_layers_without_inputs_or_units(inputs: int, outputs: int) -> None:
-    _, skipped = find_layers(nn.Sequential(nn.Linear(inputs, outputs)))
+    skipped = find_layers(nn.Sequential(nn.Linear(inputs, outputs))).skipped
     assert skipped == {"0": "it has no units or no inputs"}
 
 
 def test_pruned_layer_is_skipped() -> None:
     module = nn.Linear(3, 4)
     nn.utils.prune.l1_unstructured(module, "weight", amount=0.5)  # type: ignore[no-untyped-call]
-    _, skipped = find_layers(nn.Sequential(module))
+    skipped = find_layers(nn.Sequential(module)).skipped
     assert "computed from other tensors" in skipped["0"]
 
 
@@ -147,7 +147,7 @@ def test_include_and_exclude() -> None:
     assert names(model, include=["fc*"]) == ["fc1", "fc2"]
     assert names(model, exclude=["fc*"]) == ["head"]
     assert names(model, include=["fc*"], exclude=["fc2"]) == ["fc1"]
-    assert find_layers(model, include=["fc1"])[1]["head"] == "left out by `include` or `exclude`"
+    assert find_layers(model, include=["fc1"]).skipped["head"] == "left out by `include` or `exclude`"
 
 
 def test_compiled_submodules_keep_their_names() -> None:
@@ -158,3 +158,9 @@ def test_compiled_submodules_keep_their_names() -> None:
 
 def test_a_bare_layer_goes_by_its_class() -> None:
     assert list(diagnose(nn.Linear(2, 3)).layers) == ["Linear"]
+
+
+def test_parts_of_one_name_are_refused() -> None:
+    layers, skipped, *_ = find_layers(nn.Sequential(odd_module(lambda weight: [Units(weight), Units(weight)])))
+    assert layers == []
+    assert skipped == {"0": "its adapter gives several parts the same name; expected each to have a `part` of its own"}

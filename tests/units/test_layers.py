@@ -20,7 +20,7 @@ def test_bias_belongs_to_the_incoming_row() -> None:
 def test_gradients_have_the_shape_of_the_weights() -> None:
     conv = nn.ConvTranspose2d(4, 6, 3, groups=2)
     conv(torch.randn(2, 4, 5, 5)).square().sum().backward()
-    (layer,), _ = find_layers(nn.Sequential(conv))
+    (layer,) = find_layers(nn.Sequential(conv)).layers
     gradients = layer.gradients()
     assert gradients is not None
     assert (gradients.num_rows, gradients.width) == (layer.weights().num_rows, layer.weights().width)

@@ -23,7 +23,7 @@ def test_parametrized_layers_are_read_as_they_compute(
     module = parametrize(module_type())
     rng = torch.get_rng_state()
     state = {name: value.clone() for name, value in module.state_dict().items()}
-    (layer,), skipped = find_layers(nn.Sequential(module))
+    (layer,), skipped, *_ = find_layers(nn.Sequential(module))
     assert skipped == {}
     assert module.training
     assert module.parametrizations.weight.training

@@ -22,7 +22,7 @@ class Scaled(nn.Linear):
 
 
 def test_subclasses_use_the_adapter_of_their_ancestor() -> None:
-    assert [layer.name for layer in find_layers(nn.Sequential(Scaled(3, 4)))[0]] == ["0"]
+    assert [layer.name for layer in find_layers(nn.Sequential(Scaled(3, 4))).layers] == ["0"]
 
 
 class Experts(nn.Module):
@@ -34,7 +34,7 @@ class Experts(nn.Module):
 
 
 def test_register_layer_with_parts() -> None:
-    assert find_layers(Experts())[1] == {
+    assert find_layers(Experts()).skipped == {
         "Experts": "no adapter for Experts; if units come first in `weight`: "
         "register_layer(Experts)(lambda module: Units(module.weight))"
     }
@@ -66,14 +66,15 @@ def test_register_layer_refuses_an_instance_and_names_its_class() -> None:
         AnyRegister(nn.Linear(2, 3))
 
 
+def linear_units(module: nn.Linear) -> Units:
+    return Units(module.weight)
+
+
 def test_register_layer_refuses_to_decorate_without_a_type() -> None:
     with pytest.raises(TypeError, match=r"at least one layer type, as in register_layer\(MyLayer\)"):
         register_layer()
     with pytest.raises(TypeError, match=r"but got <function .*linear_units.*>\. .*@register_layer\(MyLayer\)"):
-
-        @AnyRegister
-        def linear_units(module: nn.Linear) -> Units:
-            return Units(module.weight)
+        AnyRegister(linear_units)
 
 
 @pytest.mark.parametrize("adapter", [None, "units", Units(torch.ones(2, 3))])
@@ -114,7 +115,7 @@ def part(name: str) -> Any:
 
 
 def names_of(layer_type: type[nn.Module]) -> list[str]:
-    return [layer.name for layer in find_layers(nn.Sequential(layer_type()))[0]]
+    return [layer.name for layer in find_layers(nn.Sequential(layer_type())).layers]
 
 
 def test_one_adapter_serves_several_types() -> None:

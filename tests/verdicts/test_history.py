@@ -22,7 +22,7 @@ UNCLEAR = Gradients.UNCLEAR
 
 
 def layer_of(num_units: int) -> Layer:
-    ((layer,), _) = find_layers(nn.Sequential(nn.Linear(3, num_units)))
+    (layer,) = find_layers(nn.Sequential(nn.Linear(3, num_units))).layers
     return layer
 
 
