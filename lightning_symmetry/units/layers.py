@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
 
-from lightning_symmetry.matrices.grouping import TOLERANCES
-from lightning_symmetry.matrices.rows import Rows, UnreadableError
+from lightning_symmetry.matrices.question import TOLERANCES
+from lightning_symmetry.matrices.rows import Rows
 from lightning_symmetry.ranks.fsdp1 import FlatPart, flat_parts, without_numbers
-from lightning_symmetry.ranks.pieces import Piece, View, is_sharded, part_of_rows, piece_of_part
+from lightning_symmetry.ranks.pieces import Piece, UnreadableError, View, is_sharded, part_of_rows, piece_of_part
 from lightning_symmetry.ranks.sharded import matrix_of
 
 

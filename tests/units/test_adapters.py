@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 from lightning_symmetry import SymmetryReport, Verdict, diagnose
-from lightning_symmetry.matrices.grouping import stable_groups
-from lightning_symmetry.matrices.rows import Rows
+from lightning_symmetry.matrices.dense import DenseRows
+from lightning_symmetry.matrices.partition import stable_groups
 from lightning_symmetry.units.layers import find_layers
 from tests.training import fill
 
@@ -61,7 +61,7 @@ def test_stable_groups_are_the_coarsest(seed: int, units: int, gates: int) -> No
     weights = torch.randint(0, 2, (units, gates, units), generator=generator).double()
     label = torch.randint(0, 2, (units,), generator=generator).tolist()
     groups = [tuple(i for i in range(units) if label[i] == value) for value in (0, 1)]
-    found = stable_groups([group for group in groups if len(group) > 1], Rows([weights]), 1e-9)
+    found = stable_groups([group for group in groups if len(group) > 1], DenseRows([weights]), 1e-9)
     stable = [part for part in partitions(list(range(units))) if is_stable(part, groups, weights)]
     coarsest = min(stable, key=len)
     assert found == sorted(tuple(sorted(part)) for part in coarsest if len(part) > 1)
@@ -270,6 +270,7 @@ def test_parametrized_layers_are_read_as_they_compute(
     assert torch.equal(rng, torch.get_rng_state())
     module.eval()
     weights = layer.weights()
+    assert isinstance(weights, DenseRows)
     piece = weights.pieces[0]
     assert isinstance(piece, Tensor)
     assert torch.equal(piece, module.weight)

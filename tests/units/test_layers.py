@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_symmetry import Units, diagnose, duplicate_groups, register_layer
+from lightning_symmetry.matrices.dense import DenseRows
 from lightning_symmetry.units.layers import find_layers
 from tests.oracle import brute_force_groups
 
@@ -305,7 +306,9 @@ def test_a_bare_layer_goes_by_its_class() -> None:
 def test_views_are_not_copies() -> None:
     for module in (nn.Linear(8, 8), nn.Conv2d(8, 8, 3, groups=2), nn.ConvTranspose2d(8, 8, 3)):
         (layer,), _ = find_layers(nn.Sequential(module))
-        piece = layer.weights().pieces[0]
+        rows = layer.weights()
+        assert isinstance(rows, DenseRows)
+        piece = rows.pieces[0]
         assert isinstance(piece, Tensor)
         assert piece.data_ptr() == layer.tensors[0].weights.data_ptr()
 
