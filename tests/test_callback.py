@@ -22,7 +22,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_symmetry import SymmetryMonitor, Verdict, diagnose
 from lightning_symmetry.callback import SymmetryError, SymmetryWarning
 from lightning_symmetry.engine.examiner import Examiner
-from lightning_symmetry.matrices.grouping import Question, find_groups
+from lightning_symmetry.matrices.grouping import find_groups
+from lightning_symmetry.matrices.question import Question
 from tests.training import MLP, Classifier, Regression, batches, fill, fit, make_trainer, mlp, sgd
 
 

@@ -11,7 +11,8 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torchmetrics.functional import pairwise_cosine_similarity
 
-from lightning_symmetry.matrices.rows import Rows, exact_arithmetic
+from lightning_symmetry.matrices.numerics import exact_arithmetic
+from lightning_symmetry.matrices.rows import Rows
 from lightning_symmetry.verdicts.report import LayerDiagnosis, SymmetryReport, UnitGroup
 from lightning_symmetry.verdicts.verdict import Verdict
 

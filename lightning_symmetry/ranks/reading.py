@@ -1,4 +1,4 @@
-"""Matrices on several ranks, in use: whose they are, how they are read, which of their rows are equal."""
+"""What is asked of the ranks that hold a model: who they are, sketches of its matrices, and which rows are equal."""
 
 from __future__ import annotations
 
@@ -9,12 +9,16 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from lightning_symmetry.matrices.grouping import TOLERANCES, Question, find_groups
-from lightning_symmetry.matrices.rows import NUM_PROJECTIONS, Rows, sketch_all
+from lightning_symmetry.matrices.grouping import find_groups
+from lightning_symmetry.matrices.projections import NUM_PROJECTIONS
+from lightning_symmetry.matrices.question import TOLERANCES, Question
+from lightning_symmetry.matrices.rows import Rows
+from lightning_symmetry.matrices.sketching import sketch_all
+from lightning_symmetry.ranks import queries
 from lightning_symmetry.ranks.fsdp1 import flattened_modules
 from lightning_symmetry.ranks.pieces import is_sharded
 from lightning_symmetry.ranks.sharded import ShardedRows
-from lightning_symmetry.ranks.team import Name, Request, Team, TeamError
+from lightning_symmetry.ranks.team import Name, Team, TeamError
 
 
 def team_of_all(num_ranks: int, device: torch.device) -> Team | None:
@@ -35,41 +39,54 @@ def team_of(model: nn.Module) -> Team | None:
     return None if sharded is None else Team(sharded.device)
 
 
-def read(team: Team, matrices: Mapping[Name, ShardedRows]) -> dict[Name, str]:
-    """Make matrices known to all ranks, and read them once; for the first rank only.
+def read(team: Team, matrices: Mapping[Name, Rows | None]) -> dict[Name, str]:
+    """Make the sharded ones of some matrices known to all ranks, and read each row once; for the first rank only.
 
     Returns:
         By name, why a matrix cannot be read; an empty reason means that some rank does not have it.
+
+    Raises:
+        TeamError: if there are several sharded matrices and none of them can be read.
     """
-    if not matrices:
+    sharded = {name: rows for name, rows in matrices.items() if isinstance(rows, ShardedRows)}
+    if not sharded:
         return {}
-    first = team.num_matrices
-    sizes = {first + i: (1 + NUM_PROJECTIONS) * rows.num_rows for i, rows in enumerate(matrices.values())}
-    answers = team.ask(Request("sketch", sizes, names=list(matrices)), matrices.__getitem__)
+    numbered = dict(enumerate(sharded.values(), start=team.num_matrices))
+    request = queries.sketch.request({number: rows.local for number, rows in numbered.items()}, names=list(sharded))
+    answers = team.ask(request, sharded.__getitem__)
     reason = team.what_failed() if any(answer.has_failed for answer in answers) else ""
     failures: dict[Name, str] = {}
-    for place, (name, rows), answer in zip(sizes, matrices.items(), answers, strict=True):
+    for name, (number, rows), answer in zip(sharded, numbered.items(), answers, strict=True):
         if answer.has_failed or answer.is_missing:
             failures[name] = reason if answer.has_failed else ""
             continue
         sketch = answer.numbers.view(1 + NUM_PROJECTIONS, rows.num_rows)
         sketch[0].sqrt_()
-        rows.known_as(team, place, sketch)
+        rows.register(team, number, sketch)
+    if len(sharded) > 1 and all(failures.get(name) for name in sharded):
+        raise TeamError(reason)  # what fails for every matrix is no matter of one layer
     return failures
 
 
-def heads(team: Team, name: Name, rows: Rows, piece: int, count: int) -> list[list[float]]:
-    """The first few numbers of a piece of every row; for the first rank only."""
+def first_numbers(team: Team, name: Name, rows: Rows, piece: int, count: int) -> list[list[float]]:
+    """Up to ``count`` first numbers of a piece of every row; for the first rank only.
+
+    Raises:
+        TeamError: if some rank does not have the matrix, or cannot read it.
+    """
     assert isinstance(rows, ShardedRows)
+    rows.register(team, team.num_matrices)
     count = min(count, rows.widths[piece])
-    rows.known_as(team, team.num_matrices)
-    numbers: list[list[float]] = rows.ask("heads", (rows.num_rows, count), piece, names=[name]).tolist()
+    numbers: list[list[float]] = rows.ask(queries.heads, piece, count, names=[name]).tolist()
     return numbers
 
 
 def equal_rows(team: Team, name: Name, rows: Rows) -> list[tuple[int, ...]]:
-    """The groups of rows that are equal but not made of one number per piece; for the first rank only."""
-    assert isinstance(rows, ShardedRows)
+    """The groups of equal rows, without those that are made of one number per piece; for the first rank only.
+
+    Raises:
+        TeamError: if some rank does not have the matrix, or cannot read it.
+    """
     failures = read(team, {name: rows})
     if failures:
         raise TeamError(failures[name] or f"{', '.join(name)} are not on every rank")

@@ -1,9 +1,10 @@
-"""Several ranks at one check: the first thinks, the others lend it what they hold.
+"""Several ranks at one check: the first rank decides, the others answer from what they hold.
 
-All that depends on data is decided on the first rank alone. It asks requests, each with the size of its answer; every
-rank, the first too, adds its part to a vector of that size, and the sum goes to the first. So every rank reaches every
-collective, whatever the data are and whatever fails on one of them: a part that fails is left out, and a flag says so.
-At the end the first rank tells all what it has concluded, and all agree whether every rank has come that far.
+All that depends on data is decided on the first rank alone. It sends requests, each with the size of its answer; every
+rank, the first one too, puts its part into a vector of that size, and one reduction of these vectors to the first rank
+gives the answer. So every rank reaches every collective, whatever the data are and whatever fails on one of them: a
+part that fails is left out, and a flag says so. At the end the first rank sends what it has concluded to all, and all
+agree whether anything has failed on any of them.
 """
 
 from __future__ import annotations
@@ -12,22 +13,22 @@ import pickle
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ParamSpec, Protocol, TypeVar, cast, runtime_checkable
+from enum import Enum
+from typing import Any, NamedTuple, ParamSpec, Protocol, TypeVar, cast, runtime_checkable
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lightning_symmetry.matrices.rows import exact_arithmetic
+from lightning_symmetry.matrices.numerics import CPU, exact_arithmetic
 
 P = ParamSpec("P")
 T = TypeVar("T")
 Name = tuple[str, ...]
 """What a matrix is called on every rank."""
 
-# The global default device is the user's.
-_CPU = torch.device("cpu")
-# A message that fits is sent by one broadcast, a longer one by two.
+# Every message has a first part of this size, which holds the length of the message and as much of it as fits; a second
+# part follows if that is not all.
 _HEAD_BYTES = 1024
 _LENGTH_BYTES = 8
 
@@ -36,47 +37,64 @@ class TeamError(RuntimeError):
     """Something failed on some rank; raised on all of them."""
 
 
+class Reduction(Enum):
+    """How the parts of an answer become one."""
+
+    SUM = "sum"
+    LARGEST = "largest"
+
+    @property
+    def neutral(self) -> float:
+        """The number that changes no answer."""
+        return 0.0 if self is Reduction.SUM else -torch.inf
+
+    @property
+    def operation(self) -> dist.ReduceOp.RedOpType:
+        """What does it in :mod:`torch.distributed`."""
+        return dist.ReduceOp.SUM if self is Reduction.SUM else dist.ReduceOp.MAX
+
+
 @runtime_checkable
 class Shared(Protocol):
     """A matrix of which every rank holds a part."""
 
-    def answer(self, kind: str, numbers: Tensor, *arguments: Any) -> None:
-        """Put this rank's part of the answer into ``numbers``, which holds what changes nothing."""
+    def answer(self, query: str, numbers: Tensor, *arguments: Any) -> None:
+        """Put this rank's part of the answer to a query into ``numbers``, filled with what changes no answer."""
         ...
 
 
 Find = Callable[[Name], Shared | None]
+"""Finds a matrix by its name; None if this rank has no such matrix."""
 
 
-@dataclass(frozen=True)
-class Request:
-    """What the first rank asks of all.
+class Request(NamedTuple):
+    """What the first rank asks of all ranks; all they need to know for the reduction, whether they can answer or not.
 
     Attributes:
-        kind: what is asked.
-        sizes: by number of the matrix in question, how many numbers the answer has.
-        arguments: what else there is to know.
+        query: what is asked.
+        sizes: how many numbers the answer of each matrix has, by the number of the matrix.
+        arguments: of the query.
         dtype: of the answer.
-        is_largest: the largest of the parts is the answer, not their sum.
-        names: of matrices that were not asked of before.
+        reduction: how the parts of all ranks become one.
+        names: of matrices that the ranks do not know yet; they get the next numbers.
     """
 
-    kind: str
+    query: str
     sizes: dict[int, int]
     arguments: tuple[Any, ...] = ()
     dtype: torch.dtype = torch.float64
-    is_largest: bool = False
+    reduction: Reduction = Reduction.SUM
     names: Sequence[Name] = ()
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What all have answered.
+    """What all ranks have answered for one matrix.
 
     Attributes:
-        numbers: on the CPU.
-        is_missing: some rank has no such matrix.
-        has_failed: some rank could not answer.
+        numbers: the answer, as a vector on the CPU.
+        is_missing: whether some rank has no such matrix.
+        has_failed: whether some rank could not answer.
     """
 
     numbers: Tensor
@@ -86,12 +104,12 @@ class Answer:
 
 @dataclass(frozen=True)
 class _WhatFailed:
-    """Asks for the reason of a failure."""
+    """Asks all ranks for the reason of a failure."""
 
 
 @dataclass(frozen=True)
 class _End:
-    """The last word of the first rank: its conclusion, or None if it failed itself."""
+    """The last message of the first rank: what it has concluded, or None if it failed itself."""
 
     conclusion: Any
 
@@ -103,7 +121,7 @@ class Team:
         device: where tensors must lie to be sent.
 
     Attributes:
-        is_first: whether this rank thinks.
+        is_first: whether this is the rank that decides.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -112,16 +130,16 @@ class Team:
         self._matrices: list[Shared | Exception | None] = []
         self._errors: list[str] = []
 
-    def run(self, think: Callable[[], T], follow: Callable[[T], None], find: Find) -> T:
-        """Think on the first rank, and let the others follow.
+    def run(self, decide: Callable[[], T], follow: Callable[[T], None], find: Find) -> T:
+        """Decide something on the first rank, which asks the others for what they hold; to be called on all ranks.
 
         Args:
-            think: run on the first rank, which may :meth:`ask` all meanwhile.
-            follow: run on the others with what ``think`` returned.
-            find: a matrix by its name, or None if this rank has no such matrix.
+            decide: called on the first rank, which may :meth:`ask` all ranks meanwhile.
+            follow: called on the other ranks with what ``decide`` returned.
+            find: finds the matrices that the first rank asks of.
 
         Returns:
-            What ``think`` returned.
+            What ``decide`` returned.
 
         Raises:
             TeamError: on all ranks, if anything failed on any of them.
@@ -130,7 +148,7 @@ class Team:
         conclusion: T | None = None
         try:
             if self.is_first:
-                conclusion = self._lead(think)
+                conclusion = self._decide(decide)
             else:
                 conclusion = self._serve(find)
                 if conclusion is not None:
@@ -138,41 +156,45 @@ class Team:
         except Exception as error:
             self._errors.append(describe(error))
         self._matrices = []  # else gradients that are no longer needed would live on
-        self._agree()
+        self._raise_if_any_failed()
         return cast("T", conclusion)
 
     @property
     def num_matrices(self) -> int:
-        """How many have been asked of by name; the next gets this number."""
+        """How many matrices the ranks know; the next one that a request names gets this number."""
         return len(self._matrices)
 
     def ask(self, request: Request, find: Find = lambda name: None) -> list[Answer]:
-        """The answers of all ranks, one for each matrix in question; for the first rank only.
+        """Ask all ranks; for the first rank only, within :meth:`run`.
 
         Args:
             request: what to ask.
-            find: the matrices that the request names, as this rank has them.
+            find: finds the matrices that the request names, as this rank has them.
+
+        Returns:
+            One answer for each matrix in ``request.sizes``.
         """
-        self._tell(_encoded(request))
+        self._send(_encoded(request))
         return self._answer(request, find)
 
     def what_failed(self) -> str:
-        """Why an answer failed; for the first rank only. The failure is thereby dealt with."""
-        self._tell(_encoded(_WhatFailed()))
+        """Ask all ranks why an answer failed, and forget the failure; for the first rank only, within :meth:`run`."""
+        self._send(_encoded(_WhatFailed()))
         return self._collect_errors()
 
-    def _lead(self, think: Callable[[], T]) -> T:
+    def _decide(self, decide: Callable[[], T]) -> T:
         end = _encoded(_End(None))
         try:
-            conclusion = think()
+            conclusion = decide()
             end = _encoded(_End(conclusion))
             return conclusion
         finally:  # the others wait for this, whatever happened
-            self._tell(end)
+            self._send(end)
 
     def _serve(self, find: Find) -> Any:
+        """Answer all requests of the first rank; returns what it has concluded."""
         while True:
-            message = self._hear()
+            message = self._receive()
             match message:
                 case _End():
                     return message.conclusion
@@ -188,13 +210,13 @@ class Team:
                 self._matrices.append(find(name))
             except Exception as error:
                 self._matrices.append(error)
-        neutral = -torch.inf if request.is_largest else 0.0
+        neutral = request.reduction.neutral
         total = sum(request.sizes.values())
         numbers = torch.full((total + 2 * len(request.sizes),), neutral, dtype=request.dtype, device=self._device)
         flags = numbers[total:].view(-1, 2).zero_()
         start = 0
-        for (place, size), flag in zip(request.sizes.items(), flags, strict=True):
-            matrix, part = self._matrices[place], numbers[start : start + size]
+        for (number, size), flag in zip(request.sizes.items(), flags, strict=True):
+            matrix, part = self._matrices[number], numbers[start : start + size]
             start += size
             try:
                 if isinstance(matrix, Exception):
@@ -203,12 +225,12 @@ class Team:
                     flag[0] = 1
                     continue
                 with exact_arithmetic(self._device):
-                    matrix.answer(request.kind, part, *request.arguments)
+                    matrix.answer(request.query, part, *request.arguments)
             except Exception as error:
                 part.fill_(neutral)
                 flag[1] = 1
                 self._errors.append(describe(error))
-        dist.reduce(numbers, 0, dist.ReduceOp.MAX if request.is_largest else dist.ReduceOp.SUM)
+        dist.reduce(numbers, 0, request.reduction.operation)
         if not self.is_first:
             return []
         numbers = numbers.cpu()
@@ -216,8 +238,9 @@ class Team:
         marks = (numbers[total:].view(-1, 2) > 0).tolist()
         return [Answer(part, *mark) for part, mark in zip(parts, marks, strict=True)]
 
-    def _tell(self, data: bytes) -> None:
-        head = torch.zeros(_HEAD_BYTES, dtype=torch.uint8, device=_CPU)
+    def _send(self, data: bytes) -> None:
+        """Send a message to all ranks; for the first rank only."""
+        head = torch.zeros(_HEAD_BYTES, dtype=torch.uint8, device=CPU)
         room = _HEAD_BYTES - _LENGTH_BYTES
         start = len(data).to_bytes(_LENGTH_BYTES, "little") + data[:room]
         head[: len(start)] = torch.frombuffer(bytearray(start), dtype=torch.uint8)
@@ -225,12 +248,13 @@ class Team:
         if len(data) > room:
             self._broadcast(torch.frombuffer(bytearray(data[room:]), dtype=torch.uint8))
 
-    def _hear(self) -> object:
-        head = self._broadcast(torch.zeros(_HEAD_BYTES, dtype=torch.uint8, device=_CPU)).numpy().tobytes()
+    def _receive(self) -> object:
+        """The next message of the first rank."""
+        head = self._broadcast(torch.zeros(_HEAD_BYTES, dtype=torch.uint8, device=CPU)).numpy().tobytes()
         length = int.from_bytes(head[:_LENGTH_BYTES], "little")
         data = head[_LENGTH_BYTES : _LENGTH_BYTES + length]
         if length > len(data):
-            data += self._broadcast(torch.zeros(length - len(data), dtype=torch.uint8, device=_CPU)).numpy().tobytes()
+            data += self._broadcast(torch.zeros(length - len(data), dtype=torch.uint8, device=CPU)).numpy().tobytes()
         return pickle.loads(zlib.decompress(data))
 
     def _broadcast(self, data: Tensor) -> Tensor:
@@ -238,14 +262,15 @@ class Team:
         dist.broadcast(data, 0)
         return data.cpu()
 
-    def _agree(self) -> None:
-        """Raise on all ranks if any has failed."""
+    def _raise_if_any_failed(self) -> None:
+        """Raise on all ranks if anything has failed on any of them."""
         has_failed = torch.tensor([bool(self._errors)], dtype=torch.int32, device=self._device)
         dist.all_reduce(has_failed, dist.ReduceOp.MAX)
         if has_failed.item():
             raise TeamError(self._collect_errors())
 
     def _collect_errors(self) -> str:
+        """The first failure of the first rank that has any, and the rank; forgets the failures of all ranks."""
         collected: list[list[str]] = [[] for _ in range(dist.get_world_size())]
         dist.all_gather_object(collected, self._errors)
         self._errors = []
@@ -257,12 +282,21 @@ def _encoded(message: object) -> bytes:
 
 
 def describe(error: Exception) -> str:
-    """What went wrong, and on which rank if that is known."""
+    """What went wrong: the type and the message, or the message alone if it has come from another rank."""
     return str(error) if isinstance(error, TeamError) else f"{type(error).__name__}: {error}"
 
 
 def attempt(step: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Callable[[], T]:
-    """Do something now that may fail on this rank alone; what it returns or raises comes when the result is called."""
+    """Do now something that may fail on this rank alone, and deal with the failure later.
+
+    Args:
+        step: what to do.
+        *args: its arguments.
+        **kwargs: its keyword arguments.
+
+    Returns:
+        A function that returns what ``step`` returned, or raises what it raised.
+    """
     try:
         result = step(*args, **kwargs)
     except Exception as error:

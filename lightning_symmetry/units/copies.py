@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lightning_symmetry.matrices.rows import Rows
 from lightning_symmetry.ranks.fsdp1 import flattened_modules
 from lightning_symmetry.ranks.pieces import Piece, is_sharded, part_of_rows
-from lightning_symmetry.ranks.reading import equal_rows, heads
+from lightning_symmetry.ranks.reading import equal_rows, first_numbers
 from lightning_symmetry.ranks.sharded import matrix_of
 from lightning_symmetry.ranks.team import Team
 from lightning_symmetry.units.finding import readable_name
@@ -204,7 +204,7 @@ def _are_copies(a: nn.Module, b: nn.Module) -> bool:
 def _heads_of_all(every: Copies, team: Team) -> list[list[float]]:
     dimensions = [parameter.ndim for parameter in every.modules[0].parameters()]
     piece = max(range(len(dimensions)), key=dimensions.__getitem__)
-    return heads(team, ("weights", *every.row_names), every.weights(), piece, _GLANCE)
+    return first_numbers(team, ("weights", *every.row_names), every.weights(), piece, _GLANCE)
 
 
 def _equal_across(candidates: Sequence[tuple[str, nn.Module]], team: Team) -> Iterator[Copies]:

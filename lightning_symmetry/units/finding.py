@@ -10,9 +10,8 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
 
-from lightning_symmetry.matrices.rows import UnreadableError
 from lightning_symmetry.ranks.fsdp1 import FlatPart, flat_parts, without_numbers
-from lightning_symmetry.ranks.pieces import View, is_sharded
+from lightning_symmetry.ranks.pieces import UnreadableError, View, is_sharded
 from lightning_symmetry.units.coverage import coverage_of
 from lightning_symmetry.units.layers import Incoming, Layer, check_tensor
 from lightning_symmetry.units.parametrized import without_parametrizations

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from lightning_symmetry.matrices.grouping import TOLERANCES
+from lightning_symmetry.matrices.question import TOLERANCES
 from lightning_symmetry.matrices.rows import Rows
 from lightning_symmetry.ranks.fsdp1 import FlatPart
 from lightning_symmetry.ranks.pieces import Piece, View, is_sharded, part_of_rows, piece_of_part

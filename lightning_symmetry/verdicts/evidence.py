@@ -16,19 +16,14 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from lightning_symmetry.matrices.grouping import (
-    LEAVE_TOLERANCES,
-    TOLERANCES,
-    Question,
-    find_groups,
-    is_chance,
-    merge_overlapping,
-    stable_groups,
-    suspects,
-)
-from lightning_symmetry.matrices.rows import Indices, Rows, exact_arithmetic, sketch_all
+from lightning_symmetry.matrices.grouping import find_groups, is_chance, merge_overlapping
+from lightning_symmetry.matrices.numerics import Indices, exact_arithmetic
+from lightning_symmetry.matrices.partition import stable_groups
+from lightning_symmetry.matrices.question import LEAVE_TOLERANCES, TOLERANCES, Question
+from lightning_symmetry.matrices.rows import Rows
+from lightning_symmetry.matrices.sieve import suspects
+from lightning_symmetry.matrices.sketching import sketch_all
 from lightning_symmetry.ranks.reading import read
-from lightning_symmetry.ranks.sharded import ShardedRows
 from lightning_symmetry.ranks.team import Name, Team, TeamError
 from lightning_symmetry.verdicts.report import Cause
 
@@ -228,12 +223,7 @@ def _known_to_all(
         return (part, *(item.layer.row_names or (item.layer.name,)))
 
     parts = ("weights", "gradients", "recurrent")
-    shared = {name(item, part): getattr(item, part) for item in matrices for part in parts}
-    sharded = {key: rows for key, rows in shared.items() if isinstance(rows, ShardedRows)}
-    failures = read(team, sharded)
-    reasons = [reason for reason in failures.values() if reason]
-    if len(reasons) == len(sharded) > 1:
-        raise TeamError(reasons[0])  # that is not a matter of one layer
+    failures = read(team, {name(item, part): getattr(item, part) for item in matrices for part in parts})
     known: list[_Matrices] = []
     for item in matrices:
         with guarded(item.layer):

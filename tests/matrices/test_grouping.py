@@ -10,8 +10,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lightning_symmetry import duplicate_groups
-from lightning_symmetry.matrices.grouping import TOLERANCES, Question, find_groups, is_chance
-from lightning_symmetry.matrices.rows import Rows, sketch_all
+from lightning_symmetry.matrices.dense import DenseRows
+from lightning_symmetry.matrices.grouping import find_groups, is_chance
+from lightning_symmetry.matrices.question import TOLERANCES, Question
+from lightning_symmetry.matrices.rows import Rows
+from lightning_symmetry.matrices.sketching import sketch_all
 from tests.oracle import brute_force_groups
 
 DTYPES = list(TOLERANCES)
@@ -129,19 +132,19 @@ def test_tolerance_zero_means_equal() -> None:
 
 
 def test_rows_of_different_blocks_are_not_compared() -> None:
-    rows = Rows([torch.ones(6, 4)])
+    rows = DenseRows([torch.ones(6, 4)])
     assert groups_of(rows, blocks=2) == [(0, 1, 2), (3, 4, 5)]
     assert groups_of(rows, blocks=6) == []
-    assert groups_of(Rows([torch.zeros(6, 4)]), blocks=3) == [(0, 1), (2, 3), (4, 5)]
+    assert groups_of(DenseRows([torch.zeros(6, 4)]), blocks=3) == [(0, 1), (2, 3), (4, 5)]
 
 
 def test_pieces_make_one_row() -> None:
     weight, bias = torch.ones(4, 2, 3), torch.tensor([0.0, 1.0, 0.0, 1.0])
-    assert groups_of(Rows([weight, bias])) == [(0, 2), (1, 3)]
+    assert groups_of(DenseRows([weight, bias])) == [(0, 2), (1, 3)]
 
 
 def test_among_compares_only_the_rows_named() -> None:
-    assert groups_of(Rows([torch.ones(6, 4)]), among=[[1, 4, 5], [0, 2]]) == [(0, 2), (1, 4, 5)]
+    assert groups_of(DenseRows([torch.ones(6, 4)]), among=[[1, 4, 5], [0, 2]]) == [(0, 2), (1, 4, 5)]
 
 
 def test_no_numbers() -> None:

@@ -10,8 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_symmetry.matrices.grouping import Question, find_groups, suspects
-from lightning_symmetry.matrices.rows import NUM_PROJECTIONS, Rows, sketch_all
+from lightning_symmetry.matrices.dense import DenseRows
+from lightning_symmetry.matrices.grouping import find_groups
+from lightning_symmetry.matrices.projections import NUM_PROJECTIONS
+from lightning_symmetry.matrices.question import Question
+from lightning_symmetry.matrices.sieve import suspects
+from lightning_symmetry.matrices.sketching import sketch_all
 from tests.oracle import brute_force_groups
 
 Pieces = list[Tensor | list[Tensor]]
@@ -63,7 +67,7 @@ def dense(pieces: Pieces) -> Tensor:
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_norms_and_groups_in_every_layout(layout: str) -> None:
     pieces = LAYOUTS[layout]()
-    rows, exact = Rows(pieces), dense(pieces)
+    rows, exact = DenseRows(pieces), dense(pieces)
     [sketch] = sketch_all([rows])
     assert rows.width == exact.shape[1]
     assert np.allclose(sketch.norms, exact.norm(dim=1).numpy(), rtol=1e-6, atol=0)
@@ -93,7 +97,7 @@ def test_rows_that_agree_stay_within_the_windows(width: int, is_transposed: bool
     ]
     steps *= 0.99 * tolerance * matrix.norm(dim=1, keepdim=True) / steps.norm(dim=1, keepdim=True)
     both = torch.cat([matrix, matrix + steps]).float()
-    rows = Rows([both.T.contiguous().T if is_transposed else both])
+    rows = DenseRows([both.T.contiguous().T if is_transposed else both])
     [sketch] = sketch_all([rows])
     window, norm_window = rows.windows(tolerance)
     directions = sketch.projections / sketch.norms
@@ -106,7 +110,7 @@ def test_rows_that_agree_stay_within_the_windows(width: int, is_transposed: bool
 
 
 def test_matrices_sketched_together_come_out_as_alone() -> None:
-    matrices = [Rows(layout()) for layout in LAYOUTS.values()]
+    matrices = [DenseRows(layout()) for layout in LAYOUTS.values()]
     for together, rows in zip(sketch_all(matrices), matrices, strict=True):
         [alone] = sketch_all([rows])
         assert np.allclose(together.norms, alone.norms, rtol=1e-6, atol=0)
@@ -115,16 +119,20 @@ def test_matrices_sketched_together_come_out_as_alone() -> None:
 
 def test_matrices_sifted_together_come_out_as_alone() -> None:
     generator = torch.Generator().manual_seed(0)
-    matrices = [Rows([random(60, 8 + i) * 10.0**i]) for i in range(5)]
-    matrices.append(Rows([torch.randn(6000, 3, generator=generator)]))
-    matrices += [Rows([torch.zeros(4, 9)]), Rows([torch.full((3, 9), math.nan)]), Rows([random(50, 300).bfloat16()])]
+    matrices = [DenseRows([random(60, 8 + i) * 10.0**i]) for i in range(5)]
+    matrices.append(DenseRows([torch.randn(6000, 3, generator=generator)]))
+    matrices += [
+        DenseRows([torch.zeros(4, 9)]),
+        DenseRows([torch.full((3, 9), math.nan)]),
+        DenseRows([random(50, 300).bfloat16()]),
+    ]
     questions = [Question(rows, sketch_all([rows])[0], 1e-5, 1 + rows.num_rows % 2) for rows in matrices]
     for together, question in zip(suspects(questions), questions, strict=True):
         assert together.tolist() == suspects([question])[0].tolist()
 
 
 def test_comparison_in_full() -> None:
-    rows, exact = Rows([random(100, 3000), random(100)]), dense([random(100, 3000), random(100)])
+    rows, exact = DenseRows([random(100, 3000), random(100)]), dense([random(100, 3000), random(100)])
     index, leaders = np.array([3, 4, 5, 90, 40]), np.array([2, 2, 2, 17, 5])
     scale = np.array([1.0, 2.0, 4.0, 8.0, 16.0])
     expected = (exact[index] - exact[leaders]).norm(dim=1).numpy() / scale
@@ -135,7 +143,7 @@ def test_comparison_in_full() -> None:
 def test_comparison_of_numbers_whose_squares_leave_the_range(size: float) -> None:
     matrix = random(60, 2000) * size
     matrix[1] = matrix[0] * (1 + 3e-6)
-    rows = Rows([matrix])
+    rows = DenseRows([matrix])
     norms = dense([matrix]).norm(dim=1).numpy()
     assert np.allclose(rows.distances(np.array([1]), np.array([0]), norms[:1]), 3e-6, rtol=0.05)
     assert np.allclose(sketch_all([rows])[0].norms, norms, rtol=1e-6)
@@ -143,7 +151,7 @@ def test_comparison_of_numbers_whose_squares_leave_the_range(size: float) -> Non
 
 def test_constants() -> None:
     weight = torch.tensor([[2.0, 2.0], [0.0, -0.0], [1.0, 2.0]])
-    constants = Rows([weight, torch.arange(3.0)]).constants(np.arange(3))
+    constants = DenseRows([weight, torch.arange(3.0)]).constants(np.arange(3))
     assert constants[:2].tolist() == [2.0, 0.0]
     assert math.isnan(constants[2])
 
@@ -155,7 +163,7 @@ def test_positions_move_by_about_as_much_as_the_rows(width: int, is_constant: bo
     matrix = torch.randn(30, width, generator=generator, dtype=torch.float64)
     step = torch.ones(width) if is_constant else torch.randn(30, width, generator=generator)
     index = np.arange(30)
-    moved = Rows([matrix + step]).positions(index) - Rows([matrix]).positions(index)
+    moved = DenseRows([matrix + step]).positions(index) - DenseRows([matrix]).positions(index)
     ratio = np.abs(moved) / step.expand(30, -1).norm(dim=1).numpy()
     assert 0.02 < np.median(ratio) < 2
     assert ratio.max() < 4

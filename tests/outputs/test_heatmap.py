@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_symmetry import LayerDiagnosis, SymmetryReport, UnitGroup, Verdict
-from lightning_symmetry.matrices.rows import Rows
+from lightning_symmetry.matrices.dense import DenseRows
 from lightning_symmetry.outputs.heatmap import colours, draw_layer, draw_overview, order_units, similarity
 from lightning_symmetry.verdicts.report import Cause
 
@@ -45,14 +45,14 @@ def test_thinned_layers_show_every_group(sizes: list[int], others: int, limit: i
 
 
 def test_similarity_has_weights_below_and_gradients_above() -> None:
-    weights = Rows([torch.tensor([[1.0, 0.0], [2.0, 0.0], [0.0, 3.0]])])
-    gradients = Rows([torch.tensor([[1.0, 0.0], [-1.0, 0.0], [1.0, 1.0]])])
+    weights = DenseRows([torch.tensor([[1.0, 0.0], [2.0, 0.0], [0.0, 3.0]])])
+    gradients = DenseRows([torch.tensor([[1.0, 0.0], [-1.0, 0.0], [1.0, 1.0]])])
     expected = [[1.0, -1.0, 0.5**0.5], [1.0, 1.0, -(0.5**0.5)], [0.0, 0.0, 1.0]]
     assert similarity(weights, gradients, [0, 1, 2]) == pytest.approx(np.array(expected))
 
 
 def test_rows_without_direction_are_grey() -> None:
-    matrix = similarity(Rows([torch.tensor([[0.0, 0.0], [1.0, 1e-30]])]), None, [0, 1])
+    matrix = similarity(DenseRows([torch.tensor([[0.0, 0.0], [1.0, 1e-30]])]), None, [0, 1])
     assert np.isnan(matrix).tolist() == [[True, True], [True, False]]
     grey = colours(np.array(np.nan))
     assert len(set(grey.tolist())) <= 3
@@ -69,7 +69,7 @@ def test_colours_run_from_dark_to_bright() -> None:
 def test_pictures_of_extreme_layers_have_a_sensible_size() -> None:
     cases: list[tuple[int, list[tuple[int, ...]]]] = [(1, []), (2, [(0, 1)]), (5000, [tuple(range(0, 5000, 2))])]
     for num_units, groups in cases:
-        rows = Rows([torch.randn(num_units, 3, generator=torch.Generator().manual_seed(0))])
+        rows = DenseRows([torch.randn(num_units, 3, generator=torch.Generator().manual_seed(0))])
         height, width, channels = draw_layer(layer_of(num_units, groups), rows, None).shape
         assert channels == 3
         assert 380 <= height <= 520

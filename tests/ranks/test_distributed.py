@@ -33,8 +33,11 @@ from torch.distributed.tensor import DTensor, Placement, Replicate, Shard, distr
 
 from lightning_symmetry import SymmetryMonitor, diagnose
 from lightning_symmetry.callback import SymmetryError
-from lightning_symmetry.matrices.grouping import Question, find_groups
-from lightning_symmetry.matrices.rows import Rows, sketch_all
+from lightning_symmetry.matrices.dense import DenseRows
+from lightning_symmetry.matrices.grouping import find_groups
+from lightning_symmetry.matrices.question import Question
+from lightning_symmetry.matrices.rows import Rows
+from lightning_symmetry.matrices.sketching import sketch_all
 from lightning_symmetry.ranks.fsdp1 import FlatPart
 from lightning_symmetry.ranks.pieces import part_of_rows
 from lightning_symmetry.ranks.reading import read
@@ -119,7 +122,7 @@ def compare_matrices(num_ranks: int, folder: Path) -> int:
 
 
 def compare_matrix(whole: Tensor, shards: DTensor, bias: Tensor, view: View) -> None:
-    here = Rows([view(whole), bias])
+    here = DenseRows([view(whole), bias])
     there = matrix_of([part_of_rows(shards, view), bias])
     assert isinstance(there, ShardedRows)
     team = Team(CPU)
@@ -429,10 +432,10 @@ def break_reading(patch: pytest.MonkeyPatch, rows: int) -> None:
     """Matrices of so many rows cannot be read on this rank."""
     answer = ShardedRows.answer
 
-    def broken(self: ShardedRows, kind: str, *args: Any) -> None:
+    def broken(self: ShardedRows, query: str, *args: Any) -> None:
         if self.num_rows == rows:
             raise RuntimeError("the dog ate it")
-        answer(self, kind, *args)
+        answer(self, query, *args)
 
     patch.setattr(ShardedRows, "answer", broken)
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from lightning_symmetry import SymmetryReport, Verdict, diagnose
-from lightning_symmetry.matrices.grouping import stable_groups
-from lightning_symmetry.matrices.rows import Rows
+from lightning_symmetry.matrices.dense import DenseRows
+from lightning_symmetry.matrices.partition import stable_groups
 from lightning_symmetry.units.finding import find_layers
 from tests.oracle import brute_force_groups
 from tests.training import fill
@@ -101,7 +101,9 @@ def test_planted_filters_are_found_in_every_convolution() -> None:
 def test_views_are_not_copies() -> None:
     for module in (nn.Linear(8, 8), nn.Conv2d(8, 8, 3, groups=2), nn.ConvTranspose2d(8, 8, 3)):
         (layer,) = find_layers(nn.Sequential(module)).layers
-        piece = layer.weights().pieces[0]
+        weights = layer.weights()
+        assert isinstance(weights, DenseRows)
+        piece = weights.pieces[0]
         assert isinstance(piece, Tensor)
         assert piece.data_ptr() == layer.tensors[0].weights.data_ptr()
 
@@ -139,7 +141,7 @@ def test_stable_groups_are_the_coarsest(seed: int, units: int, gates: int) -> No
     weights = torch.randint(0, 2, (units, gates, units), generator=generator).double()
     label = torch.randint(0, 2, (units,), generator=generator).tolist()
     groups = [tuple(i for i in range(units) if label[i] == value) for value in (0, 1)]
-    found = stable_groups([group for group in groups if len(group) > 1], Rows([weights]), 1e-9)
+    found = stable_groups([group for group in groups if len(group) > 1], DenseRows([weights]), 1e-9)
     stable = [part for part in partitions(list(range(units))) if is_stable(part, groups, weights)]
     coarsest = min(stable, key=len)
     assert found == sorted(tuple(sorted(part)) for part in coarsest if len(part) > 1)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 from lightning_symmetry import Verdict, diagnose
+from lightning_symmetry.matrices.dense import DenseRows
 from lightning_symmetry.units.finding import find_layers
 
 
@@ -31,6 +32,7 @@ def test_parametrized_layers_are_read_as_they_compute(
     assert torch.equal(rng, torch.get_rng_state())
     module.eval()
     weights = layer.weights()
+    assert isinstance(weights, DenseRows)
     piece = weights.pieces[0]
     assert isinstance(piece, Tensor)
     assert torch.equal(piece, module.weight)

@@ -1,0 +1,54 @@
+"""Groups of units that feed one another, refined until every group is fed alike by every group."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from lightning_symmetry.matrices.dense import DenseRows
+from lightning_symmetry.matrices.grouping import find_groups
+from lightning_symmetry.matrices.question import Question
+from lightning_symmetry.matrices.rows import Rows
+from lightning_symmetry.matrices.sketching import sketch_all
+
+
+def stable_groups(groups: Sequence[tuple[int, ...]], recurrent: Rows, tolerance: float) -> list[tuple[int, ...]]:
+    """Split groups of units that feed one another until each feeds all units of a group alike.
+
+    Units of a group can be exchanged if, from every group, they receive the same in sum: then all of them hold the same
+    value for ever, whichever unit of a group it comes from. The result is the coarsest such partition (Paige and Tarjan
+    1987, doi:10.1137/0216062; "balanced" in Stewart, Golubitsky and Pivato 2003, doi:10.1137/S1111111103419896).
+
+    Args:
+        groups: units that are equal in all else; the others are alone.
+        recurrent: weights ``(num_units, gates * num_units)``, receiving unit first, gate by gate.
+        tolerance: relative L2 distance of equal sums.
+
+    Returns:
+        The groups of two or more that are left.
+
+    Example:
+        >>> stable_groups([(0, 1, 2)], DenseRows([torch.eye(3)]), 1e-5)
+        [(0, 1, 2)]
+        >>> stable_groups([(0, 1, 2)], DenseRows([torch.diag(torch.tensor([1.0, 1.0, 5.0]))]), 1e-5)
+        [(0, 1)]
+    """
+    groups = sorted(groups)
+    while groups:
+        label = np.arange(recurrent.num_rows)
+        for group in groups:
+            label[list(group)] = group[0]
+        refined: list[tuple[int, ...]] = []
+        for group in groups:
+            sums, sizes = recurrent.sums_by(np.array(group), label)
+            # Sums may cancel out: they are equal relative to what is added up.
+            matrix = DenseRows([torch.from_numpy(sums), torch.from_numpy(np.full_like(sizes, sizes.max()))])
+            [sketch] = sketch_all([matrix])
+            parts = find_groups(Question(matrix, sketch, tolerance))
+            refined += [tuple(group[i] for i in part) for part in parts]
+        if sorted(refined) == groups:
+            break
+        groups = sorted(refined)
+    return groups

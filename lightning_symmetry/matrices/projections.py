@@ -1,0 +1,89 @@
+"""Random projections: the vectors, and how far the projections of two rows that agree can lie apart.
+
+The vectors are constant over chunks of neighbouring columns, so that a product takes the sums of the chunks and little
+else.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from lightning_symmetry.matrices.numerics import CPU
+
+NUM_PROJECTIONS = 3
+"""Random vectors of the sketch."""
+
+NUM_FURTHER = 4
+"""Random vectors for the few rows that the sketch does not tell apart."""
+
+PERIOD = 1 << 16
+"""After so many columns the vector of :func:`position_vector` starts again, with the other sign."""
+
+# The random vectors hold numbers uniform in [-sqrt(3), sqrt(3)], whose moment generating function is that of a variance
+# of 1 or less: sinh(a t) / (a t) <= exp(t^2 / 2) for a = sqrt(3). So the product with a fixed vector e, whose sums over
+# the chunks are s, exceeds t |s| with a probability below 2 exp(-t^2 / 2), which is 3e-14 for t = 8; and |s| is at most
+# sqrt(chunk) |e|. Cauchy-Schwarz gives sqrt(3 d) |e|: certain, but thousands of rows that differ lie within that.
+_SIGMAS = 8.0
+_LARGEST = math.sqrt(3)
+# torch.sum adds pairwise, with an error of at most log2(d) roundings (Higham 1993, doi:10.1137/0914050), and norms are
+# taken of chunks first; here with room for what comes before and after. A matrix product adds one by one, and may round
+# its input to tf32 or bfloat16.
+_ROUNDING = 4.0
+# The further vectors have a number for every column, unless rows are so long that this would take too much memory.
+_MAX_WIDTH_OF_FURTHER = 1 << 22
+# The seeds of vectors that do not belong to the sketch, whose vectors are numbered by the column at which they begin.
+_FURTHER, _POSITION = -1, -2
+
+
+def chunk_of(width: int) -> int:
+    """Number of neighbouring columns of a row that share a number of the sketch's random vectors."""
+    return 64 if width >= 512 else 32 if width >= 256 else 1
+
+
+def further_chunk_of(width: int) -> int:
+    """Number of neighbouring columns of a row that share a number of the further random vectors."""
+    return 1 if width <= _MAX_WIDTH_OF_FURTHER else chunk_of(width)
+
+
+@lru_cache(maxsize=256)
+def random_vectors(offset: int, number: int, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Random numbers of mean 0 and variance 1, ``(number, width)``; the same for the same arguments."""
+    # A generator of its own: the global one belongs to the training.
+    generator = torch.Generator(CPU).manual_seed(0x5EED + offset)
+    uniform = torch.rand(number, width, generator=generator, device=CPU, dtype=torch.float64)
+    return ((2 * uniform - 1) * _LARGEST).to(device, dtype)
+
+
+def further_vectors(width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The further random vectors for rows of a width, one number per chunk, ``(NUM_FURTHER, c)``."""
+    return random_vectors(_FURTHER, NUM_FURTHER, -(-width // further_chunk_of(width)), dtype, device)
+
+
+def position_vector(width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The first numbers of the vector that tells how far a row has moved, ``(min(width, PERIOD),)``."""
+    return random_vectors(_POSITION, 1, min(width, PERIOD), dtype, device)[0]
+
+
+@lru_cache(maxsize=1024)
+def windows_of(tolerance: float, width: int, chunk: int, precision: float) -> tuple[float, float]:
+    """How far the projections and norms of two rows that agree can lie apart.
+
+    Args:
+        tolerance: relative L2 distance up to which rows agree.
+        width: number of columns.
+        chunk: number of neighbouring columns that share a number of the random vectors.
+        precision: relative rounding of the arithmetic.
+
+    Returns:
+        The largest difference of the projections of the two rows divided by their norms, and of the logarithms of
+        their norms.
+    """
+    rounding = _ROUNDING * precision * (1 + math.log2(max(width, 1)))
+    # |u_i - u_j| <= 2 |w_i - w_j| / (|w_i| + |w_j|) for unit vectors u (Dunkl and Williams 1964).
+    apart = tolerance / (1 - tolerance / 2)
+    reach = min(_SIGMAS * math.sqrt(chunk), _LARGEST * math.sqrt(width))
+    return reach * apart + rounding * math.sqrt(chunk), -math.log1p(-tolerance) + rounding

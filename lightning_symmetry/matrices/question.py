@@ -1,0 +1,54 @@
+"""The question that is asked of every matrix: which of its rows agree within a tolerance?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from lightning_symmetry.matrices.numerics import Floats, Indices, Mask
+from lightning_symmetry.matrices.rows import Rows
+from lightning_symmetry.matrices.sketching import Sketch
+
+TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-5, torch.float16: 1e-4, torch.bfloat16: 1e-4}
+"""Relative L2 distance within which two rows of a dtype are taken for equal; ``docs/reference.md`` says why."""
+
+LEAVE_TOLERANCES = {torch.float64: 1e-7, torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 1e-1}
+"""The looser tolerance at which a group, once found, is left: truly symmetric units drift apart by rounding."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """Which rows of a matrix agree?
+
+    Attributes:
+        rows: the matrix ``(n, d)``.
+        sketch: its sketch.
+        tolerance: relative distance, ``0 <= tolerance < 1``.
+        blocks: rows of different blocks, ``blocks`` runs of ``n / blocks`` rows each, are never compared.
+    """
+
+    rows: Rows
+    sketch: Sketch
+    tolerance: float
+    blocks: int = 1
+
+    def agree(self, index: Indices, others: Indices) -> Mask:
+        """Compare the rows at ``index`` in full with those at ``others``, one by one; all ``(m,)``."""
+        norms = self.sketch.norms
+        scale = np.maximum(norms[others], norms[index])
+        return self.rows.distances(index, others, scale) <= self.tolerance
+
+
+def keys_of(norms: Floats, projections: Floats, windows: Floats) -> Floats:
+    """Numbers ``(k + 1, m)`` in which rows that agree differ by one at the most.
+
+    Args:
+        norms: of the rows, ``(m,)``, none of them zero.
+        projections: of the rows, ``(k, m)``.
+        windows: how far projections of unit rows, and logarithms of norms, of rows that agree can lie apart,
+            ``(2, m)`` or ``(2, 1)``.
+    """
+    norms = norms.astype(np.float64)
+    return np.concatenate([projections / (norms * windows[0]), np.log(norms)[None] / windows[1]])

@@ -1,0 +1,95 @@
+"""The sieve: drops every row that agrees with no other one, judged by the sketches alone.
+
+Rows that agree have nearby norms and projections. In a healthy layer, as a rule, every row is dropped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
+
+import numpy as np
+
+from lightning_symmetry.matrices.numerics import Floats, Indices, Mask
+from lightning_symmetry.matrices.question import Question, keys_of
+
+# The size of a cell, in windows: a row is looked up in a neighbouring cell only if it lies within a window of it.
+_CELL = 16.0
+# So many rows are sifted together: enough to share the cost of calling numpy, few enough to stay in a cache.
+_SIFTED_ROWS = 1 << 13
+_MANY_ROWS = 1 << 11  # of one matrix
+_HASH = np.uint64(0x5851F42D4C957F2D)  # multiplied modulo 2^64
+
+
+def suspects(questions: Sequence[Question]) -> list[Indices]:
+    """Of each matrix the rows that may agree with another one, sorted; small matrices are sifted together.
+
+    Zero rows are always among them, rows that are not finite never.
+    """
+    found: list[Indices] = []
+    part: list[Question] = []
+    num_rows = 0
+    for question in questions:
+        part.append(question)
+        num_rows += question.rows.num_rows
+        if num_rows >= _SIFTED_ROWS:
+            found += _sift(part)
+            part, num_rows = [], 0
+    return found + (_sift(part) if part else [])
+
+
+def _sift(questions: Sequence[Question]) -> list[Indices]:
+    """As :func:`suspects`, for all matrices at once."""
+    sizes = [question.rows.num_rows for question in questions]
+    bounds = [0, *accumulate(sizes)]
+    matrix = np.repeat(np.arange(len(sizes)), sizes)
+    norms = np.concatenate([question.sketch.norms for question in questions])
+    projections = np.concatenate([question.sketch.projections for question in questions], axis=1)
+    windows = np.array([question.rows.windows(question.tolerance) for question in questions]).T
+    block = matrix
+    if any(question.blocks > 1 for question in questions):
+        block_sizes = np.array([max(1, size // q.blocks) for size, q in zip(sizes, questions, strict=True)])
+        starts = np.array(bounds)[matrix]
+        block = starts + (np.arange(bounds[-1]) - starts) // block_sizes[matrix]
+    left = np.flatnonzero(norms > 0)
+    # Two or three keys tell nearly all rows apart; all keys are for those that are left.
+    for some in (projections[: 1 if max(sizes) < _MANY_ROWS else 2], projections):
+        keys = keys_of(norms[left], some[:, left], windows[:, matrix[left]])
+        left = left[_share_a_cell(keys, block[left])]
+        if not len(left):
+            break
+    found = np.sort(np.concatenate([left, np.flatnonzero(norms == 0)]))
+    if not len(found):
+        return [found] * len(questions)
+    cuts = np.searchsorted(found, bounds).tolist()
+    return [found[a:b] - start for (a, b), start in zip(pairwise(cuts), bounds[:-1], strict=True)]
+
+
+def _share_a_cell(keys: Floats, block: Indices) -> Mask:
+    """Which rows share a cell of a grid over their keys with another one of their block, as all that agree do.
+
+    Args:
+        keys: ``(k, m)``; rows that agree differ by one at the most.
+        block: ``(m,)``; rows of different blocks are never compared.
+    """
+    num_rows = keys.shape[1]
+    cells = np.floor(keys / _CELL)
+    # One that lies at the lower bound of its cell may agree with one in the cell below, and counts there too.
+    is_at_bound = keys - cells * _CELL <= 1.01
+    # A hash of the cells; should two have the same one, no row is lost.
+    of_block, *multipliers = _HASH ** np.arange(1, len(keys) + 2, dtype=np.uint64)
+    cell = block.astype(np.uint64) * of_block
+    cell += (cells.astype(np.int64).view(np.uint64) * np.array(multipliers)[:, None]).sum(axis=0)
+    member = np.arange(num_rows)
+    for multiplier, is_low in zip(multipliers, is_at_bound, strict=True):
+        low = np.flatnonzero(is_low[member])
+        member = np.concatenate([member, member[low]])
+        cell = np.concatenate([cell, cell[low] - multiplier])
+    # Half of the hash sorts twice as fast, and still hardly ever unites what does not belong together.
+    cell = (cell >> np.uint64(32)).astype(np.uint32)
+    shares = np.zeros(num_rows, dtype=np.bool_)
+    if (np.diff(np.sort(cell)) == 0).any():
+        order = cell.argsort()
+        again = np.flatnonzero(np.diff(cell[order]) == 0)
+        shares[member[order[again]]] = shares[member[order[again + 1]]] = True
+    return shares

@@ -1,0 +1,266 @@
+"""What the first rank can ask all ranks about a matrix, and how each of them answers from what it holds.
+
+Every query is declared once, by the function that answers it: the shape and the dtype of the answer, and how the parts
+of all ranks become one. The function receives what its rank holds of the matrix and the numbers to write to, which
+hold the neutral element of the reduction at first; it adds the part of its rank to them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_symmetry.matrices.numerics import Floats, Integers, columns_by, reduce_rows
+from lightning_symmetry.matrices.projections import (
+    NUM_FURTHER,
+    NUM_PROJECTIONS,
+    PERIOD,
+    chunk_of,
+    further_chunk_of,
+    further_vectors,
+    position_vector,
+    random_vectors,
+)
+from lightning_symmetry.ranks.pieces import Fragment
+from lightning_symmetry.ranks.team import Name, Reduction, Request
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class LocalRows:
+    """What this rank holds of a matrix ``(n, d)``.
+
+    Attributes:
+        num_rows: ``n``.
+        widths: number of columns of each piece.
+        compute_dtype: the dtype of the arithmetic.
+        device: where the numbers lie.
+        fragments: the fragments of each piece; their columns count from the beginning of the piece.
+    """
+
+    num_rows: int
+    widths: tuple[int, ...]
+    compute_dtype: torch.dtype
+    device: torch.device
+    fragments: tuple[tuple[Fragment, ...], ...]
+
+    @property
+    def width(self) -> int:
+        """Number of columns, ``d``."""
+        return sum(self.widths)
+
+    def pieces(self) -> Iterator[tuple[int, int, tuple[Fragment, ...]]]:
+        """Of each piece the first column in the matrix, the number of columns, and the fragments."""
+        return zip(accumulate(self.widths, initial=0), self.widths, self.fragments, strict=False)
+
+    def all_fragments(self) -> Iterator[Fragment]:
+        """The fragments of all pieces; their columns count from the beginning of the matrix."""
+        for offset, _, fragments in self.pieces():
+            for fragment in fragments:
+                yield replace(fragment, offset=offset)
+
+
+@dataclass(frozen=True)
+class Query:
+    """Something that the first rank asks all ranks about a matrix.
+
+    Attributes:
+        name: its name in a request.
+        add: adds this rank's part to the answer, ``add(local_rows, numbers, *arguments)``.
+        shape: the shape of the answer, ``shape(local_rows, *arguments)``; the same on all ranks.
+        reduction: how the parts of all ranks become one.
+        is_in_compute_dtype: whether the answer has the dtype of the matrix's arithmetic; otherwise it is float64.
+    """
+
+    name: str
+    add: Callable[..., None]
+    shape: Callable[..., Shape]
+    reduction: Reduction = Reduction.SUM
+    is_in_compute_dtype: bool = False
+
+    def request(self, matrices: Mapping[int, LocalRows], *arguments: Any, names: Sequence[Name] = ()) -> Request:
+        """The message that asks this of some matrices of one dtype.
+
+        Args:
+            matrices: what this rank holds of each, by the number under which all ranks know the matrix.
+            arguments: of the query.
+            names: of those matrices that the ranks do not know yet.
+        """
+        sizes = {number: math.prod(self.shape(local, *arguments)) for number, local in matrices.items()}
+        dtype = torch.float64
+        if self.is_in_compute_dtype:
+            [dtype] = {local.compute_dtype for local in matrices.values()}
+        return Request(self.name, sizes, arguments, dtype, self.reduction, names)
+
+    def answer(self, local: LocalRows, numbers: Tensor, *arguments: Any) -> None:
+        """Add this rank's part to ``numbers``, a vector with as many elements as the shape has."""
+        part = numbers.to(local.device)  # the shards may be offloaded to another device than messages are sent from
+        self.add(local, part.view(self.shape(local, *arguments)), *arguments)
+        numbers.copy_(part)
+
+
+QUERIES: dict[str, Query] = {}
+"""All queries by name."""
+
+
+def _query(
+    shape: Callable[..., Shape], reduction: Reduction = Reduction.SUM, *, is_in_compute_dtype: bool = False
+) -> Callable[[Callable[..., None]], Query]:
+    """Declare the query that a function answers, under the name of the function."""
+
+    def declare(add: Callable[..., None]) -> Query:
+        query = QUERIES[add.__name__] = Query(add.__name__, add, shape, reduction, is_in_compute_dtype)
+        return query
+
+    return declare
+
+
+def query_named(name: str) -> Query:
+    """The query of a name.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    if name not in QUERIES:
+        raise ValueError(f"unknown query {name!r}; the known ones are {', '.join(QUERIES)}")
+    return QUERIES[name]
+
+
+def _number_per_row(local: LocalRows, index: Integers, *arguments: Any) -> Shape:
+    return (len(index),)
+
+
+def _further_products(local: LocalRows, index: Integers, *arguments: Any) -> Shape:
+    return (NUM_FURTHER, len(index))
+
+
+@_query(lambda local: (1 + NUM_PROJECTIONS, local.num_rows))
+def sketch(local: LocalRows, numbers: Tensor) -> None:
+    """Squared norm and projections of every row."""
+    for offset, width, fragments in local.pieces():
+        chunk = chunk_of(width)
+        vectors = random_vectors(offset, NUM_PROJECTIONS, -(-width // chunk), local.compute_dtype, local.device)
+        for fragment in fragments:
+            here_chunk, here_vectors = _vectors_for(fragment, chunk, vectors)
+            for first, block in fragment.blocks(local.compute_dtype):
+                norms, products = reduce_rows(block, here_vectors, here_chunk)
+                part = numbers[:, first : first + len(block)]
+                part[0] += norms.double().square()
+                part[1:] += products
+
+
+def _vectors_for(fragment: Fragment, chunk: int, vectors: Tensor) -> tuple[int, Tensor]:
+    """The random vectors for the columns of a fragment, ``(k, c)``, and how many of its columns share a number."""
+    first, last = fragment.first_column, fragment.last_column
+    has_no_gaps = last - first + 1 == fragment.num_columns
+    if first % chunk == 0 and has_no_gaps:
+        return chunk, vectors[:, first // chunk : last // chunk + 1]
+    return 1, vectors[:, fragment.columns() // chunk]
+
+
+@_query(_further_products)
+def project(local: LocalRows, numbers: Tensor, index: Integers) -> None:
+    """Products of the rows at ``index`` with the further random vectors."""
+    chunk = further_chunk_of(local.width)
+    vectors = further_vectors(local.width, torch.float64, local.device)
+    for fragment in local.all_fragments():
+        here = vectors[:, fragment.columns() // chunk]
+        for place, block in fragment.blocks_at(index):
+            numbers[:, place] += here @ block.T
+
+
+@_query(_further_products)
+def differences(local: LocalRows, numbers: Tensor, index: Integers, others: Integers) -> None:
+    """Products of the differences between the rows at ``index`` and those at ``others`` with the further vectors."""
+    subtracted = torch.zeros_like(numbers)
+    project.add(local, numbers, index)
+    project.add(local, subtracted, others)
+    numbers -= subtracted
+
+
+@_query(_number_per_row)
+def positions(local: LocalRows, numbers: Tensor, index: Integers) -> None:
+    """Products of the rows at ``index`` with one fixed random vector."""
+    vector = position_vector(local.width, torch.float64, local.device)
+    for fragment in local.all_fragments():
+        columns = fragment.columns()
+        signed = vector[columns % PERIOD] * (1 - columns // PERIOD % 2 * 2)
+        for place, block in fragment.blocks_at(index):
+            numbers[place] += block @ signed
+
+
+@_query(_number_per_row)
+def squares(local: LocalRows, numbers: Tensor, index: Integers, other: Integers, rows: Floats, scale: Floats) -> None:
+    """Squared distances of the rows at ``index`` from ``rows[other]``, divided by ``scale`` before they are squared."""
+    others, chosen, size = (torch.from_numpy(array).to(local.device) for array in (rows, other, scale))
+    for fragment in local.all_fragments():
+        columns = fragment.columns()
+        for place, block in fragment.blocks_at(index):
+            apart = block - others[chosen[place]][:, columns]
+            numbers[place] += (apart / size[place, None]).square().sum(dim=1)
+
+
+@_query(lambda local, index, piece: (2, len(index)), Reduction.LARGEST, is_in_compute_dtype=True)
+def bounds(local: LocalRows, numbers: Tensor, index: Integers, piece: int) -> None:
+    """The largest number of each row of a piece, and the largest of the numbers with the other sign."""
+    for fragment in local.fragments[piece]:
+        for place, block in fragment.blocks_at(index):
+            found = torch.stack([block.amax(dim=1), -block.amin(dim=1)]).to(numbers)
+            numbers[:, place] = torch.maximum(numbers[:, place], found)
+
+
+@_query(lambda local, index, label: (len(index), columns_by(label, local.width)[1] + 1))
+def sums(local: LocalRows, numbers: Tensor, index: Integers, label: Integers) -> None:
+    """Sums of the columns of one label, run by run, and the squared norm of each row in the last column."""
+    column_sum, num_sums = columns_by(label, local.width)
+    for fragment in local.all_fragments():
+        into = column_sum.to(local.device)[fragment.columns()]
+        for place, block in fragment.blocks_at(index):
+            found = torch.zeros(len(place), num_sums + 1, dtype=block.dtype, device=local.device)
+            found.index_add_(1, into, block)
+            found[:, -1] = block.square().sum(dim=1)
+            numbers[place] += found
+
+
+@_query(lambda local, index: (len(index), local.width), is_in_compute_dtype=True)
+def fetch(local: LocalRows, numbers: Tensor, index: Integers) -> None:
+    """The rows at ``index``."""
+    for fragment in local.all_fragments():
+        columns = fragment.columns()
+        for place, block in fragment.blocks_at(index):
+            numbers[place[:, None], columns] = block.to(numbers.dtype)
+
+
+@_query(lambda local, piece, count: (local.num_rows, count))
+def heads(local: LocalRows, numbers: Tensor, piece: int, count: int) -> None:
+    """The first few numbers of a piece of every row."""
+    for fragment in local.fragments[piece]:
+        if fragment.first_column < count:
+            columns = fragment.columns()
+            is_here = columns < count
+            for first, block in fragment.blocks(torch.float64):
+                numbers[first : first + len(block), columns[is_here]] = block[:, is_here]
+
+
+@_query(_number_per_row, Reduction.LARGEST)
+def largest(local: LocalRows, numbers: Tensor, index: Integers) -> None:
+    """The largest absolute value of each row at ``index``."""
+    for fragment in local.all_fragments():
+        for place, block in fragment.blocks_at(index):
+            numbers[place] = torch.maximum(numbers[place], block.abs().amax(dim=1))
+
+
+@_query(_number_per_row)
+def scaled(local: LocalRows, numbers: Tensor, index: Integers, scale: Floats) -> None:
+    """Squared norms of the rows at ``index``, divided by ``scale`` before they are squared."""
+    size = torch.from_numpy(scale).to(local.device)
+    for fragment in local.all_fragments():
+        for place, block in fragment.blocks_at(index):
+            numbers[place] += (block / size[place, None]).square().sum(dim=1)
