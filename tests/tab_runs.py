@@ -16,8 +16,9 @@ from lightning_symmetry.outputs.output import Changes, Check, Heatmaps
 from lightning_symmetry.outputs.tab import SymmetryTab, add_event
 from lightning_symmetry.tensorboard_plugin.events import SUMMARY_TAG
 from lightning_symmetry.units.finding import find_layers
-from lightning_symmetry.verdicts.evidence import Look, look
+from lightning_symmetry.verdicts.evidence import look
 from lightning_symmetry.verdicts.judging import to_diagnosis
+from lightning_symmetry.verdicts.looks import Look
 from lightning_symmetry.verdicts.report import Cause, Finding, Origin, SymmetryReport, UnitGroup
 from lightning_symmetry.verdicts.verdict import Verdict
 from tests.training import Classifier, batches, fill, make_trainer

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from lightning_symmetry.engine.guard import Guard
 from lightning_symmetry.outputs.output import Changes, Check, Output
-from lightning_symmetry.verdicts.evidence import Look
+from lightning_symmetry.verdicts.looks import Look
 from lightning_symmetry.verdicts.report import Finding, SymmetryReport
 
 _TRIES = 3

@@ -9,12 +9,14 @@ from torch import nn
 
 from lightning_symmetry.engine.options import Options
 from lightning_symmetry.ranks.team import Team, describe
+from lightning_symmetry.units.comparable import Comparable
 from lightning_symmetry.units.copies import Copies, find_copies
 from lightning_symmetry.units.finding import Found, find_layers, structure_of
 from lightning_symmetry.units.layers import Layer
-from lightning_symmetry.verdicts.evidence import Comparable, Look, look
+from lightning_symmetry.verdicts.evidence import look
 from lightning_symmetry.verdicts.history import History
 from lightning_symmetry.verdicts.judging import copy_groups
+from lightning_symmetry.verdicts.looks import Look
 from lightning_symmetry.verdicts.report import Finding, LayerDiagnosis, SymmetryReport, under_all_names
 
 

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from lightning_symmetry.arguments import check_tolerance
@@ -162,6 +163,18 @@ def is_chance(size: int, num_rows: int, width: int, resolution: float) -> bool:
     """
     bits = -math.log2(resolution) * width * (size - 1)
     return bits - size * math.log2(max(num_rows, 2)) < _CHANCE_BITS
+
+
+def is_chance_group(question: Question, group: Sequence[int], width: int) -> bool:
+    """Whether the rows of a group may agree by mere coincidence, see :func:`is_chance`.
+
+    Args:
+        question: the matrix and the tolerance at which the rows agree.
+        group: the rows.
+        width: how many numbers of each row could have differed.
+    """
+    resolution = max(question.tolerance, torch.finfo(question.rows.dtype).eps)
+    return is_chance(len(group), question.rows.num_rows // question.blocks, width, resolution)
 
 
 def _compare_crowds(

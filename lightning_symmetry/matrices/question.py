@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -33,6 +33,11 @@ class Question:
     sketch: Sketch
     tolerance: float
     blocks: int = 1
+
+    def loosened(self) -> Question:
+        """The same question at the looser tolerance, at which groups are left."""
+        tolerance = min(max(100 * self.tolerance, LEAVE_TOLERANCES[self.rows.dtype]), 0.5)
+        return replace(self, tolerance=tolerance)
 
     def agree(self, index: Indices, others: Indices) -> Mask:
         """Compare the rows at ``index`` in full with those at ``others``, one by one; all ``(m,)``."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from typing import Literal
 
-from lightning_symmetry.verdicts.evidence import Look
+from lightning_symmetry.verdicts.looks import Look
 from lightning_symmetry.verdicts.report import Finding, SymmetryReport
 
 Heatmaps = Literal["findings", "all", "none"]

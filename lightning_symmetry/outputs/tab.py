@@ -26,7 +26,7 @@ from lightning_symmetry.tensorboard_plugin.events import (
     pack_units,
 )
 from lightning_symmetry.verdicts.advice import alike_findings, describe_units, what, why
-from lightning_symmetry.verdicts.evidence import Look
+from lightning_symmetry.verdicts.looks import Look
 from lightning_symmetry.verdicts.report import Finding, LayerDiagnosis, SymmetryReport
 from lightning_symmetry.verdicts.verdict import Verdict
 

@@ -12,7 +12,7 @@ from typing_extensions import override
 from lightning_symmetry.outputs.heatmap import draw_layer, draw_overview
 from lightning_symmetry.outputs.output import Check, Heatmaps, Output
 from lightning_symmetry.verdicts.advice import alike_findings, describe_units, what, why
-from lightning_symmetry.verdicts.evidence import Look
+from lightning_symmetry.verdicts.looks import Look
 from lightning_symmetry.verdicts.report import Finding, LayerDiagnosis, SymmetryReport
 
 _MAX_ROWS = 200

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lightning_symmetry.verdicts.evidence import Look
 from lightning_symmetry.verdicts.judging import judge, to_diagnosis
+from lightning_symmetry.verdicts.looks import Look
 from lightning_symmetry.verdicts.records import Lineage, Record
 from lightning_symmetry.verdicts.report import Finding, LayerDiagnosis, Origin, UnitGroup
 from lightning_symmetry.verdicts.verdict import Verdict

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from lightning_symmetry.units.copies import Copies
-from lightning_symmetry.verdicts.evidence import Gradients, Look, Sighting
+from lightning_symmetry.verdicts.looks import Gradients, Look, Sighting
 from lightning_symmetry.verdicts.records import Record
 from lightning_symmetry.verdicts.report import Cause, CopyGroup, LayerDiagnosis, Origin, Reason, UnitGroup
 from lightning_symmetry.verdicts.verdict import Verdict

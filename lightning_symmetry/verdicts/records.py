@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from typing import Any
 
-from lightning_symmetry.verdicts.evidence import Gradients, Sighting
+from lightning_symmetry.verdicts.looks import Gradients, Sighting
 from lightning_symmetry.verdicts.report import Cause, Finding, Origin, Reason
 from lightning_symmetry.verdicts.verdict import Verdict
 

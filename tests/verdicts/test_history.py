@@ -13,8 +13,8 @@ from torch import nn
 from lightning_symmetry import Finding, LayerDiagnosis, Verdict
 from lightning_symmetry.units.finding import find_layers
 from lightning_symmetry.units.layers import Layer
-from lightning_symmetry.verdicts.evidence import Gradients, Look, Sighting
 from lightning_symmetry.verdicts.history import History
+from lightning_symmetry.verdicts.looks import Gradients, Look, Sighting
 from lightning_symmetry.verdicts.report import Cause, Origin
 
 EQUAL, ZERO, DIFFERENT, NONE = Gradients.EQUAL, Gradients.ZERO, Gradients.DIFFERENT, Gradients.NONE

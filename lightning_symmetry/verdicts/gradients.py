@@ -1,0 +1,86 @@
+"""What gradients say about units with equal weights, and which units move in parallel."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+
+from lightning_symmetry.matrices.grouping import find_groups, is_chance_group
+from lightning_symmetry.matrices.numerics import Indices
+from lightning_symmetry.matrices.question import Question
+from lightning_symmetry.units.comparable import Comparable
+from lightning_symmetry.verdicts.looks import Gradients
+
+# In a constant network the gradients can be nothing but rounding errors. Gradients are taken for such if they are no
+# larger than so many times the precision of their dtype, relative to the largest gradient row of the model. Such a
+# gradient proves no difference, and that it is equal counts only if it is seen again and again.
+_NOISE = 16.0
+# Rows that take more rounds of comparisons are given up at this check: a late warning is better than a long wait.
+MAX_ROUNDS = 16
+
+
+class GradientEvidence:
+    """What the gradients of one layer say about sets of its units.
+
+    Args:
+        layer: the layer.
+        question: which of its gradient rows agree; None if there are no gradients to see.
+        suspected: the gradient rows that may agree with another one; None with ``question``.
+        scale: the largest norm of a gradient row of the model.
+    """
+
+    def __init__(self, layer: Comparable, question: Question | None, suspected: Indices | None, scale: float) -> None:
+        self._layer, self._question = layer, question
+        self._groups: list[tuple[int, ...]] = []
+        if question is None or suspected is None:
+            return
+        self._norms = question.sketch.norms
+        self._floor = _NOISE * torch.finfo(question.rows.dtype).eps * scale
+        if len(suspected) > 1:
+            is_telling = self._norms[suspected] > 0  # zero gradients are equal, but say nothing
+            self._groups = find_groups(question, suspected=suspected[is_telling], max_rounds=MAX_ROUNDS)
+
+    def of(self, groups: Sequence[tuple[int, ...]]) -> list[Gradients]:
+        """What the gradients say of units with equal weights, one answer per group."""
+        if self._question is None or not groups:
+            return [Gradients.NONE] * len(groups)
+        home = {unit: i for i, group in enumerate(self._groups) for unit in group}
+        answers = {group: self._at_a_glance(group, home) for group in groups}
+        open_groups = [group for group, answer in answers.items() if answer is None]
+        if open_groups:
+            loose = set(find_groups(self._question.loosened(), among=open_groups))
+            answers |= {g: Gradients.UNCLEAR if g in loose else Gradients.DIFFERENT for g in open_groups}
+        return [answer for answer in answers.values() if answer is not None]
+
+    def _at_a_glance(self, group: tuple[int, ...], home: Mapping[int, int]) -> Gradients | None:
+        """None: not the same, and perhaps different."""
+        norms = self._norms[list(group)]
+        if np.isnan(norms).any():
+            return Gradients.NONE
+        largest = float(norms.max())
+        if largest == 0:
+            return Gradients.ZERO if self._layer.can_freeze else Gradients.NONE
+        is_faint = largest <= self._floor
+        if len({home.get(unit, -1 - unit) for unit in group}) == 1:
+            return Gradients.FAINT if is_faint else Gradients.EQUAL
+        return Gradients.UNCLEAR if is_faint else None
+
+    def in_lockstep(self, exclude: set[int]) -> list[tuple[int, ...]]:
+        """Groups of units outside ``exclude`` with equal gradients that are neither noise nor chance."""
+        found = []
+        for group in self._groups:
+            assert self._question is not None
+            units = tuple(unit for unit in group if unit not in exclude)
+            is_seen = float(self._norms[group[0]]) > self._floor
+            if len(units) > 1 and is_seen and not is_chance_group(self._question, units, self._question.rows.width):
+                found.append(units)
+        return found
+
+    def count_zero(self, exclude: set[int]) -> int:
+        """Number of units outside ``exclude`` whose gradient is exactly zero."""
+        if self._question is None:
+            return 0
+        zero = np.flatnonzero(self._norms == 0)
+        return len(set(zero.tolist()) - exclude) if exclude else len(zero)

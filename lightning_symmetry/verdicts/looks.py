@@ -1,0 +1,69 @@
+"""What one look at a layer shows: evidence, from which nothing is concluded yet."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from lightning_symmetry.matrices.rows import Rows
+from lightning_symmetry.units.comparable import Comparable
+from lightning_symmetry.verdicts.report import Cause
+
+
+class Gradients(StrEnum):
+    """What the gradients of units with equal weights say at one look."""
+
+    NONE = "none"  # there are none, or they are not finite
+    ZERO = "zero"  # exactly zero
+    EQUAL = "equal"
+    FAINT = "faint"  # equal, but so small that it could be rounding noise
+    UNCLEAR = "unclear"  # neither equal nor different beyond doubt
+    DIFFERENT = "different"
+
+
+@dataclass(frozen=True)
+class Sighting:
+    """A set of units that one look found equal, in weights or in gradients only.
+
+    Attributes:
+        units: sorted indices.
+        has_equal_weights: otherwise only the gradients agree.
+        gradients: what the gradients say.
+        cause: what the weights look like.
+        value: the number that every weight equals, for :attr:`Cause.CONSTANT`.
+        position: the product of the first unit's row with a fixed random vector. From look to look it changes by about
+            as much as the row does.
+        reach: the L2 distance up to which two of these rows count as equal, at the looser tolerance. Rows that are
+            still equal after they have moved by many times this distance have moved together.
+    """
+
+    units: tuple[int, ...]
+    has_equal_weights: bool
+    gradients: Gradients
+    cause: Cause
+    value: float | None
+    position: float
+    reach: float
+
+
+@dataclass(frozen=True)
+class Look:
+    """What one look at a layer showed.
+
+    Attributes:
+        layer: the layer.
+        weights: its rows.
+        gradients: its gradient rows, if there are any to see.
+        dead_units: number of units with a zero gradient and weights of their own.
+        sightings: disjoint sets of units.
+        fingerprint: a hash of the weights, which changes if any row does.
+        has_gradient: whether any gradient is not zero; it may be infinite.
+    """
+
+    layer: Comparable
+    weights: Rows
+    gradients: Rows | None
+    dead_units: int
+    sightings: tuple[Sighting, ...]
+    fingerprint: int
+    has_gradient: bool
