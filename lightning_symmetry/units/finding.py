@@ -238,7 +238,10 @@ def _place_of(layer: Layer) -> object:
 
 
 def _left_out(descriptions: Iterable[_Description], chosen: set[str]) -> dict[str, str]:
-    """By name, the modules and parts of modules that are not looked at, and why."""
+    """Say by name why modules, or parts of modules, are not looked at.
+
+    A module all of whose parameters belong to modules before it in the model is not mentioned.
+    """
     skipped: dict[str, str] = {}
     known: set[int] = set()  # identities of parameters that an earlier module has accounted for
     for description in descriptions:
