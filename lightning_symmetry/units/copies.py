@@ -170,17 +170,19 @@ def _kind(module: nn.Module) -> object:
 
 
 def _equal(members: Sequence[tuple[str, nn.Module]], team: Team | None) -> Iterator[Copies]:
-    """The copies among modules of one kind."""
-    has_shards = any(is_sharded(parameter) for _, module in members for parameter in module.parameters())
-    if has_shards and team is None:  # there is no way to read the numbers on the other ranks
+    """Copies among modules of one kind."""
+    is_anywhere = any(is_sharded(parameter) for _, module in members for parameter in module.parameters())
+    if is_anywhere and team is None:  # nobody to ask
         return
-    heads = _heads_of_all(_together(members), team) if has_shards and team else [_head(module) for _, module in members]
+    heads = (
+        _heads_of_all(_together(members), team) if is_anywhere and team else [_head(module) for _, module in members]
+    )
     alike: dict[object, list[tuple[str, nn.Module]]] = {}
     for head, member in zip(heads, members, strict=True):
         alike.setdefault(tuple(head), []).append(member)
     for candidates in alike.values():
         if len(candidates) > 1:
-            yield from _equal_across(candidates, team) if has_shards and team else _equal_here(candidates)
+            yield from _equal_across(candidates, team) if is_anywhere and team else _equal_here(candidates)
 
 
 def _together(members: Sequence[tuple[str, nn.Module]]) -> Copies:
@@ -223,10 +225,10 @@ def _heads_of_all(every: Copies, team: Team) -> list[list[float]]:
 
 
 def _equal_across(candidates: Sequence[tuple[str, nn.Module]], team: Team) -> Iterator[Copies]:
-    """Do as :func:`_equal_here` for modules that are sharded."""
+    """As :func:`_equal_here`, of modules that are sharded."""
     from lightning_symmetry.ranks.sharded import equal_rows
 
-    # Modules that share a parameter are not copies of one another; only the first of them is compared.
+    # Modules that share a parameter are not copies; the first of them stands for all.
     seen: set[int] = set()
     distinct = []
     for name, module in candidates:
