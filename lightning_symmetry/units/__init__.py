@@ -1,7 +1,7 @@
-"""Modules: which of them have units, and the rows of each. Layers, adapters, and whole modules that are copies.
+"""From modules to units: the registry of layer types, the layers of a model, and whole modules that are copies.
 
-May import matrices and ranks. The adapters of PyTorch's layers are registered here, so that they are known whichever
-module of this folder is imported first, and a user's own can take their place.
+Modules of this folder may import from ``matrices`` and ``ranks``. Importing any of them registers the adapters of
+PyTorch's layers first, so that one that a user registers for the same type of layer comes later and is the one used.
 """
 
 from lightning_symmetry.units import adapters as adapters

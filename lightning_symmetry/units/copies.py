@@ -1,4 +1,4 @@
-"""Whole modules that are exact copies of one another."""
+"""Whole modules that are exact copies of one another, such as the experts or branches of a network."""
 
 from __future__ import annotations
 
@@ -25,28 +25,31 @@ from lightning_symmetry.units.layers import (
 )
 from lightning_symmetry.units.registry import NotUnderstoodError
 
-# So many numbers of one parameter are compared before whole tensors are.
+# Whole tensors are compared only where this many numbers of one parameter agree.
 _GLANCE = 16
 
 
 @dataclass(frozen=True)
 class Copies:
-    """Modules of one class with equal parameters; compared like units, each module being one row.
+    """Modules of one class with equal parameters. They are compared as the units of a layer are, with a row per module.
 
     Attributes:
-        row_names: of the modules, in the order of the model.
+        row_names: names of the modules, in the order of the model.
         modules: the modules.
+        blocks: all modules are compared with one another.
+        also: no other set of copies has the same parameters.
+        can_freeze: a zero gradient is no evidence against modules; experts, for example, may go unused for long.
     """
 
     row_names: tuple[str, ...]
     modules: tuple[nn.Module, ...]
     blocks: ClassVar[int] = 1
     also: ClassVar[tuple[str, ...]] = ()
-    can_freeze: ClassVar[bool] = False  # experts may well go unused for a while
+    can_freeze: ClassVar[bool] = False
 
     @property
     def name(self) -> str:
-        """All names."""
+        """The names of all modules."""
         return ", ".join(self.row_names)
 
     @property
@@ -61,21 +64,29 @@ class Copies:
 
     @property
     def device(self) -> torch.device:
-        """Where the first parameter is."""
+        """The device of the first parameter."""
         return next(self.modules[0].parameters()).device
 
     @cached_property
     def identity(self) -> tuple[int, ...]:
-        """Of all parameters."""
+        """The identities (``id``) of all parameters."""
         return tuple(map(id, self.originals()))
 
     def weights(self) -> Rows:
-        """One row per module: all of its parameters."""
+        """One row per module: all of its parameters, flattened."""
         columns = zip(*(module.parameters() for module in self.modules), strict=True)
         return matrix_of([[part_of_rows(parameter, _as_row) for parameter in column] for column in columns])
 
     def gradients(self, trained: Set[int] | None = None) -> Rows | None:
-        """The gradients of these rows, or None if there is nothing to see."""
+        """One row per module: the gradients of its parameters.
+
+        Args:
+            trained: identities (``id``) of the parameters that the current optimizer updates; None: all. A parameter
+                is left out unless it is trained in all modules.
+
+        Returns:
+            The rows; None if no parameter is trained, or if one that is trained has no readable gradient.
+        """
         pieces: list[list[Tensor | Piece]] = []
         for column in zip(*(module.parameters() for module in self.modules), strict=True):
             if not all(is_trained(parameter, trained) for parameter in column):
@@ -91,23 +102,24 @@ class Copies:
         return [parameter for module in self.modules for parameter in module.parameters()]
 
     def is_trained_by(self, trained: Set[int]) -> bool:
-        """Whether the optimizer with these parameters updates any of them."""
+        """Whether any parameter of the modules is among those with these identities (``id``)."""
         return not trained.isdisjoint(self.identity)
 
     def recurrent_rows(self) -> Rows | None:
-        """None: modules do not feed one another."""
+        """None, since modules have no recurrent weights from one to the other."""
         return None
 
 
 def find_copies(model: nn.Module, layers: Iterable[Layer], team: Team | None = None) -> list[Copies]:
     """Find the outermost modules that are copies of one another and hold at least one of the layers.
 
-    Modules whose parameters are constants are left out: that all zero-initialised heads are alike is no news.
+    Modules all of whose parameters are constant are left out: heads that are initialised to zero, for example, are
+    equal on purpose.
 
     Args:
         model: any module.
-        layers: its layers, as :func:`find_layers` gives them; modules without any are not worth a word.
-        team: the ranks that hold the model; None: it is all here.
+        layers: its layers, as :func:`find_layers` gives them; only modules that contain some are compared.
+        team: the ranks that hold the model; None: this process has all of it.
 
     Returns:
         Sets of two or more modules with equal parameters, none of them shared.
@@ -131,7 +143,7 @@ def find_copies(model: nn.Module, layers: Iterable[Layer], team: Team | None = N
 
 
 def copies_named(model: nn.Module, names: Sequence[str]) -> Copies:
-    """Copies that another rank has found."""
+    """The copies that another rank has found under these names."""
     modules = {readable_name(path, module): module for path, module in model.named_modules()}
     return Copies(tuple(names), tuple(modules[name] for name in names))
 
@@ -150,7 +162,7 @@ def _is_readable(module: nn.Module) -> bool:
 
 
 def _kind(module: nn.Module) -> object:
-    """The same for copies: class and shapes."""
+    """A value that is equal for modules that may be copies: their class, and names and shapes of their parameters."""
     return (type(module), tuple((name, p.shape, p.dtype) for name, p in module.named_parameters()))
 
 
@@ -176,7 +188,7 @@ def _together(members: Sequence[tuple[str, nn.Module]]) -> Copies:
 
 
 def _head(module: nn.Module) -> list[float]:
-    """The first few numbers of a module, as a rule not the same for any two but copies."""
+    """The first few numbers of a weight of a module; as a rule only copies agree in them."""
     first = max(module.parameters(), key=lambda parameter: parameter.ndim)
     numbers: list[float] = first.detach().flatten()[:_GLANCE].tolist()
     return numbers

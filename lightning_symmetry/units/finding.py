@@ -21,7 +21,7 @@ from lightning_symmetry.units.registry import NotUnderstoodError, Units, units_o
 # What torch.compile, activation checkpointing and FSDP1 put into the path of a module that they wrap.
 _WRAPPED = ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
 
-FlatParts = Mapping[nn.Module, Mapping[str, FlatPart]]
+_FlatParts = Mapping[nn.Module, Mapping[str, FlatPart]]
 
 
 class Found(NamedTuple):
@@ -42,9 +42,8 @@ class Found(NamedTuple):
     @property
     def names(self) -> list[str]:
         """What a pattern can match: the names of all layers and of modules that were left out."""
-        return list(
-            dict.fromkeys([name for layer in self.layers for name in (layer.name, *layer.also)] + [*self.skipped])
-        )
+        of_layers = [name for layer in self.layers for name in (layer.name, *layer.also)]
+        return list(dict.fromkeys([*of_layers, *self.skipped]))
 
 
 def find_layers(model: nn.Module, include: Sequence[str] | None = None, exclude: Sequence[str] = ()) -> Found:
@@ -134,7 +133,7 @@ class _Description:
         return [self.owner.name] if self.reason is not None else [layer.name for layer in self.layers]
 
 
-def _owners(model: nn.Module, flattened: FlatParts) -> list[_Owner]:
+def _owners(model: nn.Module, flattened: _FlatParts) -> list[_Owner]:
     """The modules with parameters of their own, in the order of ``model.named_modules()``."""
     sources = {id(part.source) for parts in flattened.values() for part in parts.values()}
     owners = []
@@ -156,14 +155,14 @@ def _own_parameters(module: nn.Module) -> dict[str, Tensor]:
     return own
 
 
-def _describe(owner: _Owner, flattened: FlatParts) -> _Description:
+def _describe(owner: _Owner, flattened: _FlatParts) -> _Description:
     try:
         return _Description(owner, _layers_of(owner, flattened))
     except NotUnderstoodError as reason:
         return _Description(owner, reason=str(reason))
 
 
-def _layers_of(owner: _Owner, flattened: FlatParts) -> list[Layer]:
+def _layers_of(owner: _Owner, flattened: _FlatParts) -> list[Layer]:
     """The layers of a module, as its adapter describes them."""
     module = owner.module
     originals: dict[int, tuple[Tensor, ...]] = {}
@@ -238,7 +237,10 @@ def _place_of(layer: Layer) -> object:
 
 
 def _left_out(descriptions: Iterable[_Description], chosen: set[str]) -> dict[str, str]:
-    """By name, the modules and parts of modules that are not looked at, and why."""
+    """Say by name why modules, or parts of modules, are not looked at.
+
+    A module all of whose parameters belong to modules before it in the model is not mentioned.
+    """
     skipped: dict[str, str] = {}
     known: set[int] = set()  # identities of parameters that an earlier module has accounted for
     for description in descriptions:

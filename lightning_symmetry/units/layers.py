@@ -1,4 +1,4 @@
-"""Layers: sets of units, and the tensors in which the incoming row of each unit lies."""
+"""Layers: sets of units, and how the weights and gradients that feed them are read as matrices with a row per unit."""
 
 from __future__ import annotations
 
@@ -21,12 +21,17 @@ from lightning_symmetry.units.registry import NotUnderstoodError
 
 
 def is_trained(parameter: Tensor, trained: Set[int] | None) -> bool:
-    """Whether the gradient of a parameter counts; ``trained`` are the identities of those that do, None: all."""
+    """Whether the gradient of a parameter is up to date.
+
+    Args:
+        parameter: the parameter.
+        trained: identities (``id``) of the parameters that the current optimizer updates; None: all.
+    """
     return parameter.requires_grad and (trained is None or id(parameter) in trained)
 
 
 def readable_gradient(parameter: Tensor) -> Tensor | None:
-    """The gradient of a parameter, if it has one, and not a sparse one."""
+    """The gradient of a parameter; None if it has none or a sparse one."""
     gradient = parameter.grad
     return None if gradient is None or gradient.layout != torch.strided else gradient.detach()
 
@@ -37,9 +42,11 @@ class Incoming:
 
     Attributes:
         weights: the tensor as the layer uses it.
-        view: what makes its first dimension count units, ``tensor -> (num_units, ...)``.
-        originals: the parameters that it is computed from; itself, unless the layer is parametrized or flattened.
-        part: what this rank holds of it, if FSDP1 has flattened it; ``weights`` then has no more than its shape.
+        view: turns a tensor of this shape into one whose first dimension counts units, ``(num_units, ...)``.
+        originals: the parameters that ``weights`` is computed from, if the layer is parametrized; the parameter that
+            holds this rank's numbers, if FSDP1 has flattened it; else ``weights`` itself.
+        part: what this rank holds of the parameter, if FSDP1 has flattened it. ``weights`` is then a tensor on the
+            meta device, which has the shape of the whole parameter and no numbers.
     """
 
     weights: Tensor
@@ -49,17 +56,17 @@ class Incoming:
 
     @property
     def keys(self) -> tuple[object, ...]:
-        """One value for every original, that is the same for the same parameter."""
+        """One value for each parameter in question; other layers with the same parameter have the same value."""
         return tuple(map(id, self.originals)) if self.part is None else (self.part.key,)
 
     def rows(self) -> Tensor | Piece:
-        """``(num_units, ...)``."""
+        """The weights as ``(num_units, ...)``; if they are sharded, what this rank holds of them."""
         if self.part is not None:
             return piece_of_part(self.part, self.part.source, self.view)
         return part_of_rows(self.weights, self.view)
 
     def gradients(self, trained: Set[int] | None) -> list[Tensor | Piece | None]:
-        """``(num_units, ...)`` of every original that is trained; None for one that has no gradient to see."""
+        """The gradient of each original that is trained, as ``(num_units, ...)``; None for one without a gradient."""
         return [self._gradient(original) for original in self.originals if is_trained(original, trained)]
 
     def _gradient(self, original: Tensor) -> Tensor | Piece | None:
@@ -70,23 +77,27 @@ class Incoming:
             return None
         if gradient.shape == self.weights.shape:
             return part_of_rows(gradient, self.view)
-        # For example the norms of weight_norm: one number per unit.
+        # The original of a parametrization may have another shape than the weight, but a row for each unit, like the
+        # norms in weight_norm. Of any other shape it does not say which numbers belong to which unit.
         return gradient if len(gradient) == len(self.rows()) else None
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One set of units whose rows can be compared with one another.
+    """A set of units whose rows can be compared with one another.
 
     Attributes:
         name: name of the module in the model, with the part if it has several.
-        tensors: what feeds the units.
-        blocks: units of different blocks are never compared.
-        recurrent: what feeds the units back into themselves; its view gives ``(num_units, gates, num_units)``.
-        also: names of layers that share the weight.
-        num_units: number of rows.
-        shapes: of the rows of every tensor, ``(num_units, ...)``, the recurrent one last.
+        tensors: what feeds the units, the weight first.
+        blocks: number of equal blocks of consecutive units; units of different blocks are never compared.
+        recurrent: the tensor that feeds the units back into themselves; its view gives
+            ``(num_units, gates, num_units)``.
+        also: names of further layers that share the weight.
+        num_units: number of units.
+        shapes: shape ``(num_units, ...)`` that the view of each tensor gives, the recurrent tensor last.
         fan_in: number of weights that feed one unit, without the bias.
+        can_freeze: whether a zero gradient, check after check, is evidence against the units.
+        row_names: names of the rows where they are not units but modules; empty for layers.
     """
 
     name: str
@@ -117,24 +128,27 @@ class Layer:
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device of the weights."""
         return self.tensors[0].originals[0].device
 
     @cached_property
     def identity(self) -> tuple[int, ...]:
-        """Of the parameters that this layer is made of."""
+        """The identities (``id``) of the parameters of this layer."""
         return tuple(map(id, self.originals()))
 
     def weights(self) -> Rows:
-        """The incoming rows, without the recurrent tensor."""
+        """One row per unit: the incoming weights side by side, without the recurrent tensor."""
         return matrix_of([tensor.rows() for tensor in self.tensors])
 
     def gradients(self, trained: Set[int] | None = None) -> Rows | None:
-        """The gradient rows, with the recurrent tensor, or None if there is nothing to see.
+        """One row per unit: the gradients side by side, that of the recurrent tensor included.
 
         Args:
-            trained: identities (``id``) of the parameters that the optimizer at work updates; None: all. The gradients
-                of others may be stale or partial and are left out.
+            trained: identities (``id``) of the parameters that the current optimizer updates; None: all. The gradients
+                of other parameters may be old or incomplete and are left out.
+
+        Returns:
+            The rows; None if no parameter is trained, or if one that is trained has no readable gradient.
         """
         pieces: list[Tensor | Piece] = []
         for tensor in self._all_tensors():
@@ -145,29 +159,32 @@ class Layer:
         return matrix_of(pieces) if pieces else None
 
     def recurrent_rows(self) -> Rows | None:
-        """What feeds the units back into themselves, ``(num_units, gates * num_units)``, gate by gate."""
+        """The recurrent tensor as a matrix ``(num_units, gates * num_units)``; None for layers without one."""
         return matrix_of([self.recurrent.rows()]) if self.recurrent else None
 
     def is_trained_by(self, trained: Set[int]) -> bool:
-        """Whether the optimizer with these parameters updates any of this layer's tensors."""
+        """Whether any parameter of this layer is among those with these identities (``id``)."""
         return not trained.isdisjoint(self.identity)
 
     def originals(self) -> list[Tensor]:
-        """The parameters that this layer is made of."""
+        """The parameters of this layer."""
         return [original for tensor in self._all_tensors() for original in tensor.originals]
 
     def shares(self) -> Iterator[tuple[object, Fraction]]:
-        """Which share of its parameters this layer looks at, by :attr:`Incoming.keys`; parts of layers look at less."""
+        """Pairs of a key of a parameter, as in :attr:`Incoming.keys`, and the share of its numbers that is looked at.
+
+        The share is less than 1 for parts of a layer whose tensors are packed into one parameter.
+        """
         for tensor, shape in zip(self._all_tensors(), self.shapes, strict=True):
             for key in tensor.keys:
-                yield key, Fraction(shape.numel(), tensor.weights.numel())
+                yield key, Fraction(shape.numel(), max(1, tensor.weights.numel()))
 
 
 def check_tensor(tensor: Tensor) -> None:
-    """Refuse a tensor whose numbers cannot be read, or are not those that are trained.
+    """Refuse a tensor whose numbers cannot be read, or which is not itself the parameter that is trained.
 
     Raises:
-        NotUnderstoodError: saying why.
+        NotUnderstoodError: says why.
     """
     if is_lazy(tensor):
         raise NotUnderstoodError("not initialised yet")

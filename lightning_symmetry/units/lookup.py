@@ -1,4 +1,4 @@
-"""The matrices of a model by the names that ranks exchange."""
+"""Matrices of a model by name: ranks ask one another for matrices, and can send names only."""
 
 from __future__ import annotations
 
@@ -17,12 +17,18 @@ FindLayers = Callable[[], Found]
 
 
 def rows_by_name(model: nn.Module, find: FindLayers, trained: Set[int] | None) -> Callable[[Name], Shared | None]:
-    """Finds a matrix of a model by what :func:`look` calls it on the first rank.
+    """Make a function that returns a matrix of a model by its name.
+
+    A name is the kind of the matrix (``"weights"``, ``"gradients"`` or ``"recurrent"``) and the name of the layer, or
+    the names of modules that are copies of one another, as the first rank found them.
 
     Args:
         model: the model.
-        find: its layers.
-        trained: identities of the parameters whose gradients count; None: all.
+        find: returns the layers of the model.
+        trained: identities (``id``) of the parameters that the current optimizer updates; None: all.
+
+    Returns:
+        The function; it returns None for a layer or a matrix that there is not on this rank.
     """
     by_name: dict[str, Layer] = {}
 

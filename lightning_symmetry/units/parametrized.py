@@ -11,12 +11,26 @@ from lightning_symmetry.units.registry import NotUnderstoodError
 
 
 def without_parametrizations(module: nn.Module) -> tuple[nn.Module, dict[int, tuple[Tensor, ...]]]:
-    """A stand-in with the weights as the layer computes them, and the originals of each by its identity."""
+    """Copy a parametrized module into a plain one, whose weights are computed once and do not change any more.
+
+    The parametrized module stays as it is, and so does the state of the random number generator of the CPU.
+
+    Args:
+        module: a module for which ``torch.nn.utils.parametrize.is_parametrized`` holds.
+
+    Returns:
+        A module of the class that the module had before, with the computed weights as parameters, and, by the identity
+        (``id``) of each computed weight, the parameters that it is computed from.
+
+    Raises:
+        NotUnderstoodError: if a weight cannot be computed.
+    """
     parametrizations = cast("nn.ModuleDict", module.parametrizations)
-    # In training some parametrizations write: spectral_norm moves its estimate on whenever the weight is computed.
+    # Some parametrizations change their buffers in training mode: spectral_norm takes a step of its power iteration
+    # whenever the weight is computed.
     parts = list(parametrizations.modules())
     was_training = [part.training for part in parts]
-    # Of the class it was before torch.nn.utils.parametrize took it over; a parametrized module cannot be copied.
+    # torch.nn.utils.parametrize has derived the class of the module from the one it had before, and refuses copies.
     stand_in = cast("nn.Module", object.__new__(type(module).__bases__[0]))
     stand_in.__dict__ = {**module.__dict__, "_parameters": dict(module._parameters)}
     originals: dict[int, tuple[Tensor, ...]] = {}
