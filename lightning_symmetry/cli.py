@@ -40,7 +40,7 @@ def _demo(logdir: Path) -> int:
     try:
         from lightning_symmetry.demo import run
     except ModuleNotFoundError as error:
-        print(f"The demo needs {error.name}: pip install 'lightning-symmetry[demo]'")
+        print(f"The demo needs {error.name}: pip install 'lightning-symmetry[demo]'", file=sys.stderr)
         return 1
     run(logdir)
     return 0

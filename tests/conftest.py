@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import logging
 import os
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import settings
 
 from tests.browsing import Page, open_browser
@@ -17,6 +19,15 @@ settings.register_profile("explore", derandomize=False, print_blob=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeat"))
 
 collect_ignore = ["benchmarks"]  # they need packages of their own
+
+
+@pytest.fixture(autouse=True)
+def _start_alike() -> None:
+    """Whatever ran before, a test draws the same random numbers, and pytest hears what Lightning logs."""
+    torch.manual_seed(0)
+    # Lightning keeps its messages from the root logger if it is imported before pytest listens there, which versions
+    # of pytest before 9 do in order to find the class that the filters of warnings name.
+    logging.getLogger("lightning.pytorch").propagate = True
 
 
 @pytest.fixture(scope="session")

@@ -46,7 +46,9 @@ def test_demo_without_its_extra_says_what_to_install(
     monkeypatch.delitem(sys.modules, "lightning_symmetry.demo", raising=False)
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     assert main(["demo"]) == 1
-    assert "pip install 'lightning-symmetry[demo]'" in capsys.readouterr().out
+    out, err = capsys.readouterr()
+    assert "pip install 'lightning-symmetry[demo]'" in err
+    assert out == ""
 
 
 def test_version_and_usage() -> None:

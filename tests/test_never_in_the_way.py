@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,28 @@ from tests.training import Classifier, Regression, batches, fill, make_trainer, 
 def train(model: LightningModule, monitor: SymmetryMonitor | None, **options: Any) -> Any:
     ckpt_path = options.pop("ckpt_path", None)
     trainer = make_trainer([monitor] if monitor else [], **{"max_steps": 24, **options})
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), kernels_for(model, trainer.precision):
         warnings.simplefilter("ignore")
         trainer.fit(model, batches(), ckpt_path=ckpt_path)
     return trainer
+
+
+def kernels_for(model: LightningModule, precision: str) -> AbstractContextManager[None]:
+    """Turns oneDNN off for an LSTM under bfloat16 autocast where it cannot run one, so that PyTorch does."""
+    is_asked = precision == "bf16-mixed" and any(isinstance(module, nn.LSTM) for module in model.modules())
+    if is_asked and not onednn_runs_lstm_in_bf16():
+        return torch.backends.mkldnn.flags(enabled=False, allow_tf32=None)
+    return nullcontext()
+
+
+def onednn_runs_lstm_in_bf16() -> bool:
+    """Whether oneDNN runs an LSTM under bfloat16 autocast on this CPU; it fails on those without AVX-512."""
+    try:
+        with torch.autocast("cpu", torch.bfloat16):
+            nn.LSTM(1, 1)(torch.zeros(1, 1, 1))
+    except RuntimeError:
+        return False
+    return True
 
 
 def dropout_net() -> nn.Module:
