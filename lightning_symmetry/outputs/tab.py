@@ -155,6 +155,8 @@ def _findings_values(findings: Sequence[Finding], report: SymmetryReport) -> lis
             "origin": str(alike[0].origin),
             "what": f"They {what(alike[0], len(alike))}",
             "why": why(alike[0]),
+            "groups": [pack_units(finding.units) for finding in alike[:_MAX_GROUPS]],
+            "num_groups": len(alike),
         }
         for alike in alike_findings(findings, report)[:_MAX_GROUPS]
     ]

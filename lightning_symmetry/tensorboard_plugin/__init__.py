@@ -3,4 +3,4 @@
 from importlib.resources import files
 
 STATIC = files(__name__) / "static"
-"""The page: modules of JavaScript, and a style sheet."""
+"""The folder with the files of the page: modules of JavaScript and a style sheet."""

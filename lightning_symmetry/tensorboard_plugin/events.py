@@ -1,10 +1,12 @@
-"""What the events of the Symmetry tab hold, as bytes: written during a training, read by TensorBoard.
+"""How the events of the Symmetry tab are stored as bytes: written during a training, read by TensorBoard.
 
-There are two kinds, both compact:
+There are two kinds of events, both compact:
 
-- a *summary* per check, of the whole model: for each layer what has changed since the summary before; the first one of
-  a training, and any that cannot build on the last, tells all;
-- a *matrix* of a layer: cosine similarities of the units that are shown.
+- A *summary* is written at each check. It holds, for each layer of the model, the values that have changed since the
+  summary before. The first summary of a training holds all values, and so does any that cannot build on the one before.
+- A *matrix* holds the cosine similarities of the units of one layer, or of some of them if the layer is large.
+
+Everything that is read may come from a file that somebody else made, so that it is checked before it is used.
 """
 
 from __future__ import annotations
@@ -18,27 +20,30 @@ from typing import Any
 PLUGIN_NAME = "symmetry"
 SUMMARY_TAG = "symmetry/tab"
 MATRIX_TAG = "symmetry/tab/matrix/"
-"""Followed by the name of the layer."""
-VERDICTS = ("locked", "frozen", "lockstep", "breaking", "duplicate")
+"""The name of the layer follows."""
 
 MAX_SIDE = 64
-"""Units a side of a matrix."""
+"""The largest number of units that a matrix shows."""
 _MAX_RUNS = 400
-_MAX_BYTES = 1 << 26  # of a payload once it is unpacked: what comes from a file may be made to do harm
+# The largest size of a payload once it is unpacked, because a small file may be made to unpack into a very large one.
+_MAX_BYTES = 1 << 26
 _RUN = re.compile(r"(\d{1,9})(?:-(\d{1,9})(?::(\d{1,9}))?)?")
 _MORE = "..."
 
 
 class PayloadError(ValueError):
-    """An event that this package did not write, or that was damaged."""
+    """The bytes are damaged, or this package did not write them."""
 
 
 def pack_units(units: Sequence[int], limit: int = _MAX_RUNS) -> str:
-    """Indices of units in a few characters: runs of one stride, in the order given.
+    """Write indices of units as a short text: as runs of equal stride, in the order given.
 
     Args:
         units: the indices.
-        limit: number of runs after which the rest is left out, and an ellipsis says so.
+        limit: the largest number of runs; an ellipsis stands for all units after that.
+
+    Returns:
+        Runs separated by commas: a single index, ``first-last``, or ``first-last:stride``.
 
     Example:
         >>> pack_units([0, 1, 2, 3, 8, 40, 10, 12, 14])
@@ -66,10 +71,14 @@ def pack_units(units: Sequence[int], limit: int = _MAX_RUNS) -> str:
 
 
 def unpack_units(text: str, limit: int = MAX_SIDE) -> list[int]:
-    """The indices that :func:`pack_units` wrote, at most ``limit`` of them.
+    """Read the indices that :func:`pack_units` wrote.
+
+    Args:
+        text: the packed indices, without an ellipsis.
+        limit: the largest number of indices.
 
     Raises:
-        PayloadError: if there are more, or the text is none of its own.
+        PayloadError: if there are more than ``limit`` indices, or :func:`pack_units` writes no such text.
 
     Example:
         >>> unpack_units("0-3,8,40,10-14:2")
@@ -89,17 +98,17 @@ def unpack_units(text: str, limit: int = MAX_SIDE) -> list[int]:
 
 
 def pack_summary(summary: dict[str, Any]) -> bytes:
-    """A summary as bytes; compressed where that is shorter."""
+    """Write a summary as JSON, compressed if that makes it shorter."""
     plain = _to_json(summary)
     packed = zlib.compress(plain, 6)
     return min(plain, packed, key=len)
 
 
 def unpack_summary(data: bytes) -> dict[str, Any]:
-    """What :func:`pack_summary` was given.
+    """Read a summary that :func:`pack_summary` wrote.
 
     Raises:
-        PayloadError: if the bytes are none of its own.
+        PayloadError: if the bytes are damaged or hold something else.
     """
     summary = _from_json(data if data.startswith(b"{") else _decompress(data))
     layers, findings = summary.get("layers"), summary.get("findings", {})
@@ -113,20 +122,23 @@ def unpack_summary(data: bytes) -> dict[str, Any]:
 
 
 def pack_matrix(units: Sequence[int], cells: bytes) -> bytes:
-    """A matrix as bytes.
+    """Write a matrix as compressed bytes.
 
     Args:
-        units: indices of the units, in the order of the rows.
-        cells: one byte per cell, row by row, as :func:`lightning_symmetry.outputs.heatmap.to_bytes` makes them.
+        units: indices of the ``n`` units, in the order of the rows.
+        cells: ``n * n`` bytes, row by row, as :func:`lightning_symmetry.outputs.heatmap.to_bytes` makes them.
     """
     return zlib.compress(_to_json({"version": 1, "units": pack_units(units)}) + b"\n" + cells, 6)
 
 
 def unpack_matrix(data: bytes) -> tuple[list[int], bytes]:
-    """What :func:`pack_matrix` was given.
+    """Read a matrix that :func:`pack_matrix` wrote.
+
+    Returns:
+        The indices of the units in the order of the rows, and the cells row by row.
 
     Raises:
-        PayloadError: if the bytes are none of its own.
+        PayloadError: if the bytes are damaged or hold something else.
     """
     head, newline, cells = _decompress(data).partition(b"\n")
     values = _from_json(head)
@@ -139,10 +151,11 @@ def unpack_matrix(data: bytes) -> tuple[list[int], bytes]:
 
 
 def natural_order(name: str) -> list[tuple[int, str]]:
-    """Sort key that puts ``run2`` before ``run10``.
+    """Give a sort key that puts ``run2`` before ``run10``.
 
-    >>> sorted(["run10", "run2"], key=natural_order)
-    ['run2', 'run10']
+    Example:
+        >>> sorted(["run10", "run2"], key=natural_order)
+        ['run2', 'run10']
     """
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d{1,18})", name)]
 

@@ -1,6 +1,7 @@
-"""Summaries of single checks, laid together into the history of a run.
+"""The history of a run, put together from the summaries of its checks.
 
-Everything here may come from a file that somebody else made: what has the wrong type is refused, never guessed.
+Every value may come from a file that somebody else made: an event with a value of the wrong type is refused. Texts of
+which a newer version may know more, such as the names of verdicts, are kept as they are.
 """
 
 from __future__ import annotations
@@ -9,23 +10,26 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from lightning_symmetry.tensorboard_plugin.events import VERDICTS, PayloadError, unpack_summary
+from lightning_symmetry.tensorboard_plugin.events import PayloadError, unpack_summary
+from lightning_symmetry.verdicts.report import Origin
+from lightning_symmetry.verdicts.verdict import Verdict
 
-_MAX_INT = 1 << 53  # what JavaScript can count to
+_MAX_INT = 1 << 53  # JavaScript counts no further without gaps
 _MAX_TEXT = 1 << 16
-_FINDING_TEXTS = ("who", "verdict", "origin", "what", "why")
+_MAX_VERDICT_TEXT = 64
+_RANKS = {str(verdict): rank for rank, verdict in enumerate(Verdict)}
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Group:
-    """A group of units, as far as a summary tells.
+    """A group of units, as a summary describes it.
 
     Attributes:
-        units: their indices, packed; with an ellipsis where it was cut.
+        units: indices of the units, packed by :func:`lightning_symmetry.tensorboard_plugin.events.pack_units`.
         size: number of units.
-        verdict: what becomes of them.
-        since: step of the check that saw them first.
+        verdict: name of the verdict; a newer version may have written one that this version does not know.
+        since: optimizer step of the check that saw the group first.
     """
 
     units: str
@@ -33,9 +37,60 @@ class Group:
     verdict: str
     since: int
 
-    def to_json(self) -> list[Any]:
-        """Ready for JSON."""
-        return [self.units, self.size, self.verdict, self.since]
+    def to_json(self) -> dict[str, Any]:
+        """The group by the names of its attributes, ready for JSON."""
+        return {"units": self.units, "size": self.size, "verdict": self.verdict, "since": self.since}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Groups of one layer that the user was warned of in one message.
+
+    Attributes:
+        who: the units in words.
+        verdict: name of the verdict that was warned of.
+        origin: how the groups came about, as :class:`lightning_symmetry.verdicts.report.Origin` says it.
+        what: what happens to the units.
+        why: the likely cause and the way out.
+        since: optimizer step of the check that saw the groups first.
+        broken: optimizer step of the check at which the groups were gone; None while they hold.
+        groups: packed units of each group, the first ones if there are very many; None if the file does not tell, as
+            those that version 0.1 wrote.
+        num_groups: number of all groups.
+    """
+
+    who: str
+    verdict: str
+    origin: str
+    what: str
+    why: str
+    since: int
+    broken: int | None
+    groups: tuple[str, ...] | None
+    num_groups: int
+
+    def to_json(self, layer: str) -> dict[str, Any]:
+        """The finding in words, ready for JSON."""
+        return {
+            "layer": layer,
+            "who": self.who,
+            "verdict": self.verdict,
+            "origin": self.origin,
+            "what": self.what,
+            "why": self.why,
+            "since": self.since,
+            "broken": self.broken,
+        }
+
+    def groups_to_json(self) -> dict[str, Any]:
+        """Which groups the finding is about, ready for JSON."""
+        return {
+            "verdict": self.verdict,
+            "since": self.since,
+            "broken": self.broken,
+            "groups": None if self.groups is None else list(self.groups),
+            "num_groups": self.num_groups,
+        }
 
 
 @dataclass(frozen=True)
@@ -46,23 +101,19 @@ class State:
         num_units: number of units.
         fan_in: number of weights that feed one unit.
         width: number of distinct units.
-        counts: number of units by verdict.
+        counts: number of units by verdict, where it is not zero; known verdicts first, the most serious of them first.
         groups: the groups, the first ones if there are very many.
-        num_groups: number of all of them.
+        num_groups: number of all groups.
         also: other names of the layer.
     """
 
     num_units: int
     fan_in: int
     width: int
-    counts: tuple[int, ...]
+    counts: dict[str, int]
     groups: tuple[Group, ...]
     num_groups: int
     also: tuple[str, ...]
-
-    def to_json(self) -> list[int]:
-        """Width and counts, ready for JSON."""
-        return [self.width, *self.counts]
 
 
 @dataclass
@@ -70,10 +121,11 @@ class Layer:
     """A layer over time.
 
     Attributes:
-        states: the check and the state, wherever that changed; None where the layer is there no longer.
-        dead: the check and the number of units with a zero gradient and weights of their own, wherever that changed.
-            It changes a lot, and is only asked for of a layer that somebody looks at.
-        values: the latest state as it was written.
+        states: index of the check and state, for each check at which the state changed; None instead of a state where
+            the model no longer has the layer.
+        dead: index of the check and number of units with a zero gradient and weights of their own, for each check at
+            which that number changed. It often changes at every check, so it is sent only with a layer that is opened.
+        values: the latest values as they were written; those of the next summary are laid over them.
     """
 
     states: list[tuple[int, State | None]] = field(default_factory=list)
@@ -83,22 +135,28 @@ class Layer:
 
 @dataclass
 class RunHistory:
-    """What a run's summaries tell.
+    """A run over time.
 
     Attributes:
-        steps: of all checks.
-        layers: by name, in the order of the model.
+        steps: optimizer step of each check, ascending.
+        layers: the layers by name, in the order of the model.
         findings: by layer, what was warned of, as of the last check.
-        num_unreadable: events that were passed over.
+        num_unreadable: number of events that could not be read.
     """
 
     steps: list[int] = field(default_factory=list)
     layers: dict[str, Layer] = field(default_factory=dict)
-    findings: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    findings: dict[str, list[Finding]] = field(default_factory=dict)
     num_unreadable: int = 0
 
     def add(self, step: int, data: bytes) -> None:
-        """Take in one more event; one that cannot be read is counted and passed over."""
+        """Add the summary of one more check; one that cannot be read is only counted.
+
+        Args:
+            step: optimizer step of the check. If it is not later than the last, the training was started again from
+                an earlier checkpoint, and what was known from that step on is forgotten.
+            data: the bytes of the event.
+        """
         try:
             summary = unpack_summary(data)
             is_full = summary.get("full") is True
@@ -113,7 +171,7 @@ class RunHistory:
         except PayloadError:
             self.num_unreadable += 1
             return
-        if self.steps and step <= self.steps[-1]:  # a training that went on from an earlier checkpoint
+        if self.steps and step <= self.steps[-1]:
             self._forget_from(step)
         check = len(self.steps)
         self.steps.append(step)
@@ -128,7 +186,7 @@ class RunHistory:
             if not layer.states or layer.states[-1][1] != state:
                 layer.states.append((check, state))
         for name, number in dead.items():
-            if name in self.layers:  # else it was forgotten just now
+            if name in self.layers:  # a layer without a state left was dropped by _forget_from
                 self.layers[name].dead.append((check, number))
         self.findings.update(findings)
 
@@ -140,45 +198,56 @@ class RunHistory:
         self.layers = {name: layer for name, layer in self.layers.items() if layer.states}
 
     def to_json(self) -> dict[str, Any]:
-        """All but what is only asked for of a layer that somebody looks at."""
-        rows = [{"layer": layer, **row} for layer, rows in self.findings.items() for row in rows]
+        """The run without what is only sent with a layer that is opened; ready for JSON."""
         return {
             "steps": self.steps,
-            "layers": [self._row(name, layer) for name, layer in self.layers.items()],
-            "findings": rows,
+            "layers": [self._layer_row(name, layer) for name, layer in self.layers.items()],
+            "findings": [finding.to_json(layer) for layer, found in self.findings.items() for finding in found],
             "unreadable": self.num_unreadable,
         }
 
     def layer_to_json(self, name: str) -> dict[str, Any]:
-        """Of one layer, the dead units, and the groups with their number, from each check at which they changed."""
-        layer = self.layers[name]
-        groups: list[list[Any]] = []
-        for check, state in layer.states:
-            now = [[group.to_json() for group in state.groups], state.num_groups] if state else [[], 0]
-            if not groups or groups[-1][1:] != now:
-                groups.append([check, *now])
-        return {"dead": layer.dead, "groups": groups}
+        """What is sent of a layer that is opened: its dead units and groups over time, and the groups of its findings.
 
-    def _row(self, name: str, layer: Layer) -> dict[str, Any]:
+        Raises:
+            KeyError: if there is no such layer.
+        """
+        layer = self.layers[name]
+        groups: list[dict[str, Any]] = []
+        for check, state in layer.states:
+            now = [group.to_json() for group in state.groups] if state else []
+            num_groups = state.num_groups if state else 0
+            if not groups or groups[-1]["groups"] != now or groups[-1]["num_groups"] != num_groups:
+                groups.append({"check": check, "groups": now, "num_groups": num_groups})
+        return {
+            "dead": [{"check": check, "units": number} for check, number in layer.dead],
+            "groups": groups,
+            "findings": [finding.groups_to_json() for finding in self.findings.get(name, ())],
+        }
+
+    def _layer_row(self, name: str, layer: Layer) -> dict[str, Any]:
         latest = next(state for _, state in reversed(layer.states) if state is not None)
         return {
             "name": name,
             "also": list(latest.also),
             "units": latest.num_units,
             "fan_in": latest.fan_in,
-            "states": [[check, *(state.to_json() if state else ())] for check, state in layer.states],
+            "states": [
+                {"check": check, "width": state.width if state else None, "counts": state.counts if state else {}}
+                for check, state in layer.states
+            ],
             "events": self._events(name, layer),
         }
 
-    def _events(self, name: str, layer: Layer) -> list[list[Any]]:
-        """What happened to a layer: ``[step, kind, verdict, text]``, in the order of time."""
-        events: list[list[Any]] = []
-        for row in self.findings.get(name, ()):
-            begins = "collapsed" if row["origin"] == "collapse" else "appeared"
-            events.append([row["since"], begins, row["verdict"], row["who"]])
-            if row["broken"] is not None:
-                events.append([row["broken"], "broke", row["verdict"], row["who"]])
-        told = {(step, kind) for step, kind, *_ in events}
+    def _events(self, name: str, layer: Layer) -> list[dict[str, Any]]:
+        """What happened to a layer, in the order of time: its findings, and other changes of its width."""
+        events: list[dict[str, Any]] = []
+        for finding in self.findings.get(name, ()):
+            begins = "collapsed" if finding.origin == Origin.COLLAPSE else "appeared"
+            events.append(_event(finding.since, begins, finding.verdict, finding.who))
+            if finding.broken is not None:
+                events.append(_event(finding.broken, "broke", finding.verdict, finding.who))
+        told = {(event["step"], event["kind"]) for event in events}
         before: State | None = None
         for check, state in layer.states:
             if state is None:
@@ -188,46 +257,76 @@ class RunHistory:
                 kind = "broke" if state.width > width else "collapsed" if before else "appeared"
                 text = f"{state.width} of {state.num_units} units distinct" + (f", {width} before" if before else "")
                 if (self.steps[check], kind) not in told:
-                    events.append([self.steps[check], kind, "", text])
+                    events.append(_event(self.steps[check], kind, None, text))
             before = state
-        return sorted(events, key=lambda event: event[0])
+        return sorted(events, key=lambda event: event["step"])
 
 
 def fold(events: Iterable[tuple[int, bytes]]) -> RunHistory:
-    """The history that events, each a step and its bytes, make up."""
+    """Put together the history of a run.
+
+    Args:
+        events: optimizer step and bytes of each summary, in the order in which they were written.
+    """
     history = RunHistory()
     for step, data in events:
         history.add(step, data)
     return history
 
 
+def _event(step: int, kind: str, verdict: str | None, text: str) -> dict[str, Any]:
+    return {"step": step, "kind": kind, "verdict": verdict, "text": text}
+
+
 def _merge(layer: Layer | None, changes: Mapping[str, Any], is_full: bool) -> tuple[dict[str, Any], State]:
+    """Lay changes over the latest values of a layer; returns the new values and the state that they describe."""
     before = layer.values if layer and not is_full else {}
     values = {**before, **changes}
-    counts = _typed(values, "counts", dict)
     groups = _typed(values, "groups", list)
     also = _typed(values, "also", list, [])
     return values, State(
         num_units=_count(values, "units"),
         fan_in=_count(values, "fan_in"),
         width=_count(values, "width"),
-        counts=tuple(_count(counts, verdict, 0) for verdict in VERDICTS),
+        counts=_counts(_typed(values, "counts", dict)),
         groups=tuple(map(_group, groups)),
         num_groups=_count(values, "num_groups"),
         also=tuple(_text(name) for name in also),
     )
 
 
+def _counts(values: Mapping[str, Any]) -> dict[str, int]:
+    counts = {_verdict(name): _int(number) for name, number in values.items()}
+    ordered = sorted(counts, key=lambda name: (_RANKS.get(name, len(_RANKS)), name))
+    return {name: counts[name] for name in ordered if counts[name]}
+
+
 def _group(values: Any) -> Group:
-    if not isinstance(values, list) or len(values) != 4 or values[2] not in VERDICTS:
+    if not isinstance(values, list) or len(values) != 4:
         raise PayloadError("not a group")
-    return Group(_text(values[0]), _int(values[1]), values[2], _int(values[3]))
+    return Group(_text(values[0]), _int(values[1]), _verdict(values[2]), _int(values[3]))
 
 
-def _finding(row: Mapping[str, Any]) -> dict[str, Any]:
-    texts = {key: _text(row.get(key)) for key in _FINDING_TEXTS}
-    broken = row.get("broken")
-    return {**texts, "since": _count(row, "since"), "broken": None if broken is None else _int(broken)}
+def _finding(row: Mapping[str, Any]) -> Finding:
+    groups = _typed(row, "groups", list) if "groups" in row else None
+    return Finding(
+        who=_text(row.get("who")),
+        verdict=_verdict(row.get("verdict")),
+        origin=_text(row.get("origin")),
+        what=_text(row.get("what")),
+        why=_text(row.get("why")),
+        since=_count(row, "since"),
+        broken=None if row.get("broken") is None else _count(row, "broken"),
+        groups=None if groups is None else tuple(map(_text, groups)),
+        num_groups=_count(row, "num_groups", len(groups or ())),
+    )
+
+
+def _verdict(value: Any) -> str:
+    """The name of a verdict, which need not be one that this version knows."""
+    if len(_text(value)) > _MAX_VERDICT_TEXT:
+        raise PayloadError("not the name of a verdict")
+    return str(value)
 
 
 def _count(values: Mapping[str, Any], key: str, default: int | None = None) -> int:

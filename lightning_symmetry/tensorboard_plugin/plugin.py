@@ -1,4 +1,4 @@
-"""The backend: what TensorBoard asks a plugin for, and what the page asks the backend for."""
+"""The plugin that TensorBoard loads, and the routes that its page asks for data; docs/tab.md describes each route."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from werkzeug.wrappers import Request, Response
 
 from lightning_symmetry.tensorboard_plugin import STATIC
 from lightning_symmetry.tensorboard_plugin.events import PLUGIN_NAME
+from lightning_symmetry.tensorboard_plugin.legend import verdicts_to_json
 from lightning_symmetry.tensorboard_plugin.reading import ArgumentError, Cache, Reader
 
 _MIMETYPES = {".js": "text/javascript", ".css": "text/css"}
@@ -24,16 +25,16 @@ _LOG = logging.getLogger(__name__)
 
 
 class SymmetryLoader(TBLoader):  # type: ignore[misc]
-    """What the entry point names."""
+    """Loads the plugin; the entry point of the package names this class."""
 
     def fix_flags(self, flags: argparse.Namespace) -> None:
-        """Keep all events: a summary builds on the ones before it, so that a sample of them would tell lies."""
+        """Make TensorBoard keep all events: a summary builds on the ones before it, so that none may be left out."""
         if flags.samples_per_plugin is None:
             flags.samples_per_plugin = {}
         flags.samples_per_plugin[PLUGIN_NAME] = 0
 
     def load(self, context: TBContext) -> SymmetryPlugin | None:
-        """The plugin; None where TensorBoard has no data provider."""
+        """Create the plugin, or return None if TensorBoard has no data provider."""
         return SymmetryPlugin(context) if context.data_provider else None
 
 
@@ -41,18 +42,22 @@ Answer = Callable[["SymmetryPlugin", Request], tuple[Any, str]]
 
 
 def _route(answer: Answer) -> Callable[[SymmetryPlugin, Request], Response]:
-    """Turn what a method returns or raises into a response; what went wrong inside stays inside."""
+    """Turn what a method returns or raises into a response.
+
+    Errors of this package are logged, and the response says no more than that there was one: their messages may hold
+    paths that are nobody's business.
+    """
 
     @wraps(answer)
     def respond(self: SymmetryPlugin, request: Request) -> Response:
         code = 200
         try:
             content, mimetype = answer(self, request)
-            if mimetype == _JSON:  # many times faster than TensorBoard's own way
+            if mimetype == _JSON:  # many times faster than http_util.Respond, which would do it otherwise
                 content = json.dumps(content, allow_nan=False, separators=(",", ":"))
         except ArgumentError as error:
             content, mimetype, code = {"error": str(error)}, _JSON, 400
-        except errors.PublicError:  # TensorBoard's own, which it knows how to tell
+        except errors.PublicError:  # TensorBoard itself responds to these
             raise
         except Exception:
             _LOG.exception("The Symmetry tab failed to answer.")
@@ -65,7 +70,11 @@ def _route(answer: Answer) -> Callable[[SymmetryPlugin, Request], Response]:
 
 
 class SymmetryPlugin(TBPlugin):  # type: ignore[misc]
-    """The Symmetry tab."""
+    """The backend of the Symmetry tab.
+
+    Args:
+        context: what TensorBoard gives to its plugins; it must have a data provider.
+    """
 
     plugin_name = PLUGIN_NAME
 
@@ -80,8 +89,9 @@ class SymmetryPlugin(TBPlugin):  # type: ignore[misc]
         }
 
     def get_plugin_apps(self) -> dict[str, Callable[[Any, Any], Any]]:
-        """By route, the application that answers."""
+        """The applications that answer requests, by route."""
         answers: Mapping[str, Callable[[Request], Response]] = {
+            "/verdicts": self.verdicts,
             "/runs": self.runs,
             "/run": self.run,
             "/layer": self.layer,
@@ -91,45 +101,50 @@ class SymmetryPlugin(TBPlugin):  # type: ignore[misc]
         return {route: Request.application(answer) for route, answer in answers.items()}
 
     def is_active(self) -> bool:
-        """False: TensorBoard looks for itself whether there are events of this plugin."""
+        """Whether the tab is shown; always False, which makes TensorBoard look for events of this plugin by itself."""
         return False
 
     def frontend_metadata(self) -> FrontendMetadata:
-        """Where the page is, and what the tab is called."""
+        """The module that TensorBoard loads into the tab, and the name of the tab."""
         return FrontendMetadata(es_module_path="/static/index.js", tab_name="Symmetry")
 
     @_route
     def static(self, request: Request) -> tuple[Any, str]:
-        """A file of the page."""
+        """Answer with a file of the page."""
         file, mimetype = self._files[request.path[request.path.index("/static/") :]]
         return file.read_bytes(), mimetype
 
     @_route
+    def verdicts(self, request: Request) -> tuple[Any, str]:
+        """Answer with what the page has to know of verdicts."""
+        return {"verdicts": verdicts_to_json()}, _JSON
+
+    @_route
     def runs(self, request: Request) -> tuple[Any, str]:
-        """All runs, each with a text that changes with its data."""
+        """Answer with all runs and their versions."""
         versions = self._reader(request).versions()
         return {"runs": [{"name": run, "version": version} for run, version in versions.items()]}, _JSON
 
     @_route
     def run(self, request: Request) -> tuple[Any, str]:
-        """The history of a run."""
+        """Answer with the history of a run."""
         return self._reader(request).history(_argument(request, "run")).to_json(), _JSON
 
     @_route
     def layer(self, request: Request) -> tuple[Any, str]:
-        """The groups of a layer over time, and which matrices there are."""
+        """Answer with what is only needed of a layer that is opened."""
         run, layer = _argument(request, "run"), _argument(request, "layer")
         return self._reader(request).layer(run, layer), _JSON
 
     @_route
     def matrix(self, request: Request) -> tuple[Any, str]:
-        """The cells of one matrix, a byte each."""
+        """Answer with the cells of one matrix."""
         run, layer, step = _argument(request, "run"), _argument(request, "layer"), _argument(request, "step")
-        # By their texts, so that there is no text which is no step.
-        matrices = {str(at): cells for at, (_, cells) in self._reader(request).matrices(run, layer).items()}
+        # Steps are compared as text: int() also accepts other spellings, and fails on very long ones.
+        matrices = {str(at): matrix for at, matrix in self._reader(request).matrices(run, layer).items()}
         if step not in matrices:
             raise ArgumentError(f"Expected argument `step` to be a step with a matrix of {layer!r} but got {step!r}.")
-        return matrices[step], "application/octet-stream"
+        return matrices[step].cells, "application/octet-stream"
 
     def _reader(self, request: Request) -> Reader:
         context = plugin_util.context(request.environ)

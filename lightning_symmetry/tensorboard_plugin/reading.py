@@ -1,8 +1,10 @@
-"""From TensorBoard's data provider to histories and matrices."""
+"""Histories and matrices, read through TensorBoard's data provider."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Mapping
+from dataclasses import dataclass
+from hashlib import blake2b
 from threading import Lock
 from typing import Any, TypeVar
 
@@ -20,21 +22,36 @@ from lightning_symmetry.tensorboard_plugin.events import (
 from lightning_symmetry.tensorboard_plugin.folding import RunHistory, fold
 
 T = TypeVar("T")
-_ALL = 10_000_000  # of the stored events: a summary builds on the ones before it
+_ALL = 10_000_000  # the provider must be given a number of events, and a summary builds on all before it
 
 
 class ArgumentError(ValueError):
-    """A run, layer or step that does not exist or is none; the message is fit for the reader's eyes."""
+    """A request names a run, layer or step that does not exist; the message is written for the user."""
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """The similarities of one layer at one step.
+
+    Attributes:
+        units: indices of the units, in the order of the rows.
+        cells: one byte per cell, row by row.
+        key: a short text that differs for matrices with other units or cells, so that a reader can keep what it has.
+    """
+
+    units: list[int]
+    cells: bytes
+    key: str
 
 
 class Reader:
     """Reads the Symmetry tab's events of one experiment.
 
     Args:
-        provider: TensorBoard's way to the data, whatever stands behind it.
-        context: of the request.
+        provider: gives access to the events, whichever way TensorBoard loads them.
+        context: the context of the request.
         experiment: identity of the experiment; empty for a log directory.
-        cache: what was read before, to be shared by readers.
+        cache: keeps what readers have computed; share one among all readers.
     """
 
     def __init__(self, provider: DataProvider, context: RequestContext, experiment: str, cache: Cache) -> None:
@@ -44,13 +61,13 @@ class Reader:
         self._cache = cache
 
     def versions(self) -> dict[str, str]:
-        """By run, in natural order, a text that changes with its data."""
+        """For each run, in natural order of the names, a text that changes whenever its data changes."""
         series = self._list(RunTagFilter(tags=[SUMMARY_TAG]))
         runs = sorted(series, key=natural_order)
         return {run: series[run][SUMMARY_TAG] for run in runs}
 
     def history(self, run: str) -> RunHistory:
-        """What the summaries of a run tell.
+        """The history of a run.
 
         Raises:
             ArgumentError: if there is no such run.
@@ -61,17 +78,17 @@ class Reader:
         return self._cache.get((self._experiment, run), version, lambda: fold(_payloads(self._read(run, SUMMARY_TAG))))
 
     def layer(self, run: str, layer: str) -> dict[str, Any]:
-        """A layer over time, and the step and the units of each matrix; ready for JSON.
+        """A layer over time, and step, units and key of each of its matrices; ready for JSON.
 
         Raises:
             ArgumentError: if there is no such run, or it has no such layer.
         """
-        matrices = self.matrices(run, layer)
-        shown = [[step, units] for step, (units, _) in sorted(matrices.items())]
+        matrices = sorted(self.matrices(run, layer).items())
+        shown = [{"step": step, "units": matrix.units, "key": matrix.key} for step, matrix in matrices]
         return {**self.history(run).layer_to_json(layer), "matrices": shown}
 
-    def matrices(self, run: str, layer: str) -> dict[int, tuple[list[int], bytes]]:
-        """By step, the units shown and the cells of each matrix of a layer; what cannot be read is left out.
+    def matrices(self, run: str, layer: str) -> dict[int, Matrix]:
+        """The matrices of a layer by step, without those that cannot be read.
 
         Raises:
             ArgumentError: if there is no such run, or it has no such layer.
@@ -107,10 +124,10 @@ class Reader:
 
 
 class Cache:
-    """Keeps what was computed of a version of something; the least recently used go first.
+    """Keeps the results that were used last, each for one version of the data it was computed from.
 
     Args:
-        size: number of things to keep.
+        size: number of results to keep.
     """
 
     def __init__(self, size: int = 256) -> None:
@@ -119,7 +136,7 @@ class Cache:
         self._kept: dict[Hashable, tuple[str, Any]] = {}
 
     def get(self, key: Hashable, version: str, compute: Callable[[], T]) -> T:
-        """What ``compute`` returned of this version, or returns now."""
+        """The result kept for this key and version; if there is none, calls ``compute`` and keeps its result."""
         with self._lock:
             kept = self._kept.get(key)
         value: T = kept[1] if kept and kept[0] == version else compute()
@@ -137,13 +154,15 @@ def _payloads(data: Iterable[TensorDatum]) -> Iterable[tuple[int, bytes]]:
         yield datum.step, content[0] if content and isinstance(content[0], bytes) else b""
 
 
-def _matrices(payloads: Iterable[tuple[int, bytes]]) -> dict[int, tuple[list[int], bytes]]:
-    matrices: dict[int, tuple[list[int], bytes]] = {}
+def _matrices(payloads: Iterable[tuple[int, bytes]]) -> dict[int, Matrix]:
+    matrices: dict[int, Matrix] = {}
     for step, data in payloads:
-        for later in [other for other in matrices if other > step]:  # of a training that started again from before
+        # A step that is not the latest belongs to a training that was started again from an earlier checkpoint.
+        for later in [other for other in matrices if other > step]:
             del matrices[later]
         try:
-            matrices[step] = unpack_matrix(data)
+            units, cells = unpack_matrix(data)
         except PayloadError:
             continue
+        matrices[step] = Matrix(units, cells, blake2b(data, digest_size=8).hexdigest())
     return matrices

@@ -1,4 +1,4 @@
-"""The Symmetry tab as one file, for people who send results to others."""
+"""The Symmetry tab as a single HTML file, which can be sent to others and opened without TensorBoard."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from tensorboard.context import RequestContext
 
 from lightning_symmetry.tensorboard_plugin import STATIC
 from lightning_symmetry.tensorboard_plugin.events import PLUGIN_NAME
+from lightning_symmetry.tensorboard_plugin.legend import verdicts_to_json
 from lightning_symmetry.tensorboard_plugin.reading import Cache, Reader
 
 _START = """
@@ -26,13 +27,13 @@ new App(document.getElementById('symmetry'), new EmbeddedSource(data)).start();
 
 
 def build_report(logdir: Path) -> str:
-    """The page for the runs below a log directory.
+    """Write the page for the runs below a log directory.
 
     Args:
-        logdir: what one would give to ``tensorboard --logdir``.
+        logdir: the directory that ``tensorboard --logdir`` would be given.
 
     Returns:
-        HTML that needs nothing else.
+        HTML that loads no other file.
 
     Raises:
         FileNotFoundError: if there is no such directory.
@@ -50,7 +51,7 @@ def build_report(logdir: Path) -> str:
             f"No run below {str(logdir)!r} holds data of SymmetryMonitor: was it among the callbacks of the Trainer, "
             "with a TensorBoardLogger?"
         )
-    return _page(f"Symmetry of {logdir.resolve().name}", runs)
+    return _page(f"Symmetry of {logdir.resolve().name}", {"verdicts": verdicts_to_json(), "runs": runs})
 
 
 def _run(reader: Reader, run: str) -> dict[str, Any]:
@@ -60,13 +61,13 @@ def _run(reader: Reader, run: str) -> dict[str, Any]:
         "history": history.to_json(),
         "layers": {layer: reader.layer(run, layer) for layer in history.layers},
         "matrices": {
-            layer: {step: _base64(cells) for step, (_, cells) in reader.matrices(run, layer).items()}
+            layer: {step: _base64(matrix.cells) for step, matrix in reader.matrices(run, layer).items()}
             for layer in history.layers
         },
     }
 
 
-def _page(title: str, runs: list[dict[str, Any]]) -> str:
+def _page(title: str, data: dict[str, Any]) -> str:
     scripts = [file for file in STATIC.iterdir() if file.name.endswith(".js")]
     modules = {f"symmetry/{file.name}": _module(file.read_text(encoding="utf-8")) for file in scripts}
     return f"""<!DOCTYPE html>
@@ -78,7 +79,7 @@ def _page(title: str, runs: list[dict[str, Any]]) -> str:
 <style>
 {(STATIC / "style.css").read_text(encoding="utf-8")}</style>
 <script type="importmap">{json.dumps({"imports": modules})}</script>
-<script type="application/json" id="data">{_embed(runs)}</script>
+<script type="application/json" id="data">{_embed(data)}</script>
 </head>
 <body>
 <div id="symmetry"></div>
@@ -90,13 +91,16 @@ def _page(title: str, runs: list[dict[str, Any]]) -> str:
 
 
 def _module(source: str) -> str:
-    """A module as an address; in there it has no neighbours, so it must name the others as the import map does."""
+    """A module as a data address.
+
+    Such an address has no folder, so that relative imports are replaced by the names in the import map.
+    """
     named = re.sub(r"(from|import) '\./([\w-]+\.js)'", r"\1 'symmetry/\2'", source)
     return f"data:text/javascript;base64,{_base64(named.encode())}"
 
 
 def _embed(data: Any) -> str:
-    """JSON that no name in it can break out of: neither an element nor a comment can begin or end."""
+    """JSON for a script element, without the characters that could end the element or begin a comment."""
     return json.dumps(data, separators=(",", ":")).replace("<", "\\u003c").replace(">", "\\u003e")
 
 

@@ -188,7 +188,7 @@ def test_very_many_groups_are_cut_and_counted(tmp_path: Path) -> None:
     assert len(data) < 4096
     state = fold([(0, data)]).layers["fc"].states[0][1]
     assert state is not None
-    assert (state.width, state.num_groups, len(state.groups), state.counts[0]) == (4096, 4096, 256, 8192)
+    assert (state.width, state.num_groups, len(state.groups), state.counts["locked"]) == (4096, 4096, 256, 8192)
 
 
 def test_a_long_training_stays_small(tmp_path: Path) -> None:

@@ -11,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_symmetry.tensorboard_plugin.events import (
-    VERDICTS,
     PayloadError,
     natural_order,
     pack_matrix,
@@ -22,7 +21,6 @@ from lightning_symmetry.tensorboard_plugin.events import (
     unpack_units,
 )
 from lightning_symmetry.tensorboard_plugin.folding import RunHistory, fold
-from lightning_symmetry.verdicts.verdict import Verdict
 
 
 def layer(width: int = 8, units: int = 8, **values: Any) -> dict[str, Any]:
@@ -135,10 +133,6 @@ def test_runs_are_put_in_natural_order() -> None:
     assert sorted(names, key=natural_order) == ["", "9", "10", "a", "run", "run9", "run10", "run10b"]
 
 
-def test_verdicts_are_those_of_the_package() -> None:
-    assert list(Verdict) == list(VERDICTS)
-
-
 # ---------------------------------------------------------------- histories
 
 
@@ -155,14 +149,23 @@ def test_changes_build_on_what_was_there() -> None:
     assert history.steps == [0, 1, 3, 7]
     told = history.to_json()
     assert [row["name"] for row in told["layers"]] == ["fc", "head"]
-    assert told["layers"][0]["states"] == [[0, 1, 0, 0, 0, 0, 8], [1, 1, 8, 0, 0, 0, 0], [3, 8, 0, 0, 0, 0, 0]]
-    assert told["layers"][1]["states"] == [[0, 8, 0, 0, 0, 0, 0]]
-    assert history.layer_to_json("fc")["groups"] == [
-        [0, [["0-7", 8, "duplicate", 0]], 1],
-        [1, [["0-7", 8, "locked", 0]], 1],
-        [3, [], 0],
+    assert told["layers"][0]["states"] == [
+        {"check": 0, "width": 1, "counts": {"duplicate": 8}},
+        {"check": 1, "width": 1, "counts": {"locked": 8}},
+        {"check": 3, "width": 8, "counts": {}},
     ]
-    assert history.layer_to_json("head") == {"dead": [(0, 0), (3, 2)], "groups": [[0, [], 0]]}
+    assert told["layers"][1]["states"] == [{"check": 0, "width": 8, "counts": {}}]
+    group = {"units": "0-7", "size": 8, "since": 0}
+    assert history.layer_to_json("fc")["groups"] == [
+        {"check": 0, "groups": [{**group, "verdict": "duplicate"}], "num_groups": 1},
+        {"check": 1, "groups": [{**group, "verdict": "locked"}], "num_groups": 1},
+        {"check": 3, "groups": [], "num_groups": 0},
+    ]
+    assert history.layer_to_json("head") == {
+        "dead": [{"check": 0, "units": 0}, {"check": 3, "units": 2}],
+        "groups": [{"check": 0, "groups": [], "num_groups": 0}],
+        "findings": [],
+    }
 
 
 def test_a_training_that_goes_on_from_earlier_forgets_what_came_later() -> None:
@@ -183,8 +186,8 @@ def test_layers_that_are_there_no_longer_end() -> None:
         (0, full(fc=layer(), old=layer(2))), (1, full(fc=layer())), (2, full(fc=layer(), old=layer(3)))
     )
     assert states(history, "old") == [(0, 2), (1, None), (2, 3)]
-    assert history.to_json()["layers"][1]["states"][1] == [1]
-    assert history.layer_to_json("old")["groups"] == [[0, [], 0]]
+    assert history.to_json()["layers"][1]["states"][1] == {"check": 1, "width": None, "counts": {}}
+    assert history.layer_to_json("old")["groups"] == [{"check": 0, "groups": [], "num_groups": 0}]
 
 
 def test_findings_stand_until_they_are_told_anew() -> None:
@@ -210,10 +213,52 @@ def test_what_happened_is_told_once() -> None:
     )
     events = {row["name"]: row["events"] for row in history.to_json()["layers"]}
     assert events == {
-        "fc": [[0, "appeared", "locked", "two"], [2, "broke", "locked", "two"], [3, "collapsed", "locked", "two"]],
-        "head": [[0, "appeared", "", "1 of 8 units distinct"], [1, "broke", "", "5 of 8 units distinct, 1 before"]],
-        "tail": [[3, "collapsed", "", "6 of 8 units distinct, 8 before"]],
+        "fc": [
+            {"step": 0, "kind": "appeared", "verdict": "locked", "text": "two"},
+            {"step": 2, "kind": "broke", "verdict": "locked", "text": "two"},
+            {"step": 3, "kind": "collapsed", "verdict": "locked", "text": "two"},
+        ],
+        "head": [
+            {"step": 0, "kind": "appeared", "verdict": None, "text": "1 of 8 units distinct"},
+            {"step": 1, "kind": "broke", "verdict": None, "text": "5 of 8 units distinct, 1 before"},
+        ],
+        "tail": [{"step": 3, "kind": "collapsed", "verdict": None, "text": "6 of 8 units distinct, 8 before"}],
     }
+
+
+def test_verdicts_and_origins_of_a_newer_version_are_kept_after_the_known_ones() -> None:
+    row = {"who": "two", "verdict": "entangled", "what": "a", "why": "b", "origin": "rewound", "since": 0}
+    counts = {"zipped": 1, "entangled": 2, "breaking": 0, "duplicate": 3, "locked": 4}
+    sick = layer(6, counts=counts, groups=[["0-1", 2, "entangled", 0]], num_groups=1)
+    history = history_of((0, {**full(fc=sick), "findings": {"fc": [{**row, "broken": 5}]}}))
+    (told,) = history.to_json()["layers"]
+    assert list(told["states"][0]["counts"].items()) == [
+        ("locked", 4),
+        ("duplicate", 3),
+        ("entangled", 2),
+        ("zipped", 1),
+    ]
+    assert [(event["kind"], event["verdict"]) for event in told["events"]] == [
+        ("appeared", "entangled"),
+        ("broke", "entangled"),
+    ]
+    assert history.layer_to_json("fc")["groups"][0]["groups"][0]["verdict"] == "entangled"
+    assert history.to_json()["findings"][0]["origin"] == "rewound"
+
+
+def test_findings_tell_the_units_of_their_groups() -> None:
+    row = {"who": "two", "verdict": "locked", "origin": "start", "what": "a", "why": "b", "since": 0, "broken": None}
+    rows = [
+        {**row, "broken": 2, "groups": ["0,8", "1,9"], "num_groups": 2},
+        {**row, "groups": ["2,10"], "num_groups": 6},
+    ]
+    history = history_of((0, {**full(fc=layer()), "findings": {"fc": [*rows, row]}}))
+    plain = {"verdict": "locked", "since": 0, "broken": None}
+    assert history.layer_to_json("fc")["findings"] == [
+        {**plain, "broken": 2, "groups": ["0,8", "1,9"], "num_groups": 2},
+        {**plain, "groups": ["2,10"], "num_groups": 6},
+        {**plain, "groups": None, "num_groups": 0},  # version 0.1 did not tell
+    ]
 
 
 @pytest.mark.parametrize(
@@ -227,7 +272,9 @@ def test_what_happened_is_told_once() -> None:
         {"dead": None},
         {"counts": []},
         {"counts": {"locked": "many"}},
-        {"groups": [["0-7", 8, "made up", 0]]},
+        {"groups": [["0-7", 8, "x" * 100, 0]]},
+        {"groups": [["0-7", 8, None, 0]]},
+        {"counts": {"x" * 100: 1}},
         {"groups": [["0-7", 8, "locked"]]},
         {"groups": [[0, 8, "locked", 0]]},
         {"groups": {}},
@@ -244,7 +291,19 @@ def test_values_of_the_wrong_type_are_passed_over_whole(bad: dict[str, Any]) -> 
     assert states(history, "head") == [(0, 8)]
 
 
-@pytest.mark.parametrize("bad", [{"since": None}, {"why": 3}, {"broken": "no"}, {"what": "x" * 100_000}])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"since": None},
+        {"why": 3},
+        {"broken": "no"},
+        {"what": "x" * 100_000},
+        {"verdict": "x" * 100},
+        {"groups": "0-7"},
+        {"groups": [[0]]},
+        {"num_groups": "1"},
+    ],
+)
 def test_findings_of_the_wrong_type_are_passed_over(bad: dict[str, Any]) -> None:
     row = {"who": "all", "verdict": "locked", "origin": "start", "what": "a", "why": "b", "since": 0, "broken": None}
     summary = {**full(fc=layer()), "findings": {"fc": [{**row, **bad}]}}

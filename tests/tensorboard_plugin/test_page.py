@@ -14,10 +14,13 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 from torch.utils.tensorboard import SummaryWriter
 
-from lightning_symmetry import SymmetryReport
+from lightning_symmetry import LayerDiagnosis, SymmetryReport, UnitGroup, Verdict
 from lightning_symmetry.cli import main
 from lightning_symmetry.outputs.heatmap import colours
-from lightning_symmetry.tensorboard_plugin.events import MATRIX_TAG, unpack_matrix
+from lightning_symmetry.outputs.tab import add_event
+from lightning_symmetry.tensorboard_plugin import STATIC
+from lightning_symmetry.tensorboard_plugin.events import MATRIX_TAG, SUMMARY_TAG, pack_summary, unpack_matrix
+from lightning_symmetry.verdicts.report import Cause, Finding, Origin
 from tests.browsing import Page
 from tests.outputs.test_heatmap import layer_of
 from tests.outputs.test_tab import payloads
@@ -167,6 +170,135 @@ def test_broken_groups_say_when(page: Page, fast_server: Server) -> None:
     wait_for(lambda: chosen_step(page) == 0)
     assert "parted" not in page.text(".finding")
     wait_for(lambda: page.texts(".groups td") == ["1", "locked", f"0{DASH}15", "16", "0", "30"])
+
+
+def test_only_the_groups_that_parted_are_said_to_have_parted(page: Page, tmp_path: Path) -> None:
+    """Of eight pairs three part at step 30; in another layer, a group of copies falls apart bit by bit."""
+
+    def pairs(places: Sequence[int]) -> list[UnitGroup]:
+        return [UnitGroup((i, i + 8), Verdict.LOCKED, Cause.COPIED, None, 0) for i in places]
+
+    def found(layer: str, units: Sequence[int], broken: int | None) -> Finding:
+        return Finding(layer, tuple(units), Verdict.LOCKED, Cause.COPIED, None, 0, 30, broken, Origin.START)
+
+    def copies(*parts: Sequence[int]) -> list[UnitGroup]:
+        return [UnitGroup(tuple(units), Verdict.BREAKING, Cause.COPIED, None, 0) for units in parts]
+
+    # Units 10 and 11 leave at step 10. At step 20 the others fall apart into two groups: the larger one carries the
+    # record on and parts at step 40, the smaller one has a record of its own from then on and still holds.
+    groups_of_copies = {
+        0: copies(range(12)),
+        10: copies(range(10)),
+        20: copies(range(6), range(6, 10)),
+        30: copies(range(6), range(6, 10)),
+        40: copies(range(6, 10)),
+    }
+    tab = TabWriter()
+    with SummaryWriter(str(tmp_path / "run")) as writer:
+        for step, groups in groups_of_copies.items():
+            layers = {
+                "pairs": LayerDiagnosis("pairs", 16, 3, 0, pairs(range(8) if step < 30 else range(3, 8))),
+                "copies": LayerDiagnosis("copies", 16, 3, 0, groups),
+            }
+            findings = [found("pairs", (i, i + 8), 30 if step >= 30 and i < 3 else None) for i in range(8)]
+            findings.append(found("copies", range(12), 40 if step >= 40 else None))
+            if step >= 20:
+                findings.append(found("copies", range(6, 10), None))
+            tab.write([writer], SymmetryReport(step, layers), findings, [], "none")
+
+    def parted(layer: str, step: int) -> list[str]:
+        page.open(server, {"view": "layer", "run": "run", "layer": layer, "step": step})
+        cells: list[str] = wait_for(lambda: page.texts(".groups td"))
+        return cells[5::6]
+
+    with tensorboard(tmp_path) as server:
+        assert parted("pairs", 10) == ["30", "30", "30", DASH, DASH, DASH, DASH, DASH]
+        assert parted("pairs", 30) == [DASH] * 5
+        assert parted("copies", 0) == ["40"]
+        assert parted("copies", 10) == ["40"]
+        assert parted("copies", 30) == ["40", DASH]
+
+
+def test_files_that_do_not_tell_the_units_of_findings_leave_it_open(page: Page, tmp_path: Path) -> None:
+    finding = {"who": "all", "verdict": "locked", "origin": "start", "what": "a", "why": "b", "since": 0, "broken": 9}
+    layer = {"units": 4, "fan_in": 3, "width": 2, "dead": 0, "counts": {"locked": 4}, "num_groups": 2}
+    groups = [["0-1", 2, "locked", 0], ["2-3", 2, "locked", 0]]
+    with SummaryWriter(str(tmp_path / "old")) as writer:
+        summary = {"version": 1, "full": True, "layers": {"fc": {**layer, "groups": groups}}}
+        add_event(writer, SUMMARY_TAG, pack_summary({**summary, "findings": {"fc": [finding]}}), 0)
+    with tensorboard(tmp_path) as server:
+        page.open(server, {"view": "layer", "run": "old", "layer": "fc"})
+        assert wait_for(lambda: page.texts(".groups td"))[5::6] == ["", ""]
+
+
+def test_verdicts_of_a_newer_version_are_shown_as_text(page: Page, tmp_path: Path) -> None:
+    finding = {"who": "two", "verdict": "entangled", "origin": "rewound", "what": "They are.", "why": "Who knows."}
+    plain = {"units": 8, "fan_in": 3, "dead": 0}
+    groups = [["0-1", 2, "entangled", 0], ["2-3", 2, "breaking", 0], ["4-5", 2, "locked", 0]]
+    layers = {
+        "both": {
+            **plain,
+            "width": 6,
+            "counts": {"entangled": 2, "breaking": 2, "locked": 2},
+            "groups": groups,
+            "num_groups": 3,
+        },
+        "new": {**plain, "width": 8, "counts": {"entangled": 2}, "groups": groups[:1], "num_groups": 1},
+    }
+    summary = {"version": 1, "full": True, "layers": layers}
+    findings = {"new": [{**finding, "since": 0, "broken": None}], "a, b": [{**finding, "since": 0, "broken": None}]}
+    with SummaryWriter(str(tmp_path / "newer")) as writer:
+        add_event(writer, SUMMARY_TAG, pack_summary({**summary, "findings": findings}), 0)
+
+    def colours_of(selector: str) -> set[str]:
+        return set(
+            page.run(f"return [...document.querySelectorAll('{selector}')].map((n) => getComputedStyle(n).fill)")
+        )
+
+    with tensorboard(tmp_path) as server:
+        page.open(server)
+        label = row(page, "newer", "both").get_attribute("aria-label")
+        assert label == "both: 6 of 8 units distinct; 2 locked, 2 breaking, 2 entangled, step 0"
+        label = row(page, "newer", "new").get_attribute("aria-label")
+        assert label == "new: 8 of 8 units distinct; 2 entangled, step 0"
+        assert page.texts(".headline") == ["locked"]
+        assert page.texts(".note") == ["two: They are. Who knows."]
+        page.open(server, {"view": "layer", "run": "newer", "layer": "new"})
+        wait_for(lambda: page.texts(".groups td") == ["1", "entangled", f"0{DASH}1", "2", "0", DASH])
+        assert "two" in page.text(".finding")
+        assert page.texts(".facts .label") == ["entangled"]
+        assert page.texts(".meaning")[0].startswith("entangled: ")
+        (neutral,) = colours_of(".groups .mark")
+        assert colours_of(".facts .mark") == colours_of(".finding .mark") == {neutral}
+        page.open(server, {"view": "layer", "run": "newer", "layer": "both"})
+        wait_for(lambda: page.texts(".groups .label") == ["entangled", "breaking", "locked"])
+        assert [text.split(":")[0] for text in page.texts(".meaning")] == ["locked", "breaking", "entangled"]
+        assert len(colours_of(".groups .mark")) == 3
+        page.open(server, {"view": "timeline", "run": "newer"})
+        wait_for(lambda: page.texts(".events .label") == ["appeared", "appeared, entangled"])
+
+
+def test_no_file_of_the_page_names_a_verdict() -> None:
+    for file in STATIC.iterdir():
+        words = set(re.findall(r"[a-z]+", file.read_text(encoding="utf-8")))
+        assert not words & set(Verdict), file.name
+
+
+@pytest.mark.parametrize("is_dark", [False, True])
+def test_marks_have_the_colours_of_their_verdicts(page: Page, fast_server: Server, is_dark: bool) -> None:
+    page.open(fast_server, {"view": "layer", "run": "constant_0.02", "layer": "fc2"}, dark=is_dark)
+    page.wait(".groups .mark")
+    traits = Verdict.LOCKED.traits
+    colour = traits.dark_colour if is_dark else traits.colour
+    expected = f"rgb({', '.join(str(int(colour[i : i + 2], 16)) for i in (1, 3, 5))})"
+    for selector, name in ((".groups .mark", "fill"), (".facts .mark", "fill"), (".finding", "borderLeftColor")):
+        assert page.run(f"return getComputedStyle(document.querySelector('{selector}')).{name}") == expected
+    assert page.run("return document.querySelector('.groups .mark path').getAttribute('d')") == traits.mark
+    assert traits.meaning in page.text(".meaning")
+    wait_for(lambda: len(page.all("canvas.heatmap")) == 1 and "groups first" in page.text(".figure .caption"))
+    canvas = page.wait("canvas.heatmap")
+    frame = page.pixels(canvas, [(LEFT + 0.5, TOP + 100)])
+    assert frame == [tuple(int(colour[i : i + 2], 16) for i in (1, 3, 5))]
 
 
 def test_arrows_move_through_steps_and_layers(page: Page, fast_server: Server) -> None:

@@ -17,14 +17,22 @@ from tensorboard.plugins.base_plugin import TBContext
 from torch.utils.tensorboard import SummaryWriter
 
 from lightning_symmetry.demo import GALLERY
+from lightning_symmetry.outputs.tab import add_event
 from lightning_symmetry.tensorboard_plugin import STATIC
-from lightning_symmetry.tensorboard_plugin.events import MATRIX_TAG, unpack_matrix
+from lightning_symmetry.tensorboard_plugin.events import (
+    MATRIX_TAG,
+    SUMMARY_TAG,
+    pack_matrix,
+    pack_summary,
+    unpack_matrix,
+)
 from lightning_symmetry.tensorboard_plugin.plugin import SymmetryLoader
 from lightning_symmetry.tensorboard_plugin.reading import Cache, Reader
 from lightning_symmetry.units.finding import find_layers
 from lightning_symmetry.verdicts.evidence import look
 from lightning_symmetry.verdicts.judging import to_diagnosis
 from lightning_symmetry.verdicts.report import SymmetryReport
+from lightning_symmetry.verdicts.verdict import Verdict
 from tests.outputs.test_tab import history, payloads
 from tests.outputs.test_tensorboard import read
 from tests.serving import Server
@@ -43,7 +51,12 @@ def test_the_plugin_needs_no_torch() -> None:
     assert not heavy & {name.split(".")[0] for name in extra}
     assert {name for name in extra if name.startswith("lightning_symmetry.")} == {
         "lightning_symmetry.tensorboard_plugin",
-        *(f"lightning_symmetry.tensorboard_plugin.{room}" for room in ("events", "folding", "plugin", "reading")),
+        *(
+            f"lightning_symmetry.tensorboard_plugin.{room}"
+            for room in ("events", "folding", "legend", "plugin", "reading")
+        ),
+        "lightning_symmetry.verdicts",
+        *(f"lightning_symmetry.verdicts.{room}" for room in ("report", "tables", "verdict")),
     }
 
 
@@ -77,11 +90,59 @@ def test_layers_and_matrices_are_told_as_they_were_written(server: Server, galle
     events = read(gallery / "copied_half")
     told = server.json("layer", run="copied_half", layer="fc1")
     written = {step: unpack_matrix(data) for step, data in payloads(events, MATRIX_TAG + "fc1")}
-    assert told["matrices"] == [[step, units] for step, (units, _) in written.items()]
-    assert len(told["groups"][0][1]) == 32
+    shown = [(matrix["step"], matrix["units"]) for matrix in told["matrices"]]
+    assert shown == [(step, units) for step, (units, _) in written.items()]
+    assert len(told["groups"][0]["groups"]) == 32
+    assert told["findings"][0]["groups"] == [group["units"] for group in told["groups"][-1]["groups"]]
     for step, (_, cells) in written.items():
         status, mimetype, content = server.get("matrix", run="copied_half", layer="fc1", step=step)
         assert (status, mimetype, content) == (200, "application/octet-stream", cells)
+
+
+def test_verdicts_are_told_in_the_order_of_their_seriousness(server: Server) -> None:
+    told = server.json("verdicts")["verdicts"]
+    assert [verdict["name"] for verdict in told] == list(Verdict)
+    for verdict in told:
+        assert verdict == {
+            "name": verdict["name"],
+            **{key: getattr(Verdict(verdict["name"]).traits, key) for key in verdict if key != "name"},
+        }
+    assert {"is_warning", "is_redundant", "colour", "dark_colour", "mark", "meaning"} <= told[0].keys()
+
+
+def test_event_files_of_version_0_1_are_read() -> None:
+    """The run that ``tests.tab_runs.write_story`` writes, from an event file that version 0.1 wrote."""
+    folder = Path(__file__).parent / "written_by_version_0_1"
+    events = EventMultiplexer(tensor_size_guidance={"symmetry": 0})
+    events.AddRun(str(folder), "run")
+    events.Reload()
+    reader = Reader(MultiplexerDataProvider(events, str(folder)), RequestContext(), "", Cache())
+    told = reader.history("run").to_json()
+    assert (told["unreadable"], told["steps"]) == (1, [0, 10, 20, 30, 40, 50])
+    assert [row["states"] for row in told["layers"]] == [
+        [{"check": 0, "width": 16, "counts": {}}, {"check": 2, "width": 13, "counts": {"locked": 4}}],
+        [{"check": 0, "width": 1, "counts": {"locked": 16}}, {"check": 3, "width": 16, "counts": {}}],
+        [{"check": 0, "width": 16, "counts": {}}, {"check": 4, "width": 16, "counts": {"lockstep": 2}}],
+    ]
+    parting = reader.layer("run", "parting")
+    assert parting["groups"][0]["groups"] == [{"units": "0-15", "size": 16, "verdict": "locked", "since": 0}]
+    assert [(found["broken"], found["groups"]) for found in parting["findings"]] == [(30, None)]
+    assert [len(matrix["units"]) for matrix in parting["matrices"]] == [16]
+
+
+def test_matrices_have_keys_that_tell_their_content(tmp_path: Path) -> None:
+    contents = [bytes(4), bytes([1] * 4), bytes(4)]
+    with SummaryWriter(str(tmp_path)) as writer:
+        summary = {"units": 2, "fan_in": 3, "width": 2, "dead": 0, "counts": {}, "groups": [], "num_groups": 0}
+        add_event(writer, SUMMARY_TAG, pack_summary({"version": 1, "full": True, "layers": {"fc": summary}}), 0)
+        for step, cells in enumerate(contents):
+            add_event(writer, f"{MATRIX_TAG}fc", pack_matrix([0, 1], cells), step)
+    events = EventMultiplexer(tensor_size_guidance={"symmetry": 0})
+    events.AddRun(str(tmp_path), "run")
+    events.Reload()
+    reader = Reader(MultiplexerDataProvider(events, str(tmp_path)), RequestContext(), "", Cache())
+    keys = [matrix["key"] for matrix in reader.layer("run", "fc")["matrices"]]
+    assert keys[0] == keys[2] != keys[1]
 
 
 def test_what_a_training_that_started_again_had_written_before_is_forgotten(tmp_path: Path) -> None:
@@ -105,7 +166,10 @@ def test_damaged_events_are_passed_over_and_counted(server: Server) -> None:
     told = server.json("run", run="story")
     assert told["unreadable"] == 1
     assert told["steps"] == [0, 10, 20, 30, 40, 50]
-    events = {row["name"]: [event[:3] for event in row["events"]] for row in told["layers"]}
+    events = {
+        row["name"]: [[event["step"], event["kind"], event["verdict"]] for event in row["events"]]
+        for row in told["layers"]
+    }
     assert events == {
         "collapsing": [[20, "collapsed", "locked"]],
         "parting": [[0, "appeared", "locked"], [30, "broke", "locked"]],

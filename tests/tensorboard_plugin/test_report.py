@@ -14,6 +14,7 @@ from lightning_symmetry.cli import main
 from lightning_symmetry.tensorboard_plugin import STATIC
 from lightning_symmetry.tensorboard_plugin.events import MATRIX_TAG, unpack_matrix
 from lightning_symmetry.tensorboard_plugin.report import build_report
+from lightning_symmetry.verdicts.verdict import Verdict
 from tests.outputs.test_tab import payloads
 from tests.outputs.test_tensorboard import read
 from tests.tab_runs import BREAKOUT, write_hostile
@@ -48,8 +49,9 @@ def test_the_report_holds_all_and_loads_nothing(gallery: Path) -> None:
     assert not any({"src", "href"} & attributes.keys() for _, attributes, _ in elements)
     assert "url(" not in page
     (data,) = (json.loads(text) for _, attributes, text in elements if attributes.get("id") == "data")
-    assert {run["name"] for run in data} == RUNS
-    (copied,) = (run for run in data if run["name"] == "copied_half")
+    assert [verdict["name"] for verdict in data["verdicts"]] == list(Verdict)
+    assert {run["name"] for run in data["runs"]} == RUNS
+    (copied,) = (run for run in data["runs"] if run["name"] == "copied_half")
     for step, written in payloads(read(gallery / "copied_half"), MATRIX_TAG + "fc1"):
         assert base64.b64decode(copied["matrices"]["fc1"][str(step)]) == unpack_matrix(written)[1]
 

@@ -5,6 +5,7 @@ import {Run} from './model.js';
 import {Overview} from './overview.js';
 import {Link, followTheme, takeFocus} from './surroundings.js';
 import {Timeline} from './timeline.js';
+import {Verdicts} from './verdicts.js';
 
 const POLL_MS = 3000;
 const MAX_SHOWN = 12; // runs to begin with
@@ -23,7 +24,7 @@ export class App {
     this.data = new Map(); // runs that are here, by name
     this.shown = new Set();
     this.known = new Set(); // runs that were offered before
-    this.failures = new Map(); // messages by task
+    this.failures = new Map(); // by name of the task: the message, and the task
     this.link = new Link();
     this.error = element('div', {class: 'error', role: 'alert', hidden: true});
     this.status = element('span', {class: 'status', role: 'status'}, 'Loading…');
@@ -32,7 +33,6 @@ export class App {
     this.main = element('main', {});
     root.append(element('div', {class: 'top'}, this.nav, this.picker, this.status), this.error, this.main);
     this.tip = new Tip(root);
-    this.views = {overview: new Overview(this), layer: new LayerView(this), timeline: new Timeline(this)};
   }
 
   async start() {
@@ -61,33 +61,48 @@ export class App {
 
   // ---------------------------------------------------------------- data
 
-  /** Ask what there is, and fetch what has changed. */
+  /** Ask what there is, fetch what has changed, and try again what failed before. */
   async refresh() {
     if (this.isBusy) return;
     this.isBusy = true;
-    const versions = await this.attempt('runs', () => this.source.runs());
-    if (versions) {
-      this.versions = versions;
-      this.hasAsked = true;
-      for (const {name} of versions) {
-        if (!this.known.has(name) && this.shown.size < MAX_SHOWN) this.shown.add(name);
-        this.known.add(name);
+    const failed = [...this.failures];
+    try {
+      if (await this.attempt('runs', () => this.look())) {
+        const untried = failed.filter(([name, failure]) => this.failures.get(name) === failure);
+        await Promise.all(untried.map(([name, {task}]) => this.attempt(name, task)));
       }
-      await this.fetch();
-      this.status.textContent = this.source.isLive ? `Updated ${new Date().toLocaleTimeString()}` : '';
+    } finally {
+      this.isBusy = false;
     }
-    this.isBusy = false;
+  }
+
+  async look() {
+    const [verdicts, versions] = await Promise.all([this.verdicts?.list ?? this.source.verdicts(), this.source.runs()]);
+    this.verdicts ??= new Verdicts(verdicts);
+    this.views ??= {overview: new Overview(this), layer: new LayerView(this), timeline: new Timeline(this)};
+    this.versions = versions;
+    this.hasAsked = true;
+    for (const {name} of versions) {
+      if (!this.known.has(name) && this.shown.size < MAX_SHOWN) this.shown.add(name);
+      this.known.add(name);
+    }
+    await this.fetch();
+    this.status.textContent = this.source.isLive ? `Updated ${new Date().toLocaleTimeString()}` : '';
   }
 
   async fetch() {
-    const wanted = this.versions.filter(({name, version}) => this.isWanted(name) && this.data.get(name)?.version !== version);
+    const wanted = this.versions.filter(({name}) => this.isWanted(name));
+    const tasks = new Set(wanted.map(({name}) => `run ${name}`));
+    for (const task of this.failures.keys()) if (task.startsWith('run ') && !tasks.has(task)) this.failures.delete(task);
+    this.showFailures();
+    const changed = wanted.filter(({name, version}) => this.data.get(name)?.version !== version);
     await Promise.all(
-      wanted.map(async ({name, version}) => {
-        const history = await this.attempt(`run ${name}`, () => this.history(name));
-        if (!history) return;
-        this.data.set(name, new Run(name, version, history));
-        this.update();
-      }),
+      changed.map(({name, version}) =>
+        this.attempt(`run ${name}`, async () => {
+          this.data.set(name, new Run(name, version, await this.history(name), this.verdicts));
+          this.update();
+        }),
+      ),
     );
     const names = new Set(this.names());
     for (const name of this.data.keys()) if (!names.has(name)) this.data.delete(name);
@@ -104,21 +119,45 @@ export class App {
     return this.shown.has(name) || name === this.state.run;
   }
 
-  /** What a task returns; while it fails, null, and the page says why and offers to try again. */
+  /**
+   * Carry out a task, with all that follows from its result; whether it succeeded. If not, the page says why, and the
+   * task is tried again at the next refresh and on request, until it succeeds or another one takes its name.
+   */
   async attempt(name, task) {
-    let result = null;
     try {
-      result = await task();
+      await task();
       this.failures.delete(name);
     } catch (error) {
-      this.failures.set(name, error.message);
+      if (this.failures.get(name)?.message !== error.message) console.warn(error); // with the stack
+      this.failures.set(name, {message: error.message, task});
       if (this.status.textContent === 'Loading…') this.status.textContent = '';
     }
-    const messages = [...new Set(this.failures.values())].map((message) => element('p', {}, message));
-    const retry = element('button', {type: 'button', click: () => this.refresh()}, 'Try again');
-    this.error.replaceChildren(element('div', {}, messages), retry);
+    this.showFailures();
+    return !this.failures.has(name);
+  }
+
+  /** The same for a task that draws; nothing of it is left for later. */
+  attemptDrawing(name, draw) {
+    return this.attempt(`drawing ${name}`, () => {
+      try {
+        draw();
+      } catch (error) {
+        throw new Error(`A part of this page could not be drawn: ${error.message}`, {cause: error});
+      }
+    });
+  }
+
+  showFailures() {
+    const messages = [...new Set([...this.failures.values()].map(({message}) => message))];
+    const content = messages.join('\n');
+    if (content === this.failuresShown) return; // so that the button stays while somebody presses it
+    this.failuresShown = content;
+    const retry = () => [...this.failures].forEach(([name, {task}]) => this.attempt(name, task));
+    this.error.replaceChildren(
+      element('div', {}, messages.map((message) => element('p', {}, message))),
+      element('button', {type: 'button', click: retry}, 'Try again'),
+    );
     this.error.hidden = !messages.length;
-    return result;
   }
 
   // ---------------------------------------------------------------- state
@@ -203,6 +242,10 @@ export class App {
   // ---------------------------------------------------------------- what is seen
 
   update() {
+    this.attemptDrawing('the view', () => this.draw());
+  }
+
+  draw() {
     if (!this.palette || !this.versions.length) {
       if (this.palette && this.hasAsked) this.showEmpty();
       return;

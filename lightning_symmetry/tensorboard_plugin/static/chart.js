@@ -1,6 +1,6 @@
 // Effective width over steps, with what happened as marks.
 import {svg} from './dom.js';
-import {MARKS, kindOf} from './marks.js';
+import {eventText, signOf} from './marks.js';
 import {ticks} from './model.js';
 
 const HEIGHT = 260;
@@ -26,7 +26,7 @@ export class Chart {
       pointermove: (event) => this.hover(event),
       pointerleave: () => app.tip.hide(),
     });
-    new ResizeObserver(() => this.draw()).observe(this.node);
+    new ResizeObserver(() => app.attemptDrawing(name, () => this.draw())).observe(this.node);
   }
 
   update(run, lines) {
@@ -70,10 +70,10 @@ export class Chart {
 
   path(layer) {
     let d = '';
-    layer.states.forEach(([check, width], i) => {
-      if (width === undefined) return;
-      const end = i + 1 < layer.states.length ? layer.states[i + 1][0] : this.run.steps.length - 1;
-      const continues = d && layer.states[i - 1].length > 1;
+    layer.states.forEach(({check, width}, i) => {
+      if (width === null) return;
+      const end = layer.states[i + 1]?.check ?? this.run.steps.length - 1;
+      const continues = d && layer.states[i - 1].width !== null;
       d += `${continues ? 'L' : 'M'}${this.x(check)} ${this.y(width / layer.units)}H${this.x(end)}`;
     });
     return d;
@@ -84,19 +84,19 @@ export class Chart {
     const taken = [];
     return this.lines.flatMap(({layer, line}) =>
       layer.events.map((event) => {
-        const [step, kind, verdict, text] = event;
+        const {step, text} = event;
         const check = this.run.checkAt(step);
         const state = layer.at(check);
         const y = this.y(state ? state.width / layer.units : 0);
         let x = this.x(check);
         while (taken.some(([a, b]) => Math.abs(a - x) < 13 && Math.abs(b - y) < 13) && x < this.width - 14) x += 14;
         taken.push([x, y]);
-        const title = `${layer.name}, step ${step}: ${kind}${verdict ? `, ${verdict}` : ''}: ${text}`;
+        const title = `${layer.name}, step ${step}: ${eventText(event)}: ${text}`;
         return svg(
           'g',
           {class: 'event', transform: `translate(${x - 6} ${y - 6})`},
           svg('title', {}, title),
-          svg('path', {d: MARKS[kindOf(event)].path, 'fill-rule': 'evenodd', fill: lineStyle(line).stroke}),
+          svg('path', {d: signOf(event, this.app.verdicts).mark, 'fill-rule': 'evenodd', fill: lineStyle(line).stroke}),
         );
       }),
     );

@@ -2,8 +2,10 @@
 import {Chart} from './chart.js';
 import {css, similarity, toSimilarity} from './colours.js';
 import {element, prepare, select, table} from './dom.js';
-import {MARKS, label, mark} from './marks.js';
-import {holds, lastAtMost, plural, unitsText} from './model.js';
+import {eventSign, label, mark, paint} from './marks.js';
+import {latest, partedLater, plural} from './model.js';
+import {Recent} from './recent.js';
+import {Units} from './units.js';
 
 const SIDE = 448; // of the square, at most
 const LEFT = 36; // for the indices of units
@@ -11,12 +13,15 @@ const TOP = 6; // for the upper half of the first of them
 const FRAME_MS = 450;
 const MAX_FRAMES = 60; // a long training is played in larger steps
 const MAX_GROUPS = 100;
+const NUM_LAYERS_KEPT = 32;
+const NUM_MATRICES_KEPT = 512; // each of at most 64 by 64 bytes
 
 export class LayerView {
   constructor(app) {
     this.app = app;
-    this.loaded = new Map(); // by run, version and layer
-    this.matrices = new Map();
+    this.answers = new Recent(NUM_LAYERS_KEPT); // by run and layer
+    this.matrices = new Recent(NUM_MATRICES_KEPT); // by content: most matrices outlive the version of a run
+    this.underway = new Set(); // requests
     this.head = element('div', {class: 'choices'});
     this.facts = element('p', {class: 'facts'});
     this.canvas = element('canvas', {class: 'heatmap', role: 'img', pointermove: (event) => this.hover(event), pointerleave: () => app.tip.hide()});
@@ -59,20 +64,19 @@ export class LayerView {
   }
 
   update() {
+    const hasChanged = this.layer !== this.app.layer();
     this.run = this.app.run();
     this.layer = this.app.layer();
     if (!this.layer) return;
     const {run, layer} = this;
     const check = run.checkAt(this.app.state.step);
-    const key = [run.name, run.version, layer.name].join('\n');
-    if (this.key !== key) {
-      this.key = key;
+    if (hasChanged) {
       this.head.replaceChildren(
         select('Run', this.app.names(), run.name, (name) => this.app.go({run: name, step: null})),
         select('Layer', run.layers.map(({name}) => name), layer.name, (name) => this.app.go({layer: name})),
       );
-      this.load(key);
     }
+    if (this.answer()?.version !== run.version) this.fetchLayer();
     this.showFacts(check);
     this.slider.max = run.steps.length - 1;
     this.slider.value = check;
@@ -83,45 +87,72 @@ export class LayerView {
     this.show(check);
   }
 
-  async load(key) {
-    if (!this.loaded.has(key)) {
-      const answer = await this.app.attempt('layer', () => this.app.source.layer(this.run.name, this.layer.name));
-      if (!answer) return;
-      this.loaded.set(key, answer);
-    }
-    if (this.key === key) this.update();
+  key(run, layer) {
+    return `${run.name}\n${layer.name}`;
+  }
+
+  /** What the server has said of this layer, maybe while the run was shorter; undefined if it has not yet. */
+  answer() {
+    return this.answers.get(this.key(this.run, this.layer));
+  }
+
+  fetchLayer() {
+    const {run, layer} = this;
+    this.fetch('layer', `${this.key(run, layer)}\n${run.version}`, async () => {
+      const {dead, groups, findings, matrices} = await this.app.source.layer(run.name, layer.name);
+      this.answers.set(this.key(run, layer), {
+        version: run.version,
+        dead,
+        groups,
+        findings: findings.map((finding) => ({...finding, groups: finding.groups?.map((units) => new Units(units)) ?? null})),
+        matrices,
+      });
+    });
+  }
+
+  fetchMatrix({key, step}) {
+    const {run, layer} = this;
+    this.fetch('matrix', key, async () => this.matrices.set(key, await this.app.source.matrix(run.name, layer.name, step)));
+  }
+
+  /** Make a request that is not underway yet, and draw again afterwards. */
+  fetch(name, key, request) {
+    if (this.underway.has(key)) return;
+    this.app.attempt(name, async () => {
+      this.underway.add(key);
+      try {
+        await request();
+      } finally {
+        this.underway.delete(key);
+      }
+      this.app.update();
+    });
   }
 
   /** Show the groups and the matrix of a check, as far as they are here; what is not is fetched. */
-  async show(check) {
-    const answer = this.loaded.get(this.key);
+  show(check) {
+    const answer = this.answer();
+    this.groupsNow = [];
+    this.figure = null;
     if (!answer) return;
-    const change = latest(answer.groups, check);
-    this.groupsNow = (change?.[1] ?? []).map(([units, size, verdict, since]) => ({units, size, verdict, since, holds: holds(units)}));
-    this.showGroups(change?.[2] ?? 0);
     const step = this.run.steps[check];
-    const found = latest(answer.matrices, step) ?? answer.matrices[0];
+    const change = latest(answer.groups, 'check', check);
+    this.groupsNow = (change?.groups ?? []).map((group) => ({...group, units: new Units(group.units)}));
+    this.showGroups(change?.num_groups ?? 0, step, answer.findings);
+    const found = latest(answer.matrices, 'step', step) ?? answer.matrices[0];
     this.missing.hidden = Boolean(found);
     this.canvas.hidden = !found;
     if (!found) {
       this.missing.textContent = 'There is no picture of this layer: the run was monitored with heatmaps="none".';
       this.caption.textContent = '';
-      this.figure = null;
       return;
     }
-    const [at, units] = found;
-    const matrixKey = `${this.key}\n${at}`;
-    this.wanted = matrixKey;
-    if (!this.matrices.has(matrixKey)) {
-      const {run, layer} = this;
-      const cells = await this.app.attempt('matrix', () => this.app.source.matrix(run.name, layer.name, at));
-      if (!cells) return;
-      this.matrices.set(matrixKey, cells);
-    }
-    if (this.wanted === matrixKey) this.draw({units, cells: this.matrices.get(matrixKey), at, step});
+    const cells = this.matrices.get(found.key);
+    if (cells) this.draw(found, cells, step);
+    else this.fetchMatrix(found);
   }
 
-  draw({units, cells, at, step}) {
+  draw({units, step: at}, cells, step) {
     const {layer} = this;
     const n = units.length;
     const cell = Math.max(1, Math.floor(SIDE / n));
@@ -135,14 +166,14 @@ export class LayerView {
         context.fillRect(j * cell, i * cell, cell, cell);
       }
     }
-    const places = units.map((unit) => this.groupsNow.findIndex((group) => group.holds(unit)));
+    const places = units.map((unit) => this.groupsNow.findIndex((group) => group.units.has(unit)));
     const starts = new Set();
     for (let i = 0; i < n; ) {
       let end = i + 1;
       while (end < n && places[end] === places[i]) end++;
       if (places[i] >= 0) {
-        const {verdict} = this.groupsNow[places[i]];
-        context.strokeStyle = this.app.colour(verdict);
+        const traits = this.app.verdicts.get(this.groupsNow[places[i]].verdict);
+        context.strokeStyle = (this.app.isDark ? traits.dark_colour : traits.colour) ?? this.app.pale();
         context.lineWidth = (end - i) * cell > 24 ? 2 : 1;
         const start = i * cell + context.lineWidth / 2;
         const size = (end - i) * cell - context.lineWidth;
@@ -184,7 +215,7 @@ export class LayerView {
       return;
     }
     const [low, high] = [Math.max(i, j), Math.min(i, j)];
-    const [a, b] = [i, j].map((place) => this.groupsNow.findIndex((group) => group.holds(units[place])));
+    const [a, b] = [i, j].map((place) => this.groupsNow.findIndex((group) => group.units.has(units[place])));
     const lines = [i === j ? `unit ${units[i]}` : `units ${units[i]} and ${units[j]}`];
     if (i !== j) {
       lines.push(`weights ${number(toSimilarity(cells[low * n + high]))}`);
@@ -198,7 +229,7 @@ export class LayerView {
   showFacts(check) {
     const {layer} = this;
     const state = layer.at(check);
-    const dead = latest(this.loaded.get(this.key)?.dead, check)?.[1];
+    const dead = latest(this.answer()?.dead, 'check', check)?.units;
     const worst = layer.worst(check);
     const texts = [
       plural(layer.units, 'unit'),
@@ -206,7 +237,7 @@ export class LayerView {
       state ? `${state.width.toLocaleString('en')} distinct` : 'not looked at here',
       dead === undefined ? '' : `${dead.toLocaleString('en')} dead`,
     ];
-    this.facts.replaceChildren(...texts.map((text) => element('span', {}, text)), worst ? label(worst) : '');
+    this.facts.replaceChildren(...texts.map((text) => element('span', {}, text)), worst ? label(this.app.verdicts.get(worst)) : '');
   }
 
   showFindings(step) {
@@ -214,38 +245,44 @@ export class LayerView {
       .filter((finding) => finding.since <= step)
       .map((finding) => {
         const isOver = finding.broken !== null && finding.broken <= step;
-        const kind = finding.origin === 'collapse' ? 'collapsed' : finding.verdict;
-        return element(
+        const verdict = this.app.verdicts.get(finding.verdict);
+        const begin = finding.origin === 'collapse' ? eventSign('collapsed') : verdict;
+        const article = element(
           'article',
-          {class: `finding ${isOver ? 'over' : finding.verdict}`},
-          element('h4', {}, mark(isOver ? 'broke' : kind), `${finding.who}`),
+          {class: 'finding'},
+          element('h4', {}, mark(isOver ? eventSign('broke') : begin), `${finding.who}`),
           element('p', {}, finding.what),
           isOver ? element('p', {}, `They have parted at step ${finding.broken}.`) : element('p', {class: 'advice'}, finding.why),
         );
+        return isOver ? article : paint(article, verdict);
       });
     this.findings.replaceChildren(...(rows.length ? rows : [element('p', {class: 'quiet'}, `Nothing to warn of up to step ${step.toLocaleString('en')}.`)]));
   }
 
-  showGroups(total) {
+  showGroups(total, step, findings) {
     this.groupsHead.textContent = total ? plural(total, 'group') : 'Groups';
     if (!total) {
       this.groups.replaceChildren(element('p', {class: 'quiet'}, 'All units are distinct at this check.'));
       return;
     }
-    const broken = (group) => this.layer.findings.find(({since, verdict, broken: at}) => at !== null && since === group.since && verdict === group.verdict);
+    const {verdicts} = this.app;
+    const parted = (group) => {
+      const at = partedLater(group, step, findings, verdicts);
+      return at === undefined ? '' : at?.toLocaleString('en') ?? '–';
+    };
     const rows = this.groupsNow.slice(0, MAX_GROUPS).map((group, i) => [
       String(i + 1),
-      label(group.verdict),
-      unitsText(group.units),
+      label(verdicts.get(group.verdict)),
+      String(group.units),
       group.size.toLocaleString('en'),
       group.since.toLocaleString('en'),
-      broken(group)?.broken.toLocaleString('en') ?? '–',
+      parted(group),
     ]);
-    const kinds = [...new Set(this.groupsNow.map(({verdict}) => verdict))];
+    const present = verdicts.sort(new Set(this.groupsNow.map(({verdict}) => verdict))).map((name) => verdicts.get(name));
     this.groups.replaceChildren(
       table('Groups of this layer at this check', ['', 'verdict', 'units', 'size', 'since step', 'broken'], rows),
       total > rows.length ? element('p', {class: 'quiet'}, `and ${plural(total - rows.length, 'more group')}`) : '',
-      ...kinds.map((kind) => element('p', {class: 'quiet meaning'}, mark(kind), `${kind}: ${MARKS[kind].meaning}.`)),
+      ...present.map((traits) => element('p', {class: 'quiet meaning'}, mark(traits), `${traits.name}: ${traits.meaning}.`)),
     );
   }
 
@@ -271,11 +308,6 @@ export class LayerView {
   moveLayer(by) {
     this.app.moveLayer(by);
   }
-}
-
-/** The last of the entries that begin with a check or a step that is not later. */
-function latest(entries, at) {
-  return entries?.[lastAtMost(entries.map(([first]) => first), at)];
 }
 
 function number(value) {

@@ -1,14 +1,12 @@
 // The history of a run, as the views ask for it.
 
-const COUNTS = ['locked', 'frozen', 'lockstep', 'breaking', 'duplicate'];
-export const SERIOUS = ['locked', 'frozen', 'lockstep'];
-
 export class Run {
-  constructor(name, version, history) {
+  constructor(name, version, history, verdicts) {
     this.name = name;
     this.version = version;
+    this.verdicts = verdicts;
     this.steps = history.steps;
-    this.layers = history.layers.map((layer) => new Layer(layer, history));
+    this.layers = history.layers.map((layer) => new Layer(layer, history, verdicts));
     this.findings = history.findings;
     this.unreadable = history.unreadable;
     this.byName = new Map(this.layers.map((layer) => [layer.name, layer]));
@@ -31,19 +29,19 @@ export class Run {
     };
   }
 
-  /** The worst that can be said of any layer: "locked", "frozen", "lockstep", or null. */
+  /** The most serious verdict on any layer, or null. */
   worst(check) {
-    const kinds = new Set(this.layers.map((layer) => layer.worst(check)));
-    return SERIOUS.find((kind) => kinds.has(kind)) ?? null;
+    return this.verdicts.worst(new Set(this.layers.map((layer) => layer.worst(check)).filter((verdict) => verdict !== null)));
   }
 }
 
 class Layer {
-  constructor(values, history) {
+  constructor(values, history, verdicts) {
     Object.assign(this, values);
+    this.verdicts = verdicts;
     this.steps = history.steps;
     this.findings = history.findings.filter((finding) => finding.layer === values.name);
-    this.checks = values.states.map(([check]) => check);
+    this.checks = values.states.map(({check}) => check);
   }
 
   get title() {
@@ -52,31 +50,59 @@ class Layer {
 
   /** The state at a check; null before the first, and where the layer was there no longer. */
   at(check) {
-    const i = lastAtMost(this.checks, check);
-    if (i < 0 || this.states[i].length === 1) return null;
-    const [, width, ...counts] = this.states[i];
-    return {width, counts: Object.fromEntries(COUNTS.map((verdict, j) => [verdict, counts[j]]))};
+    const state = this.states[lastAtMost(this.checks, check)];
+    return state && state.width !== null ? state : null;
   }
 
+  /** The most serious verdict at a check, or null. */
   worst(check) {
-    const state = this.at(check);
-    return (state && SERIOUS.find((verdict) => state.counts[verdict] > 0)) ?? null;
+    return this.verdicts.worst(Object.keys(this.at(check)?.counts ?? {}));
+  }
+
+  /** How many units have which verdict at a check, such as "4 such, 2 other". */
+  countsText(check) {
+    const counts = this.at(check)?.counts ?? {};
+    return this.verdicts.sort(Object.keys(counts)).map((verdict) => `${counts[verdict]} ${verdict}`).join(', ');
   }
 
   /** Call a function with every share of redundant units, and the checks from which and up to which it held. */
   spans(tell) {
-    this.states.forEach(([check, width], i) => {
-      if (width === undefined) return;
-      tell(1 - width / Math.max(1, this.units), check, i + 1 < this.states.length ? this.states[i + 1][0] : this.steps.length);
+    this.states.forEach(({check, width}, i) => {
+      if (width === null) return;
+      tell(1 - width / Math.max(1, this.units), check, this.states[i + 1]?.check ?? this.steps.length);
     });
   }
 
   describe(check) {
     const state = this.at(check);
     if (!state) return `${this.title}: not looked at`;
-    const verdicts = COUNTS.filter((verdict) => state.counts[verdict]).map((verdict) => `${state.counts[verdict]} ${verdict}`);
-    return `${this.title}: ${state.width} of ${this.units} units distinct${verdicts.length ? `; ${verdicts.join(', ')}` : ''}`;
+    const counts = this.countsText(check);
+    return `${this.title}: ${state.width} of ${this.units} units distinct${counts ? `; ${counts}` : ''}`;
   }
+}
+
+/**
+ * When a group that is listed at a step was found to have parted later: a step, null for never, undefined if the files
+ * do not tell.
+ *
+ * A finding names the units that were warned of, and the group may have lost or won some by now; but it keeps the step
+ * of the check that saw it first. So among the findings of that step, the one about these very units is meant, else the
+ * one about the fewest units that hold these, else the one about the most units that are among these. Units with equal
+ * and with different weights have findings of their own.
+ */
+export function partedLater(group, step, findings, verdicts) {
+  const isRedundant = (verdict) => verdicts.get(verdict).is_redundant;
+  const kin = findings.filter(({since, verdict}) => since === group.since && isRedundant(verdict) === isRedundant(group.verdict));
+  if (kin.every(({broken}) => broken === null)) return null;
+  if (kin.some(({groups}) => groups === null)) return undefined;
+  const candidates = kin.flatMap(({broken, groups}) => groups.map((units) => ({broken, units})));
+  const exact = candidates.find(({units}) => units.packed === group.units.packed);
+  const [larger] = candidates.filter(({units}) => group.units.isWithin(units)).sort((a, b) => a.units.size - b.units.size);
+  const [smaller] = candidates.filter(({units}) => units.isWithin(group.units)).sort((a, b) => b.units.size - a.units.size);
+  const meant = exact ?? larger ?? smaller;
+  if (meant) return meant.broken !== null && meant.broken > step ? meant.broken : null;
+  const isPartial = group.units.isCut || kin.some(({groups, num_groups: total}) => groups.length < total || groups.some(({isCut}) => isCut));
+  return isPartial ? undefined : null;
 }
 
 /** Index of the last of ascending numbers that is at most a value; -1 if none is. */
@@ -91,6 +117,11 @@ export function lastAtMost(numbers, value) {
   return low - 1;
 }
 
+/** The last of entries in ascending order of a key, such as "check", that is not later than a value. */
+export function latest(entries, key, value) {
+  return entries?.[lastAtMost(entries.map((entry) => entry[key]), value)];
+}
+
 /** Checks to be named on an axis with a place for each check: those at round steps, as many as fit. */
 export function ticks(steps, width, gap) {
   const place = width / steps.length;
@@ -101,31 +132,6 @@ export function ticks(steps, width, gap) {
       if (checks.every((check, i) => i === 0 || (check - checks[i - 1]) * place >= room)) return checks;
     }
   }
-}
-
-/** Packed indices such as "0-3,8,10-14:2,..." for people. */
-export function unitsText(packed) {
-  return packed
-    .split(',')
-    .map((part) => {
-      const [, first, last, stride] = /^(\d+)-(\d+)(?::(\d+))?$/.exec(part) ?? [];
-      if (part === '...') return '…';
-      if (first === undefined) return part;
-      return stride ? `${first}, ${Number(first) + Number(stride)}, … ${last}` : `${first}–${last}`;
-    })
-    .join(', ');
-}
-
-/** A test whether packed indices hold a unit. */
-export function holds(packed) {
-  const singles = new Set();
-  const runs = [];
-  for (const part of packed.split(',')) {
-    const [, first, last, stride] = /^(\d+)-(\d+)(?::(\d+))?$/.exec(part) ?? [];
-    if (first === undefined) singles.add(Number(part));
-    else runs.push([Number(first), Number(last), Number(stride ?? 1)]);
-  }
-  return (unit) => singles.has(unit) || runs.some(([a, b, s]) => unit >= a && unit <= b && (unit - a) % s === 0);
 }
 
 export function plural(count, word) {

@@ -1,7 +1,7 @@
 // All runs side by side: a row per layer, a column per check.
 import {css, redundancy} from './colours.js';
 import {element, prepare, table} from './dom.js';
-import {MARKS, draw, kindOf, label, mark} from './marks.js';
+import {draw, eventSigns, eventText, label, mark, priority, signOf} from './marks.js';
 import {lastAtMost, plural, ticks} from './model.js';
 
 const ROW = 22;
@@ -15,7 +15,6 @@ export class Overview {
     this.cards = new Map();
     this.grid = element('div', {class: 'cards'});
     this.ramp = element('canvas', {class: 'ramp', role: 'img', 'aria-label': 'colour scale from 0 to 100 per cent'});
-    const kinds = ['locked', 'frozen', 'lockstep', 'collapsed', 'appeared', 'broke'];
     this.node = element(
       'div',
       {class: 'view overview'},
@@ -23,7 +22,7 @@ export class Overview {
         'div',
         {class: 'legend'},
         element('span', {class: 'scale'}, 'redundant units', element('span', {class: 'number'}, '0'), this.ramp, element('span', {class: 'number'}, '100 %')),
-        kinds.map((kind) => label(kind)),
+        [...app.verdicts.warnings, ...eventSigns()].map((sign) => label(sign)),
       ),
       this.grid,
     );
@@ -75,7 +74,7 @@ class Card {
     this.map = element('canvas', {class: 'map', 'aria-hidden': 'true', click: (event) => this.jump(event)});
     this.space = element('div', {class: 'space'});
     this.space.style.height = `${run.layers.length * ROW}px`;
-    this.scroller = element('div', {class: 'rows', tabindex: -1, scroll: () => this.update()}, this.space);
+    this.scroller = element('div', {class: 'rows', tabindex: -1, scroll: () => this.redraw(() => this.update())}, this.space);
     this.scroller.style.height = `${Math.min(MAX_HEIGHT, run.layers.length * ROW)}px`;
     this.axis = element('div', {class: 'axis', 'aria-hidden': 'true'});
     const isLarge = run.layers.length * ROW > MAX_HEIGHT;
@@ -92,12 +91,17 @@ class Card {
     );
     if (!isLarge) this.map = null;
     this.widest = widest(run.layers.map(({title}) => title));
-    this.observer = new ResizeObserver(() => this.resize());
+    this.observer = new ResizeObserver(() => this.redraw(() => this.resize()));
     this.observer.observe(this.scroller);
   }
 
   dispose() {
     this.observer.disconnect();
+  }
+
+  /** Draw on behalf of the browser rather than of the page. */
+  redraw(draw) {
+    this.app.attemptDrawing(`the card of run ${this.run.name}`, draw);
   }
 
   get check() {
@@ -142,7 +146,7 @@ class Card {
     const {units, width} = this.run.totals(this.check);
     const findings = this.run.findings.filter((finding) => finding.broken === null).length;
     const worst = this.run.worst(this.check);
-    this.headline.replaceChildren(worst ? label(worst) : element('span', {class: 'quiet'}, 'no finding'));
+    this.headline.replaceChildren(worst ? label(this.app.verdicts.get(worst)) : element('span', {class: 'quiet'}, 'no finding'));
     const share = units ? width / units : 1;
     const bar = element('span', {class: 'bar'}, element('span', {}));
     bar.firstChild.style.width = `${100 * share}%`;
@@ -222,7 +226,7 @@ class Card {
   notes() {
     const notes = this.run.findings
       .filter((finding) => !this.run.byName.has(finding.layer))
-      .map((finding) => element('p', {class: 'note'}, mark(finding.verdict), `${finding.who}: ${finding.what} ${finding.why}`));
+      .map((finding) => element('p', {class: 'note'}, mark(this.app.verdicts.get(finding.verdict)), `${finding.who}: ${finding.what} ${finding.why}`));
     if (this.run.unreadable) {
       notes.push(element('p', {class: 'note'}, `${plural(this.run.unreadable, 'event')} could not be read and ${this.run.unreadable === 1 ? 'was' : 'were'} passed over.`));
     }
@@ -237,9 +241,7 @@ class Card {
       if (!details.open) return;
       const rows = this.run.layers.map((layer) => {
         const state = layer.at(this.check);
-        const verdicts = state ? Object.entries(state.counts).filter(([, count]) => count) : [];
-        const text = verdicts.map(([verdict, count]) => `${count} ${verdict}`).join(', ');
-        return [layer.title, String(layer.units), state ? String(state.width) : '–', text];
+        return [layer.title, String(layer.units), state ? String(state.width) : '–', layer.countsText(this.check)];
       });
       const caption = `Layers of run ${this.run.name} at step ${this.run.steps[this.check]}`;
       details.append(table(caption, ['layer', 'units', 'distinct', 'units in groups'], rows));
@@ -282,7 +284,7 @@ class Row {
     this.key = key;
     this.node.classList.toggle('chosen', isChosen);
     this.node.setAttribute('aria-label', `${this.layer.describe(check)}, step ${run.steps[check]}`);
-    this.numbers.replaceChildren(state ? `${state.width} / ${this.layer.units}` : '–', worst ? mark(worst) : element('span', {class: 'mark'}));
+    this.numbers.replaceChildren(state ? `${state.width} / ${this.layer.units}` : '–', worst ? mark(app.verdicts.get(worst)) : element('span', {class: 'mark'}));
     this.draw(width, check, app.state.run === run.name);
   }
 
@@ -307,14 +309,13 @@ class Row {
       context.fillStyle = app.ink();
       context.fillRect(x - 1, 0, 2, STRIP);
     }
-    const order = Object.keys(MARKS);
-    const events = [...this.layer.events].sort((a, b) => order.indexOf(kindOf(a)) - order.indexOf(kindOf(b)));
+    const events = [...this.layer.events].sort((a, b) => priority(a, app.verdicts) - priority(b, app.verdicts));
     const taken = [];
     for (const event of events) {
-      const x = Math.min(width - 6, Math.max(6, (run.checkAt(event[0]) + 0.5) * column));
+      const x = Math.min(width - 6, Math.max(6, (run.checkAt(event.step) + 0.5) * column));
       if (taken.some((other) => Math.abs(other - x) < 11)) continue;
       taken.push(x);
-      draw(context, kindOf(event), x, STRIP / 2, app.ink(), app.paper());
+      draw(context, signOf(event, app.verdicts), x, STRIP / 2, app.ink(), app.paper());
     }
   }
 
@@ -339,11 +340,11 @@ class Row {
       return;
     }
     const reach = Math.max(0, Math.ceil((7 * run.steps.length) / this.card.width) - 1);
-    const near = this.layer.events.filter(([step]) => Math.abs(lastAtMost(run.steps, step) - check) <= reach);
+    const near = this.layer.events.filter(({step}) => Math.abs(lastAtMost(run.steps, step) - check) <= reach);
     app.tip.show(event, [
       `step ${run.steps[check].toLocaleString('en')}`,
       this.layer.describe(check),
-      ...near.slice(0, 6).map(([step, kind, verdict, text]) => `${kind}${verdict ? `, ${verdict}` : ''} at step ${step}: ${text}`),
+      ...near.slice(0, 6).map((event) => `${eventText(event)} at step ${event.step}: ${event.text}`),
     ]);
   }
 }

@@ -3,6 +3,10 @@
 export class ServerSource {
   isLive = true;
 
+  async verdicts() {
+    return (await this.#json('verdicts', {})).verdicts;
+  }
+
   async runs() {
     return (await this.#json('runs', {})).runs;
   }
@@ -52,8 +56,12 @@ export class EmbeddedSource {
     this.#data = data;
   }
 
+  async verdicts() {
+    return this.#data.verdicts;
+  }
+
   async runs() {
-    return this.#data.map(({name}) => ({name, version: ''}));
+    return this.#data.runs.map(({name}) => ({name, version: ''}));
   }
 
   async history(run) {
@@ -69,6 +77,6 @@ export class EmbeddedSource {
   }
 
   #run(name) {
-    return this.#data.find((run) => run.name === name);
+    return this.#data.runs.find((run) => run.name === name);
   }
 }

@@ -1,7 +1,7 @@
 // Effective width of the chosen layers of a run, and what happened to them.
 import {Chart, lineStyle} from './chart.js';
 import {element, select, svg, table} from './dom.js';
-import {kindOf, label} from './marks.js';
+import {eventText, label, signOf} from './marks.js';
 import {plural} from './model.js';
 
 const NUM_CHOSEN = 6;
@@ -69,16 +69,16 @@ export class Timeline {
   }
 
   listEvents(layers) {
-    const events = layers.flatMap((layer) => layer.events.map((event) => [layer, event])).sort((a, b) => a[1][0] - b[1][0]);
+    const events = layers.flatMap((layer) => layer.events.map((event) => [layer, event])).sort(([, a], [, b]) => a.step - b.step);
     if (!events.length) {
       this.events.replaceChildren(element('p', {class: 'quiet'}, 'Nothing happened: all units of the chosen layers have been distinct at every check.'));
       return;
     }
     const rows = events.slice(0, MAX_EVENTS).map(([layer, event]) => {
-      const [step, kind, verdict, text] = event;
+      const {step, text} = event;
       const jump = () => this.app.go({view: 'layer', layer: layer.name, step});
       const link = element('button', {type: 'button', class: 'link', click: jump}, step.toLocaleString('en'));
-      return [link, layer.title, label(kindOf(event), verdict ? `${kind}, ${verdict}` : kind), text];
+      return [link, layer.title, label(signOf(event, this.app.verdicts), eventText(event)), text];
     });
     const more = events.length - rows.length;
     this.events.replaceChildren(
@@ -98,7 +98,7 @@ function choose(run, layer) {
   const ordered = [...run.layers].sort((a, b) => rank(b) - rank(a));
   const told = new Set();
   const first = ordered.filter(({states, units}) => {
-    const story = states.map(([check, width]) => [check, width / units]).join();
+    const story = states.map(({check, width}) => [check, width / units]).join();
     return !told.has(story) && told.add(story);
   });
   return new Set([...first, ...ordered].slice(0, NUM_CHOSEN).map(({name}) => name));
