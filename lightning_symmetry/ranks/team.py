@@ -154,7 +154,7 @@ class Team:
                 if conclusion is not None:
                     follow(conclusion)
         except Exception as error:
-            self._errors.append(describe(error))
+            self._note(error)
         self._matrices = []  # else gradients that are no longer needed would live on
         self._raise_if_any_failed()
         return cast("T", conclusion)
@@ -229,7 +229,7 @@ class Team:
             except Exception as error:
                 part.fill_(neutral)
                 flag[1] = 1
-                self._errors.append(describe(error))
+                self._note(error)
         dist.reduce(numbers, 0, request.reduction.operation)
         if not self.is_first:
             return []
@@ -269,12 +269,16 @@ class Team:
         if has_failed.item():
             raise TeamError(self._collect_errors())
 
+    def _note(self, error: Exception) -> None:
+        """Keep a failure of this rank until :meth:`_collect_errors`; an error of the team says already whose it is."""
+        self._errors.append(describe(error) + ("" if isinstance(error, TeamError) else f" (rank {dist.get_rank()})"))
+
     def _collect_errors(self) -> str:
-        """The first failure of the first rank that has any, and the rank; forgets the failures of all ranks."""
+        """The first failure of the first rank that has any; forgets the failures of all ranks."""
         collected: list[list[str]] = [[] for _ in range(dist.get_world_size())]
         dist.all_gather_object(collected, self._errors)
         self._errors = []
-        return next((f"{errors[0]} (rank {rank})" for rank, errors in enumerate(collected) if errors), "no reason")
+        return next((errors[0] for errors in collected if errors), "no reason")
 
 
 def _encoded(message: object) -> bytes:

@@ -1,0 +1,84 @@
+"""Processes that stay: to start them and to import PyTorch takes longer than what a test does in them."""
+
+from __future__ import annotations
+
+import multiprocessing
+import traceback
+from collections.abc import Callable
+from functools import partial
+from multiprocessing.connection import Connection
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+
+from tests.distributed import _free_port, _on_rank
+
+
+class RankPool:
+    """Several ranks that call functions of a module, again and again.
+
+    Args:
+        num_ranks: number of processes.
+        folder: where they leave what went wrong.
+        limit: seconds that a call may take.
+    """
+
+    def __init__(self, num_ranks: int, folder: Path, limit: float = 60.0) -> None:
+        context = multiprocessing.get_context("spawn")
+        port = _free_port()
+        self._folder, self._limit = folder, limit
+        self._connections: list[Connection] = []
+        self._processes = []
+        for rank in range(num_ranks):
+            here, there = context.Pipe()
+            work = partial(_serve, there)
+            process = context.Process(target=_on_rank, args=(rank, num_ranks, port, work, folder), daemon=True)
+            process.start()
+            there.close()
+            self._connections.append(here)
+            self._processes.append(process)
+
+    def call(self, function: Callable[..., Any], *arguments: Any) -> list[Any]:
+        """Call a function on all ranks.
+
+        Returns:
+            What it returned on each.
+
+        Raises:
+            AssertionError: if it raised on any of them.
+            TimeoutError: if it takes too long, as where ranks wait for one another.
+        """
+        for connection in self._connections:
+            connection.send((function, arguments))
+        answers = []
+        for rank, connection in enumerate(self._connections):
+            if not connection.poll(self._limit):
+                raise TimeoutError(f"rank {rank} still runs after {self._limit:.0f} s")
+            answers.append(connection.recv())
+        failures = [failure for _, failure in answers if failure]
+        assert not failures, "\n".join(failures)
+        return [result for result, _ in answers]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for process in self._processes:  # they wait for a call that will not come
+            process.kill()
+            process.join()
+
+
+def _serve(connection: Connection, folder: Path) -> None:
+    torch.distributed.init_process_group("gloo")
+    while True:
+        function, arguments = connection.recv()
+        result, failure = None, ""
+        try:
+            result = function(*arguments)
+        except Exception:
+            failure = traceback.format_exc()
+        connection.send((result, failure))
