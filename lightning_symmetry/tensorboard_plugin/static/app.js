@@ -1,4 +1,4 @@
-// The page: what is chosen, which data is here, and the three views of it.
+// The page: it holds what the user has chosen and the data that has been fetched, and shows one of three views.
 import {Tip, element} from './dom.js';
 import {LayerView} from './layer.js';
 import {Run} from './model.js';
@@ -8,7 +8,7 @@ import {Timeline} from './timeline.js';
 import {Verdicts} from './verdicts.js';
 
 const POLL_MS = 3000;
-const MAX_SHOWN = 12; // runs to begin with
+const MAX_SHOWN = 12; // With more runs than this, the others are shown only if the user chooses them.
 const VIEWS = {overview: 'Overview', layer: 'Layer', timeline: 'Timeline'};
 const EXAMPLE = `from lightning.pytorch import Trainer
 from lightning_symmetry import SymmetryMonitor
@@ -19,12 +19,12 @@ trainer.fit(model, data)`;
 export class App {
   constructor(root, source) {
     this.source = source;
-    this.state = {view: 'overview', run: null, layer: null, step: null}; // step null: the latest
-    this.versions = []; // of all runs
-    this.data = new Map(); // runs that are here, by name
+    this.state = {view: 'overview', run: null, layer: null, step: null}; // A step of null means the latest.
+    this.versions = []; // The name and the version of every run.
+    this.data = new Map(); // The runs that have been fetched, by name.
     this.shown = new Set();
-    this.known = new Set(); // runs that were offered before
-    this.failures = new Map(); // by name of the task: the message, and the task
+    this.known = new Set(); // The names of runs for which it was decided whether to show them at first.
+    this.failures = new Map(); // The message and the task itself, by name of each task whose last attempt failed.
     this.link = new Link();
     this.error = element('div', {class: 'error', role: 'alert', hidden: true});
     this.status = element('span', {class: 'status', role: 'status'}, 'Loading…');
@@ -56,12 +56,12 @@ export class App {
   }
 
   isInSight() {
-    return !document.hidden && document.body.clientWidth > 0; // a tab behind another has no width
+    return !document.hidden && document.body.clientWidth > 0; // TensorBoard gives a hidden tab no width.
   }
 
   // ---------------------------------------------------------------- data
 
-  /** Ask what there is, fetch what has changed, and try again what failed before. */
+  /** Ask which runs there are, fetch those that have changed, and repeat the tasks that failed before. */
   async refresh() {
     if (this.isBusy) return;
     this.isBusy = true;
@@ -120,15 +120,16 @@ export class App {
   }
 
   /**
-   * Carry out a task, with all that follows from its result; whether it succeeded. If not, the page says why, and the
-   * task is tried again at the next refresh and on request, until it succeeds or another one takes its name.
+   * Carry out a task, including what is done with its result. Returns whether it succeeded. If it fails, the page shows
+   * the message of the error. Each refresh and the button "Try again" repeat the task until it succeeds, or until
+   * another task of the same name succeeds.
    */
   async attempt(name, task) {
     try {
       await task();
       this.failures.delete(name);
     } catch (error) {
-      if (this.failures.get(name)?.message !== error.message) console.warn(error); // with the stack
+      if (this.failures.get(name)?.message !== error.message) console.warn(error); // The console shows the stack.
       this.failures.set(name, {message: error.message, task});
       if (this.status.textContent === 'Loading…') this.status.textContent = '';
     }
@@ -136,7 +137,7 @@ export class App {
     return !this.failures.has(name);
   }
 
-  /** The same for a task that draws; nothing of it is left for later. */
+  /** Draw something at once, as a task whose message says that drawing has failed. */
   attemptDrawing(name, draw) {
     return this.attempt(`drawing ${name}`, () => {
       try {
@@ -150,7 +151,7 @@ export class App {
   showFailures() {
     const messages = [...new Set([...this.failures.values()].map(({message}) => message))];
     const content = messages.join('\n');
-    if (content === this.failuresShown) return; // so that the button stays while somebody presses it
+    if (content === this.failuresShown) return; // A new button would miss a click that began on the old one.
     this.failuresShown = content;
     const retry = () => [...this.failures].forEach(([name, {task}]) => this.attempt(name, task));
     this.error.replaceChildren(
@@ -182,14 +183,15 @@ export class App {
   go(changes) {
     Object.assign(this.state, changes);
     const run = this.run();
-    if (run && this.state.step === run.lastStep) this.state.step = null; // stay at the latest as new ones come
+    // At the latest step, the page moves on as new ones come.
+    if (run && this.state.step === run.lastStep) this.state.step = null;
     this.tip.hide();
     if (!run && this.state.run !== null) this.fetch();
     this.update();
     this.link.write(this.state);
   }
 
-  /** Take over what the address asks for. */
+  /** Choose what the address asks for. */
   follow() {
     const {view, run, layer, step} = this.link.read();
     if (view in VIEWS) this.state.view = view;
@@ -198,7 +200,7 @@ export class App {
     if (run !== undefined && this.hasDrawn) this.fetch();
   }
 
-  /** Where nothing is chosen, or what is chosen is not there: the first run, and its first layer with something to tell. */
+  /** If the chosen run or layer does not exist, choose the first run and its first layer with events. */
   complete() {
     const names = this.names();
     if (!names.includes(this.state.run)) this.state.run = names.find((name) => this.shown.has(name)) ?? names[0];

@@ -1,4 +1,4 @@
-// Effective width over steps, with what happened as marks.
+// A chart of the share of distinct units over steps, with events as marks.
 import {svg} from './dom.js';
 import {eventText, signOf} from './marks.js';
 import {ticks} from './model.js';
@@ -8,12 +8,12 @@ const EDGE = {left: 52, right: 18, top: 16, bottom: 34};
 const DASHES = ['', '7 3', '2 3', '9 3 2 3', '5 2 1 2 1 2'];
 const NUM_COLOURS = 7;
 
-/** Colour and dashes of the i-th line; the pair is unique for many, and neighbours differ in both. */
+/** The colour and the dashes of the i-th line. The first 35 lines all differ, and neighbours differ in both. */
 export function lineStyle(i) {
   return {stroke: `var(--line-${i % NUM_COLOURS})`, 'stroke-dasharray': DASHES[i % DASHES.length] || null};
 }
 
-/** A drawing of lines; give it layers of a run, each with the number of its line. */
+/** The chart; update() takes a run and some of its layers, each with the number of its line. */
 export class Chart {
   constructor(app, name) {
     this.app = app;
@@ -35,7 +35,7 @@ export class Chart {
     this.draw();
   }
 
-  /** Every check has the same room, as in the overview: the first ones are close to one another in steps. */
+  /** The place of a check. All checks have the same width, because the first ones are only a few steps apart. */
   x(check) {
     return EDGE.left + ((check + 0.5) * (this.width - EDGE.left - EDGE.right)) / this.run.steps.length;
   }
@@ -79,7 +79,7 @@ export class Chart {
     return d;
   }
 
-  /** Marks side by side where several would lie on one another. */
+  /** The marks of the events, moved to the right where they would cover one another. */
   marks() {
     const taken = [];
     return this.lines.flatMap(({layer, line}) =>

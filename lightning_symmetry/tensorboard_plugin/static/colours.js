@@ -1,6 +1,6 @@
-// Numbers to colours. Every map runs evenly from light to dark or back, so that it can be read without seeing hues.
+// Colour maps. The lightness of each changes evenly, so that it can be read by people who do not see its hues.
 
-/** Share of redundant units, 0 to 1, as [red, green, blue]; even in OKLab's lightness, away from the background. */
+/** The colour of a share of redundant units from 0 to 1, as [red, green, blue]; 0 is closest to the background. */
 export function redundancy(share, isDark) {
   const t = Math.min(1, Math.max(0, share));
   const lightness = isDark ? 0.4 + 0.46 * t : 0.945 - 0.525 * t;
@@ -8,17 +8,17 @@ export function redundancy(share, isDark) {
   return fromOklch(lightness, 0.012 + 0.145 * Math.sqrt(t) * (isDark ? 1 - 0.2 * t : 1), hue);
 }
 
-// As in the pictures of the Images tab: bright at 1, dark at 0, and another hue below.
+// These are the colours of the pictures in the Images tab: bright at 1, dark at 0, and of another hue below 0.
 const STOPS = [-1, -0.5, 0, 0.5, 0.9, 1];
 const COLOURS = [[120, 200, 255], [38, 98, 160], [16, 18, 32], [128, 46, 44], [236, 124, 46], [255, 240, 170]];
 const NO_DIRECTION = [176, 180, 188];
 
-/** Similarity as stored in a matrix, a byte, to a number from -1 to 1; null where there is no direction. */
+/** The similarity from -1 to 1 that a byte of a matrix stands for; null if a row has no direction. */
 export function toSimilarity(byte) {
   return byte === 0 ? null : (byte - 128) / 127;
 }
 
-/** Similarity from -1 to 1, or null, as [red, green, blue]. */
+/** The colour of a similarity from -1 to 1, or of null, as [red, green, blue]. */
 export function similarity(value) {
   if (value === null) return NO_DIRECTION;
   const i = Math.max(1, STOPS.findIndex((stop) => value <= stop));

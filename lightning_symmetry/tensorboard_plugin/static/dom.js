@@ -1,13 +1,13 @@
-// Elements without markup: what comes from event files is only ever set as text or as an attribute.
+// Functions that create elements. None of them parses markup, because names in event files may look like markup.
 
 const SVG = 'http://www.w3.org/2000/svg';
 
-/** An HTML element; attributes whose value is null, undefined or false are left out, functions become listeners. */
+/** Create an HTML element. Attributes that are null, undefined or false are left out; functions become listeners. */
 export function element(tag, attributes = {}, ...children) {
   return fill(document.createElement(tag), attributes, children);
 }
 
-/** The same for SVG. */
+/** Create an SVG element, in the same way. */
 export function svg(tag, attributes = {}, ...children) {
   return fill(document.createElementNS(SVG, tag), attributes, children);
 }
@@ -24,7 +24,7 @@ function fill(node, attributes, children) {
   return node;
 }
 
-/** A table: head is a list of texts, rows are lists of texts or elements. */
+/** Create a table from a list of texts for its head and lists of texts or elements for its rows. */
 export function table(caption, head, rows, attributes = {}) {
   return element(
     'table',
@@ -35,14 +35,14 @@ export function table(caption, head, rows, attributes = {}) {
   );
 }
 
-/** A choice among names. */
+/** Create a list of names to choose from; calls a function with the name that is chosen. */
 export function select(label, names, chosen, choose) {
   const options = names.map((name) => element('option', {value: name, selected: name === chosen}, name));
   const list = element('select', {change: () => choose(list.value)}, options);
   return element('label', {class: 'choice'}, element('span', {}, label), list);
 }
 
-/** Size a canvas in CSS pixels, sharp on every screen; returns its context, scaled so that one unit is a CSS pixel. */
+/** Clear a canvas and set its size in CSS pixels; returns a context whose unit is a CSS pixel on every screen. */
 export function prepare(canvas, width, height) {
   const ratio = window.devicePixelRatio || 1;
   canvas.width = Math.max(1, Math.round(width * ratio));
@@ -55,7 +55,7 @@ export function prepare(canvas, width, height) {
   return context;
 }
 
-/** A small text that follows the pointer. */
+/** A tooltip that stays beside the pointer. */
 export class Tip {
   constructor(root) {
     this.node = element('div', {class: 'tip', hidden: true, 'aria-hidden': 'true'});

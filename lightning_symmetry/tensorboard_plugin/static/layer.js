@@ -1,4 +1,4 @@
-// One layer: which units are alike, since when, why, and what to do.
+// The view of one layer: the similarities of its units, its groups and its findings.
 import {Chart} from './chart.js';
 import {css, similarity, toSimilarity} from './colours.js';
 import {element, prepare, select, table} from './dom.js';
@@ -7,21 +7,21 @@ import {latest, partedLater, plural} from './model.js';
 import {Recent} from './recent.js';
 import {Units} from './units.js';
 
-const SIDE = 448; // of the square, at most
-const LEFT = 36; // for the indices of units
-const TOP = 6; // for the upper half of the first of them
+const SIDE = 448; // The largest side of the heatmap, in CSS pixels.
+const LEFT = 36; // The room for the indices of units.
+const TOP = 6; // The room for the upper half of the first index.
 const FRAME_MS = 450;
-const MAX_FRAMES = 60; // a long training is played in larger steps
+const MAX_FRAMES = 60; // Of a run with more checks, only some are played.
 const MAX_GROUPS = 100;
 const NUM_LAYERS_KEPT = 32;
-const NUM_MATRICES_KEPT = 512; // each of at most 64 by 64 bytes
+const NUM_MATRICES_KEPT = 512; // Together at most 2 MiB.
 
 export class LayerView {
   constructor(app) {
     this.app = app;
-    this.answers = new Recent(NUM_LAYERS_KEPT); // by run and layer
-    this.matrices = new Recent(NUM_MATRICES_KEPT); // by content: most matrices outlive the version of a run
-    this.underway = new Set(); // requests
+    this.answers = new Recent(NUM_LAYERS_KEPT); // What the server said of layers, by run and layer.
+    this.matrices = new Recent(NUM_MATRICES_KEPT); // By their keys, which stay the same as the run goes on.
+    this.underway = new Set(); // The keys of requests that wait for an answer.
     this.head = element('div', {class: 'choices'});
     this.facts = element('p', {class: 'facts'});
     this.canvas = element('canvas', {class: 'heatmap', role: 'img', pointermove: (event) => this.hover(event), pointerleave: () => app.tip.hide()});
@@ -91,7 +91,7 @@ export class LayerView {
     return `${run.name}\n${layer.name}`;
   }
 
-  /** What the server has said of this layer, maybe while the run was shorter; undefined if it has not yet. */
+  /** What the server said of this layer, maybe of an earlier version of the run; undefined before the first answer. */
   answer() {
     return this.answers.get(this.key(this.run, this.layer));
   }
@@ -115,7 +115,7 @@ export class LayerView {
     this.fetch('matrix', key, async () => this.matrices.set(key, await this.app.source.matrix(run.name, layer.name, step)));
   }
 
-  /** Make a request that is not underway yet, and draw again afterwards. */
+  /** Make a request and then draw, unless the same request waits for an answer already. */
   fetch(name, key, request) {
     if (this.underway.has(key)) return;
     this.app.attempt(name, async () => {
@@ -129,7 +129,7 @@ export class LayerView {
     });
   }
 
-  /** Show the groups and the matrix of a check, as far as they are here; what is not is fetched. */
+  /** Show the groups and the matrix of a check. What has not been fetched is requested, and shown when it arrives. */
   show(check) {
     const answer = this.answer();
     this.groupsNow = [];

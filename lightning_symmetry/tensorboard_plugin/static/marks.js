@@ -1,7 +1,7 @@
-// What happens to units, as marks: each has a shape of its own, so that no colour is needed to tell them apart.
+// Marks for verdicts and events. Each has a shape of its own, so that no colour is needed to tell them apart.
 //
-// A sign is what a mark is drawn from: name, mark (the outline in a square of 12 by 12), meaning, colour and
-// dark_colour. Every verdict is one, and so is every kind of event.
+// A mark is drawn from a sign: an object with a name, a mark (its outline in a square of 12 by 12), a meaning, a colour
+// and a dark_colour. Traits of verdicts are signs, and every kind of event has one.
 import {element, svg} from './dom.js';
 
 const EVENTS = new Map(
@@ -11,7 +11,7 @@ const EVENTS = new Map(
     {name: 'broke', mark: 'M1 2.6L2.6 1L6 4.4L9.4 1L11 2.6L7.6 6L11 9.4L9.4 11L6 7.6L2.6 11L1 9.4L4.4 6z', meaning: 'the units have parted'},
   ].map((sign) => [sign.name, sign]),
 );
-const paths = new Map(); // the outlines that have been drawn on a canvas
+const paths = new Map(); // Outlines that were drawn on a canvas before, because it takes time to parse them.
 
 /** The signs of all kinds of events. */
 export function eventSigns() {
@@ -23,12 +23,12 @@ export function eventSign(kind) {
   return EVENTS.get(kind);
 }
 
-/** The sign that an event gets: when units appear equal, their verdict matters more. */
+/** The sign of an event. If units appeared equal, it is that of their verdict, which says more. */
 export function signOf({kind, verdict}, verdicts) {
   return kind === 'appeared' && verdict !== null ? verdicts.get(verdict) : EVENTS.get(kind);
 }
 
-/** How much an event matters where there is no room for all: verdicts first, the most serious of them first. */
+/** The rank of an event where there is no room for all marks; those with the mark of a serious verdict come first. */
 export function priority({kind, verdict}, verdicts) {
   const isVerdict = kind === 'appeared' && verdict !== null;
   return isVerdict ? verdicts.get(verdict).rank : verdicts.list.length + 1 + [...EVENTS.keys()].indexOf(kind);
@@ -39,7 +39,7 @@ export function eventText({kind, verdict}) {
   return verdict === null ? kind : `${kind}, ${verdict}`;
 }
 
-/** Draw a mark on a canvas, its centre at (x, y), with a rim that sets it off from what is below. */
+/** Draw a mark on a canvas with its centre at (x, y), in one colour and with a rim of another. */
 export function draw(context, sign, x, y, colour, rim, size = 10) {
   if (!paths.has(sign.mark)) paths.set(sign.mark, new Path2D(sign.mark));
   const path = paths.get(sign.mark);
@@ -55,20 +55,20 @@ export function draw(context, sign, x, y, colour, rim, size = 10) {
   context.restore();
 }
 
-/** Give an element the colours of a sign, one for each theme; the style sheet chooses between them. */
+/** Give an element the colours of a sign for both themes; the style sheet uses that of the current theme. */
 export function paint(node, sign) {
   if (sign.colour) node.style.setProperty('--light', sign.colour);
   if (sign.dark_colour) node.style.setProperty('--dark', sign.dark_colour);
   return node;
 }
 
-/** A mark as an element; its name stands beside it. */
+/** Create a mark as an element. It is hidden from screen readers, so that a text must stand beside it. */
 export function mark(sign) {
   const outline = svg('path', {d: sign.mark, 'fill-rule': 'evenodd'});
   return paint(svg('svg', {viewBox: '0 0 12 12', class: 'mark', 'aria-hidden': 'true'}, outline), sign);
 }
 
-/** A mark with its name. */
+/** Create a mark with a text beside it. */
 export function label(sign, text = sign.name) {
   return element('span', {class: 'label', title: sign.meaning}, mark(sign), text);
 }

@@ -1,4 +1,4 @@
-// The history of a run, as the views ask for it.
+// The history of a run, with the questions that the views ask.
 
 export class Run {
   constructor(name, version, history, verdicts) {
@@ -16,7 +16,7 @@ export class Run {
     return this.steps[this.steps.length - 1];
   }
 
-  /** The latest check at or before a step; the last one of all for null. */
+  /** The index of the latest check at or before a step; for null, that of the last check. */
   checkAt(step) {
     return step === null ? this.steps.length - 1 : Math.max(0, lastAtMost(this.steps, step));
   }
@@ -29,7 +29,7 @@ export class Run {
     };
   }
 
-  /** The most serious verdict on any layer, or null. */
+  /** The most serious verdict in any layer at a check, or null. */
   worst(check) {
     return this.verdicts.worst(new Set(this.layers.map((layer) => layer.worst(check)).filter((verdict) => verdict !== null)));
   }
@@ -48,7 +48,7 @@ class Layer {
     return [this.name, ...this.also].join(' = ');
   }
 
-  /** The state at a check; null before the first, and where the layer was there no longer. */
+  /** The state at a check; null before the first state, and while the model does not have the layer. */
   at(check) {
     const state = this.states[lastAtMost(this.checks, check)];
     return state && state.width !== null ? state : null;
@@ -59,13 +59,13 @@ class Layer {
     return this.verdicts.worst(Object.keys(this.at(check)?.counts ?? {}));
   }
 
-  /** How many units have which verdict at a check, such as "4 such, 2 other". */
+  /** The number of units of each verdict at a check, as a text; the most serious verdict comes first. */
   countsText(check) {
     const counts = this.at(check)?.counts ?? {};
     return this.verdicts.sort(Object.keys(counts)).map((verdict) => `${counts[verdict]} ${verdict}`).join(', ');
   }
 
-  /** Call a function with every share of redundant units, and the checks from which and up to which it held. */
+  /** Call a function for each state, with the share of redundant units, its first check and the one after its last. */
   spans(tell) {
     this.states.forEach(({check, width}, i) => {
       if (width === null) return;
@@ -82,13 +82,13 @@ class Layer {
 }
 
 /**
- * When a group that is listed at a step was found to have parted later: a step, null for never, undefined if the files
- * do not tell.
+ * The later step at which a group that holds at some step was found to have parted: null if it has not, and undefined
+ * if the event file does not tell.
  *
- * A finding names the units that were warned of, and the group may have lost or won some by now; but it keeps the step
- * of the check that saw it first. So among the findings of that step, the one about these very units is meant, else the
- * one about the fewest units that hold these, else the one about the most units that are among these. Units with equal
- * and with different weights have findings of their own.
+ * The finding about the group is searched among those that begin at the same step and agree on whether the weights are
+ * equal. A finding names the units that were warned of, and the group may have lost or gained units since, so the best
+ * match counts: a finding about the same units, else the smallest one about all of these units and others, else the
+ * largest one about some of these units.
  */
 export function partedLater(group, step, findings, verdicts) {
   const isRedundant = (verdict) => verdicts.get(verdict).is_redundant;
@@ -105,7 +105,7 @@ export function partedLater(group, step, findings, verdicts) {
   return isPartial ? undefined : null;
 }
 
-/** Index of the last of ascending numbers that is at most a value; -1 if none is. */
+/** The index of the last of some ascending numbers that is at most a value; -1 if there is none. */
 export function lastAtMost(numbers, value) {
   let low = 0;
   let high = numbers.length;
@@ -117,12 +117,12 @@ export function lastAtMost(numbers, value) {
   return low - 1;
 }
 
-/** The last of entries in ascending order of a key, such as "check", that is not later than a value. */
+/** The last of some entries whose key is at most a value; the entries are in ascending order of that key. */
 export function latest(entries, key, value) {
   return entries?.[lastAtMost(entries.map((entry) => entry[key]), value)];
 }
 
-/** Checks to be named on an axis with a place for each check: those at round steps, as many as fit. */
+/** The checks that an axis of some width names: those at multiples of a round number of steps, as many as fit. */
 export function ticks(steps, width, gap) {
   const place = width / steps.length;
   const room = gap + 7 * steps[steps.length - 1].toLocaleString('en').length;

@@ -1,4 +1,4 @@
-// All runs side by side: a row per layer, a column per check.
+// The view of all runs: a card for each, with a row per layer and a column per check.
 import {css, redundancy} from './colours.js';
 import {element, prepare, table} from './dom.js';
 import {draw, eventSigns, eventText, label, mark, priority, signOf} from './marks.js';
@@ -28,7 +28,7 @@ export class Overview {
     );
   }
 
-  /** Bring everything in line with the data and the state. */
+  /** Show the current data and the current choice. */
   update() {
     const context = prepare(this.ramp, 120, 10);
     for (let x = 0; x < 120; x++) {
@@ -52,7 +52,7 @@ export class Overview {
     for (const card of this.cards.values()) card.update();
   }
 
-  /** Move the selection by some layers, across runs at either end. */
+  /** Choose the layer that is so many rows further down; after the last layer of a run comes the next run. */
   moveLayer(by) {
     const {run, layer} = this.app.state;
     const runs = this.app.shownRuns();
@@ -68,7 +68,7 @@ class Card {
   constructor(app, run) {
     this.app = app;
     this.run = run;
-    this.rows = new Map(); // by place, those in sight
+    this.rows = new Map(); // The rows that are in sight, by their place in the model.
     this.headline = element('div', {class: 'headline'});
     this.totals = element('dl', {class: 'totals'});
     this.map = element('canvas', {class: 'map', 'aria-hidden': 'true', click: (event) => this.jump(event)});
@@ -99,7 +99,7 @@ class Card {
     this.observer.disconnect();
   }
 
-  /** Draw on behalf of the browser rather than of the page. */
+  /** Draw because the browser has resized or scrolled the card. */
   redraw(draw) {
     this.app.attemptDrawing(`the card of run ${this.run.name}`, draw);
   }
@@ -167,7 +167,7 @@ class Card {
     this.axis.replaceChildren(...labels);
   }
 
-  /** All layers at a glance, and which of them are in sight. */
+  /** Draw the small map of all layers, with a frame around those in sight. */
   drawMap() {
     const {layers} = this.run;
     const width = this.scroller.clientWidth;
@@ -185,7 +185,7 @@ class Card {
     context.strokeRect(0.75, this.scroller.scrollTop * scale + 0.75, width - 1.5, MAX_HEIGHT * scale - 1.5);
   }
 
-  /** A picture of all layers: where several share a pixel, the most redundant of them shows. */
+  /** Draw all layers as a picture. Of several layers in one pixel, the most redundant one is drawn. */
   paintMap(columns, lines) {
     const {layers, steps} = this.run;
     const worst = new Float32Array(columns * lines).fill(NaN);
@@ -213,7 +213,7 @@ class Card {
     this.scroller.scrollTop = share * this.run.layers.length * ROW - MAX_HEIGHT / 2;
   }
 
-  /** Put the keyboard's focus on a layer, in sight. */
+  /** Scroll to a layer and give it the keyboard focus. */
   reveal(layer) {
     const place = this.run.layers.findIndex((other) => other.name === layer);
     const top = place * ROW;
@@ -233,7 +233,7 @@ class Card {
     return notes;
   }
 
-  /** The same as a table, made when it is opened. */
+  /** The content of the card as a table, which is only made once the user opens it. */
   table() {
     const details = element('details', {class: 'as-table'}, element('summary', {}, 'As a table'));
     details.addEventListener('toggle', () => {
@@ -294,7 +294,7 @@ class Row {
     const column = width / run.steps.length;
     const spans = [];
     this.layer.spans((...span) => spans.push(span));
-    if (column < 1) spans.sort(([a], [b]) => a - b); // so that what lasts less than a pixel is not painted over
+    if (column < 1) spans.sort(([a], [b]) => a - b); // The most redundant one is painted over others in its pixel.
     for (const [share, from, to] of spans) {
       context.fillStyle = css(redundancy(share, app.isDark));
       context.fillRect(from * column, 0, Math.max(1, (to - from) * column), STRIP);
@@ -349,7 +349,7 @@ class Row {
   }
 }
 
-/** Width of the widest text in CSS pixels; of a great many, that of the longest is near enough. */
+/** The width of the longest text in CSS pixels, for which only the text with the most characters is measured. */
 function widest(texts) {
   const context = document.createElement('canvas').getContext('2d');
   context.font = getComputedStyle(document.body).font;

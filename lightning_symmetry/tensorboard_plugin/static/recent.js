@@ -1,9 +1,7 @@
-// A store of bounded size.
-
-/** Keeps the values that were used last. */
+// A store that holds a limited number of values: when it is full, the least recently used value is dropped.
 export class Recent {
   #size;
-  #kept = new Map(); // in the order of use
+  #kept = new Map(); // The least recently used value comes first.
 
   constructor(size) {
     this.#size = size;

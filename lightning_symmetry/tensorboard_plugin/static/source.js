@@ -1,4 +1,4 @@
-// Where the data comes from: TensorBoard's backend, or the page itself in a static report.
+// The sources of data, which docs/tab.md describes: the plugin in TensorBoard, or the page itself in a static report.
 
 export class ServerSource {
   isLive = true;

@@ -1,14 +1,14 @@
-// The page around: its address, which holds what can be shared, and its theme. In TensorBoard both belong to the
-// window that holds our frame; elsewhere they are our own.
+// The address of the page, which holds what the user has chosen, and its theme. In TensorBoard the page is in a frame,
+// and both belong to the window around it; in a static report they belong to the page itself.
 
-const PREFIX = 'p.symmetry.'; // how TensorBoard marks a plugin's part of the address
+const PREFIX = 'p.symmetry.'; // TensorBoard leaves parts of the address to a plugin if they begin like this.
 const KEYS = ['view', 'run', 'layer', 'step'];
 
 function host() {
   try {
     if (window.parent !== window && window.parent.document.body) return window.parent;
   } catch {
-    // A frame of somebody else's: its address and theme are not for us to know.
+    // The window around belongs to another site, whose address and theme may not be read.
   }
   return null;
 }
@@ -17,7 +17,7 @@ export class Link {
   #window = host() ?? window;
   #prefix = host() ? PREFIX : '';
 
-  /** What the address asks for; keys that it does not name are missing. */
+  /** Read what the address asks for, without the keys that it does not hold. */
   read() {
     const parts = new Map(this.#parts());
     const found = {};
@@ -27,10 +27,10 @@ export class Link {
     return found;
   }
 
-  /** Put what can be shared into the address, without a step in the browser's history. */
+  /** Write what is chosen into the address. The browser's history gets no new entry. */
   write(values) {
     const others = this.#parts().filter(([name]) => !KEYS.some((key) => name === this.#prefix + key));
-    if (this.#prefix && others[0]?.[0] !== 'symmetry') return; // another tab is in front
+    if (this.#prefix && others[0]?.[0] !== 'symmetry') return; // TensorBoard shows another tab.
     const ours = KEYS.filter((key) => values[key] !== null && values[key] !== undefined);
     const parts = [...others, ...ours.map((key) => [this.#prefix + key, String(values[key])])];
     const hash = parts.map(([name, value]) => (value === null ? name : `${name}=${encodeURIComponent(value)}`)).join('&');
@@ -63,13 +63,13 @@ function decode(text) {
   }
 }
 
-/** Let the keys come here, unless somebody is typing elsewhere. */
+/** Give this frame the keyboard focus, unless the focus is in a control of TensorBoard. */
 export function takeFocus() {
   const active = host()?.document.activeElement;
   if (active && (active === window.frameElement || active === host().document.body)) window.focus();
 }
 
-/** Follow the theme: TensorBoard's, or that of the system. */
+/** Follow the theme of TensorBoard or, outside of it, of the system; calls a function with whether it is dark. */
 export function followTheme(listener) {
   const system = window.matchMedia('(prefers-color-scheme: dark)');
   const body = host()?.document.body;

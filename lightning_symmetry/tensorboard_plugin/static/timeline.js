@@ -1,4 +1,4 @@
-// Effective width of the chosen layers of a run, and what happened to them.
+// The view of a run over time: the share of distinct units of some layers, and their events.
 import {Chart, lineStyle} from './chart.js';
 import {element, select, svg, table} from './dom.js';
 import {eventText, label, signOf} from './marks.js';
@@ -92,7 +92,7 @@ export class Timeline {
   }
 }
 
-/** The layers to begin with: the one looked at, then those with something to tell; no two that tell the same, if others do. */
+/** The layers that are chosen at first: the current one, those with events, then others; of equal curves only one. */
 function choose(run, layer) {
   const rank = ({name, events}) => (name === layer ? 2 : 0) + (events.length > 0);
   const ordered = [...run.layers].sort((a, b) => rank(b) - rank(a));

@@ -1,7 +1,7 @@
-// Sets of units as the server packs them, such as "0-3,8,10-14:2": single indices, runs, and runs with a stride. An
-// ellipsis at the end stands for those that there was no room for.
+// Sets of units. Events hold them as texts such as "0-3,8,10-14:2", made of single indices, runs, and runs with a
+// stride. An ellipsis at the end stands for units that were left out.
 
-const MAX_COMPARED = 100_000; // units; a file that was made to do harm can name any number of them
+const MAX_COMPARED = 100_000; // Larger sets are not compared, because a file that is made to do harm may hold any.
 
 export class Units {
   #runs;
@@ -25,7 +25,7 @@ export class Units {
     return this.#runs.reduce((sum, [first, last, stride]) => sum + Math.floor((last - first) / stride) + 1, 0);
   }
 
-  /** Whether all these units are among others, as far as the texts tell. */
+  /** Whether all of these units are among some others; false if that cannot be told. */
   isWithin(others) {
     if (this.packed === others.packed) return true;
     if (this.isCut || this.size > MAX_COMPARED) return false;
@@ -35,7 +35,7 @@ export class Units {
     });
   }
 
-  /** For people. */
+  /** The units as a text for people. */
   toString() {
     const texts = this.#runs.map(([first, last, stride]) => {
       if (first === last) return String(first);
