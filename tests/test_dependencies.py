@@ -19,8 +19,9 @@ _PROJECT = tomllib.loads((_ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
 def requirements(*extras: str) -> dict[str, Requirement]:
     """The requirements of the package and of some of its extras, by name, without the package itself."""
-    lines = [*_PROJECT["dependencies"], *(line for extra in extras for line in _PROJECT["optional-dependencies"][extra])]
-    found = {canonicalize_name(requirement.name): requirement for requirement in map(Requirement, lines)}
+    of_extras = [line for extra in extras for line in _PROJECT["optional-dependencies"][extra]]
+    lines = [*_PROJECT["dependencies"], *of_extras]
+    found: dict[str, Requirement] = {canonicalize_name(line.name): line for line in map(Requirement, lines)}
     return {name: requirement for name, requirement in found.items() if name != _PROJECT["name"]}
 
 
@@ -51,7 +52,7 @@ def test_the_lowest_versions_are_those_that_are_tested() -> None:
     allowed = requirements("demo", "test")
     lines = (_ROOT / "constraints-lowest.txt").read_text(encoding="utf-8").splitlines()
     pins = [Requirement(line) for line in lines if line and not line.startswith("#")]
-    tested = {canonicalize_name(pin.name): str(pin.specifier).removeprefix("==") for pin in pins}
+    tested: dict[str, str] = {canonicalize_name(pin.name): str(pin.specifier).removeprefix("==") for pin in pins}
     lowest = {
         name: specifier.version
         for name, requirement in allowed.items()
