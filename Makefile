@@ -2,21 +2,37 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test bench check clean
+# The part of the suite that rests on other libraries, run with the lowest and with the newest of them: the Trainer
+# (test_callback), TensorBoard's files, server and page (outputs, tensorboard_plugin), pictures (outputs), the command line
+# with scikit-learn and rich (test_cli), and what is loaded when (test_package). The rest computes with torch, which is the
+# same in all environments, and numpy.
+LIBRARY_TESTS := $(addprefix tests/,outputs tensorboard_plugin test_callback.py test_cli.py test_package.py)
+
+.PHONY: demo test test-lowest test-newest bench check clean
 
 demo: .venv/.demo  ## train the gallery of initialisations and compare them
 	$(BIN)/lightning-symmetry demo
 
 test: .venv/.test  ## run all tests
-	$(BIN)/python -m pytest -q -rs
+	$(BIN)/python -m pytest -rs
+
+test-lowest: .venv-lowest/.test  ## test with the lowest versions that pyproject.toml allows
+	.venv-lowest/bin/python -m pytest -rs $(LIBRARY_TESTS)
+
+test-newest: .venv-newest/bin/python  ## test with the newest versions that pip finds today
+	$< -m pip install --quiet --disable-pip-version-check --upgrade --upgrade-strategy eager \
+		--constraint constraints-newest.txt --editable '.[test]'
+	$< -m pip freeze --exclude-editable
+	$< -m pytest -rs $(LIBRARY_TESTS)
 
 bench: .venv/.bench  ## measure the cost of a check; under ten minutes
 	$(BIN)/python -m tests.benchmarks
 
-check: .venv/.dev  ## lint, format and types
+check: .venv/.dev  ## lint, format, types, and which module may import which
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 # One virtual environment, and a stamp for each set of extras in it.
 .venv/.demo .venv/.test .venv/.bench .venv/.dev: .venv/.%: pyproject.toml constraints.txt
@@ -24,5 +40,13 @@ check: .venv/.dev  ## lint, format and types
 	$(PIP) --editable '.[$*]'
 	touch $@
 
+.venv-lowest/.test: pyproject.toml constraints-lowest.txt | .venv-lowest/bin/python
+	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints-lowest.txt \
+		--editable '.[test]'
+	touch $@
+
+.venv-lowest/bin/python .venv-newest/bin/python: %/bin/python:
+	$(PYTHON) -m venv $*
+
 clean:
-	rm -rf .venv build dist *.egg-info
+	rm -rf .venv .venv-lowest .venv-newest build dist *.egg-info
