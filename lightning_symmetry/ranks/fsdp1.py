@@ -1,7 +1,7 @@
-"""Where the numbers of a parameter lie after FSDP1 has laid parameters end to end and cut them into pieces.
+"""Where the numbers of a parameter lie after FSDP1 has flattened parameters and cut them into one interval per rank.
 
-A piece goes through the middle of rows. It is an interval of the flattened parameter, and an interval is made of a few
-boxes: the end of a row, whole rows, and the beginning of another one.
+An interval of a flattened parameter can begin and end in the middle of a row. It is made of a few boxes: the end of a
+row, whole rows, and the beginning of another one.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ class FlatPart:
     """What this rank holds of a parameter that FSDP1 manages.
 
     Attributes:
-        source: the tensor with this rank's numbers, in which the optimizer updates them.
-        offset: where they begin in ``source``.
-        length: how many they are.
-        start: the place of the first in the flattened parameter.
-        shape: of the parameter.
-        key: the same for the same parameter.
+        source: the tensor with this rank's numbers, which the optimizer updates.
+        offset: the index in ``source`` of the first number of the parameter.
+        length: how many numbers of the parameter follow there.
+        start: the index of the first of them in the flattened parameter.
+        shape: the shape of the whole parameter.
+        key: equal for parts of the same parameter, and for no others.
     """
 
     source: Tensor
@@ -37,7 +37,14 @@ class FlatPart:
     key: object
 
     def boxes(self, tensor: Tensor) -> Iterator[tuple[Tensor, tuple[int, ...]]]:
-        """The boxes of ``tensor``, which is the source or its gradient: their numbers, and where they start."""
+        """The boxes that make up this part.
+
+        Args:
+            tensor: the source or its gradient.
+
+        Yields:
+            The numbers of a box, and the coordinates in the whole parameter at which it begins.
+        """
         return _boxes(tensor.detach()[self.offset : self.offset + self.length], self.start, self.shape)
 
 
@@ -49,8 +56,8 @@ def flattened_modules(model: nn.Module) -> set[nn.Module]:
 def flat_parts(model: nn.Module) -> dict[nn.Module, dict[str, FlatPart]]:
     """What this rank holds of the parameters that FSDP1 manages, by module and name.
 
-    Their shapes are only known while they are whole, so they are gathered, one wrapper at a time. All ranks have to
-    call this if any of the modules is wrapped.
+    FSDP1 shows the shapes of parameters only while it has gathered them, so they are gathered, one wrapper at a time.
+    All ranks have to call this if any of the modules is wrapped.
     """
     parts: dict[nn.Module, dict[str, FlatPart]] = {}
     for wrapper in _wrappers(model):
@@ -62,7 +69,16 @@ def flat_parts(model: nn.Module) -> dict[nn.Module, dict[str, FlatPart]]:
 
 
 def without_numbers(module: nn.Module, parts: Mapping[str, FlatPart]) -> tuple[nn.Module, dict[int, FlatPart]]:
-    """A stand-in with the shapes of parameters that FSDP1 has flattened, and what there is of each by its identity."""
+    """A stand-in for a module whose parameters FSDP1 manages, for adapters that look at shapes and make views.
+
+    Args:
+        module: the module; it stays as it is.
+        parts: what this rank holds of its parameters, by name.
+
+    Returns:
+        The stand-in, whose parameters have their whole shapes but no numbers, and the parts by the identity (``id``) of
+        its parameters.
+    """
     whole = {
         name: nn.Parameter(torch.empty(part.shape, device="meta"), requires_grad=False) for name, part in parts.items()
     }
@@ -75,6 +91,7 @@ def without_numbers(module: nn.Module, parts: Mapping[str, FlatPart]) -> tuple[n
 def _parts_of(
     wrapper: nn.Module, shapes: list[tuple[nn.Module, str, tuple[int, ...]]]
 ) -> Iterator[tuple[nn.Module, str, FlatPart]]:
+    """What this rank holds of the parameters of a wrapper, given the module, name and shape of each."""
     group: dist.ProcessGroup = wrapper.process_group  # type: ignore[assignment]
     rank, size = dist.get_rank(group), dist.get_world_size(group)
     # Of copies on several groups of ranks, those of the first rank's group are read.
@@ -90,7 +107,7 @@ def _parts_of(
             yield module, name, FlatPart(source, 0, length, start, shape, id(source))
         return
     [flat] = own.values()
-    first = 0  # of a parameter, in all of them end to end
+    first = 0  # where a parameter begins in the tensor of all of them
     for module, name, shape in shapes:
         low, high = rank * flat.numel(), (rank + 1) * flat.numel()
         begin, end = max(low, first), min(high, first + math.prod(shape))
@@ -100,6 +117,7 @@ def _parts_of(
 
 
 def _wrappers(model: nn.Module) -> list[nn.Module]:
+    """The modules by which FSDP1 has wrapped others."""
     fsdp = sys.modules.get("torch.distributed.fsdp")
     if fsdp is None:
         return []
@@ -118,6 +136,7 @@ def _own(wrapper: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Parameter]]:
 
 
 def _boxes(numbers: Tensor, start: int, shape: tuple[int, ...]) -> Iterator[tuple[Tensor, tuple[int, ...]]]:
+    """The boxes that make up some consecutive numbers of a flattened tensor, which begin at ``start`` in it."""
     if not len(numbers):
         return
     if len(shape) == 1:

@@ -219,7 +219,8 @@ def local_box(tensor: DTensor) -> Box:
     local = tensor.to_local().detach()
     nothing = Box(local.new_empty([0] * len(shape)), (0,) * len(shape), shape)
     coordinate = mesh.get_coordinate()
-    # The first rank speaks for all copies: on other meshes, and in the dimensions in which the mesh holds copies.
+    # One of several copies is read: on the mesh that the first rank belongs to, the first along every dimension of the
+    # mesh that holds copies.
     if coordinate is None or not bool((mesh.mesh == 0).any()):
         return nothing
     start, size = [0] * len(shape), list(shape)
