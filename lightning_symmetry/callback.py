@@ -124,6 +124,9 @@ class SymmetryMonitor(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._engine.finish([] if self.options.on_symmetry == "ignore" else [self._summary])
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_outputs": {}}  # they hold open files, and are made anew where they are needed
+
     def __getattr__(self, name: str) -> Any:
         # The options can be read as attributes, such as `monitor.patience`.
         if name in Options.__dataclass_fields__:

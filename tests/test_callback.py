@@ -14,7 +14,7 @@ import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -685,6 +685,26 @@ def test_monitor_and_error_can_be_pickled() -> None:
     other = SymmetryMonitor()
     fit(Classifier(mlp()), other)
     assert pickle.loads(pickle.dumps(other)).report == other.report
+
+
+def test_a_monitor_can_be_pickled_and_copied_while_it_writes(tmp_path: Path) -> None:
+    copies: list[SymmetryMonitor] = []
+
+    class Copy(Callback):
+        def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+            if trainer.global_step == 2:
+                copies.extend([pickle.loads(pickle.dumps(monitor)), copy.deepcopy(monitor)])
+
+    monitor = SymmetryMonitor()
+    loggers = [TensorBoardLogger(tmp_path, name="", version=""), CSVLogger(tmp_path, name="csv")]
+    make_trainer([monitor, Copy()], logger=loggers).fit(Classifier(mlp()), batches())
+    assert len(copies) == 2
+    for other in copies:
+        assert other.report is not None
+        assert other.report.step == 1
+        with pytest.warns(SymmetryWarning):
+            fit(Classifier(fill(mlp(), 0.5)), other, logger=loggers)
+        assert len(other.findings) == 2
 
 
 def test_state_of_another_version_is_said_and_left(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 from lightning_symmetry.engine.guard import Guard
 from lightning_symmetry.outputs.output import Changes, Check, Output
@@ -28,6 +29,10 @@ class Delivery:
         self._changes = Changes()
         self._guards: dict[Output, Guard] = {}
         self._missed: dict[Output, frozenset[str]] = {}  # changed layers that an output has failed to write
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Outputs hold open files; a monitor must be able to travel between processes without them.
+        return {**self.__dict__, "_guards": {}, "_missed": {}}
 
     def make(self, task: str, make: Callable[[], Sequence[Output]]) -> Sequence[Output] | None:
         """What ``make`` returns; None if it fails, or has failed three times."""
