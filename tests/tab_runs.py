@@ -15,7 +15,7 @@ from lightning_symmetry import SymmetryMonitor
 from lightning_symmetry.outputs.output import Changes, Check, Heatmaps
 from lightning_symmetry.outputs.tab import SymmetryTab, add_event
 from lightning_symmetry.tensorboard_plugin.events import SUMMARY_TAG
-from lightning_symmetry.units.finding import find_layers
+from lightning_symmetry.units.discovery import find_layers
 from lightning_symmetry.verdicts.evidence import look
 from lightning_symmetry.verdicts.judging import to_diagnosis
 from lightning_symmetry.verdicts.looks import Look

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_symmetry import SymmetryMonitor, SymmetryReport, Verdict, diagnose
-from lightning_symmetry.units.finding import find_layers
+from lightning_symmetry.units.discovery import find_layers
 from lightning_symmetry.verdicts.advice import messages
 from tests import zoo
 from tests.cases import CASES, Case, run, settings, tell

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 from lightning_symmetry import duplicate_groups
 from lightning_symmetry.matrices import numerics
 from lightning_symmetry.matrices.projections import NUM_PROJECTIONS
-from lightning_symmetry.units.finding import find_layers
+from lightning_symmetry.units.discovery import find_layers
 from lightning_symmetry.verdicts.evidence import look
 
 WAITS = {"aten::_local_scalar_dense", "aten::nonzero", "aten::equal", "aten::is_nonzero"}

@@ -19,7 +19,7 @@ from lightning_symmetry.engine.schedule import Schedule
 from lightning_symmetry.outputs.output import Output
 from lightning_symmetry.ranks.team import Team, TeamError, attempt
 from lightning_symmetry.units.comparable import Comparable
-from lightning_symmetry.units.finding import Found
+from lightning_symmetry.units.discovery import Found
 from lightning_symmetry.units.lookup import FindLayers, rows_by_name
 from lightning_symmetry.units.patterns import unmatched_text
 from lightning_symmetry.verdicts.advice import copies_text, messages

@@ -11,7 +11,7 @@ from lightning_symmetry.engine.options import Options
 from lightning_symmetry.ranks.team import Team, describe
 from lightning_symmetry.units.comparable import Comparable
 from lightning_symmetry.units.copies import Copies, find_copies
-from lightning_symmetry.units.finding import Found, find_layers, structure_of
+from lightning_symmetry.units.discovery import Found, find_layers, structure_of
 from lightning_symmetry.units.layers import Layer
 from lightning_symmetry.verdicts.evidence import look
 from lightning_symmetry.verdicts.history import History

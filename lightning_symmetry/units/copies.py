@@ -16,7 +16,7 @@ from lightning_symmetry.ranks.pieces import Piece, is_sharded, part_of_rows
 from lightning_symmetry.ranks.reading import equal_rows, first_numbers
 from lightning_symmetry.ranks.sharded import matrix_of
 from lightning_symmetry.ranks.team import Team
-from lightning_symmetry.units.finding import readable_name
+from lightning_symmetry.units.discovery import readable_name
 from lightning_symmetry.units.layers import (
     Layer,
     check_tensor,

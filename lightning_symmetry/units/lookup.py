@@ -10,7 +10,7 @@ from torch import nn
 from lightning_symmetry.matrices.rows import Rows
 from lightning_symmetry.ranks.team import Name, Shared
 from lightning_symmetry.units.copies import copies_named
-from lightning_symmetry.units.finding import Found
+from lightning_symmetry.units.discovery import Found
 from lightning_symmetry.units.layers import Layer
 
 FindLayers = Callable[[], Found]

@@ -12,7 +12,7 @@ from lightning_symmetry.arguments import check_patterns, check_tolerance
 from lightning_symmetry.ranks.reading import team_of
 from lightning_symmetry.ranks.team import Team, attempt
 from lightning_symmetry.units.copies import find_copies
-from lightning_symmetry.units.finding import find_layers
+from lightning_symmetry.units.discovery import find_layers
 from lightning_symmetry.units.lookup import FindLayers, rows_by_name
 from lightning_symmetry.units.patterns import unmatched_text
 from lightning_symmetry.verdicts.evidence import look

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lightning_symmetry.units.finding import find_layers
+from lightning_symmetry.units.discovery import find_layers
 from tests import zoo
 from tests.cases import OPTIMIZERS
 

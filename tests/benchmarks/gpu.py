@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_symmetry import SymmetryMonitor, duplicate_groups
-from lightning_symmetry.units.finding import find_layers
+from lightning_symmetry.units.discovery import find_layers
 from lightning_symmetry.verdicts.evidence import look
 from tests.benchmarks.callback import train
 from tests.benchmarks.kernel import contents

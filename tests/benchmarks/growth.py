@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_symmetry.units.finding import find_layers, structure_of
+from lightning_symmetry.units.discovery import find_layers, structure_of
 from lightning_symmetry.verdicts.evidence import look
 from lightning_symmetry.verdicts.history import History
 from tests.benchmarks.timing import alternate, show

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lightning_symmetry.units.finding import find_layers
+from lightning_symmetry.units.discovery import find_layers
 from lightning_symmetry.verdicts.evidence import look
 from tests.benchmarks.timing import show
 

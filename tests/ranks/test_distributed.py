@@ -43,7 +43,7 @@ from lightning_symmetry.ranks.pieces import part_of_rows
 from lightning_symmetry.ranks.reading import read
 from lightning_symmetry.ranks.sharded import ShardedRows, matrix_of
 from lightning_symmetry.ranks.team import Team
-from lightning_symmetry.units.finding import find_layers
+from lightning_symmetry.units.discovery import find_layers
 from tests import zoo
 from tests.distributed import (
     LAYOUTS,

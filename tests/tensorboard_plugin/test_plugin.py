@@ -28,7 +28,7 @@ from lightning_symmetry.tensorboard_plugin.events import (
 )
 from lightning_symmetry.tensorboard_plugin.plugin import SymmetryLoader
 from lightning_symmetry.tensorboard_plugin.reading import Cache, Reader
-from lightning_symmetry.units.finding import find_layers
+from lightning_symmetry.units.discovery import find_layers
 from lightning_symmetry.verdicts.evidence import look
 from lightning_symmetry.verdicts.judging import to_diagnosis
 from lightning_symmetry.verdicts.report import SymmetryReport

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lightning_symmetry import SymmetryReport, Verdict, diagnose
 from lightning_symmetry.matrices.dense import DenseRows
 from lightning_symmetry.matrices.partition import stable_groups
-from lightning_symmetry.units.finding import find_layers
+from lightning_symmetry.units.discovery import find_layers
 from tests.oracle import brute_force_groups
 from tests.training import fill
 

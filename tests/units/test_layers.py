@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_symmetry import diagnose, duplicate_groups
-from lightning_symmetry.units.finding import find_layers
+from lightning_symmetry.units.discovery import find_layers
 
 
 def test_bias_belongs_to_the_incoming_row() -> None:

@@ -10,7 +10,7 @@ from torch.nn.utils import parametrizations
 
 from lightning_symmetry import Verdict, diagnose
 from lightning_symmetry.matrices.dense import DenseRows
-from lightning_symmetry.units.finding import find_layers
+from lightning_symmetry.units.discovery import find_layers
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 from torch import nn
 
 from lightning_symmetry import diagnose
-from lightning_symmetry.units.finding import find_layers
+from lightning_symmetry.units.discovery import find_layers
 from lightning_symmetry.units.patterns import unmatched_text
 
 

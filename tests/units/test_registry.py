@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from lightning_symmetry import Units, diagnose, register_layer
-from lightning_symmetry.units.finding import find_layers
+from lightning_symmetry.units.discovery import find_layers
 from lightning_symmetry.units.registry import register_layer_by_name
 
 AnyRegister: Any = register_layer  # for what its types forbid

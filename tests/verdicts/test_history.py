@@ -11,7 +11,7 @@ import pytest
 from torch import nn
 
 from lightning_symmetry import Finding, LayerDiagnosis, Verdict
-from lightning_symmetry.units.finding import find_layers
+from lightning_symmetry.units.discovery import find_layers
 from lightning_symmetry.units.layers import Layer
 from lightning_symmetry.verdicts.history import History
 from lightning_symmetry.verdicts.looks import Gradients, Look, Sighting

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_symmetry import Units, diagnose, register_layer
-from lightning_symmetry.units.finding import find_layers
+from lightning_symmetry.units.discovery import find_layers
 
 AnyUnits: Any = Units  # for what its types forbid
 
