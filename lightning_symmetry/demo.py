@@ -69,7 +69,7 @@ def _fill(value: float) -> Callable[[DigitsNet], None]:
 
 
 def _copy_half(net: DigitsNet) -> None:
-    # With their outgoing weights: else the copies would be told apart by what they feed, and part by themselves.
+    # The outgoing weights are copied too: else the gradients of the copies differ, and the copies part by themselves.
     for layer, following in zip(net.layers()[:-1], net.layers()[1:], strict=True):
         half = layer.out_features // 2
         layer.weight[half:] = layer.weight[:half]
@@ -157,7 +157,7 @@ def _digits() -> list[Tensor]:
 
 
 def _train(net: DigitsNet, data: DataLoader[tuple[Tensor, ...]], logdir: Path, name: str) -> SymmetryMonitor:
-    monitor = SymmetryMonitor(on_symmetry="ignore")  # the table tells all; the other runs should be seen too
+    monitor = SymmetryMonitor(on_symmetry="ignore")  # the table tells of all runs; warnings would hide it
     folder = name.replace(" ", "_").replace(",", "")
     for old in (logdir / folder).glob("events.out.tfevents.*"):  # of an earlier demo
         old.unlink()

@@ -40,7 +40,7 @@ def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     for i, name in enumerate(head):
         table.add_column(Text(name), justify="right" if is_number_column(rows, i) else "left", overflow="fold")
     for row in rows:
-        table.add_row(*map(Text, row))  # Text, not markup: layer names may hold brackets
+        table.add_row(*map(Text, row))  # a layer name may hold brackets, which Rich would take for markup
     Console().print(table)
 
 

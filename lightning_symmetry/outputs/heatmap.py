@@ -22,14 +22,14 @@ MAX_UNITS = 160
 """Units a side; larger layers are thinned out."""
 
 _INK, _PAPER, _PALE, _DISTINCT = "#20242c", "#ffffff", "#6b7280", "#dfe3e8"
-# Bright at 1, dark at 0, and another hue below: blue and orange stay apart for colour-blind eyes.
+# Similarities of 1 are bright, those of 0 dark, and negative ones blue, which the colour-blind can tell from orange.
 _STOPS = (-1.0, -0.5, 0.0, 0.5, 0.9, 1.0)
 _COLOURS = ((120, 200, 255), (38, 98, 160), (16, 18, 32), (128, 46, 44), (236, 124, 46), (255, 240, 170))
 _NO_DIRECTION = (176, 180, 188)
 _SIDE = 320
 _LEFT, _TOP, _RIGHT = 50, 46, 66  # around the square: unit indices, heading, scale
 _LINE = 20
-_SMALL, _LARGE = 13, 15  # TensorBoard scales pictures down to its cards
+_SMALL, _LARGE = 13, 15  # sizes that can be read after TensorBoard has scaled the picture down
 _MAX_LAYERS = 40
 
 
@@ -51,7 +51,7 @@ def order_units(layer: LayerDiagnosis, limit: int = MAX_UNITS) -> list[list[int]
     sizes = [2] * (len(parts) - 1) + [0]
     left_over = [len(part) - size for part, size in zip(parts, sizes, strict=True)]
     room = min(limit - sum(sizes), sum(left_over))
-    # Shares of the room, rounded so that they add up to it.
+    # Every part gets its share of the room, rounded so that the shares add up to it.
     bounds = [room * so_far // max(1, sum(left_over)) for so_far in accumulate(left_over, initial=0)]
     sizes = [size + b - a for size, (a, b) in zip(sizes, pairwise(bounds), strict=True)]
     return [_spread(part, size) for part, size in zip(parts, sizes, strict=True)]

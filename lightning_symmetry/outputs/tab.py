@@ -31,7 +31,7 @@ from lightning_symmetry.verdicts.report import Finding, LayerDiagnosis, Symmetry
 from lightning_symmetry.verdicts.verdict import Verdict
 
 _MAX_GROUPS = 256
-_VISIBLE = 4  # of 127 levels: similarities that differ by less than 1/32 look the same
+_VISIBLE = 4  # similarities that differ by less than 4 of 127 levels look the same
 _METADATA = SummaryMetadata(
     plugin_data=SummaryMetadata.PluginData(plugin_name=PLUGIN_NAME), data_class=DATA_CLASS_TENSOR
 )
@@ -57,7 +57,7 @@ class SymmetryTab(Output):
     def _reset(self) -> None:
         self._step = -1
         self._layers: dict[str, LayerDiagnosis] = {}
-        self._values: dict[str, dict[str, Any]] = {}  # of the layers, as written
+        self._values: dict[str, dict[str, Any]] = {}  # by layer, what was written of it
         self._findings: dict[str, list[object]] = {}
         self._num_looks: dict[str, int] = {}
         self._matrices: dict[str, Matrix] = {}
@@ -67,7 +67,7 @@ class SymmetryTab(Output):
         try:
             self._write(check)
         except Exception:
-            self._reset()  # what was noted as written may not have been
+            self._reset()  # it is not known what of this check was written
             raise
 
     def _write(self, check: Check) -> None:
@@ -99,7 +99,7 @@ class SymmetryTab(Output):
                 self._values[name] = values
         told = {}
         for name, found in findings.items():
-            # Not the last step: it changes all the time, and the groups tell it.
+            # The last step is left out: it changes at every check, and the groups tell it.
             state: list[object] = [(f.units, f.verdict, f.cause, f.first_step, f.broken_step) for f in found]
             if state != self._findings.get(name):
                 told[name] = _findings_values(found, report)

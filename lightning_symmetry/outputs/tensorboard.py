@@ -32,7 +32,7 @@ class TensorBoardScalars(Output):
 
     @override
     def write(self, check: Check) -> None:
-        # All as one event: an event each costs ten times as much.
+        # All scalars make up one event: an event for each would cost ten times as much.
         scalars = check.report.metrics().items()
         values = [Summary.Value(tag=tag, simple_value=value) for tag, value in scalars]
         add_summary(self._writer, values, check.report.step)
@@ -96,7 +96,7 @@ def findings_table(findings: Sequence[Finding], report: SymmetryReport) -> str:
         ended = "" if first.broken_step is None else f", broken at step {first.broken_step}"
         cells = [first.layer, describe_units(alike, report), f"{first.verdict}{ended}", str(first.first_step)]
         table.append("| " + " | ".join(map(_escape, cells)) + " |")
-        # The long text stands below: it would squeeze the other columns.
+        # The long text stands below the table, where it does not squeeze the other columns.
         note = f"They {what(first, len(alike))} {why(first)}"
         notes.append(f"- **{_escape(first.layer)}**, {first.verdict}: {_escape(note)}")
     if len(rows) > _MAX_ROWS:

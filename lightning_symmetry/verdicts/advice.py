@@ -12,7 +12,7 @@ from lightning_symmetry.verdicts.verdict import Verdict
 _RANDOM_INIT = "Initialise with e.g. torch.nn.init.kaiming_uniform_."
 
 
-# So many layers with the same story are told of one by one; more of them share a message.
+# Up to so many layers of which the same is to be said get a message each; more of them share one.
 _MAX_ALIKE = 3
 _MAX_MESSAGES = 10
 
@@ -25,7 +25,7 @@ def messages(findings: Sequence[Finding], report: SymmetryReport) -> list[str]:
     """
     stories: dict[object, list[list[Finding]]] = {}
     for alike in alike_findings(findings, report):
-        # Whole modules have a story of their own each.
+        # Each set of modules that are copies gets a message of its own.
         key = alike[0].layer if alike[0].modules else (*_story(alike[0]), _is_whole_layer(alike, report))
         stories.setdefault(key, []).append(alike)
     told: list[list[list[Finding]]] = []

@@ -71,7 +71,7 @@ def look(
         try:
             sketched = _read(matrices, tolerance)
         except Exception:
-            # One by one, to find whose fault it is.
+            # Each layer is read by itself, to find the one that fails.
             for matrix in matrices:
                 with guarded(matrix.layer):
                     sketched += _read([matrix], tolerance)
@@ -100,9 +100,10 @@ class _Matrices:
 def _known_to_all(
     team: Team, matrices: Sequence[_Matrices], guarded: Callable[[Comparable], AbstractContextManager[None]]
 ) -> list[_Matrices]:
-    """Make what is sharded known to all ranks; without the layers that some rank cannot read.
+    """Make the matrices that are sharded known to all ranks, and leave out the layers that some rank cannot read.
 
-    Gradients that are missing on some rank, as those of experts that it did not use, are not there to see.
+    If the gradients of a layer are missing on some rank, as those of experts that it did not use, the layer is read as
+    one without gradients.
     """
 
     def name(item: _Matrices, part: str) -> Name:
@@ -197,7 +198,7 @@ def _equal_units(
 
 def _is_coincidence(group: Sequence[int], item: _Sketched, cause: tuple[Cause, float | None]) -> bool:
     rows = item.weights.rows
-    # Of a constant weight one number could have differed, however often it is repeated.
+    # A constant weight is one number, however often it is repeated, so that only one number could have differed.
     width = rows.width if cause[0] is Cause.COPIED else 1 + rows.width - rows.widths[0]
     return item.weights.sketch.norms[group[0]] != 0 and is_chance_group(item.weights, group, width)
 
@@ -226,7 +227,7 @@ def _causes(layer: Comparable, rows: Rows, groups: Sequence[tuple[int, ...]]) ->
             causes.append((Cause.COPIED, None))
         elif value == 0:
             causes.append((Cause.ZERO, value))
-        elif layer.fan_in == 1 and len(group) < layer.num_units:  # one number is always constant
+        elif layer.fan_in == 1 and len(group) < layer.num_units:  # a row of one number is always constant
             causes.append((Cause.COPIED, None))
         else:
             causes.append((Cause.CONSTANT, value))

@@ -39,7 +39,7 @@ class GradientEvidence:
         self._norms = question.sketch.norms
         self._floor = _NOISE * torch.finfo(question.rows.dtype).eps * scale
         if len(suspected) > 1:
-            is_telling = self._norms[suspected] > 0  # zero gradients are equal, but say nothing
+            is_telling = self._norms[suspected] > 0  # that gradients are zero does not tell units apart
             self._groups = find_groups(question, suspected=suspected[is_telling], max_rounds=MAX_ROUNDS)
 
     def of(self, groups: Sequence[tuple[int, ...]]) -> list[Gradients]:
@@ -55,7 +55,7 @@ class GradientEvidence:
         return [answer for answer in answers.values() if answer is not None]
 
     def _at_a_glance(self, group: tuple[int, ...], home: Mapping[int, int]) -> Gradients | None:
-        """None: not the same, and perhaps different."""
+        """What the norms and the groups of gradients say; None if it takes a comparison at the looser tolerance."""
         norms = self._norms[list(group)]
         if np.isnan(norms).any():
             return Gradients.NONE

@@ -23,7 +23,7 @@ class History:
     def __init__(self, patience: int) -> None:
         self._patience = patience
         self._records: dict[str, list[Record]] = {}
-        # By layer, of the last look: a fingerprint of its weights, and whether it had a gradient.
+        # By layer, the fingerprint of its weights at the last look, and whether it had a gradient.
         self._last: dict[str, tuple[int, bool]] = {}
 
     @property
@@ -69,7 +69,7 @@ class History:
         holding: list[Record] = []
         groups: list[UnitGroup] = []
         news: list[Finding] = []
-        # Largest first: when a group falls apart, its largest part carries the record on.
+        # The largest groups come first: when a group falls apart, its largest part carries the record on.
         for sighting in sorted(seen.sightings, key=lambda sighting: -len(sighting.units)):
             record = lineage.carry_on(sighting, step) or lineage.begin(sighting, step, origin, seen.layer.row_names)
             holding.append(record)

@@ -142,7 +142,7 @@ class Lineage:
     def __init__(self, records: Sequence[Record]) -> None:
         self._records = records
         self._continued: set[int] = set()
-        # With a copy of each as it was: carrying it on changes it.
+        # Each record with a copy of how it was before this check, because carrying it on changes it.
         self._by_unit: dict[tuple[bool, int], tuple[Record, Record]] = {}
         for record in records:
             if record.broken_step is None:
@@ -154,11 +154,11 @@ class Lineage:
         first = self._kin(sighting)[0]
         if first is not None and all(pair is first for pair in self._kin(sighting)):
             record, before = first
-            if id(record) in self._continued:  # by another part of the group
+            if id(record) in self._continued:  # another part of the group has carried it on
                 record = replace(before, warned_units=sighting.units if before.warned else ())
             self._continued.add(id(record))
             if record.was_different and len(sighting.units) < len(before.units):
-                record.streak = 0  # while a group falls apart, what is left of it is not settled
+                record.streak = 0  # what is left of a group that falls apart must hold for a while to count
         else:
             broken = self._broken(sighting)
             if broken is None:

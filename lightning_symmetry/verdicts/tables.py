@@ -38,7 +38,7 @@ def describe_groups(groups: Sequence[tuple[int, ...]], num_units: int | None) ->
     'all 8 units in 4 groups, {0, 4}, {1, 5}, {2, 6}, ...'
     >>> describe_groups([tuple(range(20))], 64)
     '20 of 64 units, {0, 1, 2, 3, 4, 5, 6, 7, ...}'
-    >>> describe_groups([(0, 1)], None)  # the layer is there no longer
+    >>> describe_groups([(0, 1)], None)  # a layer that is no longer in the model
     '2 units, {0, 1}'
     """
     total = sum(map(len, groups))
