@@ -8,22 +8,25 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 # same in all environments, and numpy.
 LIBRARY_TESTS := $(addprefix tests/,outputs tensorboard_plugin test_callback.py test_cli.py test_package.py)
 
-.PHONY: demo test test-lowest test-newest bench check clean
+.PHONY: demo test test-random test-lowest test-newest bench check clean
 
 demo: .venv/.demo  ## train the gallery of initialisations and compare them
 	$(BIN)/lightning-symmetry demo
 
 test: .venv/.test  ## run all tests
+	$(BIN)/python -m pytest -rs -p no:randomly
+
+test-random: .venv/.test  ## run all tests in an order that nobody has chosen; the seed at the head repeats it
 	$(BIN)/python -m pytest -rs
 
 test-lowest: .venv-lowest/.test  ## test with the lowest versions that pyproject.toml allows
-	.venv-lowest/bin/python -m pytest -rs $(LIBRARY_TESTS)
+	.venv-lowest/bin/python -m pytest -rs -p no:randomly $(LIBRARY_TESTS)
 
 test-newest: .venv-newest/bin/python  ## test with the newest versions that pip finds today
 	$< -m pip install --quiet --disable-pip-version-check --upgrade --upgrade-strategy eager \
 		--constraint constraints-newest.txt --editable '.[test]'
 	$< -m pip freeze --exclude-editable
-	$< -m pytest -rs $(LIBRARY_TESTS)
+	$< -m pytest -rs -p no:randomly $(LIBRARY_TESTS)
 
 bench: .venv/.bench  ## measure the cost of a check; under ten minutes
 	$(BIN)/python -m tests.benchmarks
