@@ -207,7 +207,7 @@ def test_replacing_an_adapter_that_is_known_by_name_is_warned_of() -> None:
     register_layer_by_name(name, replace=True)(part("fourth"))
 
 
-@pytest.mark.parametrize("module", ["registry", "adapters", "finding", "layers", "copies"])
+@pytest.mark.parametrize("module", ["registry", "adapters", "discovery", "layers", "copies"])
 def test_registering_works_whichever_module_is_imported_first(module: str) -> None:
     code = f"""
 import lightning_symmetry.units.{module}
