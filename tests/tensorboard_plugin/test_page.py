@@ -89,7 +89,7 @@ def test_every_mark_has_a_text_and_every_picture_a_table(page: Page, fast_server
     assert label == "fc1: 1 of 64 units distinct; 64 frozen, step 260"
     table = card(page, "zeros").find_element(By.CSS_SELECTOR, "summary")
     table.click()
-    texts = page.texts('[data-run="zeros"] td')
+    texts = wait_for(lambda: page.texts('[data-run="zeros"] td'))  # the browser tells of the click a moment later
     assert texts[:4] == ["fc1", "64", "1", "64 frozen"]
     assert page.texts(".legend .label") == ["locked", "frozen", "lockstep", "collapsed", "appeared", "broke"]
     shapes = page.run(
