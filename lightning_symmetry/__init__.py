@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from lightning_symmetry.callback import SymmetryError, SymmetryMonitor, SymmetryWarning
     from lightning_symmetry.matrices.grouping import duplicate_groups
     from lightning_symmetry.units.registry import Units, register_layer
-    from lightning_symmetry.verdicts.diagnose import diagnose
+    from lightning_symmetry.engine.diagnose import diagnose
     from lightning_symmetry.verdicts.report import CopyGroup, Finding, LayerDiagnosis, SymmetryReport, UnitGroup
     from lightning_symmetry.verdicts.verdict import Verdict
 
@@ -45,7 +45,7 @@ _ROOMS = {
     "UnitGroup": "verdicts.report",
     "Units": "units.registry",
     "Verdict": "verdicts.verdict",
-    "diagnose": "verdicts.diagnose",
+    "diagnose": "engine.diagnose",
     "duplicate_groups": "matrices.grouping",
     "register_layer": "units.registry",
 }

@@ -35,6 +35,12 @@ def check_count(name: str, value: int) -> None:
         raise ValueError(f"Expected argument `{name}` to be at least 1 but got {value!r}.")
 
 
+def check_flag(name: str, value: bool) -> None:
+    """Refuse what is neither True nor False."""
+    if not isinstance(value, bool):
+        raise TypeError(f"Expected argument `{name}` to be a bool but got {value!r}.")
+
+
 def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
     """Refuse what is not among the choices."""
     if value not in choices:

@@ -47,8 +47,8 @@ def test_star_imports_all() -> None:
     "statement",
     [
         "from lightning_symmetry import diagnose",
-        "from lightning_symmetry.verdicts.diagnose import diagnose",
-        "import lightning_symmetry.callback; from lightning_symmetry.verdicts.diagnose import diagnose",
+        "from lightning_symmetry.engine.diagnose import diagnose",
+        "import lightning_symmetry.callback; from lightning_symmetry.engine.diagnose import diagnose",
         "from lightning_symmetry import register_layer, diagnose",
     ],
 )
@@ -73,7 +73,7 @@ print(list(diagnose(torch.nn.Sequential(torch.nn.Linear(2, 3))).layers))
 @pytest.mark.parametrize(
     "room",
     [
-        *("matrices.grouping", "ranks.sharded", "units.layers", "verdicts.evidence", "verdicts.diagnose"),
+        *("matrices.grouping", "ranks.sharded", "units.layers", "verdicts.evidence", "engine.diagnose"),
         *("verdicts.history", "verdicts.advice", "outputs.heatmap", "outputs.tab"),
     ],
 )

@@ -34,13 +34,13 @@ class Conclusion:
         report: the state of the model.
         news: what is found for the first time.
         texts: the news in words.
-        history: the state of the records, for the other ranks; empty if there are none.
+        state: what the examiner of the first rank knows, for the other ranks; empty if there are none.
     """
 
     report: SymmetryReport
     news: list[Finding]
     texts: list[str]
-    history: dict[str, Any]
+    state: dict[str, Any]
 
 
 class SymmetryEngine:
@@ -76,7 +76,7 @@ class SymmetryEngine:
         self._examiner = Examiner(self.options, self._leave_out)
         self._schedule = Schedule()
         self._optimizers: list[Optimizer] = []  # in the order of their places
-        self._agreed: tuple[SymmetryReport | None, dict[str, Any]] = (None, {})  # by all ranks, at the latest check
+        self._agreed: tuple[SymmetryReport | None, dict[str, Any]] = (None, {"history": {}})  # by all ranks, at the latest check
 
     @property
     def report(self) -> SymmetryReport | None:
@@ -90,7 +90,7 @@ class SymmetryEngine:
 
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers, strings, lists and dicts."""
-        return {"history": self._examiner.history.state_dict(), "num_steps": dict(self._schedule.num_steps)}
+        return {**self._examiner.state_dict(), "num_steps": dict(self._schedule.num_steps)}
 
     def load_state_dict(self, state: dict[str, Any]) -> bool:
         """Take over what :meth:`state_dict` wrote; whether that worked. If not, the user is warned."""
@@ -98,7 +98,7 @@ class SymmetryEngine:
 
     def _take_over(self, state: dict[str, Any]) -> bool:
         examiner = Examiner(self.options, self._leave_out)
-        examiner.history.load_state_dict(state["history"])
+        examiner.load_state_dict(state)
         self.reset()
         self._examiner = examiner
         self._schedule.num_steps = dict(state["num_steps"])
@@ -121,7 +121,7 @@ class SymmetryEngine:
         if team is not None:
             # A rank that could not load the state, or loaded another one, would look at other steps than the rest.
             self._guard.run("check", team.run, self.state_dict, self._follow_state, lambda name: None)
-            self._agreed = self.report, self._examiner.history.state_dict()
+            self._agreed = self.report, self._examiner.state_dict()
 
     def before_step(
         self, model: nn.Module, optimizer: Optimizer, step: int, every_n_steps: int, outputs: Sequence[Output]
@@ -178,6 +178,28 @@ class SymmetryEngine:
         if was_running and self.report is not None and self._is_speaking:
             self._delivery.close(outputs, self.report)
 
+    def doubts(self) -> list[str]:
+        """Why nothing can be concluded of the model; empty if its units are known to be healthy, or symmetric."""
+        if self._guard.is_off("check"):
+            return [f"the check failed with {self._guard.reason('check')}"]
+        if self.report is None:
+            return ["no optimizer step was checked"]
+        return self.report.reasons if self.report.status == "inconclusive" else []
+
+    def confirm(self) -> None:
+        """Say so if a user who wants trainings to fail gets no conclusion; to be called once a training has ended.
+
+        Raises:
+            SymmetryError: if there is no conclusion, and the user requires one.
+        """
+        doubts = self.doubts()
+        if not doubts or not (self.options.require_conclusion or self.options.on_symmetry == "raise"):
+            return
+        text = f"{self._who} comes to no conclusion ({'; '.join(doubts)})."
+        if self.options.require_conclusion:
+            raise SymmetryError(text, self.report or SymmetryReport(reasons=doubts), [])
+        self._warn(f"{text} That nothing was raised does not mean that the model is healthy.", SymmetryWarning)
+
     # ---------------------------------------------------------------- one check
 
     def _place_of(self, optimizer: Optimizer) -> int:
@@ -199,7 +221,7 @@ class SymmetryEngine:
         except TeamError:  # on all ranks, which shall go on agreeing
             self._examiner.follow(*self._agreed)
             raise
-        self._agreed = conclusion.report, conclusion.history
+        self._agreed = conclusion.report, conclusion.state
         return conclusion
 
     def _conclude(
@@ -215,11 +237,11 @@ class SymmetryEngine:
             self._tell_of_copies(report)
         if self._is_speaking:
             self._delivery.write(outputs, report, self.findings, looks)
-        history = {} if self._team is None else self._examiner.history.state_dict()
-        return Conclusion(report, news, messages(news, report), history)
+        state = {} if self._team is None else self._examiner.state_dict()
+        return Conclusion(report, news, messages(news, report), state)
 
     def _follow(self, conclusion: Conclusion) -> None:
-        self._examiner.follow(conclusion.report, conclusion.history)
+        self._examiner.follow(conclusion.report, conclusion.state)
 
     def _follow_state(self, state: dict[str, Any]) -> None:
         self._take_over(state)

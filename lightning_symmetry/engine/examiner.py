@@ -13,6 +13,7 @@ from lightning_symmetry.units.comparable import Comparable
 from lightning_symmetry.units.copies import Copies, find_copies
 from lightning_symmetry.units.discovery import Found, find_layers, structure_of
 from lightning_symmetry.units.layers import Layer
+from lightning_symmetry.verdicts.doubts import not_looked_at, too_few_checks, undecided_layers
 from lightning_symmetry.verdicts.evidence import look
 from lightning_symmetry.verdicts.history import History
 from lightning_symmetry.verdicts.judging import copy_groups
@@ -44,6 +45,7 @@ class Examiner:
     Attributes:
         history: the records of all groups.
         report: the latest report; None before the first check.
+        num_looks: by layer, at how many checks it had a gradient that was not zero, and the weights had moved since.
         copies: whole modules that are copies and still equal; None before the first check.
     """
 
@@ -52,11 +54,13 @@ class Examiner:
         self._on_failure = on_failure
         self.history = History(options.patience)
         self.report: SymmetryReport | None = None
+        self.num_looks: dict[str, int] = {}
         self.copies: list[Copies] | None = None
         self._found: tuple[object, Found] | None = None  # the layers, and of which structure
         self._seen: dict[str, tuple[int, ...]] = {}  # by layer, the identities of its parameters at the latest look
         self._failed: dict[str, str] = {}  # by layer, why it is left out
         self._diagnoses: dict[str, LayerDiagnosis] = {}  # the latest of all layers and copies
+        self._trained: set[str] = set()  # names of layers that some optimizer updates
 
     def find(self, model: nn.Module) -> Found:
         """What :func:`find_layers` says of a model, asked again only when the model has changed."""
@@ -88,9 +92,14 @@ class Examiner:
         looks = self._look([*found.layers, *self.copies], trained, team)
         news: list[Finding] = []
         is_fresh = self.history.is_fresh(looks)
+        training = {layer.name for layer in found.layers if _is_updated(layer, trained)}
+        self._trained |= training
         for seen in looks:  # what is known of layers that this optimizer does not train stands
-            self._diagnoses[seen.layer.name], new = self.history.update(seen, step, is_fresh)
+            name = seen.layer.name
+            self._diagnoses[name], new = self.history.update(seen, step, is_fresh)
             news += new
+            if name in training:
+                self.num_looks[name] = self.num_looks.get(name, 0) + (is_fresh and seen.has_gradient)
         self.report = self._report(found, step)
         return Examination(self.report, looks, news)
 
@@ -118,6 +127,13 @@ class Examiner:
     def _report(self, found: Found, step: int) -> SymmetryReport:
         known = self._diagnoses
         present = [layer.name for layer in found.layers if layer.name in known and layer.name not in self._failed]
+        trained = [name for name in present if name in self._trained]
+        reasons = [
+            *(["no layer of this model was looked at"] if not present else []),
+            *too_few_checks({name: self.num_looks.get(name, 0) for name in trained}, self._options.patience),
+            *undecided_layers(known[name] for name in trained),
+            *not_looked_at({**found.unread, **self._failed}),
+        ]
         groups = {
             copies: copy_groups(copies, known[copies.name]) for copies in self.copies or () if copies.name in known
         }
@@ -125,9 +141,24 @@ class Examiner:
         self.copies = [copies for copies in self.copies or () if groups.get(copies) != []]
         every_group = [group for several in groups.values() for group in several]
         in_order = under_all_names(known[name] for name in present)
-        return SymmetryReport(step, in_order, {**found.skipped, **self._failed}, every_group, found.coverage)
+        skipped = {**found.skipped, **self._failed}
+        return SymmetryReport(step, in_order, skipped, every_group, found.coverage, reasons)
 
-    def follow(self, report: SymmetryReport | None, history: dict[str, Any]) -> None:
+    def state_dict(self) -> dict[str, Any]:
+        """Plain numbers, strings, lists and dicts."""
+        return {"history": self.history.state_dict(), "num_looks": dict(self.num_looks)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what :meth:`state_dict` wrote, also that of version 0.1, which had no ``num_looks``."""
+        self.history.load_state_dict(state["history"])
+        self.num_looks = dict(state.get("num_looks", {}))
+
+    def follow(self, report: SymmetryReport | None, state: dict[str, Any]) -> None:
         """Take over what the first rank has concluded."""
         self.report = report
-        self.history.load_state_dict(history)
+        self.load_state_dict(state)
+
+
+def _is_updated(layer: Layer, trained: Set[int]) -> bool:
+    """Whether the optimizer at work updates a layer, and gradients are wanted for it."""
+    return layer.is_trained_by(trained) and any(original.requires_grad for original in layer.originals())

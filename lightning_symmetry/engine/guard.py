@@ -25,10 +25,15 @@ class Guard:
         self._who = who
         self._tries = tries
         self._failures: dict[str, int] = {}  # by name of the task, in a row
+        self._reasons: dict[str, str] = {}  # by name of the task, the latest failure
 
     def is_off(self, task: str) -> bool:
         """Whether a task has failed so often that it is not tried any more."""
         return self._failures.get(task, 0) >= self._tries
+
+    def reason(self, task: str) -> str:
+        """The latest failure of a task; empty if there was none."""
+        return self._reasons.get(task, "")
 
     def run(self, task: str, step: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:
         """What a step of a task returns; None if it fails, or if the task is off.
@@ -45,6 +50,7 @@ class Guard:
             result = step(*args, **kwargs)
         except Exception as error:
             self._failures[task] = self._failures.get(task, 0) + 1
+            self._reasons[task] = describe(error)
             if self.is_off(task):
                 self._warn(
                     f"{self._who} switches off its {task}, which failed with {describe(error)}. Training goes on."

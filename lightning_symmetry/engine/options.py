@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from lightning_symmetry.arguments import check_choice, check_count, check_patterns, check_tolerance
-from lightning_symmetry.outputs.output import Heatmaps
+from lightning_symmetry.arguments import check_choice, check_count, check_flag, check_patterns, check_tolerance
+from lightning_symmetry.outputs.output import Heatmaps, Scalars
 
 OnSymmetry = Literal["warn", "stop", "raise", "ignore"]
 
@@ -28,6 +28,8 @@ class Options:
     exclude: Sequence[str] = ()
     heatmaps: Heatmaps = "findings"
     on_symmetry: OnSymmetry = "warn"
+    scalars: Scalars = "summary"
+    require_conclusion: bool = False
 
     def __post_init__(self) -> None:
         if self.every_n_steps is not None:
@@ -37,3 +39,5 @@ class Options:
         check_patterns(include=self.include, exclude=self.exclude)
         check_choice("heatmaps", self.heatmaps, get_args(Heatmaps))
         check_choice("on_symmetry", self.on_symmetry, get_args(OnSymmetry))
+        check_choice("scalars", self.scalars, get_args(Scalars))
+        check_flag("require_conclusion", self.require_conclusion)

@@ -16,7 +16,7 @@ from lightning_symmetry.ranks.pieces import Piece, is_sharded, part_of_rows
 from lightning_symmetry.ranks.reading import equal_rows, first_numbers
 from lightning_symmetry.ranks.sharded import matrix_of
 from lightning_symmetry.ranks.team import Team
-from lightning_symmetry.units.discovery import readable_name
+from lightning_symmetry.units.naming import readable_modules
 from lightning_symmetry.units.layers import (
     Layer,
     check_tensor,
@@ -127,11 +127,11 @@ def find_copies(model: nn.Module, layers: Iterable[Layer], team: Team | None = N
     readable = {id(original) for layer in layers for original in layer.originals()}
     kin: dict[object, list[tuple[str, nn.Module]]] = {}
     flattened = flattened_modules(model)
-    for path, module in model.named_modules():
+    for name, module in readable_modules(model):
         if module in flattened:
             continue
         if any(id(parameter) in readable for parameter in module.parameters()) and _is_readable(module):
-            kin.setdefault(_kind(module), []).append((readable_name(path, module), module))
+            kin.setdefault(_kind(module), []).append((name, module))
     accepted: list[Copies] = []
     inside: list[str] = []
     for members in kin.values():
@@ -144,7 +144,7 @@ def find_copies(model: nn.Module, layers: Iterable[Layer], team: Team | None = N
 
 def copies_named(model: nn.Module, names: Sequence[str]) -> Copies:
     """The copies that another rank has found under these names."""
-    modules = {readable_name(path, module): module for path, module in model.named_modules()}
+    modules = dict(readable_modules(model))
     return Copies(tuple(names), tuple(modules[name] for name in names))
 
 

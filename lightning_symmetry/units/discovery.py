@@ -14,12 +14,10 @@ from lightning_symmetry.ranks.fsdp1 import FlatPart, flat_parts, without_numbers
 from lightning_symmetry.ranks.pieces import UnreadableError, View, is_sharded
 from lightning_symmetry.units.coverage import coverage_of
 from lightning_symmetry.units.layers import Incoming, Layer, check_tensor
+from lightning_symmetry.units.naming import readable_modules
 from lightning_symmetry.units.parametrized import without_parametrizations
 from lightning_symmetry.units.patterns import is_chosen, unmatched_patterns
 from lightning_symmetry.units.registry import NotUnderstoodError, Units, units_of
-
-# What torch.compile, activation checkpointing and FSDP1 put into the path of a module that they wrap.
-_WRAPPED = ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
 
 _FlatParts = Mapping[nn.Module, Mapping[str, FlatPart]]
 
@@ -32,12 +30,15 @@ class Found(NamedTuple):
         skipped: by name, the modules with parameters of their own that are not looked at, and why.
         coverage: share of the weights of the model that the layers look at, see :func:`coverage_of`.
         unmatched: by argument, the patterns in ``include`` and ``exclude`` that match no name.
+        unread: those of ``skipped`` that hold weights which could train as one unseen: parameters of two or more
+            dimensions that need a gradient, in modules that the user has not left out.
     """
 
     layers: list[Layer]
     skipped: dict[str, str]
     coverage: float
     unmatched: dict[str, tuple[str, ...]]
+    unread: dict[str, str]
 
     @property
     def names(self) -> list[str]:
@@ -66,11 +67,13 @@ def find_layers(model: nn.Module, include: Sequence[str] | None = None, exclude:
         for layer in description.layers
         if layer.name in chosen
     )
+    skipped, unread = _left_out(descriptions, chosen)
     return Found(
         layers,
-        _left_out(descriptions, chosen),
+        skipped,
         coverage_of(model, flattened, layers),
         unmatched_patterns(names, include, exclude),
+        {name: skipped[name] for name in unread},
     )
 
 
@@ -92,11 +95,6 @@ def structure_of(model: nn.Module) -> object | None:
     return structure
 
 
-def readable_name(path: str, module: nn.Module) -> str:
-    """The name of a module in reports: its path without what wrappers add to it, or its class if nothing is left."""
-    return ".".join(step for step in path.split(".") if step not in _WRAPPED) or type(module).__name__
-
-
 @dataclass(frozen=True)
 class _Owner:
     """A module with parameters of its own.
@@ -112,6 +110,14 @@ class _Owner:
     module: nn.Module
     parameters: Mapping[str, Tensor]
     parts: Mapping[str, FlatPart]
+
+    def is_weight(self, name: str) -> bool:
+        """Whether a parameter has two or more dimensions, or none so far, and needs a gradient."""
+        parameter = self.parameters[name]
+        num_dimensions = len(self.parts[name].shape) if name in self.parts else 2
+        if name not in self.parts and not is_lazy(parameter):
+            num_dimensions = parameter.ndim
+        return parameter.requires_grad and num_dimensions > 1
 
 
 @dataclass(frozen=True)
@@ -137,13 +143,13 @@ def _owners(model: nn.Module, flattened: _FlatParts) -> list[_Owner]:
     """The modules with parameters of their own, in the order of ``model.named_modules()``."""
     sources = {id(part.source) for parts in flattened.values() for part in parts.values()}
     owners = []
-    for path, module in model.named_modules():
+    for name, module in readable_modules(model):
         parts = flattened.get(module, {})
-        own = {name: part.source for name, part in parts.items()} or _own_parameters(module)
+        own = {key: part.source for key, part in parts.items()} or _own_parameters(module)
         # A wrapper of FSDP1 has the flattened parameters of the modules inside, and none of its own.
         is_wrapper = not parts and sources.issuperset(map(id, own.values()))
         if own and not is_wrapper:
-            owners.append(_Owner(readable_name(path, module), module, own, parts))
+            owners.append(_Owner(name, module, own, parts))
     return owners
 
 
@@ -236,12 +242,16 @@ def _place_of(layer: Layer) -> object:
     return (id(weight.originals[0]), place if len(weight.originals) == 1 else layer.name)
 
 
-def _left_out(descriptions: Iterable[_Description], chosen: set[str]) -> dict[str, str]:
+def _left_out(descriptions: Iterable[_Description], chosen: set[str]) -> tuple[dict[str, str], list[str]]:
     """Say by name why modules, or parts of modules, are not looked at.
 
     A module all of whose parameters belong to modules before it in the model is not mentioned.
+
+    Returns:
+        The reasons by name, and the names of those that make :attr:`Found.unread`.
     """
     skipped: dict[str, str] = {}
+    unread: list[str] = []
     known: set[int] = set()  # identities of parameters that an earlier module has accounted for
     for description in descriptions:
         owner = description.owner
@@ -249,6 +259,8 @@ def _left_out(descriptions: Iterable[_Description], chosen: set[str]) -> dict[st
         if description.reason is not None:
             if not known.issuperset(own):
                 skipped[owner.name] = description.reason
+                if owner.name in chosen and any(owner.is_weight(own[key]) for key in own.keys() - known):
+                    unread.append(owner.name)
             known.update(own)
             continue
         for layer in description.layers:
@@ -259,4 +271,6 @@ def _left_out(descriptions: Iterable[_Description], chosen: set[str]) -> dict[st
         if unknown:
             kind = type(owner.module).__name__
             skipped[owner.name] = f"the adapter of {kind} does not know its parameters {', '.join(unknown)}"
-    return skipped
+            if any(map(owner.is_weight, unknown)):
+                unread.append(owner.name)
+    return skipped, unread

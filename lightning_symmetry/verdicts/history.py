@@ -79,7 +79,7 @@ class History:
             is_news = verdict.is_warning and record.has_grown
             record.conclude(verdict, reason)
             if verdict is Verdict.LOCKSTEP or record.has_equal_weights:
-                groups.append(UnitGroup(record.units, verdict, record.cause, record.value, record.first_step))
+                groups.append(record.to_group())
             if is_news:
                 news.append(record.to_finding(name))
         self._records[name] = lineage.end(holding, step) + holding

@@ -87,7 +87,7 @@ def to_diagnosis(seen: Look, groups: Sequence[UnitGroup]) -> LayerDiagnosis:
 def copy_groups(found: Copies, diagnosis: LayerDiagnosis) -> list[CopyGroup]:
     """The modules that are still copies of one another."""
     return [
-        CopyGroup(tuple(found.row_names[unit] for unit in group.units), group.verdict)
+        CopyGroup(tuple(found.row_names[unit] for unit in group.units), group.verdict, group.first_step)
         for group in diagnosis.groups
         if group.verdict.traits.is_redundant
     ]

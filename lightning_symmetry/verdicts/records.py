@@ -8,7 +8,7 @@ from enum import StrEnum
 from typing import Any
 
 from lightning_symmetry.verdicts.looks import Gradients, Sighting
-from lightning_symmetry.verdicts.report import Cause, Finding, Origin, Reason
+from lightning_symmetry.verdicts.report import Cause, Finding, Origin, Reason, UnitGroup
 from lightning_symmetry.verdicts.verdict import Verdict
 
 
@@ -100,6 +100,12 @@ class Record:
             self.origin,
             tuple(self.row_names[unit] for unit in self.warned_units) if self.row_names else (),
             self.warned_reason,
+        )
+
+    def to_group(self) -> UnitGroup:
+        """What the report says of the group."""
+        return UnitGroup(
+            self.units, self.verdict, self.cause, self.value, self.first_step, self.origin, self.warned_reason
         )
 
     def to_state(self) -> dict[str, Any]:

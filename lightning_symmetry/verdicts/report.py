@@ -9,10 +9,14 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, Literal
 
 from lightning_symmetry.verdicts.tables import describe_groups, plain_table
 from lightning_symmetry.verdicts.verdict import Verdict
+
+
+Status = Literal["healthy", "symmetric", "inconclusive"]
+"""What a report comes to: nothing to warn of, something to warn of, or not enough seen to tell."""
 
 
 class Cause(StrEnum):
@@ -55,6 +59,8 @@ class UnitGroup:
         cause: what their weights looked like when the group was first seen.
         value: the number that every weight was, for :attr:`Cause.CONSTANT`.
         first_step: optimizer step of the check that saw the group first; None after a single look.
+        origin: how the group entered the records.
+        reason: why the verdict was given that was warned of first.
     """
 
     units: tuple[int, ...]
@@ -62,10 +68,18 @@ class UnitGroup:
     cause: Cause
     value: float | None = None
     first_step: int | None = None
+    origin: Origin = Origin.START
+    reason: Reason = Reason.UNDECIDED
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
-        return {"units": list(self.units), "verdict": str(self.verdict), "cause": str(self.cause), "value": self.value}
+        return {
+            "units": list(self.units),
+            "verdict": str(self.verdict),
+            "cause": str(self.cause),
+            "value": self.value,
+            "first_step": self.first_step,
+        }
 
 
 @dataclass(frozen=True)
@@ -121,10 +135,12 @@ class CopyGroup:
     Attributes:
         modules: their names.
         verdict: what becomes of them; ``LOCKED`` if their gradients are equal too.
+        first_step: optimizer step of the check that saw them first; None after a single look.
     """
 
     modules: tuple[str, ...]
     verdict: Verdict
+    first_step: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -151,6 +167,8 @@ class SymmetryReport:
         copies: whole modules that are equal.
         coverage: share of the model's weights, the numbers in parameters of two or more dimensions, that belong to
             these layers; between 0 and 1.
+        reasons: why nothing can be concluded of parts of the model so far: too few optimizer steps, or layers that
+            were not looked at; empty if all of it is decided.
     """
 
     step: int = 0
@@ -158,6 +176,72 @@ class SymmetryReport:
     skipped: dict[str, str] = field(default_factory=dict)
     copies: list[CopyGroup] = field(default_factory=list)
     coverage: float = 1.0
+    reasons: list[str] = field(default_factory=list)
+
+    @property
+    def status(self) -> Status:
+        """What the report comes to.
+
+        ``"symmetric"`` if there is anything to warn of; else ``"inconclusive"`` if there are :attr:`reasons`, else
+        ``"healthy"``.
+        """
+        if self.findings:
+            return "symmetric"
+        return "inconclusive" if self.reasons else "healthy"
+
+    @property
+    def findings(self) -> list[Finding]:
+        """What there is to warn of at this step, in the order of the layers.
+
+        The findings of a monitor or tracker tell more: also what has been found before and is gone.
+        """
+        of_units = [
+            Finding(
+                layer=layer.name,
+                units=group.units,
+                verdict=group.verdict,
+                cause=group.cause,
+                value=group.value,
+                first_step=self.step if group.first_step is None else group.first_step,
+                last_step=self.step,
+                broken_step=None,
+                origin=group.origin,
+                reason=group.reason,
+            )
+            for layer in self.distinct_layers
+            for group in layer.groups
+            if group.verdict.is_warning
+        ]
+        of_modules = [
+            Finding(
+                layer=", ".join(group.modules),
+                units=tuple(range(len(group.modules))),
+                verdict=group.verdict,
+                cause=Cause.COPIED,
+                value=None,
+                first_step=self.step if group.first_step is None else group.first_step,
+                last_step=self.step,
+                broken_step=None,
+                origin=Origin.START,
+                modules=group.modules,
+            )
+            for group in self.copies
+            if group.verdict.is_warning
+        ]
+        return of_units + of_modules
+
+    def messages(self) -> list[str]:
+        """What there is to warn of at this step in words: what happens, why, and the way out.
+
+        Example:
+            >>> group = UnitGroup((0, 1, 2), Verdict.LOCKED, Cause.ZERO, first_step=0)
+            >>> report = SymmetryReport(3, {"fc": LayerDiagnosis("fc", 3, 8, groups=[group])})
+            >>> print(*report.messages())
+            fc: all 3 units are identical in weights and gradients (locked since step 0): they train as 1 unit. ...
+        """
+        from lightning_symmetry.verdicts.advice import messages  # which needs this module
+
+        return messages(self.findings, self)
 
     @property
     def distinct_layers(self) -> list[LayerDiagnosis]:
@@ -199,6 +283,8 @@ class SymmetryReport:
             "skipped": dict(self.skipped),
             "copies": [group.to_dict() for group in self.copies],
             "coverage": self.coverage,
+            "status": self.status,
+            "reasons": list(self.reasons),
         }
 
     def table(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
@@ -224,6 +310,10 @@ class SymmetryReport:
         lines += self.notes()
         lines += [f"copies: {group.describe()} ({group.verdict})" for group in self.copies]
         lines += [f"not inspected: {name} ({reason})" for name, reason in self.skipped.items()]
+        if self.status == "inconclusive":
+            rest = len(self.reasons) - 1
+            more = f" (and {rest} more reason{'s' if rest > 1 else ''})" if rest else ""
+            lines.append(f"inconclusive: {self.reasons[0]}{more}")
         return "\n".join(lines)
 
     def notes(self) -> list[str]:

@@ -103,7 +103,9 @@ def test_report_as_dict_and_as_table() -> None:
         "effective_width": 1,
         "redundant_units": 3,
         "dead_units": 0,
-        "groups": [{"units": [0, 1, 2, 3], "verdict": "duplicate", "cause": "constant", "value": 0.5}],
+        "groups": [
+            {"units": [0, 1, 2, 3], "verdict": "duplicate", "cause": "constant", "value": 0.5, "first_step": None}
+        ],
     }
     assert str(report).splitlines() == [
         "Symmetry at step 0: 1 of 4 units of 1 layer are distinct.",
@@ -113,6 +115,8 @@ def test_report_as_dict_and_as_table() -> None:
         "duplicate: equal units whose gradients say nothing so far: none, zero, rounding noise, or too few checks. "
         "A few more steps will tell.",
         "not inspected: norm (LayerNorm has one scale and shift per unit and no incoming row to compare)",
+        "inconclusive: a single look, without optimizer steps, cannot tell what becomes of all units "
+        "(and 1 more reason)",
     ]
     assert str(diagnose(nn.ReLU())) == "Symmetry at step 0: no layer was inspected."
 

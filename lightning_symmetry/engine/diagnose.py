@@ -15,6 +15,7 @@ from lightning_symmetry.units.copies import find_copies
 from lightning_symmetry.units.discovery import find_layers
 from lightning_symmetry.units.lookup import FindLayers, rows_by_name
 from lightning_symmetry.units.patterns import unmatched_text
+from lightning_symmetry.verdicts.doubts import not_looked_at, undecided_layers
 from lightning_symmetry.verdicts.evidence import look
 from lightning_symmetry.verdicts.judging import copy_groups, judge_one_look, to_diagnosis
 from lightning_symmetry.verdicts.report import LayerDiagnosis, SymmetryReport, UnitGroup, under_all_names
@@ -91,4 +92,9 @@ def _examine(model: nn.Module, find: FindLayers, tolerance: float | None, team: 
         diagnoses[seen.layer.name] = to_diagnosis(seen, groups)
     groups_of_copies = [group for copy in copies for group in copy_groups(copy, diagnoses[copy.name])]
     layers = under_all_names(diagnoses[layer.name] for layer in found.layers)
-    return SymmetryReport(0, layers, found.skipped, groups_of_copies, found.coverage)
+    reasons = [
+        "a single look, without optimizer steps, cannot tell what becomes of all units",
+        *undecided_layers(diagnoses[layer.name] for layer in found.layers),
+        *not_looked_at(found.unread),
+    ]
+    return SymmetryReport(0, layers, found.skipped, groups_of_copies, found.coverage, reasons)

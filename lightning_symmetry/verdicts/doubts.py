@@ -1,0 +1,65 @@
+"""Why nothing can be concluded of parts of a model: what separates "healthy" from "nobody has looked"."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from lightning_symmetry.verdicts.report import LayerDiagnosis
+from lightning_symmetry.verdicts.tables import describe_groups
+from lightning_symmetry.verdicts.verdict import Verdict
+
+_MAX_NAMES = 3
+
+
+def undecided_layers(layers: Iterable[LayerDiagnosis]) -> list[str]:
+    """A sentence for each layer with equal units whose gradients say nothing so far."""
+    sentences = []
+    for layer in layers:
+        groups = [group.units for group in layer.groups if group.verdict is Verdict.DUPLICATE]
+        if groups:
+            units = describe_groups(groups, layer.num_units)
+            sentences.append(
+                f"{layer.name}: {units} are equal, and their gradients say nothing so far; more optimizer steps will tell"
+            )
+    return sentences
+
+
+def too_few_checks(num_checks: Mapping[str, int], needed: int) -> list[str]:
+    """A sentence if there are layers whose gradients too few checks have seen.
+
+    Args:
+        num_checks: by layer, how many checks have seen a gradient of it that is not zero.
+        needed: how many checks it takes until all verdicts can be reached.
+    """
+    if not any(num_checks.values()):
+        return ["no check has seen a gradient: was the model trained for at least one optimizer step?"]
+    # Layers that no gradient ever reaches, such as experts that are not used, wait for nothing.
+    few = [name for name, number in num_checks.items() if 0 < number < needed]
+    if not few:
+        return []
+    fewest = min(num_checks[name] for name in few)
+    checks = f"{fewest} check{'s' if fewest > 1 else ''}"
+    return [f"{_names(few)}: only {checks} of the {needed} that it takes; more optimizer steps will tell"]
+
+
+def not_looked_at(unread: Mapping[str, str]) -> list[str]:
+    """A sentence for each module that holds weights which nobody looks at.
+
+    Args:
+        unread: by name of the module, the reason.
+    """
+    return [
+        f"{name} was not looked at: {reason}; to leave it out on purpose, name it in `exclude`"
+        for name, reason in unread.items()
+    ]
+
+
+def _names(names: Sequence[str]) -> str:
+    """Some names in a few words.
+
+    >>> _names(["a", "b", "c", "d", "e"])
+    'a, b, c and 2 more layers'
+    """
+    shown = ", ".join(names[:_MAX_NAMES])
+    rest = len(names) - _MAX_NAMES
+    return shown if rest <= 0 else f"{shown} and {rest} more layer{'s' if rest > 1 else ''}"
