@@ -46,7 +46,7 @@ check: .venv/.dev  ## lint, format, types, and which module may import which
 
 .venv-lowest/.test: pyproject.toml constraints-lowest.txt | .venv-lowest/bin/python
 	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints-lowest.txt \
-		--editable '.[test]'
+		--editable '.[test-core]'
 	touch $@
 
 .venv-lowest/bin/python .venv-newest/bin/python: %/bin/python:

@@ -6,10 +6,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lightning_symmetry.callback import SymmetryError, SymmetryMonitor, SymmetryWarning
+    from lightning_symmetry.callback import SymmetryMonitor
     from lightning_symmetry.matrices.grouping import duplicate_groups
+    from lightning_symmetry.tracker import SymmetryTracker
     from lightning_symmetry.units.registry import Units, register_layer
     from lightning_symmetry.engine.diagnose import diagnose
+    from lightning_symmetry.engine.saying import SymmetryError, SymmetryWarning
+    from lightning_symmetry.gate import assert_no_symmetry
     from lightning_symmetry.verdicts.report import CopyGroup, Finding, LayerDiagnosis, SymmetryReport, UnitGroup
     from lightning_symmetry.verdicts.verdict import Verdict
 
@@ -22,10 +25,12 @@ __all__ = [
     "SymmetryError",
     "SymmetryMonitor",
     "SymmetryReport",
+    "SymmetryTracker",
     "SymmetryWarning",
     "UnitGroup",
     "Units",
     "Verdict",
+    "assert_no_symmetry",
     "diagnose",
     "duplicate_groups",
     "register_layer",
@@ -38,13 +43,15 @@ _ROOMS = {
     "CopyGroup": "verdicts.report",
     "Finding": "verdicts.report",
     "LayerDiagnosis": "verdicts.report",
-    "SymmetryError": "callback",
+    "SymmetryError": "engine.saying",
     "SymmetryMonitor": "callback",
     "SymmetryReport": "verdicts.report",
-    "SymmetryWarning": "callback",
+    "SymmetryTracker": "tracker",
+    "SymmetryWarning": "engine.saying",
     "UnitGroup": "verdicts.report",
     "Units": "units.registry",
     "Verdict": "verdicts.verdict",
+    "assert_no_symmetry": "gate",
     "diagnose": "engine.diagnose",
     "duplicate_groups": "matrices.grouping",
     "register_layer": "units.registry",

@@ -4,26 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_info
 from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
 from lightning_symmetry.engine.engine import SymmetryEngine
 from lightning_symmetry.engine.options import OnSymmetry, Options
 from lightning_symmetry.engine.saying import SymmetryError as SymmetryError
 from lightning_symmetry.engine.saying import SymmetryWarning as SymmetryWarning
+from lightning_symmetry.engine.steps import watch_steps
 from lightning_symmetry.outputs.console import ConsoleSummary
+from lightning_symmetry.outputs.folder import folder_outputs
 from lightning_symmetry.outputs.loggers import outputs_of
-from lightning_symmetry.outputs.output import Heatmaps, Output
+from lightning_symmetry.outputs.output import Heatmaps, Output, Scalars
 from lightning_symmetry.ranks.reading import team_of_all
 from lightning_symmetry.verdicts.report import Finding, SymmetryReport
 
+try:  # its Trainer takes a callback without a list, and its command line any callback at all, only if it is one of its own
+    from pytorch_lightning import Callback as _CallbackOfPytorchLightning
+except ImportError:
+    _CallbackOfPytorchLightning = object  # type: ignore[assignment, misc]
 
-class SymmetryMonitor(Callback):
+
+class SymmetryMonitor(Callback, _CallbackOfPytorchLightning):
     """Watch a training for units that are updated as one.
 
     The weights and gradients of all supported layers are looked at before the optimizer steps 0, 1, 3, 7, ... and then
@@ -38,10 +48,13 @@ class SymmetryMonitor(Callback):
             distinct at first.
         include: patterns (:mod:`fnmatch`) of layer names to look at; None: all.
         exclude: patterns of layer names to leave out.
-        heatmaps: pictures of layers in TensorBoard: of those with findings, when these change; of all, at every
+        heatmaps: pictures of layers in the loggers: of those with findings, when these change; of all, at every
             check; or none.
         on_symmetry: what a new finding leads to: a warning; a warning and the clean end of the training; a warning
             and a :class:`SymmetryError`; or nothing but the records.
+        scalars: totals and the layers with findings, at most ten of them; totals and all layers; totals and all layers
+            with findings; or none. The totals are also among ``Trainer.callback_metrics``.
+        require_conclusion: whether a training raises at its end if nothing could be concluded of the model.
 
     Raises:
         TypeError: if an argument is of the wrong type.
@@ -65,12 +78,26 @@ class SymmetryMonitor(Callback):
         exclude: Sequence[str] = (),
         heatmaps: Heatmaps = "findings",
         on_symmetry: OnSymmetry = "warn",
+        scalars: Scalars = "summary",
+        require_conclusion: bool = False,
     ) -> None:
         super().__init__()
-        self.options = Options(every_n_steps, tolerance, patience, include, exclude, heatmaps, on_symmetry)
+        self.options = Options(
+            every_n_steps,
+            tolerance,
+            patience,
+            include,
+            exclude,
+            heatmaps,
+            on_symmetry,
+            scalars,
+            require_conclusion,
+        )
         self._engine = SymmetryEngine(self.options, who="SymmetryMonitor", tell=rank_zero_info)
-        self._summary = ConsoleSummary()
-        self._outputs: dict[Logger, Sequence[Output]] = {}
+        self._outputs: dict[Logger | None, Sequence[Output]] = {}  # that of None is for trainings without a logger
+        self._handles: list[RemovableHandle] = []
+        self._num_raw_steps = 0  # of optimizers that the Trainer does not see stepping
+        self._has_seen_step = False  # that is about to reach the optimizer of PyTorch
         self._is_resumed = False
         self._end_step = 0  # at which the training last ended
 
@@ -105,27 +132,42 @@ class SymmetryMonitor(Callback):
             self._engine.reset()
             self._outputs = {}
         self._is_resumed = False
+        self._num_raw_steps = 0
         team = team_of_all(trainer.world_size, trainer.strategy.root_device)
         self._engine.start(trainer.optimizers, team, is_speaking=trainer.is_global_zero)
+        before_update = partial(self._before_update, trainer, pl_module)
+        self._handles = [watch_steps(optimizer, before_update) for optimizer in trainer.optimizers]
 
     @override
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        every_n_steps = self.options.every_n_steps or _log_every_n_steps(trainer)
-        outputs = self._outputs_of(trainer.loggers) if trainer.is_global_zero else []
-        conclusion = self._engine.before_step(pl_module, optimizer, trainer.global_step, every_n_steps, outputs)
-        if conclusion is not None and self._engine.act(conclusion):
-            trainer.should_stop = True
+        self._has_seen_step = True
+        self._before_step(trainer, pl_module, optimizer)
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._end_step = trainer.global_step
+        self._unhook()
 
     @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._engine.finish([] if self.options.on_symmetry == "ignore" else [self._summary])
+        summary = [] if self.options.on_symmetry == "ignore" else [ConsoleSummary(rank_zero_info)]
+        self._finish(summary)
+        self._engine.confirm()
+
+    @override
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._unhook()
+        self._finish([])
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_outputs": {}}  # they hold open files, and are made anew where they are needed
+        # Outputs hold open files, and handles the optimizers; both are made anew where they are needed.
+        return {**self.__dict__, "_outputs": {}, "_handles": []}
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}: {self.report!r}>"
+
+    def _repr_html_(self) -> str:
+        return self._engine.to_html()
 
     def __getattr__(self, name: str) -> Any:
         # The options can be read as attributes, such as `monitor.patience`.
@@ -133,15 +175,60 @@ class SymmetryMonitor(Callback):
             return getattr(self.options, name)
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
-    def _outputs_of(self, loggers: Sequence[Logger]) -> list[Output]:
+    def _before_update(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """Look before a step of which the Trainer knows nothing, as in ``self.optimizers(use_pl_optimizer=False)``."""
+        if self._has_seen_step:
+            self._has_seen_step = False
+            return
+        self._before_step(trainer, pl_module, optimizer)
+        self._num_raw_steps += 1
+
+    def _before_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        step = trainer.global_step + self._num_raw_steps
+        every_n_steps = self.options.every_n_steps or _log_every_n_steps(trainer)
+        outputs = self._outputs_for(trainer) if trainer.is_global_zero else []
+        conclusion = self._engine.before_step(pl_module, optimizer, step, every_n_steps, outputs)
+        if conclusion is None:
+            return
+        if self.options.scalars != "none":
+            # `log` would write them to the loggers a second time.
+            metrics = {tag: torch.tensor(value) for tag, value in conclusion.report.metrics(layers=()).items()}
+            trainer.callback_metrics.update(metrics)
+        if self._engine.act(conclusion):
+            trainer.should_stop = True
+
+    def _unhook(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def _finish(self, summary: Sequence[Output]) -> None:
+        self._engine.finish([*(output for outputs in self._outputs.values() for output in outputs), *summary])
+        self._outputs = {}  # a training that goes on later opens its files anew
+
+    def _outputs_for(self, trainer: Trainer) -> list[Output]:
         """The outputs of all loggers, made when a logger is first met."""
+        loggers: Sequence[Logger | None] = trainer.loggers or [None]
+        heatmaps, scalars = self.options.heatmaps, self.options.scalars
         for logger in loggers:
             if logger not in self._outputs:
-                make = partial(outputs_of, logger, self.options.heatmaps)
-                made = self._engine.make_outputs(f"output to {type(logger).__name__}", make)
+                if logger is None:
+                    task, make = "output to a folder", partial(_outputs_without_logger, trainer, heatmaps, scalars)
+                else:
+                    task, make = f"output to {type(logger).__name__}", partial(outputs_of, logger, heatmaps, scalars)
+                made = self._engine.make_outputs(task, make)
                 if made is not None:
                     self._outputs[logger] = made
         return [output for logger in loggers for output in self._outputs.get(logger, ())]
+
+
+def _outputs_without_logger(trainer: Trainer, heatmaps: Heatmaps, scalars: Scalars) -> list[Output]:
+    """A folder where a Trainer without loggers keeps its files, for trainings that are not mere trials."""
+    is_trial = trainer.barebones or trainer.fast_dev_run  # type: ignore[attr-defined] # set by a connector
+    root = trainer.default_root_dir
+    if is_trial or "://" in root:
+        return []
+    return folder_outputs(Path(root) / "symmetry", heatmaps, scalars, only_findings=True)
 
 
 def _log_every_n_steps(trainer: Trainer) -> int:

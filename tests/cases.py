@@ -1,16 +1,17 @@
 """What must be found and what must be passed over in silence: ``python -m tests.cases`` prints the table.
 
-Every case is a real training. A case is added by one line in :data:`CASES`.
+Every case is a real training, by Lightning's Trainer and in a plain loop. A case is added by one line in :data:`CASES`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import logging
 import sys
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_symmetry import SymmetryMonitor
+from lightning_symmetry import SymmetryMonitor, SymmetryTracker
 from tests import zoo
 from tests.training import Classifier, make_trainer
 
@@ -39,7 +40,7 @@ class Task(Classifier):
         super().__init__(net, lambda _: OPTIMIZERS[optimizer](trained))
         self._loss, self._warm_up = loss, warm_up
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+    def training_step(self, batch: Sequence[Tensor], batch_idx: int) -> Tensor:
         outputs = self.net(batch[0])
         if self._loss == "classes":
             return nn.functional.cross_entropy(outputs.float(), batch[1].argmax(dim=1))
@@ -161,23 +162,54 @@ CASES = [
 ]  # fmt: skip
 
 
+Found = dict[str, set[str]]
+"""By layer, the verdicts that were warned of."""
+
+
 def run(
     case: Case, optimizer: str, precision: str, every_n_steps: int = 3
-) -> tuple[dict[str, set[str]], SymmetryMonitor, nn.Module]:
-    """Train a case; returns by layer the verdicts that were warned of, the monitor, and the trained network."""
-    torch.manual_seed(11)
-    inputs = torch.rand(192, zoo.INPUTS) + 0.1
-    targets = torch.tanh((inputs - 0.6) @ torch.randn(zoo.INPUTS, zoo.OUTPUTS))
-    net = case.build()
-    monitor = SymmetryMonitor(every_n_steps=every_n_steps)
+) -> tuple[Found, SymmetryMonitor, nn.Module]:
+    """Train a case with Lightning's Trainer; returns what was found, the monitor, and the trained network."""
+    data, net = _setting(case)
+    monitor = SymmetryMonitor(every_n_steps=every_n_steps, heatmaps="none", scalars="none")
     trainer = make_trainer([monitor], max_steps=case.steps, precision=precision)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        trainer.fit(Task(net, optimizer, case.loss, case.warm_up), DataLoader(TensorDataset(inputs, targets), 32))
-    found: dict[str, set[str]] = {}
+        trainer.fit(Task(net, optimizer, case.loss, case.warm_up), data)
+    return _found(monitor), monitor, net
+
+
+def run_in_plain_loop(case: Case, optimizer: str, precision: str) -> tuple[Found, SymmetryTracker]:
+    """Train a case without any Trainer; returns what was found, and the tracker."""
+    data, net = _setting(case)
+    dtype = torch.bfloat16 if precision == "bf16-true" else torch.float32
+    task = Task(net.to(dtype), optimizer, case.loss, case.warm_up)
+    configured = task.configure_optimizers()
+    optimizers = configured if isinstance(configured, dict) else {"optimizer": configured}
+    batches = itertools.cycle(data)
+    with warnings.catch_warnings(), SymmetryTracker(net, optimizers["optimizer"], every_n_steps=3) as tracker:
+        warnings.simplefilter("ignore")
+        for step, batch in zip(range(case.steps), batches, strict=False):
+            optimizers["optimizer"].zero_grad()
+            task.training_step([part.to(dtype) for part in batch], step).backward()
+            optimizers["optimizer"].step()
+            if case.warm_up:
+                optimizers["lr_scheduler"]["scheduler"].step()
+    return _found(tracker), tracker
+
+
+def _setting(case: Case) -> tuple[DataLoader[tuple[Tensor, ...]], nn.Module]:
+    torch.manual_seed(11)
+    inputs = torch.rand(192, zoo.INPUTS) + 0.1
+    targets = torch.tanh((inputs - 0.6) @ torch.randn(zoo.INPUTS, zoo.OUTPUTS))
+    return DataLoader(TensorDataset(inputs, targets), 32), case.build()
+
+
+def _found(monitor: SymmetryMonitor | SymmetryTracker) -> Found:
+    found: Found = {}
     for finding in monitor.findings:
         found.setdefault(finding.layer.replace("net.", ""), set()).add(str(finding.verdict))
-    return found, monitor, net
+    return found
 
 
 def settings(case: Case) -> list[tuple[str, str]]:
@@ -199,12 +231,14 @@ def main() -> int:
         for optimizer, precision in settings(case):
             with contextlib.redirect_stdout(io.StringIO()):
                 found, _, _ = run(case, optimizer, precision)
-            is_right = found == case.expected
+                found_in_loop, _ = run_in_plain_loop(case, optimizer, precision)
+            is_right = found == found_in_loop == case.expected
             wrong += not is_right
             mark = "ok   " if is_right else "WRONG"
             line = f"{mark} {case.name:32} {optimizer:8} {precision:9} expected {tell(case.expected):28}"
-            print(f"{line} found {tell(found)}", flush=True)
-    print(f"{wrong} of {sum(len(settings(case)) for case in CASES)} settings are wrong")
+            in_loop = "" if found_in_loop == found else f", in a plain loop {tell(found_in_loop)}"
+            print(f"{line} found {tell(found)}{in_loop}", flush=True)
+    print(f"{wrong} of {sum(len(settings(case)) for case in CASES)} settings are wrong, by Trainer or in a plain loop")
     return wrong
 
 

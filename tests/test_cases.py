@@ -11,7 +11,7 @@ from lightning_symmetry import SymmetryMonitor, SymmetryReport, Verdict, diagnos
 from lightning_symmetry.units.discovery import find_layers
 from lightning_symmetry.verdicts.advice import messages
 from tests import zoo
-from tests.cases import CASES, Case, run, settings, tell
+from tests.cases import CASES, Case, run, run_in_plain_loop, settings, tell
 from tests.training import make_trainer
 
 ALL = [
@@ -33,6 +33,12 @@ def test_nothing_missed_and_no_false_alarm(case: Case, optimizer: str, precision
             units = rows[name].fetch(np.array(finding.units))
             distance = (units - units[0]).norm(dim=1).max()
             assert distance <= (5e-2 if precision == "bf16-true" else 1e-3) * units.norm(dim=1).max()
+
+
+@pytest.mark.parametrize(("case", "optimizer", "precision"), ALL)
+def test_the_same_is_found_in_a_plain_loop(case: Case, optimizer: str, precision: str) -> None:
+    found, _ = run_in_plain_loop(case, optimizer, precision)
+    assert tell(found) == tell(case.expected)
 
 
 def test_groups_are_named_unit_by_unit() -> None:

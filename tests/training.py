@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
@@ -13,6 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_symmetry import SymmetryMonitor
 
+_FOLDER = tempfile.TemporaryDirectory()  # where trainings without a logger leave their findings
 Optimizers = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 
 
@@ -28,7 +30,7 @@ class Classifier(LightningModule):
         self.net = net
         self._optimizer = optimizer
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+    def training_step(self, batch: Sequence[Tensor], batch_idx: int) -> Tensor:
         return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -38,7 +40,7 @@ class Classifier(LightningModule):
 class Regression(Classifier):
     """Any network that shall put out zeros."""
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+    def training_step(self, batch: Sequence[Tensor], batch_idx: int) -> Tensor:
         loss: Tensor = self.net(batch[0]).square().mean()
         return loss
 
@@ -88,6 +90,7 @@ def make_trainer(callbacks: Sequence[Callback] = (), **options: Any) -> Trainer:
         "enable_checkpointing": False,
         "enable_progress_bar": False,
         "enable_model_summary": False,
+        "default_root_dir": tempfile.mkdtemp(dir=_FOLDER.name),
     }
     return Trainer(callbacks=list(callbacks), **{**defaults, **options})
 

@@ -28,7 +28,7 @@ class Delivery:
         self._maker = Guard(warn, who, _TRIES)
         self._changes = Changes()
         self._guards: dict[Output, Guard] = {}
-        self._missed: dict[Output, frozenset[str]] = {}  # changed layers that an output has failed to write
+        self._missed: dict[Output, list[Check]] = {}  # what an output has still to write, in order
 
     def __getstate__(self) -> dict[str, Any]:
         # Outputs hold open files; a monitor must be able to travel between processes without them.
@@ -51,17 +51,31 @@ class Delivery:
         """
         check = Check(report, findings, looks, self._changes.take_in(report, findings))
         for output in outputs:
-            changed = check.changed | self._missed.pop(output, frozenset())
             guard = self._guards.setdefault(output, Guard(self._warn, self._who, _TRIES))
-            self._missed[output] = frozenset(changed)
-            guard.run(output.name, self._write, output, replace(check, changed=changed))
+            if not guard.is_off(output.name):
+                guard.run(output.name, self._write, output, check)
 
     def _write(self, output: Output, check: Check) -> None:
-        output.write(check)
-        del self._missed[output]
+        """Write what the output has missed, and then this check, or keep what cannot be written for the next time."""
+        missed = self._missed.pop(output, [])
+        changed = frozenset[str]().union(check.changed, *(before.changed for before in missed))
+        waiting = [*missed, replace(check, changed=changed)]
+        try:
+            while waiting:
+                output.write(waiting[0])
+                del waiting[0]
+        except Exception:
+            # The weights move on: what was seen of them cannot be drawn later.
+            self._missed[output] = [replace(each, looks=()) for each in waiting]
+            raise
 
     def close(self, outputs: Sequence[Output], report: SymmetryReport) -> None:
         """Let the outputs say what is to be said at the end of a training; there is no other try."""
         for output in outputs:
             if output not in self._guards or not self._guards[output].is_off(output.name):
-                Guard(self._warn, self._who).run(output.name, output.close, report)
+                Guard(self._warn, self._who).run(output.name, self._close, output, report)
+
+    def _close(self, output: Output, report: SymmetryReport) -> None:
+        for check in self._missed.pop(output, []):
+            output.write(check)
+        output.close(report)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 from torch import nn
 
 from lightning_symmetry.arguments import check_patterns, check_tolerance
+from lightning_symmetry.engine.pictures import HeatmapsOnDemand
 from lightning_symmetry.ranks.reading import team_of
 from lightning_symmetry.ranks.team import Team, attempt
 from lightning_symmetry.units.copies import find_copies
@@ -76,7 +78,7 @@ def diagnose(
         found = find()
         if found.unmatched:
             warnings.warn(unmatched_text(found.unmatched, found.names), stacklevel=2)
-    return report
+    return replace(report, draw_heatmaps=HeatmapsOnDemand(model, report.distinct_layers, include, exclude))
 
 
 def _examine(model: nn.Module, find: FindLayers, tolerance: float | None, team: Team | None) -> SymmetryReport:
@@ -93,7 +95,9 @@ def _examine(model: nn.Module, find: FindLayers, tolerance: float | None, team: 
     groups_of_copies = [group for copy in copies for group in copy_groups(copy, diagnoses[copy.name])]
     layers = under_all_names(diagnoses[layer.name] for layer in found.layers)
     reasons = [
-        "a single look, without optimizer steps, cannot tell what becomes of all units",
+        "a single look, without optimizer steps, cannot tell what becomes of all units"
+        if layers
+        else "nothing to look at",
         *undecided_layers(diagnoses[layer.name] for layer in found.layers),
         *not_looked_at(found.unread),
     ]

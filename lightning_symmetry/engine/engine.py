@@ -88,6 +88,11 @@ class SymmetryEngine:
         """Every group that was warned of, with layer, units, verdict, and when it was seen and broken."""
         return self._examiner.history.findings
 
+    @property
+    def num_steps(self) -> int:
+        """How many steps of all optimizers have begun, also before a training that was resumed."""
+        return sum(self._schedule.num_steps.values())
+
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers, strings, lists and dicts."""
         return {**self._examiner.state_dict(), "num_steps": dict(self._schedule.num_steps)}
@@ -101,7 +106,8 @@ class SymmetryEngine:
         examiner.load_state_dict(state)
         self.reset()
         self._examiner = examiner
-        self._schedule.num_steps = dict(state["num_steps"])
+        # Where a checkpoint is written as JSON, the places come back as strings.
+        self._schedule.num_steps = {int(place): number for place, number in state["num_steps"].items()}
         return True
 
     # ---------------------------------------------------------------- what a training calls
@@ -141,7 +147,8 @@ class SymmetryEngine:
         place = self._place_of(optimizer)
         if self._schedule.is_repeated(place, step):
             return None
-        is_due = self._schedule.is_due(place, every_n_steps)
+        # A training that is resumed has no report yet, but whoever watches its numbers expects them.
+        is_due = self._schedule.is_due(place, every_n_steps) or self.report is None
         self._schedule.count(place, step)
         return self._guard.run("check", self._check, model, optimizer, step, outputs) if is_due else None
 
@@ -199,6 +206,10 @@ class SymmetryEngine:
         if self.options.require_conclusion:
             raise SymmetryError(text, self.report or SymmetryReport(reasons=doubts), [])
         self._warn(f"{text} That nothing was raised does not mean that the model is healthy.", SymmetryWarning)
+
+    def to_html(self) -> str:
+        """The latest report for notebooks."""
+        return "No check so far." if self.report is None else self.report._repr_html_()
 
     # ---------------------------------------------------------------- one check
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from lightning_symmetry.engine.options import Options
+from lightning_symmetry.engine.pictures import HeatmapsOnDemand
 from lightning_symmetry.ranks.team import Team, describe
 from lightning_symmetry.units.comparable import Comparable
 from lightning_symmetry.units.copies import Copies, find_copies
@@ -100,7 +101,7 @@ class Examiner:
             news += new
             if name in training:
                 self.num_looks[name] = self.num_looks.get(name, 0) + (is_fresh and seen.has_gradient)
-        self.report = self._report(found, step)
+        self.report = self._report(model, found, step)
         return Examination(self.report, looks, news)
 
     def _look(self, layers: Sequence[Layer | Copies], trained: Set[int], team: Team | None) -> list[Look]:
@@ -124,12 +125,12 @@ class Examiner:
         self._failed[layer.name] = f"the check failed with {describe(error)}"
         self._on_failure(layer, self._failed[layer.name])
 
-    def _report(self, found: Found, step: int) -> SymmetryReport:
+    def _report(self, model: nn.Module, found: Found, step: int) -> SymmetryReport:
         known = self._diagnoses
         present = [layer.name for layer in found.layers if layer.name in known and layer.name not in self._failed]
         trained = [name for name in present if name in self._trained]
         reasons = [
-            *(["no layer of this model was looked at"] if not present else []),
+            *(["nothing to look at"] if not present else []),
             *too_few_checks({name: self.num_looks.get(name, 0) for name in trained}, self._options.patience),
             *undecided_layers(known[name] for name in trained),
             *not_looked_at({**found.unread, **self._failed}),
@@ -142,7 +143,8 @@ class Examiner:
         every_group = [group for several in groups.values() for group in several]
         in_order = under_all_names(known[name] for name in present)
         skipped = {**found.skipped, **self._failed}
-        return SymmetryReport(step, in_order, skipped, every_group, found.coverage, reasons)
+        draw = HeatmapsOnDemand(model, [known[name] for name in present], self._options.include, self._options.exclude)
+        return SymmetryReport(step, in_order, skipped, every_group, found.coverage, reasons, draw)
 
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers, strings, lists and dicts."""

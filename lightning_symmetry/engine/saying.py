@@ -17,11 +17,14 @@ class SymmetryWarning(UserWarning):
 
 
 class SymmetryError(RuntimeError):
-    """Raised by ``SymmetryMonitor(on_symmetry="raise")``.
+    """Units train as one, or nothing could be concluded, and the user wants to fail early.
+
+    Raised with ``on_symmetry="raise"`` or ``require_conclusion=True``, and by
+    :func:`lightning_symmetry.assert_no_symmetry`.
 
     Attributes:
         report: the report of the check that raised.
-        findings: what the check found for the first time.
+        findings: what was found for the first time; empty if there was no conclusion.
     """
 
     def __init__(self, message: str, report: SymmetryReport, findings: Sequence[Finding]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from typing_extensions import override
 
@@ -14,9 +14,16 @@ _MAX_ROWS = 10
 
 
 class ConsoleSummary(Output):
-    """Prints what became of the model once the training has ended."""
+    """Says what became of the model once the training has ended: a line of a healthy one, else a table.
+
+    Args:
+        tell: says the line.
+    """
 
     name = "summary"
+
+    def __init__(self, tell: Callable[[str], None]) -> None:
+        self._tell = tell
 
     @override
     def write(self, check: Check) -> None:
@@ -24,7 +31,10 @@ class ConsoleSummary(Output):
 
     @override
     def close(self, report: SymmetryReport) -> None:
-        print_summary(report)
+        if any(layer.groups for layer in report.layers.values()):
+            print_summary(report)
+        else:
+            self._tell(_last_line(report))
 
 
 def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -45,12 +55,16 @@ def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 def print_summary(report: SymmetryReport) -> None:
-    """Print what became of the model: a line if there is nothing to say, else a table of the layers concerned."""
+    """Print what became of the model: a table of the layers with groups, and a line on all of it."""
     head, rows = report.table()
     rows = [row for row, layer in zip(rows, report.distinct_layers, strict=True) if layer.groups]
     if rows:
         print_table(head, rows[:_MAX_ROWS])
     if len(rows) > _MAX_ROWS:
         print(f"and {len(rows) - _MAX_ROWS} more layers with groups; `print(monitor.report)` lists all of them.")
-    for line in (*report.notes(), f"Symmetry at step {report.step}: {report.totals()}"):
+    for line in (*report.notes(), _last_line(report)):
         print(line)
+
+
+def _last_line(report: SymmetryReport) -> str:
+    return f"Symmetry at step {report.step}: {report.totals()}"

@@ -1,16 +1,27 @@
-"""Which outputs a logger gets."""
+"""Which outputs a logger, a run or a folder gets.
+
+Loggers are told apart by the names of their classes, so that no library of theirs is imported: whoever hands one over has
+imported it.
+"""
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, Protocol
 
-from torch.utils.tensorboard import SummaryWriter
 from typing_extensions import override
 
-from lightning_symmetry.outputs.output import Check, Heatmaps, Output
-from lightning_symmetry.outputs.tab import SymmetryTab
-from lightning_symmetry.outputs.tensorboard import TensorBoardPictures, TensorBoardScalars
+from lightning_symmetry.outputs.folder import folder_outputs
+from lightning_symmetry.outputs.mlflow import MLflowOutput
+from lightning_symmetry.outputs.output import Check, Heatmaps, Output, Scalars
+from lightning_symmetry.outputs.scalars import ScalarChoice
+from lightning_symmetry.outputs.wandb import WandbOutput
+
+Kind = Callable[[Any, Heatmaps, Scalars], list[Output] | None]
+"""A kind of targets: answers with the outputs of one of its kind, or None."""
 
 
 class Logger(Protocol):
@@ -25,40 +36,99 @@ class LoggerScalars(Output):
 
     Args:
         logger: the logger.
+        scalars: the option of the monitor.
     """
 
-    def __init__(self, logger: Logger) -> None:
+    def __init__(self, logger: Logger, scalars: Scalars) -> None:
         self._logger = logger
+        self._choice = ScalarChoice(scalars)
         self.name = f"scalars in {type(logger).__name__}"
 
     @override
     def write(self, check: Check) -> None:
-        metrics: Mapping[str, float] = check.report.metrics()
-        self._logger.log_metrics(metrics, step=check.report.step)
+        metrics: Mapping[str, float] = self._choice.of(check)
+        if metrics:
+            self._logger.log_metrics(metrics, step=check.report.step)
 
 
-def _of_tensorboard(logger: Logger, heatmaps: Heatmaps) -> list[Output] | None:
-    # Not by the class of the logger: `pytorch_lightning` has a TensorBoardLogger of its own.
-    writer = getattr(logger, "experiment", None)
-    if not isinstance(writer, SummaryWriter):
-        return None
-    return [TensorBoardScalars(writer), SymmetryTab(writer, heatmaps), TensorBoardPictures(writer, heatmaps)]
-
-
-def _of_any(logger: Logger, heatmaps: Heatmaps) -> list[Output] | None:
-    return [LoggerScalars(logger)]
-
-
-OUTPUTS: list[Callable[[Logger, Heatmaps], list[Output] | None]] = [_of_tensorboard, _of_any]
-"""The kinds of loggers: each answers with the outputs of a logger of its kind, or None; the first answer holds."""
-
-
-def outputs_of(logger: Logger, heatmaps: Heatmaps) -> list[Output]:
-    """The outputs that a logger gets.
+def outputs_of(target: object, heatmaps: Heatmaps, scalars: Scalars) -> list[Output]:
+    """The outputs for something that the user wants to see checks in.
 
     Args:
-        logger: a logger of Lightning or Fabric.
+        target: a folder, a ``SummaryWriter``, a run of Weights & Biases or of MLflow, a logger of Lightning or Fabric, or
+            an output.
         heatmaps: the option of the monitor.
+        scalars: the option of the monitor.
+
+    Returns:
+        The outputs; none if neither pictures nor scalars are wanted.
+
+    Raises:
+        TypeError: if it is none of these.
+        OSError: if a folder cannot be written.
     """
-    answers = (kind(logger, heatmaps) for kind in OUTPUTS)
-    return next(outputs for outputs in answers if outputs is not None)
+    for kind in KINDS:
+        outputs = kind(target, heatmaps, scalars)
+        if outputs is not None:
+            return [] if heatmaps == scalars == "none" else outputs
+    raise TypeError(
+        "Expected argument `output` to be a folder, a SummaryWriter, a run of W&B or MLflow, or a logger of Lightning or "
+        f"Fabric but got {target!r}."
+    )
+
+
+def _of_itself(target: Any, heatmaps: Heatmaps, scalars: Scalars) -> list[Output] | None:
+    return [target] if isinstance(target, Output) else None
+
+
+def _of_folder(target: Any, heatmaps: Heatmaps, scalars: Scalars) -> list[Output] | None:
+    if not isinstance(target, str | os.PathLike):
+        return None
+    return folder_outputs(Path(target), heatmaps, scalars)
+
+
+def _of_wandb(target: Any, heatmaps: Heatmaps, scalars: Scalars) -> list[Output] | None:
+    is_run = type(target).__module__.startswith("wandb.") and hasattr(target, "log")
+    return [WandbOutput(target, heatmaps, scalars)] if is_run or "WandbLogger" in _class_names(target) else None
+
+
+def _of_mlflow(target: Any, heatmaps: Heatmaps, scalars: Scalars) -> list[Output] | None:
+    is_run = type(target).__module__.startswith("mlflow.") and hasattr(target, "info")
+    return [MLflowOutput(target, heatmaps, scalars)] if is_run or "MLFlowLogger" in _class_names(target) else None
+
+
+def _of_tensorboard(target: Any, heatmaps: Heatmaps, scalars: Scalars) -> list[Output] | None:
+    if "torch.utils.tensorboard" not in sys.modules and "TensorBoardLogger" not in _class_names(target):
+        return None  # nobody can have made a writer
+    from torch.utils.tensorboard import SummaryWriter
+
+    from lightning_symmetry.outputs.tab import SymmetryTab
+    from lightning_symmetry.outputs.tensorboard import TensorBoardPictures, TensorBoardScalars
+
+    # Also of loggers of other names: what counts is the writer inside.
+    writer = target if isinstance(target, SummaryWriter) else getattr(target, "experiment", None)
+    if not isinstance(writer, SummaryWriter):
+        return None
+    return [
+        TensorBoardScalars(writer, scalars),
+        SymmetryTab(writer, heatmaps),
+        TensorBoardPictures(writer, heatmaps),
+    ]
+
+
+def _of_any(target: Any, heatmaps: Heatmaps, scalars: Scalars) -> list[Output] | None:
+    if not callable(getattr(target, "log_metrics", None)):
+        return None
+    outputs: list[Output] = [LoggerScalars(target, scalars)]
+    folder = getattr(target, "log_dir", None)
+    if isinstance(folder, str) and "://" not in folder:
+        outputs += folder_outputs(Path(folder) / "symmetry", heatmaps, "none" if heatmaps != "none" else scalars)
+    return outputs
+
+
+def _class_names(target: object) -> set[str]:
+    return {kind.__name__ for kind in type(target).__mro__}
+
+
+KINDS: list[Kind] = [_of_itself, _of_folder, _of_wandb, _of_mlflow, _of_tensorboard, _of_any]
+"""The kinds of targets; the first that answers decides."""

@@ -10,7 +10,9 @@ from torch.utils.tensorboard import SummaryWriter
 from typing_extensions import override
 
 from lightning_symmetry.outputs.heatmap import draw_layer, draw_overview
-from lightning_symmetry.outputs.output import Check, Heatmaps, Output
+from lightning_symmetry.outputs.output import Check, Heatmaps, Output, Scalars
+from lightning_symmetry.outputs.pictures import due_heatmaps
+from lightning_symmetry.outputs.scalars import ScalarChoice
 from lightning_symmetry.verdicts.advice import alike_findings, describe_units, what, why
 from lightning_symmetry.verdicts.looks import Look
 from lightning_symmetry.verdicts.report import Finding, LayerDiagnosis, SymmetryReport
@@ -23,19 +25,22 @@ class TensorBoardScalars(Output):
 
     Args:
         writer: where to.
+        scalars: the option of the monitor.
     """
 
     name = "scalars in TensorBoard"
 
-    def __init__(self, writer: SummaryWriter) -> None:
+    def __init__(self, writer: SummaryWriter, scalars: Scalars) -> None:
         self._writer = writer
+        self._choice = ScalarChoice(scalars)
 
     @override
     def write(self, check: Check) -> None:
         # All scalars make up one event: an event for each would cost ten times as much.
-        scalars = check.report.metrics().items()
+        scalars = self._choice.of(check).items()
         values = [Summary.Value(tag=tag, simple_value=value) for tag, value in scalars]
-        add_summary(self._writer, values, check.report.step)
+        if values:
+            add_summary(self._writer, values, check.report.step)
 
 
 class TensorBoardPictures(Output):
@@ -56,12 +61,8 @@ class TensorBoardPictures(Output):
     def write(self, check: Check) -> None:
         if check.changed:
             write_findings(self._writer, check)
-        with_findings = {finding.layer for finding in check.findings}
-        for seen in check.looks:
-            layer = check.report.layers.get(seen.layer.name)  # whole modules have no picture
-            is_due = self._heatmaps == "findings" and seen.layer.name in with_findings & check.changed
-            if layer is not None and (is_due or self._heatmaps == "all"):
-                write_heatmap(self._writer, layer, seen, check.report.step)
+        for layer, seen in due_heatmaps(check, self._heatmaps):
+            write_heatmap(self._writer, layer, seen, check.report.step)
 
 
 def add_summary(writer: SummaryWriter, values: Sequence[Summary.Value], step: int) -> None:

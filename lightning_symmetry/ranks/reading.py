@@ -32,6 +32,18 @@ def team_of_all(num_ranks: int, device: torch.device) -> Team | None:
     return Team(device) if has_group else None
 
 
+def device_to_send_from(model: nn.Module) -> torch.device:
+    """Where tensors must lie to be sent to the other ranks: beside the parameters, if the backend sends from there."""
+    here = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    if not (dist.is_available() and dist.is_initialized()):
+        return here
+    # For example "cuda:nccl", or "cpu:gloo,cuda:nccl" for a group with a backend for each kind of device.
+    kinds = [pair.partition(":")[0] for pair in dist.get_backend_config().split(",")]
+    if here.type in kinds or not kinds:
+        return here
+    return torch.device(kinds[0], torch.cuda.current_device()) if kinds[0] == "cuda" else torch.device(kinds[0])
+
+
 def team_of(model: nn.Module) -> Team | None:
     """The ranks that hold a model; None if it is all here."""
     flattened = (parameter for module in flattened_modules(model) for parameter in module.parameters())

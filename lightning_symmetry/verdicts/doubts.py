@@ -31,8 +31,8 @@ def too_few_checks(num_checks: Mapping[str, int], needed: int) -> list[str]:
         num_checks: by layer, how many checks have seen a gradient of it that is not zero.
         needed: how many checks it takes until all verdicts can be reached.
     """
-    if not any(num_checks.values()):
-        return ["no check has seen a gradient: was the model trained for at least one optimizer step?"]
+    if num_checks and not any(num_checks.values()):
+        return ["no check has seen a gradient other than zero"]
     # Layers that no gradient ever reaches, such as experts that are not used, wait for nothing.
     few = [name for name, number in num_checks.items() if 0 < number < needed]
     if not few:

@@ -6,14 +6,18 @@ Nothing here imports torch.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from lightning_symmetry.verdicts.tables import describe_groups, plain_table
 from lightning_symmetry.verdicts.verdict import Verdict
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from pandas import DataFrame  # type: ignore[import-untyped]
 
 Status = Literal["healthy", "symmetric", "inconclusive"]
 """What a report comes to: nothing to warn of, something to warn of, or not enough seen to tell."""
@@ -71,8 +75,11 @@ class UnitGroup:
     origin: Origin = Origin.START
     reason: Reason = Reason.UNDECIDED
 
+    def __repr__(self) -> str:
+        return f"<UnitGroup {self.verdict}, {self.cause}: {describe_groups([self.units], None)}>"
+
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
+        """Plain data, ready for JSON; :meth:`SymmetryReport.to_dict` says what the fields mean."""
         return {
             "units": list(self.units),
             "verdict": str(self.verdict),
@@ -116,8 +123,14 @@ class LayerDiagnosis:
         """Number of units in groups of this verdict."""
         return sum(len(group.units) for group in self.groups if group.verdict is verdict)
 
+    def __repr__(self) -> str:
+        counts = {verdict: self.count(verdict) for verdict in Verdict}
+        of_groups = "".join(f", {number:,} {verdict}" for verdict, number in counts.items() if number)
+        distinct = f"{self.effective_width:,} of {self.num_units:,} units distinct"
+        return f"<LayerDiagnosis {shorten(self.name)}: {distinct}{of_groups}>"
+
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
+        """Plain data, ready for JSON; :meth:`SymmetryReport.to_dict` says what the fields mean."""
         return {
             "num_units": self.num_units,
             "fan_in": self.fan_in,
@@ -142,8 +155,11 @@ class CopyGroup:
     verdict: Verdict
     first_step: int | None = None
 
+    def __repr__(self) -> str:
+        return f"<CopyGroup {self.verdict}: {len(self.modules):,} modules, {shorten(self.describe())}>"
+
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
+        """Plain data, ready for JSON; :meth:`SymmetryReport.to_dict` says what the fields mean."""
         return {"modules": list(self.modules), "verdict": str(self.verdict)}
 
     def describe(self) -> str:
@@ -169,6 +185,9 @@ class SymmetryReport:
             these layers; between 0 and 1.
         reasons: why nothing can be concluded of parts of the model so far: too few optimizer steps, or layers that
             were not looked at; empty if all of it is decided.
+        draw_heatmaps: draws heatmaps of layers with groups, for notebooks: PNG files by layer name, from the weights
+            that the model has when it is called. None if there is no model at hand: a report that was copied or has
+            come from another process has no such function.
     """
 
     step: int = 0
@@ -177,6 +196,11 @@ class SymmetryReport:
     copies: list[CopyGroup] = field(default_factory=list)
     coverage: float = 1.0
     reasons: list[str] = field(default_factory=list)
+    draw_heatmaps: Callable[[], Mapping[str, bytes]] | None = field(default=None, repr=False, compare=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # What draws the heatmaps refers to the model, which does not travel between processes.
+        return {name: value for name, value in self.__dict__.items() if name != "draw_heatmaps"}
 
     @property
     def status(self) -> Status:
@@ -263,19 +287,53 @@ class SymmetryReport:
         """Share of the units that are distinct; 1 for a model without units."""
         return 1 - self.redundant_units / max(1, self.num_units)
 
-    def metrics(self) -> dict[str, float]:
-        """The scalars of this report by TensorBoard tag."""
+    def metrics(self, layers: Iterable[str] | None = None) -> dict[str, float]:
+        """The scalars of this report by tag: totals, and effective widths of layers.
+
+        Args:
+            layers: names of the layers; None: all. Names of layers that are not in the report are passed over.
+        """
+        names = self.layers if layers is None else layers
         scalars = {
             "symmetry/redundant_units": float(self.redundant_units),
             "symmetry/effective_width_fraction": self.effective_width_fraction,
         }
-        for layer in self.distinct_layers:
-            scalars[f"symmetry/effective_width/{layer.name}"] = float(layer.effective_width)
+        for name in names:
+            if name in self.layers and self.layers[name].name == name:
+                scalars[f"symmetry/effective_width/{name}"] = float(self.layers[name].effective_width)
         return scalars
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
+        """The report as plain data, ready for JSON.
+
+        Fields may be added; none changes its meaning while ``schema`` is 1.
+
+        Returns:
+            A dict with these fields:
+
+            - ``schema``: 1.
+            - ``step``: completed optimizer steps at the time.
+            - ``num_units``, ``redundant_units``: of all layers, those that share a weight once.
+            - ``layers``: by layer name, also under each name of layers that share a weight, a dict with
+              ``num_units``; ``fan_in``, the number of weights that feed one unit; ``effective_width``, the number of
+              distinct units; ``redundant_units``, the others; ``dead_units``, those with a zero gradient and weights of
+              their own; and ``groups``.
+            - ``layers.*.groups``: a list of dicts with ``units``, their indices; ``verdict`` (:class:`Verdict`);
+              ``cause`` (:class:`Cause`); ``value``, the number that every weight was, null if they were not all
+              one number; ``first_step``, the step of the check that saw the group first, null after a single look.
+            - ``skipped``: by module name, why it was not inspected.
+            - ``copies``: a list of dicts with ``modules``, the names of modules that are equal, and ``verdict``.
+            - ``coverage``: share of the weights that were looked at, between 0 and 1.
+            - ``status``: ``"healthy"``, ``"symmetric"`` or ``"inconclusive"``.
+            - ``reasons``: a list of texts, why nothing can be concluded of parts of the model.
+
+        Example:
+            >>> report = SymmetryReport(3, {"fc": LayerDiagnosis("fc", 4, 8)})
+            >>> report.to_dict()["layers"]["fc"]["effective_width"]
+            4
+        """
         return {
+            "schema": 1,
             "step": self.step,
             "num_units": self.num_units,
             "redundant_units": self.redundant_units,
@@ -286,6 +344,84 @@ class SymmetryReport:
             "status": self.status,
             "reasons": list(self.reasons),
         }
+
+    def to_dataframe(self) -> DataFrame:
+        """The layers as a table of pandas.
+
+        Returns:
+            A row per layer, those that share a weight once. The index, ``layer``, is the name; the columns are
+            ``units``, ``distinct``, ``redundant`` and ``dead``, then one per verdict with the number of units in its
+            groups, and ``groups``, the groups in words.
+
+        Raises:
+            ModuleNotFoundError: if pandas is not installed.
+
+        Example:
+            >>> group = UnitGroup((0, 1, 2), Verdict.LOCKED, Cause.ZERO, first_step=0)
+            >>> report = SymmetryReport(3, {"fc": LayerDiagnosis("fc", 4, 8, groups=[group])})
+            >>> report.to_dataframe().loc["fc", ["units", "distinct", "locked"]].tolist()
+            [4, 2, 3]
+        """
+        try:
+            import pandas  # type: ignore[import-untyped]
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError(
+                "`to_dataframe` expects pandas to be installed: pip install 'lightning-symmetry[plot]'"
+            ) from error
+        layers = self.distinct_layers
+        columns: dict[str, list[int] | list[str]] = {
+            "units": [layer.num_units for layer in layers],
+            "distinct": [layer.effective_width for layer in layers],
+            "redundant": [layer.redundant_units for layer in layers],
+            "dead": [layer.dead_units for layer in layers],
+            **{str(verdict): [layer.count(verdict) for layer in layers] for verdict in Verdict},
+            "groups": [summarise(layer) for layer in layers],
+        }
+        return pandas.DataFrame(columns, index=pandas.Index([layer.name for layer in layers], name="layer"))
+
+    def plot(self, ax: Axes | None = None) -> tuple[Figure, Axes]:
+        """Draw a bar per layer: the share of its units that each verdict was given to.
+
+        Layers to warn of come first, then others with groups. Of more than 40 layers the rest are counted only.
+
+        Args:
+            ax: where to draw; None: in a figure of its own.
+
+        Returns:
+            The figure and the axes.
+
+        Raises:
+            ModuleNotFoundError: if matplotlib is not installed.
+
+        Example:
+            >>> group = UnitGroup((0, 1, 2), Verdict.LOCKED, Cause.ZERO, first_step=0)
+            >>> report = SymmetryReport(3, {"fc": LayerDiagnosis("fc", 4, 8, groups=[group])})
+            >>> figure, axes = report.plot()
+            >>> axes.get_xlabel()
+            'share of the units'
+        """
+        from lightning_symmetry.verdicts.plotting import plot_report  # which needs this module
+
+        return plot_report(self, ax)
+
+    def _repr_html_(self) -> str:
+        """What notebooks show: totals, a table of the layers, findings with advice, and heatmaps."""
+        from lightning_symmetry.verdicts.html import report_html  # which needs this module
+
+        return report_html(self, self.draw_heatmaps() if self.draw_heatmaps is not None else {})
+
+    def __repr__(self) -> str:
+        num_layers = len(self.distinct_layers)
+        num_findings = len(self.findings)
+        units = f"{self.num_units:,} units of {num_layers:,} layer{'s' if num_layers != 1 else ''}"
+        said = f"all {units} are distinct"
+        if not num_layers:
+            said = "no layer was inspected"
+        elif self.redundant_units:
+            said = f"{self.redundant_units:,} of {units} are redundant"
+        if num_findings and not self.redundant_units:  # units in lockstep, or whole modules
+            said = f"{num_findings:,} finding{'s' if num_findings > 1 else ''}, {said}"
+        return f"<SymmetryReport at step {self.step}: {self.status}; {said}>"
 
     def table(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
         """Head and rows of a table for people: one row per layer."""
@@ -363,6 +499,11 @@ class Finding:
     modules: tuple[str, ...] = ()
     reason: Reason = Reason.UNDECIDED
 
+    def __repr__(self) -> str:
+        what = f"{len(self.modules):,} modules" if self.modules else describe_groups([self.units], None)
+        until = "" if self.broken_step is None else f", broken at step {self.broken_step}"
+        return f"<Finding in {shorten(self.layer)}: {self.verdict} since step {self.first_step}{until}; {what}>"
+
 
 def _percent_below(share: float) -> int:
     """A share below 1 in per cent, rounded down."""
@@ -370,15 +511,53 @@ def _percent_below(share: float) -> int:
 
 
 def summarise(layer: LayerDiagnosis) -> str:
-    """The groups of a layer in a few words, such as ``locked: 2 groups of 64 units, e.g. {0, 32}``."""
-    parts = []
-    for verdict in Verdict:
-        groups = [group for group in layer.groups if group.verdict is verdict]
-        if groups:
-            parts.append(f"{verdict}: {describe_groups([group.units for group in groups], layer.num_units)}")
-    return "; ".join(parts)
+    """The groups of a layer in a few words, such as ``locked: 4 of 64 units in 2 groups, {0, 32}, {1, 33}``."""
+    return "; ".join(f"{verdict}: {text}" for verdict, text in groups_in_words(layer).items())
+
+
+def groups_in_words(layer: LayerDiagnosis) -> dict[Verdict, str]:
+    """The groups of a layer in a few words, by verdict, the most serious one first.
+
+    Example:
+        >>> pair = UnitGroup((0, 1), Verdict.LOCKED, Cause.COPIED)
+        >>> groups_in_words(LayerDiagnosis("fc", 4, 8, groups=[pair]))[Verdict.LOCKED]
+        '2 of 4 units, {0, 1}'
+    """
+    units = {verdict: [group.units for group in layer.groups if group.verdict is verdict] for verdict in Verdict}
+    return {verdict: describe_groups(groups, layer.num_units) for verdict, groups in units.items() if groups}
 
 
 def under_all_names(diagnoses: Iterable[LayerDiagnosis]) -> dict[str, LayerDiagnosis]:
     """The layers of a report."""
     return {name: layer for layer in diagnoses for name in (layer.name, *layer.also)}
+
+
+def worst_first(layers: Iterable[LayerDiagnosis]) -> list[LayerDiagnosis]:
+    """Layers to warn of, then others with groups, then those without; each in the order that they had.
+
+    Example:
+        >>> pair = UnitGroup((0, 1), Verdict.DUPLICATE, Cause.COPIED)
+        >>> layers = [LayerDiagnosis("a", 4, 8), LayerDiagnosis("b", 4, 8, groups=[pair])]
+        >>> [layer.name for layer in worst_first(layers)]
+        ['b', 'a']
+    """
+
+    def rank(layer: LayerDiagnosis) -> int:
+        if any(group.verdict.is_warning for group in layer.groups):
+            return 0
+        return 1 if layer.groups else 2
+
+    return sorted(layers, key=rank)
+
+
+def shorten(name: str, length: int = 60) -> str:
+    """A name that is cut in the middle if it is too long.
+
+    Example:
+        >>> shorten("encoder.layers.11.attention.output.dense", 24)
+        'encoder.lay...tput.dense'
+    """
+    if len(name) <= length:
+        return name
+    end = (length - 3) // 2
+    return f"{name[: length - 3 - end]}...{name[-end:]}"

@@ -70,7 +70,7 @@ def test_a_logger_that_fails_does_not_silence_the_others(tmp_path: Path) -> None
 def test_a_passing_failure_is_tried_again(tmp_path: Path) -> None:
     faulty = Faulty(tmp_path, range(2, 4))
     assert train(faulty) == []
-    assert steps_in(tmp_path / "metrics.csv") == [0, 1, *range(4, 10)]
+    assert steps_in(tmp_path / "metrics.csv") == list(range(10))  # with those that it has missed
 
 
 class Unreachable(CSVLogger):
@@ -131,5 +131,5 @@ def test_the_tab_tells_all_again_after_a_failure(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(tab, "add_event", failing)
     assert train(TensorBoardLogger(tmp_path, name="", version="")) == []
     folded = history(read(tmp_path))
-    assert folded.steps == list(range(1, 10))
+    assert folded.steps == list(range(10))
     assert set(folded.layers) == {"net.0", "net.2", "net.4"}

@@ -118,7 +118,7 @@ def test_report_as_dict_and_as_table() -> None:
         "inconclusive: a single look, without optimizer steps, cannot tell what becomes of all units "
         "(and 1 more reason)",
     ]
-    assert str(diagnose(nn.ReLU())) == "Symmetry at step 0: no layer was inspected."
+    assert str(diagnose(nn.ReLU())) == "Symmetry at step 0: no layer was inspected.\ninconclusive: nothing to look at"
 
 
 def test_nothing_in_the_model_is_changed() -> None:

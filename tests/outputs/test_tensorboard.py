@@ -46,7 +46,7 @@ def has_colour(image: np.ndarray[Any, Any], colour: str) -> bool:
 
 
 def test_scalars_text_and_pictures_of_a_sick_run(tmp_path: Path) -> None:
-    events = train(fill(mlp(), 0.5), tmp_path, SymmetryMonitor(every_n_steps=4))
+    events = train(fill(mlp(), 0.5), tmp_path, SymmetryMonitor(every_n_steps=4, scalars="layers"))
     tags = events.Tags()
     layers = ["net.0", "net.2", "net.4"]
     ours = {tag for tag in tags["scalars"] if tag.startswith("symmetry/")}

@@ -1,0 +1,80 @@
+"""The moment right before an optimizer updates the weights, in any training loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+# Classes around an optimizer that hand `step` on to it: its hooks are the ones that are called. By name, since none of
+# these libraries should be imported for that.
+_WRAPPERS = {"AcceleratedOptimizer", "LightningOptimizer", "_FabricOptimizer"}
+
+
+def unwrap(optimizer: object) -> object:
+    """The optimizer inside of what accelerate, Fabric and Lightning put around it; anything else as it is."""
+    while _WRAPPERS.intersection(kind.__name__ for kind in type(optimizer).__mro__):
+        optimizer = optimizer.optimizer  # type: ignore[attr-defined]
+    return optimizer
+
+
+def watch_steps(optimizer: Optimizer, before_update: Callable[[Optimizer], None]) -> RemovableHandle:
+    """Have a function called once in every step of an optimizer, when the gradients of the step are there.
+
+    That is before the step, or, if the step is handed a closure that computes them, after the closure has been evaluated
+    for the first time: LBFGS evaluates it several times in one step, of which only the first is at the weights that the
+    step starts from.
+
+    Args:
+        optimizer: any optimizer of PyTorch, not wrapped.
+        before_update: called with the optimizer. What it raises ends the step before anything has been updated.
+
+    Returns:
+        A handle; its method ``remove`` ends the watch.
+
+    Example:
+        >>> import torch
+        >>> weight = torch.nn.Parameter(torch.ones(2))
+        >>> optimizer = torch.optim.SGD([weight], lr=0.5)
+        >>> handle = watch_steps(optimizer, lambda optimizer: print("about to move from", weight.tolist()))
+        >>> weight.sum().backward()
+        >>> optimizer.step()
+        about to move from [1.0, 1.0]
+        >>> handle.remove()
+        >>> weight.tolist()
+        [0.5, 0.5]
+    """
+
+    def pre_hook(
+        optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        # The first of the positional arguments is the optimizer itself.
+        closure = args[1] if len(args) > 1 else kwargs.get("closure")
+        if not callable(closure):
+            before_update(optimizer)
+            return None
+        watched = _then_once(closure, before_update, optimizer)
+        if len(args) > 1:
+            return (args[0], watched, *args[2:]), kwargs
+        return args, {**kwargs, "closure": watched}
+
+    return optimizer.register_step_pre_hook(pre_hook)
+
+
+def _then_once(
+    closure: Callable[..., Any], before_update: Callable[[Optimizer], None], optimizer: Optimizer
+) -> Callable[..., Any]:
+    """A closure that calls ``before_update`` after it has been evaluated for the first time."""
+    is_first = True
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        nonlocal is_first
+        result = closure(*args, **kwargs)
+        if is_first:
+            is_first = False
+            before_update(optimizer)
+        return result
+
+    return watched

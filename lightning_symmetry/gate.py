@@ -1,0 +1,168 @@
+"""A test of a model for symmetry, for test suites."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.optim import LBFGS, SGD, Optimizer
+
+from lightning_symmetry.engine.saying import SymmetryError, SymmetryWarning, warn
+from lightning_symmetry.tracker import SymmetryTracker
+from lightning_symmetry.verdicts.advice import messages
+from lightning_symmetry.verdicts.report import SymmetryReport
+
+Batch = TypeVar("Batch")
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
+
+# Besides `patience`. Whatever becomes of all units of a layer is decided by then.
+_MAX_STEPS = 8
+
+
+def assert_no_symmetry(
+    model: ModuleT,
+    loss: Callable[[ModuleT, Batch], Tensor],
+    batches: Iterable[Batch],
+    optimizer: Optimizer | Callable[[Iterable[nn.Parameter]], Optimizer] | None = None,
+    **options: Any,
+) -> SymmetryReport:
+    """Train a copy of a model for a few steps, and raise if units of it train as one or do not train at all.
+
+    The model, the optimizer and the random numbers of the caller are not touched. It takes four optimizer steps, and up
+    to twelve where something is still undecided; if there are fewer batches, they are used again.
+
+    Args:
+        model: the model, in the mode (``train`` or ``eval``) in which it is to be trained.
+        loss: computes the loss of a batch, with gradients, from the copy of the model and the batch.
+        batches: at least one batch, of any kind that ``loss`` understands.
+        optimizer: an optimizer of the model, of which a copy is used; or a function that makes one from parameters;
+            None: plain gradient descent at a learning rate of 0.01.
+        **options: ``tolerance``, ``patience``, ``include``, ``exclude`` and ``require_conclusion`` of
+            :class:`lightning_symmetry.SymmetryMonitor`.
+
+    Returns:
+        The report; its ``status`` is ``"healthy"``, or ``"inconclusive"`` if parts of the model could not be looked at.
+
+    Raises:
+        SymmetryError: with the report and the findings, if there is anything to warn of; and, if
+            ``require_conclusion`` is set, if the report is inconclusive.
+        TypeError: if an argument is of the wrong type.
+        ValueError: if there are no batches, or the loss is not one number with a gradient.
+
+    Warns:
+        SymmetryWarning: if the report is inconclusive.
+
+    Example:
+        >>> import torch
+        >>> from lightning_symmetry import assert_no_symmetry
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 2))
+        >>> def loss(model, batch):
+        ...     return model(batch).square().mean()
+        >>> assert_no_symmetry(model, loss, [torch.randn(16, 4)]).status
+        'healthy'
+        >>> _ = torch.nn.init.constant_(model[0].weight, 0.5), torch.nn.init.constant_(model[0].bias, 0.0)
+        >>> _ = torch.nn.init.constant_(model[2].weight, 0.5)
+        >>> assert_no_symmetry(model, loss, [torch.randn(16, 4)])
+        Traceback (most recent call last):
+        lightning_symmetry.engine.saying.SymmetryError: 0: all 8 units are identical in weights and gradients ...
+    """
+    __tracebackhide__ = True  # pytest then shows the line of the test, and not this function
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"Expected argument `model` to be a torch.nn.Module but got {model!r}.")
+    if not callable(loss):
+        raise TypeError(f"Expected argument `loss` to be a function of a model and a batch but got {loss!r}.")
+    if not isinstance(batches, Iterable):
+        raise TypeError(f"Expected argument `batches` to be an iterable of batches but got {batches!r}.")
+    unknown = options.keys() - {"tolerance", "patience", "include", "exclude", "require_conclusion"}
+    if unknown:
+        raise TypeError(f"assert_no_symmetry got an unexpected keyword argument {min(unknown)!r}.")
+    require_conclusion = options.pop("require_conclusion", False)
+    devices = {parameter.device for parameter in model.parameters() if parameter.device.type == "cuda"}
+    with torch.random.fork_rng(devices=list(devices)), torch.enable_grad():
+        tracker = _train_copy(model, loss, batches, optimizer, options)
+    report = tracker.report
+    assert report is not None
+    if tracker.findings:
+        raise SymmetryError("\n".join(messages(tracker.findings, report)), report, tracker.findings)
+    if report.status == "inconclusive":
+        text = f"assert_no_symmetry comes to no conclusion ({'; '.join(report.reasons)})."
+        if require_conclusion:
+            raise SymmetryError(text, report, [])
+        warn(f"{text} That it raised nothing does not mean that the model is healthy.", SymmetryWarning)
+    return report
+
+
+def _train_copy(
+    model: ModuleT,
+    loss: Callable[[ModuleT, Batch], Tensor],
+    batches: Iterable[Batch],
+    optimizer: Optimizer | Callable[[Iterable[nn.Parameter]], Optimizer] | None,
+    options: dict[str, Any],
+) -> SymmetryTracker:
+    """The tracker of a copy of the model, after as many steps as it takes."""
+    trained, its_optimizer = _copies(model, optimizer)
+    with SymmetryTracker(trained, its_optimizer, every_n_steps=1, on_symmetry="ignore", **options) as tracker:
+        for step, batch in enumerate(_again_and_again(batches)):
+
+            def closure(batch: Batch = batch) -> Tensor:
+                its_optimizer.zero_grad()
+                value = loss(trained, batch)
+                _check_loss(value)
+                value.backward()  # type: ignore[no-untyped-call]
+                return value
+
+            if isinstance(its_optimizer, LBFGS):
+                its_optimizer.step(closure)  # type: ignore[arg-type]
+            else:
+                closure()
+                its_optimizer.step()
+            assert tracker.report is not None
+            is_decided = tracker.report.status != "inconclusive" and step >= tracker.options.patience
+            if is_decided or step >= _MAX_STEPS + tracker.options.patience:
+                return tracker
+    raise ValueError("Expected argument `batches` to hold at least one batch but it is empty.")
+
+
+def _copies(
+    model: ModuleT, optimizer: Optimizer | Callable[[Iterable[nn.Parameter]], Optimizer] | None
+) -> tuple[ModuleT, Optimizer]:
+    """A copy of the model, and an optimizer of the copy."""
+    if isinstance(optimizer, Optimizer):
+        trained, its_optimizer = copy.deepcopy((model, optimizer))  # together, so that the one optimizes the other
+        if isinstance(its_optimizer, LBFGS):
+            # PyTorch leaves these two out of copies.
+            its_optimizer._params = its_optimizer.param_groups[0]["params"]
+            its_optimizer._numel_cache = None
+        return trained, its_optimizer
+    trained = copy.deepcopy(model)
+    parameters = [parameter for parameter in trained.parameters() if parameter.requires_grad]
+    if not parameters:
+        raise ValueError(f"Expected argument `model` to have parameters that train but got {model!r}.")
+    if optimizer is None:
+        return trained, SGD(parameters, lr=0.01)
+    if not callable(optimizer):
+        raise TypeError(
+            "Expected argument `optimizer` to be a torch.optim.Optimizer, a function that makes one from parameters, or "
+            f"None but got {optimizer!r}."
+        )
+    return trained, optimizer(parameters)
+
+
+def _again_and_again(batches: Iterable[Batch]) -> Iterator[Batch]:
+    """The batches over and over; nothing if there are none."""
+    kept = []
+    for batch in batches:
+        kept.append(batch)
+        yield batch
+    while kept:
+        yield from kept
+
+
+def _check_loss(value: object) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"Expected argument `loss` to return a tensor but got {value!r}.")
+    if value.numel() != 1 or not value.requires_grad:
+        raise ValueError(f"Expected argument `loss` to return one number with a gradient but got {value!r}.")

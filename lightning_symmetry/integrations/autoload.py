@@ -1,0 +1,23 @@
+"""A monitor in every Trainer, without a line of code, where an environment variable asks for it.
+
+Lightning loads this module whenever it makes a Trainer, so it imports nothing that takes time.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lightning_symmetry.callback import SymmetryMonitor
+
+VARIABLE = "LIGHTNING_SYMMETRY_AUTOLOAD"
+
+
+def callbacks() -> list[SymmetryMonitor]:
+    """What is added to the callbacks of a new Trainer: a monitor if the variable is ``1``, else nothing."""
+    if os.environ.get(VARIABLE) != "1":
+        return []
+    from lightning_symmetry.integrations.autoloaded import AutoloadedMonitor
+
+    return [AutoloadedMonitor()]

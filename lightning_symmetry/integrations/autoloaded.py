@@ -1,0 +1,49 @@
+"""The monitor that comes by itself, and is never in the way of one that the user gave."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch.optim import Optimizer
+from typing_extensions import override
+
+from lightning_symmetry.callback import SymmetryMonitor
+
+
+class AutoloadedMonitor(SymmetryMonitor):
+    """A monitor that leaves the work to any other, and nothing in checkpoints.
+
+    Lightning refuses two callbacks with state of one kind. Users do hand the callbacks of one Trainer, of which this is
+    one, to the next, which gets another one.
+    """
+
+    # Lightning takes a callback for one without state if it has these methods of its base class.
+    state_dict = Callback.state_dict
+    load_state_dict = Callback.load_state_dict
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._is_needed(trainer):
+            super().on_train_start(trainer, pl_module)
+
+    @override
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        if self._is_needed(trainer):
+            super().on_before_optimizer_step(trainer, pl_module, optimizer)
+
+    @override
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._is_needed(trainer):
+            super().on_train_end(trainer, pl_module)
+
+    @override
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._is_needed(trainer):
+            super().on_fit_end(trainer, pl_module)
+
+    def _is_needed(self, trainer: Any) -> bool:
+        """Whether the user has given no monitor, and this is the first that has come by itself."""
+        monitors = [callback for callback in trainer.callbacks if isinstance(callback, SymmetryMonitor)]
+        is_alone = all(isinstance(monitor, AutoloadedMonitor) for monitor in monitors)
+        return is_alone and monitors[0] is self

@@ -1,0 +1,148 @@
+"""The monitor as a callback of the Hugging Face Trainer."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import CallbackHandler, ExportableState
+from typing_extensions import override
+
+from lightning_symmetry.engine.options import OnSymmetry, Options
+from lightning_symmetry.outputs.folder import folder_outputs
+from lightning_symmetry.outputs.output import Heatmaps, Scalars
+from lightning_symmetry.tracker import SymmetryTracker
+from lightning_symmetry.verdicts.report import Finding, SymmetryReport
+
+
+class SymmetryCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
+    """Watch a training of the Hugging Face Trainer for units that are updated as one.
+
+    It writes where the Trainer logs (``report_to``): TensorBoard, Weights & Biases, MLflow; and if it logs nowhere, into
+    the folder ``symmetry`` of ``output_dir``, once something is found. Its state is part of the checkpoints, and is
+    taken up again with ``restore_callback_states_from_checkpoint=True``.
+
+    Args:
+        every_n_steps: optimizer steps between checks after the first ones; None: ``logging_steps`` of the Trainer if it
+            is a number of steps, else 50.
+        tolerance: see :class:`lightning_symmetry.SymmetryMonitor`, as for all that follow.
+        patience: as there.
+        include: as there.
+        exclude: as there.
+        heatmaps: as there.
+        on_symmetry: as there; ``"stop"`` ends the training cleanly after the step.
+        scalars: as there.
+        require_conclusion: as there.
+
+    Raises:
+        TypeError: if an argument is of the wrong type.
+        ValueError: if an argument is out of range.
+
+    Example:
+        >>> from transformers import Trainer
+        >>> from lightning_symmetry.integrations.transformers import SymmetryCallback
+        >>> trainer = Trainer(model, arguments, train_dataset=data, callbacks=[SymmetryCallback()])  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        every_n_steps: int | None = None,
+        tolerance: float | None = None,
+        patience: int = 3,
+        include: Sequence[str] | None = None,
+        exclude: Sequence[str] = (),
+        heatmaps: Heatmaps = "findings",
+        on_symmetry: OnSymmetry = "warn",
+        scalars: Scalars = "summary",
+        require_conclusion: bool = False,
+    ) -> None:
+        self.options = Options(
+            every_n_steps,
+            tolerance,
+            patience,
+            include,
+            exclude,
+            heatmaps,
+            on_symmetry,
+            scalars,
+            require_conclusion,
+        )
+        self.resumed_state: dict[str, Any] = {}  # set by the Trainer when it resumes
+        self._tracker: SymmetryTracker | None = None
+
+    @property
+    def report(self) -> SymmetryReport | None:
+        """The latest report; None before the first check."""
+        return None if self._tracker is None else self._tracker.report
+
+    @property
+    def findings(self) -> list[Finding]:
+        """Every group that was warned of, with layer, units, verdict, and when it was seen and broken."""
+        return [] if self._tracker is None else self._tracker.findings
+
+    @override
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._close()  # a training before this one may have ended with an error
+        options: dict[str, Any] = {**vars(self.options), "every_n_steps": self._every_n_steps(args)}
+        outputs = self._outputs(args) if state.is_world_process_zero else []
+        self._tracker = SymmetryTracker(kwargs["model"], kwargs["optimizer"], output=outputs, **options)
+        if self.resumed_state:
+            self._tracker.load_state_dict(self.resumed_state)
+
+    @override
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self._tracker is not None and self._tracker.should_stop:
+            control.should_training_stop = True
+
+    @override
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self._close()
+
+    @override
+    def state(self) -> dict[str, Any]:
+        resumed_state = {} if self._tracker is None else self._tracker.state_dict()
+        return {"args": asdict(self.options), "attributes": {"resumed_state": resumed_state}}
+
+    def _close(self) -> None:
+        if self._tracker is not None:
+            self._tracker.close()
+
+    def _every_n_steps(self, args: TrainingArguments) -> int | None:
+        logs_by_steps = args.logging_strategy == "steps" and args.logging_steps >= 1  # below 1 it is a share of all steps
+        return self.options.every_n_steps or (int(args.logging_steps) if logs_by_steps else None)
+
+    def _outputs(self, args: TrainingArguments) -> list[object]:
+        outputs: list[object] = list(_loggers_of(_callbacks_of_caller()))
+        if outputs:
+            return outputs
+        folder = Path(args.output_dir or ".") / "symmetry"
+        return [*folder_outputs(folder, self.options.heatmaps, self.options.scalars, only_findings=True)]
+
+
+def _callbacks_of_caller() -> list[TrainerCallback]:
+    """All callbacks of the Trainer that is calling, of which it does not tell this one."""
+    frame = sys._getframe()
+    while frame is not None:
+        caller = frame.f_locals.get("self")
+        if isinstance(caller, CallbackHandler):
+            return list(caller.callbacks)
+        frame = frame.f_back  # type: ignore[assignment]
+    return []
+
+
+def _loggers_of(callbacks: list[TrainerCallback]) -> Iterator[object]:
+    """What the callbacks that log have opened: writers and runs."""
+    for callback in callbacks:
+        match type(callback).__name__:
+            case "TensorBoardCallback" if callback.tb_writer is not None:
+                yield callback.tb_writer
+            case "WandbCallback" if callback._wandb is not None and callback._wandb.run is not None:
+                yield callback._wandb.run
+            case "MLflowCallback" if callback._ml_flow is not None and callback._ml_flow.active_run() is not None:
+                yield callback._ml_flow.active_run()

@@ -1,0 +1,69 @@
+"""Findings as data for other programs: JSON, and rows of a table."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from lightning_symmetry.verdicts.advice import alike_findings, describe_units, what, why
+from lightning_symmetry.verdicts.report import Finding, SymmetryReport
+
+COLUMNS = ("layer", "units", "verdict", "since step", "broken at step", "what", "why")
+"""The columns of :func:`findings_rows`."""
+
+_MAX_ROWS = 200
+
+
+def findings_json(findings: Sequence[Finding], report: SymmetryReport) -> str:
+    """All findings of a training so far and its latest report, as JSON.
+
+    Fields may be added; none changes its meaning while ``schema`` is 1: ``schema``, ``status``, ``reasons``, ``step``,
+    ``redundant_units``, ``effective_width_fraction``, ``report`` (:meth:`SymmetryReport.to_dict`) and ``findings``, a
+    list of objects with ``layer``, ``units``, ``verdict``, ``cause``, ``value``, ``origin``, ``reason``,
+    ``first_step``, ``last_step``, ``broken_step`` (null while it holds), ``modules`` and ``message``.
+    """
+    values = {
+        "schema": 1,
+        "status": report.status,
+        "reasons": report.reasons,
+        "step": report.step,
+        "redundant_units": report.redundant_units,
+        "effective_width_fraction": report.effective_width_fraction,
+        "findings": [_to_dict(finding, report) for finding in findings],
+        "report": report.to_dict(),
+    }
+    return json.dumps(values, indent=1, allow_nan=False) + "\n"
+
+
+def findings_rows(findings: Sequence[Finding], report: SymmetryReport) -> list[list[str | int | None]]:
+    """Findings in words, a row for all that differ in their units only; at most 200 rows."""
+    return [
+        [
+            alike[0].layer,
+            describe_units(alike, report),
+            str(alike[0].verdict),
+            alike[0].first_step,
+            alike[0].broken_step,
+            f"They {what(alike[0], len(alike))}",
+            why(alike[0]),
+        ]
+        for alike in alike_findings(findings, report)[:_MAX_ROWS]
+    ]
+
+
+def _to_dict(finding: Finding, report: SymmetryReport) -> dict[str, Any]:
+    return {
+        "layer": finding.layer,
+        "units": list(finding.units),
+        "verdict": str(finding.verdict),
+        "cause": str(finding.cause),
+        "value": finding.value,
+        "origin": str(finding.origin),
+        "reason": str(finding.reason),
+        "first_step": finding.first_step,
+        "last_step": finding.last_step,
+        "broken_step": finding.broken_step,
+        "modules": list(finding.modules),
+        "message": f"{describe_units([finding], report)}: they {what(finding)} {why(finding)}",
+    }

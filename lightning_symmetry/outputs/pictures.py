@@ -1,0 +1,70 @@
+"""Which pictures a check asks for; they are drawn only where somebody wants them."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from lightning_symmetry.outputs.output import Check, Heatmaps
+from lightning_symmetry.verdicts.looks import Look
+from lightning_symmetry.verdicts.report import LayerDiagnosis, SymmetryReport
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+_MAX_LENGTH = 100
+
+
+def due_heatmaps(check: Check, heatmaps: Heatmaps) -> Iterator[tuple[LayerDiagnosis, Look]]:
+    """The layers of which a picture is due.
+
+    Args:
+        check: the check.
+        heatmaps: of layers with findings, when these change ("findings"); of all, at every check ("all"); or none.
+    """
+    with_findings = {finding.layer for finding in check.findings}
+    for seen in check.looks:
+        layer = check.report.layers.get(seen.layer.name)  # whole modules have no picture
+        is_due = heatmaps == "findings" and seen.layer.name in with_findings & check.changed
+        if layer is not None and (is_due or heatmaps == "all"):
+            yield layer, seen
+
+
+def heatmap_image(layer: LayerDiagnosis, seen: Look) -> Image:
+    """The picture of a layer."""
+    from PIL.Image import fromarray
+
+    from lightning_symmetry.outputs.heatmap import draw_layer
+
+    return fromarray(draw_layer(layer, seen.weights, seen.gradients))
+
+
+def overview_image(report: SymmetryReport) -> Image:
+    """The picture of a model."""
+    from PIL.Image import fromarray
+
+    from lightning_symmetry.outputs.heatmap import draw_overview
+
+    return fromarray(draw_overview(report))
+
+
+def png(image: Image) -> bytes:
+    """A picture as the content of a PNG file."""
+    file = io.BytesIO()
+    image.save(file, format="PNG")
+    return file.getvalue()
+
+
+def file_name(layer: str) -> str:
+    """A name for a file about a layer: one of its own for every layer, whatever characters its name has.
+
+    >>> file_name("encoder.0.fc1")
+    'encoder.0.fc1'
+    >>> file_name("a/b")
+    'a_b-a5334e79'
+    """
+    safe = re.sub(r"[^A-Za-z0-9._-]", "_", layer).lstrip(".")[:_MAX_LENGTH]
+    return safe if safe == layer else f"{safe}-{hashlib.sha256(layer.encode()).hexdigest()[:8]}"

@@ -1,0 +1,218 @@
+"""A report as a fragment of HTML, for notebooks.
+
+The fragment stands alone: it has no scripts, no style sheet, no ids and no outside files, and it takes its text colour and
+font from the page, whether that is light or dark. Colours say nothing that is not said in words as well.
+
+Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+
+from lightning_symmetry.verdicts.report import (
+    LayerDiagnosis,
+    Status,
+    SymmetryReport,
+    groups_in_words,
+    shorten,
+    worst_first,
+)
+from lightning_symmetry.verdicts.verdict import Verdict
+
+_MAX_ROWS = 40
+_MAX_LINES = 40  # of each list
+_MAX_TIED_NAMES = 2
+_MAX_NAME = 80
+
+# Both greys can be seen on white and on black.
+_LINE = "1px solid rgba(128,128,128,.4)"
+_DISTINCT = "rgba(128,128,128,.3)"
+_PALE = "opacity:.75"
+# Every property that the styles of notebooks set for tables is set here too.
+_CELL = f"padding:3px 10px 3px 0;border:0;border-bottom:{_LINE};vertical-align:top;background:none;white-space:normal"
+_TEXT = f"{_CELL};text-align:left"
+_NUMBER = f"{_CELL};text-align:right;font-variant-numeric:tabular-nums"
+
+_STATUS_COLOURS: dict[Status, str] = {
+    "symmetric": Verdict.LOCKED.traits.colour,
+    "healthy": Verdict.BREAKING.traits.colour,
+    "inconclusive": Verdict.DUPLICATE.traits.colour,
+}
+
+
+def report_html(report: SymmetryReport, heatmaps: Mapping[str, bytes]) -> str:
+    """What a notebook shows of a report.
+
+    Args:
+        report: the report.
+        heatmaps: pictures of layers as PNG files, by layer name.
+
+    Returns:
+        A fragment of HTML: a heading, a table of the layers with the worst of them first, what the verdicts mean, the
+        findings with advice, the heatmaps, and what was not looked at.
+
+    Example:
+        >>> html = report_html(SymmetryReport(3, {"<b>": LayerDiagnosis("<b>", 4, 8)}), {})
+        >>> "&lt;b&gt;" in html, "<b>" in html
+        (True, False)
+    """
+    parts = [
+        _heading(report),
+        _table(report),
+        _legend(report),
+        _list("Findings", report.messages()),
+        _list("Copies", [f"{group.describe()} ({group.verdict})" for group in report.copies]),
+        _heatmaps(report, heatmaps),
+        _details("Inconclusive", report.reasons, is_open=report.status == "inconclusive"),
+        _details("Not inspected", [f"{name}: {reason}" for name, reason in report.skipped.items()]),
+    ]
+    return f'<div style="line-height:1.45;max-width:72em;text-align:left">{"".join(parts)}</div>'
+
+
+def _heading(report: SymmetryReport) -> str:
+    colour = _STATUS_COLOURS[report.status]
+    status = (
+        f'<strong style="border:2px solid {colour};border-radius:4px;padding:1px 7px;margin-right:8px">'
+        f"{report.status}</strong>"
+    )
+    return f'<div style="margin:4px 0 10px">{status} Step {report.step:,}: {escape(report.totals())}</div>'
+
+
+def _table(report: SymmetryReport) -> str:
+    layers = worst_first(report.distinct_layers)
+    if not layers:
+        return ""
+    has_dead = any(layer.dead_units for layer in layers)
+    head = [
+        _head_cell("layer", _TEXT),
+        _head_cell("units", _NUMBER),
+        _head_cell("distinct", _NUMBER),
+        _head_cell("dead", _NUMBER) if has_dead else "",
+        _head_cell("share of the units", _TEXT),
+        _head_cell("groups", _TEXT),
+    ]
+    rows = [_row("".join(head)), *(_layer_row(layer, has_dead) for layer in layers[:_MAX_ROWS])]
+    left_out = layers[_MAX_ROWS:]
+    if left_out:
+        with_groups = sum(bool(layer.groups) for layer in left_out)
+        text = f"and {len(left_out):,} more layers, {f'{with_groups:,}' if with_groups else 'none'} of them with groups"
+        rows.append(_row(f'<td colspan="{5 + has_dead}" style="{_TEXT}"><span style="{_PALE}">{text}</span></td>'))
+    return (
+        '<div style="overflow-x:auto"><table style="border-collapse:collapse;border:0;margin:0;font-size:inherit">'
+        f"{''.join(rows)}</table></div>"
+    )
+
+
+def _row(cells: str) -> str:
+    return f'<tr style="background:none">{cells}</tr>'
+
+
+def _head_cell(text: str, style: str) -> str:
+    return f'<th scope="col" style="{style};font-weight:600">{text}</th>'
+
+
+def _layer_row(layer: LayerDiagnosis, has_dead: bool) -> str:
+    cells = [
+        f'<td style="{_TEXT};overflow-wrap:anywhere;min-width:8em">{_layer_name(layer)}</td>',
+        f'<td style="{_NUMBER}">{layer.num_units:,}</td>',
+        f'<td style="{_NUMBER}">{layer.effective_width:,}</td>',
+        f'<td style="{_NUMBER}">{layer.dead_units:,}</td>' if has_dead else "",
+        f'<td style="{_TEXT}">{_bar(layer)}</td>',
+        f'<td style="{_TEXT};min-width:16em">{_groups(layer)}</td>',
+    ]
+    return _row("".join(cells))
+
+
+def _layer_name(layer: LayerDiagnosis) -> str:
+    names = [f"<code>{escape(shorten(name, _MAX_NAME))}</code>" for name in (layer.name, *layer.also[:_MAX_TIED_NAMES])]
+    more = len(layer.also) - _MAX_TIED_NAMES
+    return " = ".join([*names, f"{more:,} more"] if more > 0 else names)
+
+
+def _bar(layer: LayerDiagnosis) -> str:
+    """A bar for all units of a layer, of which each verdict colours its share."""
+    counts = {verdict: layer.count(verdict) for verdict in Verdict}
+    shares = {verdict: number / max(1, layer.num_units) for verdict, number in counts.items() if number}
+    segments = [
+        f'<div style="flex:0 0 auto;width:{100 * share:.2f}%;min-width:2px;background:{verdict.traits.colour}"></div>'
+        for verdict, share in shares.items()
+    ]
+    said = ", ".join(f"{counts[verdict]:,} {verdict}" for verdict in shares) or "no groups"
+    label = f"{said}, of {layer.num_units:,} units"
+    return (
+        f'<div role="img" aria-label="{label}" title="{label}" style="display:flex;width:160px;height:12px;'
+        f'margin-top:4px;overflow:hidden;border-radius:3px;background:{_DISTINCT}">{"".join(segments)}</div>'
+    )
+
+
+def _groups(layer: LayerDiagnosis) -> str:
+    lines = [f"{_mark(verdict)}{verdict}: {escape(text)}" for verdict, text in groups_in_words(layer).items()]
+    return "<br>".join(lines)
+
+
+def _mark(verdict: Verdict) -> str:
+    """The symbol of a verdict, which can be told from the others without its colour."""
+    return (
+        '<svg width="10" height="10" viewBox="0 0 12 12" aria-hidden="true" style="margin-right:5px">'
+        f'<path fill="{verdict.traits.colour}" fill-rule="evenodd" d="{verdict.traits.mark}"/></svg>'
+    )
+
+
+def _legend(report: SymmetryReport) -> str:
+    """What the verdicts in the table mean."""
+    present = {group.verdict for layer in report.distinct_layers for group in layer.groups}
+    keys = [
+        f'<span style="margin-right:18px">{_mark(verdict)}{verdict}: {escape(verdict.traits.meaning)}</span>'
+        for verdict in Verdict
+        if verdict in present
+    ]
+    return f'<div style="margin:6px 0;font-size:90%;{_PALE}">{" ".join(keys)}</div>' if keys else ""
+
+
+def _list(heading: str, texts: Sequence[str]) -> str:
+    if not texts:
+        return ""
+    return f'<div style="margin:10px 0 0"><strong>{heading}</strong>{_items(texts)}</div>'
+
+
+def _details(heading: str, texts: Sequence[str], *, is_open: bool = False) -> str:
+    """A list that is folded up at first."""
+    if not texts:
+        return ""
+    summary = f'<summary style="cursor:pointer">{heading} ({len(texts):,})</summary>'
+    return f'<details{" open" if is_open else ""} style="margin:8px 0 0">{summary}{_items(texts)}</details>'
+
+
+def _items(texts: Sequence[str]) -> str:
+    shown = [*texts[:_MAX_LINES], *([f"and {len(texts) - _MAX_LINES:,} more"] if len(texts) > _MAX_LINES else [])]
+    items = "".join(f'<li style="margin:2px 0">{escape(text)}</li>' for text in shown)
+    return f'<ul style="margin:2px 0 0;padding-left:1.5em;overflow-wrap:anywhere">{items}</ul>'
+
+
+def _heatmaps(report: SymmetryReport, heatmaps: Mapping[str, bytes]) -> str:
+    if not heatmaps:
+        return ""
+    figures = "".join(_figures(report, heatmaps.items()))
+    note = "Cosine similarity of the units, from the weights and gradients that the model has now."
+    return (
+        f'<div style="margin:12px 0 0"><strong>Heatmaps</strong> <span style="{_PALE}">{note}</span>'
+        f'<div style="display:flex;flex-wrap:wrap;gap:12px;margin-top:6px">{figures}</div></div>'
+    )
+
+
+def _figures(report: SymmetryReport, heatmaps: Iterable[tuple[str, bytes]]) -> Iterable[str]:
+    for name, png in heatmaps:
+        layer = report.layers.get(name)
+        words = {} if layer is None else groups_in_words(layer)
+        said = "; ".join(f"{verdict}: {text}" for verdict, text in words.items()) or "no groups"
+        short = escape(shorten(name, _MAX_NAME))
+        alt = f"Heatmap of layer {short}; {escape(said)}"
+        yield (
+            '<figure style="margin:0;max-width:100%">'
+            f'<figcaption style="max-width:400px;overflow-wrap:anywhere"><code>{short}</code></figcaption>'
+            f'<img alt="{alt}" src="data:image/png;base64,{b64encode(png).decode()}" '
+            'style="max-width:100%;height:auto;border-radius:4px"></figure>'
+        )

@@ -1,0 +1,65 @@
+"""Which curves there are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor, nn
+
+from lightning_symmetry import SymmetryMonitor
+from tests.outputs.test_tensorboard import read
+from tests.training import Classifier, batches, fill, make_trainer
+
+pytestmark = pytest.mark.filterwarnings("ignore::lightning_symmetry.SymmetryWarning")
+TOTALS = {"symmetry/redundant_units", "symmetry/effective_width_fraction"}
+
+
+class Wide(nn.Module):
+    """As many parallel layers as one likes, the first ones of which are symmetric."""
+
+    def __init__(self, num_layers: int, num_sick: int) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.ModuleList(nn.Linear(12, 2) for _ in range(num_layers))
+        for layer in list(self.layers)[:num_sick]:
+            fill(layer, 0.5)
+        self.head = nn.Linear(2, 4)
+        with torch.no_grad():
+            self.head.weight[:, 1] = self.head.weight[:, 0]
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        out: Tensor = self.head(sum(torch.tanh(layer(inputs)) for layer in self.layers))
+        return out
+
+
+def curves(folder: Path, num_layers: int, num_sick: int, **options: Any) -> set[str]:
+    monitor = SymmetryMonitor(heatmaps="none", **options)
+    logger = TensorBoardLogger(folder, name="", version="")
+    make_trainer([monitor], logger=logger, max_steps=2).fit(Classifier(Wide(num_layers, num_sick)), batches())
+    return {tag for tag in read(folder).Tags()["scalars"] if tag.startswith("symmetry/")}
+
+
+def widths(layers: range) -> set[str]:
+    return {f"symmetry/effective_width/net.layers.{i}" for i in layers}
+
+
+def test_a_model_of_1200_layers_has_fewer_than_20_curves_that_name_the_sick(tmp_path: Path) -> None:
+    assert curves(tmp_path / "few", 1200, 3) == TOTALS | widths(range(3))
+    many = curves(tmp_path / "many", 1200, 1200)
+    assert many == TOTALS | widths(range(10))
+
+
+@pytest.mark.parametrize(
+    ("scalars", "expected"),
+    [
+        ("findings", TOTALS | widths(range(12))),
+        ("layers", TOTALS | widths(range(20)) | {"symmetry/effective_width/net.head"}),
+        ("none", set()),
+    ],
+)
+def test_the_other_choices(scalars: str, expected: set[str], tmp_path: Path) -> None:
+    assert curves(tmp_path, 20, 12, scalars=scalars) == expected
