@@ -19,10 +19,10 @@ MAX_HEATMAPS: Final = 6
 
 
 class HeatmapsOnDemand:
-    """Draws the layers of a report that have groups, from the weights and gradients that the model has when it is called.
+    """Draws the layers of a report that have groups, from the weights and gradients that the model has when called.
 
-    A report holds no weights, and this does not keep the model alive. It costs nothing until it is called. Whoever shows
-    a report wants to see the rest of it even if the pictures cannot be drawn, so what fails is left out.
+    A report holds no weights, and this does not keep the model alive. It costs nothing until it is called. Whoever
+    shows a report wants to see the rest of it even if the pictures cannot be drawn, so what fails is left out.
 
     Args:
         model: the model.

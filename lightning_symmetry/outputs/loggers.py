@@ -19,6 +19,7 @@ from lightning_symmetry.outputs.mlflow import MLflowOutput
 from lightning_symmetry.outputs.output import Check, Heatmaps, Output, Scalars
 from lightning_symmetry.outputs.scalars import ScalarChoice
 from lightning_symmetry.outputs.wandb import WandbOutput
+from lightning_symmetry.verdicts.report import SymmetryReport
 
 Kind = Callable[[Any, Heatmaps, Scalars], list[Output] | None]
 """A kind of targets: answers with the outputs of one of its kind, or None."""
@@ -49,6 +50,13 @@ class LoggerScalars(Output):
         metrics: Mapping[str, float] = self._choice.of(check)
         if metrics:
             self._logger.log_metrics(metrics, step=check.report.step)
+
+    @override
+    def close(self, report: SymmetryReport) -> None:
+        # A Trainer does this too; a loop of one's own may forget it, and lose what the logger has not written yet.
+        save = getattr(self._logger, "save", None)
+        if callable(save):
+            save()
 
 
 def outputs_of(target: object, heatmaps: Heatmaps, scalars: Scalars) -> list[Output]:

@@ -45,19 +45,20 @@ def build_report(logdir: Path) -> str:
     events.AddRunsFromDirectory(str(logdir))
     events.Reload()
     reader = Reader(MultiplexerDataProvider(events, str(logdir)), RequestContext(), "", Cache())
-    runs = [_run(reader, run) for run in reader.versions()]
+    names = {".": logdir.resolve().name}  # a run that lies in the directory itself has no name of its own
+    runs = [_run(reader, run, names.get(run, run)) for run in reader.versions()]
     if not runs:
         raise LookupError(
-            f"No run below {str(logdir)!r} holds data of SymmetryMonitor: was it among the callbacks of the Trainer, "
-            "with a TensorBoardLogger?"
+            f"No run below {str(logdir)!r} holds data of the Symmetry tab: was SymmetryMonitor among the callbacks of the "
+            "Trainer, with a TensorBoardLogger, or this the `output` of a SymmetryTracker?"
         )
     return _page(f"Symmetry of {logdir.resolve().name}", {"verdicts": verdicts_to_json(), "runs": runs})
 
 
-def _run(reader: Reader, run: str) -> dict[str, Any]:
+def _run(reader: Reader, run: str, name: str) -> dict[str, Any]:
     history = reader.history(run)
     return {
-        "name": run,
+        "name": name,
         "history": history.to_json(),
         "layers": {layer: reader.layer(run, layer) for layer in history.layers},
         "matrices": {

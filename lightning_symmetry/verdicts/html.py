@@ -1,13 +1,14 @@
 """A report as a fragment of HTML, for notebooks.
 
-The fragment stands alone: it has no scripts, no style sheet, no ids and no outside files, and it takes its text colour and
-font from the page, whether that is light or dark. Colours say nothing that is not said in words as well.
+The fragment stands alone: it has no scripts, no style sheet, no ids and no outside files, and it takes its text colour
+and font from the page, whether that is light or dark. Colours say nothing that is not said in words as well.
 
 Nothing here imports torch.
 """
 
 from __future__ import annotations
 
+import re
 from base64 import b64encode
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
@@ -25,7 +26,7 @@ from lightning_symmetry.verdicts.verdict import Verdict
 _MAX_ROWS = 40
 _MAX_LINES = 40  # of each list
 _MAX_TIED_NAMES = 2
-_MAX_NAME = 80
+_MAX_NAME = 120
 
 # Both greys can be seen on white and on black.
 _LINE = "1px solid rgba(128,128,128,.4)"
@@ -64,7 +65,10 @@ def report_html(report: SymmetryReport, heatmaps: Mapping[str, bytes]) -> str:
         _table(report),
         _legend(report),
         _list("Findings", report.messages()),
-        _list("Copies", [f"{group.describe()} ({group.verdict})" for group in report.copies]),
+        # The findings speak of the others.
+        _list(
+            "Copies", [f"{copy.describe()} ({copy.verdict})" for copy in report.copies if not copy.verdict.is_warning]
+        ),
         _heatmaps(report, heatmaps),
         _details("Inconclusive", report.reasons, is_open=report.status == "inconclusive"),
         _details("Not inspected", [f"{name}: {reason}" for name, reason in report.skipped.items()]),
@@ -101,7 +105,8 @@ def _table(report: SymmetryReport) -> str:
         text = f"and {len(left_out):,} more layers, {f'{with_groups:,}' if with_groups else 'none'} of them with groups"
         rows.append(_row(f'<td colspan="{5 + has_dead}" style="{_TEXT}"><span style="{_PALE}">{text}</span></td>'))
     return (
-        '<div style="overflow-x:auto"><table style="border-collapse:collapse;border:0;margin:0;font-size:inherit">'
+        '<div style="overflow-x:auto">'
+        '<table style="border-collapse:collapse;table-layout:auto;border:0;margin:0;font-size:inherit">'
         f"{''.join(rows)}</table></div>"
     )
 
@@ -127,9 +132,15 @@ def _layer_row(layer: LayerDiagnosis, has_dead: bool) -> str:
 
 
 def _layer_name(layer: LayerDiagnosis) -> str:
-    names = [f"<code>{escape(shorten(name, _MAX_NAME))}</code>" for name in (layer.name, *layer.also[:_MAX_TIED_NAMES])]
+    names = [_name(name) for name in (layer.name, *layer.also[:_MAX_TIED_NAMES])]
     more = len(layer.also) - _MAX_TIED_NAMES
     return " = ".join([*names, f"{more:,} more"] if more > 0 else names)
+
+
+def _name(name: str) -> str:
+    """The name of a layer, which had best break after a dot."""
+    text = escape(shorten(name, _MAX_NAME)).replace(".", ".<wbr>")
+    return f'<code style="background:none;color:inherit;padding:0;white-space:normal">{text}</code>'
 
 
 def _bar(layer: LayerDiagnosis) -> str:
@@ -150,7 +161,8 @@ def _bar(layer: LayerDiagnosis) -> str:
 
 def _groups(layer: LayerDiagnosis) -> str:
     lines = [f"{_mark(verdict)}{verdict}: {escape(text)}" for verdict, text in groups_in_words(layer).items()]
-    return "<br>".join(lines)
+    # Lines break between sets of units, not inside of one.
+    return re.sub(r"{[^}]*}", lambda match: match[0].replace(" ", "&nbsp;"), "<br>".join(lines))
 
 
 def _mark(verdict: Verdict) -> str:
@@ -208,11 +220,10 @@ def _figures(report: SymmetryReport, heatmaps: Iterable[tuple[str, bytes]]) -> I
         layer = report.layers.get(name)
         words = {} if layer is None else groups_in_words(layer)
         said = "; ".join(f"{verdict}: {text}" for verdict, text in words.items()) or "no groups"
-        short = escape(shorten(name, _MAX_NAME))
-        alt = f"Heatmap of layer {short}; {escape(said)}"
+        alt = f"Heatmap of layer {escape(name)}; {escape(said)}"
         yield (
             '<figure style="margin:0;max-width:100%">'
-            f'<figcaption style="max-width:400px;overflow-wrap:anywhere"><code>{short}</code></figcaption>'
+            f'<figcaption style="max-width:400px;overflow-wrap:anywhere">{_name(name)}</figcaption>'
             f'<img alt="{alt}" src="data:image/png;base64,{b64encode(png).decode()}" '
             'style="max-width:100%;height:auto;border-radius:4px"></figure>'
         )

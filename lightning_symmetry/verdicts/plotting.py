@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from lightning_symmetry.verdicts.report import LayerDiagnosis, SymmetryReport, shorten, worst_first
 from lightning_symmetry.verdicts.verdict import Verdict
@@ -17,10 +17,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _MAX_LAYERS = 40
-_MAX_NAME = 40
+_NAME_LENGTHS = range(32, 61, 4)  # characters, the least that tells all names apart
+_MAX_LINE = 60  # characters in a line of the title
 _DISTINCT = "#c9ced6"
+_WIDTH = 8.5  # inches
 _INCHES_PER_BAR = 0.27
 _INCHES_AROUND = 1.7  # title, axis and legend
+_INCHES_TO_LEGEND = 0.5
 
 
 def plot_report(report: SymmetryReport, ax: Axes | None = None) -> tuple[Figure, Axes]:
@@ -46,41 +49,57 @@ def plot_report(report: SymmetryReport, ax: Axes | None = None) -> tuple[Figure,
     shown = layers[:_MAX_LAYERS]
     if ax is None:
         height = _INCHES_AROUND + _INCHES_PER_BAR * max(2, len(shown))
-        _, ax = plt.subplots(figsize=(8, height), layout="constrained")
-    figure = ax.get_figure(root=True)
-    assert figure is not None
+        _, ax = plt.subplots(figsize=(_WIDTH, height), layout="constrained")
     _draw_bars(ax, shown)
-    lines = textwrap.wrap(f"Step {report.step}, {report.status}: {report.totals()}", 80)
+    lines = textwrap.wrap(f"Step {report.step}, {report.status}: {report.totals()}", _MAX_LINE)
     left_out = len(layers) - len(shown)
     if left_out:
-        lines.append(f"{left_out} more layers are not shown")
+        lines.append(f"{left_out} more layers are not shown.")
     ax.set_title("\n".join(lines), fontsize="medium", loc="left")
-    return figure, ax
+    return cast("Figure", ax.figure), ax
 
 
 def _draw_bars(ax: Axes, layers: Sequence[LayerDiagnosis]) -> None:
     places = range(len(layers))
     starts = [0.0] * len(layers)
-    series = {str(verdict): (verdict.traits.colour, [layer.count(verdict) for layer in layers]) for verdict in Verdict}
-    grouped = [sum(counts[i] for _, counts in series.values()) for i in places]
-    series["in no group"] = (_DISTINCT, [layer.num_units - grouped[i] for i, layer in enumerate(layers)])
-    for label, (colour, counts) in series.items():
-        if any(counts):
-            widths = [count / max(1, layer.num_units) for count, layer in zip(counts, layers, strict=True)]
-            ax.barh(places, widths, left=starts, height=0.72, color=colour, label=label)
-            starts = [start + width for start, width in zip(starts, widths, strict=True)]
-    for place, layer in zip(places, layers, strict=True):
-        ax.text(1.01, place, f"{layer.effective_width:,} / {layer.num_units:,}", va="center", fontsize="small")
-    # A name may hold what matplotlib would take for a formula.
-    names = [shorten(layer.name, _MAX_NAME).replace("$", r"\$") for layer in layers]
-    ax.set_yticks(places, names, fontsize="small")
-    ax.invert_yaxis()
+    for label, (colour, counts) in _series(layers).items():
+        widths = [count / max(1, layer.num_units) for count, layer in zip(counts, layers, strict=True)]
+        ax.barh(places, widths, left=starts, height=0.72, color=colour, label=label)
+        starts = [start + width for start, width in zip(starts, widths, strict=True)]
+    ax.set_yticks(places, _labels([layer.name for layer in layers]), fontsize="small")
+    ax.set_ylim(max(1, len(layers)) - 0.5, -0.5)
     ax.set_xlim(0, 1)
-    ax.xaxis.set_major_formatter(lambda share, _: f"{100 * share:.0f} %")
     ax.set_xlabel("share of the units")
+    ax.xaxis.set_major_formatter(lambda share, _: f"{100 * share:.0f} %")
     for side in ("top", "right", "left"):
         ax.spines[side].set_visible(False)
     ax.tick_params(axis="y", length=0)
+    for place, layer in zip(places, layers, strict=True):
+        ax.text(1.01, place, f"{layer.effective_width:,} / {layer.num_units:,}", va="center", fontsize="small")
     if layers:
-        ax.text(1.01, -0.75, "distinct / units", va="bottom", fontsize="small", color="#6b7280")
-        ax.legend(loc="upper left", bbox_to_anchor=(0, 0), ncols=6)
+        ax.annotate("distinct / units", (1.01, 1), (0, 3), "axes fraction", "offset points", fontsize="small")
+        _draw_legend(ax)
+
+
+def _labels(names: Sequence[str]) -> list[str]:
+    """Names as short as can be told apart."""
+    cut = [[shorten(name, length) for name in names] for length in _NAME_LENGTHS]
+    labels = next((labels for labels in cut if len(set(labels)) == len(names)), cut[-1])
+    return [label.replace("$", r"\$") for label in labels]  # which matplotlib would take for the start of a formula
+
+
+def _series(layers: Sequence[LayerDiagnosis]) -> dict[str, tuple[str, list[int]]]:
+    """By label, the colour and the numbers of units of each layer; without verdicts that no unit has."""
+    series = {str(verdict): (verdict.traits.colour, [layer.count(verdict) for layer in layers]) for verdict in Verdict}
+    grouped = [sum(counts) for counts in zip(*(counts for _, counts in series.values()), strict=True)]
+    rest = [layer.num_units - number for layer, number in zip(layers, grouped, strict=True)]
+    series["in no group"] = (_DISTINCT, rest)
+    return {label: (colour, counts) for label, (colour, counts) in series.items() if any(counts)}
+
+
+def _draw_legend(ax: Axes) -> None:
+    """Explain the colours below the axis, at a distance that does not depend on the height of the figure."""
+    from matplotlib.transforms import ScaledTranslation
+
+    below = ax.transAxes + ScaledTranslation(0, -_INCHES_TO_LEGEND, ax.figure.dpi_scale_trans)
+    ax.legend(loc="upper left", bbox_to_anchor=(0, 0), bbox_transform=below, ncols=3, frameon=False, borderaxespad=0)

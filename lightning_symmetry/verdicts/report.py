@@ -209,9 +209,15 @@ class SymmetryReport:
         ``"symmetric"`` if there is anything to warn of; else ``"inconclusive"`` if there are :attr:`reasons`, else
         ``"healthy"``.
         """
-        if self.findings:
+        if self._num_findings:
             return "symmetric"
         return "inconclusive" if self.reasons else "healthy"
+
+    @property
+    def _num_findings(self) -> int:
+        """How many :attr:`findings` there are; in a wide layer it takes long to make all of them."""
+        of_units = sum(group.verdict.is_warning for layer in self.distinct_layers for group in layer.groups)
+        return of_units + sum(group.verdict.is_warning for group in self.copies)
 
     @property
     def findings(self) -> list[Finding]:
@@ -363,7 +369,7 @@ class SymmetryReport:
             [4, 2, 3]
         """
         try:
-            import pandas  # type: ignore[import-untyped]
+            import pandas
         except ModuleNotFoundError as error:
             raise ModuleNotFoundError(
                 "`to_dataframe` expects pandas to be installed: pip install 'lightning-symmetry[plot]'"
@@ -412,7 +418,7 @@ class SymmetryReport:
 
     def __repr__(self) -> str:
         num_layers = len(self.distinct_layers)
-        num_findings = len(self.findings)
+        num_findings = self._num_findings
         units = f"{self.num_units:,} units of {num_layers:,} layer{'s' if num_layers != 1 else ''}"
         said = f"all {units} are distinct"
         if not num_layers:
@@ -551,13 +557,10 @@ def worst_first(layers: Iterable[LayerDiagnosis]) -> list[LayerDiagnosis]:
 
 
 def shorten(name: str, length: int = 60) -> str:
-    """A name that is cut in the middle if it is too long.
+    """A name that is cut at its beginning if it is too long: its end tells more.
 
     Example:
         >>> shorten("encoder.layers.11.attention.output.dense", 24)
-        'encoder.lay...tput.dense'
+        '...ttention.output.dense'
     """
-    if len(name) <= length:
-        return name
-    end = (length - 3) // 2
-    return f"{name[: length - 3 - end]}...{name[-end:]}"
+    return name if len(name) <= length else "..." + name[3 - length :]

@@ -143,7 +143,7 @@ def test_a_resumed_training_tells_all_again(tmp_path: Path) -> None:
     events = read(tmp_path)
     folded = history(events)
     assert folded.steps == [0, 1, 2, 4, 6, 7, 8, 10]  # the first step after a resume is always checked
-    assert [summary.get("full", False) for summary in summaries(events)] == [True, *[False] * 4, True, False]
+    assert [summary.get("full", False) for summary in summaries(events)] == [True, *[False] * 4, True, False, False]
     group = folded.layers["net.0"].states[-1][1]
     assert group is not None
     assert [found.since for found in group.groups] == [0]  # not the step at which it went on

@@ -98,7 +98,7 @@ def test_the_command_says_what_is_wrong(kind: str, tmp_path: Path, capsys: pytes
     said = capsys.readouterr()
     assert said.out == ""
     assert str(logdir) in said.err
-    expected = "holds data of SymmetryMonitor" if logdir.is_dir() else "Expected a directory with TensorBoard runs"
+    expected = "holds data of the Symmetry tab" if logdir.is_dir() else "Expected a directory with TensorBoard runs"
     assert expected in said.err
     assert not (tmp_path / "report.html").exists()
 

@@ -1,0 +1,131 @@
+"""Weights & Biases, offline, read back from the files of the run."""
+
+from __future__ import annotations
+
+import json
+import struct
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import wandb
+from lightning.pytorch.loggers import WandbLogger
+from PIL import Image
+from wandb.proto import wandb_internal_pb2
+
+from lightning_symmetry import SymmetryMonitor, SymmetryTracker
+from tests.test_tracker import endless, loss_of, sgd
+from tests.training import Classifier, fill, fit, mlp
+
+pytestmark = pytest.mark.filterwarnings("ignore::lightning_symmetry.SymmetryWarning")
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    for name in ("CACHE", "CONFIG", "DATA", "ARTIFACT"):
+        monkeypatch.setenv(f"WANDB_{name}_DIR", str(tmp_path / name))
+    yield tmp_path
+    wandb.finish()
+
+
+def rows_of(folder: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """The rows that a finished run has written, and its summary."""
+    (file,) = folder.glob("wandb/offline-run-*/*.wandb")
+    rows, summary = [], {}
+    for data in _records(file.read_bytes()):
+        record = wandb_internal_pb2.Record()
+        record.ParseFromString(data)
+        if record.WhichOneof("record_type") == "history":
+            rows.append({_key(item): json.loads(item.value_json) for item in record.history.item})
+        for item in record.summary.update:
+            summary[_key(item)] = json.loads(item.value_json)
+    return rows, summary
+
+
+def _records(data: bytes) -> Iterator[bytes]:
+    """The records of a file in the format of LevelDB's logs, behind a head of 7 bytes."""
+    block_size, at, record = 32768, 7, b""
+    while at + 7 <= len(data):
+        if block_size - at % block_size < 7:  # no room for the head of a piece: the next one begins with a block
+            at += block_size - at % block_size
+            continue
+        length, kind = struct.unpack_from("<HB", data, at + 4)
+        record += data[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):  # whole, or the last piece
+            yield record
+            record = b""
+
+
+def _key(item: Any) -> str:
+    return item.key or ".".join(item.nested_key)
+
+
+def media_of(folder: Path) -> list[Path]:
+    (run,) = folder.glob("wandb/offline-run-*")
+    return sorted(path for path in (run / "files" / "media").rglob("*") if path.is_file())
+
+
+def test_the_logger_of_lightning_gets_text_and_pictures(folder: Path) -> None:
+    fit(
+        Classifier(fill(mlp(), 0.5)), SymmetryMonitor(every_n_steps=4), logger=WandbLogger(save_dir=folder), max_steps=8
+    )
+    wandb.finish()
+    rows, summary = rows_of(folder)
+    ours = [row for row in rows if "symmetry/redundant_units" in row]
+    assert [row["trainer/global_step"] for row in ours] == [0, 1, 3, 4]
+    assert ours[-1]["symmetry/redundant_units"] == 22.0
+    assert ours[-1]["symmetry/effective_width/net.0"] == 1.0
+    assert [row["symmetry/findings.nrows"] for row in ours if "symmetry/findings.nrows" in row] == [0, 2]
+    pictures = {key.removesuffix("._type") for row in ours for key in row if row[key] == "image-file"}
+    assert pictures == {"symmetry/overview", "symmetry/heatmap/net.0", "symmetry/heatmap/net.2"}
+    assert summary["symmetry/status"] == "symmetric"
+    media = media_of(folder)
+    tables = [json.loads(path.read_text()) for path in media if path.name.endswith("table.json")]
+    layers = {row[table["columns"].index("layer")] for table in tables for row in table["data"]}
+    assert layers == {"net.0", "net.2"}
+    assert any("constant initialisation" in str(row) for table in tables for row in table["data"])
+    images = [path for path in media if path.suffix == ".png"]
+    assert len(images) >= 3
+    for path in images:
+        with Image.open(path) as image:
+            assert min(image.size) > 100
+
+
+@pytest.mark.parametrize("has_own_steps", [False, True])
+def test_a_raw_run_keeps_all_rows_of_its_owner(folder: Path, has_own_steps: bool) -> None:
+    net = fill(mlp(), 0.5)
+    optimizer = sgd(net)
+    run = wandb.init(project="symmetry", dir=folder)
+    with SymmetryTracker(net, optimizer, output=run, every_n_steps=1):
+        for step, batch in zip(range(8), endless(), strict=False):
+            optimizer.zero_grad()
+            loss = loss_of(net, batch)
+            loss.backward()
+            optimizer.step()
+            if step % 4 == 3:  # once an "epoch", counted in epochs
+                run.log({"loss": loss.item(), "epoch": step // 4}, step=step // 4 if has_own_steps else None)
+    run.finish()
+    rows, summary = rows_of(folder)
+    assert [row["epoch"] for row in rows if "epoch" in row] == [0, 1]
+    # A row that is given a step stays open until the next step, and takes in what comes meanwhile.
+    assert [row["symmetry/step"] for row in rows if "symmetry/step" in row] == ([7] if has_own_steps else [3, 7])
+    assert {row["symmetry/redundant_units"] for row in rows if "symmetry/step" in row} == {22.0}
+    assert summary["symmetry/status"] == "symmetric"
+    assert [path for path in media_of(folder) if path.suffix == ".png"]
+
+
+def test_nothing_reaches_a_run_if_nothing_is_wanted(folder: Path) -> None:
+    net = fill(mlp(), 0.5)
+    run = wandb.init(project="symmetry", dir=folder)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with SymmetryTracker(net, sgd(net), output=run, scalars="none", heatmaps="none"):
+            pass
+    run.finish()
+    assert not any("symmetry" in key for row in rows_of(folder)[0] for key in row)
