@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lightning_symmetry.callback import SymmetryMonitor
-    from lightning_symmetry.matrices.grouping import duplicate_groups
-    from lightning_symmetry.tracker import SymmetryTracker
-    from lightning_symmetry.units.registry import Units, register_layer
     from lightning_symmetry.engine.diagnose import diagnose
     from lightning_symmetry.engine.saying import SymmetryError, SymmetryWarning
     from lightning_symmetry.gate import assert_no_symmetry
+    from lightning_symmetry.matrices.grouping import duplicate_groups
+    from lightning_symmetry.tracker import SymmetryTracker
+    from lightning_symmetry.units.registry import Units, register_layer
     from lightning_symmetry.verdicts.report import CopyGroup, Finding, LayerDiagnosis, SymmetryReport, UnitGroup
     from lightning_symmetry.verdicts.verdict import Verdict
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -27,13 +27,19 @@ from lightning_symmetry.outputs.output import Heatmaps, Output, Scalars
 from lightning_symmetry.ranks.reading import team_of_all
 from lightning_symmetry.verdicts.report import Finding, SymmetryReport
 
-try:  # its Trainer takes a callback without a list, and its command line any callback at all, only if it is one of its own
-    from pytorch_lightning import Callback as _CallbackOfPytorchLightning
-except ImportError:
-    _CallbackOfPytorchLightning = object  # type: ignore[assignment, misc]
+if TYPE_CHECKING:
+
+    class _OtherCallback: ...
+
+else:
+    try:
+        # A callback of its own is what its Trainer takes without a list, and its command line at all.
+        from pytorch_lightning import Callback as _OtherCallback
+    except ImportError:
+        _OtherCallback = object
 
 
-class SymmetryMonitor(Callback, _CallbackOfPytorchLightning):
+class SymmetryMonitor(Callback, _OtherCallback):
     """Watch a training for units that are updated as one.
 
     The weights and gradients of all supported layers are looked at before the optimizer steps 0, 1, 3, 7, ... and then

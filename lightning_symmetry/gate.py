@@ -111,11 +111,11 @@ def _train_copy(
                 its_optimizer.zero_grad()
                 value = loss(trained, batch)
                 _check_loss(value)
-                value.backward()  # type: ignore[no-untyped-call]
+                value.backward()
                 return value
 
             if isinstance(its_optimizer, LBFGS):
-                its_optimizer.step(closure)  # type: ignore[arg-type]
+                its_optimizer.step(closure)
             else:
                 closure()
                 its_optimizer.step()
@@ -145,8 +145,8 @@ def _copies(
         return trained, SGD(parameters, lr=0.01)
     if not callable(optimizer):
         raise TypeError(
-            "Expected argument `optimizer` to be a torch.optim.Optimizer, a function that makes one from parameters, or "
-            f"None but got {optimizer!r}."
+            "Expected argument `optimizer` to be a torch.optim.Optimizer, a function that makes one from parameters, "
+            f"or None but got {optimizer!r}."
         )
     return trained, optimizer(parameters)
 

@@ -28,7 +28,7 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Show the whole report of the model under a test that failed with a ``SymmetryError``."""
     result = yield
-    error = call.excinfo.value if call.excinfo is not None else None
+    error: Any = call.excinfo.value if call.excinfo is not None else None
     # By name, since whoever raised it has imported it, and nobody else should.
     if type(error).__name__ == "SymmetryError" and hasattr(error, "report"):
         result.sections.append(("Symmetry report", str(error.report)))

@@ -6,12 +6,11 @@ import logging
 import os
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 import torch.distributed as dist
 from torch import nn
 from torch.optim import Optimizer
-from typing_extensions import Self
 
 from lightning_symmetry.engine.engine import SymmetryEngine
 from lightning_symmetry.engine.options import OnSymmetry, Options
@@ -30,9 +29,9 @@ logger = logging.getLogger(__name__)
 class SymmetryTracker:
     """Watch a training loop of any kind for units that are updated as one.
 
-    The tracker hooks into the steps of the optimizers; the loop stays as it is. It looks at the weights and gradients of
-    all supported layers before the optimizer steps 0, 1, 3, 7, ... and then every ``every_n_steps``. What is found is
-    warned of once. The training is not touched: with and without the tracker, weights, optimizer states and random
+    The tracker hooks into the steps of the optimizers; the loop stays as it is. It looks at the weights and gradients
+    of all supported layers before the optimizer steps 0, 1, 3, 7, ... and then every ``every_n_steps``. What is found
+    is warned of once. The training is not touched: with and without the tracker, weights, optimizer states and random
     numbers are the same to the last bit.
 
     With several processes, make a tracker on each of them: they answer one another at every check. The first one warns
@@ -204,9 +203,7 @@ class SymmetryTracker:
     def _outputs_of(self, output: object) -> list[Output]:
         several = output if isinstance(output, list | tuple) else [output]
         heatmaps, scalars = self.options.heatmaps, self.options.scalars
-        return [
-            found for target in several if target is not None for found in outputs_of(target, heatmaps, scalars)
-        ]
+        return [found for target in several if target is not None for found in outputs_of(target, heatmaps, scalars)]
 
     def _refuse_if_closed(self, what: str) -> None:
         if self._is_closed:

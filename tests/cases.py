@@ -11,7 +11,7 @@ import itertools
 import logging
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -40,7 +40,7 @@ class Task(Classifier):
         super().__init__(net, lambda _: OPTIMIZERS[optimizer](trained))
         self._loss, self._warm_up = loss, warm_up
 
-    def training_step(self, batch: Sequence[Tensor], batch_idx: int) -> Tensor:
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         outputs = self.net(batch[0])
         if self._loss == "classes":
             return nn.functional.cross_entropy(outputs.float(), batch[1].argmax(dim=1))
@@ -166,9 +166,7 @@ Found = dict[str, set[str]]
 """By layer, the verdicts that were warned of."""
 
 
-def run(
-    case: Case, optimizer: str, precision: str, every_n_steps: int = 3
-) -> tuple[Found, SymmetryMonitor, nn.Module]:
+def run(case: Case, optimizer: str, precision: str, every_n_steps: int = 3) -> tuple[Found, SymmetryMonitor, nn.Module]:
     """Train a case with Lightning's Trainer; returns what was found, the monitor, and the trained network."""
     data, net = _setting(case)
     monitor = SymmetryMonitor(every_n_steps=every_n_steps, heatmaps="none", scalars="none")
@@ -191,7 +189,8 @@ def run_in_plain_loop(case: Case, optimizer: str, precision: str) -> tuple[Found
         warnings.simplefilter("ignore")
         for step, batch in zip(range(case.steps), batches, strict=False):
             optimizers["optimizer"].zero_grad()
-            task.training_step([part.to(dtype) for part in batch], step).backward()
+            inputs, targets = (part.to(dtype) for part in batch)
+            task.training_step((inputs, targets), step).backward()
             optimizers["optimizer"].step()
             if case.warm_up:
                 optimizers["lr_scheduler"]["scheduler"].step()

@@ -37,7 +37,7 @@ from torch.distributed.tensor import DTensor, Shard
 from torch.distributed.tensor.parallel import ColwiseParallel, ParallelStyle, RowwiseParallel, parallelize_module
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_symmetry import SymmetryMonitor
+from lightning_symmetry import SymmetryMonitor, SymmetryTracker
 from tests import zoo
 from tests.training import fill, make_trainer
 
@@ -304,7 +304,7 @@ def train(
     return trainer
 
 
-def said(monitor: SymmetryMonitor) -> dict[str, Any]:
+def said(monitor: SymmetryMonitor | SymmetryTracker) -> dict[str, Any]:
     """What a monitor found, to be compared unit by unit."""
     report = monitor.report
     assert report is not None

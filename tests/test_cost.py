@@ -23,7 +23,7 @@ from lightning_symmetry.verdicts.evidence import look
 WAITS = {"aten::_local_scalar_dense", "aten::nonzero", "aten::equal", "aten::is_nonzero"}
 
 
-class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class Ledger(TorchDispatchMode):
     """Keeps count of what PyTorch reads and writes.
 
     Attributes:

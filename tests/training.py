@@ -30,7 +30,7 @@ class Classifier(LightningModule):
         self.net = net
         self._optimizer = optimizer
 
-    def training_step(self, batch: Sequence[Tensor], batch_idx: int) -> Tensor:
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -40,7 +40,7 @@ class Classifier(LightningModule):
 class Regression(Classifier):
     """Any network that shall put out zeros."""
 
-    def training_step(self, batch: Sequence[Tensor], batch_idx: int) -> Tensor:
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         loss: Tensor = self.net(batch[0]).square().mean()
         return loss
 

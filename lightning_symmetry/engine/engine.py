@@ -76,7 +76,10 @@ class SymmetryEngine:
         self._examiner = Examiner(self.options, self._leave_out)
         self._schedule = Schedule()
         self._optimizers: list[Optimizer] = []  # in the order of their places
-        self._agreed: tuple[SymmetryReport | None, dict[str, Any]] = (None, {"history": {}})  # by all ranks, at the latest check
+        self._agreed: tuple[SymmetryReport | None, dict[str, Any]] = (
+            None,
+            {"history": {}},
+        )  # by all ranks, at the latest check
 
     @property
     def report(self) -> SymmetryReport | None:

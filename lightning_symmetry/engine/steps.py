@@ -23,9 +23,9 @@ def unwrap(optimizer: object) -> object:
 def watch_steps(optimizer: Optimizer, before_update: Callable[[Optimizer], None]) -> RemovableHandle:
     """Have a function called once in every step of an optimizer, when the gradients of the step are there.
 
-    That is before the step, or, if the step is handed a closure that computes them, after the closure has been evaluated
-    for the first time: LBFGS evaluates it several times in one step, of which only the first is at the weights that the
-    step starts from.
+    That is before the step, or, if the step is handed a closure that computes them, after the closure has been
+    evaluated for the first time: LBFGS evaluates it several times in one step, of which only the first is at the
+    weights that the step starts from.
 
     Args:
         optimizer: any optimizer of PyTorch, not wrapped.

@@ -19,12 +19,12 @@ from lightning_symmetry.tracker import SymmetryTracker
 from lightning_symmetry.verdicts.report import Finding, SymmetryReport
 
 
-class SymmetryCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
+class SymmetryCallback(TrainerCallback, ExportableState):
     """Watch a training of the Hugging Face Trainer for units that are updated as one.
 
-    It writes where the Trainer logs (``report_to``): TensorBoard, Weights & Biases, MLflow; and if it logs nowhere, into
-    the folder ``symmetry`` of ``output_dir``, once something is found. Its state is part of the checkpoints, and is
-    taken up again with ``restore_callback_states_from_checkpoint=True``.
+    It writes where the Trainer logs (``report_to``): TensorBoard, Weights & Biases, MLflow; and if it logs nowhere,
+    into the folder ``symmetry`` of ``output_dir``, once something is found. Its state is part of the checkpoints, and
+    is taken up again with ``restore_callback_states_from_checkpoint=True``.
 
     Args:
         every_n_steps: optimizer steps between checks after the first ones; None: ``logging_steps`` of the Trainer if it
@@ -101,7 +101,9 @@ class SymmetryCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
             control.should_training_stop = True
 
     @override
-    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         self._close()
 
     @override
@@ -114,7 +116,9 @@ class SymmetryCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
             self._tracker.close()
 
     def _every_n_steps(self, args: TrainingArguments) -> int | None:
-        logs_by_steps = args.logging_strategy == "steps" and args.logging_steps >= 1  # below 1 it is a share of all steps
+        logs_by_steps = (
+            args.logging_strategy == "steps" and args.logging_steps >= 1
+        )  # below 1 it is a share of all steps
         return self.options.every_n_steps or (int(args.logging_steps) if logs_by_steps else None)
 
     def _outputs(self, args: TrainingArguments) -> list[object]:
@@ -138,6 +142,7 @@ def _callbacks_of_caller() -> list[TrainerCallback]:
 
 def _loggers_of(callbacks: list[TrainerCallback]) -> Iterator[object]:
     """What the callbacks that log have opened: writers and runs."""
+    callback: Any
     for callback in callbacks:
         match type(callback).__name__:
             case "TensorBoardCallback" if callback.tb_writer is not None:

@@ -15,9 +15,10 @@ from lightning_symmetry.verdicts.report import Finding, SymmetryReport
 
 
 class FolderOutput(Output):
-    """Writes ``findings.json``, ``overview.png``, ``heatmaps/*.png``, TensorBoard events and, at the end, ``report.html``.
+    """Writes findings, pictures, TensorBoard events and, at the end, a report.
 
-    Nothing is written before the first check.
+    These are ``findings.json``, ``overview.png``, ``heatmaps/*.png`` and ``report.html``; nothing is written before the
+    first check.
 
     Args:
         path: the folder, which need not exist.
@@ -75,13 +76,11 @@ class FolderOutput(Output):
         from lightning_symmetry.outputs.tensorboard import TensorBoardScalars
 
         self._path.mkdir(parents=True, exist_ok=True)
-        self._writer = SummaryWriter(str(self._path))  # type: ignore[no-untyped-call]
+        self._writer = SummaryWriter(str(self._path))
         self._events = [TensorBoardScalars(self._writer, self._scalars), SymmetryTab(self._writer, self._heatmaps)]
 
 
-def folder_outputs(
-    path: Path, heatmaps: Heatmaps, scalars: Scalars, *, only_findings: bool = False
-) -> list[Output]:
+def folder_outputs(path: Path, heatmaps: Heatmaps, scalars: Scalars, *, only_findings: bool = False) -> list[Output]:
     """The outputs that write into a folder: none if neither pictures nor scalars are wanted.
 
     Args:

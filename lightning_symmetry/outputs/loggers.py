@@ -1,7 +1,7 @@
 """Which outputs a logger, a run or a folder gets.
 
-Loggers are told apart by the names of their classes, so that no library of theirs is imported: whoever hands one over has
-imported it.
+Loggers are told apart by the names of their classes, so that no library of theirs is imported: whoever hands one over
+has imported it.
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ def outputs_of(target: object, heatmaps: Heatmaps, scalars: Scalars) -> list[Out
     """The outputs for something that the user wants to see checks in.
 
     Args:
-        target: a folder, a ``SummaryWriter``, a run of Weights & Biases or of MLflow, a logger of Lightning or Fabric, or
-            an output.
+        target: a folder, a ``SummaryWriter``, a run of Weights & Biases or of MLflow, a logger of Lightning or Fabric,
+            or an output.
         heatmaps: the option of the monitor.
         scalars: the option of the monitor.
 
@@ -80,8 +80,8 @@ def outputs_of(target: object, heatmaps: Heatmaps, scalars: Scalars) -> list[Out
         if outputs is not None:
             return [] if heatmaps == scalars == "none" else outputs
     raise TypeError(
-        "Expected argument `output` to be a folder, a SummaryWriter, a run of W&B or MLflow, or a logger of Lightning or "
-        f"Fabric but got {target!r}."
+        "Expected argument `output` to be a folder, a SummaryWriter, a run of W&B or MLflow, or a logger of Lightning "
+        f"or Fabric but got {target!r}."
     )
 
 

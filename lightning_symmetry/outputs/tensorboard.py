@@ -67,7 +67,7 @@ class TensorBoardPictures(Output):
 
 def add_summary(writer: SummaryWriter, values: Sequence[Summary.Value], step: int) -> None:
     """Write values of any kind as one event."""
-    writer._get_file_writer().add_summary(Summary(value=values), step)  # type: ignore[no-untyped-call]
+    writer._get_file_writer().add_summary(Summary(value=values), step)
 
 
 def write_findings(writer: SummaryWriter, check: Check) -> None:

@@ -19,8 +19,8 @@ class WandbOutput(Output):
     """Writes to a run of Weights & Biases.
 
     A run takes rows in the order of its own steps, and drops those that come too late. So a raw run gets what is to be
-    written as part of the row that its owner writes next, with the optimizer step as ``symmetry/step``. Lightning's logger
-    counts the steps by itself and gets rows of its own.
+    written as part of the row that its owner writes next, with the optimizer step as ``symmetry/step``. Lightning's
+    logger counts the steps by itself and gets rows of its own.
 
     Args:
         target: a ``WandbLogger``, or a run as ``wandb.init`` returns it.
@@ -31,12 +31,12 @@ class WandbOutput(Output):
     name = "output to Weights & Biases"
 
     def __init__(self, target: Any, heatmaps: Heatmaps, scalars: Scalars) -> None:
-        self._logger = target if hasattr(target, "log_metrics") else None
-        self._run = target if self._logger is None else None
+        self._target = target
+        self._is_logger = hasattr(target, "log_metrics")
         self._heatmaps = heatmaps
         self._choice = ScalarChoice(scalars)
-        if self._run is not None:
-            self._run.define_metric("symmetry/*", step_metric="symmetry/step")
+        if not self._is_logger:
+            target.define_metric("symmetry/*", step_metric="symmetry/step")
 
     @override
     def write(self, check: Check) -> None:
@@ -54,12 +54,11 @@ class WandbOutput(Output):
 
     @override
     def close(self, report: SymmetryReport) -> None:
-        run = self._run if self._logger is None else self._logger.experiment
+        run = self._target.experiment if self._is_logger else self._target
         run.summary["symmetry/status"] = report.status
 
     def _log(self, values: Mapping[str, Any], step: int) -> None:
-        if self._logger is not None:
-            self._logger.log_metrics(values, step=step)
+        if self._is_logger:
+            self._target.log_metrics(values, step=step)
         else:
-            assert self._run is not None
-            self._run.log({**values, "symmetry/step": step}, commit=False)
+            self._target.log({**values, "symmetry/step": step}, commit=False)

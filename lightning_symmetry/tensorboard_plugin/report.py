@@ -49,8 +49,8 @@ def build_report(logdir: Path) -> str:
     runs = [_run(reader, run, names.get(run, run)) for run in reader.versions()]
     if not runs:
         raise LookupError(
-            f"No run below {str(logdir)!r} holds data of the Symmetry tab: was SymmetryMonitor among the callbacks of the "
-            "Trainer, with a TensorBoardLogger, or this the `output` of a SymmetryTracker?"
+            f"No run below {str(logdir)!r} holds data of the Symmetry tab: was SymmetryMonitor among the callbacks of "
+            "the Trainer, with a TensorBoardLogger, or this the `output` of a SymmetryTracker?"
         )
     return _page(f"Symmetry of {logdir.resolve().name}", {"verdicts": verdicts_to_json(), "runs": runs})
 

@@ -16,13 +16,13 @@ from lightning_symmetry.ranks.pieces import Piece, is_sharded, part_of_rows
 from lightning_symmetry.ranks.reading import equal_rows, first_numbers
 from lightning_symmetry.ranks.sharded import matrix_of
 from lightning_symmetry.ranks.team import Team
-from lightning_symmetry.units.naming import readable_modules
 from lightning_symmetry.units.layers import (
     Layer,
     check_tensor,
     is_trained,
     readable_gradient,
 )
+from lightning_symmetry.units.naming import readable_modules
 from lightning_symmetry.units.registry import NotUnderstoodError
 
 # Whole tensors are compared only where this many numbers of one parameter agree.

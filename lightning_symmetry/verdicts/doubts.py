@@ -17,10 +17,8 @@ def undecided_layers(layers: Iterable[LayerDiagnosis]) -> list[str]:
     for layer in layers:
         groups = [group.units for group in layer.groups if group.verdict is Verdict.DUPLICATE]
         if groups:
-            units = describe_groups(groups, layer.num_units)
-            sentences.append(
-                f"{layer.name}: {units} are equal, and their gradients say nothing so far; more optimizer steps will tell"
-            )
+            who = f"{layer.name}: {describe_groups(groups, layer.num_units)} are equal"
+            sentences.append(f"{who}, and their gradients say nothing so far; more optimizer steps will tell")
     return sentences
 
 

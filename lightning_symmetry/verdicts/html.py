@@ -155,7 +155,7 @@ def _bar(layer: LayerDiagnosis) -> str:
     label = f"{said}, of {layer.num_units:,} units"
     return (
         f'<div role="img" aria-label="{label}" title="{label}" style="display:flex;width:160px;height:12px;'
-        f'margin-top:4px;overflow:hidden;border-radius:3px;background:{_DISTINCT}">{"".join(segments)}</div>'
+        f'margin-top:3px;overflow:hidden;border-radius:3px;background:{_DISTINCT}">{"".join(segments)}</div>'
     )
 
 

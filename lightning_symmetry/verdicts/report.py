@@ -17,7 +17,7 @@ from lightning_symmetry.verdicts.verdict import Verdict
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from pandas import DataFrame  # type: ignore[import-untyped]
+    from pandas import DataFrame
 
 Status = Literal["healthy", "symmetric", "inconclusive"]
 """What a report comes to: nothing to warn of, something to warn of, or not enough seen to tell."""

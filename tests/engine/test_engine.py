@@ -56,7 +56,7 @@ def loop(
     step = 0
     several = optimizers(net)
     for inputs, labels in list(batches(32 * num_steps))[:num_steps]:
-        nn.functional.cross_entropy(net(inputs), labels).backward()  # type: ignore[no-untyped-call]
+        nn.functional.cross_entropy(net(inputs), labels).backward()
         for optimizer in several:
             conclusion = engine.before_step(net, optimizer, step, 4, outputs)
             conclusions += [conclusion] if conclusion else []

@@ -34,8 +34,7 @@ def test_the_training_is_the_same_to_the_last_bit() -> None:
     states = []
     for is_tracked in (False, True):
         torch.manual_seed(0)
-        net = nn.Sequential(fill(nn.Linear(12, 16), 0.1), nn.Dropout(0.2), nn.Tanh(), nn.Linear(16, 4))
-        nn.init.constant_(net[3].weight, 0.1)
+        net = nn.Sequential(fill(nn.Linear(12, 16), 0.1), nn.Dropout(0.2), nn.Tanh(), fill(nn.Linear(16, 4), 0.1))
         train(net, is_tracked=is_tracked, every_n_steps=1, on_symmetry="ignore")
         states.append((dict(net.state_dict()), torch.get_rng_state()))
     assert_equal(*states)

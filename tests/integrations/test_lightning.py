@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as current
-import lightning.pytorch.cli
 import pytest
 import pytorch_lightning as old
 import pytorch_lightning.cli
@@ -144,8 +143,6 @@ def test_command_line_refuses_bad_values(
     assert (name if name == "colour" else value) in capsys.readouterr().err
 
 
-
-
 class Manual(current.LightningModule):
     """Steps optimizers that the Trainer does not see stepping, and one that it does."""
 
@@ -191,7 +188,7 @@ def test_raw_optimizers_are_seen_too(is_raw: bool, tmp_path: Path) -> None:
     assert monitor.state_dict()["num_steps"] == {0: 8, 1: 8}  # each step once, whoever has seen it
     assert monitor.report is not None
     assert monitor.report.step == 15
-    assert all(not optimizer._optimizer_step_pre_hooks for optimizer in trainer.optimizers)  # type: ignore[attr-defined]
+    assert all(not optimizer._optimizer_step_pre_hooks for optimizer in trainer.optimizers)
 
 
 AUTOLOADED = """
@@ -219,7 +216,8 @@ third = trainer([given])
 third.fit(model_of(pl))
 print([(type(monitor).__name__, len(monitor.findings)) for monitor in monitors(third)])
 import torch
-print([key for key in torch.load(third.checkpoint_callback.best_model_path)["callbacks"] if "Symmetry" in key or "Autoloaded" in key])
+states = torch.load(third.checkpoint_callback.best_model_path)["callbacks"]
+print([key for key in states if "Symmetry" in key or "Autoloaded" in key])
 """
 
 
@@ -249,4 +247,5 @@ def test_nothing_comes_by_itself_unless_it_is_asked_for(monkeypatch: pytest.Monk
         assert callbacks() == []
     monkeypatch.delenv("LIGHTNING_SYMMETRY_AUTOLOAD")
     assert callbacks() == []
-    assert not any(isinstance(callback, SymmetryMonitor) for callback in current.Trainer(logger=False).callbacks)
+    trainer: Any = current.Trainer(logger=False)
+    assert not any(isinstance(callback, SymmetryMonitor) for callback in trainer.callbacks)

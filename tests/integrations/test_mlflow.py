@@ -39,7 +39,9 @@ def read_back(client: MlflowClient, run_id: str, folder: Path) -> None:
 
 
 def test_the_logger_of_lightning(tmp_path: Path) -> None:
-    logger = MLFlowLogger("symmetry", tracking_uri=f"sqlite:///{tmp_path}/runs.db", artifact_location=str(tmp_path / "a"))
+    logger = MLFlowLogger(
+        "symmetry", tracking_uri=f"sqlite:///{tmp_path}/runs.db", artifact_location=str(tmp_path / "a")
+    )
     fit(Classifier(fill(mlp(), 0.5)), SymmetryMonitor(every_n_steps=4), logger=logger, max_steps=8)
     assert logger.run_id is not None
     (tmp_path / "local").mkdir()
@@ -51,7 +53,10 @@ def test_a_raw_run(tmp_path: Path) -> None:
     experiment = mlflow.create_experiment("symmetry", artifact_location=str(tmp_path / "a"))
     net = fill(mlp(), 0.5)
     optimizer = sgd(net)
-    with mlflow.start_run(experiment_id=experiment) as run, SymmetryTracker(net, optimizer, output=run, every_n_steps=4):
+    with (
+        mlflow.start_run(experiment_id=experiment) as run,
+        SymmetryTracker(net, optimizer, output=run, every_n_steps=4),
+    ):
         train(net, optimizer)
     (tmp_path / "local").mkdir()
     read_back(MlflowClient(), run.info.run_id, tmp_path / "local")

@@ -108,9 +108,8 @@ def test_stop_ends_the_training(tmp_path: Path) -> None:
 
 
 def test_raise_ends_it_with_an_error(tmp_path: Path) -> None:
-    with pytest.raises(SymmetryError, match="net.0: all 16 units"):
+    with pytest.raises(SymmetryError, match=r"net\.0: all 16 units"):
         train(Model(0.0), tmp_path, SymmetryCallback(on_symmetry="raise"))
-    # The next training with the same callback starts anew.
 
 
 def test_a_training_that_is_too_short_can_be_an_error(tmp_path: Path) -> None:

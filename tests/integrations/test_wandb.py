@@ -38,7 +38,7 @@ def rows_of(folder: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     (file,) = folder.glob("wandb/offline-run-*/*.wandb")
     rows, summary = [], {}
     for data in _records(file.read_bytes()):
-        record = wandb_internal_pb2.Record()
+        record = wandb_internal_pb2.Record()  # type: ignore[attr-defined] # it is made when it is imported
         record.ParseFromString(data)
         if record.WhichOneof("record_type") == "history":
             rows.append({_key(item): json.loads(item.value_json) for item in record.history.item})

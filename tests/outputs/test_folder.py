@@ -70,11 +70,12 @@ def test_findings_are_there_before_the_training_ends(tmp_path: Path) -> None:
 
 
 def test_an_error_loses_nothing(tmp_path: Path) -> None:
-    net = fill(mlp(), 0.5)
-    optimizer = sgd(net)
-    with pytest.raises(ZeroDivisionError), SymmetryTracker(net, optimizer, output=tmp_path):
-        train(net, optimizer, 3)
+    def interrupted(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> None:
+        train(model, optimizer, steps)
         _ = 1 / 0
+
+    with pytest.raises(ZeroDivisionError):
+        tracked(fill(mlp(), 0.5), None, interrupted, output=tmp_path)
     assert "report.html" in files(tmp_path)
     with pytest.raises(ZeroDivisionError):
         fit(Breaking(fill(mlp(), 0.5)), SymmetryMonitor(), default_root_dir=tmp_path / "trainer")
@@ -131,9 +132,10 @@ def test_what_cannot_be_written_is_an_error_at_once(tmp_path: Path) -> None:
 def test_a_folder_that_vanishes_disturbs_no_training(tmp_path: Path) -> None:
     net = fill(mlp(), 0.5)
     optimizer = sgd(net)
-    with warnings.catch_warnings(record=True) as caught, SymmetryTracker(
-        net, optimizer, output=tmp_path / "out", every_n_steps=1, heatmaps="all"
-    ) as tracker:
+    with (
+        warnings.catch_warnings(record=True) as caught,
+        SymmetryTracker(net, optimizer, output=tmp_path / "out", every_n_steps=1, heatmaps="all") as tracker,
+    ):
         warnings.simplefilter("always")
         (tmp_path / "out").write_text("a file in its place")
         train(net, optimizer, 8)
