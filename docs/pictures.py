@@ -1,15 +1,20 @@
 """Take the pictures of README.md and docs/ out of a run of the demo: ``python docs/pictures.py symmetry_demo``.
 
-Those of the Symmetry tab need what its tests need: Chromium with its driver.
+That of the notebook is made of the example in docs/notebooks.md. It and those of the Symmetry tab need what the tests
+of the tab need: Chromium with its driver.
 """
 
 from __future__ import annotations
 
+import doctest
+import html
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from PIL import Image
+from selenium.webdriver.common.by import By
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.browsing import Page, open_browser
@@ -26,6 +31,15 @@ VIEWS: dict[str, dict[str, str | int]] = {
     "layer": {"view": "layer", "run": "copied_half", "layer": "fc1", "step": 7},
     "timeline": {"view": "timeline", "run": "zeros"},
 }
+# A cell as JupyterLab lays it out, with its rules for tables and code, which the output has to get along with.
+NOTEBOOK = """<!doctype html><meta charset="utf-8"><style>
+body { margin: 0; padding: 14px 18px; width: 964px; font: 14px/1.5 sans-serif; background: #fff; color: #1f1f1f }
+pre { margin: 0 0 10px; padding: 8px 10px; border: 1px solid #bdbdbd; background: #f5f5f5; font: 13px/1.4 monospace }
+.out table { border-collapse: collapse; border: none; font-size: 13px; table-layout: fixed; margin: 0 auto 1em }
+.out td, .out th, .out tr { vertical-align: middle; padding: .5em; line-height: normal; border: 0; text-align: right }
+.out tr:nth-child(odd) { background: #eee }
+.out code { background: #eee; padding: 1px 5px }
+</style><body><pre>CODE</pre><div class="out">OUTPUT</div></body>"""
 
 
 def take_images(logdir: Path) -> None:
@@ -48,6 +62,24 @@ def take_views(logdir: Path) -> None:
                 Image.open(name).convert("RGB").save(name, optimize=True)
 
 
+def take_notebook() -> None:
+    """Write what a notebook shows of the report in docs/notebooks.md."""
+    text = (FOLDER.parent / "notebooks.md").read_text(encoding="utf-8")
+    names: dict[str, Any] = {}
+    for example in doctest.DocTestParser().get_examples(text):
+        exec(example.source, names)
+        if "report" in names:
+            break
+    page = NOTEBOOK.replace("CODE", html.escape(example.source.removeprefix("report = ").strip()))
+    with TemporaryDirectory() as folder, open_browser(Path(folder), 1000, 1000) as browser:
+        file = Path(folder) / "notebook.html"
+        file.write_text(page.replace("OUTPUT", names["report"]._repr_html_()), encoding="utf-8")
+        browser.driver.get(file.as_uri())
+        name = FOLDER / "notebook.png"
+        browser.driver.find_element(By.TAG_NAME, "body").screenshot(str(name))
+        Image.open(name).convert("RGB").save(name, optimize=True)
+
+
 def _settle(page: Page, view: str) -> None:
     """Wait until all is drawn; on the layer, point at a cell."""
     if view == "overview":
@@ -63,3 +95,4 @@ if __name__ == "__main__":
     FOLDER.mkdir(exist_ok=True)
     take_images(Path(sys.argv[1]))
     take_views(Path(sys.argv[1]))
+    take_notebook()

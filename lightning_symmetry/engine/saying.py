@@ -9,7 +9,10 @@ from collections.abc import Sequence
 from lightning_symmetry.verdicts.report import Finding, SymmetryReport
 
 # Frames of these packages are not the user's code.
-_NOT_THE_USERS = {"lightning_symmetry", "lightning", "lightning_fabric", "pytorch_lightning", "torch", "contextlib"}
+_NOT_THE_USERS = {
+    *("lightning_symmetry", "lightning", "lightning_fabric", "pytorch_lightning", "torch", "contextlib"),
+    *("accelerate", "transformers"),
+}
 
 
 class SymmetryWarning(UserWarning):

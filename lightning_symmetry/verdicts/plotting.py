@@ -17,10 +17,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _MAX_LAYERS = 40
-_NAME_LENGTHS = range(32, 61, 4)  # characters, the least that tells all names apart
+_NAME_LENGTHS = range(32, 81, 4)  # characters, the least that tells all names apart
 _MAX_LINE = 60  # characters in a line of the title
 _DISTINCT = "#c9ced6"
-_WIDTH = 8.5  # inches
+_INCHES_OF_BARS = 6  # with the numbers beside them
+_INCHES_PER_CHARACTER = 0.07
 _INCHES_PER_BAR = 0.27
 _INCHES_AROUND = 1.7  # title, axis and legend
 _INCHES_TO_LEGEND = 0.5
@@ -47,10 +48,12 @@ def plot_report(report: SymmetryReport, ax: Axes | None = None) -> tuple[Figure,
         ) from error
     layers = worst_first(report.distinct_layers)
     shown = layers[:_MAX_LAYERS]
+    labels = _labels([layer.name for layer in shown])
     if ax is None:
+        width = _INCHES_OF_BARS + _INCHES_PER_CHARACTER * max(map(len, labels), default=0)
         height = _INCHES_AROUND + _INCHES_PER_BAR * max(2, len(shown))
-        _, ax = plt.subplots(figsize=(_WIDTH, height), layout="constrained")
-    _draw_bars(ax, shown)
+        _, ax = plt.subplots(figsize=(width, height), layout="constrained")
+    _draw_bars(ax, shown, labels)
     lines = textwrap.wrap(f"Step {report.step}, {report.status}: {report.totals()}", _MAX_LINE)
     left_out = len(layers) - len(shown)
     if left_out:
@@ -59,14 +62,14 @@ def plot_report(report: SymmetryReport, ax: Axes | None = None) -> tuple[Figure,
     return cast("Figure", ax.figure), ax
 
 
-def _draw_bars(ax: Axes, layers: Sequence[LayerDiagnosis]) -> None:
+def _draw_bars(ax: Axes, layers: Sequence[LayerDiagnosis], labels: Sequence[str]) -> None:
     places = range(len(layers))
     starts = [0.0] * len(layers)
     for label, (colour, counts) in _series(layers).items():
         widths = [count / max(1, layer.num_units) for count, layer in zip(counts, layers, strict=True)]
         ax.barh(places, widths, left=starts, height=0.72, color=colour, label=label)
         starts = [start + width for start, width in zip(starts, widths, strict=True)]
-    ax.set_yticks(places, _labels([layer.name for layer in layers]), fontsize="small")
+    ax.set_yticks(places, labels, fontsize="small")
     ax.set_ylim(max(1, len(layers)) - 0.5, -0.5)
     ax.set_xlim(0, 1)
     ax.set_xlabel("share of the units")

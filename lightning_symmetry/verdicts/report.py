@@ -557,10 +557,15 @@ def worst_first(layers: Iterable[LayerDiagnosis]) -> list[LayerDiagnosis]:
 
 
 def shorten(name: str, length: int = 60) -> str:
-    """A name that is cut at its beginning if it is too long: its end tells more.
+    """A name that is cut at its beginning, which tells less than its end, if it is too long.
 
     Example:
-        >>> shorten("encoder.layers.11.attention.output.dense", 24)
-        '...ttention.output.dense'
+        >>> shorten("encoder.layers.11.attention.output.dense", 28)
+        '...attention.output.dense'
     """
-    return name if len(name) <= length else "..." + name[3 - length :]
+    if len(name) <= length:
+        return name
+    tail = name[3 - length :]
+    _, _, rest = tail.partition(".")
+    # The rest of a step of a path can be taken for a whole one: 1.dense for 11.dense.
+    return "..." + (rest if len(rest) > length // 2 else tail)
