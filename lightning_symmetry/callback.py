@@ -103,7 +103,7 @@ class SymmetryMonitor(Callback, _OtherCallback):
         self._outputs: dict[Logger | None, Sequence[Output]] = {}  # that of None is for trainings without a logger
         self._handles: list[RemovableHandle] = []
         self._num_raw_steps = 0  # of optimizers that the Trainer does not see stepping
-        self._has_seen_step = False  # that is about to reach the optimizer of PyTorch
+        self._seen: Optimizer | None = None  # the optimizer whose step the Trainer has told of
         self._is_resumed = False
         self._end_step = 0  # at which the training last ended
 
@@ -146,7 +146,7 @@ class SymmetryMonitor(Callback, _OtherCallback):
 
     @override
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        self._has_seen_step = True
+        self._seen = optimizer
         self._before_step(trainer, pl_module, optimizer)
 
     @override
@@ -167,7 +167,7 @@ class SymmetryMonitor(Callback, _OtherCallback):
 
     def __getstate__(self) -> dict[str, Any]:
         # Outputs hold open files, and handles the optimizers; both are made anew where they are needed.
-        return {**self.__dict__, "_outputs": {}, "_handles": []}
+        return {**self.__dict__, "_outputs": {}, "_handles": [], "_seen": None}
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__}: {self.report!r}>"
@@ -183,8 +183,8 @@ class SymmetryMonitor(Callback, _OtherCallback):
 
     def _before_update(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Look before a step of which the Trainer knows nothing, as in ``self.optimizers(use_pl_optimizer=False)``."""
-        if self._has_seen_step:
-            self._has_seen_step = False
+        if self._seen is optimizer:
+            self._seen = None
             return
         self._before_step(trainer, pl_module, optimizer)
         self._num_raw_steps += 1

@@ -16,6 +16,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.plugins.precision import MixedPrecision
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -795,3 +796,60 @@ def test_training_step_that_returns_none() -> None:
 def test_bad_arguments(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         SymmetryMonitor(**arguments)
+
+
+@pytest.mark.parametrize("on_symmetry", ["warn", "raise"])
+def test_a_gate_that_saw_too_little_says_so(on_symmetry: Any) -> None:
+    """Zeros take four optimizer steps to be told from a start; eight batches make two of four."""
+    options: dict[str, Any] = {"fast_dev_run": 8, "accumulate_grad_batches": 4}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        monitor = SymmetryMonitor(on_symmetry=on_symmetry)
+        fit(Classifier(fill(mlp(), 0.0)), monitor, **options)
+    said = [str(warning.message) for warning in caught if issubclass(warning.category, SymmetryWarning)]
+    assert monitor.report is not None
+    assert monitor.report.status == "inconclusive"
+    assert len(said) == (on_symmetry == "raise")
+    assert all("SymmetryMonitor comes to no conclusion (" in text for text in said)
+    assert all("net.0: all 16 units are equal, and their gradients say nothing so far" in text for text in said)
+    with pytest.raises(SymmetryError, match="comes to no conclusion") as raised:
+        fit(Classifier(fill(mlp(), 0.0)), SymmetryMonitor(on_symmetry=on_symmetry, require_conclusion=True), **options)
+    assert raised.value.report.status == "inconclusive"
+    with pytest.raises(SymmetryError, match="frozen"):
+        fit(Classifier(fill(mlp(), 0.0)), SymmetryMonitor(on_symmetry="raise"), fast_dev_run=4)
+
+
+@pytest.mark.filterwarnings("ignore::lightning_symmetry.SymmetryWarning")
+def test_a_check_that_fails_is_no_conclusion(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*args: Any) -> None:
+        raise ZeroDivisionError("no")
+
+    monkeypatch.setattr("lightning_symmetry.engine.examiner.find_layers", broken)
+    with (
+        pytest.warns(UserWarning, match="switches off its check"),
+        pytest.raises(SymmetryError, match=r"the check failed with ZeroDivisionError: no"),
+    ):
+        fit(Classifier(mlp()), SymmetryMonitor(require_conclusion=True))
+
+
+def test_a_monitor_shows_itself_in_notebooks() -> None:
+    monitor = SymmetryMonitor()
+    assert repr(monitor) == "<SymmetryMonitor: None>"
+    assert monitor._repr_html_() == "No check so far."
+    fit(Classifier(mlp()), monitor)
+    assert repr(monitor).startswith("<SymmetryMonitor: <SymmetryReport at step 7: healthy")
+    assert len(repr(monitor)) < 300
+    assert "net.0" in monitor._repr_html_()
+
+
+def test_nothing_reaches_a_logger_if_nothing_is_wanted(tmp_path: Path) -> None:
+    logger = TensorBoardLogger(tmp_path, name="", version="")
+    monitor = SymmetryMonitor(heatmaps="none", scalars="none", on_symmetry="ignore")
+    trainer = fit(Classifier(fill(mlp(), 0.5)), monitor, logger=logger)
+    assert monitor.findings
+    assert not any("symmetry" in str(event) for event in events_in(tmp_path))
+    assert not any("symmetry" in name for name in trainer.callback_metrics)
+
+
+def events_in(folder: Path) -> list[Any]:
+    return [event for file in folder.glob("*tfevents*") for event in EventFileLoader(str(file)).Load()]

@@ -51,6 +51,14 @@ def train_with_closure(model: nn.Module, optimizer: torch.optim.Optimizer, steps
         optimizer.step(closure)  # type: ignore[arg-type]
 
 
+def train_with_compiled_step(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int = 8) -> None:
+    step: Any = torch.compile(optimizer.step, backend="eager")
+    for _, batch in zip(range(steps), endless(), strict=False):
+        optimizer.zero_grad()
+        loss_of(model, batch).backward()
+        step()
+
+
 def tracked(model: nn.Module, optimizer: Any = None, loop: Any = train, steps: int = 8, **options: Any) -> Any:
     optimizer = optimizer or sgd(model)
     with warnings.catch_warnings():
@@ -65,10 +73,12 @@ OPTIMIZERS: dict[str, tuple[Optimizers, Any]] = {
     "adamw": (lambda model: torch.optim.AdamW(model.parameters(), lr=1e-3), train),
     "fused": (lambda model: torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True), train),
     "closure": (sgd, train_with_closure),
+    "compiled": (sgd, train_with_compiled_step),
     "lbfgs": (lambda model: torch.optim.LBFGS(model.parameters(), lr=0.1, max_iter=4), train_with_closure),
 }
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of PyTorch's compiler about PyTorch
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_the_training_is_the_same_to_the_last_bit(name: str, tmp_path: Path) -> None:
     make, loop = OPTIMIZERS[name]
@@ -102,6 +112,7 @@ def assert_equal(a: Any, b: Any) -> None:
         assert a == b
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_constants_are_found_before_the_first_update(name: str) -> None:
     make, loop = OPTIMIZERS[name]

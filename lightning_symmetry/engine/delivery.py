@@ -23,9 +23,9 @@ class Delivery:
     """
 
     def __init__(self, warn: Callable[[str], None], who: str) -> None:
-        self._warn = warn
+        self._warn_user = warn
         self._who = who
-        self._maker = Guard(warn, who, _TRIES)
+        self._maker = Guard(self._warn, who, _TRIES)
         self._changes = Changes()
         self._guards: dict[Output, Guard] = {}
         self._missed: dict[Output, list[Check]] = {}  # what an output has still to write, in order
@@ -76,6 +76,11 @@ class Delivery:
                 Guard(self._warn, self._who).run(output.name, self._close, output, report)
 
     def _close(self, output: Output, report: SymmetryReport) -> None:
-        for check in self._missed.pop(output, []):
-            output.write(check)
-        output.close(report)
+        try:
+            for check in self._missed.pop(output, []):
+                output.write(check)
+        finally:  # whatever the output holds open, this is the last time that it is called
+            output.close(report)
+
+    def _warn(self, text: str) -> None:
+        self._warn_user(f"{text} Its `findings` hold all that was found.")

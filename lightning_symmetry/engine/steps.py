@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
@@ -60,7 +61,8 @@ def watch_steps(optimizer: Optimizer, before_update: Callable[[Optimizer], None]
             return (args[0], watched, *args[2:]), kwargs
         return args, {**kwargs, "closure": watched}
 
-    return optimizer.register_step_pre_hook(pre_hook)
+    # A step that is compiled would else be traced through all of the check.
+    return optimizer.register_step_pre_hook(torch.compiler.disable(pre_hook))
 
 
 def _then_once(

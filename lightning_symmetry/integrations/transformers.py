@@ -13,8 +13,10 @@ from transformers.trainer_callback import CallbackHandler, ExportableState
 from typing_extensions import override
 
 from lightning_symmetry.engine.options import OnSymmetry, Options
+from lightning_symmetry.engine.saying import warn
 from lightning_symmetry.outputs.folder import folder_outputs
 from lightning_symmetry.outputs.output import Heatmaps, Scalars
+from lightning_symmetry.ranks.team import describe
 from lightning_symmetry.tracker import SymmetryTracker
 from lightning_symmetry.verdicts.report import Finding, SymmetryReport
 
@@ -88,10 +90,16 @@ class SymmetryCallback(TrainerCallback, ExportableState):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self._close()  # a training before this one may have ended with an error
+        self._tracker = None  # a training before this one may have ended with an error
         options: dict[str, Any] = {**vars(self.options), "every_n_steps": self._every_n_steps(args)}
-        outputs = self._outputs(args) if state.is_world_process_zero else []
-        self._tracker = SymmetryTracker(kwargs["model"], kwargs["optimizer"], output=outputs, **options)
+        try:
+            outputs = self._outputs(args) if state.is_world_process_zero else []
+            self._tracker = SymmetryTracker(kwargs["model"], kwargs["optimizer"], output=outputs, **options)
+        except Exception as error:  # for example, DeepSpeed has optimizers that are none of PyTorch's
+            if self.options.on_symmetry == "raise" or self.options.require_conclusion:
+                raise
+            warn(f"SymmetryCallback cannot watch this training ({describe(error)}). Training goes on.")
+            return
         if self.resumed_state:
             self._tracker.load_state_dict(self.resumed_state)
 
@@ -104,16 +112,13 @@ class SymmetryCallback(TrainerCallback, ExportableState):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self._close()
+        if self._tracker is not None:
+            self._tracker.close()
 
     @override
     def state(self) -> dict[str, Any]:
         resumed_state = {} if self._tracker is None else self._tracker.state_dict()
         return {"args": asdict(self.options), "attributes": {"resumed_state": resumed_state}}
-
-    def _close(self) -> None:
-        if self._tracker is not None:
-            self._tracker.close()
 
     def _every_n_steps(self, args: TrainingArguments) -> int | None:
         logs_by_steps = (

@@ -13,10 +13,12 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
-from lightning_symmetry import SymmetryMonitor
+from lightning_symmetry import SymmetryMonitor, SymmetryReport
 from lightning_symmetry.outputs import heatmap, tab, tensorboard
+from lightning_symmetry.outputs.output import Check, Output
 from tests.outputs.test_tab import history
 from tests.outputs.test_tensorboard import read
+from tests.test_tracker import tracked
 from tests.training import Classifier, batches, fill, make_trainer, mlp
 
 pytestmark = pytest.mark.filterwarnings("ignore::lightning_symmetry.SymmetryWarning")
@@ -58,7 +60,8 @@ def test_a_logger_that_fails_does_not_silence_the_others(tmp_path: Path) -> None
     sound = CSVLogger(tmp_path / "sound", name="", version="")
     board = TensorBoardLogger(tmp_path / "board", name="", version="")
     assert train([faulty, sound, board]) == [
-        "SymmetryMonitor switches off its scalars in Faulty, which failed with OSError: disk full. Training goes on."
+        "SymmetryMonitor switches off its scalars in Faulty, which failed with OSError: disk full. Training goes on. "
+        "Its `findings` hold all that was found."
     ]
     assert faulty.calls == 3
     assert steps_in(tmp_path / "sound" / "metrics.csv") == list(range(10))
@@ -133,3 +136,68 @@ def test_the_tab_tells_all_again_after_a_failure(tmp_path: Path, monkeypatch: py
     folded = history(read(tmp_path))
     assert folded.steps == list(range(10))
     assert set(folded.layers) == {"net.0", "net.2", "net.4"}
+
+
+class Journal(Output):
+    """Keeps what it is handed; some calls of ``write`` fail, counted from 0."""
+
+    name = "journal"
+
+    def __init__(self, failing: set[int]) -> None:
+        self.calls: list[int] = []  # the step of every call
+        self.checks: list[Check] = []  # those that were kept
+        self.last: SymmetryReport | None = None
+        self._failing = failing
+
+    def write(self, check: Check) -> None:
+        self.calls.append(check.report.step)
+        if len(self.calls) - 1 in self._failing:
+            raise OSError("disk full")
+        self.checks.append(check)
+
+    def close(self, report: SymmetryReport) -> None:
+        self.last = report
+
+
+def journal_of(failing: set[int], steps: int = 5) -> tuple[Journal, list[str]]:
+    """A journal of a check per step, and what is said of it."""
+    journal = Journal(failing)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        tracked(fill(mlp(), 0.5), steps=steps, output=journal, every_n_steps=1)
+    return journal, [str(warning.message) for warning in caught if "switches off" in str(warning.message)]
+
+
+def test_missed_checks_come_in_order_without_looks_and_with_all_that_changed() -> None:
+    journal, said = journal_of({1, 2})
+    assert journal.calls == [0, 1, 1, 1, 2, 3, 4]
+    assert [check.report.step for check in journal.checks] == [0, 1, 2, 3, 4]
+    # The weights of the steps 1 and 2 are gone at step 3, where the pictures of what was found at step 1 are due.
+    assert [bool(check.looks) for check in journal.checks] == [True, False, False, True, True]
+    assert [set(check.changed) for check in journal.checks[1:]] == [{"0", "2", "4"}] * 3 + [set()]
+    assert journal.last is not None
+    assert said == []
+
+
+def test_what_was_missed_last_is_tried_once_more_at_the_end() -> None:
+    journal, said = journal_of({3, 4})
+    assert [check.report.step for check in journal.checks] == [0, 1, 2, 3, 4]
+    assert journal.last is not None
+    assert said == []
+
+
+def test_an_output_is_closed_even_if_it_fails_to_the_end() -> None:
+    journal, said = journal_of({4, 5})
+    assert [check.report.step for check in journal.checks] == [0, 1, 2, 3]
+    assert journal.last is not None
+    assert len(said) == 1
+
+
+def test_an_output_that_is_switched_off_is_left_alone() -> None:
+    journal, said = journal_of({1, 2, 3}, steps=8)
+    assert journal.calls == [0, 1, 1, 1]
+    assert journal.last is None
+    assert said == [
+        "SymmetryTracker switches off its journal, which failed with OSError: disk full. Training goes on. "
+        "Its `findings` hold all that was found."
+    ]

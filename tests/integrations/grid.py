@@ -29,7 +29,7 @@ from tests.training import fill, mlp
 
 LOGGERS = ("TensorBoard", "W&B", "MLflow", "CSV", "no logger")
 START, END = "<!-- table -->", "<!-- /table -->"
-NONE = "–"
+NONE = "none"
 
 
 # ----------------------------------------------------------------- trainings, by loop
@@ -63,7 +63,7 @@ def by_trainer(namespace: Any, logger: str, folder: Path) -> None:
 def opened(logger: str, folder: Path) -> Iterator[Any]:
     """What a loop of one's own would open to log to."""
     if logger == "TensorBoard":
-        with SummaryWriter(str(folder)) as writer:  # type: ignore[no-untyped-call]
+        with SummaryWriter(str(folder)) as writer:
             yield writer
     elif logger == "W&B":
         import wandb

@@ -133,3 +133,13 @@ def test_the_state_is_in_the_checkpoint(tmp_path: Path) -> None:
 def test_bad_options_are_said() -> None:
     with pytest.raises(ValueError, match="argument `on_symmetry` to be one of"):
         SymmetryCallback(on_symmetry="explode")  # type: ignore[arg-type]
+
+
+def test_a_training_that_cannot_be_watched_goes_on(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "symmetry").write_text("a file in the place of the folder")
+    with pytest.warns(UserWarning, match="SymmetryCallback cannot watch this training .*is a file.*Training goes on"):
+        trainer = train(Model(), tmp_path / "out", SymmetryCallback())
+    assert trainer.state.global_step == 8
+    with pytest.raises(NotADirectoryError):
+        train(Model(), tmp_path / "out", SymmetryCallback(on_symmetry="raise"))
