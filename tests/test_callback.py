@@ -839,7 +839,7 @@ def test_a_monitor_shows_itself_in_notebooks() -> None:
     fit(Classifier(mlp()), monitor)
     assert repr(monitor).startswith("<SymmetryMonitor: <SymmetryReport at step 7: healthy")
     assert len(repr(monitor)) < 300
-    assert "net.0" in monitor._repr_html_()
+    assert "healthy</strong> Step 7: all 28 units of 3 layers are distinct" in monitor._repr_html_()
 
 
 def test_nothing_reaches_a_logger_if_nothing_is_wanted(tmp_path: Path) -> None:

@@ -95,6 +95,11 @@ def make_trainer(callbacks: Sequence[Callback] = (), **options: Any) -> Trainer:
     return Trainer(callbacks=list(callbacks), **{**defaults, **options})
 
 
+def quiet(**options: Any) -> SymmetryMonitor:
+    """A monitor that draws and writes nothing."""
+    return SymmetryMonitor(heatmaps="none", scalars="none", **options)
+
+
 def fit(model: LightningModule, monitor: SymmetryMonitor | None = None, **options: Any) -> Trainer:
     data = options.pop("data", None) or batches()
     trainer = make_trainer([monitor] if monitor else [], **options)

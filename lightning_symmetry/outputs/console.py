@@ -61,7 +61,7 @@ def print_summary(report: SymmetryReport) -> None:
     if rows:
         print_table(head, rows[:_MAX_ROWS])
     if len(rows) > _MAX_ROWS:
-        print(f"and {len(rows) - _MAX_ROWS} more layers with groups; `print(monitor.report)` lists all of them.")
+        print(f"and {len(rows) - _MAX_ROWS} more layers with groups; `print(report)` lists all of them.")
     for line in (*report.notes(), _last_line(report)):
         print(line)
 

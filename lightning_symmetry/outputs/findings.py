@@ -53,6 +53,8 @@ def findings_rows(findings: Sequence[Finding], report: SymmetryReport) -> list[l
 
 
 def _to_dict(finding: Finding, report: SymmetryReport) -> dict[str, Any]:
+    units = describe_units([finding], report)
+    who = units if finding.modules else f"{finding.layer}, {units}"
     return {
         "layer": finding.layer,
         "units": list(finding.units),
@@ -65,5 +67,5 @@ def _to_dict(finding: Finding, report: SymmetryReport) -> dict[str, Any]:
         "last_step": finding.last_step,
         "broken_step": finding.broken_step,
         "modules": list(finding.modules),
-        "message": f"{describe_units([finding], report)}: they {what(finding)} {why(finding)}",
+        "message": f"{who}: they {what(finding)} {why(finding)}",
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from typing_extensions import override
@@ -38,20 +39,34 @@ class FolderOutput(Output):
         self._only_findings = only_findings
         self._events: Sequence[Output] = ()  # open once the first check is written
         self._findings: Sequence[Finding] = ()
+        self._told: object = None  # what `findings.json` says of the report
         _check_writable(path)
 
     @override
     def write(self, check: Check) -> None:
-        if self._only_findings and not check.findings:
-            return
+        if self._only_findings and not check.findings and not self._findings_file.exists():
+            return  # but what an earlier training has left there must not be taken for what is found in this one
+        try:
+            self._write(check)
+        except Exception:
+            # A writer of events that has failed once never writes again: the next check opens another one.
+            with suppress(Exception):
+                self._close_events()
+            raise
+
+    def _write(self, check: Check) -> None:
         is_first = not self._events
         if is_first:
             self._open()
         for output in self._events:
             output.write(check)
+        self._writer.flush()  # or it would fail at some later check, with this one among what is lost
         self._findings = check.findings
+        told = (check.report.status, check.report.reasons)
+        if check.changed or is_first or told != self._told:
+            _replace(self._findings_file, findings_json(check.findings, check.report).encode())
+            self._told = told
         if check.changed or is_first:
-            _replace(self._path / "findings.json", findings_json(check.findings, check.report).encode())
             _replace(self._path / "overview.png", png(overview_image(check.report)))
         for layer, seen in due_heatmaps(check, self._heatmaps):
             _replace(self._path / "heatmaps" / f"{file_name(layer.name)}.png", png(heatmap_image(layer, seen)))
@@ -62,12 +77,23 @@ class FolderOutput(Output):
             return
         from lightning_symmetry.tensorboard_plugin.report import build_report
 
-        for output in self._events:
-            output.close(report)
-        self._writer.close()
-        self._events = ()
-        _replace(self._path / "findings.json", findings_json(self._findings, report).encode())
+        try:
+            for output in self._events:
+                output.close(report)
+            _replace(self._findings_file, findings_json(self._findings, report).encode())
+            _replace(self._path / "overview.png", png(overview_image(report)))
+        finally:
+            self._close_events()
         _replace(self._path / "report.html", build_report(self._path).encode())
+
+    @property
+    def _findings_file(self) -> Path:
+        return self._path / "findings.json"
+
+    def _close_events(self) -> None:
+        if self._events:
+            self._events = ()
+            self._writer.close()
 
     def _open(self) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -112,5 +138,8 @@ def _replace(path: Path, data: bytes) -> None:
     """Write a file in one go: whoever reads it meanwhile sees all of the old one or all of the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.new")
-    temporary.write_bytes(data)
-    temporary.replace(path)
+    try:
+        temporary.write_bytes(data)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

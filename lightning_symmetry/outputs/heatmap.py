@@ -144,9 +144,11 @@ def draw_overview(report: SymmetryReport) -> Pixels:
     font = _font(_SMALL)
     left = 24 + int(max([font.getlength(name) for name in names], default=0))
     bar, line = 260, 24
-    image = Image.new("RGB", (max(left + bar + 120, 520), 66 + line * len(layers) + 2 * _LINE + 10), _PAPER)
+    heading = f"Step {report.step}: {report.totals()}"
+    width = max(left + bar + 120, 520, 24 + int(_font(_LARGE).getlength(heading)))
+    image = Image.new("RGB", (width, 66 + line * len(layers) + 2 * _LINE + 10), _PAPER)
     draw = ImageDraw.Draw(image)
-    draw.text((12, 6), f"Step {report.step}: {report.totals()}", _INK, _font(_LARGE))
+    draw.text((12, 6), heading, _INK, _font(_LARGE))
     draw.text((left + bar + 10, 34), "distinct / units", _PALE, font)
     left_out = len(report.distinct_layers) - len(layers)
     if left_out:
@@ -157,10 +159,10 @@ def draw_overview(report: SymmetryReport) -> Pixels:
         draw.rectangle((left, y + 2, left + bar, y + line - 5), fill=_DISTINCT)
         x = float(left)
         for verdict in Verdict:
-            width = bar * layer.count(verdict) / layer.num_units
-            if width:
-                draw.rectangle((x, y + 2, x + max(1.0, width), y + line - 5), fill=verdict.traits.colour)
-            x += width
+            part = bar * layer.count(verdict) / layer.num_units
+            if part:
+                draw.rectangle((x, y + 2, x + max(1.0, part), y + line - 5), fill=verdict.traits.colour)
+            x += part
         draw.text((left + bar + 10, y + 1), f"{layer.effective_width} / {layer.num_units}", _INK, font)
         y += line
     keys = {"distinct": _DISTINCT, **{str(verdict): verdict.traits.colour for verdict in Verdict}}

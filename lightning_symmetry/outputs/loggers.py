@@ -21,6 +21,8 @@ from lightning_symmetry.outputs.scalars import ScalarChoice
 from lightning_symmetry.outputs.wandb import WandbOutput
 from lightning_symmetry.verdicts.report import SymmetryReport
 
+_WRITERS = {"torch.utils.tensorboard", "tensorboardX"}  # modules in which a SummaryWriter is defined
+
 Kind = Callable[[Any, Heatmaps, Scalars], list[Output] | None]
 """A kind of targets: answers with the outputs of one of its kind, or None."""
 
@@ -106,17 +108,18 @@ def _of_mlflow(target: Any, heatmaps: Heatmaps, scalars: Scalars) -> list[Output
 
 
 def _of_tensorboard(target: Any, heatmaps: Heatmaps, scalars: Scalars) -> list[Output] | None:
-    if "torch.utils.tensorboard" not in sys.modules and "TensorBoardLogger" not in _class_names(target):
-        return None  # nobody can have made a writer
-    from torch.utils.tensorboard import SummaryWriter
-
+    writer = target
+    if not _is_writer(target):
+        can_have_one = _WRITERS & sys.modules.keys() or "TensorBoardLogger" in _class_names(target)
+        if not can_have_one or heatmaps == scalars == "none":
+            return None  # to ask a logger for its writer opens a file
+        # Also of loggers of other names: what counts is the writer inside.
+        writer = getattr(target, "experiment", None)
+    if not _is_writer(writer):
+        return None
     from lightning_symmetry.outputs.tab import SymmetryTab
     from lightning_symmetry.outputs.tensorboard import TensorBoardPictures, TensorBoardScalars
 
-    # Also of loggers of other names: what counts is the writer inside.
-    writer = target if isinstance(target, SummaryWriter) else getattr(target, "experiment", None)
-    if not isinstance(writer, SummaryWriter):
-        return None
     return [
         TensorBoardScalars(writer, scalars),
         SymmetryTab(writer, heatmaps),
@@ -130,8 +133,12 @@ def _of_any(target: Any, heatmaps: Heatmaps, scalars: Scalars) -> list[Output] |
     outputs: list[Output] = [LoggerScalars(target, scalars)]
     folder = getattr(target, "log_dir", None)
     if isinstance(folder, str) and "://" not in folder:
-        outputs += folder_outputs(Path(folder) / "symmetry", heatmaps, "none" if heatmaps != "none" else scalars)
+        outputs += folder_outputs(Path(folder) / "symmetry", heatmaps, scalars)
     return outputs
+
+
+def _is_writer(target: object) -> bool:
+    return "SummaryWriter" in _class_names(target) and hasattr(target, "_get_file_writer")
 
 
 def _class_names(target: object) -> set[str]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+import time
+from collections.abc import Mapping
 from typing import Any
 
 from typing_extensions import override
@@ -13,9 +15,14 @@ from lightning_symmetry.outputs.pictures import due_heatmaps, file_name, heatmap
 from lightning_symmetry.outputs.scalars import ScalarChoice
 from lightning_symmetry.verdicts.report import Finding, SymmetryReport
 
+_MAX_METRICS = 1000  # in one request
+
 
 class MLflowOutput(Output):
     """Writes metrics, and the artifacts ``symmetry/findings.json``, ``overview.png`` and ``heatmaps/*.png``.
+
+    MLflow refuses metrics whose names hold other characters than it likes; layers with such names have a checksum in
+    theirs, as in the names of files.
 
     Args:
         target: an ``MLFlowLogger``, or a run as ``mlflow.start_run`` returns it.
@@ -27,6 +34,7 @@ class MLflowOutput(Output):
 
     def __init__(self, target: Any, heatmaps: Heatmaps, scalars: Scalars) -> None:
         self._target = target
+        self._is_logger = hasattr(target, "log_metrics")
         self._heatmaps = heatmaps
         self._choice = ScalarChoice(scalars)
         self._findings: list[Finding] = []
@@ -34,8 +42,10 @@ class MLflowOutput(Output):
     @override
     def write(self, check: Check) -> None:
         client, run_id = self._client_and_run()
-        for key, value in self._choice.of(check).items():
-            client.log_metric(run_id, key, value, step=check.report.step)
+        scalars = list(self._choice.of(check).items())
+        for start in range(0, len(scalars), _MAX_METRICS):
+            part = {_metric_name(tag): value for tag, value in scalars[start : start + _MAX_METRICS]}
+            self._log_metrics(part, check.report.step)
         self._findings = list(check.findings)
         if check.changed:
             self._write_findings(check.report)
@@ -52,8 +62,26 @@ class MLflowOutput(Output):
         client, run_id = self._client_and_run()
         client.log_text(run_id, findings_json(self._findings, report), "symmetry/findings.json")
 
+    def _log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        if self._is_logger:  # which may put a prefix of the user's before the names
+            self._target.log_metrics(metrics, step=step)
+            return
+        client, run_id = self._client_and_run()
+        metric, now = sys.modules["mlflow"].entities.Metric, int(time.time() * 1000)
+        client.log_batch(run_id, metrics=[metric(name, value, now, step) for name, value in metrics.items()])
+
     def _client_and_run(self) -> tuple[Any, str]:
-        if hasattr(self._target, "log_metrics"):
+        if self._is_logger:
             return self._target.experiment, self._target.run_id
         # Whoever has made a run has loaded the library; nobody else has to.
         return sys.modules["mlflow"].MlflowClient(), self._target.info.run_id
+
+
+def _metric_name(tag: str) -> str:
+    """A name that MLflow takes.
+
+    >>> _metric_name("symmetry/redundant_units"), _metric_name("symmetry/effective_width/a/b")
+    ('symmetry/redundant_units', 'symmetry/effective_width/a_b-c14cddc0')
+    """
+    *folders, name = tag.split("/", 2)  # the third part is the name of a layer, whatever is in it
+    return "/".join([*folders, file_name(name)])

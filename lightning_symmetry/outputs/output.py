@@ -38,8 +38,10 @@ class Check:
 class Output(ABC):
     """A place where checks are written.
 
-    What :meth:`write` or :meth:`close` raises ends neither the training nor the other outputs: the output is handed the
-    next check as well, with all layers in ``changed`` that it has missed, and after three failures in a row none.
+    What :meth:`write` or :meth:`close` raises ends neither the training nor the other outputs. The checks that an
+    output has failed to write are handed to it again, in order, before the next one, or at the end of the training;
+    their ``looks`` are empty then, since the weights have moved on, but ``changed`` of later checks holds what was
+    missed. After three failures in a row an output is handed nothing any more.
 
     Attributes:
         name: what messages call the output.

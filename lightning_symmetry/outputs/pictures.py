@@ -64,7 +64,9 @@ def file_name(layer: str) -> str:
     >>> file_name("encoder.0.fc1")
     'encoder.0.fc1'
     >>> file_name("a/b")
-    'a_b-a5334e79'
+    'a_b-c14cddc0'
     """
     safe = re.sub(r"[^A-Za-z0-9._-]", "_", layer).lstrip(".")[:_MAX_LENGTH]
-    return safe if safe == layer else f"{safe}-{hashlib.sha256(layer.encode()).hexdigest()[:8]}"
+    # A name that ends like one of these must not be taken for it.
+    is_unchanged = safe == layer and not re.search("-[0-9a-f]{8}$", layer)
+    return safe if is_unchanged else f"{safe}-{hashlib.sha256(layer.encode()).hexdigest()[:8]}"

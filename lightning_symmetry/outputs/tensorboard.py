@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Sequence
 
 from tensorboard.compat.proto.summary_pb2 import Summary
@@ -67,7 +68,11 @@ class TensorBoardPictures(Output):
 
 def add_summary(writer: SummaryWriter, values: Sequence[Summary.Value], step: int) -> None:
     """Write values of any kind as one event."""
-    writer._get_file_writer().add_summary(Summary(value=values), step)
+    file_writer, summary = writer._get_file_writer(), Summary(value=values)
+    if type(file_writer).__module__.startswith("tensorboardX."):
+        # The same message, but this library takes it only in a class of its own.
+        summary = sys.modules["tensorboardX.proto.summary_pb2"].Summary.FromString(summary.SerializeToString())
+    file_writer.add_summary(summary, step)
 
 
 def write_findings(writer: SummaryWriter, check: Check) -> None:
@@ -101,7 +106,7 @@ def findings_table(findings: Sequence[Finding], report: SymmetryReport) -> str:
         note = f"They {what(first, len(alike))} {why(first)}"
         notes.append(f"- **{_escape(first.layer)}**, {first.verdict}: {_escape(note)}")
     if len(rows) > _MAX_ROWS:
-        notes.append(f"\n{len(rows) - _MAX_ROWS} more are in `monitor.findings`.")
+        notes.append(f"\n{len(rows) - _MAX_ROWS} more are in the list `findings`.")
     return "\n".join([*table, "", *notes])
 
 

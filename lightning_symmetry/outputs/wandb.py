@@ -35,8 +35,7 @@ class WandbOutput(Output):
         self._is_logger = hasattr(target, "log_metrics")
         self._heatmaps = heatmaps
         self._choice = ScalarChoice(scalars)
-        if not self._is_logger:
-            target.define_metric("symmetry/*", step_metric="symmetry/step")
+        self._has_axis = self._is_logger
 
     @override
     def write(self, check: Check) -> None:
@@ -60,5 +59,8 @@ class WandbOutput(Output):
     def _log(self, values: Mapping[str, Any], step: int) -> None:
         if self._is_logger:
             self._target.log_metrics(values, step=step)
-        else:
-            self._target.log({**values, "symmetry/step": step}, commit=False)
+            return
+        if not self._has_axis:
+            self._target.define_metric("symmetry/*", step_metric="symmetry/step")
+            self._has_axis = True
+        self._target.log({**values, "symmetry/step": step}, commit=False)

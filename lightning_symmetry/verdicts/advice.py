@@ -36,7 +36,7 @@ def messages(findings: Sequence[Finding], report: SymmetryReport) -> list[str]:
     texts = [_message(story, report) for story in told[:_MAX_MESSAGES]]
     if len(told) > _MAX_MESSAGES:
         rest = sum(len(alike) for story in told[_MAX_MESSAGES:] for alike in story)
-        texts.append(f"and {rest} more finding{'s' if rest > 1 else ''}: `monitor.findings` lists all of them.")
+        texts.append(f"and {rest} more finding{'s' if rest > 1 else ''}: `findings` lists all of them.")
     return texts
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import subprocess
 import sys
@@ -113,7 +114,7 @@ def run_cli(namespace: Any, tmp_path: Path, arguments: str, monkeypatch: pytest.
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SymmetryWarning)
-        return namespace.cli.LightningCLI(
+        return importlib.import_module(f"{namespace.__name__}.cli").LightningCLI(
             Model, args=["fit", "--config", str(config)], save_config_callback=None, seed_everything_default=0
         )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import subprocess
 import sys
 import warnings
@@ -19,6 +20,7 @@ from torch import nn
 from lightning_symmetry import SymmetryMonitor, SymmetryTracker
 from lightning_symmetry.outputs.folder import FolderOutput
 from lightning_symmetry.outputs.pictures import file_name
+from tests.outputs.test_tensorboard import read
 from tests.test_tracker import sgd, tracked, train
 from tests.training import Classifier, fill, fit, mlp
 
@@ -46,6 +48,9 @@ def test_a_sick_training_leaves_everything(tmp_path: Path) -> None:
         *("broken_step", "modules", "message"),
     }
     assert (first["layer"], first["units"], first["verdict"]) == ("0", list(range(16)), "locked")
+    assert first["message"].startswith(
+        "0, all 16 units: they are identical in weights and gradients (locked since step 0)"
+    )
     assert "Every weight is 0.5: constant initialisation" in first["message"]
     for path in folder.rglob("*.png"):
         with Image.open(path) as image:
@@ -105,11 +110,87 @@ def test_a_logger_of_numbers_gets_a_folder_beside_them(tmp_path: Path) -> None:
     fit(Classifier(fill(mlp(), 0.5)), SymmetryMonitor(), logger=logger)
     assert {"metrics.csv", "symmetry/findings.json", "symmetry/report.html"} <= files(tmp_path)
     assert "symmetry/redundant_units" in (tmp_path / "metrics.csv").read_text()
+    # The folder is complete in itself.
+    assert [event.step for event in read(tmp_path / "symmetry").Scalars("symmetry/redundant_units")] == [0, 1, 3, 7]
+
+
+def test_findings_of_an_earlier_training_do_not_stay(tmp_path: Path) -> None:
+    fit(Classifier(fill(mlp(), 0.5)), SymmetryMonitor(), default_root_dir=tmp_path)
+    file = tmp_path / "symmetry" / "findings.json"
+    assert json.loads(file.read_text())["status"] == "symmetric"
+    fit(Classifier(mlp()), SymmetryMonitor(), default_root_dir=tmp_path)
+    found = json.loads(file.read_text())
+    assert (found["status"], found["findings"]) == ("healthy", [])
+
+
+def test_a_conclusion_is_there_before_the_training_ends(tmp_path: Path) -> None:
+    net = mlp()
+    optimizer = sgd(net)
+    with SymmetryTracker(net, optimizer, output=tmp_path, every_n_steps=1) as tracker:
+        train(net, optimizer, 1)
+        assert json.loads((tmp_path / "findings.json").read_text())["status"] == "inconclusive"
+        train(net, optimizer, 7)
+        assert tracker.report is not None
+        assert tracker.report.status == "healthy"
+        assert json.loads((tmp_path / "findings.json").read_text())["status"] == "healthy"
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan"), 3e38])
+def test_weights_that_are_no_numbers_leave_json_that_is(value: float, tmp_path: Path) -> None:
+    def refuse(name: str) -> None:
+        raise ValueError(f"{name} is no JSON")
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", ".*switches off.*")
+        tracked(fill(mlp(), value), output=tmp_path, every_n_steps=1)
+    assert {"findings.json", "overview.png", "report.html"} <= files(tmp_path)
+    found = json.loads((tmp_path / "findings.json").read_text(), parse_constant=refuse)
+    assert found["step"] == 7
+
+
+# The thread in which TensorBoard writes dies of it.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_disk_that_is_full_for_a_while_costs_nothing(tmp_path: Path) -> None:
+    """A limit on the size of files, which the events reach first; Python ignores the signal that comes with it."""
+    net = fill(mlp(), 0.5)
+    optimizer = sgd(net)
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with (
+        warnings.catch_warnings(record=True) as caught,
+        SymmetryTracker(net, optimizer, output=tmp_path, every_n_steps=1, heatmaps="all") as tracker,
+    ):
+        warnings.simplefilter("always")
+        resource.setrlimit(resource.RLIMIT_FSIZE, (16_000, hard))
+        try:
+            train(net, optimizer, 100)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+        train(net, optimizer, 2)
+    assert [str(warning.message) for warning in caught if "switches off" in str(warning.message)] == []
+    events = sorted(tmp_path.glob("events*"))
+    assert len(events) > 1  # or the limit was not reached
+    assert tracker.findings
+    steps = {event.step for event in read(tmp_path).Scalars("symmetry/redundant_units")}
+    assert steps == set(range(102))
+    assert files(tmp_path) == ALL | {"heatmaps/4.png"}
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_what_cannot_be_written_leaves_no_scraps(tmp_path: Path) -> None:
+    output = FolderOutput(tmp_path / "out", "findings", "summary")
+    (tmp_path / "out" / ".findings.json.new").parent.mkdir()
+    (tmp_path / "out" / ".findings.json.new").symlink_to("/dev/full")
+    net = fill(mlp(), 0.5)
+    optimizer = sgd(net)
+    with SymmetryTracker(net, optimizer, output=output, every_n_steps=1):
+        train(net, optimizer, 4)
+    # The scrap is gone after the first failure, and all is written at the next check.
+    assert files(tmp_path / "out") == ALL
 
 
 def test_names_of_layers_may_hold_anything(tmp_path: Path) -> None:
     net = nn.Sequential()
-    names = ["a/b", "a_b", "..", "<b>", "x" * 300, "ä"]
+    names = ["a/b", "a_b", "..", "<b>", "x" * 300, "ä", file_name("a/b")]
     for name in names:
         net.add_module(name.replace(".", "·"), fill(nn.Linear(12, 12), 0.5))
     net.add_module("head", nn.Linear(12, 4))

@@ -84,3 +84,11 @@ def test_overview_of_hundreds_of_layers_shows_the_sick_ones() -> None:
     locked = np.array([0xD1, 0x49, 0x5B])
     assert (image[60 : image.shape[0] - 40] == locked).all(axis=-1).any()
     assert draw_overview(SymmetryReport()).shape[0] > 50
+
+
+def test_the_heading_of_an_overview_is_not_cut_off() -> None:
+    layers = {f"block{i}": layer_of(123_456_789, [(0, 1)]) for i in range(2)}
+    report = SymmetryReport(1_234_567_890, {name: replace(layer, name=name) for name, layer in layers.items()})
+    image = draw_overview(replace(report, coverage=0.5))
+    assert (image[:30, -6:] == 255).all()
+    assert (image[:30, :-6] != 255).any()

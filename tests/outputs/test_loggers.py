@@ -62,7 +62,7 @@ def test_every_target_is_known(make: Any, expected: list[str], tmp_path: Path) -
 @pytest.mark.parametrize("target", [None, 5, object(), os, ["folder"], print])
 @pytest.mark.parametrize("wanted", ["findings", "none"])
 def test_anything_else_is_refused(target: object, wanted: Any) -> None:
-    with pytest.raises(TypeError, match="Expected argument `output` to be a folder, a SummaryWriter, .* but got") as told:
+    with pytest.raises(TypeError, match=r"Expected argument `output` to be a folder, .* but got") as told:
         outputs_of(target, wanted, "none")
     assert repr(target) in str(told.value)
 
