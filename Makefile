@@ -9,28 +9,40 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 # newest TensorBoard is the one that all tests run with.
 LIBRARY_TESTS := $(addprefix tests/,outputs tensorboard_plugin test_callback.py test_cli.py test_package.py)
 
-.PHONY: demo test test-random test-lowest test-newest bench check clean
+# The tests that train with the real Hugging Face Trainer, accelerate, W&B and MLflow, which take long to install.
+INTEGRATIONS := tests/integrations docs/loops.md
+
+# Files of tests run side by side. PyTorch's own threads would only be in the way of one another, and a failing order is
+# easier to repeat than to understand, so chance has a target of its own.
+JOBS ?= 2
+PYTEST := -m pytest -rs -p no:randomly -n $(JOBS) --dist loadfile
+export OMP_NUM_THREADS := 1
+
+.PHONY: demo test test-integrations test-random test-lowest test-newest bench check clean
 
 demo: .venv/.demo  ## train the gallery of initialisations and compare them
-	$(BIN)/lightning-symmetry demo
+	env -u OMP_NUM_THREADS $(BIN)/lightning-symmetry demo
 
-test: .venv/.test  ## run all tests
-	$(BIN)/python -m pytest -rs -p no:randomly
+test: .venv/.test-core  ## run the tests of everything but the integrations
+	$(BIN)/python $(PYTEST) $(addprefix --ignore=,$(INTEGRATIONS))
+
+test-integrations: .venv/.test  ## run the tests with the real libraries of other loops and loggers
+	$(BIN)/python $(PYTEST) $(INTEGRATIONS)
 
 test-random: .venv/.test  ## run all tests in an order that nobody has chosen; the seed at the head repeats it
 	$(BIN)/python -m pytest -rs
 
 test-lowest: .venv-lowest/.test  ## test with the lowest versions that pyproject.toml allows
-	.venv-lowest/bin/python -m pytest -rs -p no:randomly $(LIBRARY_TESTS)
+	.venv-lowest/bin/python $(PYTEST) $(LIBRARY_TESTS)
 
 test-newest: .venv-newest/bin/python  ## test with the newest versions that pip finds today
 	$< -m pip install --quiet --disable-pip-version-check --upgrade --upgrade-strategy eager \
 		--constraint constraints-newest.txt --editable '.[test]'
 	$< -m pip freeze --exclude-editable
-	$< -m pytest -rs -p no:randomly $(LIBRARY_TESTS) --ignore-glob='*/test_page.py' --ignore-glob='*/test_live.py'
+	$< $(PYTEST) $(LIBRARY_TESTS) $(INTEGRATIONS) --ignore-glob='*/test_page.py' --ignore-glob='*/test_live.py'
 
 bench: .venv/.bench  ## measure the cost of a check; under ten minutes
-	$(BIN)/python -m tests.benchmarks
+	env -u OMP_NUM_THREADS $(BIN)/python -m tests.benchmarks
 
 check: .venv/.dev  ## lint, format, types, and which module may import which
 	$(BIN)/ruff check .
@@ -39,7 +51,7 @@ check: .venv/.dev  ## lint, format, types, and which module may import which
 	$(BIN)/lint-imports
 
 # One virtual environment, and a stamp for each set of extras in it.
-.venv/.demo .venv/.test .venv/.bench .venv/.dev: .venv/.%: pyproject.toml constraints.txt
+.venv/.demo .venv/.test-core .venv/.test .venv/.bench .venv/.dev: .venv/.%: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(PIP) --editable '.[$*]'
 	touch $@
