@@ -12,8 +12,7 @@ LIBRARY_TESTS := $(addprefix tests/,outputs tensorboard_plugin test_callback.py 
 # The tests that train with the real Hugging Face Trainer, accelerate, W&B and MLflow, which take long to install.
 INTEGRATIONS := tests/integrations docs/loops.md
 
-# Files of tests run side by side. PyTorch's own threads would only be in the way of one another, and a failing order is
-# easier to repeat than to understand, so chance has a target of its own.
+# Files of tests run side by side, JOBS at a time, each on one thread: with more, PyTorch's threads wait for one another.
 JOBS ?= 2
 PYTEST := -m pytest -rs -p no:randomly -n $(JOBS) --dist loadfile
 export OMP_NUM_THREADS := 1

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from lightning.fabric.utilities.rank_zero import rank_zero_module  # type: ignore[attr-defined] # not in its `__all__`
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_info
@@ -32,11 +33,14 @@ if TYPE_CHECKING:
     class _OtherCallback: ...
 
 else:
+    # To import it turns what Lightning says over to a log of the other name, which people silence by its own.
+    _log = rank_zero_module.log
     try:
         # A callback of its own is what its Trainer takes without a list, and its command line at all.
         from pytorch_lightning import Callback as _OtherCallback
     except ImportError:
         _OtherCallback = object
+    rank_zero_module.log = _log
 
 
 class SymmetryMonitor(Callback, _OtherCallback):

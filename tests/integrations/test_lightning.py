@@ -250,3 +250,16 @@ def test_nothing_comes_by_itself_unless_it_is_asked_for(monkeypatch: pytest.Monk
     assert callbacks() == []
     trainer: Any = current.Trainer(logger=False)
     assert not any(isinstance(callback, SymmetryMonitor) for callback in trainer.callbacks)
+
+
+@pytest.mark.parametrize("first", ["lightning.pytorch", "pytorch_lightning"])
+def test_what_lightning_says_stays_in_its_log(first: str) -> None:
+    """To import one namespace turns the messages of the other over to its own log; the monitor imports both."""
+    code = f"""
+import {first}, lightning.pytorch
+from lightning_symmetry import SymmetryMonitor
+from lightning.fabric.utilities.rank_zero import rank_zero_module
+print(rank_zero_module.log.name)
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.stdout.startswith("lightning.pytorch"), result.stderr
