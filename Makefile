@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 # newest TensorBoard is the one that all tests run with.
 LIBRARY_TESTS := $(addprefix tests/,outputs tensorboard_plugin test_callback.py test_cli.py test_package.py)
 
-# The tests that train with the real Hugging Face Trainer, accelerate, W&B and MLflow, which take long to install.
+# The tests that train with the real Hugging Face Trainer, accelerate, W&B and MLflow.
 INTEGRATIONS := tests/integrations docs/loops.md
 
 # Files of tests run side by side, JOBS at a time, each on one thread: with more, PyTorch's threads wait for one another.
@@ -22,7 +22,7 @@ export OMP_NUM_THREADS := 1
 demo: .venv/.demo  ## train the gallery of initialisations and compare them
 	env -u OMP_NUM_THREADS $(BIN)/lightning-symmetry demo
 
-test: .venv/.test-core  ## run the tests of everything but the integrations
+test: .venv/.test  ## run the tests of everything but the integrations
 	$(BIN)/python $(PYTEST) $(addprefix --ignore=,$(INTEGRATIONS))
 
 test-integrations: .venv/.test  ## run the tests with the real libraries of other loops and loggers
@@ -50,7 +50,7 @@ check: .venv/.dev  ## lint, format, types, and which module may import which
 	$(BIN)/lint-imports
 
 # One virtual environment, and a stamp for each set of extras in it.
-.venv/.demo .venv/.test-core .venv/.test .venv/.bench .venv/.dev: .venv/.%: pyproject.toml constraints.txt
+.venv/.demo .venv/.test .venv/.bench .venv/.dev: .venv/.%: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(PIP) --editable '.[$*]'
 	touch $@
