@@ -391,3 +391,16 @@ def test_repr_is_short() -> None:
     tracker = tracked(fill(MLP(), 0.1))
     assert repr(tracker).startswith("<SymmetryTracker of MLP, closed: ")
     assert len(repr(tracker)) < 300
+
+
+def test_an_optimizer_that_has_not_stepped_leaves_its_layers_open() -> None:
+    net = fill(mlp(), 0.0)
+    net.linear(0).reset_parameters()
+    net.linear(4).reset_parameters()
+    first = torch.optim.SGD([*net.linear(0).parameters(), *net.linear(4).parameters()], lr=0.05)
+    second = torch.optim.SGD(net.linear(2).parameters(), lr=0.05)
+    with SymmetryTracker(net, [first, second], every_n_steps=1) as tracker:
+        train(net, first)
+    assert tracker.report is not None
+    assert tracker.report.status == "inconclusive"
+    assert tracker.report.reasons[0].startswith("2: all 8 units are equal, and their gradients say nothing so far")

@@ -224,7 +224,7 @@ class SymmetryEngine:
         return len(self._optimizers) - 1
 
     def _check(self, model: nn.Module, optimizer: Optimizer, step: int, outputs: Sequence[Output]) -> Conclusion:
-        trained = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        trained = _parameters_of([optimizer])
         # On all ranks at once: adapters are other people's code, and may well communicate.
         find = attempt(self._examiner.find, model)
         conclude = partial(self._conclude, model, find, trained, step, outputs)
@@ -246,7 +246,9 @@ class SymmetryEngine:
         is_first = self._examiner.copies is None
         if is_first:
             self._warn_of_what_is_not_looked_at(found)
-        report, looks, news = self._examiner.examine(model, found, trained=trained, step=step, team=self._team)
+        report, looks, news = self._examiner.examine(
+            model, found, trained=trained, trained_by_any=_parameters_of(self._optimizers), step=step, team=self._team
+        )
         if is_first and self.options.on_symmetry != "ignore":
             self._tell_of_copies(report)
         if self._is_speaking:
@@ -285,3 +287,8 @@ class SymmetryEngine:
 
     def _leave_out(self, layer: Comparable, reason: str) -> None:
         self._warn(f"{self._who} leaves out {layer.name}: {reason}. Training goes on.")
+
+
+def _parameters_of(optimizers: Sequence[Optimizer]) -> set[int]:
+    """The identities (``id``) of all parameters that some optimizers update."""
+    return {id(parameter) for each in optimizers for group in each.param_groups for parameter in group["params"]}

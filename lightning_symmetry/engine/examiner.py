@@ -76,6 +76,7 @@ class Examiner:
         found: Found,
         *,
         trained: Set[int],
+        trained_by_any: Set[int],
         step: int,
         team: Team | None,
     ) -> Examination:
@@ -85,6 +86,7 @@ class Examiner:
             model: the model.
             found: its layers.
             trained: identities of the parameters that the optimizer at work updates.
+            trained_by_any: identities of the parameters that any optimizer of the training updates.
             step: completed optimizer steps.
             team: the ranks that hold the model; None: it is all here.
         """
@@ -94,7 +96,7 @@ class Examiner:
         news: list[Finding] = []
         is_fresh = self.history.is_fresh(looks)
         training = {layer.name for layer in found.layers if _is_updated(layer, trained)}
-        self._trained |= training
+        self._trained = {layer.name for layer in found.layers if _is_updated(layer, trained_by_any)}
         for seen in looks:  # what is known of layers that this optimizer does not train stands
             name = seen.layer.name
             self._diagnoses[name], new = self.history.update(seen, step, is_fresh)
@@ -162,5 +164,5 @@ class Examiner:
 
 
 def _is_updated(layer: Layer, trained: Set[int]) -> bool:
-    """Whether the optimizer at work updates a layer, and gradients are wanted for it."""
+    """Whether an optimizer of these parameters updates a layer, and gradients are wanted for it."""
     return layer.is_trained_by(trained) and any(original.requires_grad for original in layer.originals())
