@@ -4,6 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from torch import nn
+
+
+def check_module(model: nn.Module) -> None:
+    """Refuse what is no module of PyTorch."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"Expected argument `model` to be a torch.nn.Module but got {model!r}.")
+
 
 def check_tolerance(tolerance: float | None) -> None:
     """Refuse what is no relative distance; None stands for the default."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import LBFGS, SGD, Optimizer
 
+from lightning_symmetry.arguments import check_module
 from lightning_symmetry.engine.saying import SymmetryError, SymmetryWarning, warn
 from lightning_symmetry.tracker import SymmetryTracker
 from lightning_symmetry.verdicts.advice import messages
@@ -70,8 +71,7 @@ def assert_no_symmetry(
         lightning_symmetry.engine.saying.SymmetryError: 0: all 8 units are identical in weights and gradients ...
     """
     __tracebackhide__ = True  # pytest then shows the line of the test, and not this function
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"Expected argument `model` to be a torch.nn.Module but got {model!r}.")
+    check_module(model)
     if not callable(loss):
         raise TypeError(f"Expected argument `loss` to be a function of a model and a batch but got {loss!r}.")
     if not isinstance(batches, Iterable):

@@ -12,13 +12,14 @@ import torch.distributed as dist
 from torch import nn
 from torch.optim import Optimizer
 
+from lightning_symmetry.arguments import check_module
 from lightning_symmetry.engine.engine import SymmetryEngine
 from lightning_symmetry.engine.options import OnSymmetry, Options
 from lightning_symmetry.engine.steps import unwrap, watch_steps
 from lightning_symmetry.outputs.console import ConsoleSummary
 from lightning_symmetry.outputs.loggers import outputs_of
 from lightning_symmetry.outputs.output import Heatmaps, Output, Scalars
-from lightning_symmetry.ranks.reading import device_to_send_from, team_of_all
+from lightning_symmetry.ranks.reading import device_to_send_from, has_group, team_of_all
 from lightning_symmetry.verdicts.report import Finding, SymmetryReport
 
 _EVERY_N_STEPS = 50
@@ -102,8 +103,7 @@ class SymmetryTracker:
             scalars,
             require_conclusion,
         )
-        if not isinstance(model, nn.Module):
-            raise TypeError(f"Expected argument `model` to be a torch.nn.Module but got {model!r}.")
+        check_module(model)
         self._model = model
         self._optimizers = _optimizers_of(model, optimizer)
         self._outputs = self._outputs_of(output) if _rank() == 0 else []
@@ -233,14 +233,10 @@ def _optimizers_of(model: nn.Module, optimizer: object) -> list[Optimizer]:
     return raw
 
 
-def _has_group() -> bool:
-    return dist.is_available() and dist.is_initialized()
-
-
 def _num_ranks() -> int:
-    return dist.get_world_size() if _has_group() else 1
+    return dist.get_world_size() if has_group() else 1
 
 
 def _rank() -> int:
     # Before the processes have found one another, torchrun and its like have told each of them its number.
-    return dist.get_rank() if _has_group() else int(os.environ.get("RANK", "0"))
+    return dist.get_rank() if has_group() else int(os.environ.get("RANK", "0"))

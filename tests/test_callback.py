@@ -25,7 +25,7 @@ from lightning_symmetry.callback import SymmetryError, SymmetryWarning
 from lightning_symmetry.engine.examiner import Examiner
 from lightning_symmetry.matrices.grouping import find_groups
 from lightning_symmetry.matrices.question import Question
-from tests.training import MLP, Classifier, Regression, batches, fill, fit, make_trainer, mlp, sgd
+from tests.training import MLP, Classifier, Regression, assert_same, batches, fill, fit, make_trainer, mlp, sgd
 
 
 class RecordSteps(Callback):
@@ -522,22 +522,6 @@ def final_state(
         warnings.simplefilter("ignore")
         trainer.fit(model, batches())
     return model.state_dict(), trainer.optimizers[0].state_dict(), torch.get_rng_state()
-
-
-def assert_same(a: Any, b: Any) -> None:
-    if isinstance(a, Tensor):
-        assert a.dtype == b.dtype
-        assert torch.equal(a, b)
-    elif isinstance(a, dict):
-        assert a.keys() == b.keys()
-        for key in a:
-            assert_same(a[key], b[key])
-    elif isinstance(a, list | tuple):
-        assert len(a) == len(b)
-        for x, y in zip(a, b, strict=True):
-            assert_same(x, y)
-    else:
-        assert a == b
 
 
 def real_scaler() -> list[MixedPrecision]:

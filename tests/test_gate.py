@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from lightning_symmetry import SymmetryError, SymmetryReport, SymmetryWarning, assert_no_symmetry
 from tests import zoo
-from tests.test_tracker import assert_equal, loss_of
-from tests.training import batches, fill, mlp
+from tests.test_tracker import loss_of
+from tests.training import assert_same, batches, fill, mlp
 
 
 def test_a_healthy_model_passes_and_gives_its_report() -> None:
@@ -82,7 +82,7 @@ def test_nothing_of_the_caller_is_touched(optimizer: Any, is_made: bool) -> None
     given = optimizer(net.parameters()) if is_made else optimizer
     before = {key: value.clone() for key, value in net.state_dict().items()}, torch.get_rng_state()
     assert assert_no_symmetry(net, loss_of, batches(), given).status == "healthy"
-    assert_equal((dict(net.state_dict()), torch.get_rng_state()), before)
+    assert_same((dict(net.state_dict()), torch.get_rng_state()), before)
     assert all(parameter.grad is None for parameter in net.parameters())
     if is_made:
         assert given.state_dict()["state"] == {}

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from lightning_symmetry import SymmetryMonitor
 from lightning_symmetry.callback import SymmetryWarning
-from tests.test_callback import GAN, TwoOptimizers, assert_same
-from tests.training import Classifier, Regression, batches, fill, make_trainer, mlp
+from tests.test_callback import GAN, TwoOptimizers
+from tests.training import Classifier, Regression, assert_same, batches, fill, make_trainer, mlp
 
 
 def train(model: LightningModule, monitor: SymmetryMonitor | None, **options: Any) -> Any:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_symmetry import SymmetryError, SymmetryTracker, SymmetryWarning
-from tests.training import MLP, batches, fill, mlp
+from tests.training import MLP, assert_same, batches, fill, mlp
 
 Optimizers = Callable[[nn.Module], torch.optim.Optimizer]
 
@@ -92,24 +92,7 @@ def test_the_training_is_the_same_to_the_last_bit(name: str, tmp_path: Path) -> 
         else:
             loop(net, optimizer)
         results.append((net.state_dict(), optimizer.state_dict(), torch.get_rng_state()))
-    assert_equal(results[0], results[1])
-
-
-def assert_equal(a: Any, b: Any) -> None:
-    """Equal to the last bit, whatever is inside of what."""
-    assert type(a) is type(b)
-    if isinstance(a, Tensor):
-        assert torch.equal(a, b)
-    elif isinstance(a, dict):
-        assert a.keys() == b.keys()
-        for key in a:
-            assert_equal(a[key], b[key])
-    elif isinstance(a, list | tuple):
-        assert len(a) == len(b)
-        for x, y in zip(a, b, strict=True):
-            assert_equal(x, y)
-    else:
-        assert a == b
+    assert_same(results[0], results[1])
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -122,7 +105,7 @@ def test_constants_are_found_before_the_first_update(name: str) -> None:
     optimizer = make(net)
     with pytest.raises(SymmetryError, match=r"0: all 16 units are identical"):
         tracked(net, optimizer, loop, on_symmetry="raise")
-    assert_equal(before, dict(net.state_dict()))
+    assert_same(before, dict(net.state_dict()))
 
 
 def test_zeros_are_frozen_in_a_loop_too() -> None:
@@ -148,7 +131,7 @@ def test_lbfgs_is_looked_at_once_a_step_at_the_weights_that_the_step_starts_from
         for _ in range(3):
             starts.append(net.linear(0).weight.detach().clone())
             train_with_closure(net, optimizer, steps=1)
-    assert_equal(seen, starts)
+    assert_same(seen, starts)
 
 
 def test_accumulated_gradients_count_once() -> None:

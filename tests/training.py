@@ -105,3 +105,21 @@ def fit(model: LightningModule, monitor: SymmetryMonitor | None = None, **option
     trainer = make_trainer([monitor] if monitor else [], **options)
     trainer.fit(model, data)
     return trainer
+
+
+def assert_same(a: Any, b: Any) -> None:
+    """Equal to the last bit, whatever is inside of what."""
+    assert type(a) is type(b)
+    if isinstance(a, Tensor):
+        assert a.dtype == b.dtype
+        assert torch.equal(a, b)
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for key in a:
+            assert_same(a[key], b[key])
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b)
+        for x, y in zip(a, b, strict=True):
+            assert_same(x, y)
+    else:
+        assert a == b

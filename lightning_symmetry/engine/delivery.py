@@ -52,8 +52,7 @@ class Delivery:
         check = Check(report, findings, looks, self._changes.take_in(report, findings))
         for output in outputs:
             guard = self._guards.setdefault(output, Guard(self._warn, self._who, _TRIES))
-            if not guard.is_off(output.name):
-                guard.run(output.name, self._write, output, check)
+            guard.run(output.name, self._write, output, check)
 
     def _write(self, output: Output, check: Check) -> None:
         """Write what the output has missed, and then this check, or keep what cannot be written for the next time."""

@@ -9,7 +9,7 @@ from functools import partial
 
 from torch import nn
 
-from lightning_symmetry.arguments import check_patterns, check_tolerance
+from lightning_symmetry.arguments import check_module, check_patterns, check_tolerance
 from lightning_symmetry.engine.pictures import HeatmapsOnDemand
 from lightning_symmetry.ranks.reading import team_of
 from lightning_symmetry.ranks.team import Team, attempt
@@ -66,8 +66,7 @@ def diagnose(
         0          4         1     0  duplicate: all 4 units
         duplicate: equal units whose gradients say nothing so far: ...
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"Expected argument `model` to be a torch.nn.Module but got {model!r}.")
+    check_module(model)
     check_tolerance(tolerance)
     check_patterns(include=include, exclude=exclude)
     find = attempt(find_layers, model, include, exclude)

@@ -76,10 +76,8 @@ class SymmetryEngine:
         self._examiner = Examiner(self.options, self._leave_out)
         self._schedule = Schedule()
         self._optimizers: list[Optimizer] = []  # in the order of their places
-        self._agreed: tuple[SymmetryReport | None, dict[str, Any]] = (
-            None,
-            {"history": {}},
-        )  # by all ranks, at the latest check
+        # By all ranks, at the latest check.
+        self._agreed: tuple[SymmetryReport | None, dict[str, Any]] = (None, self._examiner.state_dict())
 
     @property
     def report(self) -> SymmetryReport | None:

@@ -61,7 +61,6 @@ class Examiner:
         self._seen: dict[str, tuple[int, ...]] = {}  # by layer, the identities of its parameters at the latest look
         self._failed: dict[str, str] = {}  # by layer, why it is left out
         self._diagnoses: dict[str, LayerDiagnosis] = {}  # the latest of all layers and copies
-        self._trained: set[str] = set()  # names of layers that some optimizer updates
 
     def find(self, model: nn.Module) -> Found:
         """What :func:`find_layers` says of a model, asked again only when the model has changed."""
@@ -86,7 +85,7 @@ class Examiner:
             model: the model.
             found: its layers.
             trained: identities of the parameters that the optimizer at work updates.
-            trained_by_any: identities of the parameters that any optimizer of the training updates.
+            trained_by_any: identities of the parameters that any optimizer of the training updates, also this one.
             step: completed optimizer steps.
             team: the ranks that hold the model; None: it is all here.
         """
@@ -95,15 +94,15 @@ class Examiner:
         looks = self._look([*found.layers, *self.copies], trained, team)
         news: list[Finding] = []
         is_fresh = self.history.is_fresh(looks)
-        training = {layer.name for layer in found.layers if _is_updated(layer, trained)}
-        self._trained = {layer.name for layer in found.layers if _is_updated(layer, trained_by_any)}
+        updated = [layer for layer in found.layers if _is_updated(layer, trained_by_any)]
+        training = {layer.name for layer in updated if layer.is_trained_by(trained)}
         for seen in looks:  # what is known of layers that this optimizer does not train stands
             name = seen.layer.name
             self._diagnoses[name], new = self.history.update(seen, step, is_fresh)
             news += new
             if name in training:
                 self.num_looks[name] = self.num_looks.get(name, 0) + (is_fresh and seen.has_gradient)
-        self.report = self._report(model, found, step)
+        self.report = self._report(model, found, {layer.name for layer in updated}, step)
         return Examination(self.report, looks, news)
 
     def _look(self, layers: Sequence[Layer | Copies], trained: Set[int], team: Team | None) -> list[Look]:
@@ -127,10 +126,10 @@ class Examiner:
         self._failed[layer.name] = f"the check failed with {describe(error)}"
         self._on_failure(layer, self._failed[layer.name])
 
-    def _report(self, model: nn.Module, found: Found, step: int) -> SymmetryReport:
+    def _report(self, model: nn.Module, found: Found, updated: Set[str], step: int) -> SymmetryReport:
         known = self._diagnoses
         present = [layer.name for layer in found.layers if layer.name in known and layer.name not in self._failed]
-        trained = [name for name in present if name in self._trained]
+        trained = [name for name in present if name in updated]
         reasons = [
             *(["nothing to look at"] if not present else []),
             *too_few_checks({name: self.num_looks.get(name, 0) for name in trained}, self._options.patience),

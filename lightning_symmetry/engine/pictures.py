@@ -71,9 +71,6 @@ class HeatmapsOnDemand:
 
 
 def _draw(diagnosis: LayerDiagnosis, layer: Layer) -> bytes:
-    from PIL.Image import fromarray  # both take long to import, and most who look at a model draw nothing
+    from lightning_symmetry.outputs.pictures import heatmap_image, png
 
-    from lightning_symmetry.outputs.heatmap import draw_layer
-    from lightning_symmetry.outputs.pictures import png
-
-    return png(fromarray(draw_layer(diagnosis, layer.weights(), layer.gradients())))
+    return png(heatmap_image(diagnosis, layer.weights(), layer.gradients()))

@@ -69,7 +69,10 @@ class FolderOutput(Output):
         if check.changed or is_first:
             _replace(self._path / "overview.png", png(overview_image(check.report)))
         for layer, seen in due_heatmaps(check, self._heatmaps):
-            _replace(self._path / "heatmaps" / f"{file_name(layer.name)}.png", png(heatmap_image(layer, seen)))
+            _replace(
+                self._path / "heatmaps" / f"{file_name(layer.name)}.png",
+                png(heatmap_image(layer, seen.weights, seen.gradients)),
+            )
 
     @override
     def close(self, report: SymmetryReport) -> None:

@@ -52,7 +52,7 @@ class MLflowOutput(Output):
             client.log_image(run_id, overview_image(check.report), artifact_file="symmetry/overview.png")
         for layer, seen in due_heatmaps(check, self._heatmaps):
             file = f"symmetry/heatmaps/{file_name(layer.name)}.png"
-            client.log_image(run_id, heatmap_image(layer, seen), artifact_file=file)
+            client.log_image(run_id, heatmap_image(layer, seen.weights, seen.gradients), artifact_file=file)
 
     @override
     def close(self, report: SymmetryReport) -> None:

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from lightning_symmetry.matrices.rows import Rows
 from lightning_symmetry.outputs.output import Check, Heatmaps
 from lightning_symmetry.verdicts.looks import Look
 from lightning_symmetry.verdicts.report import LayerDiagnosis, SymmetryReport
@@ -33,13 +34,13 @@ def due_heatmaps(check: Check, heatmaps: Heatmaps) -> Iterator[tuple[LayerDiagno
             yield layer, seen
 
 
-def heatmap_image(layer: LayerDiagnosis, seen: Look) -> Image:
+def heatmap_image(layer: LayerDiagnosis, weights: Rows, gradients: Rows | None) -> Image:
     """The picture of a layer."""
     from PIL.Image import fromarray
 
     from lightning_symmetry.outputs.heatmap import draw_layer
 
-    return fromarray(draw_layer(layer, seen.weights, seen.gradients))
+    return fromarray(draw_layer(layer, weights, gradients))
 
 
 def overview_image(report: SymmetryReport) -> Image:

@@ -47,7 +47,7 @@ class WandbOutput(Output):
             values["symmetry/findings"] = wandb.Table(columns=list(COLUMNS), data=rows)
             values["symmetry/overview"] = wandb.Image(overview_image(check.report))
         for layer, seen in due_heatmaps(check, self._heatmaps):
-            values[f"symmetry/heatmap/{layer.name}"] = wandb.Image(heatmap_image(layer, seen))
+            values[f"symmetry/heatmap/{layer.name}"] = wandb.Image(heatmap_image(layer, seen.weights, seen.gradients))
         if values:
             self._log(values, check.report.step)
 

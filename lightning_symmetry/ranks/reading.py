@@ -21,6 +21,11 @@ from lightning_symmetry.ranks.sharded import ShardedRows
 from lightning_symmetry.ranks.team import Name, Team, TeamError
 
 
+def has_group() -> bool:
+    """Whether this process is one of several that have found one another."""
+    return dist.is_available() and dist.is_initialized()
+
+
 def team_of_all(num_ranks: int, device: torch.device) -> Team | None:
     """The ranks of a training; None if they have no common group, as a process by itself has none.
 
@@ -28,14 +33,13 @@ def team_of_all(num_ranks: int, device: torch.device) -> Team | None:
         num_ranks: how many there are.
         device: where tensors must lie to be sent.
     """
-    has_group = dist.is_available() and dist.is_initialized() and dist.get_world_size() == num_ranks
-    return Team(device) if has_group else None
+    return Team(device) if has_group() and dist.get_world_size() == num_ranks else None
 
 
 def device_to_send_from(model: nn.Module) -> torch.device:
     """Where tensors must lie to be sent to the other ranks: beside the parameters, if the backend sends from there."""
     here = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    if not (dist.is_available() and dist.is_initialized()):
+    if not has_group():
         return here
     # For example "cuda:nccl", or "cpu:gloo,cuda:nccl" for a group with a backend for each kind of device.
     kinds = [pair.partition(":")[0] for pair in dist.get_backend_config().split(",")]

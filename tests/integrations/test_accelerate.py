@@ -10,8 +10,8 @@ from accelerate import Accelerator
 from torch import nn
 
 from lightning_symmetry import SymmetryTracker, SymmetryWarning
-from tests.test_tracker import assert_equal, loss_of
-from tests.training import batches, fill, mlp
+from tests.test_tracker import loss_of
+from tests.training import assert_same, batches, fill, mlp
 
 
 def train(net: nn.Module, *, is_tracked: bool, accumulate: int = 1, **options: Any) -> SymmetryTracker | None:
@@ -37,7 +37,7 @@ def test_the_training_is_the_same_to_the_last_bit() -> None:
         net = nn.Sequential(fill(nn.Linear(12, 16), 0.1), nn.Dropout(0.2), nn.Tanh(), fill(nn.Linear(16, 4), 0.1))
         train(net, is_tracked=is_tracked, every_n_steps=1, on_symmetry="ignore")
         states.append((dict(net.state_dict()), torch.get_rng_state()))
-    assert_equal(*states)
+    assert_same(*states)
 
 
 def test_findings() -> None:

@@ -15,8 +15,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 
 from lightning_symmetry import SymmetryTracker, SymmetryWarning
-from tests.test_tracker import assert_equal, endless, loss_of
-from tests.training import fill, mlp
+from tests.test_tracker import endless, loss_of
+from tests.training import assert_same, fill, mlp
 
 
 def train(fabric: Fabric, net: nn.Module, steps: int = 8, **options: Any) -> SymmetryTracker | None:
@@ -42,7 +42,7 @@ def test_the_training_is_the_same_to_the_last_bit(precision: Any) -> None:
         net = nn.Sequential(fill(nn.Linear(12, 16), 0.1), nn.Dropout(0.2), nn.Tanh(), fill(nn.Linear(16, 4), 0.1))
         train(Fabric(accelerator="cpu", devices=1, precision=precision), net, **options)
         states.append((dict(net.state_dict()), torch.get_rng_state()))
-    assert_equal(*states)
+    assert_same(*states)
 
 
 def test_names_and_findings_are_those_of_the_model_itself() -> None:

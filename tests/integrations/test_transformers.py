@@ -16,8 +16,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from lightning_symmetry import SymmetryError, SymmetryWarning
 from lightning_symmetry.integrations.transformers import SymmetryCallback
-from tests.test_tracker import assert_equal
-from tests.training import batches, fill, mlp
+from tests.training import assert_same, batches, fill, mlp
 
 
 class Model(nn.Module):
@@ -67,7 +66,7 @@ def test_the_training_is_the_same_to_the_last_bit(tmp_path: Path) -> None:
         model = Model(0.1, dropout=0.2)
         train(model, tmp_path, callback)
         states.append((dict(model.state_dict()), torch.get_rng_state()))
-    assert_equal(*states)
+    assert_same(*states)
 
 
 def test_findings_are_kept_in_the_output_folder_if_nothing_logs(tmp_path: Path) -> None:
