@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,9 +38,7 @@ def rows_of(folder: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """The rows that a finished run has written, and its summary."""
     (file,) = folder.glob("wandb/offline-run-*/*.wandb")
     rows, summary = [], {}
-    for data in _records(file.read_bytes()):
-        record = wandb_internal_pb2.Record()  # type: ignore[attr-defined] # it is made when it is imported
-        record.ParseFromString(data)
+    for record in records_of_finished(file):
         if record.WhichOneof("record_type") == "history":
             rows.append({_key(item): json.loads(item.value_json) for item in record.history.item})
         for item in record.summary.update:
@@ -47,14 +46,30 @@ def rows_of(folder: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     return rows, summary
 
 
+def records_of_finished(file: Path) -> list[Any]:
+    """The records of a file up to the one that ends it: its writer may still be busy when `wandb.finish` returns."""
+    deadline = time.monotonic() + 60
+    while True:
+        records = []
+        for data in _records(file.read_bytes()):
+            records.append(wandb_internal_pb2.Record())  # type: ignore[attr-defined] # it is made when it is imported
+            records[-1].ParseFromString(data)
+        if any(record.WhichOneof("record_type") == "exit" for record in records):
+            return records
+        assert time.monotonic() < deadline, f"{file} has no record of the run's end"
+        time.sleep(0.05)
+
+
 def _records(data: bytes) -> Iterator[bytes]:
-    """The records of a file in the format of LevelDB's logs, behind a head of 7 bytes."""
+    """The whole records of a file in the format of LevelDB's logs, behind a head of 7 bytes."""
     block_size, at, record = 32768, 7, b""
     while at + 7 <= len(data):
         if block_size - at % block_size < 7:  # no room for the head of a piece: the next one begins with a block
             at += block_size - at % block_size
             continue
         length, kind = struct.unpack_from("<HB", data, at + 4)
+        if at + 7 + length > len(data):  # the rest of this piece is not written yet
+            return
         record += data[at + 7 : at + 7 + length]
         at += 7 + length
         if kind in (1, 4):  # whole, or the last piece
