@@ -43,6 +43,14 @@ def check_count(name: str, value: int) -> None:
         raise ValueError(f"Expected argument `{name}` to be at least 1 but got {value!r}.")
 
 
+def check_share(name: str, value: float) -> None:
+    """Refuse what is no share of a whole; a share of nothing is none."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"Expected argument `{name}` to be a number but got {value!r}.")
+    if not 0 < value <= 1:
+        raise ValueError(f"Expected argument `{name}` to be in the range 0 < {name} <= 1 but got {value!r}.")
+
+
 def check_flag(name: str, value: bool) -> None:
     """Refuse what is neither True nor False."""
     if not isinstance(value, bool):

@@ -65,6 +65,7 @@ class SymmetryMonitor(Callback, _OtherCallback):
         scalars: totals and the layers with findings, at most ten of them; totals and all layers; totals and all layers
             with findings; or none. The totals are also among ``Trainer.callback_metrics``.
         require_conclusion: whether a training raises at its end if nothing could be concluded of the model.
+        dead_share: the share of a layer's units that must be dead before the user is warned of them.
 
     Raises:
         TypeError: if an argument is of the wrong type.
@@ -90,6 +91,7 @@ class SymmetryMonitor(Callback, _OtherCallback):
         on_symmetry: OnSymmetry = "warn",
         scalars: Scalars = "summary",
         require_conclusion: bool = False,
+        dead_share: float = 0.5,
     ) -> None:
         super().__init__()
         self.options = Options(
@@ -102,6 +104,7 @@ class SymmetryMonitor(Callback, _OtherCallback):
             on_symmetry,
             scalars,
             require_conclusion,
+            dead_share,
         )
         self._engine = SymmetryEngine(self.options, who="SymmetryMonitor", tell=rank_zero_info)
         self._outputs: dict[Logger | None, Sequence[Output]] = {}  # that of None is for trainings without a logger

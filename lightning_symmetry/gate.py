@@ -21,6 +21,8 @@ ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 # Besides `patience`. Whatever becomes of all units of a layer is decided by then.
 _MAX_STEPS = 8
+# So many where units may turn out to be dead.
+_DEAD_STEPS = 50
 
 
 def assert_no_symmetry(
@@ -121,9 +123,14 @@ def _train_copy(
                 its_optimizer.step()
             assert tracker.report is not None
             is_decided = tracker.report.status != "inconclusive" and step >= tracker.options.patience
-            if is_decided or step >= _MAX_STEPS + tracker.options.patience:
+            max_steps = _DEAD_STEPS if _may_be_dead(tracker.report) else _MAX_STEPS
+            if is_decided or step >= max_steps + tracker.options.patience:
                 return tracker
     raise ValueError("Expected argument `batches` to hold at least one batch but it is empty.")
+
+
+def _may_be_dead(report: SymmetryReport) -> bool:
+    return any(2 * layer.idle_units >= layer.num_units for layer in report.layers.values())
 
 
 def _copies(

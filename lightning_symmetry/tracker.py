@@ -56,6 +56,7 @@ class SymmetryTracker:
         scalars: totals and the layers with findings, at most ten of them; totals and all layers; totals and all layers
             with findings; or none.
         require_conclusion: whether :meth:`close` raises if nothing could be concluded of the model.
+        dead_share: the share of a layer's units that must be dead before the user is warned of them.
 
     Raises:
         TypeError: if an argument is of the wrong type.
@@ -91,6 +92,7 @@ class SymmetryTracker:
         on_symmetry: OnSymmetry = "warn",
         scalars: Scalars = "summary",
         require_conclusion: bool = False,
+        dead_share: float = 0.5,
     ) -> None:
         self.options = Options(
             every_n_steps,
@@ -102,6 +104,7 @@ class SymmetryTracker:
             on_symmetry,
             scalars,
             require_conclusion,
+            dead_share,
         )
         check_module(model)
         self._model = model

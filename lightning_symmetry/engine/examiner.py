@@ -10,11 +10,13 @@ from torch import nn
 from lightning_symmetry.engine.options import Options
 from lightning_symmetry.engine.pictures import HeatmapsOnDemand
 from lightning_symmetry.ranks.team import Team, describe
+from lightning_symmetry.units.choices import members_of_lists
 from lightning_symmetry.units.comparable import Comparable
 from lightning_symmetry.units.copies import Copies, find_copies
 from lightning_symmetry.units.discovery import Found, find_layers, structure_of
 from lightning_symmetry.units.layers import Layer
-from lightning_symmetry.verdicts.doubts import not_looked_at, too_few_checks, undecided_layers
+from lightning_symmetry.verdicts.deadness import unused_layers
+from lightning_symmetry.verdicts.doubts import may_be_dead, not_looked_at, too_few_checks, undecided_layers
 from lightning_symmetry.verdicts.evidence import look
 from lightning_symmetry.verdicts.history import History
 from lightning_symmetry.verdicts.judging import copy_groups
@@ -53,11 +55,12 @@ class Examiner:
     def __init__(self, options: Options, on_failure: Callable[[Comparable, str], None]) -> None:
         self._options = options
         self._on_failure = on_failure
-        self.history = History(options.patience)
+        self.history = History(options.patience, options.dead_share)
         self.report: SymmetryReport | None = None
         self.num_looks: dict[str, int] = {}
         self.copies: list[Copies] | None = None
         self._found: tuple[object, Found] | None = None  # the layers, and of which structure
+        self._members: dict[str, list[str]] = {}  # by module that may go unused, its layers
         self._seen: dict[str, tuple[int, ...]] = {}  # by layer, the identities of its parameters at the latest look
         self._failed: dict[str, str] = {}  # by layer, why it is left out
         self._diagnoses: dict[str, LayerDiagnosis] = {}  # the latest of all layers and copies
@@ -67,6 +70,7 @@ class Examiner:
         structure = structure_of(model)
         if self._found is None or structure is None or structure != self._found[0]:
             self._found = structure, find_layers(model, self._options.include, self._options.exclude)
+            self._members = members_of_lists(model, [layer.name for layer in self._found[1].layers])
         return self._found[1]
 
     def examine(
@@ -94,11 +98,12 @@ class Examiner:
         looks = self._look([*found.layers, *self.copies], trained, team)
         news: list[Finding] = []
         is_fresh = self.history.is_fresh(looks)
+        unused = unused_layers(looks, self._members)
         updated = [layer for layer in found.layers if _is_updated(layer, trained_by_any)]
         training = {layer.name for layer in updated if layer.is_trained_by(trained)}
         for seen in looks:  # what is known of layers that this optimizer does not train stands
             name = seen.layer.name
-            self._diagnoses[name], new = self.history.update(seen, step, is_fresh)
+            self._diagnoses[name], new = self.history.update(seen, step, is_fresh, name in unused)
             news += new
             if name in training:
                 self.num_looks[name] = self.num_looks.get(name, 0) + (is_fresh and seen.has_gradient)
@@ -134,6 +139,7 @@ class Examiner:
             *(["nothing to look at"] if not present else []),
             *too_few_checks({name: self.num_looks.get(name, 0) for name in trained}, self._options.patience),
             *undecided_layers(known[name] for name in trained),
+            *may_be_dead((known[name] for name in trained), self._options.dead_share),
             *not_looked_at({**found.unread, **self._failed}),
         ]
         groups = {
@@ -152,8 +158,13 @@ class Examiner:
         return {"history": self.history.state_dict(), "num_looks": dict(self.num_looks)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what :meth:`state_dict` wrote, also that of version 0.1, which had no ``num_looks``."""
-        self.history.load_state_dict(state["history"])
+        """Take over what :meth:`state_dict` wrote, also that of version 0.1.
+
+        Version 0.1 had no ``num_looks``, and knew nothing of dead units: its history is that of the groups.
+        """
+        history = state["history"]
+        is_of_version_0_1 = "num_looks" not in state
+        self.history.load_state_dict({"groups": history, "deaths": {}} if is_of_version_0_1 else history)
         self.num_looks = dict(state.get("num_looks", {}))
 
     def follow(self, report: SymmetryReport | None, state: dict[str, Any]) -> None:

@@ -6,7 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from lightning_symmetry.arguments import check_choice, check_count, check_flag, check_patterns, check_tolerance
+from lightning_symmetry.arguments import (
+    check_choice,
+    check_count,
+    check_flag,
+    check_patterns,
+    check_share,
+    check_tolerance,
+)
 from lightning_symmetry.outputs.output import Heatmaps, Scalars
 
 OnSymmetry = Literal["warn", "stop", "raise", "ignore"]
@@ -30,6 +37,7 @@ class Options:
     on_symmetry: OnSymmetry = "warn"
     scalars: Scalars = "summary"
     require_conclusion: bool = False
+    dead_share: float = 0.5
 
     def __post_init__(self) -> None:
         if self.every_n_steps is not None:
@@ -41,3 +49,4 @@ class Options:
         check_choice("on_symmetry", self.on_symmetry, get_args(OnSymmetry))
         check_choice("scalars", self.scalars, get_args(Scalars))
         check_flag("require_conclusion", self.require_conclusion)
+        check_share("dead_share", self.dead_share)

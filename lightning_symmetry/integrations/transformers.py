@@ -39,6 +39,7 @@ class SymmetryCallback(TrainerCallback, ExportableState):
         on_symmetry: as there; ``"stop"`` ends the training cleanly after the step.
         scalars: as there.
         require_conclusion: as there.
+        dead_share: as there.
 
     Raises:
         TypeError: if an argument is of the wrong type.
@@ -61,6 +62,7 @@ class SymmetryCallback(TrainerCallback, ExportableState):
         on_symmetry: OnSymmetry = "warn",
         scalars: Scalars = "summary",
         require_conclusion: bool = False,
+        dead_share: float = 0.5,
     ) -> None:
         self.options = Options(
             every_n_steps,
@@ -72,6 +74,7 @@ class SymmetryCallback(TrainerCallback, ExportableState):
             on_symmetry,
             scalars,
             require_conclusion,
+            dead_share,
         )
         self.resumed_state: dict[str, Any] = {}  # set by the Trainer when it resumes
         self._tracker: SymmetryTracker | None = None

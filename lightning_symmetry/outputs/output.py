@@ -9,6 +9,7 @@ from typing import Literal
 
 from lightning_symmetry.verdicts.looks import Look
 from lightning_symmetry.verdicts.report import Finding, SymmetryReport
+from lightning_symmetry.verdicts.verdict import Verdict
 
 Heatmaps = Literal["findings", "all", "none"]
 """Which layers get pictures: those with findings when these change, all at every check, or none."""
@@ -71,7 +72,11 @@ class Changes:
         told: dict[str, list[object]] = {}
         for finding in findings:
             told.setdefault(finding.layer, []).append((finding.units, finding.broken_step))
-        groups = {name: [group.units for group in layer.groups] for name, layer in report.layers.items()}
+        # Units die and wake one by one; that there are many of them is worth one picture.
+        groups = {
+            name: [None if group.verdict is Verdict.DEAD else group.units for group in layer.groups]
+            for name, layer in report.layers.items()
+        }
         subjects: dict[str, object] = {name: (groups.get(name), told.get(name)) for name in {**groups, **told}}
         before, self._subjects = self._subjects, subjects
         return frozenset(name for name in {**before, **subjects} if before.get(name) != subjects.get(name))

@@ -20,7 +20,7 @@ class ScalarChoice:
         >>> from lightning_symmetry.verdicts.report import LayerDiagnosis, SymmetryReport
         >>> report = SymmetryReport(3, {"fc": LayerDiagnosis("fc", 8, 4)})
         >>> ScalarChoice("summary").of(Check(report, [], [], set()))
-        {'symmetry/redundant_units': 0.0, 'symmetry/effective_width_fraction': 1.0}
+        {'symmetry/redundant_units': 0.0, 'symmetry/effective_width_fraction': 1.0, 'symmetry/dead_units': 0.0}
         >>> list(ScalarChoice("layers").of(Check(report, [], [], set())))[-1]
         'symmetry/effective_width/fc'
     """

@@ -11,6 +11,11 @@ from lightning_symmetry.verdicts.verdict import Verdict
 
 _RANDOM_INIT = "Initialise with e.g. torch.nn.init.kaiming_uniform_."
 
+_DEATHS = {
+    Cause.LOW_BIAS: ": their biases lie far below zero now",
+    Cause.NEGATIVE: ": none of their weights is positive now",
+    Cause.SATURATED: ": their weights or biases are so large now that a sigmoid or tanh is saturated",
+}
 
 # Up to so many layers of which the same is to be said get a message each; more of them share one.
 _MAX_ALIKE = 3
@@ -116,6 +121,8 @@ def why(finding: Finding) -> str:
             "Whatever follows them treats them alike: a loss that sums the outputs, or equal outgoing weights. "
             "Make their outgoing weights differ."
         )
+    if finding.verdict is Verdict.DEAD:
+        return _why_dead(finding)
     if finding.origin is Origin.COLLAPSE:
         return (
             f"They were distinct before step {finding.first_step}: they collapsed onto one another during training. "
@@ -144,6 +151,36 @@ def why(finding: Finding) -> str:
     return (
         "Their rows are copies of one another: tiled, copied or padded weights. "
         "Add noise to the copies, or leave them out: the layer needs only one of each."
+    )
+
+
+def _why_dead(finding: Finding) -> str:
+    """The likely cause of dead units and the way out."""
+    if finding.origin is Origin.COLLAPSE:
+        cause = f"They trained until step {finding.first_step}, and died"
+        way_out = "Use a smaller learning rate, a bias that starts at 0, or an activation with a slope everywhere"
+        return f"{cause}{_DEATHS.get(finding.cause, '')}. {way_out}, such as torch.nn.LeakyReLU or torch.nn.GELU."
+    if finding.cause is Cause.LOW_BIAS:
+        return "Their biases lie so far below zero that a ReLU after them never opens. Start the biases at 0."
+    if finding.cause is Cause.NEGATIVE:
+        return (
+            "None of their weights is positive: on inputs that are never negative, a ReLU after them never opens. "
+            f"{_RANDOM_INIT}"
+        )
+    if finding.cause is Cause.SATURATED:
+        return (
+            "Their weights or biases are so large that a sigmoid or tanh after them is saturated, where it has no "
+            "slope. Initialise with smaller ones, and scale the inputs."
+        )
+    if finding.cause is Cause.CUT_OFF:
+        return (
+            "Their weights look healthy, but no gradient reaches any of them: cut off by `detach`, or by zero weights "
+            "or dead units in the layers after them. Mend those."
+        )
+    return (
+        "No gradient reaches them: dead behind a ReLU, saturated behind a sigmoid or tanh, or cut off by zero weights "
+        "after them. Initialise these units anew, centre the inputs, or use an activation with a slope everywhere, "
+        "such as torch.nn.LeakyReLU."
     )
 
 

@@ -40,6 +40,21 @@ def too_few_checks(num_checks: Mapping[str, int], needed: int) -> list[str]:
     return [f"{_names(few)}: only {checks} of the {needed} that it takes; more optimizer steps will tell"]
 
 
+def may_be_dead(layers: Iterable[LayerDiagnosis], dead_share: float) -> list[str]:
+    """A sentence for each layer so many of whose units may turn out to be dead that the user would be warned.
+
+    Args:
+        layers: the layers.
+        dead_share: the share of dead units of which the user is warned.
+    """
+    return [
+        f"{layer.name}: {layer.idle_units} of {layer.num_units} units have had gradients of exactly zero at the last "
+        "checks; it takes 50 steps to call them dead"
+        for layer in layers
+        if layer.idle_units > layer.dead_units and layer.idle_units >= dead_share * layer.num_units
+    ]
+
+
 def not_looked_at(unread: Mapping[str, str]) -> list[str]:
     """A sentence for each module that holds weights which nobody looks at.
 

@@ -178,10 +178,10 @@ def _look_at(item: _Sketched, suspected: Indices, judge: GradientEvidence, known
         layer,
         weights.rows,
         item.gradients.rows if item.gradients else None,
-        judge.count_zero(exclude=grouped),
         tuple(sightings),
         hash(weights.sketch.projections.tobytes()),
         item.gradients is not None and bool(np.count_nonzero(item.gradients.sketch.norms)),
+        *judge.idle(weights.sketch.norms, exclude=grouped),
     )
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from lightning_symmetry.matrices.grouping import find_groups, is_chance_group
-from lightning_symmetry.matrices.numerics import Indices
+from lightning_symmetry.matrices.numerics import Floats, Indices, Mask
 from lightning_symmetry.matrices.question import Question
 from lightning_symmetry.units.comparable import Comparable
 from lightning_symmetry.verdicts.looks import Gradients
@@ -78,9 +78,19 @@ class GradientEvidence:
                 found.append(units)
         return found
 
-    def count_zero(self, exclude: set[int]) -> int:
-        """Number of units outside ``exclude`` whose gradient is exactly zero."""
-        if self._question is None:
-            return 0
-        zero = np.flatnonzero(self._norms == 0)
-        return len(set(zero.tolist()) - exclude) if exclude else len(zero)
+    def idle(self, weight_norms: Floats, exclude: set[int]) -> tuple[Mask | None, Mask | None]:
+        """Which units do not train although their weights are their own, and of which units this look tells nothing.
+
+        Args:
+            weight_norms: norms of the rows of weights, ``(num_units,)``.
+            exclude: units that are equal to others.
+
+        Returns:
+            As :attr:`Look.idle` and :attr:`Look.unseen`.
+        """
+        if self._question is None or not self._layer.can_freeze:
+            return None, None
+        idle = (self._norms == 0) & (weight_norms > 0)
+        if exclude:
+            idle[list(exclude)] = False
+        return idle, np.isnan(self._norms)

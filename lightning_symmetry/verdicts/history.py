@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lightning_symmetry.verdicts.deadness import Deaths
 from lightning_symmetry.verdicts.judging import judge, to_diagnosis
 from lightning_symmetry.verdicts.looks import Look
 from lightning_symmetry.verdicts.records import Lineage, Record
@@ -13,25 +14,31 @@ from lightning_symmetry.verdicts.verdict import Verdict
 
 
 class History:
-    """Carries groups from check to check.
+    """Carries groups and dead units from check to check.
 
     Args:
         patience: checks in a row that a group must hold before it is called frozen or lockstep, or locked if it was
-            not there from the start.
+            not there from the start; and at which the gradient of a unit must be zero before it is called dead.
+        dead_share: the share of a layer's units that must be dead before the user is warned of them.
     """
 
-    def __init__(self, patience: int) -> None:
+    def __init__(self, patience: int, dead_share: float = 0.5) -> None:
         self._patience = patience
+        self._dead_share = dead_share
         self._records: dict[str, list[Record]] = {}
+        self._deaths: dict[str, Deaths] = {}
         # By layer, the fingerprint of its weights at the last look, and whether it had a gradient.
         self._last: dict[str, tuple[int, bool]] = {}
 
     @property
     def findings(self) -> list[Finding]:
         """Every group that was warned of, in the order of the layers and of time."""
-        return [
-            record.to_finding(layer) for layer, records in self._records.items() for record in records if record.warned
-        ]
+        findings = []
+        for layer, records in self._records.items():
+            dead = self._deaths[layer].finding if layer in self._deaths else None
+            told = [*records, *([dead] if dead else [])]
+            findings += [record.to_finding(layer) for record in told if record.warned]
+        return findings
 
     def known(self, layer: str) -> list[tuple[int, ...]]:
         """The groups of equal weights in this layer that hold as far as is known."""
@@ -49,13 +56,16 @@ class History:
         had_gradient = any(has_gradient for (_, has_gradient), _ in before)
         return has_moved or not had_gradient
 
-    def update(self, seen: Look, step: int, is_fresh: bool = True) -> tuple[LayerDiagnosis, list[Finding]]:
+    def update(
+        self, seen: Look, step: int, is_fresh: bool = True, is_unused: bool = False
+    ) -> tuple[LayerDiagnosis, list[Finding]]:
         """Take in a look at a layer.
 
         Args:
             seen: the look.
             step: completed optimizer steps.
             is_fresh: whether this look counts among those that must agree; :meth:`is_fresh` tells.
+            is_unused: whether the module of the layer takes no part in the training at this check.
 
         Returns:
             The diagnosis, and the findings that the user has not been told of yet.
@@ -84,7 +94,12 @@ class History:
                 news.append(record.to_finding(name))
         self._records[name] = lineage.end(holding, step) + holding
         self._last[name] = (seen.fingerprint, seen.has_gradient)
-        return to_diagnosis(seen, groups), self._untold(name, news)
+        dead, died = self._deaths.setdefault(name, Deaths(self._patience, self._dead_share)).update(
+            seen, step, is_fresh=is_fresh, is_unused=is_unused
+        )
+        of_the_dead = self._deaths[name].group
+        told = self._untold(name, news) + ([died.to_finding(name)] if died else [])
+        return to_diagnosis(seen, groups + ([of_the_dead] if of_the_dead else []), dead), told
 
     def _untold(self, layer: str, news: Sequence[Finding]) -> list[Finding]:
         """The news, without those of a kind of which most was told before: pairs reach their verdicts one by one."""
@@ -98,9 +113,17 @@ class History:
         return untold
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain numbers, strings, lists and dicts."""
-        return {name: [record.to_state() for record in records] for name, records in self._records.items()}
+        """Plain numbers, strings, lists and dicts: ``groups`` and ``deaths``, both by layer."""
+        return {
+            "groups": {name: [record.to_state() for record in records] for name, records in self._records.items()},
+            "deaths": {name: deaths.to_state() for name, deaths in self._deaths.items()},
+        }
 
-    def load_state_dict(self, state: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+    def load_state_dict(self, state: Mapping[str, Mapping[str, Any]]) -> None:
         """Take over what :meth:`state_dict` wrote."""
-        self._records = {name: [Record.from_state(values) for values in records] for name, records in state.items()}
+        self._records = {
+            name: [Record.from_state(values) for values in records] for name, records in state["groups"].items()
+        }
+        self._deaths = {name: Deaths(self._patience, self._dead_share) for name in state["deaths"]}
+        for name, values in state["deaths"].items():
+            self._deaths[name].load_state(values)

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 from lightning_symmetry.units.copies import Copies
+from lightning_symmetry.verdicts.deadness import Dead
 from lightning_symmetry.verdicts.looks import Gradients, Look, Sighting
 from lightning_symmetry.verdicts.records import Record
 from lightning_symmetry.verdicts.report import Cause, CopyGroup, LayerDiagnosis, Origin, Reason, UnitGroup
@@ -77,11 +80,29 @@ def judge_one_look(sighting: Sighting) -> Verdict:
     return Verdict.BREAKING if sighting.gradients is Gradients.DIFFERENT else Verdict.DUPLICATE
 
 
-def to_diagnosis(seen: Look, groups: Sequence[UnitGroup]) -> LayerDiagnosis:
-    """The state of a layer: what a look showed of it, and what was concluded of its groups."""
+def to_diagnosis(seen: Look, groups: Sequence[UnitGroup], dead: Dead | None = None) -> LayerDiagnosis:
+    """The state of a layer: what a look showed of it, and what was concluded of its groups.
+
+    Args:
+        seen: the look.
+        groups: what was concluded of its groups.
+        dead: its dead units; None: there are no earlier looks, so that of one with a zero gradient more cannot be said.
+    """
     layer = seen.layer
     ordered = sorted(groups, key=lambda group: group.units)
-    return LayerDiagnosis(layer.name, layer.num_units, layer.fan_in, seen.dead_units, ordered, layer.also)
+    if dead is None:
+        dead = Dead() if seen.idle is None else Dead(tuple(np.flatnonzero(seen.idle).tolist()))
+    return LayerDiagnosis(
+        name=layer.name,
+        num_units=layer.num_units,
+        fan_in=layer.fan_in,
+        dead=dead.units,
+        groups=ordered,
+        also=layer.also,
+        died_at=dead.died_at,
+        woke_at=dict(dead.woke_at),
+        idle_units=dead.num_idle,
+    )
 
 
 def copy_groups(found: Copies, diagnosis: LayerDiagnosis) -> list[CopyGroup]:

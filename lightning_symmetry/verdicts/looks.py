@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from lightning_symmetry.matrices.numerics import Mask
 from lightning_symmetry.matrices.rows import Rows
 from lightning_symmetry.units.comparable import Comparable
 from lightning_symmetry.verdicts.report import Cause
@@ -54,16 +55,19 @@ class Look:
         layer: the layer.
         weights: its rows.
         gradients: its gradient rows, if there are any to see.
-        dead_units: number of units with a zero gradient and weights of their own.
         sightings: disjoint sets of units.
         fingerprint: a hash of the weights, which changes if any row does.
         has_gradient: whether any gradient is not zero; it may be infinite.
+        idle: which units have a gradient of exactly zero, and weights that are not zero and their own,
+            ``(num_units,)``; None if there are no gradients to see, or if zeros say nothing.
+        unseen: which units have a gradient that is not finite; None with ``idle``.
     """
 
     layer: Comparable
     weights: Rows
     gradients: Rows | None
-    dead_units: int
     sightings: tuple[Sighting, ...]
     fingerprint: int
     has_gradient: bool
+    idle: Mask | None = None
+    unseen: Mask | None = None

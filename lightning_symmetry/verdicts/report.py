@@ -29,7 +29,13 @@ class Cause(StrEnum):
     ZERO = "zero"  # every weight is 0
     CONSTANT = "constant"  # every weight is the same number
     COPIED = "copied"  # the rows are copies of one another
-    DEAD = "dead"  # frozen although the weights are not zero, as behind a ReLU that never opens
+    DEAD = "dead"  # no gradient although the weights are not zero, as behind a ReLU that never opens
+    LOW_BIAS = "low bias"  # dead: the bias lies far below zero
+    NEGATIVE = (
+        "negative weights"  # dead: no weight is positive, so that inputs that are never negative do not open a ReLU
+    )
+    SATURATED = "saturated"  # dead: so large that a sigmoid or tanh has no slope
+    CUT_OFF = "cut off"  # dead: all units of the layer, with rows that look healthy
 
 
 class Origin(StrEnum):
@@ -97,17 +103,30 @@ class LayerDiagnosis:
         name: name of the module in the model, with the part if it has several.
         num_units: number of units.
         fan_in: number of weights that feed one unit, without the bias.
-        dead_units: number of units with a zero gradient and weights of their own.
+        dead: sorted indices of the dead units: those with weights of their own whose gradient was exactly zero at
+            ``patience`` checks in a row, over 50 steps or more. Of a single look: those whose gradient is zero.
         groups: disjoint groups of units, sorted.
         also: names of layers that share the weight; the report has this diagnosis under each.
+        died_at: of each dead unit, the optimizer step of the first of these checks; empty after a single look.
+        woke_at: of units that were dead and train again, the optimizer step of the check that saw it.
+        idle_units: number of units whose gradient was exactly zero at ``patience`` checks in a row, over however many
+            steps; not all of them need be dead.
     """
 
     name: str
     num_units: int
     fan_in: int
-    dead_units: int = 0
+    dead: tuple[int, ...] = ()
     groups: list[UnitGroup] = field(default_factory=list)
     also: tuple[str, ...] = ()
+    died_at: tuple[int, ...] = ()
+    woke_at: dict[int, int] = field(default_factory=dict)
+    idle_units: int = 0
+
+    @property
+    def dead_units(self) -> int:
+        """Number of dead units."""
+        return len(self.dead)
 
     @property
     def redundant_units(self) -> int:
@@ -120,7 +139,9 @@ class LayerDiagnosis:
         return self.num_units - self.redundant_units
 
     def count(self, verdict: Verdict) -> int:
-        """Number of units in groups of this verdict."""
+        """Number of units in groups of this verdict; of dead units all, also those too few to warn of."""
+        if verdict is Verdict.DEAD:
+            return self.dead_units
         return sum(len(group.units) for group in self.groups if group.verdict is verdict)
 
     def __repr__(self) -> str:
@@ -137,6 +158,7 @@ class LayerDiagnosis:
             "effective_width": self.effective_width,
             "redundant_units": self.redundant_units,
             "dead_units": self.dead_units,
+            "dead": list(self.dead),
             "groups": [group.to_dict() for group in self.groups],
         }
 
@@ -289,6 +311,11 @@ class SymmetryReport:
         return sum(layer.redundant_units for layer in self.distinct_layers)
 
     @property
+    def dead_units(self) -> int:
+        """Number of dead units of all layers."""
+        return sum(layer.dead_units for layer in self.distinct_layers)
+
+    @property
     def effective_width_fraction(self) -> float:
         """Share of the units that are distinct; 1 for a model without units."""
         return 1 - self.redundant_units / max(1, self.num_units)
@@ -303,6 +330,7 @@ class SymmetryReport:
         scalars = {
             "symmetry/redundant_units": float(self.redundant_units),
             "symmetry/effective_width_fraction": self.effective_width_fraction,
+            "symmetry/dead_units": float(self.dead_units),
         }
         for name in names:
             if name in self.layers and self.layers[name].name == name:
@@ -319,11 +347,11 @@ class SymmetryReport:
 
             - ``schema``: 1.
             - ``step``: completed optimizer steps at the time.
-            - ``num_units``, ``redundant_units``: of all layers, those that share a weight once.
+            - ``num_units``, ``redundant_units``, ``dead_units``: of all layers, those that share a weight once.
             - ``layers``: by layer name, also under each name of layers that share a weight, a dict with
               ``num_units``; ``fan_in``, the number of weights that feed one unit; ``effective_width``, the number of
-              distinct units; ``redundant_units``, the others; ``dead_units``, those with a zero gradient and weights of
-              their own; and ``groups``.
+              distinct units; ``redundant_units``, the others; ``dead``, the indices of the dead units, and
+              ``dead_units``, their number; and ``groups``.
             - ``layers.*.groups``: a list of dicts with ``units``, their indices; ``verdict`` (:class:`Verdict`);
               ``cause`` (:class:`Cause`); ``value``, the number that every weight was, null if they were not all
               one number; ``first_step``, the step of the check that saw the group first, null after a single look.
@@ -343,6 +371,7 @@ class SymmetryReport:
             "step": self.step,
             "num_units": self.num_units,
             "redundant_units": self.redundant_units,
+            "dead_units": self.dead_units,
             "layers": {name: layer.to_dict() for name, layer in self.layers.items()},
             "skipped": dict(self.skipped),
             "copies": [group.to_dict() for group in self.copies],
@@ -356,8 +385,8 @@ class SymmetryReport:
 
         Returns:
             A row per layer, those that share a weight once. The index, ``layer``, is the name; the columns are
-            ``units``, ``distinct``, ``redundant`` and ``dead``, then one per verdict with the number of units in its
-            groups, and ``groups``, the groups in words.
+            ``units``, ``distinct`` and ``redundant``, then one per verdict with the number of its units, such as
+            ``dead``, and ``groups``, the groups in words.
 
         Raises:
             ModuleNotFoundError: if pandas is not installed.
@@ -379,7 +408,6 @@ class SymmetryReport:
             "units": [layer.num_units for layer in layers],
             "distinct": [layer.effective_width for layer in layers],
             "redundant": [layer.redundant_units for layer in layers],
-            "dead": [layer.dead_units for layer in layers],
             **{str(verdict): [layer.count(verdict) for layer in layers] for verdict in Verdict},
             "groups": [summarise(layer) for layer in layers],
         }
@@ -472,7 +500,9 @@ class SymmetryReport:
         layers = f"{num_layers} layer{'s' if num_layers != 1 else ''}"
         distinct = f"{self.num_units - self.redundant_units} of" if self.redundant_units else "all"
         seen = "" if self.coverage == 1 else f"; {_percent_below(self.coverage)} % of the weights were looked at"
-        return f"{distinct} {self.num_units} units of {layers} are distinct{seen}."
+        are = "is" if self.dead_units == 1 else "are"
+        dead = f", but {self.dead_units} {are} dead" if self.dead_units else ""
+        return f"{distinct} {self.num_units} units of {layers} are distinct{dead}{seen}."
 
 
 @dataclass(frozen=True)

@@ -86,6 +86,18 @@ class Verdict(StrEnum):
             effect="have different weights but identical gradients ({since}): they move in parallel.",
         ),
     )
+    DEAD = (
+        "dead",
+        Traits(
+            is_warning=True,
+            is_redundant=False,
+            colour="#b07d12",
+            dark_colour="#e3b34a",
+            mark="M2.2 .8L6 4.6L9.8 .8L11.2 2.2L7.4 6L11.2 9.8L9.8 11.2L6 7.4L2.2 11.2L.8 9.8L4.6 6L.8 2.2z",
+            meaning="weights of their own, zero gradients: they do no work and do not train",
+            effect="have gradients of exactly zero, though weights of their own ({since}): they do not train.",
+        ),
+    )
     BREAKING = (
         "breaking",
         Traits(

@@ -89,7 +89,7 @@ def _next(
     generator: torch.Generator,
 ) -> LayerDiagnosis:
     if place % flicker == 3 % flicker:
-        layer = replace(layer, dead_units=int(torch.randint(4, (), generator=generator)))
+        layer = replace(layer, dead=tuple(range(int(torch.randint(4, (), generator=generator)))))
     if place % 50 == seed % 50 and check == 0:
         return replace(layer, groups=[UnitGroup(tuple(range(layer.num_units)), Verdict.LOCKED, Cause.CONSTANT, 0.5, 0)])
     if place % 25 == 7 and check % (num_checks // 20) == 0:

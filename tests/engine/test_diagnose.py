@@ -103,6 +103,7 @@ def test_report_as_dict_and_as_table() -> None:
         "effective_width": 1,
         "redundant_units": 3,
         "dead_units": 0,
+        "dead": [],
         "groups": [
             {"units": [0, 1, 2, 3], "verdict": "duplicate", "cause": "constant", "value": 0.5, "first_step": None}
         ],

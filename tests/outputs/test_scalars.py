@@ -15,7 +15,7 @@ from tests.outputs.test_tensorboard import read
 from tests.training import Classifier, batches, fill, make_trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore::lightning_symmetry.SymmetryWarning")
-TOTALS = {"symmetry/redundant_units", "symmetry/effective_width_fraction"}
+TOTALS = {"symmetry/redundant_units", "symmetry/effective_width_fraction", "symmetry/dead_units"}
 
 
 class Wide(nn.Module):

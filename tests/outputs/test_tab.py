@@ -173,7 +173,7 @@ def test_a_step_that_comes_again_is_told_in_full(tmp_path: Path) -> None:
     with SummaryWriter(str(tmp_path)) as out:
         for step, width in ((0, 8), (5, 7), (5, 6), (10, 6)):
             groups = [UnitGroup(tuple(range(9 - width)), Verdict.LOCKED, Cause.COPIED, None, 0)] if width < 8 else []
-            report = SymmetryReport(step, {"fc": LayerDiagnosis("fc", 8, 3, 0, groups)})
+            report = SymmetryReport(step, {"fc": LayerDiagnosis("fc", 8, 3, (), groups)})
             writer.write([out], report, [], [], "findings")
     assert [summary.get("full", False) for summary in summaries(read(tmp_path))] == [True, False, True, False]
     assert widths(history(read(tmp_path)), "fc") == {0: 8, 5: 6}
@@ -181,7 +181,7 @@ def test_a_step_that_comes_again_is_told_in_full(tmp_path: Path) -> None:
 
 def test_very_many_groups_are_cut_and_counted(tmp_path: Path) -> None:
     groups = [UnitGroup((i, i + 4096), Verdict.LOCKED, Cause.COPIED, None, 0) for i in range(4096)]
-    report = SymmetryReport(0, {"fc": LayerDiagnosis("fc", 8192, 3, 0, groups)})
+    report = SymmetryReport(0, {"fc": LayerDiagnosis("fc", 8192, 3, (), groups)})
     with SummaryWriter(str(tmp_path)) as out:
         TabWriter().write([out], report, [], [], "findings")
     ((_, data),) = payloads(read(tmp_path))

@@ -53,6 +53,7 @@ def test_scalars_text_and_pictures_of_a_sick_run(tmp_path: Path) -> None:
     assert ours == {
         "symmetry/redundant_units",
         "symmetry/effective_width_fraction",
+        "symmetry/dead_units",
         *(f"symmetry/effective_width/{layer}" for layer in layers),
     }
     steps = [0, 1, 3, 4, 8]

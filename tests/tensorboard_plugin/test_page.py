@@ -197,8 +197,8 @@ def test_only_the_groups_that_parted_are_said_to_have_parted(page: Page, tmp_pat
     with SummaryWriter(str(tmp_path / "run")) as writer:
         for step, groups in groups_of_copies.items():
             layers = {
-                "pairs": LayerDiagnosis("pairs", 16, 3, 0, pairs(range(8) if step < 30 else range(3, 8))),
-                "copies": LayerDiagnosis("copies", 16, 3, 0, groups),
+                "pairs": LayerDiagnosis("pairs", 16, 3, (), pairs(range(8) if step < 30 else range(3, 8))),
+                "copies": LayerDiagnosis("copies", 16, 3, (), groups),
             }
             findings = [found("pairs", (i, i + 8), 30 if step >= 30 and i < 3 else None) for i in range(8)]
             findings.append(found("copies", range(12), 40 if step >= 40 else None))

@@ -21,7 +21,8 @@ HOSTILE = "<script>alert(1)</script>\"'&amp;<b>"
 def layer_of(name: str, *verdicts: Verdict, also: tuple[str, ...] = ()) -> LayerDiagnosis:
     """A layer of 20 units with a pair of each verdict."""
     groups = [UnitGroup((2 * i, 2 * i + 1), verdict, Cause.COPIED, None, 0) for i, verdict in enumerate(verdicts)]
-    return LayerDiagnosis(name, 20, 3, groups=groups, also=also)
+    dead = tuple(unit for group in groups for unit in group.units if group.verdict is Verdict.DEAD)
+    return LayerDiagnosis(name, 20, 3, dead, groups, also)
 
 
 def report_of(*layers: LayerDiagnosis) -> SymmetryReport:
@@ -74,7 +75,7 @@ def test_a_row_per_layer_the_worst_first() -> None:
 
 
 def test_dead_units_have_a_column_where_there_are_any() -> None:
-    report = report_of(layer_of("healthy"), replace(layer_of("dying"), dead_units=7))
+    report = report_of(layer_of("healthy"), replace(layer_of("dying"), dead=tuple(range(7))))
     assert [row[3] for row in rows_of(report)] == ["0", "7"]
 
 
@@ -82,7 +83,7 @@ def test_bars_show_shares_and_say_them() -> None:
     (bar,) = (e for e in parse(report_of(layer_of("fc", *Verdict))._repr_html_()).iter("div") if e.get("role") == "img")
     widths = [re.findall(r"width:([\d.]+)%.*background:(#\w+)", segment.get("style", "")) for segment in bar]
     assert widths == [[("10.00", verdict.traits.colour)] for verdict in Verdict]
-    expected = "2 locked, 2 frozen, 2 lockstep, 2 breaking, 2 duplicate, of 20 units"
+    expected = "2 locked, 2 frozen, 2 lockstep, 2 dead, 2 breaking, 2 duplicate, of 20 units"
     assert (bar.get("aria-label"), bar.get("title")) == (expected, expected)
 
 

@@ -124,12 +124,14 @@ def test_plain_data_have_a_schema() -> None:
 
 
 def test_dataframe() -> None:
-    tied = LayerDiagnosis("tied", 8, 3, 1, [*pairs(4), UnitGroup((5, 6, 7), Verdict.LOCKSTEP, Cause.COPIED)], ("also",))
+    tied = LayerDiagnosis(
+        "tied", 8, 3, (4,), [*pairs(4), UnitGroup((5, 6, 7), Verdict.LOCKSTEP, Cause.COPIED)], ("also",)
+    )
     report = SymmetryReport(1, {"healthy": HEALTHY, "tied": tied, "also": tied})
     table = report.to_dataframe()
     assert table.index.name == "layer"
     assert list(table.index) == ["healthy", "tied"]
-    assert list(table.columns) == ["units", "distinct", "redundant", "dead", *Verdict, "groups"]
+    assert list(table.columns) == ["units", "distinct", "redundant", *Verdict, "groups"]
     assert table.loc["tied"].to_dict() == {
         **dict.fromkeys(map(str, Verdict), 0),
         "units": 8,

@@ -1,0 +1,283 @@
+"""Dead units: units with weights of their own whose gradient is exactly zero, check after check."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from lightning_symmetry.matrices.numerics import Indices, Mask
+from lightning_symmetry.units.comparable import Comparable
+from lightning_symmetry.verdicts.looks import Look
+from lightning_symmetry.verdicts.records import Record
+from lightning_symmetry.verdicts.report import Cause, Origin, Reason, UnitGroup
+from lightning_symmetry.verdicts.verdict import Verdict
+
+# A ReLU that is shut for a few batches opens again as a rule.
+_DEAD_STEPS = 50
+# As many rows as this tell why units are dead.
+_MAX_READ = 64
+# A bias that is so many times as large as the norm of the weights decides alone, on inputs of a common size.
+_FAR = 3.0
+# Rows of this norm drive a tanh to where float32 knows no slope: 1 - tanh(9)^2 is 6e-8.
+_STEEP = 9.0
+_NEVER = -1
+
+
+class Dead(NamedTuple):
+    """The dead units of a layer.
+
+    Attributes:
+        units: sorted indices.
+        died_at: of each, the step of the first of the checks in a row at which its gradient was zero.
+        woke_at: of units that were dead once and train again, the step of the check that saw it.
+        num_idle: how many units had a gradient of zero at ``patience`` checks in a row, also over less than 50 steps.
+    """
+
+    units: tuple[int, ...] = ()
+    died_at: tuple[int, ...] = ()
+    woke_at: Mapping[int, int] = {}
+    num_idle: int = 0
+
+
+@dataclass
+class ZeroStreaks:
+    """Since when the gradients of the units of a layer have been exactly zero.
+
+    Attributes:
+        since: of each unit the step of the first of the checks in a row at which its gradient was zero; -1 if it was
+            not zero at the latest one.
+        num_checks: at how many of these checks the weights of the model had moved since the one before.
+        is_dead: whether a unit was dead at the latest check.
+        woke_at: of each unit that was dead, the step of the check at which its gradient was not zero any more; else -1.
+        was_alive: whether the gradient of a unit was ever seen not to be zero.
+    """
+
+    since: npt.NDArray[np.int64]
+    num_checks: npt.NDArray[np.int64]
+    woke_at: npt.NDArray[np.int64]
+    is_dead: Mask
+    was_alive: Mask
+
+    @classmethod
+    def of(cls, num_units: int, *, was_alive: bool) -> ZeroStreaks:
+        """The streaks of a layer none of whose gradients has been zero so far."""
+        never = np.full(num_units, _NEVER)
+        zeros = np.zeros(num_units, dtype=np.int64)
+        return cls(never, zeros, never.copy(), zeros.astype(np.bool_), np.full(num_units, was_alive))
+
+    def take_in(self, idle: Mask, is_unseen: Mask, step: int, patience: int, *, is_fresh: bool) -> None:
+        """Note which gradients are zero at this check.
+
+        Args:
+            idle: which units have a gradient of exactly zero.
+            is_unseen: which units this check tells nothing about.
+            step: completed optimizer steps.
+            patience: the number of checks in a row that makes a unit dead.
+            is_fresh: whether the weights have moved since the check before; if not, the same evidence counts once.
+        """
+        awake = ~(idle | is_unseen)
+        self.woke_at[awake & self.is_dead] = step
+        self.was_alive |= awake
+        self.since[awake], self.num_checks[awake] = _NEVER, 0
+        begins = idle & (self.since == _NEVER)
+        self.since[begins], self.num_checks[begins] = step, 1
+        if is_fresh:
+            self.num_checks[idle & ~begins] += 1
+        self.is_dead[awake] = False
+        self.is_dead |= idle & (self.num_checks >= patience) & (step - self.since >= _DEAD_STEPS)
+
+    def dead(self, patience: int) -> Dead:
+        """The units that were dead at the latest check."""
+        units = np.flatnonzero(self.is_dead)
+        awake = np.flatnonzero((self.woke_at != _NEVER) & ~self.is_dead)
+        num_idle = np.count_nonzero((self.since != _NEVER) & (self.num_checks >= patience))
+        woke_at = dict(zip(awake.tolist(), self.woke_at[awake].tolist(), strict=True))
+        return Dead(tuple(units.tolist()), tuple(self.since[units].tolist()), woke_at, int(num_idle))
+
+    def to_state(self) -> dict[str, Any]:
+        """Plain numbers and lists; of most units there is nothing to tell."""
+        told = np.flatnonzero((self.since != _NEVER) | (self.woke_at != _NEVER))
+        return {
+            "num_units": len(self.since),
+            "units": told.tolist(),
+            "never_alive": np.flatnonzero(~self.was_alive).tolist(),
+            **{name: getattr(self, name)[told].tolist() for name in _COLUMNS},
+        }
+
+    @classmethod
+    def from_state(cls, values: Mapping[str, Any]) -> ZeroStreaks:
+        """The streaks that :meth:`to_state` wrote."""
+        streaks = cls.of(values["num_units"], was_alive=True)
+        for name in _COLUMNS:
+            getattr(streaks, name)[values["units"]] = values[name]
+        streaks.was_alive[values["never_alive"]] = False
+        return streaks
+
+
+_COLUMNS = ("since", "num_checks", "woke_at", "is_dead")
+
+
+class Deaths:
+    """Carries the dead units of one layer from check to check, and the finding about them.
+
+    Args:
+        patience: checks in a row at which the gradient of a unit must be zero.
+        dead_share: the share of dead units of which the user is warned.
+    """
+
+    def __init__(self, patience: int, dead_share: float) -> None:
+        self._patience, self._dead_share = patience, dead_share
+        self._streaks: ZeroStreaks | None = None
+        self._num_checks = 0
+        self._record: Record | None = None
+
+    @property
+    def finding(self) -> Record | None:
+        """What the user was warned of; None if there was nothing to warn of so far."""
+        return self._record
+
+    @property
+    def group(self) -> UnitGroup | None:
+        """The dead units, if they are so many that the user is warned of them."""
+        record = self._record
+        if record is None or record.broken_step is not None:
+            return None
+        return UnitGroup(
+            record.units, Verdict.DEAD, record.cause, None, record.first_step, record.origin, Reason.ZERO_AGAIN
+        )
+
+    def update(self, seen: Look, step: int, *, is_fresh: bool, is_unused: bool) -> tuple[Dead, Record | None]:
+        """Take in a look at the layer.
+
+        Args:
+            seen: the look.
+            step: completed optimizer steps.
+            is_fresh: whether the weights have moved since the check before.
+            is_unused: whether the module of the layer takes no part in the training at this check.
+
+        Returns:
+            The dead units, and what is to be told of them if the user does not know it yet.
+        """
+        if seen.idle is None or seen.unseen is None or is_unused:  # nothing is known of the gradients
+            return self._dead(), None
+        idle = _in_blocks_that_are_used(seen.idle, seen.layer.blocks)
+        if self._streaks is None:
+            if not idle.any():
+                self._num_checks += 1
+                return Dead(), None
+            self._streaks = ZeroStreaks.of(len(idle), was_alive=self._num_checks > 0)
+        self._num_checks += 1
+        unseen = seen.unseen | (seen.idle & ~idle)
+        self._streaks.take_in(idle, unseen, step, self._patience, is_fresh=is_fresh)
+        dead = self._dead()
+        return dead, self._conclude(seen, dead, step)
+
+    def _dead(self) -> Dead:
+        return Dead() if self._streaks is None else self._streaks.dead(self._patience)
+
+    def _conclude(self, seen: Look, dead: Dead, step: int) -> Record | None:
+        """Bring the record up to date; it is returned if there is news to tell."""
+        if len(dead.units) < max(1.0, self._dead_share * seen.layer.num_units):
+            if self._record is not None and self._record.broken_step is None:
+                self._record.broken_step = step
+            return None
+        if self._record is None:
+            assert self._streaks is not None
+            has_died = self._streaks.was_alive[list(dead.units)].mean() > 0.5
+            first_step = min(dead.died_at)
+            unborn = Origin.START if first_step == 0 else Origin.FIRST_LOOK
+            self._record = Record(
+                dead.units,
+                has_equal_weights=False,
+                cause=cause_of_death(seen, np.array(dead.units)),
+                value=None,
+                position=0.0,
+                first_step=first_step,
+                last_step=step,
+                origin=Origin.COLLAPSE if has_died else unborn,
+                verdict=Verdict.DEAD,
+                warned=Verdict.DEAD,
+                warned_reason=Reason.ZERO_AGAIN,
+            )
+        record = self._record
+        record.units, record.last_step, record.broken_step = dead.units, step, None
+        if not record.has_grown:
+            return None
+        record.warned_units = dead.units
+        return record
+
+    def to_state(self) -> dict[str, Any]:
+        """Plain numbers, strings, lists and dicts."""
+        return {
+            "num_checks": self._num_checks,
+            "streaks": None if self._streaks is None else self._streaks.to_state(),
+            "record": None if self._record is None else self._record.to_state(),
+        }
+
+    def load_state(self, values: Mapping[str, Any]) -> None:
+        """Take over what :meth:`to_state` wrote."""
+        self._num_checks = values["num_checks"]
+        self._streaks = None if values["streaks"] is None else ZeroStreaks.from_state(values["streaks"])
+        self._record = None if values["record"] is None else Record.from_state(values["record"])
+
+
+def unused_layers(looks: Sequence[Look], members: Mapping[str, Sequence[str]]) -> set[str]:
+    """The names of layers in modules that take no part in a training at a check, such as experts without a token.
+
+    No layer of such a module has a gradient other than zero, while another member of the same list of modules, with
+    layers of the same shapes, does have one.
+
+    Args:
+        looks: what the check saw.
+        members: by member of a list or dict of modules, the names of its layers.
+    """
+    idle = {seen.layer.name for seen in looks if not seen.has_gradient}
+    if not idle:
+        return idle
+    shapes = {seen.layer.name: (seen.layer.num_units, seen.layer.fan_in) for seen in looks}
+
+    def kind(member: str) -> object:
+        """The same for members of one list whose layers have the same names and shapes."""
+        return member.rpartition(".")[0], tuple((name[len(member) :], shapes.get(name)) for name in members[member])
+
+    used = {kind(member) for member, layers in members.items() if not idle.issuperset(layers)}
+    unused = [layers for member, layers in members.items() if idle.issuperset(layers) and kind(member) in used]
+    return {name for layers in unused for name in layers}
+
+
+def _in_blocks_that_are_used(idle: Mask, blocks: int) -> Mask:
+    """Leave out blocks of units all of which are idle while other blocks are not: experts that were not used."""
+    size = len(idle) // max(1, blocks)
+    if blocks < 2 or size < 2:
+        return idle
+    is_unused = idle.reshape(blocks, size).all(axis=1)
+    return idle if is_unused.all() else idle & ~np.repeat(is_unused, size)
+
+
+def cause_of_death(seen: Look, dead: Indices) -> Cause:
+    """Why units are dead, as far as their rows tell.
+
+    Args:
+        seen: a look at the layer.
+        dead: indices of the dead units.
+    """
+    layer: Comparable = seen.layer
+    rows = seen.weights.fetch(dead[:_MAX_READ]).to("cpu", copy=False).double().numpy()
+    has_bias = seen.weights.width == layer.fan_in + 1
+    weights, bias = (rows[:, :-1], rows[:, -1]) if has_bias else (rows, np.zeros(len(rows)))
+    norms = np.linalg.norm(weights, axis=1)
+
+    def is_typical(mask: Mask) -> bool:
+        return bool(mask.mean() > 0.5)
+
+    if is_typical((bias < 0) & (-bias > _FAR * norms)):
+        return Cause.LOW_BIAS
+    if is_typical((weights <= 0).all(axis=1) & (bias <= 0)):
+        return Cause.NEGATIVE
+    if is_typical((np.abs(bias) > _FAR * norms) | (norms > _STEEP)):
+        return Cause.SATURATED
+    return Cause.CUT_OFF if len(dead) == layer.num_units else Cause.DEAD

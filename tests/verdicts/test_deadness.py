@@ -1,0 +1,264 @@
+"""Dead units: which are, since when, why, and what is passed over in silence."""
+
+from __future__ import annotations
+
+import json
+import re
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn.utils import prune
+
+from lightning_symmetry import SymmetryError, SymmetryTracker, SymmetryWarning, assert_no_symmetry, diagnose
+from lightning_symmetry.verdicts.deadness import ZeroStreaks
+from tests.test_tracker import endless, loss_of, sgd, tracked, train
+from tests.training import batches, mlp
+
+
+def with_bias(net: nn.Module, layer: str, value: float, units: slice = slice(None)) -> nn.Module:
+    with torch.no_grad():
+        net.get_submodule(layer).bias[units] = value  # type: ignore[operator]
+    return net
+
+
+def negative(net: nn.Module, layer: str) -> nn.Module:
+    with torch.no_grad():
+        for parameter in net.get_submodule(layer).parameters():
+            parameter.copy_(-parameter.abs())
+    return net
+
+
+def cut_off(net: nn.Module, layer: str) -> nn.Module:
+    weight = net.get_submodule(layer).weight
+    assert isinstance(weight, Tensor)
+    nn.init.zeros_(weight)
+    weight.requires_grad_(False)
+    return net
+
+
+def saturated() -> nn.Module:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(12, 16), nn.Tanh(), nn.Linear(16, 4))
+    return with_bias(net, "0", 40.0)
+
+
+@pytest.mark.parametrize(
+    ("build", "dead", "cause"),
+    [
+        (lambda: with_bias(mlp(), "0", -100.0), {"0": 16}, "biases lie so far below zero"),
+        (lambda: negative(mlp(), "0"), {"0": 16}, "None of their weights is positive"),
+        (saturated, {"0": 16}, "so large that a sigmoid or tanh after them is saturated"),
+        (lambda: cut_off(mlp(), "4"), {"0": 16, "2": 8}, "cut off by `detach`, or by zero weights"),
+    ],
+)
+def test_layers_that_do_no_work_are_found_with_the_cause(
+    build: Callable[[], nn.Module], dead: dict[str, int], cause: str
+) -> None:
+    tracker = tracked(build(), steps=60, every_n_steps=10)
+    assert {finding.layer: len(finding.units) for finding in tracker.findings} == dead
+    assert {str(finding.verdict) for finding in tracker.findings} == {"dead"}
+    assert all(finding.first_step == 0 and finding.broken_step is None for finding in tracker.findings)
+    assert tracker.report.status == "symmetric"
+    assert {name: tracker.report.layers[name].dead_units for name in dead} == dead
+    num_dead = sum(layer.dead_units for layer in tracker.report.layers.values())
+    assert tracker.report.metrics()["symmetry/dead_units"] == num_dead == tracker.report.dead_units
+    assert f"but {num_dead} are dead" in str(tracker.report)
+    for message in tracker.report.messages():
+        assert re.search(r"all \d+ units have gradients of exactly zero, though weights of their own", message)
+        assert cause in message
+
+
+def test_dead_units_are_warned_of_once() -> None:
+    net = with_bias(mlp(), "0", -100.0)
+    optimizer = sgd(net)
+    with warnings.catch_warnings(record=True) as caught, SymmetryTracker(net, optimizer, every_n_steps=5):
+        warnings.simplefilter("always")
+        train(net, optimizer, 120)
+    assert len([warning for warning in caught if issubclass(warning.category, SymmetryWarning)]) == 1
+
+
+@pytest.mark.parametrize(("dead_share", "is_found"), [(0.5, False), (0.4, True)])
+def test_a_few_dead_units_are_counted_and_no_finding(dead_share: float, is_found: bool) -> None:
+    torch.manual_seed(0)
+    net = with_bias(nn.Sequential(nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, 4)), "0", 1.0)
+    with_bias(net, "0", -100.0, slice(0, 7))
+    tracker = tracked(net, steps=60, every_n_steps=10, dead_share=dead_share)
+    layer = tracker.report.layers["0"]
+    assert (layer.dead, layer.died_at) == (tuple(range(7)), (0,) * 7)
+    assert bool(tracker.findings) == is_found
+    assert [group.units for group in layer.groups] == ([layer.dead] if is_found else [])
+    assert layer.effective_width == 16
+    assert re.search(r"^ *0 +16 +16 +7\b", str(tracker.report), re.MULTILINE)
+
+
+def test_deaths_are_dated() -> None:
+    net = with_bias(mlp(), "0", 1.0)
+    optimizer = sgd(net)
+    with warnings.catch_warnings(), SymmetryTracker(net, optimizer, every_n_steps=1) as tracker:
+        warnings.simplefilter("ignore", SymmetryWarning)
+        train(net, optimizer, 20)
+        with_bias(net, "0", -100.0, slice(0, 9))
+        train(net, optimizer, 55)
+        assert tracker.report is not None
+        layer = tracker.report.layers["0"]
+        assert layer.dead[:9] == tuple(range(9))
+        assert layer.died_at[:9] == (20,) * 9
+        (finding,) = tracker.findings
+        assert (finding.first_step, finding.broken_step, str(finding.origin)) == (20, None, "collapse")
+        assert (
+            "They trained until step 20, and died: their biases lie far below zero now" in tracker.report.messages()[0]
+        )
+        with_bias(net, "0", 1.0, slice(0, 5))
+        train(net, optimizer, 3)
+    layer = tracker.report.layers["0"]
+    assert not {0, 1, 2, 3, 4} & set(layer.dead)
+    assert {unit: layer.woke_at[unit] for unit in range(5)} == dict.fromkeys(range(5), 75)
+    (finding,) = tracker.findings
+    assert finding.broken_step == 75
+
+
+def test_what_was_dead_for_less_than_50_steps_is_no_finding_but_a_doubt() -> None:
+    tracker = tracked(with_bias(mlp(), "0", -100.0), steps=40, every_n_steps=5)
+    assert tracker.findings == []
+    assert tracker.report.status == "inconclusive"
+    (reason,) = tracker.report.reasons
+    assert reason.startswith("0: 16 of 16 units have had gradients of exactly zero")
+
+
+def test_the_gate_goes_on_until_it_knows() -> None:
+    with pytest.raises(SymmetryError, match="0: all 16 units have gradients of exactly zero"):
+        assert_no_symmetry(with_bias(mlp(), "0", -100.0), loss_of, batches())
+
+
+class Routed(nn.Module):
+    """Experts of two layers, all of which compute; the last is never chosen."""
+
+    def __init__(self, num_experts: int) -> None:
+        super().__init__()
+        experts = (nn.Sequential(nn.Linear(12, 8), nn.Tanh(), nn.Linear(8, 8)) for _ in range(num_experts))
+        self.experts = nn.ModuleList(experts)
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        outputs = torch.stack([expert(inputs) for expert in self.experts], dim=1)
+        choice = (inputs[:, 0] > 0.5).long().clamp(max=len(self.experts) - 2)
+        logits: Tensor = self.head(outputs[torch.arange(len(inputs)), choice])
+        return logits
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: Routed(2),
+        lambda: Routed(3),
+        # no gradients at all
+        lambda: nn.Sequential(nn.Linear(12, 16).requires_grad_(False), nn.Tanh(), nn.Linear(16, 4)),
+    ],
+)
+def test_parts_that_are_not_used_are_passed_over(build: Callable[[], nn.Module]) -> None:
+    torch.manual_seed(0)
+    tracker = tracked(build(), steps=70, every_n_steps=10)
+    assert tracker.findings == []
+    assert tracker.report.dead_units == 0
+    assert tracker.report.status == "healthy"
+
+
+def test_pruned_units_are_not_called_dead() -> None:
+    net = mlp()
+    prune.ln_structured(net.linear(0), "weight", amount=0.75, n=2, dim=0)
+    tracker = tracked(net, steps=70, every_n_steps=10)
+    assert tracker.findings == []
+    with torch.no_grad():  # the same in place: rows of zeros have no weights of their own
+        net = mlp()
+        net.linear(0).weight[0] = net.linear(0).bias[0] = 0
+    assert 0 not in tracked(net, steps=70, every_n_steps=10).report.layers["0"].dead
+
+
+def test_one_look_says_what_it_sees() -> None:
+    net = with_bias(with_bias(mlp(), "0", 1.0), "0", -100.0, slice(3, 6))
+    loss_of(net, next(endless())).backward()
+    layer = diagnose(net).layers["0"]
+    assert (layer.dead, layer.died_at, layer.groups) == ((3, 4, 5), (), [])
+
+
+def test_a_training_that_is_resumed_goes_on_counting() -> None:
+    net = with_bias(mlp(), "0", -100.0)
+    optimizer = sgd(net)
+    with SymmetryTracker(net, optimizer, every_n_steps=5) as tracker:
+        train(net, optimizer, 30)
+    state = json.loads(json.dumps(tracker.state_dict()))
+    with warnings.catch_warnings(), SymmetryTracker(net, optimizer, every_n_steps=5) as resumed:
+        warnings.simplefilter("ignore", SymmetryWarning)
+        resumed.load_state_dict(state)
+        train(net, optimizer, 30)
+        (finding,) = resumed.findings
+        assert finding.first_step == 0
+        again = json.loads(json.dumps(resumed.state_dict()))
+    with SymmetryTracker(net, optimizer) as last:
+        last.load_state_dict(again)
+        assert last.findings == resumed.findings
+
+
+def test_gradients_that_are_not_finite_say_nothing() -> None:
+    net = with_bias(mlp(), "0", -100.0)
+    optimizer = sgd(net)
+    with warnings.catch_warnings(), SymmetryTracker(net, optimizer, every_n_steps=1) as tracker:
+        warnings.simplefilter("ignore", SymmetryWarning)
+        for step, batch in zip(range(60), endless(), strict=False):
+            optimizer.zero_grad()
+            loss_of(net, batch).backward()
+            if step % 7 == 3:
+                for parameter in net.parameters():
+                    parameter.grad.fill_(float("nan"))  # type: ignore[union-attr]
+            before = [parameter.detach().clone() for parameter in net.parameters()]
+            optimizer.step()
+            if step % 7 == 3:
+                with torch.no_grad():
+                    for parameter, old in zip(net.parameters(), before, strict=True):
+                        parameter.copy_(old)
+    assert [finding.first_step for finding in tracker.findings] == [0]
+
+
+@given(st.data())
+def test_streaks_are_those_of_the_definition(data: Any) -> None:
+    num_units, patience = 4, data.draw(st.integers(1, 4))
+    steps = np.cumsum(data.draw(st.lists(st.integers(1, 40), min_size=1, max_size=12))).tolist()
+    streaks = ZeroStreaks.of(num_units, was_alive=False)
+    seen: list[tuple[int, str, bool]] = []
+    woke: dict[int, int] = {}
+    was_dead: set[int] = set()
+    for step in steps:
+        states = data.draw(st.text("zau", min_size=num_units, max_size=num_units))  # zero, awake, unseen
+        is_fresh = data.draw(st.booleans())
+        idle, unseen = (np.array([state == kind for state in states]) for kind in "zu")
+        streaks.take_in(idle, unseen, step, patience, is_fresh=is_fresh)
+        seen.append((step, states, is_fresh))
+        dead = {}
+        for unit in range(num_units):
+            told = [(at, states[unit], fresh) for at, states, fresh in seen if states[unit] != "u"]
+            tail: list[tuple[int, bool]] = []
+            for at, state, fresh in reversed(told):
+                if state == "a":
+                    break
+                tail.insert(0, (at, fresh))
+            counted = sum(fresh for _, fresh in tail[1:]) + bool(tail)
+            # What is unseen at this check was dead if it was so before.
+            is_dead = bool(tail) and counted >= patience and tail[-1][0] - tail[0][0] >= 50
+            if is_dead:
+                dead[unit] = tail[0][0]
+                woke.pop(unit, None) if unit not in was_dead else None
+            elif unit in was_dead:
+                woke[unit] = step
+        was_dead = set(dead)
+        found = streaks.dead(patience)
+        assert dict(zip(found.units, found.died_at, strict=True)) == dead
+        assert {unit: at for unit, at in found.woke_at.items() if unit in woke} == woke
+    again = ZeroStreaks.from_state(json.loads(json.dumps(streaks.to_state())))
+    assert again.dead(patience) == streaks.dead(patience)
