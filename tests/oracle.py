@@ -29,3 +29,42 @@ def agree(a: Tensor, b: Tensor, tolerance: float) -> bool:
         return True
     a, b = a / scale, b / scale
     return float((a - b).norm()) <= tolerance * max(float(a.norm()), float(b.norm()))
+
+
+def brute_force_mirrors(rows: Tensor, tolerance: float) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Sets of rows that agree up to sign, each with those that are the negative of the first.
+
+    The first row of each group of equal rows stands for it. Each joins the first that it is the negative of.
+    """
+    matrix = rows.to(torch.float64)
+    groups = {group[0]: group for group in brute_force_groups(rows, tolerance)}
+    grouped = {row for group in groups.values() for row in group}
+    is_usable = matrix.isfinite().all(dim=1) & (matrix != 0).any(dim=1)
+    heads = [row for row in range(len(matrix)) if is_usable[row] and (row in groups or row not in grouped)]
+    joined: dict[int, int] = {}
+    for second in heads:
+        for first in heads:
+            if (
+                first < second
+                and joined.get(first, first) == first
+                and agree(matrix[second], -matrix[first], tolerance)
+            ):
+                joined[first], joined[second] = first, first
+                break
+    found = []
+    for first in sorted({first for row, first in joined.items() if row != first}):
+        rows_of_first = groups.get(first, (first,))
+        negative = [row for head, home in joined.items() if home == first != head for row in groups.get(head, (head,))]
+        found.append((tuple(sorted([*rows_of_first, *negative])), tuple(sorted(negative))))
+    return found
+
+
+def brute_force_directions(rows: Tensor, cosine: float) -> int:
+    """Each row joins the first representative with this cosine similarity or its negative, or becomes one."""
+    matrix = rows.to(torch.float64)
+    unit = matrix / torch.linalg.vector_norm(matrix, dim=1, keepdim=True)
+    representatives: list[Tensor] = []
+    for row in unit:
+        if not any(abs(float(row @ other)) >= cosine for other in representatives):
+            representatives.append(row)
+    return len(representatives)

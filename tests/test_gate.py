@@ -12,7 +12,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_symmetry import SymmetryError, SymmetryReport, SymmetryWarning, assert_no_symmetry
+from lightning_symmetry import (
+    SymmetryError,
+    SymmetryReport,
+    SymmetryWarning,
+    Units,
+    assert_no_symmetry,
+    register_layer,
+)
 from tests import zoo
 from tests.test_tracker import loss_of
 from tests.training import assert_same, batches, fill, mlp
@@ -94,15 +101,20 @@ class Unknown(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.zeros(12, 12))
+        self.weight = nn.Parameter(torch.eye(12))
 
     def forward(self, inputs: Tensor) -> Tensor:
         return inputs @ self.weight
 
 
+@register_layer(Unknown)
+def unknown_units(module: Unknown) -> Units:
+    raise NotImplementedError
+
+
 def test_what_was_not_looked_at_is_said() -> None:
     net = nn.Sequential(Unknown(), *mlp())
-    with pytest.warns(SymmetryWarning, match=r"comes to no conclusion \(0 was not looked at: no adapter for Unknown"):
+    with pytest.warns(SymmetryWarning, match=r"comes to no conclusion \(0 was not looked at: its adapter failed"):
         report = assert_no_symmetry(net, loss_of, batches())
     assert report.status == "inconclusive"
     with pytest.raises(SymmetryError, match="0 was not looked at"):

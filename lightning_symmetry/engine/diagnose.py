@@ -84,9 +84,16 @@ def _examine(model: nn.Module, find: FindLayers, tolerance: float | None, team: 
     found = find()
     copies = find_copies(model, found.layers, team)
     diagnoses: dict[str, LayerDiagnosis] = {}
-    for seen in look([*found.layers, *copies], tolerance=tolerance, team=team):
+    without: dict[str, tuple[int, ...]] = {layer.name: () for layer in found.layers}
+    for seen in look([*found.layers, *copies], tolerance=tolerance, without=without, team=team):
         groups = [
-            UnitGroup(sighting.units, judge_one_look(sighting), sighting.cause, sighting.value)
+            UnitGroup(
+                sighting.units,
+                judge_one_look(sighting),
+                sighting.cause,
+                sighting.value,
+                mirrored=sighting.mirrored,
+            )
             for sighting in seen.sightings
             if sighting.has_equal_weights
         ]

@@ -123,6 +123,7 @@ class Examiner:
             tolerance=self._options.tolerance,
             trained=trained,
             known={layer.name: self.history.known(layer.name) for layer in chosen},
+            without=self.history.due_for_orientations(layer.name for layer in chosen if isinstance(layer, Layer)),
             on_error=self._leave_out,
             team=team,
         )
@@ -164,7 +165,9 @@ class Examiner:
         """
         history = state["history"]
         is_of_version_0_1 = "num_looks" not in state
-        self.history.load_state_dict({"groups": history, "deaths": {}} if is_of_version_0_1 else history)
+        self.history.load_state_dict(
+            {"groups": history, "deaths": {}, "orientations": {}} if is_of_version_0_1 else history
+        )
         self.num_looks = dict(state.get("num_looks", {}))
 
     def follow(self, report: SymmetryReport | None, state: dict[str, Any]) -> None:

@@ -31,6 +31,7 @@ from lightning_symmetry.matrices.projections import (
     further_vectors,
     position_vector,
     random_vectors,
+    rough_vectors,
 )
 from lightning_symmetry.matrices.rows import Rows
 
@@ -104,6 +105,15 @@ class DenseRows(Rows):
             parts.append(torch.stack([(sums * vector).sum(dim=1) for vector in vectors]))
         return to_host(torch.cat(parts, dim=1))
 
+    def project_roughly(self, index: Indices) -> Floats:
+        """As :meth:`Rows.project_roughly`."""
+        chunk, vectors = further_chunk_of(self.width), rough_vectors(self.width, self.compute_dtype, self.device)
+        parts = []
+        for part in self._split(index):
+            rows = self.fetch(part)
+            parts.append(vectors @ (rows if chunk == 1 else chunk_sums(rows, chunk)).T)
+        return to_host(torch.cat(parts, dim=1))
+
     def positions(self, index: Indices) -> Floats:
         """As :meth:`Rows.positions`."""
         vector = position_vector(self.width, self.compute_dtype, self.device)
@@ -116,7 +126,7 @@ class DenseRows(Rows):
             parts.append(position)
         return to_host(torch.cat(parts))
 
-    def distances(self, index: Indices, others: Indices, scale: Floats) -> Floats:
+    def distances(self, index: Indices, others: Indices, scale: Floats, factors: Floats | None = None) -> Floats:
         """As :meth:`Rows.distances`."""
         limits = torch.finfo(self.compute_dtype)
         # Divided before it is squared where the square would leave the range of the dtype.
@@ -128,10 +138,12 @@ class DenseRows(Rows):
         for part in self._split(order):
             rows, against = index[part], others[part]
             against = against[:1] if len(against) and against[0] == against[-1] else against
+            times = None if factors is None else torch.from_numpy(factors[part]).to(self.device, self.compute_dtype)
             size = torch.from_numpy(scale[part]).to(self.device, self.compute_dtype)
             distance = torch.zeros_like(size)
             for i in range(len(self.pieces)):
                 here, there = self._at(i, rows), self._at(i, against)
+                there = there if times is None else there * times[:, None]
                 difference = here - there if is_column_major(here) else torch.sub(here, there, out=scratch.resize_(0))
                 if is_extreme:
                     difference /= size[:, None]

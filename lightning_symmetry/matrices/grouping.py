@@ -9,7 +9,7 @@ representative of its group: ``n`` identical rows cost one more pass, not ``n^2`
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -125,7 +125,7 @@ def find_groups(
             continue
         if max_rounds is not None and pairs.shape[1] > _MAX_PAIRS:
             break
-        for row, first in _compare_pairs(question, members[pairs]).items():
+        for row, first in compare_pairs(question.agree, members[pairs]).items():
             labels[row] = labels[first] = first
         members, block, keys = members[is_crowded], block[is_crowded], keys[:, is_crowded]
         if not len(members):
@@ -220,8 +220,13 @@ def _compare_crowds(
     return rest
 
 
-def _compare_pairs(question: Question, pairs: Indices) -> dict[int, int]:
-    """The representative of every row that has one, comparing in full as few of the pairs ``(2, p)`` as it takes."""
+def compare_pairs(agree: Callable[[Indices, Indices], Mask], pairs: Indices) -> dict[int, int]:
+    """The representative of every row that has one, comparing in full as few of the pairs ``(2, p)`` as it takes.
+
+    Args:
+        agree: compares some rows with others, one by one.
+        pairs: all pairs of rows that may agree, the smaller first.
+    """
     below: dict[int, list[int]] = {}
     for first, second in sorted(pairs.T.tolist()):
         below.setdefault(second, []).append(first)
@@ -245,7 +250,7 @@ def _compare_pairs(question: Question, pairs: Indices) -> dict[int, int]:
         if not questions:
             return joined
         firsts, rows = np.array(questions).T
-        answers = question.agree(rows, firsts)
+        answers = agree(rows, firsts)
         agrees.update(zip(questions, answers.tolist(), strict=True))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 
 import numpy as np
 import torch
@@ -14,17 +14,22 @@ from lightning_symmetry.matrices.rows import Rows
 from lightning_symmetry.matrices.sketching import sketch_all
 
 
-def stable_groups(groups: Sequence[tuple[int, ...]], recurrent: Rows, tolerance: float) -> list[tuple[int, ...]]:
+def stable_groups(
+    groups: Sequence[tuple[int, ...]], recurrent: Rows, tolerance: float, negative: Set[int] = frozenset()
+) -> list[tuple[int, ...]]:
     """Split groups of units that feed one another until each feeds all units of a group alike.
 
     Units of a group can be exchanged if, from every group, they receive the same in sum: then all of them hold the same
     value for ever, whichever unit of a group it comes from. The result is the coarsest such partition (Paige and Tarjan
     1987, doi:10.1137/0216062; "balanced" in Stewart, Golubitsky and Pivato 2003, doi:10.1137/S1111111103419896).
 
+    Units that are the negative of the others in their group hold the negative of their value, and feed others with it.
+
     Args:
-        groups: units that are equal in all else; the others are alone.
+        groups: units that are equal up to sign in all else; the others are alone.
         recurrent: weights ``(num_units, gates * num_units)``, receiving unit first, gate by gate.
         tolerance: relative L2 distance of equal sums.
+        negative: the units whose sign is the other one.
 
     Returns:
         The groups of two or more that are left.
@@ -36,13 +41,23 @@ def stable_groups(groups: Sequence[tuple[int, ...]], recurrent: Rows, tolerance:
         [(0, 1)]
     """
     groups = sorted(groups)
+    sign = np.where(np.isin(np.arange(recurrent.num_rows), list(negative)), -1, 1)
     while groups:
         label = np.arange(recurrent.num_rows)
         for group in groups:
             label[list(group)] = group[0]
+        # The units of each group are added up sign by sign, and the sums subtracted.
+        label += recurrent.num_rows * (sign < 0)
+        of_sums = np.unique(label)
+        number, place = np.unique(of_sums % recurrent.num_rows, return_inverse=True)
+        fold = np.zeros((len(of_sums), len(number)))
+        fold[np.arange(len(of_sums)), place] = np.where(of_sums < recurrent.num_rows, 1.0, -1.0)
         refined: list[tuple[int, ...]] = []
         for group in groups:
             sums, sizes = recurrent.sums_by(np.array(group), label)
+            if negative:
+                runs = sums.reshape(len(group), -1, len(of_sums)) @ fold
+                sums = runs.reshape(len(group), -1) * sign[list(group), None]
             # Sums may cancel out: they are equal relative to what is added up.
             matrix = DenseRows([torch.from_numpy(sums), torch.from_numpy(np.full_like(sizes, sizes.max()))])
             [sketch] = sketch_all([matrix])

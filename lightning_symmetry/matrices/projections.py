@@ -20,6 +20,9 @@ NUM_PROJECTIONS = 3
 NUM_FURTHER = 4
 """Random vectors for the few rows that the sketch does not tell apart."""
 
+NUM_ROUGH = 8
+"""Random vectors for keys that are to tell apart rows of different directions."""
+
 PERIOD = 1 << 16
 """After so many columns the vector of :func:`position_vector` starts again, with the other sign."""
 
@@ -36,7 +39,7 @@ _ROUNDING = 4.0
 # The further vectors have a number for every column, unless rows are so long that this would take too much memory.
 _MAX_WIDTH_OF_FURTHER = 1 << 22
 # The seeds of vectors that do not belong to the sketch, whose vectors are numbered by the column at which they begin.
-_FURTHER, _POSITION = -1, -2
+_FURTHER, _POSITION, _ROUGH = -1, -2, -3
 
 
 def chunk_of(width: int) -> int:
@@ -61,6 +64,21 @@ def random_vectors(offset: int, number: int, width: int, dtype: torch.dtype, dev
 def further_vectors(width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """The further random vectors for rows of a width, one number per chunk, ``(NUM_FURTHER, c)``."""
     return random_vectors(_FURTHER, NUM_FURTHER, -(-width // further_chunk_of(width)), dtype, device)
+
+
+def rough_vectors(width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The random vectors of keys that tell directions apart, one number per chunk, ``(NUM_ROUGH, c)``."""
+    return random_vectors(_ROUGH, NUM_ROUGH, -(-width // further_chunk_of(width)), dtype, device)
+
+
+def rough_reach(apart: float, width: int) -> float:
+    """How far the products of two unit rows with the rough vectors lie apart at the most, if the rows lie ``apart``.
+
+    The squared L2 distance of the products is, relative to that of the rows, below a chi-squared variable with
+    ``NUM_ROUGH`` degrees of freedom, which exceeds 80 with a probability of 5e-14.
+    """
+    reach = min(math.sqrt(80.0 * further_chunk_of(width)), math.sqrt(NUM_ROUGH * width) * _LARGEST)
+    return reach * apart * 1.01 + 1e-3  # the products are rounded, by less than that
 
 
 def position_vector(width: int, dtype: torch.dtype, device: torch.device) -> Tensor:

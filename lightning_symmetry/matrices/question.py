@@ -39,11 +39,14 @@ class Question:
         tolerance = min(max(100 * self.tolerance, LEAVE_TOLERANCES[self.rows.dtype]), 0.5)
         return replace(self, tolerance=tolerance)
 
-    def agree(self, index: Indices, others: Indices) -> Mask:
-        """Compare the rows at ``index`` in full with those at ``others``, one by one; all ``(m,)``."""
+    def agree(self, index: Indices, others: Indices, factors: Floats | None = None) -> Mask:
+        """Compare the rows at ``index`` in full with ``factors`` times those at ``others``; all ``(m,)``."""
+        return self.distances(index, others, factors) <= self.tolerance
+
+    def distances(self, index: Indices, others: Indices, factors: Floats | None = None) -> Floats:
+        """As :meth:`Rows.distances`, relative to the larger of both norms; factors are 1 or -1."""
         norms = self.sketch.norms
-        scale = np.maximum(norms[others], norms[index])
-        return self.rows.distances(index, others, scale) <= self.tolerance
+        return self.rows.distances(index, others, np.maximum(norms[others], norms[index]), factors)
 
 
 def keys_of(norms: Floats, projections: Floats, windows: Floats) -> Floats:

@@ -72,6 +72,10 @@ class Rows(ABC):
         """Products of the rows at ``index`` with further random vectors, ``(NUM_FURTHER, m)``."""
 
     @abstractmethod
+    def project_roughly(self, index: Indices) -> Floats:
+        """Products of the rows at ``index`` with random vectors, ``(NUM_ROUGH, m)``, as exact as a matrix product."""
+
+    @abstractmethod
     def positions(self, index: Indices) -> Floats:
         """Products of the rows at ``index`` with one fixed random vector, ``(m,)``.
 
@@ -79,8 +83,11 @@ class Rows(ABC):
         """
 
     @abstractmethod
-    def distances(self, index: Indices, others: Indices, scale: Floats) -> Floats:
-        """L2 distances of the rows at ``index`` from those at ``others``, divided by ``scale``; all ``(m,)``."""
+    def distances(self, index: Indices, others: Indices, scale: Floats, factors: Floats | None = None) -> Floats:
+        """L2 distances of the rows at ``index`` from ``factors`` times those at ``others``, divided by ``scale``.
+
+        All are ``(m,)``; without ``factors`` they are 1.
+        """
 
     @abstractmethod
     def constants(self, index: Indices, piece: int = 0) -> Floats:

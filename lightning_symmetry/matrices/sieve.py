@@ -1,6 +1,7 @@
-"""The sieve: drops every row that agrees with no other one, judged by the sketches alone.
+"""The sieve: drops every row that agrees with no other one up to sign, judged by the sketches alone.
 
-Rows that agree have nearby norms and projections. In a healthy layer, as a rule, every row is dropped.
+Rows that agree have nearby norms and projections; those of a row and its negative are opposite. In a healthy layer, as
+a rule, every row is dropped.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ _HASH = np.uint64(0x5851F42D4C957F2D)  # multiplied modulo 2^64
 
 
 def suspects(questions: Sequence[Question]) -> list[Indices]:
-    """Of each matrix the rows that may agree with another one, sorted; small matrices are sifted together.
+    """Of each matrix the rows that may agree with another one up to sign, sorted; small matrices are sifted together.
 
     Zero rows are always among them, rows that are not finite never.
     """
@@ -69,10 +70,13 @@ def _share_a_cell(keys: Floats, block: Indices) -> Mask:
     """Which rows share a cell of a grid over their keys with another one of their block, as all that agree do.
 
     Args:
-        keys: ``(k, m)``; rows that agree differ by one at the most.
+        keys: projections, and the logarithms of norms in the last row, ``(k, m)``. Rows that agree differ by one at the
+            most; of those that agree with the negative of a row, the projections add up to one at the most.
         block: ``(m,)``; rows of different blocks are never compared.
     """
     num_rows = keys.shape[1]
+    keys, owner = _without_signs(keys)
+    block = block[owner]
     cells = np.floor(keys / _CELL)
     # One that lies at the lower bound of its cell may agree with one in the cell below, and counts there too.
     is_at_bound = keys - cells * _CELL <= 1.01
@@ -80,7 +84,7 @@ def _share_a_cell(keys: Floats, block: Indices) -> Mask:
     of_block, *multipliers = _HASH ** np.arange(1, len(keys) + 2, dtype=np.uint64)
     cell = block.astype(np.uint64) * of_block
     cell += (cells.astype(np.int64).view(np.uint64) * np.array(multipliers)[:, None]).sum(axis=0)
-    member = np.arange(num_rows)
+    member = np.arange(len(owner))
     for multiplier, is_low in zip(multipliers, is_at_bound, strict=True):
         low = np.flatnonzero(is_low[member])
         member = np.concatenate([member, member[low]])
@@ -91,5 +95,23 @@ def _share_a_cell(keys: Floats, block: Indices) -> Mask:
     if (np.diff(np.sort(cell)) == 0).any():
         order = cell.argsort()
         again = np.flatnonzero(np.diff(cell[order]) == 0)
-        shares[member[order[again]]] = shares[member[order[again + 1]]] = True
+        shares[owner[member[order[again]]]] = shares[owner[member[order[again + 1]]]] = True
     return shares
+
+
+def _without_signs(keys: Floats) -> tuple[Floats, Indices]:
+    """The keys of every row or of its negative, whichever has a first projection above zero.
+
+    A row whose first projection is near zero counts as both, since that of a row which agrees may have the other sign.
+
+    Returns:
+        Keys ``(k, c)``, and the row that each column belongs to, ``(c,)``.
+    """
+    keys[:-1] *= np.where(keys[0] < 0, -1.0, 1.0)
+    both = np.flatnonzero(keys[0] <= 1.01)
+    owner = np.arange(keys.shape[1])
+    if not len(both):
+        return keys, owner
+    negated = keys[:, both]
+    negated[:-1] *= -1
+    return np.concatenate([keys, negated], axis=1), np.concatenate([owner, both])

@@ -21,7 +21,8 @@ def findings_json(findings: Sequence[Finding], report: SymmetryReport) -> str:
     Fields may be added; none changes its meaning while ``schema`` is 1: ``schema``, ``status``, ``reasons``, ``step``,
     ``redundant_units``, ``effective_width_fraction``, ``report`` (:meth:`SymmetryReport.to_dict`) and ``findings``, a
     list of objects with ``layer``, ``units``, ``verdict``, ``cause``, ``value``, ``origin``, ``reason``,
-    ``first_step``, ``last_step``, ``broken_step`` (null while it holds), ``modules`` and ``message``.
+    ``first_step``, ``last_step``, ``broken_step`` (null while it holds), ``modules``, ``mirrored`` and
+    ``message``.
     """
     values = {
         "schema": 1,
@@ -67,5 +68,6 @@ def _to_dict(finding: Finding, report: SymmetryReport) -> dict[str, Any]:
         "last_step": finding.last_step,
         "broken_step": finding.broken_step,
         "modules": list(finding.modules),
+        "mirrored": list(finding.mirrored),
         "message": f"{who}: they {what(finding)} {why(finding)}",
     }

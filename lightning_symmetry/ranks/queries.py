@@ -20,12 +20,14 @@ from lightning_symmetry.matrices.numerics import Floats, Integers, columns_by, r
 from lightning_symmetry.matrices.projections import (
     NUM_FURTHER,
     NUM_PROJECTIONS,
+    NUM_ROUGH,
     PERIOD,
     chunk_of,
     further_chunk_of,
     further_vectors,
     position_vector,
     random_vectors,
+    rough_vectors,
 )
 from lightning_symmetry.ranks.pieces import Fragment
 from lightning_symmetry.ranks.team import Name, Reduction, Request
@@ -168,21 +170,30 @@ def _vectors_for(fragment: Fragment, chunk: int, vectors: Tensor) -> tuple[int, 
 @_query(_further_products)
 def project(local: LocalRows, numbers: Tensor, index: Integers) -> None:
     """Products of the rows at ``index`` with the further random vectors."""
+    _add_products(local, numbers, index, further_vectors(local.width, torch.float64, local.device))
+
+
+@_query(lambda local, index: (NUM_ROUGH, len(index)), is_in_compute_dtype=True)
+def project_roughly(local: LocalRows, numbers: Tensor, index: Integers) -> None:
+    """Products of the rows at ``index`` with the random vectors that tell directions apart."""
+    _add_products(local, numbers, index, rough_vectors(local.width, torch.float64, local.device))
+
+
+def _add_products(local: LocalRows, numbers: Tensor, index: Integers, vectors: Tensor) -> None:
     chunk = further_chunk_of(local.width)
-    vectors = further_vectors(local.width, torch.float64, local.device)
     for fragment in local.all_fragments():
         here = vectors[:, fragment.columns() // chunk]
         for place, block in fragment.blocks_at(index):
-            numbers[:, place] += here @ block.T
+            numbers[:, place] += (here @ block.T).to(numbers)
 
 
 @_query(_further_products)
-def differences(local: LocalRows, numbers: Tensor, index: Integers, others: Integers) -> None:
-    """Products of the differences between the rows at ``index`` and those at ``others`` with the further vectors."""
+def differences(local: LocalRows, numbers: Tensor, index: Integers, others: Integers, factors: Floats) -> None:
+    """Products of the rows at ``index`` minus ``factors`` times those at ``others`` with the further vectors."""
     subtracted = torch.zeros_like(numbers)
     project.add(local, numbers, index)
     project.add(local, subtracted, others)
-    numbers -= subtracted
+    numbers -= subtracted * torch.from_numpy(factors).to(subtracted)
 
 
 @_query(_number_per_row)
@@ -197,13 +208,25 @@ def positions(local: LocalRows, numbers: Tensor, index: Integers) -> None:
 
 
 @_query(_number_per_row)
-def squares(local: LocalRows, numbers: Tensor, index: Integers, other: Integers, rows: Floats, scale: Floats) -> None:
-    """Squared distances of the rows at ``index`` from ``rows[other]``, divided by ``scale`` before they are squared."""
+def squares(
+    local: LocalRows,
+    numbers: Tensor,
+    index: Integers,
+    other: Integers,
+    rows: Floats,
+    scale: Floats,
+    factors: Floats,
+) -> None:
+    """Squared distances of the rows at ``index`` from ``factors`` times ``rows[other]``.
+
+    They are divided by ``scale`` before they are squared. One factor stands for all.
+    """
+    times = torch.from_numpy(factors).to(local.device).expand(len(index))
     others, chosen, size = (torch.from_numpy(array).to(local.device) for array in (rows, other, scale))
     for fragment in local.all_fragments():
         columns = fragment.columns()
         for place, block in fragment.blocks_at(index):
-            apart = block - others[chosen[place]][:, columns]
+            apart = block - times[place, None] * others[chosen[place]][:, columns]
             numbers[place] += (apart / size[place, None]).square().sum(dim=1)
 
 

@@ -96,11 +96,15 @@ class ShardedRows(Rows):
         """As :meth:`Rows.project`."""
         return to_host(self.ask(queries.project, _as_int32(index)))
 
+    def project_roughly(self, index: Indices) -> Floats:
+        """As :meth:`Rows.project_roughly`."""
+        return to_host(self.ask(queries.project_roughly, _as_int32(index)))
+
     def positions(self, index: Indices) -> Floats:
         """As :meth:`Rows.positions`."""
         return to_host(self.ask(queries.positions, _as_int32(index)))
 
-    def distances(self, index: Indices, others: Indices, scale: Floats) -> Floats:
+    def distances(self, index: Indices, others: Indices, scale: Floats, factors: Floats | None = None) -> Floats:
         """As :meth:`Rows.distances`, but estimated where ``others`` are many.
 
         A few different rows at ``others`` are sent to all ranks. Many would be half the matrix: then the distances are
@@ -111,10 +115,12 @@ class ShardedRows(Rows):
         if not len(index):
             return np.empty(0)
         unique, place = np.unique(others, return_inverse=True)
+        times = np.ones(1) if factors is None else factors  # one number for all is little to send
         if len(unique) * self.width <= _MAX_SENT:
             rows = self.fetch(unique).numpy()
-            return np.sqrt(to_host(self.ask(queries.squares, _as_int32(index), _as_int32(place), rows, scale)))
-        products = to_host(self.ask(queries.differences, _as_int32(index), _as_int32(others)))
+            arguments = _as_int32(index), _as_int32(place), rows, scale, times
+            return np.sqrt(to_host(self.ask(queries.squares, *arguments)))
+        products = to_host(self.ask(queries.differences, _as_int32(index), _as_int32(others), times))
         distances: Floats = np.sqrt(np.square(products / scale).mean(axis=0))
         return distances
 

@@ -1,4 +1,4 @@
-"""The adapters of PyTorch's own layers, and of a layer of the transformers package."""
+"""The adapters of PyTorch's own layers, and of some layers of the transformers package."""
 
 from __future__ import annotations
 
@@ -59,6 +59,24 @@ def _projection(module: nn.MultiheadAttention, i: int, part: str) -> Units:
     if module.in_proj_weight is not None:
         return Units((module.in_proj_weight, third), bias, part=part)
     return Units(getattr(module, f"{part}_proj_weight"), bias, part=part)
+
+
+def _by_head(weight: Tensor) -> Tensor:  # (inputs, heads, units of a head) -> (heads * units of a head, inputs)
+    return weight.flatten(1).T
+
+
+@register_layer_by_name("transformers.models.xlnet.modeling_xlnet.XLNetRelativeAttention")
+def _relative_attention(module: Any) -> Iterator[Units]:
+    # Queries, keys, values, and the keys of relative positions. The biases are shared by all positions of a query.
+    for part in "qkvr":
+        yield Units((getattr(module, part), _by_head), part=part)
+    yield Units(module.o, part="o")  # (outputs, heads, units of a head)
+
+
+@register_layer_by_name("transformers.models.funnel.modeling_funnel.FunnelRelMultiheadAttention")
+def _funnel_attention(module: Any) -> Units:
+    # Queries, keys and values are submodules with adapters of their own.
+    return Units((module.r_kernel, _by_head), part="r")
 
 
 @register_layer(nn.RNNBase)

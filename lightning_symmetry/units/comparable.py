@@ -21,6 +21,7 @@ class Comparable(Protocol):
         also: other names of the same.
         device: where the weights are.
         can_freeze: whether zero gradients, again and again, are worth a word.
+        slices_of: the parameter that the rows are slices of, if no adapter knows it.
         row_names: what the rows are called, if not by their index.
     """
 
@@ -39,6 +40,8 @@ class Comparable(Protocol):
     def device(self) -> torch.device: ...  # noqa: D102
     @property
     def can_freeze(self) -> bool: ...  # noqa: D102
+    @property
+    def slices_of(self) -> str: ...  # noqa: D102
     @property
     def row_names(self) -> tuple[str, ...]: ...  # noqa: D102
     # fmt: on

@@ -39,6 +39,7 @@ class Copies:
         blocks: all modules are compared with one another.
         also: no other set of copies has the same parameters.
         can_freeze: a zero gradient is no evidence against modules; experts, for example, may go unused for long.
+        slices_of: modules are no slices of a parameter.
     """
 
     row_names: tuple[str, ...]
@@ -46,6 +47,7 @@ class Copies:
     blocks: ClassVar[int] = 1
     also: ClassVar[tuple[str, ...]] = ()
     can_freeze: ClassVar[bool] = False
+    slices_of: ClassVar[str] = ""
 
     @property
     def name(self) -> str:

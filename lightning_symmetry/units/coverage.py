@@ -12,6 +12,7 @@ from torch.nn.parameter import is_lazy
 
 from lightning_symmetry.ranks.fsdp1 import FlatPart
 from lightning_symmetry.units.layers import Layer
+from lightning_symmetry.units.slices import is_matrix
 
 
 def coverage_of(
@@ -19,7 +20,8 @@ def coverage_of(
 ) -> float:
     """The share of a model's weights that the layers look at.
 
-    Weights are the numbers in parameters of two or more dimensions. Shared parameters count once, sharded ones with
+    Weights are the numbers in parameters of two or more dimensions, without those that hold one number per unit all the
+    same, as of shape ``(1, 1, n)``. Shared parameters count once, sharded ones with
     their global shape, those of parametrized layers before the parametrization. Parameters that are not initialised
     yet have no shape and are not counted.
 
@@ -35,19 +37,19 @@ def coverage_of(
     for layer in layers:
         for key, share in layer.shares():
             shares[key] += share
-    sizes = _sizes(model, flattened)
+    sizes = {key: prod(shape) for key, shape in _shapes(model, flattened).items() if key in shares or is_matrix(shape)}
     # Different layers may look at the same numbers, for example an embedding that shares its weight with a head.
     looked_at = sum(size * min(Fraction(1), shares[key]) for key, size in sizes.items())
     total = sum(sizes.values())
     return float(looked_at / total) if total else 1.0
 
 
-def _sizes(model: nn.Module, flattened: Mapping[nn.Module, Mapping[str, FlatPart]]) -> dict[object, int]:
-    """The number of weights in every parameter of two or more dimensions, by identity or by key of the flat part."""
+def _shapes(model: nn.Module, flattened: Mapping[nn.Module, Mapping[str, FlatPart]]) -> dict[object, tuple[int, ...]]:
+    """The shape of every parameter of two or more dimensions, by identity or by key of the flat part."""
     parts = [part for by_name in flattened.values() for part in by_name.values()]
     sources = {id(part.source) for part in parts}
     shapes: dict[object, tuple[int, ...]] = {part.key: part.shape for part in parts}
     for parameter in model.parameters():
         if id(parameter) not in sources and not is_lazy(parameter):
             shapes[id(parameter)] = tuple(parameter.shape)
-    return {key: prod(shape) for key, shape in shapes.items() if len(shape) > 1}
+    return {key: shape for key, shape in shapes.items() if len(shape) > 1}

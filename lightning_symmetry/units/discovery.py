@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple, cast
 
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
-from torch.nn.utils.parametrize import is_parametrized
+from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 
 from lightning_symmetry.ranks.fsdp1 import FlatPart, flat_parts, without_numbers
 from lightning_symmetry.ranks.pieces import UnreadableError, View, is_sharded
 from lightning_symmetry.units.coverage import coverage_of
-from lightning_symmetry.units.layers import Incoming, Layer, check_tensor
-from lightning_symmetry.units.naming import readable_modules
+from lightning_symmetry.units.layers import Incoming, Layer, WrongShapesError, check_tensor
+from lightning_symmetry.units.naming import readable_paths
 from lightning_symmetry.units.parametrized import without_parametrizations
 from lightning_symmetry.units.patterns import is_chosen, unmatched_patterns
 from lightning_symmetry.units.registry import NotUnderstoodError, Units, units_of
+from lightning_symmetry.units.slices import is_matrix, slicings_of
 
 _FlatParts = Mapping[nn.Module, Mapping[str, FlatPart]]
 
@@ -31,7 +32,7 @@ class Found(NamedTuple):
         coverage: share of the weights of the model that the layers look at, see :func:`coverage_of`.
         unmatched: by argument, the patterns in ``include`` and ``exclude`` that match no name.
         unread: those of ``skipped`` that hold weights which could train as one unseen: parameters of two or more
-            dimensions that need a gradient, in modules that the user has not left out.
+            dimensions that need a gradient and cannot be read, in modules that the user has not left out.
     """
 
     layers: list[Layer]
@@ -54,13 +55,16 @@ def find_layers(model: nn.Module, include: Sequence[str] | None = None, exclude:
 
     Args:
         model: any module.
-        include: patterns (:mod:`fnmatch`) of layer names to look at; None: all.
+        include: patterns (:mod:`fnmatch`) of layer names to look at; None: all. Slices of a parameter that no adapter
+            knows go by the name of the parameter and that of its module, too.
         exclude: patterns of layer names to leave out.
     """
     flattened = flat_parts(model)
-    descriptions = [_describe(owner, flattened) for owner in _owners(model, flattened)]
-    names = [name for description in descriptions for name in description.names]
-    chosen = {name for name in names if is_chosen(name, include, exclude)}
+    descriptions = _each_parameter_once(_describe(owner, flattened) for owner in _owners(model, flattened))
+    names = [aliases for description in descriptions for aliases in description.names]
+    chosen = {aliases[0] for aliases in names if is_chosen(aliases, include, exclude)}
+    modules = {description.owner.name for description in descriptions}
+    chosen |= {name for name in modules if is_chosen([name], include, exclude)}
     layers = _unite(
         (description.owner.module, layer)
         for description in descriptions
@@ -72,7 +76,7 @@ def find_layers(model: nn.Module, include: Sequence[str] | None = None, exclude:
         layers,
         skipped,
         coverage_of(model, flattened, layers),
-        unmatched_patterns(names, include, exclude),
+        unmatched_patterns([name for aliases in names for name in aliases], include, exclude),
         {name: skipped[name] for name in unread},
     )
 
@@ -101,23 +105,25 @@ class _Owner:
 
     Attributes:
         name: of the module in reports.
+        path: of the module in the model; empty for the model itself.
         module: the module.
         parameters: by name; of a parameter that FSDP1 has flattened, the tensor with this rank's numbers.
         parts: by name, the parameters that FSDP1 has flattened.
     """
 
     name: str
+    path: str
     module: nn.Module
     parameters: Mapping[str, Tensor]
     parts: Mapping[str, FlatPart]
 
     def is_weight(self, name: str) -> bool:
-        """Whether a parameter has two or more dimensions, or none so far, and needs a gradient."""
+        """Whether a parameter needs a gradient, and has more than one number per unit, or no shape so far."""
         parameter = self.parameters[name]
-        num_dimensions = len(self.parts[name].shape) if name in self.parts else 2
-        if name not in self.parts and not is_lazy(parameter):
-            num_dimensions = parameter.ndim
-        return parameter.requires_grad and num_dimensions > 1
+        if name not in self.parts and is_lazy(parameter):
+            return parameter.requires_grad
+        shape = self.parts[name].shape if name in self.parts else parameter.shape
+        return parameter.requires_grad and is_matrix(shape)
 
 
 @dataclass(frozen=True)
@@ -126,30 +132,40 @@ class _Description:
 
     Attributes:
         owner: the module.
-        layers: its layers.
-        reason: why it could not be understood; None if it could.
+        layers: its layers; of the parameters that its adapter does not know, their slices.
+        reason: why nothing is known of the parameters that none of these layers looks at; None if the adapter does not
+            mention them.
     """
 
     owner: _Owner
-    layers: list[Layer] = field(default_factory=list)
-    reason: str | None = None
+    layers: list[Layer]
+    reason: str | None
 
     @property
-    def names(self) -> list[str]:
-        return [self.owner.name] if self.reason is not None else [layer.name for layer in self.layers]
+    def names(self) -> list[tuple[str, ...]]:
+        """For every layer, all names by which a pattern can choose it; if there are none, that of the module."""
+        return [self.names_of(layer) for layer in self.layers] or [(self.owner.name,)]
+
+    def names_of(self, layer: Layer) -> tuple[str, ...]:
+        """All names by which a pattern can choose a layer: slices go by their parameter and its module, too."""
+        return (layer.name, layer.slices_of, self.owner.name) if layer.slices_of else (layer.name,)
+
+
+class _AdapterError(NotUnderstoodError):
+    """A mistake of an adapter, of which its author is to hear."""
 
 
 def _owners(model: nn.Module, flattened: _FlatParts) -> list[_Owner]:
     """The modules with parameters of their own, in the order of ``model.named_modules()``."""
     sources = {id(part.source) for parts in flattened.values() for part in parts.values()}
     owners = []
-    for name, module in readable_modules(model):
+    for path, module in readable_paths(model):
         parts = flattened.get(module, {})
         own = {key: part.source for key, part in parts.items()} or _own_parameters(module)
         # A wrapper of FSDP1 has the flattened parameters of the modules inside, and none of its own.
         is_wrapper = not parts and sources.issuperset(map(id, own.values()))
         if own and not is_wrapper:
-            owners.append(_Owner(name, module, own, parts))
+            owners.append(_Owner(path or type(module).__name__, path, module, own, parts))
     return owners
 
 
@@ -161,62 +177,156 @@ def _own_parameters(module: nn.Module) -> dict[str, Tensor]:
     return own
 
 
-def _describe(owner: _Owner, flattened: _FlatParts) -> _Description:
-    try:
-        return _Description(owner, _layers_of(owner, flattened))
-    except NotUnderstoodError as reason:
-        return _Description(owner, reason=str(reason))
+@dataclass(frozen=True)
+class _Tensors:
+    """Where the tensors that an adapter names have their numbers from.
 
+    Attributes:
+        originals: by the identity of a tensor that is computed, the parameters that it is computed from.
+        flat: by the identity of a tensor that FSDP1 has flattened, what this rank holds of it.
+    """
 
-def _layers_of(owner: _Owner, flattened: _FlatParts) -> list[Layer]:
-    """The layers of a module, as its adapter describes them."""
-    module = owner.module
-    originals: dict[int, tuple[Tensor, ...]] = {}
-    flat: dict[int, FlatPart] = {}
-    if is_parametrized(module):
-        is_flattened = not flattened.keys().isdisjoint(module.modules())
-        if is_flattened or any(is_sharded(parameter) for parameter in module.parameters()):
-            raise NotUnderstoodError("parametrized and sharded: its weight cannot be computed without gathering it")
-        module, originals = without_parametrizations(module)
-    elif owner.parts:
-        module, flat = without_numbers(module, owner.parts)
-    try:
-        described = units_of(module)
-        several = [described] if isinstance(described, Units) else list(described)
-        layers = [_layer_of(owner.name, units, originals, flat) for units in several]
-    except NotUnderstoodError:
-        raise
-    except Exception as error:  # adapters may be code of users
-        raise NotUnderstoodError(f"its adapter failed with {type(error).__name__}: {error}") from error
-    if len({layer.name for layer in layers}) < len(layers):
-        raise NotUnderstoodError(
-            "its adapter gives several parts the same name; expected each to have a `part` of its own"
-        )
-    return layers
+    originals: Mapping[int, tuple[Tensor, ...]] = field(default_factory=dict)
+    flat: Mapping[int, FlatPart] = field(default_factory=dict)
 
+    def incoming(self, tensor: Tensor, view: View) -> Incoming:
+        """The tensor as a layer reads it.
 
-def _layer_of(
-    name: str, units: Units, originals: Mapping[int, tuple[Tensor, ...]], flat: Mapping[int, FlatPart]
-) -> Layer:
-    if not isinstance(units, Units):
-        raise NotUnderstoodError(f"its adapter returns {type(units).__name__}, expected Units or several of them")
-
-    def incoming(tensor: Tensor, view: View) -> Incoming:
-        part = flat.get(id(tensor))
+        Raises:
+            NotUnderstoodError: if it cannot be read.
+        """
+        part = self.flat.get(id(tensor))
         if part is not None:
             check_tensor(part.source)
             return Incoming(tensor, view, (part.source,), part)
         check_tensor(tensor)
-        return Incoming(tensor, view, originals.get(id(tensor), (tensor,)))
+        return Incoming(tensor, view, self.originals.get(id(tensor), (tensor,)))
 
-    tensors = tuple(incoming(*pair) for pair in units.tensors)
-    if not tensors or any(0 in tensor.weights.shape for tensor in tensors):
-        raise NotUnderstoodError("it has no units or no inputs")
-    recurrent = incoming(*units.recurrent) if units.recurrent else None
+
+def _describe(owner: _Owner, flattened: _FlatParts) -> _Description:
+    layers: list[Layer] = []
+    reason = None
     try:
-        return Layer(f"{name}.{units.part}" if units.part else name, tensors, units.blocks, recurrent)
+        module, tensors = _readable(owner, flattened)
+    except NotUnderstoodError as error:
+        return _Description(owner, [], str(error))
+    try:
+        layers = _layers_of(owner.name, module, tensors)
+    except _AdapterError as error:
+        return _Description(owner, [], str(error))
+    except NotUnderstoodError as error:
+        reason = str(error)
+    if isinstance(owner.module, ParametrizationList):  # the module that it belongs to is looked at
+        return _Description(owner, layers, reason)
+    slices, failure = _slices_of(owner.path, module, layers, tensors)
+    return _Description(owner, layers + slices, failure or reason)
+
+
+def _each_parameter_once(descriptions: Iterable[_Description]) -> list[_Description]:
+    """Leave out the slices of parameters that another module shares whose adapter knows them."""
+    descriptions = list(descriptions)
+    known = {key for one in descriptions for layer in one.layers if not layer.slices_of for key, _ in layer.shares()}
+
+    def is_needed(layer: Layer) -> bool:
+        return not layer.slices_of or not known.issuperset(layer.tensors[0].keys)
+
+    return [replace(one, layers=[layer for layer in one.layers if is_needed(layer)]) for one in descriptions]
+
+
+def _readable(owner: _Owner, flattened: _FlatParts) -> tuple[nn.Module, _Tensors]:
+    """The module, or a stand-in whose parameters are the tensors that the module computes with."""
+    if is_parametrized(owner.module):
+        is_flattened = not flattened.keys().isdisjoint(owner.module.modules())
+        if is_flattened or any(is_sharded(parameter) for parameter in owner.module.parameters()):
+            raise NotUnderstoodError("parametrized and sharded: its weight cannot be computed without gathering it")
+        module, originals = without_parametrizations(owner.module)
+        return module, _Tensors(originals=originals)
+    if owner.parts:
+        module, flat = without_numbers(owner.module, owner.parts)
+        return module, _Tensors(flat=flat)
+    return owner.module, _Tensors()
+
+
+def _layers_of(name: str, module: nn.Module, tensors: _Tensors) -> list[Layer]:
+    """The layers of a module, as its adapter describes them."""
+    try:
+        described = units_of(module)
+        several = [described] if isinstance(described, Units) else list(described)
+        layers = [_layer_of(name, units, tensors) for units in several]
+    except NotUnderstoodError:
+        raise
+    except Exception as error:  # adapters may be code of users
+        raise _AdapterError(f"its adapter failed with {type(error).__name__}: {error}") from error
+    if len({layer.name for layer in layers}) < len(layers):
+        raise _AdapterError("its adapter gives several parts the same name; expected each to have a `part` of its own")
+    return layers
+
+
+def _layer_of(name: str, units: Units, tensors: _Tensors) -> Layer:
+    if not isinstance(units, Units):
+        raise _AdapterError(f"its adapter returns {type(units).__name__}, expected Units or several of them")
+    for pair in units.tensors:
+        if not isinstance(pair[0], Tensor):
+            raise _AdapterError(f"its tensors are {type(pair[0]).__name__}s, which this package does not read")
+    incoming = tuple(tensors.incoming(*pair) for pair in units.tensors)
+    if not incoming or any(0 in tensor.weights.shape for tensor in incoming):
+        raise NotUnderstoodError("it has no units or no inputs")
+    recurrent = tensors.incoming(*units.recurrent) if units.recurrent else None
+    try:
+        return Layer(
+            name=f"{name}.{units.part}" if units.part else name,
+            tensors=incoming,
+            blocks=units.blocks,
+            recurrent=recurrent,
+            can_freeze=not units.may_go_unused,
+        )
     except UnreadableError as error:
         raise NotUnderstoodError(str(error)) from error
+    except WrongShapesError as error:
+        raise _AdapterError(str(error)) from error
+
+
+def _slices_of(
+    path: str, module: nn.Module, layers: Iterable[Layer], tensors: _Tensors
+) -> tuple[list[Layer], str | None]:
+    """The slices of the parameters of a module that its layers do not look at.
+
+    Returns:
+        The slices, and why there are none of some parameter, if that is so.
+    """
+    known = {id(tensor.weights) for layer in layers for tensor in layer.all_tensors()}
+    slices: list[Layer] = []
+    failure = None
+    for name, parameter in module._parameters.items():
+        if parameter is None or id(parameter) in known:
+            continue
+        of_parameter = f"{path}.{name}" if path else name
+        try:
+            slices += _slices_of_one(of_parameter, parameter, tensors)
+        except NotUnderstoodError as error:
+            failure = str(error)
+    return slices, failure
+
+
+def _slices_of_one(name: str, parameter: Tensor, tensors: _Tensors) -> Iterator[Layer]:
+    if is_lazy(parameter):
+        raise NotUnderstoodError("not initialised yet")
+    for slicing in slicings_of(parameter.shape):
+        incoming = tensors.incoming(parameter, slicing.view)
+        # What a parametrization computes a tensor from may hold a number per slice along dimension 0, but of no others.
+        is_of_other_shape = any(original.shape != parameter.shape for original in incoming.originals)
+        if incoming.part is None and is_of_other_shape and slicing.dim != 0:
+            continue
+        try:
+            yield Layer(
+                name=name + slicing.label,
+                tensors=(incoming,),
+                blocks=slicing.blocks,
+                can_freeze=False,  # slices may go unused, like the positions that no text is long enough for
+                slices_of=name,
+            )
+        except UnreadableError:  # a view that would copy a tensor of which every rank holds a part
+            continue
 
 
 def _unite(chosen: Iterable[tuple[nn.Module, Layer]]) -> list[Layer]:
@@ -242,35 +352,34 @@ def _place_of(layer: Layer) -> object:
     return (id(weight.originals[0]), place if len(weight.originals) == 1 else layer.name)
 
 
-def _left_out(descriptions: Iterable[_Description], chosen: set[str]) -> tuple[dict[str, str], list[str]]:
+def _left_out(descriptions: Sequence[_Description], chosen: set[str]) -> tuple[dict[str, str], list[str]]:
     """Say by name why modules, or parts of modules, are not looked at.
 
-    A module all of whose parameters belong to modules before it in the model is not mentioned.
+    A module is not mentioned if other modules, or modules before it in the model, account for all of its parameters.
+
+    Args:
+        descriptions: what is known of each module.
+        chosen: the names of layers and of modules that the user has not left out.
 
     Returns:
         The reasons by name, and the names of those that make :attr:`Found.unread`.
     """
     skipped: dict[str, str] = {}
     unread: list[str] = []
-    known: set[int] = set()  # identities of parameters that an earlier module has accounted for
+    # Identities of the parameters that are accounted for.
+    known = {identity for description in descriptions for layer in description.layers for identity in layer.identity}
     for description in descriptions:
         owner = description.owner
         own = {id(parameter): name for name, parameter in owner.parameters.items()}
-        if description.reason is not None:
-            if not known.issuperset(own):
-                skipped[owner.name] = description.reason
-                if owner.name in chosen and any(owner.is_weight(own[key]) for key in own.keys() - known):
-                    unread.append(owner.name)
-            known.update(own)
-            continue
         for layer in description.layers:
-            known.update(layer.identity)
             if layer.name not in chosen:
                 skipped[layer.name] = "left out by `include` or `exclude`"
         unknown = [name for identity, name in own.items() if identity not in known]
         if unknown:
             kind = type(owner.module).__name__
-            skipped[owner.name] = f"the adapter of {kind} does not know its parameters {', '.join(unknown)}"
-            if any(map(owner.is_weight, unknown)):
+            unmentioned = f"the adapter of {kind} does not know its parameters {', '.join(unknown)}"
+            skipped[owner.name] = description.reason or unmentioned
+            if owner.name in chosen and any(map(owner.is_weight, unknown)):
                 unread.append(owner.name)
+        known.update(own)
     return skipped, unread

@@ -36,6 +36,10 @@ def readable_gradient(parameter: Tensor) -> Tensor | None:
     return None if gradient is None or gradient.layout != torch.strided else gradient.detach()
 
 
+class WrongShapesError(NotUnderstoodError):
+    """Tensors of an adapter that do not fit together; the message says why."""
+
+
 @dataclass(frozen=True)
 class Incoming:
     """One tensor that feeds the units of a layer.
@@ -97,6 +101,8 @@ class Layer:
         shapes: shape ``(num_units, ...)`` that the view of each tensor gives, the recurrent tensor last.
         fan_in: number of weights that feed one unit, without the bias.
         can_freeze: whether a zero gradient, check after check, is evidence against the units.
+        slices_of: name of the parameter, if these units are its slices along one of its dimensions because no adapter
+            knows it; empty for layers with an adapter.
         row_names: names of the rows where they are not units but modules; empty for layers.
     """
 
@@ -105,16 +111,17 @@ class Layer:
     blocks: int = 1
     recurrent: Incoming | None = None
     also: tuple[str, ...] = ()
+    can_freeze: bool = True
+    slices_of: str = ""
     num_units: int = field(init=False)
     shapes: tuple[torch.Size, ...] = field(init=False)
     fan_in: int = field(init=False)
-    can_freeze: ClassVar[bool] = True
     row_names: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
-        shapes = tuple(tensor.rows().shape for tensor in self._all_tensors())
+        shapes = tuple(tensor.rows().shape for tensor in self.all_tensors())
         if len({shape[0] for shape in shapes}) != 1 or shapes[0][0] % self.blocks:
-            raise NotUnderstoodError(
+            raise WrongShapesError(
                 f"its adapter gives tensors of shapes {[tuple(shape) for shape in shapes]} in {self.blocks} blocks; "
                 "expected the same number of units first in each, divisible by the number of blocks"
             )
@@ -123,7 +130,8 @@ class Layer:
         feeds = [shapes[0], *(shapes[-1:] if self.recurrent else [])]
         object.__setattr__(self, "fan_in", sum(shape[1:].numel() for shape in feeds))
 
-    def _all_tensors(self) -> list[Incoming]:
+    def all_tensors(self) -> list[Incoming]:
+        """All that feeds the units, the recurrent tensor last."""
         return [*self.tensors, *([self.recurrent] if self.recurrent else [])]
 
     @property
@@ -151,7 +159,7 @@ class Layer:
             The rows; None if no parameter is trained, or if one that is trained has no readable gradient.
         """
         pieces: list[Tensor | Piece] = []
-        for tensor in self._all_tensors():
+        for tensor in self.all_tensors():
             for gradient in tensor.gradients(trained):
                 if gradient is None:
                     return None
@@ -168,14 +176,14 @@ class Layer:
 
     def originals(self) -> list[Tensor]:
         """The parameters of this layer."""
-        return [original for tensor in self._all_tensors() for original in tensor.originals]
+        return [original for tensor in self.all_tensors() for original in tensor.originals]
 
     def shares(self) -> Iterator[tuple[object, Fraction]]:
         """Pairs of a key of a parameter, as in :attr:`Incoming.keys`, and the share of its numbers that is looked at.
 
         The share is less than 1 for parts of a layer whose tensors are packed into one parameter.
         """
-        for tensor, shape in zip(self._all_tensors(), self.shapes, strict=True):
+        for tensor, shape in zip(self.all_tensors(), self.shapes, strict=True):
             for key in tensor.keys:
                 yield key, Fraction(shape.numel(), max(1, tensor.weights.numel()))
 

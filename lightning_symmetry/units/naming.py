@@ -22,6 +22,12 @@ def readable_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         >>> [name for name, _ in readable_modules(nn.DataParallel(inner))]
         ['DataParallel', 'Sequential', '0']
     """
+    for path, module in readable_paths(model):
+        yield path or type(module).__name__, module
+
+
+def readable_paths(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """As :func:`readable_modules`, but the path of the model itself, wrapped or not, is empty."""
     dropped: dict[str, str] = {}  # the readable path of every module
     parallel: set[str] = set()
     for path, module in model.named_modules():
@@ -31,4 +37,4 @@ def readable_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         is_wrapped = step in _WRAPPED or (step == "module" and parent in parallel)
         steps = [dropped.get(parent, parent), "" if is_wrapped else step]
         dropped[path] = ".".join(filter(None, steps))
-        yield dropped[path] or type(module).__name__, module
+        yield dropped[path], module

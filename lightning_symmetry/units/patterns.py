@@ -9,11 +9,11 @@ from fnmatch import fnmatchcase
 _MAX_SUGGESTIONS = 5
 
 
-def is_chosen(name: str, include: Sequence[str] | None, exclude: Sequence[str]) -> bool:
-    """Whether a layer of this name is to be looked at; ``include=None`` stands for all names."""
-    if any(fnmatchcase(name, pattern) for pattern in exclude):
+def is_chosen(names: Collection[str], include: Sequence[str] | None, exclude: Sequence[str]) -> bool:
+    """Whether a layer that goes by any of these names is to be looked at; ``include=None`` stands for all."""
+    if any(_matches(name, pattern) for pattern in exclude for name in names):
         return False
-    return include is None or any(fnmatchcase(name, pattern) for pattern in include)
+    return include is None or any(_matches(name, pattern) for pattern in include for name in names)
 
 
 def unmatched_patterns(
@@ -22,7 +22,7 @@ def unmatched_patterns(
     """The patterns that match none of the names, by argument; arguments without such patterns are left out."""
     unmatched: dict[str, tuple[str, ...]] = {}
     for argument, patterns in (("include", include or ()), ("exclude", exclude)):
-        useless = tuple(pattern for pattern in patterns if not any(fnmatchcase(name, pattern) for name in names))
+        useless = tuple(pattern for pattern in patterns if not any(_matches(name, pattern) for name in names))
         if useless:
             unmatched[argument] = useless
     return unmatched
@@ -39,6 +39,11 @@ def unmatched_text(unmatched: Mapping[str, Sequence[str]], names: Sequence[str])
         for argument, patterns in unmatched.items()
         for pattern in patterns
     )
+
+
+def _matches(name: str, pattern: str) -> bool:
+    # Names of slices hold brackets, which a pattern takes for a choice of characters.
+    return name == pattern or fnmatchcase(name, pattern)
 
 
 def _suggestions(pattern: str, names: Sequence[str]) -> str:

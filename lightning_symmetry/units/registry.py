@@ -38,12 +38,15 @@ class Units:
         recurrent: the tensor that feeds the units back into themselves, with its view
             ``tensor -> (num_units, gates, num_units)``. Two units are then the same if exchanging them does not change
             what the layer computes, although their rows of this tensor may differ.
+        may_go_unused: whether a training may pass the units over for long, as it does an expert that no token is sent
+            to. That their gradient is zero, check after check, is then no evidence against them.
     """
 
     tensors: tuple[tuple[Tensor, View], ...]
     blocks: int
     part: str
     recurrent: tuple[Tensor, View] | None
+    may_go_unused: bool
 
     def __init__(
         self,
@@ -51,12 +54,14 @@ class Units:
         blocks: int = 1,
         part: str = "",
         recurrent: tuple[Tensor, View] | None = None,
+        may_go_unused: bool = False,
     ) -> None:
         pairs = tuple(item if isinstance(item, tuple) else (item, _as_it_is) for item in tensors if item is not None)
         object.__setattr__(self, "tensors", pairs)
         object.__setattr__(self, "blocks", blocks)
         object.__setattr__(self, "part", part)
         object.__setattr__(self, "recurrent", recurrent)
+        object.__setattr__(self, "may_go_unused", may_go_unused)
 
 
 Adapter = Callable[[Any], Units | Iterable[Units]]
@@ -69,6 +74,8 @@ class NotUnderstoodError(Exception):
 
 # By class, or by the qualified name of a class that need not be imported.
 _ADAPTERS: dict[type[nn.Module] | str, Adapter] = {}
+# With a function that recognises the modules that an adapter describes.
+_ADAPTERS_BY_SHAPE: list[tuple[Callable[[nn.Module], bool], Adapter]] = []
 
 
 def register_layer(*layer_types: type[nn.Module], replace: bool = False) -> Callable[[AdapterT], AdapterT]:
@@ -153,8 +160,27 @@ def register_layer_by_name(*qualified_names: str, replace: bool = False) -> Call
     return register
 
 
+def register_layer_by_shape(recognises: Callable[[nn.Module], bool]) -> Callable[[AdapterT], AdapterT]:
+    """Register an adapter for modules that are recognised by the names and shapes of their parameters.
+
+    It is used where no adapter is registered for the class of a module, or for an ancestor of it.
+
+    Args:
+        recognises: tells whether the adapter describes a module.
+
+    Returns:
+        A decorator, as that of :func:`register_layer`.
+    """
+
+    def register(adapter: AdapterT) -> AdapterT:
+        _ADAPTERS_BY_SHAPE.append((recognises, adapter))
+        return adapter
+
+    return register
+
+
 def units_of(module: nn.Module) -> Units | Iterable[Units]:
-    """Describe a module by the adapter of its class or of the nearest ancestor that has one.
+    """Describe a module by the adapter of its class or of the nearest ancestor that has one, or else by its shape.
 
     Raises:
         NotUnderstoodError: if there is none, or if the adapter says that it cannot describe this module.
@@ -163,7 +189,10 @@ def units_of(module: nn.Module) -> Units | Iterable[Units]:
         adapter = _adapter_of(ancestor)
         if adapter is not None:
             return adapter(module)
-    raise NotUnderstoodError(_how_to_register(module))
+    for recognises, adapter in _ADAPTERS_BY_SHAPE:
+        if recognises(module):
+            return adapter(module)
+    raise NotUnderstoodError(_no_adapter(module))
 
 
 def _adapter_of(layer_type: type) -> Adapter | None:
@@ -213,10 +242,7 @@ def _usage_for(wrong: object) -> str:
     return ""
 
 
-def _how_to_register(module: nn.Module) -> str:
-    kind = type(module).__name__
-    for name, parameter in module.named_parameters(recurse=False):
-        if not is_lazy(parameter) and parameter.ndim > 1:
-            line = f"register_layer({kind})(lambda module: Units(module.{name}))"
-            return f"no adapter for {kind}; if units come first in `{name}`: {line}"
-    return f"no adapter for {kind}, whose parameters hold one number per unit at most"
+def _no_adapter(module: nn.Module) -> str:
+    parameters = [parameter for _, parameter in module.named_parameters(recurse=False) if not is_lazy(parameter)]
+    others = "other " if any(parameter.ndim > 1 for parameter in parameters) else ""
+    return f"no adapter for {type(module).__name__}, whose {others}parameters hold one number per unit at most"

@@ -59,7 +59,18 @@ def _message(story: Sequence[Sequence[Finding]], report: SymmetryReport) -> str:
     units = describe_units(story[0], report)
     comma = "," if units.endswith(("}", "...")) else ""
     who = f"{units}: these modules" if first.modules else f"{first.layer}: {units}{comma}"
-    return f"{who} {what(first, len(story[0]))} {why(first)}"
+    return f"{who} {what(first, len(story[0]))} {why(first)}{_whose_slices(first, report)}"
+
+
+def _whose_slices(finding: Finding, report: SymmetryReport) -> str:
+    """What to know of units that are slices of a parameter; nothing of others."""
+    layer = report.layers.get(finding.layer)
+    if layer is None or not layer.slices_of:
+        return ""
+    return (
+        f" No adapter knows {layer.slices_of}, so that its slices were compared; "
+        "`register_layer` says what the units of a module are."
+    )
 
 
 def _is_whole_layer(alike: Sequence[Finding], report: SymmetryReport) -> bool:
@@ -108,6 +119,9 @@ def what(finding: Finding, num_groups: int = 1) -> str:
         return f"are copies in weights and gradients ({since}): they train as one."
     if finding.verdict is Verdict.FROZEN and finding.reason is Reason.ROUNDING_AGAIN:
         return f"have equal weights and gradients that are zero but for rounding ({since}): they do not train."
+    if finding.mirrored:
+        are = f"are equal up to sign in weights and gradients ({since})"
+        return f"{are}: they train as {num_groups} unit{'s' if num_groups > 1 else ''}."
     as_units = f"{num_groups} unit{'s' if num_groups > 1 else ''}"
     return finding.verdict.traits.effect.format(since=since, as_units=as_units)
 
@@ -147,6 +161,11 @@ def why(finding: Finding) -> str:
         return (
             f"{weights}, and no gradient reaches them: dead behind a ReLU, saturated, or cut off by zero weights "
             f"after them. {_RANDOM_INIT}"
+        )
+    if finding.cause is Cause.MIRRORED:
+        return (
+            "Some of their rows are mirror images, the negatives, of others: behind an odd or even activation, such as "
+            f"tanh, they stay so. {_RANDOM_INIT}"
         )
     return (
         "Their rows are copies of one another: tiled, copied or padded weights. "

@@ -141,6 +141,11 @@ class Deaths:
         return self._record
 
     @property
+    def units(self) -> tuple[int, ...]:
+        """The units that were dead at the latest check."""
+        return self._dead().units
+
+    @property
     def group(self) -> UnitGroup | None:
         """The dead units, if they are so many that the user is warned of them."""
         record = self._record

@@ -15,7 +15,9 @@ def undecided_layers(layers: Iterable[LayerDiagnosis]) -> list[str]:
     """A sentence for each layer with equal units whose gradients say nothing so far."""
     sentences = []
     for layer in layers:
-        groups = [group.units for group in layer.groups if group.verdict is Verdict.DUPLICATE]
+        # Slices of a parameter may go unused for ever, as the positions do that no text is long enough for.
+        is_open = not layer.slices_of
+        groups = [group.units for group in layer.groups if is_open and group.verdict is Verdict.DUPLICATE]
         if groups:
             who = f"{layer.name}: {describe_groups(groups, layer.num_units)} are equal"
             sentences.append(f"{who}, and their gradients say nothing so far; more optimizer steps will tell")

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Set
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
 
+from lightning_symmetry.matrices.directions import MAX_ROWS, count_directions
 from lightning_symmetry.matrices.grouping import find_groups, is_chance_group, merge_overlapping
+from lightning_symmetry.matrices.mirrors import Mirrored, find_mirrors
 from lightning_symmetry.matrices.numerics import Indices, exact_arithmetic
 from lightning_symmetry.matrices.partition import stable_groups
 from lightning_symmetry.matrices.question import TOLERANCES, Question
@@ -29,7 +31,8 @@ def look(
     *,
     tolerance: float | None = None,
     trained: Set[int] | None = None,
-    known: Mapping[str, Sequence[tuple[int, ...]]] | None = None,
+    known: Mapping[str, Sequence[Mirrored]] | None = None,
+    without: Mapping[str, Collection[int]] | None = None,
     on_error: Callable[[Comparable, Exception], None] | None = None,
     team: Team | None = None,
 ) -> list[Look]:
@@ -39,7 +42,10 @@ def look(
         layers: the layers.
         tolerance: relative L2 distance of rows taken for equal; None: by dtype.
         trained: identities of the parameters whose gradients count; None: all.
-        known: by layer name, groups of earlier looks, which are left only at a looser tolerance.
+        known: by layer name, groups of earlier looks, which are left only at a looser tolerance; with signs, if there
+            are two.
+        without: names of the layers whose directions are counted, each with its dead units, which do not count. None:
+            no directions are counted.
         on_error: called with the layer and the exception when a layer cannot be looked at; it is then left out. None:
             the exception is raised.
         team: the ranks that hold the layers; None: they are all here.
@@ -83,7 +89,11 @@ def look(
             with guarded(item.layer):
                 of_gradients = suspected[id(item.gradients)] if item.gradients else None
                 judge = GradientEvidence(item.layer, item.gradients, of_gradients, scale)
-                looks.append(_look_at(item, suspected[id(item.weights)], judge, known.get(item.layer.name, ())))
+                name = item.layer.name
+                seen = _look_at(item, suspected[id(item.weights)], judge, known.get(name, ()))
+                if without is not None and name in without:
+                    seen = replace(seen, orientations=_count_orientations(item.weights, without[name]))
+                looks.append(seen)
         return looks
 
 
@@ -158,20 +168,33 @@ def _read(matrices: Sequence[_Matrices], tolerance: float | None) -> list[_Sketc
     ]
 
 
-def _look_at(item: _Sketched, suspected: Indices, judge: GradientEvidence, known: Sequence[tuple[int, ...]]) -> Look:
+def _look_at(item: _Sketched, suspected: Indices, judge: GradientEvidence, known: Sequence[Mirrored]) -> Look:
     layer, weights = item.layer, item.weights
+    known_mirrored = [group for group in known if group.negative and group.rows[-1] < layer.num_units]
     groups = _equal_units(weights, item.recurrent, suspected=suspected) if len(suspected) > 1 else []
     if groups:
         causes = _causes(layer, weights.rows, groups)
         groups = [group for group, cause in zip(groups, causes, strict=True) if not _is_coincidence(group, item, cause)]
     if known:
         home = {unit: i for i, group in enumerate(groups) for unit in group}
-        held = [g for g in known if g[-1] < layer.num_units and len({home.get(u, -1 - u) for u in g}) > 1]
+        held = [
+            group.rows
+            for group in known
+            if group.rows[-1] < layer.num_units
+            and not group.negative
+            and len({home.get(unit, -1 - unit) for unit in group.rows}) > 1
+        ]
         if held:
             groups = merge_overlapping([*groups, *_equal_units(weights.loosened(), item.recurrent, among=held)])
-    grouped = {unit for group in groups for unit in group}
-
+    mirrors: list[tuple[Mirrored, Gradients]] = []
+    if len(suspected) > 1 or known_mirrored:
+        mirrors = _mirrors(item, suspected, groups, known_mirrored, judge)
+        of_mirrors = {unit for mirrored, _ in mirrors for unit in mirrored.rows}
+        groups = [group for group in groups if of_mirrors.isdisjoint(group)]
     sightings = _sightings(item, groups, judge.of(groups), has_equal_weights=True)
+    if mirrors:
+        sightings += _sightings_of_mirrors(item, mirrors)
+    grouped = {unit for sighting in sightings for unit in sighting.units}
     in_lockstep = judge.in_lockstep(exclude=grouped)
     sightings += _sightings(item, in_lockstep, [Gradients.EQUAL] * len(in_lockstep), has_equal_weights=False)
     return Look(
@@ -183,6 +206,15 @@ def _look_at(item: _Sketched, suspected: Indices, judge: GradientEvidence, known
         item.gradients is not None and bool(np.count_nonzero(item.gradients.sketch.norms)),
         *judge.idle(weights.sketch.norms, exclude=grouped),
     )
+
+
+def _count_orientations(weights: Question, dead: Collection[int]) -> int | None:
+    """The number of directions of the rows of units that are not dead; None if they are too many to count."""
+    norms = weights.sketch.norms
+    living = np.flatnonzero(norms > 0)  # rows that are not finite have no norm
+    if dead:
+        living = np.setdiff1d(living, list(dead), assume_unique=True)
+    return count_directions(weights.rows, norms, living) if len(living) <= MAX_ROWS else None
 
 
 def _equal_units(
@@ -216,6 +248,74 @@ def _sightings(
     return [
         Sighting(group, has_equal_weights, gradient, *cause, float(position), float(reach))
         for group, gradient, cause, position, reach in zip(groups, gradients, causes, positions, reaches, strict=True)
+    ]
+
+
+def _mirrors(
+    item: _Sketched,
+    suspected: Indices,
+    groups: Sequence[tuple[int, ...]],
+    known: Sequence[Mirrored],
+    judge: GradientEvidence,
+) -> list[tuple[Mirrored, Gradients]]:
+    """The sets of units that are equal up to sign, with what their gradients say.
+
+    Behind most activations a unit and its negative do different work, as in looks-linear initialisation (Balduzzi et
+    al. 2017, arXiv 1702.08591): such a set is one only if its gradients are equal up to sign too, or if it was one
+    before.
+    """
+    layer, weights = item.layer, item.weights
+    held = [mirrored for mirrored in known if _still_agree(weights, mirrored)]
+    known_units = {unit for mirrored in held for unit in mirrored.rows}
+    found = find_mirrors(weights, groups, suspected) if len(suspected) > 1 else []
+    sets = [mirrored for mirrored in found if known_units.isdisjoint(mirrored.rows)]
+    # Two units that are all there is are mirror images wherever only their difference counts, as under a softmax.
+    sets = [mirrored for mirrored in sets if not len(mirrored.rows) == 2 == layer.num_units // layer.blocks]
+    if item.recurrent is not None:
+        sets = _stable_mirrors(sets, groups, item.recurrent, weights.tolerance)
+    sets = [s for s in sets if not _is_coincidence(s.rows, item, (Cause.COPIED, None))]
+    judged = zip([*held, *sets], judge.of_mirrored([*held, *sets]), strict=True)
+    grouped = {unit for group in groups for unit in group}
+    return [
+        (mirrored, gradients)
+        for mirrored, gradients in judged
+        if gradients is Gradients.EQUAL
+        # If they part, groups of equal units among them stand for themselves.
+        or (mirrored in held and (gradients is not Gradients.DIFFERENT or grouped.isdisjoint(mirrored.rows)))
+    ]
+
+
+def _still_agree(weights: Question, mirrored: Mirrored) -> bool:
+    """Whether all units of a known set are equal up to sign at the looser tolerance."""
+    others = np.array(mirrored.rows[1:])
+    loose = weights.loosened()
+    norms = weights.sketch.norms[list(mirrored.rows)]
+    is_number = bool((norms > 0).all())  # neither zero nor NaN
+    return is_number and bool(loose.agree(others, np.full_like(others, mirrored.rows[0]), mirrored.signs[1:]).all())
+
+
+def _stable_mirrors(
+    sets: Sequence[Mirrored], groups: Sequence[tuple[int, ...]], recurrent: Rows, tolerance: float
+) -> list[Mirrored]:
+    """What is left of sets of units that feed one another; nothing if they have gates: these are not odd functions."""
+    if not sets or recurrent.width != recurrent.num_rows:
+        return []
+    negative = {unit for mirrored in sets for unit in mirrored.negative}
+    of_mirrors = {unit for mirrored in sets for unit in mirrored.rows}
+    others = [group for group in groups if of_mirrors.isdisjoint(group)]
+    stable = stable_groups([*(mirrored.rows for mirrored in sets), *others], recurrent, tolerance, negative)
+    signed = [
+        (group, tuple(unit for unit in group if (unit in negative) != (group[0] in negative))) for group in stable
+    ]
+    return [Mirrored(group, mirrored) for group, mirrored in signed if mirrored]
+
+
+def _sightings_of_mirrors(item: _Sketched, mirrors: Sequence[tuple[Mirrored, Gradients]]) -> list[Sighting]:
+    sets, gradients = zip(*mirrors, strict=True)
+    sightings = _sightings(item, [mirrored.rows for mirrored in sets], gradients, has_equal_weights=True)
+    return [
+        replace(sighting, cause=Cause.MIRRORED, value=None, mirrored=mirrored.negative)
+        for sighting, mirrored in zip(sightings, sets, strict=True)
     ]
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from lightning_symmetry.matrices.grouping import find_groups, is_chance_group
+from lightning_symmetry.matrices.mirrors import Mirrored
 from lightning_symmetry.matrices.numerics import Floats, Indices, Mask
 from lightning_symmetry.matrices.question import Question
 from lightning_symmetry.units.comparable import Comparable
@@ -61,11 +62,52 @@ class GradientEvidence:
             return Gradients.NONE
         largest = float(norms.max())
         if largest == 0:
-            return Gradients.ZERO if self._layer.can_freeze else Gradients.NONE
+            return Gradients.ZERO if self._can_freeze(group[0]) else Gradients.NONE
         is_faint = largest <= self._floor
         if len({home.get(unit, -1 - unit) for unit in group}) == 1:
             return Gradients.FAINT if is_faint else Gradients.EQUAL
         return Gradients.UNCLEAR if is_faint else None
+
+    def of_mirrored(self, sets: Sequence[Mirrored]) -> list[Gradients]:
+        """What the gradients say of units that are equal up to sign, one answer per set.
+
+        They are equal if those of the units with the other sign are the negatives of the others.
+        """
+        if self._question is None or not sets:
+            return [Gradients.NONE] * len(sets)
+        others = np.concatenate([mirrored.rows[1:] for mirrored in sets])
+        firsts = np.repeat([mirrored.rows[0] for mirrored in sets], [len(mirrored.rows) - 1 for mirrored in sets])
+        signs = np.concatenate([mirrored.signs[1:] for mirrored in sets])
+        with np.errstate(invalid="ignore", divide="ignore"):  # rows of zeros, and those that are not finite
+            apart = self._question.distances(others, firsts, signs)
+        starts = np.flatnonzero(np.diff(firsts, prepend=-1))
+        return [
+            self._of_one_mirrored(mirrored, float(largest))
+            for mirrored, largest in zip(sets, np.maximum.reduceat(apart, starts), strict=True)
+        ]
+
+    def _of_one_mirrored(self, mirrored: Mirrored, apart: float) -> Gradients:
+        """As :meth:`of_mirrored`; ``apart`` is the largest relative distance from the first."""
+        assert self._question is not None
+        norms = self._norms[list(mirrored.rows)]
+        if np.isnan(norms).any():
+            return Gradients.NONE
+        largest = float(norms.max())
+        if largest == 0:
+            return Gradients.ZERO if self._can_freeze(mirrored.rows[0]) else Gradients.NONE
+        is_faint = largest <= self._floor
+        if apart <= self._question.tolerance:
+            return Gradients.FAINT if is_faint else Gradients.EQUAL
+        is_unclear = is_faint or apart <= self._question.loosened().tolerance
+        return Gradients.UNCLEAR if is_unclear else Gradients.DIFFERENT
+
+    def _can_freeze(self, unit: int) -> bool:
+        """Whether a zero gradient is evidence against a unit: not in a block that goes unused, as an expert may."""
+        if not self._layer.can_freeze:
+            return False
+        size = self._layer.num_units // self._layer.blocks
+        start = unit // size * size
+        return bool(self._norms[start : start + size].any()) or not self._norms.any()
 
     def in_lockstep(self, exclude: set[int]) -> list[tuple[int, ...]]:
         """Groups of units outside ``exclude`` with equal gradients that are neither noise nor chance."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
+from lightning_symmetry.matrices.mirrors import Mirrored
 from lightning_symmetry.verdicts.deadness import Deaths
 from lightning_symmetry.verdicts.judging import judge, to_diagnosis
 from lightning_symmetry.verdicts.looks import Look
+from lightning_symmetry.verdicts.orientations import Orientations
 from lightning_symmetry.verdicts.records import Lineage, Record
 from lightning_symmetry.verdicts.report import Finding, LayerDiagnosis, Origin, UnitGroup
 from lightning_symmetry.verdicts.verdict import Verdict
@@ -27,6 +30,7 @@ class History:
         self._dead_share = dead_share
         self._records: dict[str, list[Record]] = {}
         self._deaths: dict[str, Deaths] = {}
+        self._orientations: dict[str, Orientations] = {}
         # By layer, the fingerprint of its weights at the last look, and whether it had a gradient.
         self._last: dict[str, tuple[int, bool]] = {}
 
@@ -40,10 +44,18 @@ class History:
             findings += [record.to_finding(layer) for record in told if record.warned]
         return findings
 
-    def known(self, layer: str) -> list[tuple[int, ...]]:
-        """The groups of equal weights in this layer that hold as far as is known."""
-        records = self._records.get(layer, [])
-        return [record.units for record in records if record.has_equal_weights and record.broken_step is None]
+    def known(self, layer: str) -> list[Mirrored]:
+        """The groups of equal weights in this layer that hold as far as is known; with signs, if there are two."""
+        return [
+            Mirrored(record.units, record.mirrored)
+            for record in self._records.get(layer, [])
+            if record.has_equal_weights and record.broken_step is None
+        ]
+
+    def due_for_orientations(self, layers: Iterable[str]) -> dict[str, tuple[int, ...]]:
+        """The layers whose directions are to be counted at the next look, each with its dead units."""
+        due = [name for name in layers if name not in self._orientations or self._orientations[name].is_due]
+        return {name: self._deaths[name].units if name in self._deaths else () for name in due}
 
     def is_fresh(self, looks: Sequence[Look]) -> bool:
         """Whether these looks tell more than the last ones at the same layers, which :meth:`update` has taken in.
@@ -99,7 +111,8 @@ class History:
         )
         of_the_dead = self._deaths[name].group
         told = self._untold(name, news) + ([died.to_finding(name)] if died else [])
-        return to_diagnosis(seen, groups + ([of_the_dead] if of_the_dead else []), dead), told
+        counted = self._orientations.setdefault(name, Orientations()).update(seen, len(dead.units))
+        return to_diagnosis(seen, groups + ([of_the_dead] if of_the_dead else []), dead, counted), told
 
     def _untold(self, layer: str, news: Sequence[Finding]) -> list[Finding]:
         """The news, without those of a kind of which most was told before: pairs reach their verdicts one by one."""
@@ -113,10 +126,11 @@ class History:
         return untold
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain numbers, strings, lists and dicts: ``groups`` and ``deaths``, both by layer."""
+        """Plain numbers, strings, lists and dicts: ``groups``, ``deaths`` and ``orientations``, all by layer."""
         return {
             "groups": {name: [record.to_state() for record in records] for name, records in self._records.items()},
             "deaths": {name: deaths.to_state() for name, deaths in self._deaths.items()},
+            "orientations": {name: asdict(counted) for name, counted in self._orientations.items()},
         }
 
     def load_state_dict(self, state: Mapping[str, Mapping[str, Any]]) -> None:
@@ -127,3 +141,4 @@ class History:
         self._deaths = {name: Deaths(self._patience, self._dead_share) for name in state["deaths"]}
         for name, values in state["deaths"].items():
             self._deaths[name].load_state(values)
+        self._orientations = {name: Orientations(**values) for name, values in state["orientations"].items()}

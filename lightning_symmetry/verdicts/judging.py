@@ -80,13 +80,16 @@ def judge_one_look(sighting: Sighting) -> Verdict:
     return Verdict.BREAKING if sighting.gradients is Gradients.DIFFERENT else Verdict.DUPLICATE
 
 
-def to_diagnosis(seen: Look, groups: Sequence[UnitGroup], dead: Dead | None = None) -> LayerDiagnosis:
+def to_diagnosis(
+    seen: Look, groups: Sequence[UnitGroup], dead: Dead | None = None, orientations: int | None = None
+) -> LayerDiagnosis:
     """The state of a layer: what a look showed of it, and what was concluded of its groups.
 
     Args:
         seen: the look.
         groups: what was concluded of its groups.
         dead: its dead units; None: there are no earlier looks, so that of one with a zero gradient more cannot be said.
+        orientations: the number of directions at the latest look that counted them; None: what this look says.
     """
     layer = seen.layer
     ordered = sorted(groups, key=lambda group: group.units)
@@ -102,6 +105,8 @@ def to_diagnosis(seen: Look, groups: Sequence[UnitGroup], dead: Dead | None = No
         died_at=dead.died_at,
         woke_at=dict(dead.woke_at),
         idle_units=dead.num_idle,
+        orientations=seen.orientations if orientations is None else orientations,
+        slices_of=layer.slices_of,
     )
 
 

@@ -24,7 +24,7 @@ class Gradients(StrEnum):
 
 @dataclass(frozen=True)
 class Sighting:
-    """A set of units that one look found equal, in weights or in gradients only.
+    """A set of units that one look found equal up to sign, in weights or in gradients only.
 
     Attributes:
         units: sorted indices.
@@ -36,6 +36,7 @@ class Sighting:
             as much as the row does.
         reach: the L2 distance up to which two of these rows count as equal, at the looser tolerance. Rows that are
             still equal after they have moved by many times this distance have moved together.
+        mirrored: units whose row is the negative of the first unit's; so are their gradients, if these are equal.
     """
 
     units: tuple[int, ...]
@@ -45,6 +46,7 @@ class Sighting:
     value: float | None
     position: float
     reach: float
+    mirrored: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,7 @@ class Look:
         idle: which units have a gradient of exactly zero, and weights that are not zero and their own,
             ``(num_units,)``; None if there are no gradients to see, or if zeros say nothing.
         unseen: which units have a gradient that is not finite; None with ``idle``.
+        orientations: number of directions of the rows, up to sign; None if they were not counted at this look.
     """
 
     layer: Comparable
@@ -71,3 +74,4 @@ class Look:
     has_gradient: bool
     idle: Mask | None = None
     unseen: Mask | None = None
+    orientations: int | None = None

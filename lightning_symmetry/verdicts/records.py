@@ -34,6 +34,7 @@ class Record:
         warned_units: the units that the user was warned of.
         warned_reason: why that verdict was given.
         row_names: names of the rows, if they are whole modules.
+        mirrored: units whose row is the negative of the first unit's.
     """
 
     units: tuple[int, ...]
@@ -53,6 +54,7 @@ class Record:
     warned_units: tuple[int, ...] = ()
     row_names: tuple[str, ...] = ()
     warned_reason: Reason = Reason.UNDECIDED
+    mirrored: tuple[int, ...] = ()
 
     @property
     def has_grown(self) -> bool:
@@ -100,12 +102,20 @@ class Record:
             self.origin,
             tuple(self.row_names[unit] for unit in self.warned_units) if self.row_names else (),
             self.warned_reason,
+            tuple(unit for unit in self.warned_units if unit in set(self.mirrored)),
         )
 
     def to_group(self) -> UnitGroup:
         """What the report says of the group."""
         return UnitGroup(
-            self.units, self.verdict, self.cause, self.value, self.first_step, self.origin, self.warned_reason
+            self.units,
+            self.verdict,
+            self.cause,
+            self.value,
+            self.first_step,
+            self.origin,
+            self.warned_reason,
+            self.mirrored,
         )
 
     def to_state(self) -> dict[str, Any]:
@@ -115,17 +125,19 @@ class Record:
             "units": list(self.units),
             "row_names": list(self.row_names),
             "warned_units": list(self.warned_units),
+            "mirrored": list(self.mirrored),
         }
 
     @classmethod
     def from_state(cls, values: Mapping[str, Any]) -> Record:
-        """The record that :meth:`to_state` wrote, now or in version 0.1, which knew no reasons."""
+        """The record that :meth:`to_state` wrote, now or in version 0.1, which knew no reasons and no mirror images."""
         return cls(
             **{
                 **values,
                 "units": tuple(values["units"]),
                 "row_names": tuple(values["row_names"]),
                 "warned_units": tuple(values["warned_units"]),
+                "mirrored": tuple(values.get("mirrored", ())),
                 "verdict": Verdict(values["verdict"]),
                 "cause": Cause(values["cause"]),
                 "origin": Origin(values["origin"]),
@@ -172,7 +184,7 @@ class Lineage:
             record = broken
             self._continued.add(id(record))
             record.broken_step, record.streak = None, 0
-        record.units, record.last_step = sighting.units, step
+        record.units, record.mirrored, record.last_step = sighting.units, sighting.mirrored, step
         return record
 
     def begin(self, sighting: Sighting, step: int, origin: Origin, row_names: tuple[str, ...]) -> Record:
@@ -191,6 +203,7 @@ class Lineage:
             warned=next((part.warned for part in parts if part.warned), None),
             warned_units=tuple(sorted({unit for part in parts for unit in part.warned_units})),
             row_names=row_names,
+            mirrored=sighting.mirrored,
         )
 
     def end(self, holding: Sequence[Record], step: int) -> list[Record]:

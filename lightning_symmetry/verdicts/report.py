@@ -29,6 +29,7 @@ class Cause(StrEnum):
     ZERO = "zero"  # every weight is 0
     CONSTANT = "constant"  # every weight is the same number
     COPIED = "copied"  # the rows are copies of one another
+    MIRRORED = "mirrored"  # the rows are copies of one another, some with the other sign
     DEAD = "dead"  # no gradient although the weights are not zero, as behind a ReLU that never opens
     LOW_BIAS = "low bias"  # dead: the bias lies far below zero
     NEGATIVE = (
@@ -61,7 +62,7 @@ class Reason(StrEnum):
 
 @dataclass(frozen=True)
 class UnitGroup:
-    """A maximal set of two or more units of one layer whose rows agree.
+    """A maximal set of two or more units of one layer whose rows agree, or units that are dead.
 
     Attributes:
         units: sorted indices of the units.
@@ -71,6 +72,7 @@ class UnitGroup:
         first_step: optimizer step of the check that saw the group first; None after a single look.
         origin: how the group entered the records.
         reason: why the verdict was given that was warned of first.
+        mirrored: those of the units whose row is the negative of the first unit's.
     """
 
     units: tuple[int, ...]
@@ -80,6 +82,7 @@ class UnitGroup:
     first_step: int | None = None
     origin: Origin = Origin.START
     reason: Reason = Reason.UNDECIDED
+    mirrored: tuple[int, ...] = ()
 
     def __repr__(self) -> str:
         return f"<UnitGroup {self.verdict}, {self.cause}: {describe_groups([self.units], None)}>"
@@ -92,6 +95,7 @@ class UnitGroup:
             "cause": str(self.cause),
             "value": self.value,
             "first_step": self.first_step,
+            "mirrored": list(self.mirrored),
         }
 
 
@@ -111,6 +115,13 @@ class LayerDiagnosis:
         woke_at: of units that were dead and train again, the optimizer step of the check that saw it.
         idle_units: number of units whose gradient was exactly zero at ``patience`` checks in a row, over however many
             steps; not all of them need be dead.
+        orientations: number of directions, up to sign, among the rows of the living units, those that are neither dead
+            nor zero; rows whose cosine similarity is 0.999 or more in absolute value share one. Small initialisation
+            makes units condense onto few directions early in the training (Zhou et al. 2022, arXiv 2105.11686). The
+            number is that of the latest count: counted are looks 1, 2, 4, 8, 16 and 32 at the layer, then every 32nd,
+            and every fourth where at most half of the living units have a direction of their own. None for layers of
+            more than 16,384 units.
+        slices_of: name of the parameter, if these units are its slices because no adapter knows it; else empty.
     """
 
     name: str
@@ -122,6 +133,8 @@ class LayerDiagnosis:
     died_at: tuple[int, ...] = ()
     woke_at: dict[int, int] = field(default_factory=dict)
     idle_units: int = 0
+    orientations: int | None = None
+    slices_of: str = ""
 
     @property
     def dead_units(self) -> int:
@@ -159,6 +172,7 @@ class LayerDiagnosis:
             "redundant_units": self.redundant_units,
             "dead_units": self.dead_units,
             "dead": list(self.dead),
+            "orientations": self.orientations,
             "groups": [group.to_dict() for group in self.groups],
         }
 
@@ -259,6 +273,7 @@ class SymmetryReport:
                 broken_step=None,
                 origin=group.origin,
                 reason=group.reason,
+                mirrored=group.mirrored,
             )
             for layer in self.distinct_layers
             for group in layer.groups
@@ -301,19 +316,33 @@ class SymmetryReport:
         return [layer for name, layer in self.layers.items() if name == layer.name]
 
     @property
+    def counted_layers(self) -> list[LayerDiagnosis]:
+        """The layers that make up the totals: every weight counts once.
+
+        A parameter that no adapter knows is looked at along each of its dimensions. Of these ways to look at it the one
+        with the most redundant units counts, the first of them if there are several.
+        """
+        counted: dict[str, LayerDiagnosis] = {}
+        for layer in self.distinct_layers:
+            known = counted.setdefault(layer.slices_of or layer.name, layer)
+            if layer.redundant_units > known.redundant_units:
+                counted[layer.slices_of] = layer
+        return list(counted.values())
+
+    @property
     def num_units(self) -> int:
         """Number of units of all layers."""
-        return sum(layer.num_units for layer in self.distinct_layers)
+        return sum(layer.num_units for layer in self.counted_layers)
 
     @property
     def redundant_units(self) -> int:
         """Number of redundant units of all layers."""
-        return sum(layer.redundant_units for layer in self.distinct_layers)
+        return sum(layer.redundant_units for layer in self.counted_layers)
 
     @property
     def dead_units(self) -> int:
         """Number of dead units of all layers."""
-        return sum(layer.dead_units for layer in self.distinct_layers)
+        return sum(layer.dead_units for layer in self.counted_layers)
 
     @property
     def effective_width_fraction(self) -> float:
@@ -347,14 +376,17 @@ class SymmetryReport:
 
             - ``schema``: 1.
             - ``step``: completed optimizer steps at the time.
-            - ``num_units``, ``redundant_units``, ``dead_units``: of all layers, those that share a weight once.
+            - ``num_units``, ``redundant_units``, ``dead_units``: of all layers, those that share a weight once, and those
+              that are slices of one parameter once.
             - ``layers``: by layer name, also under each name of layers that share a weight, a dict with
               ``num_units``; ``fan_in``, the number of weights that feed one unit; ``effective_width``, the number of
               distinct units; ``redundant_units``, the others; ``dead``, the indices of the dead units, and
-              ``dead_units``, their number; and ``groups``.
+              ``dead_units``, their number; ``orientations``, the number of directions among the living units, null
+              if they were not counted; and ``groups``.
             - ``layers.*.groups``: a list of dicts with ``units``, their indices; ``verdict`` (:class:`Verdict`);
               ``cause`` (:class:`Cause`); ``value``, the number that every weight was, null if they were not all
-              one number; ``first_step``, the step of the check that saw the group first, null after a single look.
+              one number; ``first_step``, the step of the check that saw the group first, null after a single look;
+              ``mirrored``, those of the units whose row is the negative of the first unit's.
             - ``skipped``: by module name, why it was not inspected.
             - ``copies``: a list of dicts with ``modules``, the names of modules that are equal, and ``verdict``.
             - ``coverage``: share of the weights that were looked at, between 0 and 1.
@@ -445,7 +477,7 @@ class SymmetryReport:
         return report_html(self, self.draw_heatmaps() if self.draw_heatmaps is not None else {})
 
     def __repr__(self) -> str:
-        num_layers = len(self.distinct_layers)
+        num_layers = len(self.counted_layers)
         num_findings = self._num_findings
         units = f"{self.num_units:,} units of {num_layers:,} layer{'s' if num_layers != 1 else ''}"
         said = f"all {units} are distinct"
@@ -490,11 +522,17 @@ class SymmetryReport:
         """What to know of the verdicts in the table."""
         present = {group.verdict for layer in self.distinct_layers for group in layer.groups}
         told = [verdict for verdict in Verdict if verdict in present and verdict.traits.note]
-        return [f"{verdict}: {verdict.traits.note}" for verdict in told]
+        notes = [f"{verdict}: {verdict.traits.note}" for verdict in told]
+        if any(layer.slices_of and layer.groups for layer in self.distinct_layers):
+            notes.append(
+                "[dim 0]: slices of a parameter along its dimension 0, which were compared because no adapter knows the "
+                "module; `register_layer` says what its units are"
+            )
+        return notes
 
     def totals(self) -> str:
         """One line on the whole model."""
-        num_layers = len(self.distinct_layers)
+        num_layers = len(self.counted_layers)
         if not num_layers:
             return "no layer was inspected."
         layers = f"{num_layers} layer{'s' if num_layers != 1 else ''}"
@@ -521,6 +559,7 @@ class Finding:
         origin: how the group entered the records.
         modules: names of modules that are whole copies of one another; empty for units of a layer.
         reason: why the verdict was given that was warned of first.
+        mirrored: those of the units whose row is the negative of the first unit's.
     """
 
     layer: str
@@ -534,6 +573,7 @@ class Finding:
     origin: Origin
     modules: tuple[str, ...] = ()
     reason: Reason = Reason.UNDECIDED
+    mirrored: tuple[int, ...] = ()
 
     def __repr__(self) -> str:
         what = f"{len(self.modules):,} modules" if self.modules else describe_groups([self.units], None)

@@ -104,8 +104,9 @@ def test_report_as_dict_and_as_table() -> None:
         "redundant_units": 3,
         "dead_units": 0,
         "dead": [],
+        "orientations": 1,
         "groups": [
-            {"units": [0, 1, 2, 3], "verdict": "duplicate", "cause": "constant", "value": 0.5, "first_step": None}
+            {"units": [0, 1, 2, 3], "verdict": "duplicate", "cause": "constant", "value": 0.5, "first_step": None, "mirrored": []}
         ],
     }
     assert str(report).splitlines() == [

@@ -16,12 +16,14 @@ from lightning_symmetry.matrices.numerics import Indices
 from lightning_symmetry.matrices.projections import (
     NUM_FURTHER,
     NUM_PROJECTIONS,
+    NUM_ROUGH,
     PERIOD,
     chunk_of,
     further_chunk_of,
     further_vectors,
     position_vector,
     random_vectors,
+    rough_vectors,
 )
 from lightning_symmetry.matrices.rows import Rows
 from lightning_symmetry.matrices.sketching import sketch_all
@@ -219,6 +221,15 @@ def check_project(asked: Asked) -> None:
         asked.close(asked.rows.project(index), expected, asked.norms[index])
 
 
+def check_project_roughly(asked: Asked) -> None:
+    width = asked.rows.width
+    vectors = spread(rough_vectors(width, torch.float64, asked.rows.device), further_chunk_of(width), width)
+    for index in asked.indices():
+        expected = vectors @ asked.exact[index].T
+        assert expected.shape == (NUM_ROUGH, len(index))
+        asked.close(asked.rows.project_roughly(index), expected, asked.norms[index])
+
+
 def check_positions(asked: Asked) -> None:
     width = asked.rows.width
     vector = position_vector(width, torch.float64, asked.rows.device)
@@ -230,17 +241,26 @@ def check_positions(asked: Asked) -> None:
 def check_distances(asked: Asked) -> None:
     for index in asked.indices():
         for others in (np.roll(index, 1), np.zeros_like(index)):
-            scale = np.maximum(asked.norms[index], asked.norms[others]) + asked.size
-            found = asked.rows.distances(index, others, scale)
-            differences = asked.exact[index] - asked.exact[others]
-            expected = differences.norm(dim=1).numpy() / scale
-            is_exact = np.abs(found - expected) <= asked.tolerance * (expected + 1)
-            if is_exact.all():
-                continue
-            # Rows on several ranks are compared with many others by random projections.
-            assert len(np.unique(others)) * asked.rows.width > 1 << 14
-            estimated = (differences @ further(asked).T).square().mean(dim=1).sqrt().numpy() / scale
-            asked.close(found, estimated, 1.0)
+            factors = np.random.default_rng(len(index)).choice([1.0, -1.0, 0.25, -3.0], len(index))
+            check_scaled_distances(asked, index, others, None)
+            check_scaled_distances(asked, index, others, factors)
+
+
+def check_scaled_distances(
+    asked: Asked, index: Indices, others: Indices, factors: npt.NDArray[np.float64] | None
+) -> None:
+    scale = np.maximum(asked.norms[index], asked.norms[others]) + asked.size
+    found = asked.rows.distances(index, others, scale, factors)
+    times = torch.ones(len(index)) if factors is None else torch.from_numpy(factors)
+    differences = asked.exact[index] - times[:, None] * asked.exact[others]
+    expected = differences.norm(dim=1).numpy() / scale
+    is_exact = np.abs(found - expected) <= asked.tolerance * (expected + 1)
+    if is_exact.all():
+        return
+    # Rows on several ranks are compared with many others by random projections.
+    assert len(np.unique(others)) * asked.rows.width > 1 << 14
+    estimated = (differences @ further(asked).T).square().mean(dim=1).sqrt().numpy() / scale
+    asked.close(found, estimated, 3.0)
 
 
 def check_constants(asked: Asked) -> None:
@@ -302,6 +322,7 @@ CHECKS: dict[str, Callable[[Asked], None]] = {
     "windows": check_windows,
     "further_window": check_further_window,
     "project": check_project,
+    "project_roughly": check_project_roughly,
     "positions": check_positions,
     "distances": check_distances,
     "constants": check_constants,

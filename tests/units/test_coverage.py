@@ -19,12 +19,17 @@ from tests.training import fill
 
 
 class Unknown(nn.Module):
-    """A layer without an adapter, with 12 weights."""
+    """A layer with 12 weights, whose adapter has a mistake, so that nothing of it is looked at."""
 
     def __init__(self) -> None:
         super().__init__()
         self.kernel = nn.Parameter(torch.randn(3, 4))
         self.bias = nn.Parameter(torch.randn(100))
+
+
+@register_layer(Unknown)
+def unknown(module: Unknown) -> Units:
+    raise TypeError
 
 
 def test_the_share_of_weights_that_were_looked_at() -> None:

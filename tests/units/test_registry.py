@@ -34,10 +34,7 @@ class Experts(nn.Module):
 
 
 def test_register_layer_with_parts() -> None:
-    assert find_layers(Experts()).skipped == {
-        "Experts": "no adapter for Experts; if units come first in `weight`: "
-        "register_layer(Experts)(lambda module: Units(module.weight))"
-    }
+    assert {layer.slices_of for layer in find_layers(Experts()).layers} == {"weight"}
 
     @register_layer(Experts)
     def experts(module: Experts) -> list[Units]:

@@ -72,7 +72,7 @@ def test_a_group_that_falls_in_two_goes_on_in_both() -> None:
     assert [len(new) for new in news] == [1, 0]
     assert [group.units for group in diagnosis.groups] == [(0, 1, 2, 3, 4), (5, 6, 7)]
     assert {group.verdict for group in diagnosis.groups} == {Verdict.LOCKED}
-    assert history.known("0") == [(0, 1, 2, 3, 4), (5, 6, 7)]
+    assert [group.rows for group in history.known("0")] == [(0, 1, 2, 3, 4), (5, 6, 7)]
 
 
 def test_a_group_that_grows_is_news_once_it_has_doubled() -> None:

@@ -1,0 +1,100 @@
+"""How many directions the rows of a matrix have, up to sign."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+
+from lightning_symmetry.matrices.grouping import compare_pairs
+from lightning_symmetry.matrices.numerics import Floats, Indices, Mask
+from lightning_symmetry.matrices.projections import rough_reach
+from lightning_symmetry.matrices.rows import Rows
+
+COSINE = 0.999
+"""Rows whose cosine similarity is at least this, or at most its negative, have the same direction."""
+
+MAX_ROWS = 1 << 14
+"""Of more rows than these the directions are not counted: the time it takes grows with the square."""
+
+_BLOCK = 256
+_PAIRS_PER_ROW = 8
+# Rows that crowd around a few directions are settled direction by direction, in so many rounds at the most.
+_MAX_ROUNDS = 64
+_ROUNDS_AT_ONCE = 8
+
+
+def count_directions(rows: Rows, norms: Floats, index: Indices, cosine: float = COSINE) -> int:
+    """The number of directions, up to sign, of some rows.
+
+    In the order of their indices, each row joins the first representative with which its cosine similarity is
+    ``cosine`` or more in absolute value, or becomes a representative; these are counted. Where thousands of rows crowd
+    around hundreds of directions, those that 64 rounds do not settle count as a direction each.
+
+    Args:
+        rows: the matrix.
+        norms: of all its rows, ``(n,)``.
+        index: the rows in question, ``(m,)``, ascending; none of them is zero.
+        cosine: the least cosine similarity of rows of one direction.
+    """
+    if len(index) < 2 or rows.width == 1:
+        return min(len(index), 1)
+    apart = math.sqrt(2 - 2 * cosine)  # the distance of two unit vectors with this cosine
+    keys = (rows.project_roughly(index) / norms[index]).T.astype(np.float32)  # (m, k)
+    limit = rough_reach(apart, rows.width) ** 2
+
+    def agree(members: Indices, firsts: Indices) -> Mask:
+        # Keys of rows of one direction are equal up to sign, but for a little, so their product tells the sign.
+        signs = np.where(np.einsum("mk,mk->m", keys[members], keys[firsts]) < 0, -1.0, 1.0)
+        size = norms[index[members]].astype(np.float64)
+        return rows.distances(index[members], index[firsts], size, signs * size / norms[index[firsts]]) <= apart
+
+    members = np.arange(len(index))
+    num_found = 0
+    for _ in range(0, _MAX_ROUNDS, _ROUNDS_AT_ONCE):
+        pairs = _near_pairs(keys[members], limit)
+        if pairs is not None:
+            return num_found + len(members) - (len(compare_pairs(agree, members[pairs])) if pairs.size else 0)
+        for _ in range(_ROUNDS_AT_ONCE):
+            first, rest = members[0], members[1:]
+            near = rest[_squared_distances(keys[None, first], keys[rest])[0] <= limit]
+            joined = near[agree(near, np.full_like(near, first))] if len(near) else near
+            members = np.setdiff1d(rest, joined, assume_unique=True)
+            num_found += 1
+            if len(members) < 2:
+                return num_found + len(members)
+    return num_found + len(members)
+
+
+def _near_pairs(keys: Floats, limit: float) -> Indices | None:
+    """The pairs of members whose keys are near up to sign, ``(2, p)``, the smaller first; None if they are too many.
+
+    Args:
+        keys: ``(m, k)``.
+        limit: the largest squared distance of keys, or of keys and negated keys.
+    """
+    order = np.abs(keys[:, 0]).argsort()
+    first_key, ordered = np.abs(keys[order, 0]), keys[order]
+    ends = np.searchsorted(first_key, first_key + math.sqrt(limit), side="right")
+    found: list[Indices] = []
+    num_found = 0
+    for start in range(0, len(keys), _BLOCK):
+        stop = min(start + _BLOCK, len(keys))
+        distances = _squared_distances(ordered[start:stop], ordered[start : ends[stop - 1]])
+        # A member is near itself, and those of this block are compared twice.
+        row, column = np.divmod(np.flatnonzero(distances <= limit), distances.shape[1])
+        is_pair = row < column
+        num_found += int(np.count_nonzero(is_pair))
+        if num_found > _PAIRS_PER_ROW * len(keys):
+            return None
+        found.append(np.sort(order[start + np.stack([row[is_pair], column[is_pair]])], axis=0))
+    return np.concatenate(found, axis=1)
+
+
+def _squared_distances(keys: Floats, others: Floats) -> Floats:
+    """Squared distances of some keys from others, or from the negated ones if these are nearer, ``(m, n)``."""
+    products = (torch.from_numpy(keys) @ torch.from_numpy(others).T).abs_().numpy()
+    squares: Floats = np.einsum("mk,mk->m", keys, keys)[:, None] + np.einsum("mk,mk->m", others, others)
+    squares -= 2 * products
+    return squares

@@ -1,0 +1,40 @@
+"""When the directions of a layer's units are counted: seldom, because that costs as much as the rest of a check."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lightning_symmetry.verdicts.looks import Look
+
+_EVERY = 32
+_EVERY_IF_FEW = 4
+
+
+@dataclass
+class Orientations:
+    """The number of directions of a layer at the latest look that counted them.
+
+    Attributes:
+        num_looks: looks at the layer so far.
+        latest: the number of directions; None if it has not been counted.
+        are_few: whether at most half of the living units had a direction of their own.
+    """
+
+    num_looks: int = 0
+    latest: int | None = None
+    are_few: bool = False
+
+    @property
+    def is_due(self) -> bool:
+        """Whether the next look shall count them."""
+        number = self.num_looks + 1
+        is_power_of_two = number & (number - 1) == 0
+        return is_power_of_two or number % (_EVERY_IF_FEW if self.are_few else _EVERY) == 0
+
+    def update(self, seen: Look, num_dead: int) -> int | None:
+        """Take in a look; the number of directions at the latest look that counted them."""
+        self.num_looks += 1
+        if seen.orientations is not None:
+            self.latest = seen.orientations
+            self.are_few = 2 * seen.orientations <= seen.layer.num_units - num_dead
+        return self.latest

@@ -1,0 +1,227 @@
+"""Units that are mirror images of one another, in trainings."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lightning_symmetry import SymmetryReport, SymmetryTracker, Verdict, diagnose
+from lightning_symmetry.verdicts.report import Cause
+from tests import zoo
+from tests.test_tracker import loss_of, sgd, tracked
+from tests.training import fill
+
+
+class Square(nn.Module):
+    """An even function."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return inputs.square()
+
+
+def mirror(layer: nn.Module, start: int, sign: float = -1.0) -> None:
+    """Make the rows from ``start`` on those before, or their negatives."""
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter[start:] = sign * parameter[:start]
+
+
+def mirrored_mlp(activation: Callable[[], nn.Module] = nn.Tanh, outgoing: float = -1.0) -> nn.Sequential:
+    """A hidden layer whose second half is the mirror image of the first, and so are its outgoing weights."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(12, 16), activation(), nn.Linear(16, 4))
+    mirror(net[0], 8)
+    with torch.no_grad():
+        net[2].weight[:, 8:] = outgoing * net[2].weight[:, :8]  # type: ignore[index]
+    return net
+
+
+def groups_of(report: SymmetryReport, layer: str) -> dict[tuple[int, ...], tuple[str, tuple[int, ...]]]:
+    return {group.units: (str(group.verdict), group.mirrored) for group in report.layers[layer].groups}
+
+
+PAIRS = {(i, i + 8): ("locked", (i + 8,)) for i in range(8)}
+
+
+@pytest.mark.parametrize(
+    ("activation", "outgoing", "is_found"),
+    [
+        (nn.Tanh, -1.0, True),
+        (nn.Identity, -1.0, True),
+        (nn.Softsign, -1.0, True),
+        (Square, 1.0, True),
+        (nn.ReLU, -1.0, False),  # looks-linear initialisation
+        (nn.ReLU, 1.0, False),
+        (Square, -1.0, False),
+        (nn.Tanh, 0.5, False),
+        (nn.GELU, -1.0, False),
+    ],
+)
+def test_mirror_images_are_found_where_they_stay_so(
+    activation: Callable[[], nn.Module], outgoing: float, is_found: bool
+) -> None:
+    tracker = tracked(mirrored_mlp(activation, outgoing), every_n_steps=2)
+    assert groups_of(tracker.report, "0") == (PAIRS if is_found else {})
+    assert tracker.report.layers["0"].effective_width == (8 if is_found else 16)
+    assert len(tracker.findings) == (8 if is_found else 0)
+    if is_found:
+        assert {finding.first_step for finding in tracker.findings} == {0}
+        (message,) = tracker.report.messages()
+        assert "are equal up to sign in weights and gradients (locked since step 0): they train as 8 units." in message
+        assert "mirror images, the negatives, of others: behind an odd or even activation, such as tanh" in message
+
+
+def test_they_are_what_stays_equal_in_float64_by_brute_force() -> None:
+    net = mirrored_mlp().double()
+    tracker = tracked(net, steps=0)
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-2)
+    generator = torch.Generator().manual_seed(0)
+    with SymmetryTracker(net, optimizer, every_n_steps=10, on_symmetry="ignore") as tracker:
+        for _ in range(200):
+            inputs = torch.randn(32, 12, generator=generator, dtype=torch.float64)
+            optimizer.zero_grad()
+            (net(inputs) - inputs[:, :4]).square().mean().backward()
+            optimizer.step()
+    weight = net[0].weight.detach()
+    assert isinstance(weight, Tensor)
+    assert float((weight[8:] + weight[:8]).norm()) <= 1e-9 * float(weight.norm())
+    assert groups_of(tracker.report, "0") == PAIRS  # type: ignore[arg-type]
+
+
+def test_copies_and_mirror_images_are_one_group() -> None:
+    net = mirrored_mlp()
+    with torch.no_grad():
+        for i in (2, 3):
+            for parameter in net[0].parameters():
+                parameter[i] = parameter[1]
+                parameter[i + 8] = -parameter[1]
+            net[2].weight[:, i] = net[2].weight[:, 1]  # type: ignore[index]
+            net[2].weight[:, i + 8] = -net[2].weight[:, 1]  # type: ignore[index, operator]
+    tracker = tracked(net)
+    assert groups_of(tracker.report, "0")[(1, 2, 3, 9, 10, 11)] == ("locked", (9, 10, 11))
+    assert tracker.report.layers["0"].effective_width == 6
+    (group,) = [group for group in tracker.report.layers["0"].groups if len(group.units) == 6]
+    assert (group.cause, group.verdict) == (Cause.MIRRORED, Verdict.LOCKED)
+    assert json.loads(json.dumps(group.to_dict()))["mirrored"] == [9, 10, 11]
+
+
+def test_copies_are_found_though_their_mirror_images_part() -> None:
+    # Behind a ReLU the negatives do different work, and the copies are still copies.
+    net = mirrored_mlp(nn.ReLU)
+    with torch.no_grad():
+        for parameter in net[0].parameters():
+            parameter[0] += 1  # it never shuts
+            parameter[1] = parameter[0]
+        net[2].weight[:, 1] = net[2].weight[:, 0]  # type: ignore[index]
+    assert groups_of(tracked(net).report, "0") == {(0, 1): ("locked", ())}
+
+
+@pytest.mark.parametrize("kind", [nn.RNN, nn.LSTM, nn.GRU])
+def test_recurrent_units(kind: Any) -> None:
+    """Mirror images in a tanh network; gates are no odd functions, so that the same breaks by itself there."""
+    torch.manual_seed(0)
+    net = zoo.Recurrent(kind(3, 8, batch_first=True))
+    hidden = net.rnn.hidden_size
+    signs = torch.tensor([1.0] * (hidden // 2) + [-1.0] * (hidden // 2))
+    with torch.no_grad():
+        for gate in range(net.rnn.weight_hh_l0.shape[0] // hidden):
+            rows = slice(gate * hidden, (gate + 1) * hidden)
+            for parameter in (net.rnn.weight_ih_l0, net.rnn.bias_ih_l0, net.rnn.bias_hh_l0):
+                first = parameter[rows][: hidden // 2].clone()
+                parameter[rows] = torch.cat([first, -first])
+            block = net.rnn.weight_hh_l0[rows][: hidden // 2, : hidden // 2].clone()
+            net.rnn.weight_hh_l0[rows] = torch.cat([block, block]).repeat(1, 2) * signs[:, None] * signs / 2
+        net.head.weight[:, hidden // 2 :] = -net.head.weight[:, : hidden // 2]
+    optimizer = sgd(net)
+    inputs, targets = torch.randn(32, zoo.INPUTS), torch.randn(32, zoo.OUTPUTS)
+    with SymmetryTracker(net, optimizer, on_symmetry="ignore", every_n_steps=2) as tracker:
+        for _ in range(10):
+            optimizer.zero_grad()
+            (net(inputs) - targets).square().mean().backward()
+            optimizer.step()
+    assert tracker.report is not None
+    pairs = {(i, i + 4): ("locked", (i + 4,)) for i in range(4)}
+    assert groups_of(tracker.report, "rnn.l0") == (pairs if kind is nn.RNN else {})
+
+
+def test_filters() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Unflatten(1, (3, 2, 2)), nn.Conv2d(3, 8, 2), nn.Tanh(), nn.Flatten(), nn.Linear(8, 4))
+    mirror(net[1], 4)
+    with torch.no_grad():
+        net[4].weight[:, 4:] = -net[4].weight[:, :4]  # type: ignore[index]
+    assert groups_of(tracked(net).report, "1") == {(i, i + 4): ("locked", (i + 4,)) for i in range(4)}
+
+
+class Attention(nn.Module):
+    """One head of 6 dimensions over 4 positions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.head = nn.Linear(3, 6), nn.Linear(3, 6), nn.Linear(3, 6), nn.Linear(24, 4)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        x = inputs.unflatten(1, (4, 3))
+        weights = (self.q(x) @ self.k(x).transpose(1, 2)).softmax(dim=2)
+        logits: Tensor = self.head((weights @ self.v(x)).flatten(1))
+        return logits
+
+
+def test_queries_and_keys_that_are_mirrored_together() -> None:
+    torch.manual_seed(0)
+    net = Attention()
+    mirror(net.q, 3)
+    mirror(net.k, 3)
+    report = tracked(net).report
+    pairs = {(i, i + 3): ("locked", (i + 3,)) for i in range(3)}
+    assert (groups_of(report, "q"), groups_of(report, "k"), groups_of(report, "v")) == (pairs, pairs, {})
+
+
+@pytest.mark.parametrize("has_norm", [False, True])
+def test_two_units_of_which_only_the_difference_counts_are_passed_over(has_norm: bool) -> None:
+    # From zero, the two rows of a softmax of two classes are mirror images for ever, and so are their gradients.
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(12, 8), nn.Tanh(), fill(nn.Linear(8, 2), 0.0), *([nn.LayerNorm(2)] * has_norm))
+    optimizer = sgd(net)
+    with SymmetryTracker(net, optimizer, every_n_steps=1) as tracker:
+        for step in range(80):
+            inputs = torch.rand(32, 12, generator=torch.Generator().manual_seed(step))
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(net(inputs), (inputs[:, 0] > 0.5).long()).backward()
+            optimizer.step()
+    assert tracker.report is not None
+    assert tracker.report.layers["2"].groups == []
+    assert tracker.findings == []
+
+
+def test_one_look_needs_gradients() -> None:
+    net = mirrored_mlp()
+    assert diagnose(net).layers["0"].groups == []
+    loss_of(net, [torch.randn(8, 12), torch.randint(0, 4, (8,))]).backward()
+    assert groups_of(diagnose(net), "0") == PAIRS
+
+
+def test_what_parts_is_noted() -> None:
+    net = mirrored_mlp()
+    optimizer = sgd(net)
+    batches = itertools.cycle([[torch.randn(16, 12), torch.randint(0, 4, (16,))]])
+    with SymmetryTracker(net, optimizer, on_symmetry="ignore", every_n_steps=1) as tracker:
+        for step, batch in zip(range(12), batches, strict=False):
+            if step == 6:
+                with torch.no_grad():
+                    net[0].weight[8:] += 0.3 * torch.randn(8, 12)  # type: ignore[operator]
+            optimizer.zero_grad()
+            loss_of(net, batch).backward()
+            optimizer.step()
+        again = json.loads(json.dumps(tracker.state_dict()))
+    assert {finding.broken_step for finding in tracker.findings} == {6}
+    assert {finding.mirrored for finding in tracker.findings} == {(i + 8,) for i in range(8)}
+    with SymmetryTracker(net, optimizer) as resumed:
+        resumed.load_state_dict(again)
+        assert resumed.findings == tracker.findings
