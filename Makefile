@@ -12,24 +12,31 @@ LIBRARY_TESTS := $(addprefix tests/,outputs tensorboard_plugin test_callback.py 
 # The tests that train with the real Hugging Face Trainer, accelerate, W&B and MLflow.
 INTEGRATIONS := tests/integrations docs/loops.md
 
+# The tests that train tiny members of many families of networks. They have an environment of their own, since torchvision,
+# which comes with timm, needs help beside a torch without CUDA, and whatever imports it there does too.
+ARCHITECTURES := tests/architectures
+
 # Files of tests run side by side, JOBS at a time, each on one thread: with more, PyTorch's threads wait for one another.
 JOBS ?= 2
 PYTEST := -m pytest -rs -p no:randomly -n $(JOBS) --dist loadfile
 export OMP_NUM_THREADS := 1
 
-.PHONY: demo test test-integrations test-random test-lowest test-newest bench check clean
+.PHONY: demo test test-architectures test-integrations test-random test-lowest test-newest bench check clean
 
 demo: .venv/.demo  ## train the gallery of initialisations and compare them
 	env -u OMP_NUM_THREADS $(BIN)/lightning-symmetry demo
 
 test: .venv/.test  ## run the tests of everything but the integrations
-	$(BIN)/python $(PYTEST) $(addprefix --ignore=,$(INTEGRATIONS))
+	$(BIN)/python $(PYTEST) $(addprefix --ignore=,$(INTEGRATIONS) $(ARCHITECTURES))
 
 test-integrations: .venv/.test  ## run the tests with the real libraries of other loops and loggers
 	$(BIN)/python $(PYTEST) $(INTEGRATIONS)
 
+test-architectures: .venv-architectures/.test  ## train many families of networks, healthy and with copies; three minutes
+	.venv-architectures/bin/python $(PYTEST) -p tests.architectures.operators $(ARCHITECTURES)
+
 test-random: .venv/.test  ## run all tests in an order that nobody has chosen; the seed at the head repeats it
-	$(BIN)/python -m pytest -rs
+	$(BIN)/python -m pytest -rs --ignore=$(ARCHITECTURES)
 
 test-lowest: .venv-lowest/.test  ## test with the lowest versions that pyproject.toml allows
 	.venv-lowest/bin/python $(PYTEST) $(LIBRARY_TESTS)
@@ -60,8 +67,13 @@ check: .venv/.dev  ## lint, format, types, and which module may import which
 		--editable '.[test-core]'
 	touch $@
 
-.venv-lowest/bin/python .venv-newest/bin/python: %/bin/python:
+.venv-architectures/.test: pyproject.toml constraints.txt | .venv-architectures/bin/python
+	.venv-architectures/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+		--editable '.[architectures]'
+	touch $@
+
+.venv-lowest/bin/python .venv-newest/bin/python .venv-architectures/bin/python: %/bin/python:
 	$(PYTHON) -m venv $*
 
 clean:
-	rm -rf .venv .venv-lowest .venv-newest build dist *.egg-info
+	rm -rf .venv .venv-lowest .venv-newest .venv-architectures build dist *.egg-info

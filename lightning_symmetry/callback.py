@@ -62,8 +62,9 @@ class SymmetryMonitor(Callback, _OtherCallback):
             check; or none.
         on_symmetry: what a new finding leads to: a warning; a warning and the clean end of the training; a warning
             and a :class:`SymmetryError`; or nothing but the records.
-        scalars: totals and the layers with findings, at most ten of them; totals and all layers; totals and all layers
-            with findings; or none. The totals are also among ``Trainer.callback_metrics``.
+        scalars: totals, and the layers that have findings or are condensed, at most eight of them; totals and all
+            layers; totals and all layers with findings; or none. The totals are also among
+            ``Trainer.callback_metrics``.
         require_conclusion: whether a training raises at its end if nothing could be concluded of the model.
         dead_share: the share of a layer's units that must be dead before the user is warned of them.
 

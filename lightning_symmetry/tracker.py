@@ -53,8 +53,8 @@ class SymmetryTracker:
         heatmaps: pictures of layers: of those with findings, when these change; of all, at every check; or none.
         on_symmetry: what a new finding leads to: a warning; a warning and :attr:`should_stop`; a warning and a
             :class:`SymmetryError` out of ``optimizer.step()``; or nothing but the records.
-        scalars: totals and the layers with findings, at most ten of them; totals and all layers; totals and all layers
-            with findings; or none.
+        scalars: totals, and the layers that have findings or are condensed, at most eight of them; totals and all
+            layers; totals and all layers with findings; or none.
         require_conclusion: whether :meth:`close` raises if nothing could be concluded of the model.
         dead_share: the share of a layer's units that must be dead before the user is warned of them.
 

@@ -15,8 +15,8 @@ Heatmaps = Literal["findings", "all", "none"]
 """Which layers get pictures: those with findings when these change, all at every check, or none."""
 
 Scalars = Literal["summary", "layers", "findings", "none"]
-"""Which scalars are written: totals and the effective widths of the first few layers with findings; totals and the
-effective width of every layer; totals and the effective width of every layer with findings; or none."""
+"""Which scalars are written: totals, and effective width and orientations of the first few layers that have findings or
+are condensed; of every layer; of every layer with findings; or none."""
 
 
 @dataclass(frozen=True)

@@ -6,15 +6,15 @@ from collections.abc import Iterable
 
 from lightning_symmetry.outputs.output import Check, Scalars
 
-_MAX_LAYERS = 10
+_MAX_LAYERS = 8
 
 
 class ScalarChoice:
     """Chooses the scalars of every check; a layer that has got a curve keeps it.
 
     Args:
-        scalars: "summary": totals, and the effective widths of the first ten layers with findings; "findings": of all
-            layers with findings; "layers": of all layers; "none": nothing.
+        scalars: "summary": totals, and the effective widths and orientations of the first eight layers that have
+            findings or are condensed; "findings": of all layers with findings; "layers": of all layers; "none": nothing.
 
     Example:
         >>> from lightning_symmetry.verdicts.report import LayerDiagnosis, SymmetryReport
@@ -35,12 +35,14 @@ class ScalarChoice:
             return {}
         if self._scalars == "layers":
             return check.report.metrics()
-        with_findings = dict.fromkeys(finding.layer for finding in check.findings if not finding.modules)
-        self._named.update(self._new(with_findings))
+        told = dict.fromkeys(finding.layer for finding in check.findings if not finding.modules)
+        if self._scalars == "summary":
+            told.update({layer.name: None for layer in check.report.distinct_layers if layer.is_condensed})
+        self._named.update(self._new(told))
         return check.report.metrics(self._named)
 
-    def _new(self, with_findings: Iterable[str]) -> dict[str, None]:
-        new = [name for name in with_findings if name not in self._named]
+    def _new(self, layers: Iterable[str]) -> dict[str, None]:
+        new = [name for name in layers if name not in self._named]
         if self._scalars == "summary":
             new = new[: _MAX_LAYERS - len(self._named)]
         return dict.fromkeys(new)

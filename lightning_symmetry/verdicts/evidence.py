@@ -92,7 +92,7 @@ def look(
                 name = item.layer.name
                 seen = _look_at(item, suspected[id(item.weights)], judge, known.get(name, ()))
                 if without is not None and name in without:
-                    seen = replace(seen, orientations=_count_orientations(item.weights, without[name]))
+                    seen = _with_orientations(seen, item.weights, without[name])
                 looks.append(seen)
         return looks
 
@@ -208,13 +208,16 @@ def _look_at(item: _Sketched, suspected: Indices, judge: GradientEvidence, known
     )
 
 
-def _count_orientations(weights: Question, dead: Collection[int]) -> int | None:
-    """The number of directions of the rows of units that are not dead; None if they are too many to count."""
+def _with_orientations(seen: Look, weights: Question, dead: Collection[int]) -> Look:
+    """The look, with the number of directions unless there are too many rows to count them."""
     norms = weights.sketch.norms
     living = np.flatnonzero(norms > 0)  # rows that are not finite have no norm
-    if dead:
-        living = np.setdiff1d(living, list(dead), assume_unique=True)
-    return count_directions(weights.rows, norms, living) if len(living) <= MAX_ROWS else None
+    copies = [unit for sighting in seen.sightings if sighting.has_equal_weights for unit in sighting.units[1:]]
+    if dead or copies:
+        living = np.setdiff1d(living, [*dead, *copies], assume_unique=True)
+    if len(living) > MAX_ROWS:
+        return seen
+    return replace(seen, orientations=count_directions(weights.rows, norms, living), num_living=len(living))
 
 
 def _equal_units(

@@ -111,7 +111,7 @@ class History:
         )
         of_the_dead = self._deaths[name].group
         told = self._untold(name, news) + ([died.to_finding(name)] if died else [])
-        counted = self._orientations.setdefault(name, Orientations()).update(seen, len(dead.units))
+        counted = self._orientations.setdefault(name, Orientations()).update(seen)
         return to_diagnosis(seen, groups + ([of_the_dead] if of_the_dead else []), dead, counted), told
 
     def _untold(self, layer: str, news: Sequence[Finding]) -> list[Finding]:

@@ -64,6 +64,7 @@ class Look:
             ``(num_units,)``; None if there are no gradients to see, or if zeros say nothing.
         unseen: which units have a gradient that is not finite; None with ``idle``.
         orientations: number of directions of the rows, up to sign; None if they were not counted at this look.
+        num_living: number of distinct units among which they were counted: those that are neither dead nor zero.
     """
 
     layer: Comparable
@@ -75,3 +76,4 @@ class Look:
     idle: Mask | None = None
     unseen: Mask | None = None
     orientations: int | None = None
+    num_living: int = 0

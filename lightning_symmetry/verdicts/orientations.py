@@ -17,7 +17,7 @@ class Orientations:
     Attributes:
         num_looks: looks at the layer so far.
         latest: the number of directions; None if it has not been counted.
-        are_few: whether at most half of the living units had a direction of their own.
+        are_few: whether there were at most half as many as distinct living units.
     """
 
     num_looks: int = 0
@@ -31,10 +31,10 @@ class Orientations:
         is_power_of_two = number & (number - 1) == 0
         return is_power_of_two or number % (_EVERY_IF_FEW if self.are_few else _EVERY) == 0
 
-    def update(self, seen: Look, num_dead: int) -> int | None:
+    def update(self, seen: Look) -> int | None:
         """Take in a look; the number of directions at the latest look that counted them."""
         self.num_looks += 1
         if seen.orientations is not None:
             self.latest = seen.orientations
-            self.are_few = 2 * seen.orientations <= seen.layer.num_units - num_dead
+            self.are_few = 2 * seen.orientations <= seen.num_living
         return self.latest

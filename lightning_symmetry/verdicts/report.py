@@ -119,8 +119,8 @@ class LayerDiagnosis:
             nor zero; rows whose cosine similarity is 0.999 or more in absolute value share one. Small initialisation
             makes units condense onto few directions early in the training (Zhou et al. 2022, arXiv 2105.11686). The
             number is that of the latest count: counted are looks 1, 2, 4, 8, 16 and 32 at the layer, then every 32nd,
-            and every fourth where at most half of the living units have a direction of their own. None for layers of
-            more than 16,384 units.
+            and every fourth where the directions are at most half as many as the distinct living units. None for layers
+            of more than 16,384 units.
         slices_of: name of the parameter, if these units are its slices because no adapter knows it; else empty.
     """
 
@@ -140,6 +140,15 @@ class LayerDiagnosis:
     def dead_units(self) -> int:
         """Number of dead units."""
         return len(self.dead)
+
+    @property
+    def is_condensed(self) -> bool:
+        """Whether there are at most half as many directions as distinct living units; never a reason to warn.
+
+        Rows of one or two weights are never called so: there are few directions in a plane.
+        """
+        num_living = self.effective_width - self.dead_units
+        return self.orientations is not None and self.fan_in > 2 and 2 * self.orientations <= num_living
 
     @property
     def redundant_units(self) -> int:
@@ -350,7 +359,7 @@ class SymmetryReport:
         return 1 - self.redundant_units / max(1, self.num_units)
 
     def metrics(self, layers: Iterable[str] | None = None) -> dict[str, float]:
-        """The scalars of this report by tag: totals, and effective widths of layers.
+        """The scalars of this report by tag: totals, and effective widths and orientations of layers.
 
         Args:
             layers: names of the layers; None: all. Names of layers that are not in the report are passed over.
@@ -364,6 +373,9 @@ class SymmetryReport:
         for name in names:
             if name in self.layers and self.layers[name].name == name:
                 scalars[f"symmetry/effective_width/{name}"] = float(self.layers[name].effective_width)
+                orientations = self.layers[name].orientations
+                if orientations is not None:
+                    scalars[f"symmetry/orientations/{name}"] = float(orientations)
         return scalars
 
     def to_dict(self) -> dict[str, Any]:

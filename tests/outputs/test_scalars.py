@@ -44,20 +44,25 @@ def curves(folder: Path, num_layers: int, num_sick: int, **options: Any) -> set[
 
 
 def widths(layers: range) -> set[str]:
-    return {f"symmetry/effective_width/net.layers.{i}" for i in layers}
+    kinds = ("effective_width", "orientations")
+    return {f"symmetry/{kind}/net.layers.{i}" for kind in kinds for i in layers}
 
 
 def test_a_model_of_1200_layers_has_fewer_than_20_curves_that_name_the_sick(tmp_path: Path) -> None:
     assert curves(tmp_path / "few", 1200, 3) == TOTALS | widths(range(3))
     many = curves(tmp_path / "many", 1200, 1200)
-    assert many == TOTALS | widths(range(10))
+    assert many == TOTALS | widths(range(8))
+    assert len(many) < 20
 
 
 @pytest.mark.parametrize(
     ("scalars", "expected"),
     [
         ("findings", TOTALS | widths(range(12))),
-        ("layers", TOTALS | widths(range(20)) | {"symmetry/effective_width/net.head"}),
+        (
+            "layers",
+            TOTALS | widths(range(20)) | {"symmetry/effective_width/net.head", "symmetry/orientations/net.head"},
+        ),
         ("none", set()),
     ],
 )

@@ -54,7 +54,7 @@ def test_scalars_text_and_pictures_of_a_sick_run(tmp_path: Path) -> None:
         "symmetry/redundant_units",
         "symmetry/effective_width_fraction",
         "symmetry/dead_units",
-        *(f"symmetry/effective_width/{layer}" for layer in layers),
+        *(f"symmetry/{kind}/{layer}" for kind in ("effective_width", "orientations") for layer in layers),
     }
     steps = [0, 1, 3, 4, 8]
     assert [(e.step, e.value) for e in events.Scalars("symmetry/effective_width/net.0")] == [(s, 1.0) for s in steps]
