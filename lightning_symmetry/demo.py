@@ -8,8 +8,9 @@ import shutil
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -27,20 +28,35 @@ from lightning_symmetry.verdicts.advice import messages
 from lightning_symmetry.verdicts.verdict import Verdict
 
 _EPOCHS = 12
+MakeOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+
+
+def _sgd(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, lr=0.05, momentum=0.9)
+
+
+def _adam(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    return torch.optim.Adam(parameters, lr=3e-4)
 
 
 class DigitsNet(LightningModule):
-    """64 pixels, two hidden ReLU layers of 64 and 32 units, 10 classes."""
+    """64 pixels, two hidden layers of 64 and 32 units, 10 classes.
 
-    def __init__(self) -> None:
+    Args:
+        activation: of the hidden layers.
+        optimizer: makes the optimizer from the parameters.
+    """
+
+    def __init__(self, activation: Callable[[Tensor], Tensor], optimizer: MakeOptimizer) -> None:
         super().__init__()
+        self._activation, self._optimizer = activation, optimizer
         self.fc1 = nn.Linear(64, 64)
         self.fc2 = nn.Linear(64, 32)
         self.fc3 = nn.Linear(32, 10)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits ``(n, 10)`` of images ``(n, 64)``."""
-        hidden = torch.relu(self.fc2(torch.relu(self.fc1(images))))
+        hidden = self._activation(self.fc2(self._activation(self.fc1(images))))
         logits: Tensor = self.fc3(hidden)
         return logits
 
@@ -51,8 +67,8 @@ class DigitsNet(LightningModule):
         return loss
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Plain SGD with momentum."""
-        return torch.optim.SGD(self.parameters(), lr=0.05, momentum=0.9)
+        """The optimizer of the parameters."""
+        return self._optimizer(self.parameters())
 
     def layers(self) -> list[nn.Linear]:
         """The layers in the order of the data."""
@@ -68,19 +84,33 @@ def _fill(value: float) -> Callable[[DigitsNet], None]:
     return initialise
 
 
-def _copy_half(net: DigitsNet) -> None:
-    # The outgoing weights are copied too: else the gradients of the copies differ, and the copies part by themselves.
-    for layer, following in zip(net.layers()[:-1], net.layers()[1:], strict=True):
-        half = layer.out_features // 2
-        layer.weight[half:] = layer.weight[:half]
-        layer.bias[half:] = layer.bias[:half]
-        following.weight[:, half:] = following.weight[:, :half]
+def _copy_half(sign: float) -> Callable[[DigitsNet], None]:
+    """Copy the first half of every hidden layer, with that sign, onto the second.
+
+    The outgoing weights are copied too: else the gradients of the copies differ, and the copies part by themselves.
+    """
+
+    def initialise(net: DigitsNet) -> None:
+        for layer, following in zip(net.layers()[:-1], net.layers()[1:], strict=True):
+            half = layer.out_features // 2
+            layer.weight[half:] = sign * layer.weight[:half]
+            layer.bias[half:] = sign * layer.bias[:half]
+            following.weight[:, half:] = sign * following.weight[:, :half]
+
+    return initialise
 
 
-def _small_normal(net: DigitsNet) -> None:
-    for layer in net.layers():
-        nn.init.normal_(layer.weight, std=1e-3)
-        nn.init.zeros_(layer.bias)
+def _low_bias(net: DigitsNet) -> None:
+    nn.init.constant_(net.fc2.bias, -10.0)
+
+
+def _normal(std: float) -> Callable[[DigitsNet], None]:
+    def initialise(net: DigitsNet) -> None:
+        for layer in net.layers():
+            nn.init.normal_(layer.weight, std=std)
+            nn.init.zeros_(layer.bias)
+
+    return initialise
 
 
 def _he(net: DigitsNet) -> None:
@@ -89,14 +119,32 @@ def _he(net: DigitsNet) -> None:
         nn.init.zeros_(layer.bias)
 
 
-GALLERY: dict[str, Callable[[DigitsNet], None]] = {
-    "zeros": _fill(0.0),
-    "constant 0.02": _fill(0.02),
-    "constant -0.02": _fill(-0.02),
-    "copied half": _copy_half,
-    "normal, std 0.001": _small_normal,
-    "PyTorch default": lambda net: None,
-    "He normal": _he,
+@dataclass(frozen=True)
+class Start:
+    """How a run of the gallery starts.
+
+    Attributes:
+        initialise: changes the weights in place.
+        activation: of the hidden layers.
+        optimizer: makes the optimizer from the parameters.
+    """
+
+    initialise: Callable[[DigitsNet], None]
+    activation: Callable[[Tensor], Tensor] = torch.relu
+    optimizer: MakeOptimizer = _sgd
+
+
+GALLERY: dict[str, Start] = {
+    "zeros": Start(_fill(0.0)),
+    "constant 0.02": Start(_fill(0.02)),
+    "constant -0.02": Start(_fill(-0.02)),
+    "copied half": Start(_copy_half(1.0)),
+    "mirrored half, tanh": Start(_copy_half(-1.0), torch.tanh),
+    "bias -10": Start(_low_bias),
+    "normal, std 0.001": Start(_normal(1e-3)),
+    "tiny, tanh, Adam": Start(_normal(1e-4), torch.tanh, _adam),
+    "PyTorch default": Start(lambda net: None),
+    "He normal": Start(_he),
 }
 
 
@@ -119,12 +167,12 @@ def run(logdir: Path) -> dict[str, SymmetryMonitor]:
     )
     with bar, _quiet():
         task = bar.add_task("", total=len(GALLERY))
-        for name, initialise in GALLERY.items():
-            bar.update(task, description=f"training: {name:18}")
+        for name, start in GALLERY.items():
+            bar.update(task, description=f"training: {name:20}")
             torch.manual_seed(0)
-            net = DigitsNet()
+            net = DigitsNet(start.activation, start.optimizer)
             with torch.no_grad():
-                initialise(net)
+                start.initialise(net)
             monitors[name] = _train(net, train, logdir, name)
             with torch.no_grad():
                 right = (net(test_images).argmax(dim=1) == test_digits).double().mean()
@@ -180,6 +228,11 @@ def _row(name: str, accuracy: float, monitor: SymmetryMonitor) -> tuple[str, ...
     widths = [f"{layer.effective_width}/{layer.num_units}" for layer in monitor.report.layers.values()]
     found = {verdict: [f.layer for f in monitor.findings if f.verdict is verdict] for verdict in Verdict}
     verdicts = [f"{verdict}: {', '.join(dict.fromkeys(layers))}" for verdict, layers in found.items() if layers]
+    condensed = [
+        f"{layer.name} to {layer.orientations}" for layer in monitor.report.layers.values() if layer.is_condensed
+    ]
+    if condensed and not verdicts:
+        verdicts = [f"condensed: {', '.join(condensed)}"]
     return (name, f"{accuracy:.1%}", *widths, "; ".join(verdicts) or "no symmetry")
 
 
@@ -188,7 +241,7 @@ def _print_result(
 ) -> None:
     print_table(("initialisation", "test accuracy", "fc1", "fc2", "fc3", "verdict"), rows)
     print("fc1, fc2, fc3: distinct units of all units of the layer after training.")
-    print("Too small normal weights do not train either, but for another reason: the gradients vanish.\n")
+    print("condensed: no finding, but most units point in the same few directions, up to sign.\n")
     print("What the monitor says on the console, one message per verdict:\n")
     for name, monitor in monitors.items():
         for verdict in Verdict:

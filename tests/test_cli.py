@@ -24,14 +24,23 @@ def test_demo_tells_the_sick_from_the_healthy(
     assert verdicts["constant 0.02"] == {(layer, Verdict.LOCKED) for layer in hidden}
     assert verdicts["constant -0.02"] == {(layer, Verdict.FROZEN) for layer in hidden}
     assert {f.cause for f in monitors["constant -0.02"].findings} == {"dead"}
-    assert verdicts["normal, std 0.001"] == verdicts["PyTorch default"] == verdicts["He normal"] == set()
+    assert verdicts["bias -10"] == {(layer, Verdict.DEAD) for layer in hidden}
+    assert verdicts["normal, std 0.001"] == {("fc2", Verdict.DEAD)}
+    assert verdicts["tiny, tanh, Adam"] == verdicts["PyTorch default"] == verdicts["He normal"] == set()
+    report = monitors["tiny, tanh, Adam"].report
+    assert report is not None
+    assert all(layer.is_condensed for layer in report.layers.values())
+    assert not any(layer.is_condensed for layer in monitors["PyTorch default"].report.layers.values())  # type: ignore[union-attr]
     copied = {(f.layer, f.units) for f in monitors["copied half"].findings}
+    mirrored = {(f.layer, f.units) for f in monitors["mirrored half, tanh"].findings if f.mirrored == f.units[1:]}
+    assert mirrored == copied
     assert copied == {("fc1", (i, i + 32)) for i in range(32)} | {("fc2", (i, i + 16)) for i in range(16)}
 
     out = capsys.readouterr().out
     assert "frozen: fc1, fc2" in out
     assert "locked: fc1, fc2" in out
-    assert out.count("no symmetry") == 3
+    assert out.count("no symmetry") == 2
+    assert out.count("condensed: fc1") == 1
     assert f"--logdir {tmp_path}" in out
     for folder in ("zeros", "constant_0.02", "constant_-0.02", "copied_half", "normal_std_0.001", "He_normal"):
         events = read(tmp_path / folder)

@@ -27,7 +27,7 @@ from lightning_symmetry.tensorboard_plugin.events import (
 )
 from lightning_symmetry.verdicts.advice import alike_findings, describe_units, what, why
 from lightning_symmetry.verdicts.looks import Look
-from lightning_symmetry.verdicts.report import Finding, LayerDiagnosis, SymmetryReport
+from lightning_symmetry.verdicts.report import Finding, LayerDiagnosis, SymmetryReport, UnitGroup
 from lightning_symmetry.verdicts.verdict import Verdict
 
 _MAX_GROUPS = 256
@@ -133,16 +133,24 @@ def add_event(writer: SummaryWriter, tag: str, data: bytes, step: int) -> None:
 
 def _layer_values(layer: LayerDiagnosis) -> dict[str, Any]:
     groups = layer.groups[:_MAX_GROUPS]
+    # Dead units count here only where they are so many that the user is warned of them.
+    counts = {str(v): sum(len(group.units) for group in layer.groups if group.verdict is v) for v in Verdict}
     return {
         "units": layer.num_units,
         "fan_in": layer.fan_in,
         "width": layer.effective_width,
         "dead": layer.dead_units,
-        "counts": {str(verdict): layer.count(verdict) for verdict in Verdict if layer.count(verdict)},
-        "groups": [[pack_units(g.units), len(g.units), str(g.verdict), g.first_step or 0] for g in groups],
+        "orientations": layer.orientations,
+        "counts": {verdict: number for verdict, number in counts.items() if number},
+        "groups": [_group_values(group) for group in groups],
         "num_groups": len(layer.groups),
         "also": list(layer.also),
     }
+
+
+def _group_values(group: UnitGroup) -> list[Any]:
+    values = [pack_units(group.units), len(group.units), str(group.verdict), group.first_step or 0]
+    return [*values, pack_units(group.mirrored)] if group.mirrored else values
 
 
 def _findings_values(findings: Sequence[Finding], report: SymmetryReport) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ which a newer version may know more, such as the names of verdicts, are kept as 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, TypeVar
 
 from lightning_symmetry.tensorboard_plugin.events import PayloadError, unpack_summary
@@ -30,16 +30,18 @@ class Group:
         size: number of units.
         verdict: name of the verdict; a newer version may have written one that this version does not know.
         since: optimizer step of the check that saw the group first.
+        mirrored: those of the units whose row is the negative of the first unit's, packed; empty if there are none.
     """
 
     units: str
     size: int
     verdict: str
     since: int
+    mirrored: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """The group by the names of its attributes, ready for JSON."""
-        return {"units": self.units, "size": self.size, "verdict": self.verdict, "since": self.since}
+        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -123,13 +125,15 @@ class Layer:
     Attributes:
         states: index of the check and state, for each check at which the state changed; None instead of a state where
             the model no longer has the layer.
-        dead: index of the check and number of units with a zero gradient and weights of their own, for each check at
-            which that number changed. It often changes at every check, so it is sent only with a layer that is opened.
+        dead: index of the check and number of dead units, for each check at which that number changed.
+        orientations: index of the check and number of directions among the living units, for each check at which that
+            number changed; None instead of a number where they were not counted.
         values: the latest values as they were written; those of the next summary are laid over them.
     """
 
     states: list[tuple[int, State | None]] = field(default_factory=list)
     dead: list[tuple[int, int]] = field(default_factory=list)
+    orientations: list[tuple[int, int | None]] = field(default_factory=list)
     values: dict[str, Any] = field(default_factory=dict)
 
 
@@ -162,9 +166,13 @@ class RunHistory:
             is_full = summary.get("full") is True
             layers: dict[str, tuple[dict[str, Any], State]] = {}
             dead: dict[str, int] = {}
+            orientations: dict[str, int | None] = {}
             for name, changes in summary["layers"].items():
                 if "dead" in changes:
                     dead[name] = _int(changes.pop("dead"))
+                if "orientations" in changes:
+                    number = changes.pop("orientations")
+                    orientations[name] = None if number is None else _int(number)
                 if changes or name not in self.layers:
                     layers[name] = _merge(self.layers.get(name), changes, is_full)
             findings = {layer: [_finding(row) for row in rows] for layer, rows in summary.get("findings", {}).items()}
@@ -185,9 +193,11 @@ class RunHistory:
             layer.values = values
             if not layer.states or layer.states[-1][1] != state:
                 layer.states.append((check, state))
-        for name, number in dead.items():
-            if name in self.layers:  # a layer without a state left was dropped by _forget_from
-                self.layers[name].dead.append((check, number))
+        for name, layer in self.layers.items():  # a layer without a state left was dropped by _forget_from
+            if name in dead:
+                layer.dead.append((check, dead[name]))
+            if name in orientations:
+                layer.orientations.append((check, orientations[name]))
         self.findings.update(findings)
 
     def _forget_from(self, step: int) -> None:
@@ -195,6 +205,7 @@ class RunHistory:
         for layer in self.layers.values():
             layer.states = [(check, state) for check, state in layer.states if check < len(self.steps)]
             layer.dead = [(check, number) for check, number in layer.dead if check < len(self.steps)]
+            layer.orientations = [(check, number) for check, number in layer.orientations if check < len(self.steps)]
         self.layers = {name: layer for name, layer in self.layers.items() if layer.states}
 
     def to_json(self) -> dict[str, Any]:
@@ -207,7 +218,7 @@ class RunHistory:
         }
 
     def layer_to_json(self, name: str) -> dict[str, Any]:
-        """What is sent of a layer that is opened: its dead units and groups over time, and the groups of its findings.
+        """What is sent of a layer that is opened: its groups over time, and the groups of its findings.
 
         Raises:
             KeyError: if there is no such layer.
@@ -220,7 +231,6 @@ class RunHistory:
             if not groups or groups[-1]["groups"] != now or groups[-1]["num_groups"] != num_groups:
                 groups.append({"check": check, "groups": now, "num_groups": num_groups})
         return {
-            "dead": [{"check": check, "units": number} for check, number in layer.dead],
             "groups": groups,
             "findings": [finding.groups_to_json() for finding in self.findings.get(name, ())],
         }
@@ -236,6 +246,8 @@ class RunHistory:
                 {"check": check, "width": state.width if state else None, "counts": state.counts if state else {}}
                 for check, state in layer.states
             ],
+            "dead": [{"check": check, "units": number} for check, number in layer.dead],
+            "orientations": [{"check": check, "number": number} for check, number in layer.orientations],
             "events": self._events(name, layer),
         }
 
@@ -243,7 +255,9 @@ class RunHistory:
         """What happened to a layer, in the order of time: its findings, and other changes of its width."""
         events: list[dict[str, Any]] = []
         for finding in self.findings.get(name, ()):
-            begins = "collapsed" if finding.origin == Origin.COLLAPSE else "appeared"
+            # Units that die do not become equal.
+            is_collapse = finding.origin == Origin.COLLAPSE and finding.verdict != Verdict.DEAD
+            begins = "collapsed" if is_collapse else "appeared"
             events.append(_event(finding.since, begins, finding.verdict, finding.who))
             if finding.broken is not None:
                 events.append(_event(finding.broken, "broke", finding.verdict, finding.who))
@@ -302,9 +316,10 @@ def _counts(values: Mapping[str, Any]) -> dict[str, int]:
 
 
 def _group(values: Any) -> Group:
-    if not isinstance(values, list) or len(values) != 4:
+    if not isinstance(values, list) or len(values) not in (4, 5):
         raise PayloadError("not a group")
-    return Group(_text(values[0]), _int(values[1]), _verdict(values[2]), _int(values[3]))
+    mirrored = _text(values[4]) if len(values) > 4 else ""
+    return Group(_text(values[0]), _int(values[1]), _verdict(values[2]), _int(values[3]), mirrored)
 
 
 def _finding(row: Mapping[str, Any]) -> Finding:

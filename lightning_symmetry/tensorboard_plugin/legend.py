@@ -23,6 +23,7 @@ def verdicts_to_json() -> list[dict[str, Any]]:
             "dark_colour": verdict.traits.dark_colour,
             "mark": verdict.traits.mark,
             "meaning": verdict.traits.meaning,
+            "gone": verdict.traits.gone,
         }
         for verdict in Verdict
     ]

@@ -193,7 +193,7 @@ class Deaths:
         if self._record is None:
             assert self._streaks is not None
             has_died = self._streaks.was_alive[list(dead.units)].mean() > 0.5
-            first_step = min(dead.died_at)
+            first_step = max(dead.died_at)  # since then all of them are dead
             unborn = Origin.START if first_step == 0 else Origin.FIRST_LOOK
             self._record = Record(
                 dead.units,

@@ -147,8 +147,9 @@ class LayerDiagnosis:
 
         Rows of one or two weights are never called so: there are few directions in a plane.
         """
-        num_living = self.effective_width - self.dead_units
-        return self.orientations is not None and self.fan_in > 2 and 2 * self.orientations <= num_living
+        if not self.orientations or self.fan_in <= 2:  # there may be no living units
+            return False
+        return 2 * self.orientations <= self.effective_width - self.dead_units
 
     @property
     def redundant_units(self) -> int:

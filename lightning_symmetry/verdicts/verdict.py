@@ -23,6 +23,7 @@ class Traits:
         effect: what happens to the units of a finding: a sentence without its subject, in which ``{since}`` stands for
             the verdict and the step of the first check that saw it, and ``{as_units}`` for ``1 unit`` or ``3 units``.
         note: what a reader of a table should know of it; empty if its name says enough.
+        gone: what became of units of which it no longer holds: a sentence without its subject and its step.
     """
 
     is_warning: bool
@@ -33,6 +34,7 @@ class Traits:
     meaning: str
     effect: str = ""
     note: str = ""
+    gone: str = "have parted"
 
 
 class Verdict(StrEnum):
@@ -96,6 +98,7 @@ class Verdict(StrEnum):
             mark="M2.2 .8L6 4.6L9.8 .8L11.2 2.2L7.4 6L11.2 9.8L9.8 11.2L6 7.4L2.2 11.2L.8 9.8L4.6 6L.8 2.2z",
             meaning="weights of their own, zero gradients: they do no work and do not train",
             effect="have gradients of exactly zero, though weights of their own ({since}): they do not train.",
+            gone="were found to train again",
         ),
     )
     BREAKING = (

@@ -1,7 +1,7 @@
 """Lets torchvision run beside a torch without CUDA: it expects two operators that only its builds for CUDA bring along.
 
-Whatever imports torchvision, as transformers, torchmetrics and timm do where it is installed, must come after this module:
-``pytest -p tests.architectures.operators``.
+Whatever imports torchvision, as transformers, torchmetrics and timm do where it is installed, must come after this
+module: ``pytest -p tests.architectures.operators``.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ def healthy(family: Family, steps: int = STEPS) -> SymmetryTracker:
 def planted(family: Family) -> SymmetryTracker:
     """Train a member half of whose units are copies of their neighbours, which nothing after them tells apart.
 
-    Along every dimension of a parameter but those of space, what is at an odd index is what is at the even one before it.
+    Along every dimension of a parameter but those of space, each odd index holds what the even one before it holds.
     So the network stays the same if the features ``2 i`` and ``2 i + 1`` are exchanged throughout, as long as no
     operation does different things to the two: what is random does, as dropout, and so do rotary positions.
     """

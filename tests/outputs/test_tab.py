@@ -19,7 +19,7 @@ from lightning_symmetry.outputs import tab
 from lightning_symmetry.tensorboard_plugin.events import MATRIX_TAG, SUMMARY_TAG, unpack_matrix, unpack_summary
 from lightning_symmetry.tensorboard_plugin.folding import RunHistory, fold
 from lightning_symmetry.verdicts.advice import why
-from lightning_symmetry.verdicts.report import Cause
+from lightning_symmetry.verdicts.report import Cause, Finding, Origin
 from tests.outputs.test_tensorboard import read, train
 from tests.tab_runs import TabWriter
 from tests.training import Classifier, Regression, batches, fill, make_trainer, mlp
@@ -256,3 +256,28 @@ def test_steps_of_two_optimizers_share_a_history(tmp_path: Path) -> None:
     assert history(events).layers.keys() == {"net.0", "net.2", "net.4"}
     assert {layer: matrix_steps(events, layer)[0] for layer in ("net.0", "net.4")} == {"net.0": 0, "net.4": 0}
     assert len(matrix_steps(events, "net.4")) >= 3
+
+
+def test_dead_units_directions_and_signs_are_told_over_time(tmp_path: Path) -> None:
+    writer = TabWriter()
+    pair = UnitGroup((0, 4), Verdict.LOCKED, Cause.MIRRORED, None, 0, mirrored=(4,))
+    dying = UnitGroup(tuple(range(5)), Verdict.DEAD, Cause.DEAD, None, 5)
+    died = Finding("b", dying.units, Verdict.DEAD, Cause.DEAD, None, 5, 10, None, Origin.COLLAPSE)
+    with SummaryWriter(str(tmp_path)) as out:
+        for step, dead in ((0, 0), (5, 1), (10, 5), (15, 5)):
+            groups = [dying] if dead == 5 else []
+            layers = [
+                LayerDiagnosis("a", 8, 3, groups=[pair], orientations=7),
+                LayerDiagnosis("b", 8, 3, tuple(range(dead)), groups, orientations=8 - dead),
+            ]
+            report = SymmetryReport(step, {layer.name: layer for layer in layers})
+            writer.write([out], report, [died] if dead == 5 else [], [], "findings")
+    told = history(read(tmp_path))
+    first, second = told.to_json()["layers"]
+    assert told.layer_to_json("a")["groups"][0]["groups"][0]["mirrored"] == "4"
+    assert first["orientations"] == [{"check": 0, "number": 7}]
+    assert second["dead"] == [{"check": 0, "units": 0}, {"check": 1, "units": 1}, {"check": 2, "units": 5}]
+    assert second["orientations"] == [{"check": i, "number": number} for i, number in enumerate((8, 7, 3))]
+    # One dead unit is counted, and no reason for a mark.
+    assert [state["counts"] for state in second["states"]] == [{}, {"dead": 5}]
+    assert [(event["step"], event["kind"], event["verdict"]) for event in second["events"]] == [(5, "appeared", "dead")]

@@ -155,14 +155,14 @@ def test_changes_build_on_what_was_there() -> None:
         {"check": 3, "width": 8, "counts": {}},
     ]
     assert told["layers"][1]["states"] == [{"check": 0, "width": 8, "counts": {}}]
-    group = {"units": "0-7", "size": 8, "since": 0}
+    group = {"units": "0-7", "size": 8, "since": 0, "mirrored": ""}
     assert history.layer_to_json("fc")["groups"] == [
         {"check": 0, "groups": [{**group, "verdict": "duplicate"}], "num_groups": 1},
         {"check": 1, "groups": [{**group, "verdict": "locked"}], "num_groups": 1},
         {"check": 3, "groups": [], "num_groups": 0},
     ]
+    assert told["layers"][1]["dead"] == [{"check": 0, "units": 0}, {"check": 3, "units": 2}]
     assert history.layer_to_json("head") == {
-        "dead": [{"check": 0, "units": 0}, {"check": 3, "units": 2}],
         "groups": [{"check": 0, "groups": [], "num_groups": 0}],
         "findings": [],
     }

@@ -125,7 +125,9 @@ def test_event_files_of_version_0_1_are_read() -> None:
         [{"check": 0, "width": 16, "counts": {}}, {"check": 4, "width": 16, "counts": {"lockstep": 2}}],
     ]
     parting = reader.layer("run", "parting")
-    assert parting["groups"][0]["groups"] == [{"units": "0-15", "size": 16, "verdict": "locked", "since": 0}]
+    assert parting["groups"][0]["groups"] == [
+        {"units": "0-15", "size": 16, "verdict": "locked", "since": 0, "mirrored": ""}
+    ]
     assert [(found["broken"], found["groups"]) for found in parting["findings"]] == [(30, None)]
     assert [len(matrix["units"]) for matrix in parting["matrices"]] == [16]
 

@@ -13,7 +13,9 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.nn.utils import parametrizations
 
 from lightning_symmetry import Units, diagnose, register_layer
+from lightning_symmetry.units.discovery import find_layers
 from lightning_symmetry.verdicts.report import LayerDiagnosis, SymmetryReport
+from tests.cases import CASES, Case
 from tests.distributed import fsdp1, fsdp1_flat, fsdp2, on_ranks
 from tests.training import fill
 
@@ -140,3 +142,10 @@ def test_sharded_weights_count_with_their_whole_shape(tmp_path: Path) -> None:
     expected = {name: share for kind in kinds for name, share in ((kind, 32 / 44), (f"{kind}, first layer", 20 / 44))}
     assert first == {**expected, "warnings": 1}
     assert second == {**expected, "warnings": 0}  # the first rank speaks for all
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_hardly_a_weight_of_the_zoo_is_left_unseen(case: Case) -> None:
+    found = find_layers(case.build())
+    assert found.coverage >= 0.99
+    assert found.unread == {}

@@ -8,7 +8,7 @@ import {Timeline} from './timeline.js';
 import {Verdicts} from './verdicts.js';
 
 const POLL_MS = 3000;
-const MAX_SHOWN = 12; // With more runs than this, the others are shown only if the user chooses them.
+const MAX_SHOWN = 16; // With more runs than this, the others are shown only if the user chooses them.
 const VIEWS = {overview: 'Overview', layer: 'Layer', timeline: 'Timeline'};
 const EXAMPLE = `from lightning.pytorch import Trainer
 from lightning_symmetry import SymmetryMonitor

@@ -57,12 +57,15 @@ export class Chart {
       svg('line', {class: 'tick', x1: this.x(check), x2: this.x(check), y1: HEIGHT - EDGE.bottom, y2: HEIGHT - EDGE.bottom + 4}),
       svg('text', {x: this.x(check), y: HEIGHT - EDGE.bottom + 17, 'text-anchor': 'middle'}, run.steps[check].toLocaleString('en')),
     ]);
+    const condensed = this.lines.filter(({layer}) => layer.hasCondensed);
     const cursor = this.x(run.checkAt(this.app.state.step));
     this.node.replaceChildren(
       ...grid,
       ...axis,
       svg('text', {x: right, y: HEIGHT - 2, 'text-anchor': 'end'}, 'step, one place per check'),
+      condensed.length ? svg('text', {x: EDGE.left, y: HEIGHT - 2}, 'thin line: directions among the units, where these have condensed') : '',
       svg('line', {class: 'cursor', x1: cursor, x2: cursor, y1: EDGE.top - 6, y2: HEIGHT - EDGE.bottom}),
+      ...condensed.map(({layer, line}) => svg('path', {class: 'line thin', d: this.directions(layer), stroke: lineStyle(line).stroke})),
       ...this.lines.map(({layer, line}) => svg('path', {class: 'line', d: this.path(layer), ...lineStyle(line)})),
       ...this.marks(),
     );
@@ -75,6 +78,17 @@ export class Chart {
       const end = layer.states[i + 1]?.check ?? this.run.steps.length - 1;
       const continues = d && layer.states[i - 1].width !== null;
       d += `${continues ? 'L' : 'M'}${this.x(check)} ${this.y(width / layer.units)}H${this.x(end)}`;
+    });
+    return d;
+  }
+
+  /** The number of directions among the units of a layer, as a share of its units. */
+  directions(layer) {
+    let d = '';
+    layer.orientations.forEach(({check, number}, i) => {
+      if (number === null) return;
+      const end = layer.orientations[i + 1]?.check ?? this.run.steps.length - 1;
+      d += `${d ? 'L' : 'M'}${this.x(check)} ${this.y(number / layer.units)}H${this.x(end)}`;
     });
     return d;
   }

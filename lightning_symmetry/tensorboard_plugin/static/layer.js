@@ -99,10 +99,9 @@ export class LayerView {
   fetchLayer() {
     const {run, layer} = this;
     this.fetch('layer', `${this.key(run, layer)}\n${run.version}`, async () => {
-      const {dead, groups, findings, matrices} = await this.app.source.layer(run.name, layer.name);
+      const {groups, findings, matrices} = await this.app.source.layer(run.name, layer.name);
       this.answers.set(this.key(run, layer), {
         version: run.version,
-        dead,
         groups,
         findings: findings.map((finding) => ({...finding, groups: finding.groups?.map((units) => new Units(units)) ?? null})),
         matrices,
@@ -229,13 +228,15 @@ export class LayerView {
   showFacts(check) {
     const {layer} = this;
     const state = layer.at(check);
-    const dead = latest(this.answer()?.dead, 'check', check)?.units;
+    const dead = layer.deadAt(check);
+    const orientations = layer.orientationsAt(check);
     const worst = layer.worst(check);
     const texts = [
       plural(layer.units, 'unit'),
       `${plural(layer.fan_in, 'input')} each`,
       state ? `${state.width.toLocaleString('en')} distinct` : 'not looked at here',
-      dead === undefined ? '' : `${dead.toLocaleString('en')} dead`,
+      `${dead.toLocaleString('en')} dead`,
+      orientations === null ? '' : plural(orientations, 'direction'),
     ];
     this.facts.replaceChildren(...texts.map((text) => element('span', {}, text)), worst ? label(this.app.verdicts.get(worst)) : '');
   }
@@ -246,13 +247,14 @@ export class LayerView {
       .map((finding) => {
         const isOver = finding.broken !== null && finding.broken <= step;
         const verdict = this.app.verdicts.get(finding.verdict);
-        const begin = finding.origin === 'collapse' ? eventSign('collapsed') : verdict;
+        const hasCollapsed = this.layer.events.some(({kind, step: at, verdict: name}) => kind === 'collapsed' && at === finding.since && name === finding.verdict);
+        const begin = hasCollapsed ? eventSign('collapsed') : verdict;
         const article = element(
           'article',
           {class: 'finding'},
           element('h4', {}, mark(isOver ? eventSign('broke') : begin), `${finding.who}`),
           element('p', {}, finding.what),
-          isOver ? element('p', {}, `They have parted at step ${finding.broken}.`) : element('p', {class: 'advice'}, finding.why),
+          isOver ? element('p', {}, `They ${verdict.gone} at step ${finding.broken}.`) : element('p', {class: 'advice'}, finding.why),
         );
         return isOver ? article : paint(article, verdict);
       });
@@ -273,7 +275,7 @@ export class LayerView {
     const rows = this.groupsNow.slice(0, MAX_GROUPS).map((group, i) => [
       String(i + 1),
       label(verdicts.get(group.verdict)),
-      String(group.units),
+      group.mirrored ? `${group.units}; negatives: ${new Units(group.mirrored)}` : String(group.units),
       group.size.toLocaleString('en'),
       group.since.toLocaleString('en'),
       parted(group),

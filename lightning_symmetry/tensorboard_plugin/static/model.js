@@ -26,6 +26,7 @@ export class Run {
     return {
       units: states.reduce((sum, [layer]) => sum + layer.units, 0),
       width: states.reduce((sum, [, state]) => sum + state.width, 0),
+      dead: states.reduce((sum, [layer]) => sum + layer.deadAt(check), 0),
     };
   }
 
@@ -54,6 +55,21 @@ class Layer {
     return state && state.width !== null ? state : null;
   }
 
+  /** The number of dead units at a check. */
+  deadAt(check) {
+    return latest(this.dead, 'check', check)?.units ?? 0;
+  }
+
+  /** The number of directions among the living units at a check; null if they were not counted. */
+  orientationsAt(check) {
+    return latest(this.orientations, 'check', check)?.number ?? null;
+  }
+
+  /** Whether there have ever been at most half as many directions as units. */
+  get hasCondensed() {
+    return this.fan_in > 2 && this.orientations.some(({check, number}) => number && 2 * number <= (this.at(check)?.width ?? 0) - this.deadAt(check));
+  }
+
   /** The most serious verdict at a check, or null. */
   worst(check) {
     return this.verdicts.worst(Object.keys(this.at(check)?.counts ?? {}));
@@ -77,7 +93,10 @@ class Layer {
     const state = this.at(check);
     if (!state) return `${this.title}: not looked at`;
     const counts = this.countsText(check);
-    return `${this.title}: ${state.width} of ${this.units} units distinct${counts ? `; ${counts}` : ''}`;
+    const dead = this.deadAt(check);
+    const orientations = this.hasCondensed ? this.orientationsAt(check) : null;
+    const more = [counts || (dead ? `${dead} dead` : ''), orientations === null ? '' : plural(orientations, 'direction')];
+    return [`${this.title}: ${state.width} of ${this.units} units distinct`, ...more.filter(Boolean)].join('; ');
   }
 }
 

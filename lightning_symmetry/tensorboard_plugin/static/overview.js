@@ -143,7 +143,7 @@ class Card {
   summarise() {
     if (this.summarised === this.check) return;
     this.summarised = this.check;
-    const {units, width} = this.run.totals(this.check);
+    const {units, width, dead} = this.run.totals(this.check);
     const findings = this.run.findings.filter((finding) => finding.broken === null).length;
     const worst = this.run.worst(this.check);
     this.headline.replaceChildren(worst ? label(this.app.verdicts.get(worst)) : element('span', {class: 'quiet'}, 'no finding'));
@@ -153,6 +153,7 @@ class Card {
     this.totals.replaceChildren(
       ...total('units', units.toLocaleString('en')),
       ...total('effective', `${width.toLocaleString('en')}`, bar),
+      ...(dead ? total('dead', dead.toLocaleString('en')) : []),
       ...total('findings', findings.toLocaleString('en')),
       ...total('step', this.run.steps[this.check].toLocaleString('en')),
     );
@@ -241,10 +242,11 @@ class Card {
       if (!details.open) return;
       const rows = this.run.layers.map((layer) => {
         const state = layer.at(this.check);
-        return [layer.title, String(layer.units), state ? String(state.width) : '–', layer.countsText(this.check)];
+        const numbers = state ? [state.width, layer.deadAt(this.check), layer.orientationsAt(this.check) ?? '–'].map(String) : ['–', '–', '–'];
+        return [layer.title, String(layer.units), ...numbers, layer.countsText(this.check)];
       });
       const caption = `Layers of run ${this.run.name} at step ${this.run.steps[this.check]}`;
-      details.append(table(caption, ['layer', 'units', 'distinct', 'units in groups'], rows));
+      details.append(table(caption, ['layer', 'units', 'distinct', 'dead', 'directions', 'units in groups'], rows));
     });
     return details;
   }

@@ -7,6 +7,7 @@ const UNKNOWN = {
   colour: null,
   dark_colour: null,
   mark: 'M.8 4.7h2.6v2.6h-2.6zM4.7 4.7h2.6v2.6h-2.6zM8.6 4.7h2.6v2.6h-2.6z',
+  gone: 'have parted',
   meaning: 'a newer version wrote this verdict, and this version does not know its meaning',
 };
 
