@@ -44,6 +44,8 @@ class Task(Classifier):
         outputs = self.net(batch[0])
         if self._loss == "classes":
             return nn.functional.cross_entropy(outputs.float(), batch[1].argmax(dim=1))
+        if self._loss == "two classes":
+            return nn.functional.cross_entropy(outputs.float(), (batch[1][:, 0] > 0).long())
         if self._loss == "sum":
             loss: Tensor = outputs.sum() / len(outputs)
             return loss
@@ -65,7 +67,7 @@ class Case:
         name: what it is.
         build: makes the network; the global random state is seeded before.
         expected: by layer, the verdicts that must be warned of; nothing else may be.
-        loss: "targets", "classes" or "sum".
+        loss: "targets", "classes", "two classes" or "sum".
         warm_up: steps of a linear warm-up that starts with three steps of learning rate 0.
         bf16: whether it must hold in bfloat16 too.
         steps: length of the training.
@@ -88,8 +90,16 @@ def frozen(*layers: str) -> dict[str, set[str]]:
     return {layer: {"frozen"} for layer in layers}
 
 
+def dead(*layers: str) -> dict[str, set[str]]:
+    return {layer: {"dead"} for layer in layers}
+
+
 def rnn(kind: Callable[..., nn.RNNBase], **options: Any) -> Callable[[], zoo.Recurrent]:
     return lambda: zoo.Recurrent(kind(3, 8, batch_first=True, **options))
+
+
+def one_hidden(activation: Callable[[], nn.Module]) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(12, 16), activation(), nn.Linear(16, 4))
 
 
 def constant_rnn(kind: Callable[..., nn.RNNBase]) -> nn.Module:
@@ -126,7 +136,24 @@ CASES = [
     Case("LoRA, both factors zero", zoo.both_factors_zero, frozen("0.a", "0.b")),
     # lockstep
     Case("loss that sums the outputs", zoo.perceptron, {"4": {"lockstep"}}, "sum"),
+    # mirror images that stay so
+    Case("mirrored, tanh", lambda: zoo.mirrored(zoo.perceptron(nn.Tanh), "0", "2"), locked("0")),
+    Case("mirrored, square", lambda: zoo.mirrored(one_hidden(zoo.Square), "0", "2", 1.0), locked("0")),
+    Case("mirrored filters", zoo.mirrored_filters, locked("1")),
+    Case("mirrored RNN", zoo.mirrored_recurrent, locked("rnn.l0")),
+    Case("mirrored queries and keys", lambda: zoo.mirror_rows(zoo.Attention(), "q", "k"), locked("q", "k"),
+         bf16=False),
+    # dead
+    Case("bias far below zero", lambda: zoo.with_bias(one_hidden(nn.ReLU), "0", -100.0), dead("0"), steps=70),
+    Case("negative weights, positive inputs", lambda: zoo.negative_weights(one_hidden(nn.ReLU), "0"),
+         dead("0"), steps=70),
+    Case("saturated tanh", lambda: zoo.with_bias(zoo.perceptron(nn.Tanh), "0", 40.0), dead("0"), steps=70),
+    Case("saturated sigmoid", lambda: zoo.with_bias(zoo.perceptron(nn.Sigmoid), "0", 200.0), dead("0"), steps=70),
+    Case("cut off by zeros that stay", zoo.cut_off, dead("0", "2"), steps=70),
     # breaking by themselves
+    Case("looks-linear", lambda: zoo.mirrored(zoo.perceptron(), "0", "2"), SILENT),
+    Case("mirrored incoming weights only", lambda: zoo.mirror_rows(zoo.perceptron(nn.Tanh), "0"), SILENT),
+    Case("mirrored LSTM", lambda: zoo.mirror_rows(rnn(nn.LSTM)(), "rnn"), SILENT),
     Case("constant into LayerNorm", lambda: zoo.filled(zoo.layer_norm(), "0", 0.1), SILENT),
     Case("incoming weights only", zoo.incoming_only, SILENT),
     Case("zero head", lambda: zoo.filled(zoo.perceptron(), "4", 0.0), SILENT),
@@ -143,6 +170,11 @@ CASES = [
     Case("zero head, warm-up from 0", lambda: zoo.filled(zoo.perceptron(), "4", 0.0), SILENT, warm_up=10),
     Case("zero residual, warm-up from 0", lambda: zoo.Gated(True), SILENT, "classes", warm_up=10),
     # healthy
+    Case("two classes from zero", lambda: nn.Sequential(
+        nn.Linear(12, 16), nn.Tanh(), zoo.all_constant(nn.Linear(16, 2), 0.0)), SILENT, "two classes"),
+    Case("a few dead units", lambda: zoo.with_bias(zoo.perceptron(nn.Tanh), "0", 100.0, 6), SILENT, steps=70),
+    Case("pruned units", zoo.pruned_units, SILENT, steps=70),
+    Case("condensing, tanh", zoo.tiny_tanh, SILENT, steps=70),
     Case("perceptron", zoo.perceptron, SILENT, "classes"),
     Case("ResNet-18", zoo.resnet, SILENT, "classes"),
     Case("MobileNetV2", zoo.mobilenet, SILENT, "classes"),

@@ -28,9 +28,11 @@ def test_nothing_missed_and_no_false_alarm(case: Case, optimizer: str, precision
     rows = {layer.name: layer.weights() for layer in find_layers(net).layers}
     for finding in monitor.findings:
         name = finding.layer.removeprefix("net.")
-        if finding.broken_step is None and finding.verdict is not Verdict.LOCKSTEP and name in rows:
-            # What was said is true: at the end of the training the units are equal still.
+        has_equal_rows = finding.verdict not in (Verdict.LOCKSTEP, Verdict.DEAD)
+        if finding.broken_step is None and has_equal_rows and name in rows:
+            # What was said is true: at the end of the training the units are equal still, up to sign.
             units = rows[name].fetch(np.array(finding.units))
+            units[np.isin(finding.units, finding.mirrored)] *= -1
             distance = (units - units[0]).norm(dim=1).max()
             assert distance <= (5e-2 if precision == "bf16-true" else 1e-3) * units.norm(dim=1).max()
 

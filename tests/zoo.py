@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 from tests.training import fill
 
@@ -279,6 +280,97 @@ def duplicate_units(net: nn.Module, layer: str, following: str, groups: list[tup
 def duplicated_filters() -> nn.Module:
     net = nn.Sequential(Image(), nn.Conv2d(2, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3), Pool())
     return duplicate_units(nn.Sequential(*net, nn.Linear(8, OUTPUTS)), "1", "4", [(0, 3), (2, 5, 7)])
+
+
+class Square(nn.Module):
+    """An even function."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return inputs.square()
+
+
+class Attention(nn.Module):
+    """One head of 8 dimensions over 4 positions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.head = nn.Linear(3, 8), nn.Linear(3, 8), nn.Linear(3, 8), nn.Linear(32, OUTPUTS)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        inputs = inputs.unflatten(1, (4, 3))
+        weights = (self.q(inputs) @ self.k(inputs).transpose(1, 2)).softmax(dim=2)
+        out: Tensor = self.head((weights @ self.v(inputs)).flatten(1))
+        return out
+
+
+def mirror_rows(net: nn.Module, *layers: str) -> nn.Module:
+    """Make the second half of the units of some layers the negatives of the first, without what they send."""
+    with torch.no_grad():
+        for layer in layers:
+            for parameter in linear(net, layer).parameters():
+                half = len(parameter) // 2
+                parameter[half:] = -parameter[:half]
+    return net
+
+
+def mirrored(net: nn.Module, layer: str, following: str, sign: float = -1.0) -> nn.Module:
+    """Make the second half of the units mirror images of the first, and what they send as much times ``sign``."""
+    mirror_rows(net, layer)
+    with torch.no_grad():
+        weight = linear(net, following).weight
+        half = weight.shape[1] // 2
+        weight[:, half:] = sign * weight[:, :half]
+    return net
+
+
+def mirrored_filters() -> nn.Module:
+    net = nn.Sequential(Image(), nn.Conv2d(2, 8, 3), nn.Tanh(), nn.Conv2d(8, 8, 3), nn.Tanh(), Pool())
+    return mirrored(nn.Sequential(*net, nn.Linear(8, OUTPUTS)), "1", "3")
+
+
+def mirrored_recurrent() -> nn.Module:
+    net = mirrored(Recurrent(nn.RNN(3, 8, batch_first=True)), "rnn", "head")
+    weight = linear(net, "rnn").weight_hh_l0
+    with torch.no_grad():
+        weight[:4, 4:] = -weight[:4, :4]
+        weight[4:] = -weight[:4]
+    return net
+
+
+def with_bias(net: nn.Module, layer: str, value: float, num_units: int | None = None) -> nn.Module:
+    """Set the biases of the first units of a layer, or of all."""
+    with torch.no_grad():
+        linear(net, layer).bias[:num_units] = value
+    return net
+
+
+def negative_weights(net: nn.Module, layer: str) -> nn.Module:
+    with torch.no_grad():
+        for parameter in linear(net, layer).parameters():
+            parameter.copy_(-parameter.abs() - 0.01)
+    return net
+
+
+def cut_off() -> nn.Module:
+    """A head of zeros that is not trained lets no gradient through."""
+    net = filled(perceptron(nn.Tanh), "4", 0.0)
+    linear(net, "4").weight.requires_grad_(False)
+    return net
+
+
+def pruned_units() -> nn.Module:
+    net = perceptron(nn.Tanh)
+    prune.ln_structured(net[0], "weight", amount=0.75, n=2, dim=0)
+    return net
+
+
+def tiny_tanh() -> nn.Module:
+    """So small that all units condense onto a few directions."""
+    net = nn.Sequential(nn.Linear(INPUTS, 24), nn.Tanh(), nn.Linear(24, OUTPUTS))
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.normal_(std=1e-4)
+    return net
 
 
 def identity_recurrent() -> nn.Module:

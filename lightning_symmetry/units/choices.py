@@ -20,15 +20,15 @@ def members_of_lists(model: nn.Module, layers: Iterable[str]) -> dict[str, list[
         By member, the names of its layers.
 
     Example:
-        >>> experts = nn.ModuleList(nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 2)) for _ in range(2))
-        >>> members_of_lists(nn.Sequential(experts), ["0.0.0", "0.0.1", "0.1.0"])
-        {'0.0': ['0.0.0', '0.0.1'], '0.1': ['0.1.0']}
+        >>> experts = nn.ModuleList([nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 2)), nn.Linear(2, 2)])
+        >>> members_of_lists(nn.Sequential(experts), ["0.0.0", "0.0.1", "0.1"])
+        {'0.0': ['0.0.0', '0.0.1'], '0.1': ['0.1']}
     """
     lists = {name for name, module in readable_modules(model) if isinstance(module, nn.ModuleList | nn.ModuleDict)}
     members: dict[str, list[str]] = {}
     for layer in layers:
         path = layer.split(".")
-        for length in range(len(path) - 1):
+        for length in range(1, len(path)):
             if ".".join(path[:length]) in lists:
                 members.setdefault(".".join(path[: length + 1]), []).append(layer)
     return members

@@ -106,7 +106,14 @@ def test_report_as_dict_and_as_table() -> None:
         "dead": [],
         "orientations": 1,
         "groups": [
-            {"units": [0, 1, 2, 3], "verdict": "duplicate", "cause": "constant", "value": 0.5, "first_step": None, "mirrored": []}
+            {
+                "units": [0, 1, 2, 3],
+                "verdict": "duplicate",
+                "cause": "constant",
+                "value": 0.5,
+                "first_step": None,
+                "mirrored": [],
+            }
         ],
     }
     assert str(report).splitlines() == [
