@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from lightning_symmetry.engine.saying import SymmetryError, SymmetryWarning
     from lightning_symmetry.gate import assert_no_symmetry
     from lightning_symmetry.matrices.grouping import duplicate_groups
+    from lightning_symmetry.probe import ActivationProbe
     from lightning_symmetry.tracker import SymmetryTracker
     from lightning_symmetry.units.registry import Units, register_layer
     from lightning_symmetry.verdicts.report import CopyGroup, Finding, LayerDiagnosis, SymmetryReport, UnitGroup
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "ActivationProbe",
     "CopyGroup",
     "Finding",
     "LayerDiagnosis",
@@ -40,6 +42,7 @@ __all__ = [
 # Every name is imported when it is first used: TensorBoard loads the plugin of this package at every start, and should
 # not wait for torch; only the callback needs Lightning, which takes seconds.
 _ROOMS = {
+    "ActivationProbe": "probe",
     "CopyGroup": "verdicts.report",
     "Finding": "verdicts.report",
     "LayerDiagnosis": "verdicts.report",

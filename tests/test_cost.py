@@ -141,7 +141,7 @@ def test_dead_units_take_a_second_transfer_at_most(monkeypatch: pytest.MonkeyPat
     layers = find_layers(net).layers
     with counted_transfers(monkeypatch) as sizes:
         looks = look(layers)
-    assert [np.count_nonzero(seen.idle) for seen in looks] == [8] * 5
+    assert [np.sum(seen.idle) for seen in looks if seen.idle is not None] == [8] * 5
     assert len(sizes) <= 2
 
 

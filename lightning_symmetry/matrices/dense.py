@@ -110,9 +110,14 @@ class DenseRows(Rows):
         chunk, vectors = further_chunk_of(self.width), rough_vectors(self.width, self.compute_dtype, self.device)
         parts = []
         for part in self._split(index):
-            rows = self.fetch(part)
-            parts.append(vectors @ (rows if chunk == 1 else chunk_sums(rows, chunk)).T)
-        return to_host(torch.cat(parts, dim=1))
+            if chunk > 1:
+                parts.append(vectors @ chunk_sums(self.fetch(part), chunk).T)
+                continue
+            # Piece by piece: to put the pieces side by side would copy all of them.
+            of_pieces = torch.split(vectors, list(self.widths), dim=1)
+            products = [of_piece @ self._at(i, part).T for i, of_piece in enumerate(of_pieces)]
+            parts.append(products[0] if len(products) == 1 else torch.stack(products).sum(dim=0))
+        return to_host(parts[0] if len(parts) == 1 else torch.cat(parts, dim=1))
 
     def positions(self, index: Indices) -> Floats:
         """As :meth:`Rows.positions`."""

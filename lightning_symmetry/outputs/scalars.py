@@ -14,7 +14,8 @@ class ScalarChoice:
 
     Args:
         scalars: "summary": totals, and the effective widths and orientations of the first eight layers that have
-            findings or are condensed; "findings": of all layers with findings; "layers": of all layers; "none": nothing.
+            findings or are condensed; "findings": of all layers with findings; "layers": of all layers; "none":
+            nothing.
 
     Example:
         >>> from lightning_symmetry.verdicts.report import LayerDiagnosis, SymmetryReport

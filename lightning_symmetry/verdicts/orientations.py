@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from lightning_symmetry.verdicts.looks import Look
 
+_EARLY = (1, 8, 16)
 _EVERY = 32
 _EVERY_IF_FEW = 4
 
@@ -28,8 +29,7 @@ class Orientations:
     def is_due(self) -> bool:
         """Whether the next look shall count them."""
         number = self.num_looks + 1
-        is_power_of_two = number & (number - 1) == 0
-        return is_power_of_two or number % (_EVERY_IF_FEW if self.are_few else _EVERY) == 0
+        return number in _EARLY or number % (_EVERY_IF_FEW if self.are_few else _EVERY) == 0
 
     def update(self, seen: Look) -> int | None:
         """Take in a look; the number of directions at the latest look that counted them."""

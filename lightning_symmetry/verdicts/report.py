@@ -118,8 +118,8 @@ class LayerDiagnosis:
         orientations: number of directions, up to sign, among the rows of the living units, those that are neither dead
             nor zero; rows whose cosine similarity is 0.999 or more in absolute value share one. Small initialisation
             makes units condense onto few directions early in the training (Zhou et al. 2022, arXiv 2105.11686). The
-            number is that of the latest count: counted are looks 1, 2, 4, 8, 16 and 32 at the layer, then every 32nd,
-            and every fourth where the directions are at most half as many as the distinct living units. None for layers
+            number is that of the latest count: counted are looks 1, 8, 16 and 32 at the layer, then every 32nd, and
+            every fourth where the directions are at most half as many as the distinct living units. None for layers
             of more than 16,384 units.
         slices_of: name of the parameter, if these units are its slices because no adapter knows it; else empty.
     """
@@ -389,8 +389,8 @@ class SymmetryReport:
 
             - ``schema``: 1.
             - ``step``: completed optimizer steps at the time.
-            - ``num_units``, ``redundant_units``, ``dead_units``: of all layers, those that share a weight once, and those
-              that are slices of one parameter once.
+            - ``num_units``, ``redundant_units``, ``dead_units``: of all layers, those that share a weight once, and
+              those that are slices of one parameter once.
             - ``layers``: by layer name, also under each name of layers that share a weight, a dict with
               ``num_units``; ``fan_in``, the number of weights that feed one unit; ``effective_width``, the number of
               distinct units; ``redundant_units``, the others; ``dead``, the indices of the dead units, and
@@ -538,8 +538,8 @@ class SymmetryReport:
         notes = [f"{verdict}: {verdict.traits.note}" for verdict in told]
         if any(layer.slices_of and layer.groups for layer in self.distinct_layers):
             notes.append(
-                "[dim 0]: slices of a parameter along its dimension 0, which were compared because no adapter knows the "
-                "module; `register_layer` says what its units are"
+                "[dim 0]: slices of a parameter along its dimension 0, which were compared because no adapter knows "
+                "the module; `register_layer` says what its units are"
             )
         return notes
 

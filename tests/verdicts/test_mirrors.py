@@ -32,13 +32,19 @@ def mirror(layer: nn.Module, start: int, sign: float = -1.0) -> None:
             parameter[start:] = sign * parameter[:start]
 
 
+def weight_of(net: nn.Sequential, place: int) -> Tensor:
+    weight = net[place].weight
+    assert isinstance(weight, Tensor)
+    return weight
+
+
 def mirrored_mlp(activation: Callable[[], nn.Module] = nn.Tanh, outgoing: float = -1.0) -> nn.Sequential:
     """A hidden layer whose second half is the mirror image of the first, and so are its outgoing weights."""
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(12, 16), activation(), nn.Linear(16, 4))
     mirror(net[0], 8)
     with torch.no_grad():
-        net[2].weight[:, 8:] = outgoing * net[2].weight[:, :8]  # type: ignore[index]
+        weight_of(net, 2)[:, 8:] = outgoing * weight_of(net, 2)[:, :8]
     return net
 
 
@@ -79,7 +85,6 @@ def test_mirror_images_are_found_where_they_stay_so(
 
 def test_they_are_what_stays_equal_in_float64_by_brute_force() -> None:
     net = mirrored_mlp().double()
-    tracker = tracked(net, steps=0)
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-2)
     generator = torch.Generator().manual_seed(0)
     with SymmetryTracker(net, optimizer, every_n_steps=10, on_symmetry="ignore") as tracker:
@@ -88,7 +93,7 @@ def test_they_are_what_stays_equal_in_float64_by_brute_force() -> None:
             optimizer.zero_grad()
             (net(inputs) - inputs[:, :4]).square().mean().backward()
             optimizer.step()
-    weight = net[0].weight.detach()
+    weight = weight_of(net, 0).detach()
     assert isinstance(weight, Tensor)
     assert float((weight[8:] + weight[:8]).norm()) <= 1e-9 * float(weight.norm())
     assert groups_of(tracker.report, "0") == PAIRS  # type: ignore[arg-type]
@@ -101,8 +106,8 @@ def test_copies_and_mirror_images_are_one_group() -> None:
             for parameter in net[0].parameters():
                 parameter[i] = parameter[1]
                 parameter[i + 8] = -parameter[1]
-            net[2].weight[:, i] = net[2].weight[:, 1]  # type: ignore[index]
-            net[2].weight[:, i + 8] = -net[2].weight[:, 1]  # type: ignore[index, operator]
+            weight_of(net, 2)[:, i] = weight_of(net, 2)[:, 1]
+            weight_of(net, 2)[:, i + 8] = -weight_of(net, 2)[:, 1]
     tracker = tracked(net)
     assert groups_of(tracker.report, "0")[(1, 2, 3, 9, 10, 11)] == ("locked", (9, 10, 11))
     assert tracker.report.layers["0"].effective_width == 6
@@ -118,7 +123,7 @@ def test_copies_are_found_though_their_mirror_images_part() -> None:
         for parameter in net[0].parameters():
             parameter[0] += 1  # it never shuts
             parameter[1] = parameter[0]
-        net[2].weight[:, 1] = net[2].weight[:, 0]  # type: ignore[index]
+        weight_of(net, 2)[:, 1] = weight_of(net, 2)[:, 0]
     assert groups_of(tracked(net).report, "0") == {(0, 1): ("locked", ())}
 
 
@@ -127,16 +132,17 @@ def test_recurrent_units(kind: Any) -> None:
     """Mirror images in a tanh network; gates are no odd functions, so that the same breaks by itself there."""
     torch.manual_seed(0)
     net = zoo.Recurrent(kind(3, 8, batch_first=True))
-    hidden = net.rnn.hidden_size
+    rnn: Any = net.rnn
+    hidden = rnn.hidden_size
     signs = torch.tensor([1.0] * (hidden // 2) + [-1.0] * (hidden // 2))
     with torch.no_grad():
-        for gate in range(net.rnn.weight_hh_l0.shape[0] // hidden):
+        for gate in range(rnn.weight_hh_l0.shape[0] // hidden):
             rows = slice(gate * hidden, (gate + 1) * hidden)
-            for parameter in (net.rnn.weight_ih_l0, net.rnn.bias_ih_l0, net.rnn.bias_hh_l0):
+            for parameter in (rnn.weight_ih_l0, rnn.bias_ih_l0, rnn.bias_hh_l0):
                 first = parameter[rows][: hidden // 2].clone()
                 parameter[rows] = torch.cat([first, -first])
-            block = net.rnn.weight_hh_l0[rows][: hidden // 2, : hidden // 2].clone()
-            net.rnn.weight_hh_l0[rows] = torch.cat([block, block]).repeat(1, 2) * signs[:, None] * signs / 2
+            block = rnn.weight_hh_l0[rows][: hidden // 2, : hidden // 2].clone()
+            rnn.weight_hh_l0[rows] = torch.cat([block, block]).repeat(1, 2) * signs[:, None] * signs / 2
         net.head.weight[:, hidden // 2 :] = -net.head.weight[:, : hidden // 2]
     optimizer = sgd(net)
     inputs, targets = torch.randn(32, zoo.INPUTS), torch.randn(32, zoo.OUTPUTS)
@@ -155,7 +161,7 @@ def test_filters() -> None:
     net = nn.Sequential(nn.Unflatten(1, (3, 2, 2)), nn.Conv2d(3, 8, 2), nn.Tanh(), nn.Flatten(), nn.Linear(8, 4))
     mirror(net[1], 4)
     with torch.no_grad():
-        net[4].weight[:, 4:] = -net[4].weight[:, :4]  # type: ignore[index]
+        weight_of(net, 4)[:, 4:] = -weight_of(net, 4)[:, :4]
     assert groups_of(tracked(net).report, "1") == {(i, i + 4): ("locked", (i + 4,)) for i in range(4)}
 
 
@@ -215,7 +221,7 @@ def test_what_parts_is_noted() -> None:
         for step, batch in zip(range(12), batches, strict=False):
             if step == 6:
                 with torch.no_grad():
-                    net[0].weight[8:] += 0.3 * torch.randn(8, 12)  # type: ignore[operator]
+                    weight_of(net, 0)[8:] += 0.3 * torch.randn(8, 12)
             optimizer.zero_grad()
             loss_of(net, batch).backward()
             optimizer.step()

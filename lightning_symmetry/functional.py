@@ -1,0 +1,200 @@
+"""Measures of redundancy as pure functions of tensors; :mod:`lightning_symmetry.metrics` has a class for each.
+
+Weights are matrices ``(units, inputs)``, activations ``(N, units)`` with a row per sample. All is computed in float64
+where the device can.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lightning_symmetry.matrices.grouping import duplicate_groups
+
+
+def effective_width(weight: Tensor, tolerance: float | None = None) -> Tensor:
+    """The number of distinct rows of a weight matrix.
+
+    Args:
+        weight: rows ``(units, inputs)``; further dimensions count as flattened.
+        tolerance: relative L2 distance of rows that count as equal; None: by dtype, as in :func:`duplicate_groups`.
+
+    Returns:
+        A whole number, as a scalar tensor of int64 on the device of the weight.
+
+    Raises:
+        ValueError: if ``weight`` has less than two dimensions, or ``tolerance`` is out of range.
+        TypeError: if its dtype is not one that the package compares.
+
+    Example:
+        >>> effective_width(torch.tensor([[1.0, 2.0], [1.0, 2.0], [3.0, 4.0]]))
+        tensor(2)
+    """
+    return torch.tensor(len(weight), device=weight.device) - redundant_units(weight, tolerance)
+
+
+def redundant_units(weight: Tensor, tolerance: float | None = None) -> Tensor:
+    """The number of rows of a weight matrix that are equal to an earlier one; arguments as for :func:`effective_width`.
+
+    Example:
+        >>> redundant_units(torch.tensor([[1.0, 2.0], [1.0, 2.0], [3.0, 4.0]]))
+        tensor(1)
+    """
+    if weight.ndim < 2:
+        raise ValueError(
+            "Expected argument `weight` to have two dimensions or more but got a tensor of shape "
+            f"{tuple(weight.shape)}."
+        )
+    groups = duplicate_groups(weight.detach().flatten(1), tolerance)
+    return torch.tensor(sum(len(group) - 1 for group in groups), device=weight.device)
+
+
+def duplicate_activations(activations: Tensor, threshold: float = 0.95) -> Tensor:
+    """The share of units whose activations have a correlation above a threshold with those of another unit.
+
+    Args:
+        activations: ``(N, units)``. Units that are constant have no correlation with any other.
+        threshold: Pearson's correlation, ``-1 <= threshold < 1``.
+
+    Returns:
+        Between 0 and 1, as a scalar tensor.
+
+    Raises:
+        ValueError: if ``activations`` has another shape, or ``threshold`` is out of range.
+
+    Example:
+        >>> duplicate_activations(torch.tensor([[1.0, 2.0, 5.0], [2.0, 4.0, 1.0], [3.0, 6.0, 2.0]]))
+        tensor(0.6667, dtype=torch.float64)
+    """
+    return duplicate_share(moments_of(activations), threshold)
+
+
+def dead_activations(activations: Tensor) -> Tensor:
+    """The share of units that are never active: whose activation is exactly zero for every sample, as of a shut ReLU.
+
+    Args:
+        activations: ``(N, units)``.
+
+    Returns:
+        Between 0 and 1, as a scalar tensor.
+
+    Raises:
+        ValueError: if ``activations`` has another shape.
+
+    Example:
+        >>> dead_activations(torch.tensor([[0.0, 2.0], [0.0, 0.0]]))
+        tensor(0.5000, dtype=torch.float64)
+    """
+    return dead_share(moments_of(activations))
+
+
+def effective_rank(activations: Tensor) -> Tensor:
+    """The effective rank of activations: the exponential of the entropy of their singular values.
+
+    With ``p_i = s_i / sum(s)`` for the singular values ``s`` of the matrix ``(N, units)``, not centred, it is
+    ``exp(-sum(p_i log p_i))`` (Roy and Vetterli 2007, "The effective rank", definition 1), which Dohare et al. 2023
+    (arXiv 2306.13812) use to follow the loss of plasticity.
+
+    Args:
+        activations: ``(N, units)``.
+
+    Returns:
+        Between 1 and ``min(N, units)``, as a scalar tensor; 0 if all activations are zero.
+
+    Raises:
+        ValueError: if ``activations`` has another shape.
+
+    Example:
+        >>> round(float(effective_rank(torch.eye(4))), 6)
+        4.0
+    """
+    return rank_of(torch.linalg.svdvals(_checked(activations)))
+
+
+def _checked(activations: Tensor) -> Tensor:
+    if activations.ndim != 2 or not len(activations):
+        raise ValueError(
+            "Expected argument `activations` to have shape (N, units) with at least one sample but got "
+            f"{tuple(activations.shape)}."
+        )
+    # Some accelerators have no float64.
+    return activations.detach().to(torch.float64 if activations.device.type in ("cpu", "cuda") else torch.float32)
+
+
+def moments_of(activations: Tensor) -> Tensor:
+    """What is kept of activations ``(N, units)``, whatever ``N``: a matrix ``(units + 1, units + 1)``.
+
+    It holds the number of samples (top left), the mean of each unit (the rest of the first row), at how many samples
+    each is not zero (the rest of the first column), and the sums of products of deviations from the means (the rest).
+    """
+    samples = _checked(activations)
+    moments = samples.new_zeros(samples.shape[1] + 1, samples.shape[1] + 1)
+    mean = samples.mean(dim=0)
+    deviations = samples - mean
+    moments[0, 0] = len(samples)
+    moments[0, 1:] = mean
+    moments[1:, 0] = (samples != 0).sum(dim=0)
+    moments[1:, 1:] = deviations.T @ deviations
+    return moments
+
+
+def merge_moments(parts: Tensor) -> Tensor:
+    """Put the moments of several sets of samples together.
+
+    The means of the parts differ, and products of deviations are corrected for it (Chan, Golub and LeVeque 1983,
+    "Algorithms for computing the sample variance", equation 2.1), so that large means cost no digits.
+
+    Args:
+        parts: ``(parts, units + 1, units + 1)``.
+    """
+    counts, means = parts[:, 0, 0], parts[:, 0, 1:]
+    merged = parts.sum(dim=0)
+    merged[0, 1:] = (counts[:, None] * means).sum(dim=0) / counts.sum().clamp(min=1)
+    apart = means - merged[0, 1:]
+    merged[1:, 1:] += (counts[:, None] * apart).T @ apart
+    return merged
+
+
+def duplicate_share(moments: Tensor, threshold: float) -> Tensor:
+    """As :func:`duplicate_activations`, of moments."""
+    check_threshold(threshold)
+    products = moments[1:, 1:]
+    deviations = products.diagonal().clamp(min=0).sqrt()
+    # What a constant unit deviates is rounding.
+    size = moments[0, 1:].abs() * moments[0, 0].sqrt()
+    varies = deviations > 64 * torch.finfo(moments.dtype).eps * size
+    scale = torch.where(varies, deviations, torch.inf)
+    correlations = products / scale[:, None] / scale
+    correlations.fill_diagonal_(-torch.inf)
+    is_duplicate = (correlations > threshold).any(dim=1) & varies
+    return is_duplicate.to(moments.dtype).mean()
+
+
+def dead_share(moments: Tensor) -> Tensor:
+    """As :func:`dead_activations`, of moments."""
+    return (moments[1:, 0] == 0).to(moments.dtype).mean()
+
+
+def rank_from_moments(moments: Tensor) -> Tensor:
+    """As :func:`effective_rank`, of moments: singular values are roots of eigenvalues of the second moments."""
+    mean = moments[0, 1:]
+    second = moments[1:, 1:] + moments[0, 0] * mean[:, None] * mean
+    return rank_of(torch.linalg.eigvalsh(second).clamp(min=0).sqrt())
+
+
+def rank_of(singular_values: Tensor) -> Tensor:
+    """The exponential of the entropy of singular values; 0 if all of them are zero."""
+    total = singular_values.sum()
+    if total == 0:
+        return total
+    shares = singular_values / total
+    rank: Tensor = torch.special.entr(shares).sum().exp()
+    return rank
+
+
+def check_threshold(threshold: float) -> None:
+    """Refuse what is no correlation that can be exceeded."""
+    if isinstance(threshold, bool) or not isinstance(threshold, int | float):
+        raise TypeError(f"Expected argument `threshold` to be a number but got {threshold!r}.")
+    if not -1 <= threshold < 1:
+        raise ValueError(f"Expected argument `threshold` to be in the range -1 <= threshold < 1 but got {threshold!r}.")

@@ -1,0 +1,261 @@
+"""Measures of redundancy in the shape of torchmetrics: states that add up over batches and ranks.
+
+They can be logged with ``self.log``, put into a ``MetricCollection``, reset, moved and plotted like any other metric;
+:mod:`lightning_symmetry.functional` has the same as pure functions.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+from typing_extensions import override
+
+from lightning_symmetry.arguments import check_count, check_tolerance
+from lightning_symmetry.functional import (
+    check_threshold,
+    dead_share,
+    duplicate_share,
+    merge_moments,
+    moments_of,
+    rank_from_moments,
+    redundant_units,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+class _OfWeights(Metric):
+    """A number of a weight matrix, on average over updates and ranks."""
+
+    is_differentiable = False
+    full_state_update = False
+    plot_lower_bound = 0.0
+    total: Tensor
+    num_updates: Tensor
+
+    def __init__(self, tolerance: float | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        check_tolerance(tolerance)
+        self.tolerance = tolerance
+        self.add_state("total", torch.tensor(0.0), dist_reduce_fx="sum")
+        self.add_state("num_updates", torch.tensor(0), dist_reduce_fx="sum")
+
+    @override
+    def update(self, weight: Tensor) -> None:
+        """Take in a weight matrix ``(units, inputs)``; further dimensions count as flattened."""
+        self.total += self._number(weight)
+        self.num_updates += 1
+
+    @override
+    def compute(self) -> Tensor:
+        """The mean over all updates; NaN if there was none."""
+        return self.total / self.num_updates
+
+    @override
+    def plot(self, val: Tensor | Sequence[Tensor] | None = None, ax: Axes | None = None) -> tuple[Figure, Axes]:
+        """Draw a value, or several over time.
+
+        Args:
+            val: what to draw; None: what :meth:`compute` returns.
+            ax: where to draw; None: in a figure of its own.
+
+        Returns:
+            The figure and the axes.
+
+        Raises:
+            ModuleNotFoundError: if matplotlib is not installed.
+        """
+        return self._plot(val, ax)  # type: ignore[return-value]
+
+    @abstractmethod
+    def _number(self, weight: Tensor) -> Tensor: ...
+
+
+class RedundantUnits(_OfWeights):
+    """The number of rows of a weight matrix that are equal to an earlier one.
+
+    Args:
+        tolerance: relative L2 distance of rows that count as equal; None: by dtype.
+        **kwargs: of :class:`torchmetrics.Metric`.
+
+    Raises:
+        TypeError: if ``tolerance`` is no number.
+        ValueError: if ``tolerance`` is out of range.
+
+    Example:
+        >>> metric = RedundantUnits()
+        >>> metric.update(torch.ones(5, 3))
+        >>> metric.compute()
+        tensor(4.)
+    """
+
+    higher_is_better = False
+
+    @override
+    def _number(self, weight: Tensor) -> Tensor:
+        return redundant_units(weight, self.tolerance)
+
+
+class EffectiveWidth(_OfWeights):
+    """The number of distinct rows of a weight matrix; arguments as for :class:`RedundantUnits`.
+
+    Example:
+        >>> EffectiveWidth()(torch.ones(5, 3))
+        tensor(1.)
+    """
+
+    higher_is_better = True
+
+    @override
+    def _number(self, weight: Tensor) -> Tensor:
+        return len(weight) - redundant_units(weight, self.tolerance)
+
+
+class _OfActivations(Metric):
+    """A measure of streamed activations ``(N, units)``.
+
+    What is kept are first and second moments, ``(units + 1, units + 1)`` numbers of float64 whatever ``N`` is.
+    """
+
+    is_differentiable = False
+    full_state_update = True  # before the first batch the number of units may not be known
+    plot_lower_bound = 0.0
+    moments: Tensor
+
+    def __init__(self, num_units: int | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if num_units is not None:
+            check_count("num_units", num_units)
+        side = 1 + (num_units or 0)
+        self.num_units = num_units
+        self.add_state("moments", torch.zeros(side, side, dtype=torch.float64), dist_reduce_fx=merge_moments)
+
+    @override
+    def update(self, activations: Tensor) -> None:
+        """Take in activations.
+
+        Args:
+            activations: ``(N, units)``.
+
+        Raises:
+            ValueError: if they have another shape, or another number of units than before.
+        """
+        new = moments_of(activations).to(self.moments)
+        num_units = len(self.moments) - 1 or len(new) - 1
+        if len(new) - 1 != num_units:
+            raise ValueError(
+                f"Expected argument `activations` to have {num_units} units but got a tensor of shape "
+                f"{tuple(activations.shape)}."
+            )
+        self.moments = new if len(self.moments) == 1 else merge_moments(torch.stack([self.moments, new]))
+
+    @override
+    def compute(self) -> Tensor:
+        """The measure of all samples so far; NaN if there were none."""
+        return self._measure(self.moments) if self.moments[0, 0] > 0 else self.moments.new_tensor(torch.nan)
+
+    @override
+    def plot(self, val: Tensor | Sequence[Tensor] | None = None, ax: Axes | None = None) -> tuple[Figure, Axes]:
+        """Draw a value, or several over time.
+
+        Args:
+            val: what to draw; None: what :meth:`compute` returns.
+            ax: where to draw; None: in a figure of its own.
+
+        Returns:
+            The figure and the axes.
+
+        Raises:
+            ModuleNotFoundError: if matplotlib is not installed.
+        """
+        return self._plot(val, ax)  # type: ignore[return-value]
+
+    @abstractmethod
+    def _measure(self, moments: Tensor) -> Tensor: ...
+
+
+class DuplicateActivations(_OfActivations):
+    """The share of units whose activations have a correlation above a threshold with those of another unit.
+
+    Args:
+        threshold: Pearson's correlation.
+        num_units: number of units; None: that of the first batch. Needed only where a rank may get no batch at all.
+        **kwargs: of :class:`torchmetrics.Metric`.
+
+    Raises:
+        TypeError: if ``threshold`` or ``num_units`` is of the wrong type.
+        ValueError: if ``threshold`` or ``num_units`` is out of range.
+
+    Example:
+        >>> metric = DuplicateActivations()
+        >>> for batch in torch.tensor([[[1.0, 2.0, 5.0], [2.0, 4.0, 1.0]], [[3.0, 6.0, 2.0], [4.0, 8.0, 9.0]]]):
+        ...     metric.update(batch)
+        >>> metric.compute()
+        tensor(0.6667, dtype=torch.float64)
+    """
+
+    higher_is_better = False
+    plot_upper_bound = 1.0
+
+    def __init__(self, threshold: float = 0.95, num_units: int | None = None, **kwargs: Any) -> None:
+        super().__init__(num_units, **kwargs)
+        check_threshold(threshold)
+        self.threshold = threshold
+
+    @override
+    def _measure(self, moments: Tensor) -> Tensor:
+        return duplicate_share(moments, self.threshold)
+
+
+class DeadActivations(_OfActivations):
+    """The share of units whose activation is exactly zero for every sample.
+
+    Args:
+        num_units: number of units; None: that of the first batch. Needed only where a rank may get no batch at all.
+        **kwargs: of :class:`torchmetrics.Metric`.
+
+    Raises:
+        TypeError: if ``num_units`` is no whole number.
+        ValueError: if ``num_units`` is not positive.
+
+    Example:
+        >>> DeadActivations()(torch.tensor([[0.0, 2.0], [0.0, 0.0]]))
+        tensor(0.5000, dtype=torch.float64)
+    """
+
+    higher_is_better = False
+    plot_upper_bound = 1.0
+
+    @override
+    def _measure(self, moments: Tensor) -> Tensor:
+        return dead_share(moments)
+
+
+class EffectiveRank(_OfActivations):
+    """The exponential of the entropy of the singular values of activations; :func:`.functional.effective_rank`.
+
+    Args:
+        num_units: number of units; None: that of the first batch. Needed only where a rank may get no batch at all.
+        **kwargs: of :class:`torchmetrics.Metric`.
+
+    Raises:
+        TypeError: if ``num_units`` is no whole number.
+        ValueError: if ``num_units`` is not positive.
+
+    Example:
+        >>> round(float(EffectiveRank()(torch.eye(4))), 6)
+        4.0
+    """
+
+    higher_is_better = True
+
+    @override
+    def _measure(self, moments: Tensor) -> Tensor:
+        return rank_from_moments(moments)

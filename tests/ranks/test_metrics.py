@@ -1,0 +1,73 @@
+"""Metrics and the probe on several real processes."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.nn.parallel import DistributedDataParallel
+
+from lightning_symmetry import ActivationProbe
+from lightning_symmetry.metrics import DeadActivations, DuplicateActivations, EffectiveRank, EffectiveWidth
+from tests.distributed import on_ranks
+from tests.training import mlp
+
+SAMPLES = 96
+
+
+def samples() -> torch.Tensor:
+    found = torch.relu(torch.randn(SAMPLES, 9, generator=torch.Generator().manual_seed(0)) + 1)
+    found[:, 3] = found[:, 2]
+    found[:, 5] = 0
+    return found
+
+
+def measure(rank: int, num_ranks: int) -> dict[str, float]:
+    """What the metrics say of samples of which this rank has seen a part, in two batches of different sizes."""
+    mine = samples()[rank::num_ranks]
+    found = {}
+    for metric in (DeadActivations(), DuplicateActivations(), EffectiveRank()):
+        metric.update(mine[:5])
+        metric.update(mine[5:])
+        found[type(metric).__name__] = float(metric.compute())
+    width = EffectiveWidth()
+    width.update(samples().T)
+    return {**found, "EffectiveWidth": float(width.compute())}
+
+
+def train(rank: int, num_ranks: int, is_watched: bool) -> tuple[list[torch.Tensor], dict[str, float]]:
+    """A training under DDP; the weights it ends with, and what the probe says."""
+    net: nn.Module = mlp()
+    model = DistributedDataParallel(net) if num_ranks > 1 else net
+    probe = ActivationProbe(model, every_n_steps=1) if is_watched else None
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    generator = torch.Generator().manual_seed(5)
+    for _ in range(4):
+        inputs = torch.randn(24, 12, generator=generator)[rank::num_ranks]
+        optimizer.zero_grad()
+        model(inputs).square().mean().backward()
+        optimizer.step()
+    values = {} if probe is None else {name: float(value) for name, value in probe.compute().items()}
+    return [parameter.detach() for parameter in net.parameters()], values
+
+
+def work(num_ranks: int, folder: Path) -> Any:
+    if num_ranks > 1:
+        init_device_mesh("cpu", (num_ranks,))
+    rank = torch.distributed.get_rank() if num_ranks > 1 else 0
+    return measure(rank, num_ranks), train(rank, num_ranks, False), train(rank, num_ranks, True)
+
+
+@pytest.mark.parametrize("num_ranks", [2, 4])
+def test_samples_of_all_ranks_are_put_together(num_ranks: int, tmp_path: Path) -> None:
+    expected, (weights, _), (_, probed) = work(1, tmp_path)
+    for found, (plain, _), (watched, values) in on_ranks(num_ranks, partial(work, num_ranks), tmp_path):
+        assert found == pytest.approx(expected, rel=1e-6)
+        assert all(map(torch.equal, plain, watched))
+        torch.testing.assert_close(plain, weights, rtol=1e-4, atol=1e-6)
+        assert values == pytest.approx(probed, rel=1e-3)
