@@ -10,9 +10,16 @@ from pathlib import Path
 
 import torch
 
-from tests.benchmarks import callback, gpu, growth, kernel, memory
+from tests.benchmarks import callback, gpu, growth, kernel, memory, redundancy
 
-PARTS = {"kernel": kernel.run, "callback": callback.run, "memory": memory.run, "growth": growth.run, "gpu": gpu.run}
+PARTS = {
+    "kernel": kernel.run,
+    "callback": callback.run,
+    "redundancy": redundancy.run,
+    "memory": memory.run,
+    "growth": growth.run,
+    "gpu": gpu.run,
+}
 RESULTS = Path("build/benchmarks.json")
 
 
