@@ -76,7 +76,7 @@ def test_one_look_tells_the_sick_runs_from_the_healthy(page: Page, server: Serve
     for run in DEAD:
         assert card(page, run).find_element(By.CSS_SELECTOR, ".headline").text == "dead"
         assert "dead" in page.texts(f'[data-run="{run}"] .totals dt')
-        assert "dead" not in page.texts('[data-run="He_normal"] .totals dt')
+        assert "dead" not in page.texts('[data-run="tiny_tanh_Adam"] .totals dt')
     for run, verdict in SICK.items():
         assert card(page, run).find_element(By.CSS_SELECTOR, ".headline").text == verdict
         (dark,) = set(strip(page, run, "fc1", 18))
@@ -100,7 +100,7 @@ def test_every_mark_has_a_text_and_every_picture_a_table(page: Page, fast_server
     shapes = page.run(
         "return [...document.querySelectorAll('.legend .mark path')].map((path) => path.getAttribute('d'))"
     )
-    assert len(set(shapes)) == 6
+    assert len(set(shapes)) == 7
 
 
 @pytest.mark.parametrize(("run", "layer", "side"), [("constant_0.02", "fc1", 64), ("copied_half", "fc2", 32)])
