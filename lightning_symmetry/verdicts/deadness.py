@@ -69,6 +69,11 @@ class ZeroStreaks:
         zeros = np.zeros(num_units, dtype=np.int64)
         return cls(never, zeros, never.copy(), zeros.astype(np.bool_), np.full(num_units, was_alive))
 
+    @property
+    def are_open(self) -> bool:
+        """Whether the gradient of any unit was zero at the latest check, or whether that of some was never seen."""
+        return bool(self.num_checks.any()) or not self.was_alive.all()
+
     def take_in(self, idle: Mask, is_unseen: Mask, step: int, patience: int, *, is_fresh: bool) -> None:
         """Note which gradients are zero at this check.
 
@@ -80,21 +85,26 @@ class ZeroStreaks:
             is_fresh: whether the weights have moved since the check before; if not, the same evidence counts once.
         """
         awake = ~(idle | is_unseen)
-        self.woke_at[awake & self.is_dead] = step
+        if self.is_dead.any():
+            self.woke_at[awake & self.is_dead] = step
+            self.is_dead &= ~awake
         self.was_alive |= awake
-        self.since[awake], self.num_checks[awake] = _NEVER, 0
-        begins = idle & (self.since == _NEVER)
-        self.since[begins], self.num_checks[begins] = step, 1
-        if is_fresh:
-            self.num_checks[idle & ~begins] += 1
-        self.is_dead[awake] = False
-        self.is_dead |= idle & (self.num_checks >= patience) & (step - self.since >= _DEAD_STEPS)
+        self.num_checks += idle & (is_fresh | (self.num_checks == 0))
+        self.num_checks *= ~awake
+        np.copyto(self.since, _NEVER, where=awake)
+        np.copyto(self.since, step, where=idle & (self.since == _NEVER))
+        is_settled = self.num_checks >= patience
+        if is_settled.any():
+            self.is_dead |= idle & is_settled & (step - self.since >= _DEAD_STEPS)
 
     def dead(self, patience: int) -> Dead:
         """The units that were dead at the latest check."""
+        num_idle = np.count_nonzero(self.num_checks >= patience)
+        has_woken = self.woke_at.max(initial=_NEVER) != _NEVER
+        if not num_idle and not has_woken:
+            return Dead()
         units = np.flatnonzero(self.is_dead)
         awake = np.flatnonzero((self.woke_at != _NEVER) & ~self.is_dead)
-        num_idle = np.count_nonzero((self.since != _NEVER) & (self.num_checks >= patience))
         woke_at = dict(zip(awake.tolist(), self.woke_at[awake].tolist(), strict=True))
         return Dead(tuple(units.tolist()), tuple(self.since[units].tolist()), woke_at, int(num_idle))
 
@@ -169,13 +179,13 @@ class Deaths:
         """
         if seen.idle is None or seen.unseen is None or is_unused:  # nothing is known of the gradients
             return self._dead(), None
+        self._num_checks += 1
+        has_idle = seen.idle.any()
+        if not has_idle and (self._streaks is None or not self._streaks.are_open):
+            return self._dead(), None
         idle = _in_blocks_that_are_used(seen.idle, seen.layer.blocks)
         if self._streaks is None:
-            if not idle.any():
-                self._num_checks += 1
-                return Dead(), None
-            self._streaks = ZeroStreaks.of(len(idle), was_alive=self._num_checks > 0)
-        self._num_checks += 1
+            self._streaks = ZeroStreaks.of(len(idle), was_alive=self._num_checks > 1)
         unseen = seen.unseen | (seen.idle & ~idle)
         self._streaks.take_in(idle, unseen, step, self._patience, is_fresh=is_fresh)
         dead = self._dead()

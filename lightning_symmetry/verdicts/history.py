@@ -106,12 +106,14 @@ class History:
                 news.append(record.to_finding(name))
         self._records[name] = lineage.end(holding, step) + holding
         self._last[name] = (seen.fingerprint, seen.has_gradient)
-        dead, died = self._deaths.setdefault(name, Deaths(self._patience, self._dead_share)).update(
-            seen, step, is_fresh=is_fresh, is_unused=is_unused
-        )
-        of_the_dead = self._deaths[name].group
+        if name not in self._deaths:
+            self._deaths[name] = Deaths(self._patience, self._dead_share)
+            self._orientations.setdefault(name, Orientations())
+        deaths = self._deaths[name]
+        dead, died = deaths.update(seen, step, is_fresh=is_fresh, is_unused=is_unused)
+        of_the_dead = deaths.group
         told = self._untold(name, news) + ([died.to_finding(name)] if died else [])
-        counted = self._orientations.setdefault(name, Orientations()).update(seen)
+        counted = self._orientations[name].update(seen)
         return to_diagnosis(seen, groups + ([of_the_dead] if of_the_dead else []), dead, counted), told
 
     def _untold(self, layer: str, news: Sequence[Finding]) -> list[Finding]:
