@@ -95,7 +95,7 @@ class Verdict(StrEnum):
             is_redundant=False,
             colour="#b07d12",
             dark_colour="#e3b34a",
-            mark="M2.2 .8L6 4.6L9.8 .8L11.2 2.2L7.4 6L11.2 9.8L9.8 11.2L6 7.4L2.2 11.2L.8 9.8L4.6 6L.8 2.2z",
+            mark="M4.6 .5h2.8v3h3.2v2.6h-3.2v5.9h-2.8v-5.9h-3.2v-2.6h3.2z",
             meaning="weights of their own, zero gradients: they do no work and do not train",
             effect="have gradients of exactly zero, though weights of their own ({since}): they do not train.",
             gone="were found to train again",

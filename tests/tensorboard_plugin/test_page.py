@@ -70,6 +70,7 @@ def test_one_look_tells_the_sick_runs_from_the_healthy(page: Page, server: Serve
     assert page.run("return window.top.document.body.innerText").upper().count("SYMMETRY") >= 1
     pale = strip(page, "He_normal", "fc1", 18)[0]
     for run in HEALTHY:
+        assert ("condensed" in card(page, run).text) == (run == "tiny_tanh_Adam")
         assert "no finding" in card(page, run).text
         # But for the last one, where the cursor may be.
         assert {colour for layer in ("fc1", "fc2", "fc3") for colour in strip(page, run, layer, 18)[:-1]} == {pale}
@@ -83,7 +84,7 @@ def test_one_look_tells_the_sick_runs_from_the_healthy(page: Page, server: Serve
         assert sum(dark) < sum(pale) - 100
         assert strip(page, run, "fc3", 18)[9] == pale
     assert sum(strip(page, "zeros", "fc1", 18)[9]) < sum(strip(page, "copied_half", "fc1", 18)[9]) - 50
-    assert page.texts('[data-run="constant_0.02"] .totals > *') == [
+    assert page.texts('[data-run="constant_0.02"] .totals dt, [data-run="constant_0.02"] .totals dd') == [
         *("units", "106", "effective", "12", "findings", "2", "step", "260"),
     ]
 

@@ -65,9 +65,15 @@ class Layer {
     return latest(this.orientations, 'check', check)?.number ?? null;
   }
 
-  /** Whether there have ever been at most half as many directions as units. */
+  /** Whether there are at most half as many directions as distinct living units at a check. */
+  isCondensed(check) {
+    const number = this.orientationsAt(check);
+    return Boolean(number) && this.fan_in > 2 && 2 * number <= (this.at(check)?.width ?? 0) - this.deadAt(check);
+  }
+
+  /** Whether that was so at any check. */
   get hasCondensed() {
-    return this.fan_in > 2 && this.orientations.some(({check, number}) => number && 2 * number <= (this.at(check)?.width ?? 0) - this.deadAt(check));
+    return this.orientations.some(({check}) => this.isCondensed(check));
   }
 
   /** The most serious verdict at a check, or null. */
@@ -94,7 +100,7 @@ class Layer {
     if (!state) return `${this.title}: not looked at`;
     const counts = this.countsText(check);
     const dead = this.deadAt(check);
-    const orientations = this.hasCondensed ? this.orientationsAt(check) : null;
+    const orientations = this.isCondensed(check) ? this.orientationsAt(check) : null;
     const more = [counts || (dead ? `${dead} dead` : ''), orientations === null ? '' : plural(orientations, 'direction')];
     return [`${this.title}: ${state.width} of ${this.units} units distinct`, ...more.filter(Boolean)].join('; ');
   }

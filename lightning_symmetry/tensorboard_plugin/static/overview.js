@@ -146,7 +146,9 @@ class Card {
     const {units, width, dead} = this.run.totals(this.check);
     const findings = this.run.findings.filter((finding) => finding.broken === null).length;
     const worst = this.run.worst(this.check);
-    this.headline.replaceChildren(worst ? label(this.app.verdicts.get(worst)) : element('span', {class: 'quiet'}, 'no finding'));
+    const condensed = this.run.layers.filter((layer) => layer.isCondensed(this.check));
+    const quiet = condensed.length ? 'no finding, condensed' : 'no finding';
+    this.headline.replaceChildren(worst ? label(this.app.verdicts.get(worst)) : element('span', {class: 'quiet'}, quiet));
     const share = units ? width / units : 1;
     const bar = element('span', {class: 'bar'}, element('span', {}));
     bar.firstChild.style.width = `${100 * share}%`;
@@ -154,6 +156,7 @@ class Card {
       ...total('units', units.toLocaleString('en')),
       ...total('effective', `${width.toLocaleString('en')}`, bar),
       ...(dead ? total('dead', dead.toLocaleString('en')) : []),
+      ...(condensed.length ? total('directions', condensed.map((layer) => layer.orientationsAt(this.check)).join(' + ')) : []),
       ...total('findings', findings.toLocaleString('en')),
       ...total('step', this.run.steps[this.check].toLocaleString('en')),
     );
@@ -360,5 +363,5 @@ function widest(texts) {
 }
 
 function total(name, value, extra = null) {
-  return [element('dt', {}, name), element('dd', {}, value, extra)];
+  return [element('div', {}, element('dt', {}, name), element('dd', {}, value, extra))];
 }
