@@ -66,8 +66,8 @@ def test_layers_of_any_name_have_curves_and_pictures(is_raw: bool, tmp_path: Pat
         assert logger.run_id is not None
         run_id = logger.run_id
     metrics = metrics_of(client, run_id)
-    # Three totals; a width and a number of directions of each symmetric layer, and of the last one, whose rows are nearly
-    # parallel when they have parted.
+    # Three totals; a width and a number of directions of each symmetric layer, and of the last one, whose rows are
+    # nearly parallel when they have parted.
     assert len(metrics) == 3 + 2 * (len(NAMES) + 1)
     widths = {key: value for key, value in metrics.items() if key.startswith("symmetry/effective_width/")}
     assert len(widths) == len(NAMES) + 1
