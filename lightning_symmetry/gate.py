@@ -14,6 +14,7 @@ from lightning_symmetry.arguments import check_module
 from lightning_symmetry.engine.saying import SymmetryError, SymmetryWarning, warn
 from lightning_symmetry.tracker import SymmetryTracker
 from lightning_symmetry.verdicts.advice import messages
+from lightning_symmetry.verdicts.doubts import may_be_dead
 from lightning_symmetry.verdicts.report import SymmetryReport
 
 Batch = TypeVar("Batch")
@@ -123,14 +124,11 @@ def _train_copy(
                 its_optimizer.step()
             assert tracker.report is not None
             is_decided = tracker.report.status != "inconclusive" and step >= tracker.options.patience
-            max_steps = _DEAD_STEPS if _may_be_dead(tracker.report) else _MAX_STEPS
+            is_waiting = may_be_dead(tracker.report.layers.values(), tracker.options.dead_share)
+            max_steps = _DEAD_STEPS if is_waiting else _MAX_STEPS
             if is_decided or step >= max_steps + tracker.options.patience:
                 return tracker
     raise ValueError("Expected argument `batches` to hold at least one batch but it is empty.")
-
-
-def _may_be_dead(report: SymmetryReport) -> bool:
-    return any(2 * layer.idle_units >= layer.num_units for layer in report.layers.values())
 
 
 def _copies(

@@ -31,12 +31,33 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-class _OfWeights(Metric):
-    """A number of a weight matrix, on average over updates and ranks."""
+class _Measure(Metric):
+    """What all of these have in common."""
 
     is_differentiable = False
-    full_state_update = False
     plot_lower_bound = 0.0
+
+    @override
+    def plot(self, val: Tensor | Sequence[Tensor] | None = None, ax: Axes | None = None) -> tuple[Figure, Axes]:
+        """Draw a value, or several over time.
+
+        Args:
+            val: what to draw; None: what :meth:`compute` returns.
+            ax: where to draw; None: in a figure of its own.
+
+        Returns:
+            The figure and the axes.
+
+        Raises:
+            ModuleNotFoundError: if matplotlib is not installed.
+        """
+        return self._plot(val, ax)  # type: ignore[return-value]
+
+
+class _OfWeights(_Measure):
+    """A number of a weight matrix, on average over updates and ranks."""
+
+    full_state_update = False
     total: Tensor
     num_updates: Tensor
 
@@ -57,22 +78,6 @@ class _OfWeights(Metric):
     def compute(self) -> Tensor:
         """The mean over all updates; NaN if there was none."""
         return self.total / self.num_updates
-
-    @override
-    def plot(self, val: Tensor | Sequence[Tensor] | None = None, ax: Axes | None = None) -> tuple[Figure, Axes]:
-        """Draw a value, or several over time.
-
-        Args:
-            val: what to draw; None: what :meth:`compute` returns.
-            ax: where to draw; None: in a figure of its own.
-
-        Returns:
-            The figure and the axes.
-
-        Raises:
-            ModuleNotFoundError: if matplotlib is not installed.
-        """
-        return self._plot(val, ax)  # type: ignore[return-value]
 
     @abstractmethod
     def _number(self, weight: Tensor) -> Tensor: ...
@@ -118,15 +123,13 @@ class EffectiveWidth(_OfWeights):
         return len(weight) - redundant_units(weight, self.tolerance)
 
 
-class _OfActivations(Metric):
+class _OfActivations(_Measure):
     """A measure of streamed activations ``(N, units)``.
 
     What is kept are first and second moments, ``(units + 1, units + 1)`` numbers of float64 whatever ``N`` is.
     """
 
-    is_differentiable = False
     full_state_update = True  # before the first batch the number of units may not be known
-    plot_lower_bound = 0.0
     moments: Tensor
 
     def __init__(self, num_units: int | None = None, **kwargs: Any) -> None:
@@ -160,22 +163,6 @@ class _OfActivations(Metric):
     def compute(self) -> Tensor:
         """The measure of all samples so far; NaN if there were none."""
         return self._measure(self.moments) if self.moments[0, 0] > 0 else self.moments.new_tensor(torch.nan)
-
-    @override
-    def plot(self, val: Tensor | Sequence[Tensor] | None = None, ax: Axes | None = None) -> tuple[Figure, Axes]:
-        """Draw a value, or several over time.
-
-        Args:
-            val: what to draw; None: what :meth:`compute` returns.
-            ax: where to draw; None: in a figure of its own.
-
-        Returns:
-            The figure and the axes.
-
-        Raises:
-            ModuleNotFoundError: if matplotlib is not installed.
-        """
-        return self._plot(val, ax)  # type: ignore[return-value]
 
     @abstractmethod
     def _measure(self, moments: Tensor) -> Tensor: ...

@@ -31,6 +31,21 @@ class Mirrored(NamedTuple):
         return np.where(np.isin(self.rows, self.negative), -1.0, 1.0)
 
 
+def spreads(question: Question, sets: Sequence[Mirrored]) -> Floats:
+    """The largest distance, up to sign, of a row of each set from the first, ``(len(sets),)``; at least one set.
+
+    It is relative to the larger of both norms, and NaN where both rows are zero, or one is not finite.
+    """
+    others = np.concatenate([mirrored.rows[1:] for mirrored in sets])
+    sizes = [len(mirrored.rows) - 1 for mirrored in sets]
+    firsts = np.repeat([mirrored.rows[0] for mirrored in sets], sizes)
+    signs = np.concatenate([mirrored.signs[1:] for mirrored in sets])
+    with np.errstate(invalid="ignore", divide="ignore"):
+        apart = question.distances(others, firsts, signs)
+    largest: Floats = np.maximum.reduceat(apart, np.cumsum([0, *sizes[:-1]]))
+    return largest
+
+
 def find_mirrors(question: Question, groups: Sequence[tuple[int, ...]], suspected: Indices) -> list[Mirrored]:
     """Find rows that agree up to sign: ``|w_i + w_j| <= tolerance * max(|w_i|, |w_j|)`` in the L2 norm.
 

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from lightning_symmetry.matrices.numerics import Indices, Mask
 from lightning_symmetry.units.comparable import Comparable
+from lightning_symmetry.verdicts.gradients import in_unused_blocks
 from lightning_symmetry.verdicts.looks import Look
 from lightning_symmetry.verdicts.records import Record
 from lightning_symmetry.verdicts.report import Cause, Origin, Reason, UnitGroup
@@ -183,7 +184,9 @@ class Deaths:
         has_idle = seen.idle.any()
         if not has_idle and (self._streaks is None or not self._streaks.are_open):
             return self._dead(), None
-        idle = _in_blocks_that_are_used(seen.idle, seen.layer.blocks)
+        idle = seen.idle
+        if seen.layer.blocks < seen.layer.num_units:  # blocks of one unit each are filters, which are not left unused
+            idle = idle & ~in_unused_blocks(idle, seen.layer.blocks)
         if self._streaks is None:
             self._streaks = ZeroStreaks.of(len(idle), was_alive=self._num_checks > 1)
         unseen = seen.unseen | (seen.idle & ~idle)
@@ -262,15 +265,6 @@ def unused_layers(looks: Sequence[Look], members: Mapping[str, Sequence[str]]) -
     used = {kind(member) for member, layers in members.items() if not idle.issuperset(layers)}
     unused = [layers for member, layers in members.items() if idle.issuperset(layers) and kind(member) in used]
     return {name for layers in unused for name in layers}
-
-
-def _in_blocks_that_are_used(idle: Mask, blocks: int) -> Mask:
-    """Leave out blocks of units all of which are idle while other blocks are not: experts that were not used."""
-    size = len(idle) // max(1, blocks)
-    if blocks < 2 or size < 2:
-        return idle
-    is_unused = idle.reshape(blocks, size).all(axis=1)
-    return idle if is_unused.all() else idle & ~np.repeat(is_unused, size)
 
 
 def cause_of_death(seen: Look, dead: Indices) -> Cause:

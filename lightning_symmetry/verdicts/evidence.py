@@ -11,7 +11,7 @@ import numpy as np
 
 from lightning_symmetry.matrices.directions import MAX_ROWS, count_directions
 from lightning_symmetry.matrices.grouping import find_groups, is_chance_group, merge_overlapping
-from lightning_symmetry.matrices.mirrors import Mirrored, find_mirrors
+from lightning_symmetry.matrices.mirrors import Mirrored, find_mirrors, spreads
 from lightning_symmetry.matrices.numerics import Indices, exact_arithmetic
 from lightning_symmetry.matrices.partition import stable_groups
 from lightning_symmetry.matrices.question import TOLERANCES, Question
@@ -170,7 +170,8 @@ def _read(matrices: Sequence[_Matrices], tolerance: float | None) -> list[_Sketc
 
 def _look_at(item: _Sketched, suspected: Indices, judge: GradientEvidence, known: Sequence[Mirrored]) -> Look:
     layer, weights = item.layer, item.weights
-    known_mirrored = [group for group in known if group.negative and group.rows[-1] < layer.num_units]
+    known = [group for group in known if group.rows[-1] < layer.num_units]
+    known_mirrored = [group for group in known if group.negative]
     groups = _equal_units(weights, item.recurrent, suspected=suspected) if len(suspected) > 1 else []
     if groups:
         causes = _causes(layer, weights.rows, groups)
@@ -180,9 +181,7 @@ def _look_at(item: _Sketched, suspected: Indices, judge: GradientEvidence, known
         held = [
             group.rows
             for group in known
-            if group.rows[-1] < layer.num_units
-            and not group.negative
-            and len({home.get(unit, -1 - unit) for unit in group.rows}) > 1
+            if not group.negative and len({home.get(unit, -1 - unit) for unit in group.rows}) > 1
         ]
         if held:
             groups = merge_overlapping([*groups, *_equal_units(weights.loosened(), item.recurrent, among=held)])
@@ -268,7 +267,7 @@ def _mirrors(
     before.
     """
     layer, weights = item.layer, item.weights
-    held = [mirrored for mirrored in known if _still_agree(weights, mirrored)]
+    held = _still_mirrored(weights, known)
     known_units = {unit for mirrored in held for unit in mirrored.rows}
     found = find_mirrors(weights, groups, suspected) if len(suspected) > 1 else []
     sets = [mirrored for mirrored in found if known_units.isdisjoint(mirrored.rows)]
@@ -277,24 +276,28 @@ def _mirrors(
     if item.recurrent is not None:
         sets = _stable_mirrors(sets, groups, item.recurrent, weights.tolerance)
     sets = [s for s in sets if not _is_coincidence(s.rows, item, (Cause.COPIED, None))]
-    judged = zip([*held, *sets], judge.of_mirrored([*held, *sets]), strict=True)
+    judged = list(zip([*held, *sets], judge.of_mirrored([*held, *sets]), strict=True))
     grouped = {unit for group in groups for unit in group}
-    return [
+    # If they part, groups of equal units among them stand for themselves.
+    kept = [
         (mirrored, gradients)
-        for mirrored, gradients in judged
-        if gradients is Gradients.EQUAL
-        # If they part, groups of equal units among them stand for themselves.
-        or (mirrored in held and (gradients is not Gradients.DIFFERENT or grouped.isdisjoint(mirrored.rows)))
+        for mirrored, gradients in judged[: len(held)]
+        if gradients is not Gradients.DIFFERENT or grouped.isdisjoint(mirrored.rows)
     ]
+    return kept + [pair for pair in judged[len(held) :] if pair[1] is Gradients.EQUAL]
 
 
-def _still_agree(weights: Question, mirrored: Mirrored) -> bool:
-    """Whether all units of a known set are equal up to sign at the looser tolerance."""
-    others = np.array(mirrored.rows[1:])
-    loose = weights.loosened()
-    norms = weights.sketch.norms[list(mirrored.rows)]
-    is_number = bool((norms > 0).all())  # neither zero nor NaN
-    return is_number and bool(loose.agree(others, np.full_like(others, mirrored.rows[0]), mirrored.signs[1:]).all())
+def _still_mirrored(weights: Question, known: Sequence[Mirrored]) -> list[Mirrored]:
+    """Those of some known sets all of whose units are equal up to sign at the looser tolerance."""
+    if not known:
+        return []
+    limit = weights.loosened().tolerance
+    return [
+        mirrored
+        for mirrored, apart in zip(known, spreads(weights, known).tolist(), strict=True)
+        # neither zero nor NaN
+        if (weights.sketch.norms[list(mirrored.rows)] > 0).all() and apart <= limit
+    ]
 
 
 def _stable_mirrors(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 
 import numpy as np
 import torch
 
 from lightning_symmetry.matrices.grouping import find_groups, is_chance_group
-from lightning_symmetry.matrices.mirrors import Mirrored
+from lightning_symmetry.matrices.mirrors import Mirrored, spreads
 from lightning_symmetry.matrices.numerics import Floats, Indices, Mask
 from lightning_symmetry.matrices.question import Question
 from lightning_symmetry.units.comparable import Comparable
@@ -20,6 +21,17 @@ from lightning_symmetry.verdicts.looks import Gradients
 _NOISE = 16.0
 # Rows that take more rounds of comparisons are given up at this check: a late warning is better than a long wait.
 MAX_ROUNDS = 16
+
+
+def in_unused_blocks(is_zero: Mask, blocks: int) -> Mask:
+    """Which units lie in a block without any gradient, while other blocks have one, ``(num_units,)``.
+
+    Args:
+        is_zero: whether the gradient of a unit is zero, ``(num_units,)``.
+        blocks: number of blocks of consecutive units.
+    """
+    is_unused = is_zero.reshape(blocks, -1).all(axis=1)
+    return np.repeat(is_unused & ~is_unused.all(), len(is_zero) // blocks)
 
 
 class GradientEvidence:
@@ -57,13 +69,10 @@ class GradientEvidence:
 
     def _at_a_glance(self, group: tuple[int, ...], home: Mapping[int, int]) -> Gradients | None:
         """What the norms and the groups of gradients say; None if it takes a comparison at the looser tolerance."""
-        norms = self._norms[list(group)]
-        if np.isnan(norms).any():
-            return Gradients.NONE
-        largest = float(norms.max())
-        if largest == 0:
-            return Gradients.ZERO if self._can_freeze(group[0]) else Gradients.NONE
-        is_faint = largest <= self._floor
+        silent = self._if_silent(group)
+        if silent is not None:
+            return silent
+        is_faint = self._is_faint(group)
         if len({home.get(unit, -1 - unit) for unit in group}) == 1:
             return Gradients.FAINT if is_faint else Gradients.EQUAL
         return Gradients.UNCLEAR if is_faint else None
@@ -75,39 +84,39 @@ class GradientEvidence:
         """
         if self._question is None or not sets:
             return [Gradients.NONE] * len(sets)
-        others = np.concatenate([mirrored.rows[1:] for mirrored in sets])
-        firsts = np.repeat([mirrored.rows[0] for mirrored in sets], [len(mirrored.rows) - 1 for mirrored in sets])
-        signs = np.concatenate([mirrored.signs[1:] for mirrored in sets])
-        with np.errstate(invalid="ignore", divide="ignore"):  # rows of zeros, and those that are not finite
-            apart = self._question.distances(others, firsts, signs)
-        starts = np.flatnonzero(np.diff(firsts, prepend=-1))
-        return [
-            self._of_one_mirrored(mirrored, float(largest))
-            for mirrored, largest in zip(sets, np.maximum.reduceat(apart, starts), strict=True)
-        ]
+        largest = spreads(self._question, sets).tolist()
+        return [self._of_one_mirrored(mirrored, apart) for mirrored, apart in zip(sets, largest, strict=True)]
 
     def _of_one_mirrored(self, mirrored: Mirrored, apart: float) -> Gradients:
         """As :meth:`of_mirrored`; ``apart`` is the largest relative distance from the first."""
         assert self._question is not None
-        norms = self._norms[list(mirrored.rows)]
-        if np.isnan(norms).any():
-            return Gradients.NONE
-        largest = float(norms.max())
-        if largest == 0:
-            return Gradients.ZERO if self._can_freeze(mirrored.rows[0]) else Gradients.NONE
-        is_faint = largest <= self._floor
+        silent = self._if_silent(mirrored.rows)
+        if silent is not None:
+            return silent
+        is_faint = self._is_faint(mirrored.rows)
         if apart <= self._question.tolerance:
             return Gradients.FAINT if is_faint else Gradients.EQUAL
         is_unclear = is_faint or apart <= self._question.loosened().tolerance
         return Gradients.UNCLEAR if is_unclear else Gradients.DIFFERENT
 
-    def _can_freeze(self, unit: int) -> bool:
-        """Whether a zero gradient is evidence against a unit: not in a block that goes unused, as an expert may."""
-        if not self._layer.can_freeze:
-            return False
-        size = self._layer.num_units // self._layer.blocks
-        start = unit // size * size
-        return bool(self._norms[start : start + size].any()) or not self._norms.any()
+    def _if_silent(self, units: Sequence[int]) -> Gradients | None:
+        """What is said of units whose gradients are zero, or not finite; None of others."""
+        norms = self._norms[list(units)]
+        if np.isnan(norms).any():
+            return Gradients.NONE
+        if norms.any():
+            return None
+        is_evidence = self._layer.can_freeze and not self._is_unused[units[0]]
+        return Gradients.ZERO if is_evidence else Gradients.NONE
+
+    def _is_faint(self, units: Sequence[int]) -> bool:
+        """Whether the gradients of units could be rounding noise."""
+        return float(self._norms[list(units)].max()) <= self._floor
+
+    @cached_property
+    def _is_unused(self) -> Mask:
+        """Which units lie in a block that goes unused, as an expert may, ``(num_units,)``."""
+        return in_unused_blocks(self._norms == 0, self._layer.blocks)
 
     def in_lockstep(self, exclude: set[int]) -> list[tuple[int, ...]]:
         """Groups of units outside ``exclude`` with equal gradients that are neither noise nor chance."""
