@@ -149,7 +149,7 @@ CASES = [
          dead("0"), steps=70),
     Case("saturated tanh", lambda: zoo.with_bias(zoo.perceptron(nn.Tanh), "0", 40.0), dead("0"), steps=70),
     Case("saturated sigmoid", lambda: zoo.with_bias(zoo.perceptron(nn.Sigmoid), "0", 200.0), dead("0"), steps=70),
-    Case("cut off by zeros that stay", zoo.cut_off, dead("0", "2"), steps=70),
+    Case("cut off by zeros that stay", lambda: zoo.cut_off(zoo.perceptron(nn.Tanh)), dead("0", "2"), steps=70),
     # breaking by themselves
     Case("looks-linear", lambda: zoo.mirrored(zoo.perceptron(), "0", "2"), SILENT),
     Case("mirrored incoming weights only", lambda: zoo.mirror_rows(zoo.perceptron(nn.Tanh), "0"), SILENT),

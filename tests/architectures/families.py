@@ -95,6 +95,17 @@ def _family(
     return Family(name, _transformer(name, **{**options, **more}), inputs, cannot)
 
 
+PYRAMID = {
+    "num_encoder_blocks": 2,
+    "depths": [1, 1],
+    "sr_ratios": [2, 1],
+    "hidden_sizes": [16, 32],
+    "patch_sizes": [7, 3],
+    "strides": [4, 2],
+    "num_attention_heads": [2, 4],
+    "mlp_ratios": [2, 2],
+}
+
 TRANSFORMERS = [
     *(
         _family(name, _SMALL, max_position_embeddings=32)
@@ -356,35 +367,8 @@ TRANSFORMERS = [
     _family("convnextv2", {"hidden_sizes": [8, 16], "depths": [1, 1], "num_stages": 2}, images(32)),
     _family("resnet", {"embedding_size": 8, "hidden_sizes": [16, 32], "depths": [1, 1]}, images(32)),
     _family("regnet", {"embedding_size": 8, "hidden_sizes": [16, 32], "depths": [1, 1], "groups_width": 8}, images(32)),
-    _family(
-        "segformer",
-        {
-            "num_encoder_blocks": 2,
-            "depths": [1, 1],
-            "sr_ratios": [2, 1],
-            "hidden_sizes": [16, 32],
-            "patch_sizes": [7, 3],
-            "strides": [4, 2],
-            "num_attention_heads": [2, 4],
-            "mlp_ratios": [2, 2],
-        },
-        images(32),
-    ),
-    _family(
-        "pvt_v2",
-        {
-            "image_size": 32,
-            "num_encoder_blocks": 2,
-            "depths": [1, 1],
-            "sr_ratios": [2, 1],
-            "hidden_sizes": [16, 32],
-            "patch_sizes": [7, 3],
-            "strides": [4, 2],
-            "num_attention_heads": [2, 4],
-            "mlp_ratios": [2, 2],
-        },
-        images(32),
-    ),
+    _family("segformer", PYRAMID, images(32)),
+    _family("pvt_v2", {"image_size": 32, **PYRAMID}, images(32)),
     _family(
         "poolformer",
         {

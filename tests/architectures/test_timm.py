@@ -7,7 +7,7 @@ import pytest
 pytest.importorskip("timm")
 
 from tests.architectures.families import TIMM, Family
-from tests.architectures.training import LEAST_SHARE, healthy, planted, share_in
+from tests.architectures.training import check_healthy, check_number, check_planted
 
 FAMILIES = [pytest.param(family, id=family.name) for family in TIMM]
 PLANTED = [pytest.param(family, id=family.name) for family in TIMM if not family.cannot_plant]
@@ -15,21 +15,13 @@ PLANTED = [pytest.param(family, id=family.name) for family in TIMM if not family
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_healthy_member_is_looked_at_in_silence(family: Family) -> None:
-    tracker = healthy(family)
-    assert tracker.findings == []
-    assert tracker.report is not None
-    assert tracker.report.coverage >= 0.99
-    assert tracker.report.status != "symmetric"
+    check_healthy(family)
 
 
 @pytest.mark.parametrize("family", PLANTED)
 def test_copies_of_half_of_the_units_are_found(family: Family) -> None:
-    report = planted(family).report
-    assert report is not None
-    assert report.status == "symmetric"
-    assert share_in(report) >= LEAST_SHARE
+    check_planted(family)
 
 
 def test_there_are_enough_families() -> None:
-    assert len({family.name for family in TIMM}) == len(TIMM) >= 30
-    assert len(PLANTED) >= 30
+    check_number(TIMM)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -46,6 +47,29 @@ def copy_halves(tensor: Tensor, dim: int) -> None:
     number = tensor.shape[dim] // 2
     slices = tensor.movedim(dim, 0)
     slices[1 : 2 * number : 2] = slices[0 : 2 * number : 2].clone()
+
+
+def check_healthy(family: Family) -> None:
+    """A member as it is initialised is looked at in full, and in silence."""
+    tracker = healthy(family)
+    assert tracker.findings == []
+    assert tracker.report is not None
+    assert tracker.report.coverage >= 0.99
+    assert tracker.report.status != "symmetric"
+
+
+def check_planted(family: Family) -> None:
+    """Copies of half of the units are found."""
+    report = planted(family).report
+    assert report is not None
+    assert report.status == "symmetric"
+    assert share_in(report) >= LEAST_SHARE
+
+
+def check_number(families: Sequence[Family]) -> None:
+    """There are enough families."""
+    assert len({family.name for family in families}) == len(families) >= 30
+    assert sum(not family.cannot_plant for family in families) >= 30
 
 
 def share_in(report: SymmetryReport) -> float:

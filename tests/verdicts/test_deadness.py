@@ -18,44 +18,23 @@ from torch.nn.utils import prune
 
 from lightning_symmetry import SymmetryError, SymmetryTracker, SymmetryWarning, assert_no_symmetry, diagnose
 from lightning_symmetry.verdicts.deadness import ZeroStreaks
+from tests import zoo
 from tests.test_tracker import endless, loss_of, sgd, tracked, train
 from tests.training import batches, mlp
 
 
-def with_bias(net: nn.Module, layer: str, value: float, units: slice = slice(None)) -> nn.Module:
-    with torch.no_grad():
-        net.get_submodule(layer).bias[units] = value  # type: ignore[operator]
-    return net
-
-
-def negative(net: nn.Module, layer: str) -> nn.Module:
-    with torch.no_grad():
-        for parameter in net.get_submodule(layer).parameters():
-            parameter.copy_(-parameter.abs())
-    return net
-
-
-def cut_off(net: nn.Module, layer: str) -> nn.Module:
-    weight = net.get_submodule(layer).weight
-    assert isinstance(weight, Tensor)
-    nn.init.zeros_(weight)
-    weight.requires_grad_(False)
-    return net
-
-
 def saturated() -> nn.Module:
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(12, 16), nn.Tanh(), nn.Linear(16, 4))
-    return with_bias(net, "0", 40.0)
+    return zoo.with_bias(nn.Sequential(nn.Linear(12, 16), nn.Tanh(), nn.Linear(16, 4)), "0", 40.0)
 
 
 @pytest.mark.parametrize(
     ("build", "dead", "cause"),
     [
-        (lambda: with_bias(mlp(), "0", -100.0), {"0": 16}, "biases lie so far below zero"),
-        (lambda: negative(mlp(), "0"), {"0": 16}, "None of their weights is positive"),
+        (lambda: zoo.with_bias(mlp(), "0", -100.0), {"0": 16}, "biases lie so far below zero"),
+        (lambda: zoo.negative_weights(mlp(), "0"), {"0": 16}, "None of their weights is positive"),
         (saturated, {"0": 16}, "so large that a sigmoid or tanh after them is saturated"),
-        (lambda: cut_off(mlp(), "4"), {"0": 16, "2": 8}, "cut off by `detach`, or by zero weights"),
+        (lambda: zoo.cut_off(mlp()), {"0": 16, "2": 8}, "cut off by `detach`, or by zero weights"),
     ],
 )
 def test_layers_that_do_no_work_are_found_with_the_cause(
@@ -76,7 +55,7 @@ def test_layers_that_do_no_work_are_found_with_the_cause(
 
 
 def test_dead_units_are_warned_of_once() -> None:
-    net = with_bias(mlp(), "0", -100.0)
+    net = zoo.with_bias(mlp(), "0", -100.0)
     optimizer = sgd(net)
     with warnings.catch_warnings(record=True) as caught, SymmetryTracker(net, optimizer, every_n_steps=5):
         warnings.simplefilter("always")
@@ -87,8 +66,8 @@ def test_dead_units_are_warned_of_once() -> None:
 @pytest.mark.parametrize(("dead_share", "is_found"), [(0.5, False), (0.4, True)])
 def test_a_few_dead_units_are_counted_and_no_finding(dead_share: float, is_found: bool) -> None:
     torch.manual_seed(0)
-    net = with_bias(nn.Sequential(nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, 4)), "0", 1.0)
-    with_bias(net, "0", -100.0, slice(0, 7))
+    net = zoo.with_bias(nn.Sequential(nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, 4)), "0", 1.0)
+    zoo.with_bias(net, "0", -100.0, 7)
     tracker = tracked(net, steps=60, every_n_steps=10, dead_share=dead_share)
     layer = tracker.report.layers["0"]
     assert (layer.dead, layer.died_at) == (tuple(range(7)), (0,) * 7)
@@ -99,12 +78,12 @@ def test_a_few_dead_units_are_counted_and_no_finding(dead_share: float, is_found
 
 
 def test_deaths_are_dated() -> None:
-    net = with_bias(mlp(), "0", 1.0)
+    net = zoo.with_bias(mlp(), "0", 1.0)
     optimizer = sgd(net)
     with warnings.catch_warnings(), SymmetryTracker(net, optimizer, every_n_steps=1) as tracker:
         warnings.simplefilter("ignore", SymmetryWarning)
         train(net, optimizer, 20)
-        with_bias(net, "0", -100.0, slice(0, 9))
+        zoo.with_bias(net, "0", -100.0, 9)
         train(net, optimizer, 55)
         assert tracker.report is not None
         layer = tracker.report.layers["0"]
@@ -115,7 +94,7 @@ def test_deaths_are_dated() -> None:
         assert (
             "They trained until step 20, and died: their biases lie far below zero now" in tracker.report.messages()[0]
         )
-        with_bias(net, "0", 1.0, slice(0, 5))
+        zoo.with_bias(net, "0", 1.0, 5)
         train(net, optimizer, 3)
     layer = tracker.report.layers["0"]
     assert not {0, 1, 2, 3, 4} & set(layer.dead)
@@ -125,7 +104,7 @@ def test_deaths_are_dated() -> None:
 
 
 def test_what_was_dead_for_less_than_50_steps_is_no_finding_but_a_doubt() -> None:
-    tracker = tracked(with_bias(mlp(), "0", -100.0), steps=40, every_n_steps=5)
+    tracker = tracked(zoo.with_bias(mlp(), "0", -100.0), steps=40, every_n_steps=5)
     assert tracker.findings == []
     assert tracker.report.status == "inconclusive"
     (reason,) = tracker.report.reasons
@@ -134,7 +113,7 @@ def test_what_was_dead_for_less_than_50_steps_is_no_finding_but_a_doubt() -> Non
 
 def test_the_gate_goes_on_until_it_knows() -> None:
     with pytest.raises(SymmetryError, match="0: all 16 units have gradients of exactly zero"):
-        assert_no_symmetry(with_bias(mlp(), "0", -100.0), loss_of, batches())
+        assert_no_symmetry(zoo.with_bias(mlp(), "0", -100.0), loss_of, batches())
 
 
 class Routed(nn.Module):
@@ -182,14 +161,16 @@ def test_pruned_units_are_not_called_dead() -> None:
 
 
 def test_one_look_says_what_it_sees() -> None:
-    net = with_bias(with_bias(mlp(), "0", 1.0), "0", -100.0, slice(3, 6))
+    net = mlp()
+    for value, num_units in ((1.0, None), (-100.0, 6), (1.0, 3)):
+        zoo.with_bias(net, "0", value, num_units)
     loss_of(net, next(endless())).backward()
     layer = diagnose(net).layers["0"]
     assert (layer.dead, layer.died_at, layer.groups) == ((3, 4, 5), (), [])
 
 
 def test_a_training_that_is_resumed_goes_on_counting() -> None:
-    net = with_bias(mlp(), "0", -100.0)
+    net = zoo.with_bias(mlp(), "0", -100.0)
     optimizer = sgd(net)
     with SymmetryTracker(net, optimizer, every_n_steps=5) as tracker:
         train(net, optimizer, 30)
@@ -207,7 +188,7 @@ def test_a_training_that_is_resumed_goes_on_counting() -> None:
 
 
 def test_gradients_that_are_not_finite_say_nothing() -> None:
-    net = with_bias(mlp(), "0", -100.0)
+    net = zoo.with_bias(mlp(), "0", -100.0)
     optimizer = sgd(net)
     with warnings.catch_warnings(), SymmetryTracker(net, optimizer, every_n_steps=1) as tracker:
         warnings.simplefilter("ignore", SymmetryWarning)

@@ -18,20 +18,6 @@ from tests.test_tracker import loss_of, sgd, tracked
 from tests.training import fill
 
 
-class Square(nn.Module):
-    """An even function."""
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        return inputs.square()
-
-
-def mirror(layer: nn.Module, start: int, sign: float = -1.0) -> None:
-    """Make the rows from ``start`` on those before, or their negatives."""
-    with torch.no_grad():
-        for parameter in layer.parameters():
-            parameter[start:] = sign * parameter[:start]
-
-
 def weight_of(net: nn.Sequential, place: int) -> Tensor:
     weight = net[place].weight
     assert isinstance(weight, Tensor)
@@ -42,9 +28,7 @@ def mirrored_mlp(activation: Callable[[], nn.Module] = nn.Tanh, outgoing: float 
     """A hidden layer whose second half is the mirror image of the first, and so are its outgoing weights."""
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(12, 16), activation(), nn.Linear(16, 4))
-    mirror(net[0], 8)
-    with torch.no_grad():
-        weight_of(net, 2)[:, 8:] = outgoing * weight_of(net, 2)[:, :8]
+    zoo.mirrored(net, "0", "2", outgoing)
     return net
 
 
@@ -61,10 +45,10 @@ PAIRS = {(i, i + 8): ("locked", (i + 8,)) for i in range(8)}
         (nn.Tanh, -1.0, True),
         (nn.Identity, -1.0, True),
         (nn.Softsign, -1.0, True),
-        (Square, 1.0, True),
+        (zoo.Square, 1.0, True),
         (nn.ReLU, -1.0, False),  # looks-linear initialisation
         (nn.ReLU, 1.0, False),
-        (Square, -1.0, False),
+        (zoo.Square, -1.0, False),
         (nn.Tanh, 0.5, False),
         (nn.GELU, -1.0, False),
     ],
@@ -159,33 +143,15 @@ def test_recurrent_units(kind: Any) -> None:
 def test_filters() -> None:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Unflatten(1, (3, 2, 2)), nn.Conv2d(3, 8, 2), nn.Tanh(), nn.Flatten(), nn.Linear(8, 4))
-    mirror(net[1], 4)
-    with torch.no_grad():
-        weight_of(net, 4)[:, 4:] = -weight_of(net, 4)[:, :4]
+    zoo.mirrored(net, "1", "4")
     assert groups_of(tracked(net).report, "1") == {(i, i + 4): ("locked", (i + 4,)) for i in range(4)}
-
-
-class Attention(nn.Module):
-    """One head of 6 dimensions over 4 positions."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.q, self.k, self.v, self.head = nn.Linear(3, 6), nn.Linear(3, 6), nn.Linear(3, 6), nn.Linear(24, 4)
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        x = inputs.unflatten(1, (4, 3))
-        weights = (self.q(x) @ self.k(x).transpose(1, 2)).softmax(dim=2)
-        logits: Tensor = self.head((weights @ self.v(x)).flatten(1))
-        return logits
 
 
 def test_queries_and_keys_that_are_mirrored_together() -> None:
     torch.manual_seed(0)
-    net = Attention()
-    mirror(net.q, 3)
-    mirror(net.k, 3)
+    net = zoo.mirror_rows(zoo.Attention(), "q", "k")
     report = tracked(net).report
-    pairs = {(i, i + 3): ("locked", (i + 3,)) for i in range(3)}
+    pairs = {(i, i + 4): ("locked", (i + 4,)) for i in range(4)}
     assert (groups_of(report, "q"), groups_of(report, "k"), groups_of(report, "v")) == (pairs, pairs, {})
 
 
