@@ -29,6 +29,7 @@ _NO_DIRECTION = (176, 180, 188)
 _SIDE = 320
 _LEFT, _TOP, _RIGHT = 50, 46, 66  # around the square: unit indices, heading, scale
 _LINE = 20
+_KEYS_IN_A_LINE = 3
 _SMALL, _LARGE = 13, 15  # sizes that can be read after TensorBoard has scaled the picture down
 _MAX_LAYERS = 40
 
@@ -146,7 +147,9 @@ def draw_overview(report: SymmetryReport) -> Pixels:
     bar, line = 260, 24
     heading = f"Step {report.step}: {report.totals()}"
     width = max(left + bar + 120, 520, 24 + int(_font(_LARGE).getlength(heading)))
-    image = Image.new("RGB", (width, 66 + line * len(layers) + 2 * _LINE + 10), _PAPER)
+    keys = {"distinct": _DISTINCT, **{str(verdict): verdict.traits.colour for verdict in Verdict}}
+    num_lines = -(-len(keys) // _KEYS_IN_A_LINE)
+    image = Image.new("RGB", (width, 66 + line * len(layers) + num_lines * _LINE + 10), _PAPER)
     draw = ImageDraw.Draw(image)
     draw.text((12, 6), heading, _INK, _font(_LARGE))
     draw.text((left + bar + 10, 34), "distinct / units", _PALE, font)
@@ -165,9 +168,9 @@ def draw_overview(report: SymmetryReport) -> Pixels:
             x += part
         draw.text((left + bar + 10, y + 1), f"{layer.effective_width} / {layer.num_units}", _INK, font)
         y += line
-    keys = {"distinct": _DISTINCT, **{str(verdict): verdict.traits.colour for verdict in Verdict}}
     for i, (text, colour) in enumerate(keys.items()):
-        _draw_key(draw, 12 + 130 * (i % 3), y + 8 + _LINE * (i // 3), text, colour)
+        row, column = divmod(i, _KEYS_IN_A_LINE)
+        _draw_key(draw, 12 + 130 * column, y + 8 + _LINE * row, text, colour)
     return np.asarray(image)
 
 

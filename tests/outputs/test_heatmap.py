@@ -92,3 +92,11 @@ def test_the_heading_of_an_overview_is_not_cut_off() -> None:
     image = draw_overview(replace(report, coverage=0.5))
     assert (image[:30, -6:] == 255).all()
     assert (image[:30, :-6] != 255).any()
+
+
+def test_the_legend_of_an_overview_is_whole() -> None:
+    image = draw_overview(SymmetryReport(0, {"fc": layer_of(8, [])}))
+    for verdict in Verdict:
+        colour = [int(verdict.traits.colour[i : i + 2], 16) for i in (1, 3, 5)]
+        assert (image == colour).all(axis=-1).sum() == 12 * 12, verdict
+    assert (image[-4:] == 255).all()
