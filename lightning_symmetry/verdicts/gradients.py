@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from functools import cache, cached_property
 
 import numpy as np
 import torch
@@ -32,6 +32,14 @@ def in_unused_blocks(is_zero: Mask, blocks: int) -> Mask:
     """
     is_unused = is_zero.reshape(blocks, -1).all(axis=1)
     return np.repeat(is_unused & ~is_unused.all(), len(is_zero) // blocks)
+
+
+@cache
+def _none_of(num_units: int) -> Mask:
+    """A mask of none of so many units, ``(num_units,)``, which cannot be written to."""
+    mask = np.zeros(num_units, dtype=np.bool_)
+    mask.setflags(write=False)
+    return mask
 
 
 class GradientEvidence:
@@ -141,6 +149,8 @@ class GradientEvidence:
         """
         if self._question is None or not self._layer.can_freeze:
             return None, None
+        if self._norms.min(initial=np.inf) > 0:  # neither zero nor NaN, as in most layers
+            return _none_of(len(self._norms)), _none_of(len(self._norms))
         idle = (self._norms == 0) & (weight_norms > 0)
         if exclude:
             idle[list(exclude)] = False

@@ -112,7 +112,7 @@ class History:
         deaths = self._deaths[name]
         dead, died = deaths.update(seen, step, is_fresh=is_fresh, is_unused=is_unused)
         of_the_dead = deaths.group
-        told = self._untold(name, news) + ([died.to_finding(name)] if died else [])
+        told = (self._untold(name, news) if news else []) + ([died.to_finding(name)] if died else [])
         counted = self._orientations[name].update(seen)
         return to_diagnosis(seen, groups + ([of_the_dead] if of_the_dead else []), dead, counted), told
 

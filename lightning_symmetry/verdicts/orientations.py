@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from lightning_symmetry.verdicts.looks import Look
 
-_EARLY = (1, 8, 16)
-_EVERY = 32
+_EARLY = (1, 8, 16, 32)
+_EVERY = 64
 _EVERY_IF_FEW = 4
 
 

@@ -118,7 +118,7 @@ class LayerDiagnosis:
         orientations: number of directions, up to sign, among the rows of the living units, those that are neither dead
             nor zero; rows whose cosine similarity is 0.999 or more in absolute value share one. Small initialisation
             makes units condense onto few directions early in the training (Zhou et al. 2022, arXiv 2105.11686). The
-            number is that of the latest count: counted are looks 1, 8, 16 and 32 at the layer, then every 32nd, and
+            number is that of the latest count: counted are looks 1, 8, 16 and 32 at the layer, then every 64th, and
             every fourth where the directions are at most half as many as the distinct living units. None for layers
             of more than 16,384 units.
         slices_of: name of the parameter, if these units are its slices because no adapter knows it; else empty.

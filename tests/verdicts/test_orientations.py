@@ -117,15 +117,15 @@ def test_dead_units_do_not_count() -> None:
 
 def looks_counted(are_few: bool) -> Iterator[int]:
     state = Orientations(are_few=are_few)
-    for number in range(1, 100):
+    for number in range(1, 130):
         if state.is_due:
             yield number
         state.num_looks += 1
 
 
 def test_they_are_counted_seldom() -> None:
-    assert list(looks_counted(False)) == [1, 8, 16, 32, 64, 96]
-    assert list(looks_counted(True)) == [1, *range(4, 100, 4)]
+    assert list(looks_counted(False)) == [1, 8, 16, 32, 64, 128]
+    assert list(looks_counted(True)) == [1, *range(4, 130, 4)]
 
 
 def test_the_number_survives_a_checkpoint() -> None:
