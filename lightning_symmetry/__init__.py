@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lightning_symmetry.callback import SymmetryMonitor
+    from lightning_symmetry.disk.scanning import scan
     from lightning_symmetry.engine.diagnose import diagnose
     from lightning_symmetry.engine.saying import SymmetryError, SymmetryWarning
     from lightning_symmetry.gate import assert_no_symmetry
     from lightning_symmetry.matrices.grouping import duplicate_groups
+    from lightning_symmetry.merging.merge import Merged, merge_duplicates
     from lightning_symmetry.probe import ActivationProbe
     from lightning_symmetry.tracker import SymmetryTracker
     from lightning_symmetry.units.registry import Units, register_layer
@@ -24,6 +26,7 @@ __all__ = [
     "CopyGroup",
     "Finding",
     "LayerDiagnosis",
+    "Merged",
     "SymmetryError",
     "SymmetryMonitor",
     "SymmetryReport",
@@ -35,7 +38,9 @@ __all__ = [
     "assert_no_symmetry",
     "diagnose",
     "duplicate_groups",
+    "merge_duplicates",
     "register_layer",
+    "scan",
 ]
 
 
@@ -46,6 +51,7 @@ _ROOMS = {
     "CopyGroup": "verdicts.report",
     "Finding": "verdicts.report",
     "LayerDiagnosis": "verdicts.report",
+    "Merged": "merging.merge",
     "SymmetryError": "engine.saying",
     "SymmetryMonitor": "callback",
     "SymmetryReport": "verdicts.report",
@@ -57,7 +63,9 @@ _ROOMS = {
     "assert_no_symmetry": "gate",
     "diagnose": "engine.diagnose",
     "duplicate_groups": "matrices.grouping",
+    "merge_duplicates": "merging.merge",
     "register_layer": "units.registry",
+    "scan": "disk.scanning",
 }
 
 

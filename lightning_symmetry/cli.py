@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lightning_symmetry import __version__
+from lightning_symmetry.verdicts.verdict import Verdict
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -32,8 +33,47 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metavar="FILE",
         help="where the report goes (default: %(default)s)",
     )
+    _add_scan(commands)
     options = parser.parse_args(arguments)
+    if options.command == "scan":
+        return _scan(options)
     return _demo(options.logdir) if options.command == "demo" else _report(options.logdir, options.output)
+
+
+def _add_scan(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    scan = commands.add_parser(
+        "scan",
+        help="find duplicate units in checkpoints on disk",
+        description="Find duplicate units in checkpoints on disk, without running any code that they bring along.",
+        epilog="exit status: 0 if nothing was found, 1 if something was, 2 if a checkpoint could not be read",
+    )
+    scan.add_argument(
+        "paths",
+        type=Path,
+        nargs="+",
+        metavar="PATH",
+        help="a .safetensors, .ckpt, .pt, .pth or .bin file, an index of shards, or a folder of them",
+    )
+    scan.add_argument("--json", action="store_true", help="print one JSON object per checkpoint, each on a line")
+    scan.add_argument(
+        "--fail-on",
+        type=_verdicts,
+        default=[verdict for verdict in Verdict if verdict is not Verdict.BREAKING],
+        metavar="VERDICT,...",
+        help=f"the verdicts that make the exit status 1, of {', '.join(Verdict)} (default: all but breaking)",
+    )
+    scan.add_argument(
+        "--model",
+        metavar="PACKAGE.MODULE:CLASS",
+        help="what makes the model, so that its layers say what their units are (default: names and shapes say it)",
+    )
+
+
+def _verdicts(names: str) -> list[Verdict]:
+    try:
+        return [Verdict(name.strip()) for name in names.split(",")]
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{error}; choose from {', '.join(Verdict)}") from error
 
 
 def _demo(logdir: Path) -> int:
@@ -56,3 +96,9 @@ def _report(logdir: Path, output: Path) -> int:
         return 1
     print(f"Wrote {output} ({output.stat().st_size / 1024:,.0f} KiB).")
     return 0
+
+
+def _scan(options: argparse.Namespace) -> int:
+    from lightning_symmetry.disk.command import run
+
+    return run(options.paths, as_json=options.json, fail_on=options.fail_on, model=options.model)

@@ -41,7 +41,7 @@ def test_all_that_is_imported_is_declared() -> None:
     (folder,) = lightning_symmetry.__path__
     distributions = packages_distributions()
     foreign = imported_packages(Path(folder)) - sys.stdlib_module_names - {"lightning_symmetry"}
-    declared = requirements("demo", "plot", "test-core", "test").keys() | {"pytorch-lightning"}  # a part of lightning
+    declared = requirements("demo", "merge", "plot", "scan", "test-core", "test").keys() | {"pytorch-lightning"}  # a part of lightning
     undeclared = {
         name for name in foreign if not {canonicalize_name(found) for found in distributions[name]} & declared
     }
@@ -49,7 +49,7 @@ def test_all_that_is_imported_is_declared() -> None:
 
 
 def test_the_lowest_versions_are_those_that_are_tested() -> None:
-    allowed = requirements("demo", "test-core")
+    allowed = requirements("demo", "merge", "scan", "test-core")
     lines = (_ROOT / "constraints-lowest.txt").read_text(encoding="utf-8").splitlines()
     pins = [Requirement(line) for line in lines if line and not line.startswith("#")]
     tested: dict[str, str] = {canonicalize_name(pin.name): str(pin.specifier).removeprefix("==") for pin in pins}
