@@ -41,7 +41,9 @@ def test_all_that_is_imported_is_declared() -> None:
     (folder,) = lightning_symmetry.__path__
     distributions = packages_distributions()
     foreign = imported_packages(Path(folder)) - sys.stdlib_module_names - {"lightning_symmetry"}
-    declared = requirements("demo", "merge", "plot", "scan", "test-core", "test").keys() | {"pytorch-lightning"}  # a part of lightning
+    declared = requirements("demo", "merge", "plot", "scan", "test-core", "test").keys() | {
+        "pytorch-lightning"
+    }  # a part of lightning
     undeclared = {
         name for name in foreign if not {canonicalize_name(found) for found in distributions[name]} & declared
     }
