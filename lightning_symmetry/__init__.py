@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from lightning_symmetry.matrices.grouping import duplicate_groups
     from lightning_symmetry.merging.merge import Merged, merge_duplicates
     from lightning_symmetry.probe import ActivationProbe
+    from lightning_symmetry.repair.breaking import Change, break_symmetry
     from lightning_symmetry.tracker import SymmetryTracker
     from lightning_symmetry.units.registry import Units, register_layer
     from lightning_symmetry.verdicts.report import CopyGroup, Finding, LayerDiagnosis, SymmetryReport, UnitGroup
@@ -23,6 +24,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ActivationProbe",
+    "Change",
     "CopyGroup",
     "Finding",
     "LayerDiagnosis",
@@ -36,6 +38,7 @@ __all__ = [
     "Units",
     "Verdict",
     "assert_no_symmetry",
+    "break_symmetry",
     "diagnose",
     "duplicate_groups",
     "merge_duplicates",
@@ -48,6 +51,7 @@ __all__ = [
 # not wait for torch; only the callback needs Lightning, which takes seconds.
 _ROOMS = {
     "ActivationProbe": "probe",
+    "Change": "repair.breaking",
     "CopyGroup": "verdicts.report",
     "Finding": "verdicts.report",
     "LayerDiagnosis": "verdicts.report",
@@ -61,6 +65,7 @@ _ROOMS = {
     "Units": "units.registry",
     "Verdict": "verdicts.verdict",
     "assert_no_symmetry": "gate",
+    "break_symmetry": "repair.breaking",
     "diagnose": "engine.diagnose",
     "duplicate_groups": "matrices.grouping",
     "merge_duplicates": "merging.merge",

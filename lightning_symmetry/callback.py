@@ -26,6 +26,7 @@ from lightning_symmetry.outputs.folder import folder_outputs
 from lightning_symmetry.outputs.loggers import outputs_of
 from lightning_symmetry.outputs.output import Heatmaps, Output, Scalars
 from lightning_symmetry.ranks.reading import team_of_all
+from lightning_symmetry.repair.breaking import Change
 from lightning_symmetry.verdicts.report import Finding, SymmetryReport
 
 if TYPE_CHECKING:
@@ -61,7 +62,8 @@ class SymmetryMonitor(Callback, _OtherCallback):
         heatmaps: pictures of layers in the loggers: of those with findings, when these change; of all, at every
             check; or none.
         on_symmetry: what a new finding leads to: a warning; a warning and the clean end of the training; a warning
-            and a :class:`SymmetryError`; or nothing but the records.
+            and a :class:`SymmetryError`; a warning and new weights for these units, see :func:`break_symmetry`, which
+            is the one choice that changes the training; or nothing but the records.
         scalars: totals, and the layers that have findings or are condensed, at most eight of them; totals and all
             layers; totals and all layers with findings; or none. The totals are also among
             ``Trainer.callback_metrics``.
@@ -124,6 +126,11 @@ class SymmetryMonitor(Callback, _OtherCallback):
     def findings(self) -> list[Finding]:
         """Every group that was warned of, with layer, units, verdict, and when it was seen and broken."""
         return self._engine.findings
+
+    @property
+    def changes(self) -> list[Change]:
+        """What was changed in the model, with ``on_symmetry="break"``."""
+        return self._engine.changes
 
     @property
     @override
@@ -208,7 +215,7 @@ class SymmetryMonitor(Callback, _OtherCallback):
             # `log` would write them to the loggers a second time.
             metrics = {tag: torch.tensor(value) for tag, value in conclusion.report.metrics(layers=()).items()}
             trainer.callback_metrics.update(metrics)
-        if self._engine.act(conclusion):
+        if self._engine.act(conclusion, pl_module):
             trainer.should_stop = True
 
     def _unhook(self) -> None:

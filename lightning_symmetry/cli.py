@@ -16,12 +16,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="lightning-symmetry", description="Find neurons that train as one.")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    demo = commands.add_parser("demo", help="train one small network from seven initialisations and compare them")
+    demo = commands.add_parser("demo", help="train one small network from ten initialisations and compare them")
     demo.add_argument(
         "--logdir",
         type=Path,
         default=Path("symmetry_demo"),
         help="where the TensorBoard runs go (default: %(default)s)",
+    )
+    demo.add_argument(
+        "--repair",
+        action="store_true",
+        help="train from five seeds with and without on_symmetry='break', and merge what trained as copies",
     )
     report = commands.add_parser("report", help="write the Symmetry tab of TensorBoard as one HTML file")
     report.add_argument("logdir", type=Path, metavar="LOGDIR", help="directory of TensorBoard runs")
@@ -37,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.command == "scan":
         return _scan(options)
-    return _demo(options.logdir) if options.command == "demo" else _report(options.logdir, options.output)
+    return _demo(options) if options.command == "demo" else _report(options.logdir, options.output)
 
 
 def _add_scan(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -76,13 +81,13 @@ def _verdicts(names: str) -> list[Verdict]:
         raise argparse.ArgumentTypeError(f"{error}; choose from {', '.join(Verdict)}") from error
 
 
-def _demo(logdir: Path) -> int:
+def _demo(options: argparse.Namespace) -> int:
     try:
-        from lightning_symmetry.demo import run
+        from lightning_symmetry.demo import gallery, repairs
     except ModuleNotFoundError as error:
         print(f"The demo needs {error.name}: pip install 'lightning-symmetry[demo]'", file=sys.stderr)
         return 1
-    run(logdir)
+    (repairs if options.repair else gallery).run(options.logdir)
     return 0
 
 

@@ -20,6 +20,7 @@ from lightning_symmetry.outputs.console import ConsoleSummary
 from lightning_symmetry.outputs.loggers import outputs_of
 from lightning_symmetry.outputs.output import Heatmaps, Output, Scalars
 from lightning_symmetry.ranks.reading import device_to_send_from, has_group, team_of_all
+from lightning_symmetry.repair.breaking import Change
 from lightning_symmetry.verdicts.report import Finding, SymmetryReport
 
 _EVERY_N_STEPS = 50
@@ -52,7 +53,8 @@ class SymmetryTracker:
         exclude: patterns of layer names to leave out.
         heatmaps: pictures of layers: of those with findings, when these change; of all, at every check; or none.
         on_symmetry: what a new finding leads to: a warning; a warning and :attr:`should_stop`; a warning and a
-            :class:`SymmetryError` out of ``optimizer.step()``; or nothing but the records.
+            :class:`SymmetryError` out of ``optimizer.step()``; a warning and new weights for these units, see
+            :func:`break_symmetry`, which is the one choice that changes the training; or nothing but the records.
         scalars: totals, and the layers that have findings or are condensed, at most eight of them; totals and all
             layers; totals and all layers with findings; or none.
         require_conclusion: whether :meth:`close` raises if nothing could be concluded of the model.
@@ -127,6 +129,11 @@ class SymmetryTracker:
         return self._engine.findings
 
     @property
+    def changes(self) -> list[Change]:
+        """What was changed in the model, with ``on_symmetry="break"``."""
+        return self._engine.changes
+
+    @property
     def should_stop(self) -> bool:
         """Whether something was found, and ``on_symmetry`` is ``"stop"``: a loop of your own may want to end."""
         return self._should_stop
@@ -193,7 +200,7 @@ class SymmetryTracker:
         conclusion = self._engine.before_step(
             self._model, optimizer, self._engine.num_steps, every_n_steps, self._outputs
         )
-        if conclusion is not None and self._engine.act(conclusion):
+        if conclusion is not None and self._engine.act(conclusion, self._model):
             self._should_stop = True
 
     def _end(self) -> None:

@@ -33,13 +33,13 @@ def _start_alike() -> None:
 @pytest.fixture(scope="session")
 def gallery(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A log directory with the runs of the demo, just written, and some more for the Symmetry tab to cope with."""
-    from lightning_symmetry import demo
+    from lightning_symmetry.demo import gallery
     from tests import tab_runs
 
     logdir = tmp_path_factory.mktemp("gallery")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        demo.run(logdir)
+        gallery.run(logdir)
         tab_runs.write_all(logdir)
     return logdir
 

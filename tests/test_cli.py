@@ -14,10 +14,10 @@ from tests.outputs.test_tensorboard import read
 def test_demo_tells_the_sick_from_the_healthy(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lightning_symmetry import demo
+    from lightning_symmetry.demo import gallery
 
     monkeypatch.setenv("COLUMNS", "120")
-    monitors = demo.run(tmp_path)
+    monitors = gallery.run(tmp_path)
     verdicts = {name: {(f.layer, f.verdict) for f in monitor.findings} for name, monitor in monitors.items()}
     hidden = ("fc1", "fc2")
     assert verdicts["zeros"] == {(layer, Verdict.FROZEN) for layer in hidden}
@@ -49,10 +49,34 @@ def test_demo_tells_the_sick_from_the_healthy(
     assert "symmetry/heatmap/fc1" in read(tmp_path / "copied_half").Tags()["images"]
 
 
+def test_demo_of_the_repairs_comes_close_to_the_healthy_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lightning_symmetry.demo import repairs
+
+    monkeypatch.setenv("COLUMNS", "120")
+    outcomes, smaller = repairs.run(tmp_path, num_seeds=1)
+    [healthy] = outcomes["PyTorch default"].left
+    assert outcomes["PyTorch default"].broken == [healthy]  # nothing was changed
+    for name in ("zeros", "constant 0.02", "constant -0.02"):
+        assert outcomes[name].left[0] < 0.5
+    for outcome in outcomes.values():
+        assert outcome.broken[0] > healthy - 0.04  # of one seed; of five, the median is closer
+    assert smaller is not None
+    assert smaller.num_units == (106, 58)
+    assert smaller.num_equal == smaller.num_images == 450
+    assert "symmetry/overview" in read(tmp_path / "zeros_broken").Tags()["images"]
+
+    out = capsys.readouterr().out
+    assert "10 of fc3" in out
+    assert "106 units become 58" in out
+
+
 def test_demo_without_its_extra_says_what_to_install(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delitem(sys.modules, "lightning_symmetry.demo", raising=False)
+    for module in [name for name in sys.modules if name.startswith("lightning_symmetry.demo")]:
+        monkeypatch.delitem(sys.modules, module)
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     assert main(["demo"]) == 1
     out, err = capsys.readouterr()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -18,6 +18,8 @@ from lightning_symmetry.engine.saying import SymmetryError, SymmetryWarning, war
 from lightning_symmetry.engine.schedule import Schedule
 from lightning_symmetry.outputs.output import Output
 from lightning_symmetry.ranks.team import Team, TeamError, attempt
+from lightning_symmetry.repair.breaking import Change, break_symmetry
+from lightning_symmetry.repair.writing import CannotChangeError
 from lightning_symmetry.units.comparable import Comparable
 from lightning_symmetry.units.discovery import Found
 from lightning_symmetry.units.lookup import FindLayers, rows_by_name
@@ -58,6 +60,7 @@ class SymmetryEngine:
         options: the options.
         report: the latest report; None before the first check.
         findings: every group that was warned of.
+        changes: what was changed in the model, with ``on_symmetry="break"``.
     """
 
     def __init__(self, options: Options, who: str, tell: Callable[[str], None]) -> None:
@@ -76,6 +79,7 @@ class SymmetryEngine:
         self._examiner = Examiner(self.options, self._leave_out)
         self._schedule = Schedule()
         self._optimizers: list[Optimizer] = []  # in the order of their places
+        self.changes: list[Change] = []
         # By all ranks, at the latest check.
         self._agreed: tuple[SymmetryReport | None, dict[str, Any]] = (None, self._examiner.state_dict())
 
@@ -153,8 +157,12 @@ class SymmetryEngine:
         self._schedule.count(place, step)
         return self._guard.run("check", self._check, model, optimizer, step, outputs) if is_due else None
 
-    def act(self, conclusion: Conclusion) -> bool:
+    def act(self, conclusion: Conclusion, model: nn.Module) -> bool:
         """Do what ``on_symmetry`` asks for; whether the training should stop.
+
+        Args:
+            conclusion: what the check has come to.
+            model: the model, which is changed if the user wants its symmetries broken.
 
         Raises:
             SymmetryError: if there is news, and the user wants the training to fail.
@@ -166,9 +174,30 @@ class SymmetryEngine:
             self._warn(text, SymmetryWarning)
         if choice == "raise":
             raise SymmetryError("\n".join(conclusion.texts), conclusion.report, conclusion.news)
+        if choice == "break":
+            self._guard.run("repair", self._break, conclusion, model)
         if choice == "stop":
             self._tell(f"{self._who} stops the training.")
         return choice == "stop"
+
+    def _break(self, conclusion: Conclusion, model: nn.Module) -> None:
+        """Part the units that are found for the first time; on all ranks, which draw the same."""
+        found = {finding.layer for finding in conclusion.news if not finding.modules}
+        modules = {finding.modules for finding in conclusion.news}
+        report = conclusion.report
+        part = replace(
+            report,
+            layers={name: layer for name, layer in report.layers.items() if layer.name in found},
+            copies=[group for group in report.copies if any(set(group.modules) <= set(names) for names in modules)],
+        )
+        try:
+            changes = break_symmetry(model, part, optimizer=self._optimizers)
+        except CannotChangeError as error:
+            self._warn(f"{self._who} cannot break the symmetry. {error} Training goes on.", SymmetryWarning)
+            return
+        self.changes += changes
+        what = " ".join(map(str, changes)) or "there is nothing that new weights of these units would part."
+        self._warn(f"{self._who} breaks the symmetry, as on_symmetry='break' asks: {what}", SymmetryWarning)
 
     def make_outputs(self, task: str, make: Callable[[], Sequence[Output]]) -> Sequence[Output] | None:
         """What ``make`` returns; None if that fails, in which case it may be tried again at the next check.

@@ -52,9 +52,8 @@ class Guard:
             self._failures[task] = self._failures.get(task, 0) + 1
             self._reasons[task] = describe(error)
             if self.is_off(task):
-                self._warn(
-                    f"{self._who} switches off its {task}, which failed with {describe(error)}. Training goes on."
-                )
+                reason = describe(error).rstrip(".")
+                self._warn(f"{self._who} switches off its {task}, which failed with {reason}. Training goes on.")
             return None
         self._failures.pop(task, None)
         return result

@@ -16,7 +16,7 @@ from lightning_symmetry.arguments import (
 )
 from lightning_symmetry.outputs.output import Heatmaps, Scalars
 
-OnSymmetry = Literal["warn", "stop", "raise", "ignore"]
+OnSymmetry = Literal["warn", "stop", "raise", "break", "ignore"]
 
 
 @dataclass(frozen=True)

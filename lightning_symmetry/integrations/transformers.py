@@ -17,6 +17,7 @@ from lightning_symmetry.engine.saying import warn
 from lightning_symmetry.outputs.folder import folder_outputs
 from lightning_symmetry.outputs.output import Heatmaps, Scalars
 from lightning_symmetry.ranks.team import describe
+from lightning_symmetry.repair.breaking import Change
 from lightning_symmetry.tracker import SymmetryTracker
 from lightning_symmetry.verdicts.report import Finding, SymmetryReport
 
@@ -88,6 +89,11 @@ class SymmetryCallback(TrainerCallback, ExportableState):
     def findings(self) -> list[Finding]:
         """Every group that was warned of, with layer, units, verdict, and when it was seen and broken."""
         return [] if self._tracker is None else self._tracker.findings
+
+    @property
+    def changes(self) -> list[Change]:
+        """What was changed in the model, with ``on_symmetry="break"``."""
+        return [] if self._tracker is None else self._tracker.changes
 
     @override
     def on_train_begin(

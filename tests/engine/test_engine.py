@@ -85,9 +85,9 @@ def test_acting_is_apart_from_concluding() -> None:
         conclusions = loop(fill(mlp(), 0.5), engine, [])
     [with_news] = [conclusion for conclusion in conclusions if conclusion.news]
     with pytest.warns(SymmetryWarning) as caught:
-        assert engine.act(with_news)
+        assert engine.act(with_news, mlp())
     assert [str(warning.message).partition(" units")[0] for warning in caught] == ["0: all 16", "2: all 8"]
-    assert not engine.act(conclusions[-1])
+    assert not engine.act(conclusions[-1], mlp())
 
 
 def test_optimizers_that_nobody_announced_are_counted_each_for_itself() -> None:
@@ -107,7 +107,7 @@ def test_a_process_that_does_not_speak_says_and_writes_nothing() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for conclusion in loop(fill(mlp(), 0.5), engine, [notebook]):
-            engine.act(conclusion)
+            engine.act(conclusion, mlp())
     assert notebook.steps == []
     assert len(engine.findings) == 2
 
@@ -116,7 +116,7 @@ def test_the_warning_points_at_the_code_of_the_user() -> None:
     engine = engine_of()
     [with_news] = [conclusion for conclusion in loop(fill(mlp(), 0.5), engine, []) if conclusion.news]
     with pytest.warns(SymmetryWarning) as caught:
-        engine.act(with_news)
+        engine.act(with_news, mlp())
     assert {warning.filename for warning in caught} == {__file__}
 
 

@@ -111,6 +111,14 @@ def test_raise_ends_it_with_an_error(tmp_path: Path) -> None:
         train(Model(0.0), tmp_path, SymmetryCallback(on_symmetry="raise"))
 
 
+def test_what_is_found_can_be_broken(tmp_path: Path) -> None:
+    callback = SymmetryCallback(every_n_steps=1, on_symmetry="break")
+    train(Model(0.1), tmp_path, callback, max_steps=24)
+    assert [change.layer for change in callback.changes] == ["net.0", "net.2"]
+    assert callback.report is not None
+    assert callback.report.redundant_units == 0
+
+
 def test_a_training_that_is_too_short_can_be_an_error(tmp_path: Path) -> None:
     with pytest.raises(SymmetryError, match="no conclusion"):
         train(Model(), tmp_path, SymmetryCallback(require_conclusion=True), max_steps=1)

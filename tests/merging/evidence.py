@@ -6,12 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
-from torch import Tensor, nn
+from torch import nn
 
 from lightning_symmetry import Merged, diagnose, merge_duplicates
-from lightning_symmetry.demo import GALLERY, DigitsNet
+from lightning_symmetry.demo.digits import GALLERY, DigitsNet, load, started
 from tests import zoo
 from tests.merging.nets import ARCHITECTURES, plant_halves
 
@@ -71,38 +69,20 @@ class Digits:
 
 def digits(epochs: int = 12) -> Digits:
     """Train the network that starts from copied halves, and merge it."""
-    torch.manual_seed(0)
-    images, test_images, labels, test_labels = _digits()
-    start = GALLERY["copied half"]
-    net = DigitsNet(start.activation, start.optimizer)
-    with torch.no_grad():
-        start.initialise(net)
+    data = load()
+    net = started(GALLERY["copied half"])
     optimizer = net.configure_optimizers()
     for _ in range(epochs):
-        for batch in torch.randperm(len(images)).split(64):
+        for batch in torch.randperm(len(data.images)).split(64):
             optimizer.zero_grad()
-            nn.functional.cross_entropy(net(images[batch]), labels[batch]).backward()
+            nn.functional.cross_entropy(net(data.images[batch]), data.labels[batch]).backward()
             optimizer.step()
-    merged = merge_duplicates(net, images[:64], report=diagnose(net), optimizer=optimizer)
+    merged = merge_duplicates(net, data.images[:64], report=diagnose(net), optimizer=optimizer)
     assert isinstance(merged.model, DigitsNet)
-    with torch.no_grad():
-        before, after = (each(test_images).argmax(dim=1) for each in (net, merged.model))
     return Digits(
         widths=([layer.out_features for layer in net.layers()], [each.out_features for each in merged.model.layers()]),
-        num_images=len(test_images),
-        num_equal=int((before == after).sum()),
-        accuracy=float((before == test_labels).double().mean()),
+        num_images=len(data.test_images),
+        num_equal=int((data.predictions(net) == data.predictions(merged.model)).sum()),
+        accuracy=data.accuracy(net),
         merged=merged,
-    )
-
-
-def _digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Images of the training and the test part, then their digits."""
-    data = load_digits()
-    images, test_images, labels, test_labels = train_test_split(data.data / 16, data.target, random_state=0)
-    return (
-        torch.tensor(images, dtype=torch.float32),
-        torch.tensor(test_images, dtype=torch.float32),
-        torch.tensor(labels),
-        torch.tensor(test_labels),
     )

@@ -16,7 +16,7 @@ from tensorboard.context import RequestContext
 from tensorboard.plugins.base_plugin import TBContext
 from torch.utils.tensorboard import SummaryWriter
 
-from lightning_symmetry.demo import GALLERY
+from lightning_symmetry.demo.digits import GALLERY
 from lightning_symmetry.outputs.tab import add_event
 from lightning_symmetry.tensorboard_plugin import STATIC
 from lightning_symmetry.tensorboard_plugin.events import (

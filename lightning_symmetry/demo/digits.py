@@ -1,12 +1,9 @@
-"""The same small network, trained on scikit-learn's digits from healthy and from sick initialisations."""
+"""A small network, trained on scikit-learn's digits from healthy and from sick initialisations."""
 
 from __future__ import annotations
 
+import itertools
 import logging
-import os
-import shutil
-import sys
-import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -23,9 +20,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_symmetry.callback import SymmetryMonitor
-from lightning_symmetry.outputs.console import print_table
-from lightning_symmetry.verdicts.advice import messages
-from lightning_symmetry.verdicts.verdict import Verdict
+from lightning_symmetry.engine.options import OnSymmetry
 
 _EPOCHS = 12
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
@@ -148,39 +143,90 @@ GALLERY: dict[str, Start] = {
 }
 
 
-def run(logdir: Path) -> dict[str, SymmetryMonitor]:
-    """Train the gallery, each a TensorBoard run below ``logdir``, and print what came of it.
+@dataclass(frozen=True)
+class Digits:
+    """Images of digits, ``(n, 64)`` with values in ``[0, 1]``, and the digits, ``(n,)``.
 
-    Returns:
-        The monitor of every run, by the name of the initialisation.
+    Attributes:
+        images: for the training.
+        labels: their digits.
+        test_images: for the accuracy.
+        test_labels: their digits.
     """
-    started = time.monotonic()
-    images, test_images, digits, test_digits = _digits()
-    train = DataLoader(TensorDataset(images, digits), batch_size=64, shuffle=True)
-    monitors: dict[str, SymmetryMonitor] = {}
-    rows: list[tuple[str, ...]] = []
-    bar = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.completed}/{task.total} runs"),
-        TimeElapsedColumn(),
+
+    images: Tensor
+    labels: Tensor
+    test_images: Tensor
+    test_labels: Tensor
+
+    def batches(self) -> DataLoader[tuple[Tensor, ...]]:
+        """The training part, in batches of 64, in a new order in every epoch."""
+        return DataLoader(TensorDataset(self.images, self.labels), batch_size=64, shuffle=True)
+
+    def predictions(self, net: nn.Module) -> Tensor:
+        """The digits that a network sees in the test images."""
+        with torch.no_grad():
+            digits: Tensor = net(self.test_images).argmax(dim=1)
+        return digits
+
+    def accuracy(self, net: nn.Module) -> float:
+        """The share of the test images that a network is right about."""
+        return float((self.predictions(net) == self.test_labels).double().mean())
+
+
+def load() -> Digits:
+    """The digits of scikit-learn, three quarters of them for the training."""
+    data = load_digits()
+    images, test_images, labels, test_labels = train_test_split(data.data / 16, data.target, random_state=0)
+    return Digits(
+        torch.tensor(images, dtype=torch.float32),
+        torch.tensor(labels),
+        torch.tensor(test_images, dtype=torch.float32),
+        torch.tensor(test_labels),
     )
-    with bar, _quiet():
-        task = bar.add_task("", total=len(GALLERY))
-        for name, start in GALLERY.items():
-            bar.update(task, description=f"training: {name:20}")
-            torch.manual_seed(0)
-            net = DigitsNet(start.activation, start.optimizer)
-            with torch.no_grad():
-                start.initialise(net)
-            monitors[name] = _train(net, train, logdir, name)
-            with torch.no_grad():
-                right = (net(test_images).argmax(dim=1) == test_digits).double().mean()
-            rows.append(_row(name, float(right), monitors[name]))
-            bar.advance(task)
-        bar.update(task, description="trained")
-    _print_result(monitors, rows, logdir, time.monotonic() - started)
-    return monitors
+
+
+def started(start: Start, seed: int = 0) -> DigitsNet:
+    """A network that starts in this way; the global random numbers go on from the seed."""
+    torch.manual_seed(seed)
+    net = DigitsNet(start.activation, start.optimizer)
+    with torch.no_grad():
+        start.initialise(net)
+    return net
+
+
+def train(
+    net: DigitsNet, digits: Digits, run: Path | None = None, on_symmetry: OnSymmetry = "ignore"
+) -> SymmetryMonitor:
+    """Train a network for 12 epochs.
+
+    Args:
+        net: the network.
+        digits: the data.
+        run: a TensorBoard run, which is written anew; None: nothing is written.
+        on_symmetry: what the monitor does about findings.
+    """
+    monitor = SymmetryMonitor(on_symmetry=on_symmetry)
+    if run is not None:
+        for old in run.glob("events.out.tfevents.*"):  # of an earlier demo
+            old.unlink()
+    trainer = Trainer(
+        accelerator="cpu",
+        max_epochs=_EPOCHS,
+        callbacks=[monitor],
+        logger=False if run is None else TensorBoardLogger(run.parent, name=run.name, version=""),
+        log_every_n_steps=20,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+    )
+    trainer.fit(net, digits.batches())
+    return monitor
+
+
+def run_name(name: str) -> str:
+    """The name of the TensorBoard run of an initialisation."""
+    return name.replace(" ", "_").replace(",", "")
 
 
 @contextmanager
@@ -197,63 +243,17 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _digits() -> list[Tensor]:
-    """Images of the training and the test part, then digits of both."""
-    data = load_digits()
-    images = torch.tensor(data.data, dtype=torch.float32) / 16
-    return [torch.as_tensor(part) for part in train_test_split(images.numpy(), data.target, random_state=0)]
-
-
-def _train(net: DigitsNet, data: DataLoader[tuple[Tensor, ...]], logdir: Path, name: str) -> SymmetryMonitor:
-    monitor = SymmetryMonitor(on_symmetry="ignore")  # the table tells of all runs; warnings would hide it
-    folder = name.replace(" ", "_").replace(",", "")
-    for old in (logdir / folder).glob("events.out.tfevents.*"):  # of an earlier demo
-        old.unlink()
-    trainer = Trainer(
-        accelerator="cpu",
-        max_epochs=_EPOCHS,
-        callbacks=[monitor],
-        logger=TensorBoardLogger(logdir, name=folder, version=""),
-        log_every_n_steps=20,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        enable_checkpointing=False,
+@contextmanager
+def progress(total: int) -> Iterator[Callable[[str], None]]:
+    """A progress bar, and nothing else on the console; it gives a function to be called with the name of each run."""
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total} runs"),
+        TimeElapsedColumn(),
     )
-    trainer.fit(net, data)
-    return monitor
-
-
-def _row(name: str, accuracy: float, monitor: SymmetryMonitor) -> tuple[str, ...]:
-    assert monitor.report is not None
-    widths = [f"{layer.effective_width}/{layer.num_units}" for layer in monitor.report.layers.values()]
-    found = {verdict: [f.layer for f in monitor.findings if f.verdict is verdict] for verdict in Verdict}
-    verdicts = [f"{verdict}: {', '.join(dict.fromkeys(layers))}" for verdict, layers in found.items() if layers]
-    condensed = [
-        f"{layer.name} to {layer.orientations}" for layer in monitor.report.layers.values() if layer.is_condensed
-    ]
-    if condensed and not verdicts:
-        verdicts = [f"condensed: {', '.join(condensed)}"]
-    return (name, f"{accuracy:.1%}", *widths, "; ".join(verdicts) or "no symmetry")
-
-
-def _print_result(
-    monitors: dict[str, SymmetryMonitor], rows: list[tuple[str, ...]], logdir: Path, seconds: float
-) -> None:
-    print_table(("initialisation", "test accuracy", "fc1", "fc2", "fc3", "verdict"), rows)
-    print("fc1, fc2, fc3: distinct units of all units of the layer after training.")
-    print("condensed: no finding, but most units point in the same few directions, up to sign.\n")
-    print("What the monitor says on the console, one message per verdict:\n")
-    for name, monitor in monitors.items():
-        for verdict in Verdict:
-            findings = [finding for finding in monitor.findings if finding.verdict is verdict]
-            if monitor.report is not None and findings:
-                print(f"  [{name}] {messages(findings, monitor.report)[0]}\n")
-    print(f"{len(rows)} runs in {seconds:.0f} s. Look at them with:\n\n  {_tensorboard()} --logdir {logdir}\n")
-
-
-def _tensorboard() -> str:
-    """The command that starts TensorBoard in this environment."""
-    beside = Path(sys.executable).parent / "tensorboard"
-    if shutil.which("tensorboard") or not beside.exists():
-        return "tensorboard"
-    return os.path.relpath(beside)
+    with bar, _quiet():
+        task = bar.add_task("", total=total)
+        started = itertools.count()
+        yield lambda name: bar.update(task, description=f"training: {name:20}", completed=next(started))
+        bar.update(task, description="trained", completed=total)

@@ -1,0 +1,116 @@
+"""New numbers for units: as a fresh layer has them, at the scale of the old ones, or the old ones with noise."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Generator, Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
+
+from lightning_symmetry.units.layers import Incoming, Layer
+from lightning_symmetry.units.parametrized import without_parametrizations
+
+NOISE = 0.01
+"""Size of the noise that parts copies, relative to the root mean square of what it is added to.
+
+So little is enough: gradients differ as soon as weights do, and training does the rest. Net2Net (Chen et al. 2016,
+arXiv 1511.05641) parts the units that it copies in the same way."""
+
+
+def fresh_copy(module: nn.Module, generator: Generator) -> nn.Module | None:
+    """A module of the same class and shapes, initialised as its class does by default, on the CPU.
+
+    Args:
+        module: a module, parametrized or not; it stays as it is.
+        generator: what the numbers are drawn from; the global generators stay as they are.
+
+    Returns:
+        The module, with plain parameters; None if its class has no ``reset_parameters``.
+    """
+    plain = without_parametrizations(module)[0] if is_parametrized(module) else module
+    blank = _blank(plain)
+    reset = getattr(blank, "reset_parameters", None) or getattr(blank, "_reset_parameters", None)
+    if not callable(reset):
+        return None
+    seed = int(torch.randint(2**62, (1,), generator=generator))
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.default_generator.manual_seed(seed)  # `torch.manual_seed` would seed other devices too
+        reset()
+    return blank
+
+
+def _blank(module: nn.Module) -> nn.Module:
+    """A copy of a module, and of its children, with parameters of their own that hold nothing."""
+    blank = copy.copy(module)
+    blank.__dict__ = {**module.__dict__}
+    blank._parameters = {
+        name: None
+        if parameter is None
+        else nn.Parameter(torch.zeros(parameter.shape, dtype=parameter.dtype), requires_grad=False)
+        for name, parameter in module._parameters.items()
+    }
+    blank._buffers = {name: None if buffer is None else buffer.clone() for name, buffer in module._buffers.items()}
+    blank._modules = {name: None if child is None else _blank(child) for name, child in module._modules.items()}
+    return blank
+
+
+def fresh_rows(
+    layer: Layer, tensor: Incoming, fresh: nn.Module | None, name: str | None, units: Tensor, generator: Generator
+) -> Tensor:
+    """What feeds some units in a layer that has just been initialised.
+
+    Args:
+        layer: the layer.
+        tensor: one of its tensors.
+        fresh: a module like that of the layer, as :func:`fresh_copy` makes it; None: there is none. Then weights are
+            drawn uniformly from ``[-1 / sqrt(fan_in), 1 / sqrt(fan_in)]``, as ``torch.nn.Linear`` does, and what is one
+            number per unit, a bias, is zero.
+        name: of the tensor in ``fresh``.
+        units: indices, ``(n,)``.
+        generator: what the numbers are drawn from.
+
+    Returns:
+        ``(n, ...)``, on the CPU.
+    """
+    drawn = None if fresh is None or name is None else fresh._parameters.get(name)
+    if drawn is not None and drawn.shape == tensor.weights.shape:
+        return tensor.view(drawn.detach())[units]
+    rows = current_rows(tensor, units)
+    if rows[0].numel() == 1:
+        return torch.zeros_like(rows)
+    bound = layer.fan_in**-0.5
+    return (2 * torch.rand(rows.shape, generator=generator) - 1).mul_(bound).to(rows.dtype)
+
+
+def rows_at_scale(tensor: Incoming, units: Tensor, generator: Generator) -> Tensor:
+    """Rows in random directions, each as long as the one that it replaces, ``(n, ...)``, on the CPU.
+
+    What is one number per unit, such as a bias, stays as it is: it has no direction.
+    """
+    rows = current_rows(tensor, units)
+    if rows[0].numel() == 1:
+        return rows
+    drawn = torch.randn(rows.shape, generator=generator, dtype=torch.float32).flatten(1)
+    length = torch.linalg.vector_norm(rows.flatten(1).double(), dim=1, keepdim=True)
+    drawn *= (length / torch.linalg.vector_norm(drawn.double(), dim=1, keepdim=True)).float()
+    return drawn.reshape(rows.shape).to(rows.dtype)
+
+
+def rows_with_noise(rows: Tensor, scale_of: Tensor, generator: Generator) -> Tensor:
+    """Rows with a little Gaussian noise.
+
+    Args:
+        rows: ``(n, ...)``, on the CPU.
+        scale_of: rows of the same shape; the noise of each row is 0.01 times the root mean square of its numbers.
+        generator: what the noise is drawn from.
+    """
+    size = scale_of.flatten(1).double().square().mean(dim=1).sqrt().float()
+    noise = torch.randn(rows.shape, generator=generator, dtype=torch.float32).flatten(1) * (NOISE * size)[:, None]
+    return rows + noise.reshape(rows.shape).to(rows.dtype)
+
+
+def current_rows(tensor: Incoming, units: Tensor) -> Tensor:
+    """What feeds some units today, ``(n, ...)``, on the CPU."""
+    weights = tensor.weights.detach()
+    return tensor.view(weights)[units.to(weights.device)].to("cpu", copy=True)
