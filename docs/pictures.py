@@ -1,5 +1,6 @@
 """Take the pictures of README.md and docs/ out of a run of the demo: ``python docs/pictures.py symmetry_demo``.
 
+That of the losses is drawn from the runs of ``lightning-symmetry demo --repair --logdir symmetry_demo``.
 That of the notebook is made of the example in docs/notebooks.md. It and those of the Symmetry tab need what the tests
 of the tab need: Chromium with its driver.
 """
@@ -13,10 +14,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from matplotlib.figure import Figure
 from PIL import Image
 from selenium.webdriver.common.by import By
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from lightning_symmetry.demo.digits import run_name
+from lightning_symmetry.demo.repairs import HEALTHY, SICK
 from tests.browsing import Page, open_browser
 from tests.serving import tensorboard, wait_for
 
@@ -80,6 +84,31 @@ def take_notebook() -> None:
         Image.open(name).convert("RGB").save(name, optimize=True)
 
 
+def take_losses(logdir: Path) -> None:
+    """Draw the losses of the demo of the repairs, with and without one, beside that of the healthy start."""
+
+    def losses(run: str) -> tuple[list[int], list[float]]:
+        events = EventAccumulator(str(logdir / run))
+        events.Reload()
+        scalars = events.Scalars("loss")
+        return [scalar.step for scalar in scalars], [scalar.value for scalar in scalars]
+
+    figure = Figure(figsize=(9, 5), layout="constrained")
+    plots = list(figure.subplots(2, 3, sharex=True, sharey=True).flat)
+    for plot, name in zip(plots, SICK, strict=True):
+        run = run_name(name)
+        plot.plot(*losses(run_name(HEALTHY)), color="#b8bec8", label="healthy start")
+        plot.plot(*losses(run), color="#d9480f", label="left alone")
+        plot.plot(*losses(f"{run}_broken"), color="#1c6dd0", label='on_symmetry="break"')
+        plot.set_title(name, fontsize=10)
+        plot.set_ylim(0, 2.6)
+        plot.spines[["top", "right"]].set_visible(False)
+    figure.supxlabel("optimizer step")
+    figure.supylabel("training loss of one batch")
+    figure.legend(*plots[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False)
+    figure.savefig(FOLDER / "repair-losses.png", dpi=110)
+
+
 def _settle(page: Page, view: str) -> None:
     """Wait until all is drawn; on the layer, point at a cell."""
     if view == "overview":
@@ -95,4 +124,5 @@ if __name__ == "__main__":
     FOLDER.mkdir(exist_ok=True)
     take_images(Path(sys.argv[1]))
     take_views(Path(sys.argv[1]))
+    take_losses(Path(sys.argv[1]))
     take_notebook()
