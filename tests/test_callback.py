@@ -774,7 +774,11 @@ def test_training_step_that_returns_none() -> None:
         ({"exclude": None}, TypeError, "`exclude` .* got None"),
         ({"exclude": [1]}, TypeError, r"got \[1\]"),
         ({"heatmaps": "some"}, ValueError, r"one of \['findings', 'all', 'none'\] but got 'some'"),
-        ({"on_symmetry": "panic"}, ValueError, r"one of \['warn', 'stop', 'raise', 'break', 'ignore'\] but got 'panic'"),
+        (
+            {"on_symmetry": "panic"},
+            ValueError,
+            r"one of \['warn', 'stop', 'raise', 'break', 'ignore'\] but got 'panic'",
+        ),
     ],
 )
 def test_bad_arguments(arguments: dict[str, Any], error: type[Exception], message: str) -> None:

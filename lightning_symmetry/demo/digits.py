@@ -206,8 +206,10 @@ def train(
         run: a TensorBoard run, which is written anew; None: nothing is written.
         on_symmetry: what the monitor does about findings.
     """
-    monitor = SymmetryMonitor(on_symmetry=on_symmetry)
-    if run is not None:
+    if run is None:
+        monitor = SymmetryMonitor(on_symmetry=on_symmetry, heatmaps="none", scalars="none")
+    else:
+        monitor = SymmetryMonitor(on_symmetry=on_symmetry)
         for old in run.glob("events.out.tfevents.*"):  # of an earlier demo
             old.unlink()
     trainer = Trainer(

@@ -1,4 +1,4 @@
-"""What a break in the middle of a training does to the loss: the table of docs/repair.md, ``python -m tests.repair``."""
+"""What a break amid a training does to the loss: the table of docs/repair.md, ``python -m tests.repair``."""
 
 from __future__ import annotations
 
