@@ -22,7 +22,7 @@ from lightning_symmetry.merging.sets import Signed
 from lightning_symmetry.merging.verification import Inputs, Original, own_surroundings
 from lightning_symmetry.units.discovery import find_layers
 from lightning_symmetry.units.naming import readable_modules
-from lightning_symmetry.verdicts.report import LayerDiagnosis, SymmetryReport, UnitGroup
+from lightning_symmetry.verdicts.report import LayerDiagnosis, SymmetryReport, UnitGroup, check_report
 
 __all__ = ["MergeError", "Merged", "merge_duplicates"]
 
@@ -278,16 +278,7 @@ def _checked(report: SymmetryReport | None, model: nn.Module) -> SymmetryReport:
     """
     if report is None:
         return diagnose(model)
-    if not isinstance(report, SymmetryReport):
-        raise TypeError(f"Expected argument `report` to be a SymmetryReport or None but got {report!r}.")
-    widths = {layer.name: layer.num_units for layer in find_layers(model).layers}
-    for layer in report.distinct_layers:
-        name = layer.name
-        if widths.get(name) != layer.num_units:
-            raise ValueError(
-                f"Expected argument `report` to be a report of `model` but its layer {name!r} with {layer.num_units} "
-                "units is none of the model's."
-            )
+    check_report(report, {layer.name: layer.num_units for layer in find_layers(model).layers})
     return report
 
 

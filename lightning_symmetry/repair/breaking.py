@@ -28,7 +28,7 @@ from lightning_symmetry.repair.writing import (
 from lightning_symmetry.units.discovery import find_layers
 from lightning_symmetry.units.layers import Incoming, Layer
 from lightning_symmetry.units.naming import readable_modules
-from lightning_symmetry.verdicts.report import CopyGroup, SymmetryReport
+from lightning_symmetry.verdicts.report import CopyGroup, SymmetryReport, check_report
 from lightning_symmetry.verdicts.tables import describe_groups
 
 Method = Literal["auto", "reinit", "noise"]
@@ -108,8 +108,9 @@ def break_symmetry(
 
     Raises:
         TypeError: if an argument is of the wrong type.
-        ValueError: if ``method`` is unknown, or a layer in question cannot be changed: it is sharded over several
-            processes, or parametrized in a way through which no weight can be assigned. The model is then as it was.
+        ValueError: if ``method`` is unknown, the report is one of another model, or a layer in question cannot be
+            changed: it is sharded over several processes, or parametrized in a way through which no weight can be
+            assigned. The model is then as it was.
 
     Example:
         >>> import torch
@@ -122,10 +123,12 @@ def break_symmetry(
         >>> diagnose(net).layers["0"].effective_width
         8
     """
-    _check_arguments(model, report, generator)
+    check_module(model)
     check_choice("method", method, get_args(Method))
+    _check_generator(generator)
     optimizers = _optimizers_of(optimizer)
     layers = {layer.name: layer for layer in find_layers(model).layers}
+    check_report(report, {name: layer.num_units for name, layer in layers.items()})
     modules = dict(readable_modules(model))
     plans = plans_for(report, layers, only_noise=method == "noise")
     copies = [group for group in report.copies if is_to_be_broken(group.verdict, group.first_step)]
@@ -248,12 +251,7 @@ def _checksum(plans: Sequence[Plan]) -> int:
     return checksum
 
 
-def _check_arguments(model: object, report: object, generator: object) -> None:
-    check_module(cast("nn.Module", model))
-    if not isinstance(report, SymmetryReport):
-        raise TypeError(
-            f"Expected argument `report` to be a SymmetryReport, as diagnose(model) gives it, but got {report!r}."
-        )
+def _check_generator(generator: object) -> None:
     if generator is not None and not (isinstance(generator, Generator) and generator.device.type == "cpu"):
         raise TypeError(
             f"Expected argument `generator` to be a torch.Generator on the CPU or None but got {generator!r}."

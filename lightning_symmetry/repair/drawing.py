@@ -63,9 +63,10 @@ def fresh_rows(
     Args:
         layer: the layer.
         tensor: one of its tensors.
-        fresh: a module like that of the layer, as :func:`fresh_copy` makes it; None: there is none. Then weights are
-            drawn uniformly from ``[-1 / sqrt(fan_in), 1 / sqrt(fan_in)]``, as ``torch.nn.Linear`` does, and what is one
-            number per unit, a bias, is zero.
+        fresh: a module like that of the layer, as :func:`fresh_copy` makes it; None: there is none. Then, and where
+            these rows are equal in a fresh module too, weights are drawn uniformly from
+            ``[-1 / sqrt(fan_in), 1 / sqrt(fan_in)]``, as ``torch.nn.Linear`` does, and what is one number per unit, a
+            bias, is zero.
         name: of the tensor in ``fresh``.
         units: indices, ``(n,)``.
         generator: what the numbers are drawn from.
@@ -73,11 +74,14 @@ def fresh_rows(
     Returns:
         ``(n, ...)``, on the CPU.
     """
+    rows = current_rows(tensor, units)
+    is_a_number_each = rows[0].numel() == 1
     drawn = None if fresh is None or name is None else fresh._parameters.get(name)
     if drawn is not None and drawn.shape == tensor.weights.shape:
-        return tensor.view(drawn.detach())[units]
-    rows = current_rows(tensor, units)
-    if rows[0].numel() == 1:
+        new = tensor.view(drawn.detach())[units]
+        if is_a_number_each or len(units) == 1 or bool((new != new[:1]).any()):
+            return new
+    if is_a_number_each:
         return torch.zeros_like(rows)
     bound = layer.fan_in**-0.5
     return (2 * torch.rand(rows.shape, generator=generator) - 1).mul_(bound).to(rows.dtype)

@@ -652,3 +652,22 @@ def shorten(name: str, length: int = 60) -> str:
     _, _, rest = tail.partition(".")
     # The rest of a step of a path can be taken for a whole one: 1.dense for 11.dense.
     return "..." + (rest if len(rest) > length // 2 else tail)
+
+
+def check_report(report: object, widths: Mapping[str, int]) -> None:
+    """Check that an argument of a user is a report of a model with these numbers of units, by name of the layer.
+
+    Raises:
+        TypeError: if it is no report.
+        ValueError: if it is one of another model.
+    """
+    if not isinstance(report, SymmetryReport):
+        raise TypeError(
+            f"Expected argument `report` to be a SymmetryReport, as diagnose(model) gives it, but got {report!r}."
+        )
+    for layer in report.distinct_layers:
+        if widths.get(layer.name) != layer.num_units:
+            raise ValueError(
+                f"Expected argument `report` to be a report of `model` but its layer {layer.name!r} with "
+                f"{layer.num_units} units is none of the model's."
+            )

@@ -417,7 +417,7 @@ def bad_report() -> SymmetryReport:
         ({"example_inputs": [1]}, TypeError, r"`example_inputs` to be a tensor, a tuple .* but got \[1\]"),
         ({"example_inputs": ()}, TypeError, "`example_inputs`"),
         ({"example_inputs": torch.zeros(2, 5).double()}, ValueError, "`example_inputs` .* it raised RuntimeError"),
-        ({"report": "healthy"}, TypeError, "`report` to be a SymmetryReport or None but got 'healthy'"),
+        ({"report": "healthy"}, TypeError, "`report` to be a SymmetryReport, as .* but got 'healthy'"),
         ({"report": bad_report()}, ValueError, "`report` to be a report of `model` but its layer 'other' with 6 units"),
         ({"optimizer": 0.1}, TypeError, "`optimizer` to be a torch.optim.Optimizer or None but got 0.1"),
         ({"optimizer": torch.optim.SGD(mlp(2, 2).parameters())}, ValueError, "2 of its parameters belong to no module"),

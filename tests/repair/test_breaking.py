@@ -68,6 +68,14 @@ def test_mirror_images_are_parted_too() -> None:
     assert diagnose(net).layers["0"].redundant_units == 0
 
 
+class Zeroed(nn.Linear):
+    """A layer that starts from zeros, whatever is done."""
+
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.weight)
+        nn.init.zeros_(self.bias)
+
+
 @pytest.mark.parametrize("value", [0.0, 0.5])
 @pytest.mark.parametrize(
     "make",
@@ -98,10 +106,13 @@ def test_constant_layers_are_drawn_anew_as_their_type_does(make: Callable[[], nn
     [
         lambda: parametrizations.weight_norm(nn.Linear(6, 8)),
         lambda: parametrizations.spectral_norm(nn.Conv2d(3, 8, 3)),
+        lambda: nn.utils.weight_norm(nn.Linear(6, 8)),
         lambda: zoo.Conv1D(6, 8),
+        lambda: Zeroed(6, 8),
     ],
-    ids=["weight_norm", "spectral_norm", "no reset_parameters"],
+    ids=["weight_norm", "spectral_norm", "weight_norm by hooks", "no reset_parameters", "constant by default"],
 )
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
 def test_weights_that_are_computed_or_of_no_known_class_are_drawn_too(make: Callable[[], nn.Module]) -> None:
     net = nn.Sequential(make())
     with torch.no_grad():
@@ -305,6 +316,8 @@ def test_unusual_arguments() -> None:
         break_symmetry(3, diagnose(net))  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"`report`.*got None"):
         break_symmetry(net, None)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"`report`.*'0' with 16 units"):
+        break_symmetry(zoo.perceptron(), diagnose(net))
     with pytest.raises(TypeError, match=r"`optimizer`.*got 'sgd'"):
         break_symmetry(net, diagnose(net), optimizer="sgd")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"`method`.*got 'merge'"):
