@@ -148,9 +148,9 @@ def why(finding: Finding) -> str:
             f"gradients cancel out. {_RANDOM_INIT}"
         )
     if finding.cause is Cause.ZERO:
+        blocked = "Behind a ReLU, or with zero weights before or after them, no gradient reaches such units. "
         is_frozen = finding.verdict is Verdict.FROZEN
-        blocked = ", and zero weights in the layers after it let no gradient through" if is_frozen else ""
-        return f"Every weight is 0: zero initialisation{blocked}. {_RANDOM_INIT}"
+        return f"Every weight is 0: zero initialisation. {blocked if is_frozen else ''}{_RANDOM_INIT}"
     if finding.cause is Cause.CONSTANT:
         return f"Every weight is {_number(finding)}: constant initialisation. {_RANDOM_INIT}"
     if finding.cause is Cause.DEAD:
@@ -194,7 +194,7 @@ def _why_dead(finding: Finding) -> str:
     if finding.cause is Cause.CUT_OFF:
         return (
             "Their weights look healthy, but no gradient reaches any of them: cut off by `detach`, or by zero weights "
-            "or dead units in the layers after them. Mend those."
+            "or dead units in the layers before or after them. Mend those."
         )
     return (
         "No gradient reaches them: dead behind a ReLU, saturated behind a sigmoid or tanh, or cut off by zero weights "
