@@ -16,10 +16,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from lightning_symmetry import duplicate_groups
+from lightning_symmetry.engine.examiner import Examiner
+from lightning_symmetry.engine.options import Options
 from lightning_symmetry.matrices import numerics
 from lightning_symmetry.matrices.projections import NUM_PROJECTIONS
 from lightning_symmetry.units.discovery import find_layers
 from lightning_symmetry.verdicts.evidence import look
+from lightning_symmetry.verdicts.looks import Look
 
 WAITS = {"aten::_local_scalar_dense", "aten::nonzero", "aten::equal", "aten::is_nonzero"}
 
@@ -143,6 +146,33 @@ def test_dead_units_take_a_second_transfer_at_most(monkeypatch: pytest.MonkeyPat
         looks = look(layers)
     assert [np.sum(seen.idle) for seen in looks if seen.idle is not None] == [8] * 5
     assert len(sizes) <= 2
+
+
+def calls_of_a_later_check(num_layers: int) -> int:
+    """How often a check of small layers, in which others have found nothing, calls PyTorch for new tensors."""
+    torch.manual_seed(0)
+    net = with_gradients(nn.Sequential(*(nn.Linear(8, 8) for _ in range(num_layers))))
+    trained = {id(parameter) for parameter in net.parameters()}
+    failures: list[object] = []
+    examiner = Examiner(Options(), lambda layer, reason: failures.append(reason))
+
+    def check(step: int) -> list[Look]:
+        with torch.no_grad():
+            for parameter in net.parameters():
+                parameter.add_(1e-3)
+        found = examiner.find(net)
+        return examiner.examine(net, found, trained=trained, trained_by_any=trained, step=step, team=None).looks
+
+    assert [len(check(step)) for step in range(5)] == [num_layers] * 3 + [0] * 2  # the last two need no look
+    ledger = Ledger()
+    with ledger:
+        check(5)
+    assert not failures
+    return ledger.calls
+
+
+def test_healthy_layers_are_read_in_as_many_calls_however_many_there_are() -> None:
+    assert calls_of_a_later_check(60) == calls_of_a_later_check(6) < 20
 
 
 def test_small_layers_share_their_calls() -> None:

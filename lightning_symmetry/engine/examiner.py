@@ -15,9 +15,10 @@ from lightning_symmetry.units.comparable import Comparable
 from lightning_symmetry.units.copies import Copies, find_copies
 from lightning_symmetry.units.discovery import Found, find_layers, structure_of
 from lightning_symmetry.units.layers import Layer
+from lightning_symmetry.units.screening import Distinct, LayerScreen
 from lightning_symmetry.verdicts.deadness import unused_layers
 from lightning_symmetry.verdicts.doubts import may_be_dead, not_looked_at, too_few_checks, undecided_layers
-from lightning_symmetry.verdicts.evidence import look
+from lightning_symmetry.verdicts.evidence import look, look_at_distinct
 from lightning_symmetry.verdicts.history import History
 from lightning_symmetry.verdicts.judging import copy_groups
 from lightning_symmetry.verdicts.looks import Look
@@ -64,12 +65,14 @@ class Examiner:
         self._seen: dict[str, tuple[int, ...]] = {}  # by layer, the identities of its parameters at the latest look
         self._failed: dict[str, str] = {}  # by layer, why it is left out
         self._diagnoses: dict[str, LayerDiagnosis] = {}  # the latest of all layers and copies
+        self._screens: dict[tuple[int, ...], LayerScreen] = {}  # by the identities of the layers of an optimizer
 
     def find(self, model: nn.Module) -> Found:
         """What :func:`find_layers` says of a model, asked again only when the model has changed."""
         structure = structure_of(model)
         if self._found is None or structure is None or structure != self._found[0]:
             self._found = structure, find_layers(model, self._options.include, self._options.exclude)
+            self._screens = {}
             self._members = members_of_lists(model, [layer.name for layer in self._found[1].layers])
         return self._found[1]
 
@@ -95,10 +98,13 @@ class Examiner:
         """
         if self.copies is None:  # what starts apart does not become a copy
             self.copies = find_copies(model, found.layers, team)
-        looks = self._look([*found.layers, *self.copies], trained, team)
+        chosen = self._chosen([*found.layers, *self.copies], trained)
+        quick = self._read_quickly(chosen, trained, team)
+        passed_over, looks = self._look(chosen, quick, trained, team)
         news: list[Finding] = []
-        is_fresh = self.history.is_fresh(looks)
-        unused = unused_layers(looks, self._members)
+        had_gradient = quick.have_moved is not None
+        is_fresh = bool(quick.have_moved) or self.history.is_fresh(looks, had_gradient=had_gradient)
+        unused = unused_layers(looks, self._members, found.layers)
         updated = [layer for layer in found.layers if _is_updated(layer, trained_by_any)]
         training = {layer.name for layer in updated if layer.is_trained_by(trained)}
         for seen in looks:  # what is known of layers that this optimizer does not train stands
@@ -107,10 +113,14 @@ class Examiner:
             news += new
             if name in training:
                 self.num_looks[name] = self.num_looks.get(name, 0) + (is_fresh and seen.has_gradient)
+        for layer in passed_over:
+            self.history.pass_over(layer)
+            self.num_looks[layer.name] += is_fresh
         self.report = self._report(model, found, {layer.name for layer in updated}, step)
         return Examination(self.report, looks, news)
 
-    def _look(self, layers: Sequence[Layer | Copies], trained: Set[int], team: Team | None) -> list[Look]:
+    def _chosen(self, layers: Sequence[Layer | Copies], trained: Set[int]) -> list[Layer | Copies]:
+        """The layers that this optimizer trains, and those that have not been looked at."""
         chosen = [
             layer
             for layer in layers
@@ -118,15 +128,50 @@ class Examiner:
             and (layer.is_trained_by(trained) or self._seen.get(layer.name) != layer.identity)
         ]
         self._seen.update({layer.name: layer.identity for layer in chosen})
-        return look(
-            chosen,
-            tolerance=self._options.tolerance,
-            trained=trained,
-            known={layer.name: self.history.known(layer.name) for layer in chosen},
-            without=self.history.due_for_orientations(layer.name for layer in chosen if isinstance(layer, Layer)),
-            on_error=self._leave_out,
-            team=team,
-        )
+        return chosen
+
+    def _read_quickly(self, layers: Sequence[Layer | Copies], trained: Set[int], team: Team | None) -> Distinct:
+        """Which layers, of those in which no groups are known, have distinct units as before."""
+        if team is not None or self._options.heatmaps == "all":  # which takes a look at all of them
+            return Distinct()
+        every = [layer for layer in layers if isinstance(layer, Layer)]
+        without_groups = [layer for layer in every if self.history.is_without_groups(layer)]
+        if not without_groups or 2 * len(without_groups) < len(every):
+            return Distinct()
+        wanted = {id(layer) for layer in without_groups if self.history.can_be_quick(layer)}
+        identities = tuple(map(id, every))
+        if identities not in self._screens:
+            self._screens[identities] = LayerScreen(every, self._options.tolerance)
+        try:
+            return self._screens[identities].read(trained, wanted)
+        except Exception:  # the look at all of them finds out which layer fails
+            return Distinct()
+
+    def _look(
+        self, layers: Sequence[Layer | Copies], quick: Distinct, trained: Set[int], team: Team | None
+    ) -> tuple[list[Layer], list[Look]]:
+        """The layers of which all stands as it was, and looks at the others."""
+        passed_over = [layer for layer, idle in quick.layers if idle is None and self.history.can_pass_over(layer)]
+        skipped = set(map(id, passed_over))
+        looks = [
+            look_at_distinct(layer, layer.weights(), layer.gradients(trained), idle)
+            for layer, idle in quick.layers
+            if id(layer) not in skipped
+        ]
+        read = {id(layer) for layer, _ in quick.layers}
+        chosen = [layer for layer in layers if id(layer) not in read]
+        if chosen:
+            looks += look(
+                chosen,
+                tolerance=self._options.tolerance,
+                trained=trained,
+                known={layer.name: self.history.known(layer.name) for layer in chosen},
+                without=self.history.due_for_orientations(layer.name for layer in chosen if isinstance(layer, Layer)),
+                largest=quick.largest,
+                on_error=self._leave_out,
+                team=team,
+            )
+        return passed_over, looks
 
     def _leave_out(self, layer: Comparable, error: Exception) -> None:
         self._failed[layer.name] = f"the check failed with {describe(error)}"

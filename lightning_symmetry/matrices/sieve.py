@@ -52,18 +52,32 @@ def _sift(questions: Sequence[Question]) -> list[Indices]:
         block_sizes = np.array([max(1, size // q.blocks) for size, q in zip(sizes, questions, strict=True)])
         starts = np.array(bounds)[matrix]
         block = starts + (np.arange(bounds[-1]) - starts) // block_sizes[matrix]
-    left = np.flatnonzero(norms > 0)
-    # Two or three keys tell nearly all rows apart; all keys are for those that are left.
-    for some in (projections[: 1 if max(sizes) < _MANY_ROWS else 2], projections):
-        keys = keys_of(norms[left], some[:, left], windows[:, matrix[left]])
-        left = left[_share_a_cell(keys, block[left])]
-        if not len(left):
-            break
+    left = sift(norms, projections, windows[:, matrix], block, np.flatnonzero(norms > 0), max(sizes))
     found = np.sort(np.concatenate([left, np.flatnonzero(norms == 0)]))
     if not len(found):
         return [found] * len(questions)
     cuts = np.searchsorted(found, bounds).tolist()
     return [found[a:b] - start for (a, b), start in zip(pairwise(cuts), bounds[:-1], strict=True)]
+
+
+def sift(norms: Floats, projections: Floats, windows: Floats, block: Indices, rows: Indices, longest: int) -> Indices:
+    """Those of some rows that may agree with another one of their block up to sign.
+
+    Args:
+        norms: of all rows, ``(n,)``.
+        projections: of all rows, ``(k, n)``.
+        windows: of all rows, as :meth:`Rows.windows` gives them, ``(2, n)``.
+        block: of all rows, ``(n,)``; rows of different blocks are never compared.
+        rows: indices of rows whose norms are neither zero nor NaN.
+        longest: the number of rows of the longest matrix.
+    """
+    # Two or three keys tell nearly all rows apart; all keys are for those that are left.
+    for some in (projections[: 1 if longest < _MANY_ROWS else 2], projections):
+        keys = keys_of(norms[rows], some[:, rows], windows[:, rows])
+        rows = rows[_share_a_cell(keys, block[rows])]
+        if not len(rows):
+            break
+    return rows
 
 
 def _share_a_cell(keys: Floats, block: Indices) -> Mask:

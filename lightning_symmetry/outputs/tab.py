@@ -35,6 +35,9 @@ _VISIBLE = 4  # similarities that differ by less than 4 of 127 levels look the s
 _METADATA = SummaryMetadata(
     plugin_data=SummaryMetadata.PluginData(plugin_name=PLUGIN_NAME), data_class=DATA_CLASS_TENSOR
 )
+# As at most checks, for which it is packed once.
+_NOTHING: dict[str, Any] = {"version": 1, "layers": {}}
+_NO_NEWS = pack_summary(_NOTHING)
 Matrix = tuple[list[int], npt.NDArray[np.uint8]]
 
 
@@ -75,7 +78,9 @@ class SymmetryTab(Output):
         by_layer: dict[str, list[Finding]] = {}
         for finding in check.findings:
             by_layer.setdefault(finding.layer, []).append(finding)
-        add_event(self._writer, SUMMARY_TAG, pack_summary(self._summary(report, by_layer)), report.step)
+        summary = self._summary(report, by_layer)
+        packed = _NO_NEWS if summary == _NOTHING else pack_summary(summary)
+        add_event(self._writer, SUMMARY_TAG, packed, report.step)
         for seen in check.looks if self._heatmaps != "none" else ():
             layer = report.layers.get(seen.layer.name)
             if layer is None:  # whole modules have no picture
@@ -93,7 +98,7 @@ class SymmetryTab(Output):
             self._layers, self._values, self._findings = {}, {}, {}
         summary: dict[str, Any] = {"version": 1, "layers": {}}
         for name, layer in layers.items():
-            if layer != self._layers.get(name):
+            if layer is not self._layers.get(name) and layer != self._layers.get(name):
                 values, before = _layer_values(layer), self._values.get(name, {})
                 summary["layers"][name] = {key: values[key] for key in values if values[key] != before.get(key)}
                 self._values[name] = values

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -194,6 +194,20 @@ class Deaths:
         dead = self._dead()
         return dead, self._conclude(seen, dead, step)
 
+    @property
+    def are_open(self) -> bool:
+        """Whether the gradient of any unit was zero at the latest check, or the user was warned of dead units."""
+        is_told = self._record is not None and self._record.broken_step is None
+        return is_told or (self._streaks is not None and self._streaks.are_open)
+
+    def pass_over(self, *, can_tell: bool) -> None:
+        """As :meth:`update` with a look at which no unit is idle, if nothing is open.
+
+        Args:
+            can_tell: whether zero gradients would tell anything.
+        """
+        self._num_checks += can_tell
+
     def _dead(self) -> Dead:
         return Dead() if self._streaks is None else self._streaks.dead(self._patience)
 
@@ -243,7 +257,9 @@ class Deaths:
         self._record = None if values["record"] is None else Record.from_state(values["record"])
 
 
-def unused_layers(looks: Sequence[Look], members: Mapping[str, Sequence[str]]) -> set[str]:
+def unused_layers(
+    looks: Sequence[Look], members: Mapping[str, Sequence[str]], layers: Iterable[Comparable]
+) -> set[str]:
     """The names of layers in modules that take no part in a training at a check, such as experts without a token.
 
     No layer of such a module has a gradient other than zero, while another member of the same list of modules, with
@@ -252,11 +268,12 @@ def unused_layers(looks: Sequence[Look], members: Mapping[str, Sequence[str]]) -
     Args:
         looks: what the check saw.
         members: by member of a list or dict of modules, the names of its layers.
+        layers: all layers; those without a look have gradients.
     """
     idle = {seen.layer.name for seen in looks if not seen.has_gradient}
     if not idle:
         return idle
-    shapes = {seen.layer.name: (seen.layer.num_units, seen.layer.fan_in) for seen in looks}
+    shapes = {layer.name: (layer.num_units, layer.fan_in) for layer in layers}
 
     def kind(member: str) -> object:
         """The same for members of one list whose layers have the same names and shapes."""

@@ -12,7 +12,7 @@ import numpy as np
 from lightning_symmetry.matrices.directions import MAX_ROWS, count_directions
 from lightning_symmetry.matrices.grouping import find_groups, is_chance_group, merge_overlapping
 from lightning_symmetry.matrices.mirrors import Mirrored, find_mirrors, spreads
-from lightning_symmetry.matrices.numerics import Indices, exact_arithmetic
+from lightning_symmetry.matrices.numerics import Indices, Mask, exact_arithmetic
 from lightning_symmetry.matrices.partition import stable_groups
 from lightning_symmetry.matrices.question import TOLERANCES, Question
 from lightning_symmetry.matrices.rows import Rows
@@ -21,7 +21,7 @@ from lightning_symmetry.matrices.sketching import sketch_all
 from lightning_symmetry.ranks.reading import read
 from lightning_symmetry.ranks.team import Name, Team, TeamError
 from lightning_symmetry.units.comparable import Comparable
-from lightning_symmetry.verdicts.gradients import MAX_ROUNDS, GradientEvidence
+from lightning_symmetry.verdicts.gradients import MAX_ROUNDS, GradientEvidence, none_of
 from lightning_symmetry.verdicts.looks import Gradients, Look, Sighting
 from lightning_symmetry.verdicts.report import Cause
 
@@ -33,6 +33,7 @@ def look(
     trained: Set[int] | None = None,
     known: Mapping[str, Sequence[Mirrored]] | None = None,
     without: Mapping[str, Collection[int]] | None = None,
+    largest: float = 0.0,
     on_error: Callable[[Comparable, Exception], None] | None = None,
     team: Team | None = None,
 ) -> list[Look]:
@@ -46,6 +47,7 @@ def look(
             are two.
         without: names of the layers whose directions are counted, each with its dead units, which do not count. None:
             no directions are counted.
+        largest: the largest norm of a gradient row among other layers of the model.
         on_error: called with the layer and the exception when a layer cannot be looked at; it is then left out. None:
             the exception is raised.
         team: the ranks that hold the layers; None: they are all here.
@@ -81,16 +83,20 @@ def look(
             for matrix in matrices:
                 with guarded(matrix.layer):
                     sketched += _read([matrix], tolerance)
-        scale = max((item.largest_gradient() for item in sketched), default=0.0)
+        scale = max([largest, *(item.largest_gradient() for item in sketched)])
         questions = [question for item in sketched for question in item.questions()]
         suspected = {id(question): rows for question, rows in zip(questions, suspects(questions), strict=True)}
         looks: list[Look] = []
         for item in sketched:
+            name, of_weights = item.layer.name, suspected[id(item.weights)]
+            of_gradients = suspected[id(item.gradients)] if item.gradients else None
             with guarded(item.layer):
-                of_gradients = suspected[id(item.gradients)] if item.gradients else None
-                judge = GradientEvidence(item.layer, item.gradients, of_gradients, scale)
-                name = item.layer.name
-                seen = _look_at(item, suspected[id(item.weights)], judge, known.get(name, ()))
+                if _is_unremarkable(item, of_weights, of_gradients, known.get(name, ())):
+                    gradients = item.gradients.rows if item.gradients else None
+                    seen = look_at_distinct(item.layer, item.weights.rows, gradients, fingerprint=_fingerprint(item))
+                else:
+                    judge = GradientEvidence(item.layer, item.gradients, of_gradients, scale)
+                    seen = _look_at(item, of_weights, judge, known.get(name, ()))
                 if without is not None and name in without:
                     seen = _with_orientations(seen, item.weights, without[name])
                 looks.append(seen)
@@ -168,6 +174,37 @@ def _read(matrices: Sequence[_Matrices], tolerance: float | None) -> list[_Sketc
     ]
 
 
+def _is_unremarkable(
+    item: _Sketched, of_weights: Indices, of_gradients: Indices | None, known: Sequence[Mirrored]
+) -> bool:
+    """Whether no rows of weights or gradients of a layer may agree, be zero or not finite, as in most layers."""
+    if len(of_weights) or known or item.gradients is None or of_gradients is None or len(of_gradients):
+        return False
+    norms = item.gradients.sketch.norms
+    return len(norms) > 0 and bool(norms.min() > 0)  # neither zero nor NaN
+
+
+def look_at_distinct(
+    layer: Comparable, weights: Rows, gradients: Rows | None, idle: Mask | None = None, fingerprint: int | None = None
+) -> Look:
+    """What there is to say of a layer whose units have weights of their own, and gradients that differ or are zero.
+
+    Args:
+        layer: the layer.
+        weights: its rows.
+        gradients: its gradient rows, some of them not zero, and all of them finite.
+        idle: which units have a gradient of exactly zero, ``(num_units,)``; None: none.
+        fingerprint: a hash of the weights, if there is one.
+    """
+    nothing = none_of(layer.num_units) if layer.can_freeze else None
+    is_idle = nothing if idle is None or nothing is None else idle
+    return Look(layer, weights, gradients, (), fingerprint, True, is_idle, nothing)
+
+
+def _fingerprint(item: _Sketched) -> int:
+    return hash(item.weights.sketch.projections.tobytes())
+
+
 def _look_at(item: _Sketched, suspected: Indices, judge: GradientEvidence, known: Sequence[Mirrored]) -> Look:
     layer, weights = item.layer, item.weights
     known = [group for group in known if group.rows[-1] < layer.num_units]
@@ -201,7 +238,7 @@ def _look_at(item: _Sketched, suspected: Indices, judge: GradientEvidence, known
         weights.rows,
         item.gradients.rows if item.gradients else None,
         tuple(sightings),
-        hash(weights.sketch.projections.tobytes()),
+        _fingerprint(item),
         item.gradients is not None and bool(np.count_nonzero(item.gradients.sketch.norms)),
         *judge.idle(weights.sketch.norms, exclude=grouped),
     )

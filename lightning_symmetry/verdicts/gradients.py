@@ -35,7 +35,7 @@ def in_unused_blocks(is_zero: Mask, blocks: int) -> Mask:
 
 
 @cache
-def _none_of(num_units: int) -> Mask:
+def none_of(num_units: int) -> Mask:
     """A mask of none of so many units, ``(num_units,)``, which cannot be written to."""
     mask = np.zeros(num_units, dtype=np.bool_)
     mask.setflags(write=False)
@@ -150,7 +150,7 @@ class GradientEvidence:
         if self._question is None or not self._layer.can_freeze:
             return None, None
         if self._norms.min(initial=np.inf) > 0:  # neither zero nor NaN, as in most layers
-            return _none_of(len(self._norms)), _none_of(len(self._norms))
+            return none_of(len(self._norms)), none_of(len(self._norms))
         idle = (self._norms == 0) & (weight_norms > 0)
         if exclude:
             idle[list(exclude)] = False

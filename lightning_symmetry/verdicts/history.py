@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, NamedTuple
 
 from lightning_symmetry.matrices.mirrors import Mirrored
+from lightning_symmetry.units.comparable import Comparable
 from lightning_symmetry.verdicts.deadness import Deaths
 from lightning_symmetry.verdicts.judging import judge, to_diagnosis
 from lightning_symmetry.verdicts.looks import Look
@@ -14,6 +15,20 @@ from lightning_symmetry.verdicts.orientations import Orientations
 from lightning_symmetry.verdicts.records import Lineage, Record
 from lightning_symmetry.verdicts.report import Finding, LayerDiagnosis, Origin, UnitGroup
 from lightning_symmetry.verdicts.verdict import Verdict
+
+
+class _Seen(NamedTuple):
+    """What the latest look at a layer has left open.
+
+    Attributes:
+        layer: the layer.
+        has_groups: whether there are groups of equal units, or of units in lockstep.
+        is_open: whether there is anything that the next look may change though it shows nothing.
+    """
+
+    layer: Comparable
+    has_groups: bool
+    is_open: bool
 
 
 class History:
@@ -31,8 +46,9 @@ class History:
         self._records: dict[str, list[Record]] = {}
         self._deaths: dict[str, Deaths] = {}
         self._orientations: dict[str, Orientations] = {}
-        # By layer, the fingerprint of its weights at the last look, and whether it had a gradient.
+        # By layer, if the last check looked at it, the fingerprint of its weights, and whether it had a gradient.
         self._last: dict[str, tuple[int, bool]] = {}
+        self._seen: dict[str, _Seen] = {}  # by layer, the latest look
 
     @property
     def findings(self) -> list[Finding]:
@@ -57,16 +73,43 @@ class History:
         due = [name for name in layers if name not in self._orientations or self._orientations[name].is_due]
         return {name: self._deaths[name].units if name in self._deaths else () for name in due}
 
-    def is_fresh(self, looks: Sequence[Look]) -> bool:
+    def is_without_groups(self, layer: Comparable) -> bool:
+        """Whether a layer has been looked at, and no groups in it are known."""
+        last = self._seen.get(layer.name)
+        return last is not None and last.layer is layer and not last.has_groups
+
+    def can_be_quick(self, layer: Comparable) -> bool:
+        """Whether it is enough to read a layer without groups quickly, after as many looks as verdicts take.
+
+        Every now and then its directions are to be counted, for which it is looked at.
+        """
+        counted = self._orientations[layer.name]
+        return counted.num_looks >= self._patience and not counted.is_due
+
+    def can_pass_over(self, layer: Comparable) -> bool:
+        """Whether all that is known of a layer stands as long as no gradient of it is zero."""
+        return not self._seen[layer.name].is_open
+
+    def pass_over(self, layer: Comparable) -> None:
+        """Note that nothing is to be seen at a layer that :meth:`can_pass_over`."""
+        self._last.pop(layer.name, None)
+        self._deaths[layer.name].pass_over(can_tell=layer.can_freeze)
+        self._orientations[layer.name].num_looks += 1
+
+    def is_fresh(self, looks: Sequence[Look], *, had_gradient: bool = False) -> bool:
         """Whether these looks tell more than the last ones at the same layers, which :meth:`update` has taken in.
 
         They do not if there were gradients, but no update moved anything: at a learning rate of zero, or when the
         gradient scaler skips a step.
+
+        Args:
+            looks: the looks.
+            had_gradient: whether layers that were read quickly had a gradient.
         """
-        before = [(self._last[seen.layer.name], seen) for seen in looks if seen.layer.name in self._last]
+        closely = [seen for seen in looks if seen.fingerprint is not None]
+        before = [(self._last[seen.layer.name], seen) for seen in closely if seen.layer.name in self._last]
         has_moved = any(fingerprint != seen.fingerprint for (fingerprint, _), seen in before)
-        had_gradient = any(has_gradient for (_, has_gradient), _ in before)
-        return has_moved or not had_gradient
+        return has_moved or not (had_gradient or any(has_gradient for (_, has_gradient), _ in before))
 
     def update(
         self, seen: Look, step: int, is_fresh: bool = True, is_unused: bool = False
@@ -105,7 +148,9 @@ class History:
             if is_news:
                 news.append(record.to_finding(name))
         self._records[name] = lineage.end(holding, step) + holding
-        self._last[name] = (seen.fingerprint, seen.has_gradient)
+        self._last.pop(name, None)
+        if seen.fingerprint is not None:
+            self._last[name] = (seen.fingerprint, seen.has_gradient)
         if name not in self._deaths:
             self._deaths[name] = Deaths(self._patience, self._dead_share)
             self._orientations.setdefault(name, Orientations())
@@ -114,6 +159,8 @@ class History:
         of_the_dead = deaths.group
         told = (self._untold(name, news) if news else []) + ([died.to_finding(name)] if died else [])
         counted = self._orientations[name].update(seen)
+        has_groups = any(record.broken_step is None for record in self._records[name])
+        self._seen[name] = _Seen(seen.layer, has_groups, has_groups or deaths.are_open)
         return to_diagnosis(seen, groups + ([of_the_dead] if of_the_dead else []), dead, counted), told
 
     def _untold(self, layer: str, news: Sequence[Finding]) -> list[Finding]:
@@ -137,6 +184,7 @@ class History:
 
     def load_state_dict(self, state: Mapping[str, Mapping[str, Any]]) -> None:
         """Take over what :meth:`state_dict` wrote."""
+        self._seen = {}
         self._records = {
             name: [Record.from_state(values) for values in records] for name, records in state["groups"].items()
         }

@@ -58,7 +58,7 @@ class Look:
         weights: its rows.
         gradients: its gradient rows, if there are any to see.
         sightings: disjoint sets of units.
-        fingerprint: a hash of the weights, which changes if any row does.
+        fingerprint: a hash of the weights, which changes if any row does; None if the layer was read quickly.
         has_gradient: whether any gradient is not zero; it may be infinite.
         idle: which units have a gradient of exactly zero, and weights that are not zero and their own,
             ``(num_units,)``; None if there are no gradients to see, or if zeros say nothing.
@@ -71,7 +71,7 @@ class Look:
     weights: Rows
     gradients: Rows | None
     sightings: tuple[Sighting, ...]
-    fingerprint: int
+    fingerprint: int | None
     has_gradient: bool
     idle: Mask | None = None
     unseen: Mask | None = None

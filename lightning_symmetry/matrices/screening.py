@@ -1,0 +1,166 @@
+"""Many small matrices, read together again and again: may anything be found in them?
+
+A check of small matrices costs what calling PyTorch and numpy costs. What does not change from check to check, which
+matrices there are and where their numbers go, is worked out once here, and the calls are shared by all matrices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightning_symmetry.matrices.dense import DenseRows
+from lightning_symmetry.matrices.numerics import Floats, Integers, Mask, to_host
+from lightning_symmetry.matrices.projections import NUM_PROJECTIONS, random_vectors
+from lightning_symmetry.matrices.sieve import sift
+
+# So many numbers are copied together at once; the memory for them is kept.
+_SCRATCH_ELEMENTS = 1 << 19
+
+
+@dataclass(frozen=True)
+class Screened:
+    """What came of reading all matrices once.
+
+    Attributes:
+        are_distinct: whether no rows of a matrix but those that are zero may agree up to sign, and all are finite,
+            ``(m,)``.
+        num_zero: number of zero rows of each matrix, ``(m,)``.
+        largest: the largest norm of a row of each matrix, ``(m,)``.
+        fingerprints: a number for each matrix, which changes if any of its rows does, ``(m,)``.
+    """
+
+    are_distinct: Mask
+    num_zero: Integers
+    largest: Floats
+    fingerprints: Integers
+    _is_zero: Mask
+    _bounds: list[tuple[int, int]]
+
+    def is_zero(self, matrix: int) -> Mask:
+        """Which rows of a matrix are zero, ``(n,)``."""
+        first, end = self._bounds[matrix]
+        return self._is_zero[first:end]
+
+
+class Screen:
+    """Small matrices that are here, of one device, each made up of tensors that lie side by side.
+
+    Args:
+        matrices: samples of the matrices, all of them small, none in float64; only their shapes and dtypes count.
+        tolerances: of each matrix, the relative distance up to which rows agree.
+        blocks: of each matrix, the number of runs of rows; rows of different ones are never compared.
+    """
+
+    def __init__(self, matrices: Sequence[DenseRows], tolerances: Sequence[float], blocks: Sequence[int]) -> None:
+        order = sorted(range(len(matrices)), key=lambda i: matrices[i].width)
+        sizes = [matrices[i].num_rows for i in order]
+        self._order = np.array(order, dtype=np.intp)
+        self._parts = list(_parts(matrices, order))
+        bounds = np.array([0, *accumulate(sizes)], dtype=np.intp)
+        self._starts = bounds[:-1]
+        self._bounds = [(0, 0)] * len(order)
+        for i, first, end in zip(order, bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
+            self._bounds[i] = first, end
+        self._longest = max(sizes)
+        owner = np.repeat(np.arange(len(order)), sizes)
+        self._windows = np.array([matrices[i].windows(tolerances[i]) for i in order]).T[:, owner]
+        block_sizes = np.array([max(1, size // blocks[i]) for i, size in zip(order, sizes, strict=True)])
+        starts = self._starts[owner]
+        self._block = starts + (np.arange(bounds[-1]) - starts) // block_sizes[owner]
+
+    def read(self, tensors: Sequence[Tensor]) -> Screened:
+        """Read all matrices once.
+
+        Args:
+            tensors: what the matrices are made up of, one after the other, in the shapes of the samples.
+        """
+        host = to_host(torch.cat([part.sketch(tensors) for part in self._parts], dim=1))
+        norms, projections = host[0], host[1:]
+        limits = torch.finfo(torch.float32)
+        is_zero, is_finite = norms < limits.tiny, norms <= limits.max
+        is_suspect = ~is_finite
+        rows = np.flatnonzero(is_finite & ~is_zero)
+        is_suspect[sift(norms, projections, self._windows, self._block, rows, self._longest)] = True
+        return Screened(
+            ~self._of_each(np.logical_or, is_suspect),
+            self._of_each(np.add, is_zero.view(np.int8).astype(np.intp)),
+            self._of_each(np.fmax, norms),
+            self._of_each(np.add, projections[0].view(np.int64)),
+            is_zero,
+            self._bounds,
+        )
+
+    def _of_each(self, reduction: np.ufunc, numbers: Floats | Integers | Mask) -> Any:
+        """Reduce the numbers of the rows of each matrix, in the order in which the matrices were given."""
+        reduced = reduction.reduceat(numbers, self._starts)
+        in_order = np.empty_like(reduced)
+        in_order[self._order] = reduced
+        return in_order
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Matrices whose rows have the same length, few enough to be copied together.
+
+    Attributes:
+        stack: memory for their rows, in float64, in which few operations do and squares stay in range, ``(n, d)``.
+        places: for each tensor that makes up the matrices, its place in the stack, in its own shape.
+        sources: where each of these tensors is found among all tensors.
+        vectors: random vectors for the columns, ``(NUM_PROJECTIONS, d)``.
+    """
+
+    stack: Tensor
+    places: list[Tensor]
+    sources: list[int]
+    vectors: Tensor
+
+    def sketch(self, tensors: Sequence[Tensor]) -> Tensor:
+        """Norms and projections of the rows, ``(1 + NUM_PROJECTIONS, n)``."""
+        torch._foreach_copy_(self.places, [tensors[i] for i in self.sources])
+        norms = torch.linalg.vector_norm(self.stack, dim=1)
+        return torch.cat([norms[None], self.vectors @ self.stack.T])
+
+
+def _parts(matrices: Sequence[DenseRows], order: Sequence[int]) -> Iterator[_Part]:
+    """The matrices in an order in which those with rows of the same length follow one another, in parts."""
+    first_tensor = [0, *accumulate(len(matrix.pieces) for matrix in matrices)]
+    device = matrices[0].device
+    most = max(matrix.num_rows * matrix.width for matrix in matrices)
+    scratch = torch.empty(max(most, _SCRATCH_ELEMENTS), dtype=torch.float64, device=device)
+    for numbers in _alike(matrices, order):
+        width = matrices[numbers[0]].width
+        num_rows = sum(matrices[i].num_rows for i in numbers)
+        stack = scratch[: num_rows * width].view(num_rows, width)
+        places, sources, row = [], [], 0
+        for i in numbers:
+            rows = stack[row : row + matrices[i].num_rows]
+            column = 0
+            for j, (piece, piece_width) in enumerate(zip(matrices[i].pieces, matrices[i].widths, strict=True)):
+                assert isinstance(piece, Tensor)
+                places.append(rows[:, column : column + piece_width].view(piece.shape))
+                sources.append(first_tensor[i] + j)
+                column += piece_width
+            row += matrices[i].num_rows
+        yield _Part(stack, places, sources, random_vectors(0, NUM_PROJECTIONS, width, torch.float64, device))
+
+
+def _alike(matrices: Sequence[DenseRows], order: Sequence[int]) -> Iterator[list[int]]:
+    """Runs of matrices whose rows have the same length, few enough in each for the scratch memory."""
+    run: list[int] = []
+    num_elements = 0
+    for i in order:
+        size = matrices[i].num_rows * matrices[i].width
+        if run and (matrices[run[0]].width != matrices[i].width or num_elements + size > _SCRATCH_ELEMENTS):
+            yield run
+            run, num_elements = [], 0
+        run.append(i)
+        num_elements += size
+    if run:
+        yield run

@@ -1,0 +1,124 @@
+"""Layers that are read together, quickly, to see which of them need a closer look."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence, Set
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightning_symmetry.matrices.dense import DenseRows
+from lightning_symmetry.matrices.numerics import Integers, Mask, exact_arithmetic
+from lightning_symmetry.matrices.question import TOLERANCES
+from lightning_symmetry.matrices.screening import Screen
+from lightning_symmetry.ranks.pieces import View, is_sharded
+from lightning_symmetry.units.layers import Incoming, Layer, is_trained
+
+# A parameter, and how the units come first in it; None if they do as it is.
+_Source = tuple[Tensor, View | None]
+
+
+@dataclass(frozen=True)
+class Distinct:
+    """What a quick reading shows.
+
+    Attributes:
+        layers: those all of whose units have weights of their own, and gradients that differ unless they are zero, each
+            with a mask of the units with a zero gradient, ``(num_units,)``, or None if there are none.
+        largest: the largest norm of a gradient row of these layers.
+        have_moved: whether any weight of all layers that were read has changed since the reading before; None if there
+            was none.
+    """
+
+    layers: Sequence[tuple[Layer, Mask | None]] = ()
+    largest: float = 0.0
+    have_moved: bool | None = None
+
+
+class LayerScreen:
+    """Reads the weights and gradients of some layers, again and again.
+
+    It tells less than :func:`lightning_symmetry.verdicts.evidence.look`, but takes a fraction of the time.
+
+    Args:
+        layers: the layers. Those are passed over that are not small, or whose parameters are not here, in full and on
+            the device of the first layer, or not used as they are.
+        tolerance: relative distance up to which rows agree; None: that of the dtype.
+
+    Attributes:
+        layers: those that are read.
+    """
+
+    def __init__(self, layers: Sequence[Layer], tolerance: float | None) -> None:
+        self.layers = [layer for layer in layers if _can_be_read(layer) and layer.device == layers[0].device]
+        tensors = [incoming for layer in self.layers for incoming in (layer.tensors, layer.all_tensors())]
+        self._sources: list[list[_Source]] = [[_source(each) for each in several] for several in tensors]
+        self._fingerprints: Integers | None = None
+        self._screen: Screen | None = None
+        if self.layers:
+            samples = [DenseRows([_rows(each) for each in several]) for several in tensors]
+            tolerances = [TOLERANCES[rows.dtype] if tolerance is None else tolerance for rows in samples]
+            self._screen = Screen(samples, tolerances, [layer.blocks for layer in self.layers for _ in range(2)])
+
+    def read(self, trained: Set[int], wanted: Set[int]) -> Distinct:
+        """Read all layers once; the first reading finds nothing, since it cannot tell whether they have moved.
+
+        Args:
+            trained: identities (``id``) of the parameters whose gradients are up to date.
+            wanted: identities of the layers that matter.
+        """
+        if self._screen is None:
+            return Distinct()
+        with exact_arithmetic(self.layers[0].device):
+            tensors, has_gradient = self._gather(trained)
+            screened = self._screen.read(tensors)
+        is_wanted = np.array([id(layer) in wanted for layer in self.layers])
+        is_found = screened.are_distinct[0::2] & screened.are_distinct[1::2] & has_gradient & is_wanted
+        is_found &= (screened.num_zero[0::2] == 0) & (screened.largest[1::2] > 0)
+        before, self._fingerprints = self._fingerprints, screened.fingerprints[0::2]
+        if before is None:
+            return Distinct()
+        have_moved = not np.array_equal(before, self._fingerprints)
+        largest = float(screened.largest[1::2][is_found].max(initial=0.0))
+        num_idle = screened.num_zero[1::2].tolist()
+        found = [
+            (self.layers[i], screened.is_zero(2 * i + 1) if num_idle[i] else None)
+            for i in np.flatnonzero(is_found).tolist()
+        ]
+        return Distinct(found, largest, have_moved)
+
+    def _gather(self, trained: Set[int]) -> tuple[list[Tensor], Mask]:
+        """Weights and gradients of all layers in turn, and which layers have all of their gradients."""
+        tensors: list[Tensor] = []
+        has_gradient = np.ones(len(self.layers), dtype=np.bool_)
+        for i, sources in enumerate(self._sources):
+            for parameter, view in sources:
+                tensor = parameter
+                if i % 2:
+                    gradient = parameter.grad if is_trained(parameter, trained) else None
+                    if gradient is None or gradient.layout != torch.strided or gradient.dtype != parameter.dtype:
+                        has_gradient[i // 2] = False  # the weights fill its place
+                    else:
+                        tensor = gradient
+                tensors.append(tensor if view is None else view(tensor))
+        return tensors, has_gradient
+
+
+def _can_be_read(layer: Layer) -> bool:
+    for tensor in layer.all_tensors():
+        is_as_it_is = tensor.part is None and len(tensor.originals) == 1 and tensor.originals[0] is tensor.weights
+        if not is_as_it_is or is_sharded(tensor.weights) or tensor.weights.dtype == torch.float64:
+            return False
+    return DenseRows([_rows(tensor) for tensor in layer.all_tensors()]).is_small
+
+
+def _rows(tensor: Incoming) -> Tensor:
+    return tensor.view(tensor.weights.detach())
+
+
+def _source(tensor: Incoming) -> _Source:
+    rows = _rows(tensor)
+    is_same = rows.shape == tensor.weights.shape and rows.stride() == tensor.weights.stride()
+    return tensor.weights, None if is_same else tensor.view

@@ -1,0 +1,91 @@
+"""Healthy layers are read quickly, and what is said of a training is the same as if all of them were looked at."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lightning_symmetry import SymmetryTracker
+from tests import zoo
+
+INPUTS = torch.rand(64, zoo.INPUTS, generator=torch.Generator().manual_seed(2))
+LABELS = torch.arange(64) % zoo.OUTPUTS
+
+
+def copied_later(net: nn.Module, step: int) -> None:
+    """Units become copies amid the training."""
+    if step == 12:
+        for parameter in zoo.linear(net, "0").parameters():
+            parameter[[3, 4]] = parameter[1].clone()
+
+
+def killed_later(net: nn.Module, step: int) -> None:
+    """Units die amid the training, and are woken."""
+    if step in (5, 90):
+        zoo.linear(net, "2").bias[:9] = -100.0 if step == 5 else 0.1
+
+
+def stopped_later(net: nn.Module, step: int) -> None:
+    """The gradient of a layer is gone for some steps."""
+    if 9 <= step < 14:
+        zoo.linear(net, "2").weight.grad = None
+
+
+def untouched(net: nn.Module, step: int) -> None:
+    pass
+
+
+def train(net: nn.Module, change: Callable[[nn.Module, int], None], **options: Any) -> list[object]:
+    """What the tracker says after every step."""
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.05)
+    said: list[object] = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with SymmetryTracker(net, optimizer, every_n_steps=1, scalars="none", **options) as tracker:
+            for step in range(100):
+                batch = torch.arange(step, step + 16) % 64
+                for group in optimizer.param_groups:
+                    group["lr"] = 0.0 if step % 7 < 2 else 0.05  # nothing moves for some steps
+                optimizer.zero_grad()
+                loss: Tensor = nn.functional.cross_entropy(net(INPUTS[batch]), LABELS[batch])
+                loss.backward()
+                with torch.no_grad():
+                    change(net, step)
+                optimizer.step()
+                assert tracker.report is not None
+                said.append((tracker.report.to_dict(), list(tracker.findings)))
+    return said
+
+
+NETWORKS: dict[str, Callable[[], nn.Module]] = {
+    "healthy": zoo.perceptron,
+    "tanh": lambda: zoo.perceptron(nn.Tanh),
+    "dead": lambda: zoo.with_bias(zoo.perceptron(), "2", -100.0, 9),
+    "copies": lambda: zoo.duplicate_units(zoo.perceptron(), "0", "2", [(0, 7), (1, 8, 12)]),
+    "mirrored": lambda: zoo.mirrored(zoo.perceptron(nn.Tanh), "0", "2"),
+    "zero head": lambda: zoo.filled(zoo.perceptron(), "4", 0.0),
+    "resnet": zoo.resnet,
+    "experts": zoo.Experts,
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        *((name, untouched) for name in NETWORKS),
+        *(("healthy", change) for change in (copied_later, killed_later, stopped_later)),
+        *(("tanh", change) for change in (copied_later, stopped_later)),
+    ],
+)
+def test_the_same_is_said_as_if_all_layers_were_looked_at(name: str, change: Callable[[nn.Module, int], None]) -> None:
+    results = []
+    for heatmaps in ("findings", "all"):  # pictures of all layers at every check take a look at all of them
+        torch.manual_seed(0)
+        results.append(train(NETWORKS[name](), change, heatmaps=heatmaps))
+    for quick, close in zip(*results, strict=True):
+        assert quick == close
