@@ -41,7 +41,7 @@ class Pages:
         Raises:
             CheckpointError: if the file is another one by now.
         """
-        coming = sum(map(_num_bytes, layer.originals()))
+        coming = sum(map(_num_bytes, layer.originals))
         if self._is_mapped and self._looked_at + coming > self._limit:
             self._open_anew()
             self._looked_at = 0

@@ -223,4 +223,4 @@ class Examiner:
 
 def _is_updated(layer: Layer, trained: Set[int]) -> bool:
     """Whether an optimizer of these parameters updates a layer, and gradients are wanted for it."""
-    return layer.is_trained_by(trained) and any(original.requires_grad for original in layer.originals())
+    return layer.is_trained_by(trained) and any(original.requires_grad for original in layer.originals)

@@ -126,7 +126,7 @@ def find_copies(model: nn.Module, layers: Iterable[Layer], team: Team | None = N
     Returns:
         Sets of two or more modules with equal parameters, none of them shared.
     """
-    readable = {id(original) for layer in layers for original in layer.originals()}
+    readable = {id(original) for layer in layers for original in layer.originals}
     kin: dict[object, list[tuple[str, nn.Module]]] = {}
     flattened = flattened_modules(model)
     for name, module in readable_modules(model):

@@ -142,7 +142,7 @@ class Layer:
     @cached_property
     def identity(self) -> tuple[int, ...]:
         """The identities (``id``) of the parameters of this layer."""
-        return tuple(map(id, self.originals()))
+        return tuple(map(id, self.originals))
 
     def weights(self) -> Rows:
         """One row per unit: the incoming weights side by side, without the recurrent tensor."""
@@ -174,9 +174,10 @@ class Layer:
         """Whether any parameter of this layer is among those with these identities (``id``)."""
         return not trained.isdisjoint(self.identity)
 
-    def originals(self) -> list[Tensor]:
+    @cached_property
+    def originals(self) -> tuple[Tensor, ...]:
         """The parameters of this layer."""
-        return [original for tensor in self.all_tensors() for original in tensor.originals]
+        return tuple(original for tensor in self.all_tensors() for original in tensor.originals)
 
     def shares(self) -> Iterator[tuple[object, Fraction]]:
         """Pairs of a key of a parameter, as in :attr:`Incoming.keys`, and the share of its numbers that is looked at.
