@@ -10,11 +10,12 @@ from pathlib import Path
 
 import torch
 
-from tests.benchmarks import callback, gpu, growth, kernel, memory, redundancy
+from tests.benchmarks import callback, gpu, growth, kernel, memory, quick, redundancy
 
 PARTS = {
     "kernel": kernel.run,
     "callback": callback.run,
+    "quick": quick.run,
     "redundancy": redundancy.run,
     "memory": memory.run,
     "growth": growth.run,

@@ -24,8 +24,8 @@ def perceptron() -> nn.Module:
     return nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 128), nn.ReLU(), nn.Linear(128, 10))
 
 
-def many_small() -> nn.Module:
-    return nn.Sequential(*[layer for _ in range(60) for layer in (nn.Linear(32, 32), nn.Tanh())])
+def many_small(count: int = 60) -> nn.Module:
+    return nn.Sequential(*[layer for _ in range(count) for layer in (nn.Linear(32, 32), nn.Tanh())])
 
 
 MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
