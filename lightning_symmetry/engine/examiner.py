@@ -115,7 +115,7 @@ class Examiner:
                 self.num_looks[name] = self.num_looks.get(name, 0) + (is_fresh and seen.has_gradient)
         for layer in passed_over:
             self.history.pass_over(layer)
-            self.num_looks[layer.name] += is_fresh
+            self.num_looks[layer.name] = self.num_looks.get(layer.name, 0) + is_fresh
         self.report = self._report(model, found, {layer.name for layer in updated}, step)
         return Examination(self.report, looks, news)
 
