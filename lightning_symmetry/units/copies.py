@@ -136,12 +136,13 @@ def find_copies(model: nn.Module, layers: Iterable[Layer], team: Team | None = N
             kin.setdefault(_kind(module), []).append((name, module))
     accepted: list[Copies] = []
     inside: list[str] = []
-    for members in kin.values():
+    for members in sorted(kin.values(), key=_size, reverse=True):  # a module before what it consists of
         outer = [(name, module) for name, module in members if not name.startswith(tuple(inside))]
         for found in _equal(outer, team) if len(outer) > 1 else ():
             accepted.append(found)
             inside += [f"{name}." for name in found.row_names]
-    return accepted
+    order = {name: i for i, (name, _) in enumerate(readable_modules(model))}
+    return sorted(accepted, key=lambda found: order[found.row_names[0]])
 
 
 def copies_named(model: nn.Module, names: Sequence[str]) -> Copies:
@@ -166,6 +167,12 @@ def _is_readable(module: nn.Module) -> bool:
 def _kind(module: nn.Module) -> object:
     """A value that is equal for modules that may be copies: their class, and names and shapes of their parameters."""
     return (type(module), tuple((name, p.shape, p.dtype) for name, p in module.named_parameters()))
+
+
+def _size(members: Sequence[tuple[str, nn.Module]]) -> tuple[int, int]:
+    """The number of weights of modules of one kind, and of modules in each."""
+    module = members[0][1]
+    return sum(parameter.numel() for parameter in module.parameters()), sum(1 for _ in module.modules())
 
 
 def _equal(members: Sequence[tuple[str, nn.Module]], team: Team | None) -> Iterator[Copies]:

@@ -1,0 +1,48 @@
+"""What all examples end with: a table of our figures beside those of the paper, and a picture."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.table import Table
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table.
+
+    Attributes:
+        quantity: what is compared, with its unit.
+        ours: what this run has measured.
+        papers: what the paper says, with the place in it; or what its theory predicts.
+    """
+
+    quantity: str
+    ours: str
+    papers: str
+
+
+def arguments(description: str) -> argparse.Namespace:
+    """The options that all examples have: ``short``, for a run of a few seconds, and ``output``, a folder."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--short", action="store_true", help="train so little that it takes a few seconds")
+    parser.add_argument("--output", type=Path, default=Path("examples_output"), help="folder of the picture")
+    return parser.parse_args()
+
+
+def show(title: str, rows: Sequence[Row], figure: Figure, output: Path, name: str) -> None:
+    """Print the table, and write the picture as ``name.png`` into a folder."""
+    table = Table("", "ours", "the paper's", title=title)
+    for row in rows:
+        table.add_row(row.quantity, row.ours, row.papers)
+    console = Console()
+    console.print(table)
+    output.mkdir(parents=True, exist_ok=True)
+    path = output / f"{name}.png"
+    figure.savefig(path, dpi=150)
+    console.print(f"Picture: {path}", soft_wrap=True)
