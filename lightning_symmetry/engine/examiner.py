@@ -102,8 +102,7 @@ class Examiner:
         quick = self._read_quickly(chosen, trained, team)
         passed_over, looks = self._look(chosen, quick, trained, team)
         news: list[Finding] = []
-        had_gradient = quick.have_moved is not None
-        is_fresh = bool(quick.have_moved) or self.history.is_fresh(looks, had_gradient=had_gradient)
+        is_fresh = quick.have_moved or self.history.is_fresh(looks, had_gradient=quick.had_gradient)
         unused = unused_layers(looks, self._members, found.layers)
         updated = [layer for layer in found.layers if _is_updated(layer, trained_by_any)]
         training = {layer.name for layer in updated if layer.is_trained_by(trained)}

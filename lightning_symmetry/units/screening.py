@@ -28,13 +28,14 @@ class Distinct:
         layers: those all of whose units have weights of their own, and gradients that differ unless they are zero, each
             with a mask of the units with a zero gradient, ``(num_units,)``, or None if there are none.
         largest: the largest norm of a gradient row of these layers.
-        have_moved: whether any weight of all layers that were read has changed since the reading before; None if there
-            was none.
+        have_moved: whether any weight of all layers that were read has changed since the reading before.
+        had_gradient: whether any of them had a gradient other than zero at the reading before.
     """
 
     layers: Sequence[tuple[Layer, Mask | None]] = ()
     largest: float = 0.0
-    have_moved: bool | None = None
+    have_moved: bool = False
+    had_gradient: bool = False
 
 
 class LayerScreen:
@@ -55,7 +56,7 @@ class LayerScreen:
         self.layers = [layer for layer in layers if _can_be_read(layer) and layer.device == layers[0].device]
         tensors = [incoming for layer in self.layers for incoming in (layer.tensors, layer.all_tensors())]
         self._sources: list[list[_Source]] = [[_source(each) for each in several] for several in tensors]
-        self._fingerprints: Integers | None = None
+        self._before: tuple[Integers, bool] | None = None  # fingerprints, and whether there was any gradient
         self._screen: Screen | None = None
         if self.layers:
             samples = [DenseRows([_rows(each) for each in several]) for several in tensors]
@@ -77,17 +78,18 @@ class LayerScreen:
         is_wanted = np.array([id(layer) in wanted for layer in self.layers])
         is_found = screened.are_distinct[0::2] & screened.are_distinct[1::2] & has_gradient & is_wanted
         is_found &= (screened.num_zero[0::2] == 0) & (screened.largest[1::2] > 0)
-        before, self._fingerprints = self._fingerprints, screened.fingerprints[0::2]
+        before = self._before
+        fingerprints = screened.fingerprints[0::2]
+        self._before = fingerprints, bool((has_gradient & (screened.largest[1::2] != 0)).any())
         if before is None:
             return Distinct()
-        have_moved = not np.array_equal(before, self._fingerprints)
         largest = float(screened.largest[1::2][is_found].max(initial=0.0))
         num_idle = screened.num_zero[1::2].tolist()
         found = [
             (self.layers[i], screened.is_zero(2 * i + 1) if num_idle[i] else None)
             for i in np.flatnonzero(is_found).tolist()
         ]
-        return Distinct(found, largest, have_moved)
+        return Distinct(found, largest, not np.array_equal(before[0], fingerprints), before[1])
 
     def _gather(self, trained: Set[int]) -> tuple[list[Tensor], Mask]:
         """Weights and gradients of all layers in turn, and which layers have all of their gradients."""

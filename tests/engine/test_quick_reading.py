@@ -40,6 +40,12 @@ def untouched(net: nn.Module, step: int) -> None:
     pass
 
 
+def no_gradient(net: nn.Sequential) -> nn.Sequential:
+    """No layer has a gradient other than zero, and nothing ever moves."""
+    zoo.linear(net, "4").requires_grad_(False).weight.zero_()
+    return net
+
+
 def train(net: nn.Module, change: Callable[[nn.Module, int], None], **options: Any) -> list[object]:
     """What the tracker says after every step."""
     optimizer = torch.optim.SGD(net.parameters(), lr=0.05)
@@ -69,6 +75,9 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "copies": lambda: zoo.duplicate_units(zoo.perceptron(), "0", "2", [(0, 7), (1, 8, 12)]),
     "mirrored": lambda: zoo.mirrored(zoo.perceptron(nn.Tanh), "0", "2"),
     "zero head": lambda: zoo.filled(zoo.perceptron(), "4", 0.0),
+    "no gradient": lambda: no_gradient(zoo.perceptron()),
+    "cut off": lambda: zoo.cut_off(zoo.perceptron()),
+    "zeros": lambda: zoo.all_constant(zoo.perceptron(), 0.0),
     "resnet": zoo.resnet,
     "experts": zoo.Experts,
 }

@@ -123,10 +123,21 @@ def test_layers_without_a_gradient_of_this_optimizer_are_left_out() -> None:
 def test_movement_is_noticed() -> None:
     net = with_gradients(mlp(), torch.Generator().manual_seed(1))
     screen = LayerScreen(find_layers(net).layers, None)
-    assert [read(net, screen).have_moved for _ in range(2)] == [None, False]
+    assert read(net, screen) == Distinct()  # it cannot tell
+    assert not read(net, screen).have_moved
     with torch.no_grad():
         net.linear(2).weight[3, 4] += 1e-3
     assert [read(net, screen).have_moved for _ in range(2)] == [True, False]
+
+
+def test_whether_there_was_any_gradient_is_kept() -> None:
+    net = with_gradients(mlp(), torch.Generator().manual_seed(1))
+    screen = LayerScreen(find_layers(net).layers, None)
+    read(net, screen)
+    for parameter in net.parameters():
+        assert parameter.grad is not None
+        parameter.grad.zero_()
+    assert [read(net, screen).had_gradient for _ in range(2)] == [True, False]
 
 
 def test_what_is_large_computed_or_in_float64_is_left_out() -> None:
