@@ -433,6 +433,7 @@ def test_hostile_names_stay_text(page: Page, fast_server: Server) -> None:
         assert any(text == f"net.layers.{BREAKOUT}" for text in texts), view
         assert page.all("img, script[src='x']") == []
     page.open(fast_server, {"view": "layer", "run": "hostile", "layer": f"net.layers.{HOSTILE}", "step": 1})
+    wait_for(lambda: len(page.all("select")) > 1)
     assert page.run("return document.querySelectorAll('select')[1].value") == f"net.layers.{HOSTILE}"
     assert chosen_step(page) == 1
     assert "64 of 100 units" in page.wait(".caption", "units").text
