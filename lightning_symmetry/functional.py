@@ -11,6 +11,14 @@ from torch import Tensor
 
 from lightning_symmetry.matrices.grouping import duplicate_groups
 
+__all__ = [
+    "dead_activations",
+    "duplicate_activations",
+    "effective_rank",
+    "effective_width",
+    "redundant_units",
+]
+
 
 def effective_width(weight: Tensor, tolerance: float | None = None) -> Tensor:
     """The number of distinct rows of a weight matrix.

@@ -30,6 +30,14 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+__all__ = [
+    "DeadActivations",
+    "DuplicateActivations",
+    "EffectiveRank",
+    "EffectiveWidth",
+    "RedundantUnits",
+]
+
 
 class _Measure(Metric):
     """What all of these have in common."""

@@ -21,6 +21,8 @@ from lightning_symmetry.repair.breaking import Change
 from lightning_symmetry.tracker import SymmetryTracker
 from lightning_symmetry.verdicts.report import Finding, SymmetryReport
 
+__all__ = ["SymmetryCallback"]
+
 
 class SymmetryCallback(TrainerCallback, ExportableState):
     """Watch a training of the Hugging Face Trainer for units that are updated as one.

@@ -11,6 +11,8 @@ from lightning_symmetry.verdicts.looks import Look
 from lightning_symmetry.verdicts.report import Finding, SymmetryReport
 from lightning_symmetry.verdicts.verdict import Verdict
 
+__all__ = ["Check", "Output"]
+
 Heatmaps = Literal["findings", "all", "none"]
 """Which layers get pictures: those with findings when these change, all at every check, or none."""
 
