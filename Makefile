@@ -16,18 +16,28 @@ INTEGRATIONS := tests/integrations docs/loops.md
 # which comes with timm, needs help beside a torch without CUDA, and whatever imports it there does too.
 ARCHITECTURES := tests/architectures
 
+# The tests of the documentation site, which browse through what `make docs` has built.
+SITE := tests/site
+
+# The tests of what a release is made of, which need its distributions.
+RELEASE := tests/release
+
+# The interpreters that `make test-release` walks with: names or paths, with a space between them.
+export PYTHONS ?= $(PYTHON)
+
 # Files of tests run side by side, JOBS at a time, each on one thread: with more, PyTorch's threads wait for one another.
 JOBS ?= 2
 PYTEST := -m pytest -rs -p no:randomly -n $(JOBS) --dist loadfile
 export OMP_NUM_THREADS := 1
 
-.PHONY: demo test test-architectures test-integrations test-random test-lowest test-newest bench check clean
+.PHONY: demo test test-architectures test-integrations test-random test-lowest test-newest dist test-release docs test-docs bench \
+	check clean
 
 demo: .venv/.demo  ## train the gallery of initialisations and compare them
 	env -u OMP_NUM_THREADS $(BIN)/lightning-symmetry demo
 
 test: .venv/.test  ## run the tests of everything but the integrations
-	$(BIN)/python $(PYTEST) $(addprefix --ignore=,$(INTEGRATIONS) $(ARCHITECTURES))
+	$(BIN)/python $(PYTEST) $(addprefix --ignore=,$(INTEGRATIONS) $(ARCHITECTURES) $(SITE) $(RELEASE))
 
 test-integrations: .venv/.test  ## run the tests with the real libraries of other loops and loggers
 	$(BIN)/python $(PYTEST) $(INTEGRATIONS)
@@ -36,7 +46,7 @@ test-architectures: .venv-architectures/.test  ## train many families of network
 	.venv-architectures/bin/python $(PYTEST) -p tests.architectures.operators $(ARCHITECTURES)
 
 test-random: .venv/.test  ## run all tests in an order that nobody has chosen; the seed at the head repeats it
-	$(BIN)/python -m pytest -rs --ignore=$(ARCHITECTURES)
+	$(BIN)/python -m pytest -rs $(addprefix --ignore=,$(ARCHITECTURES) $(SITE) $(RELEASE))
 
 test-lowest: .venv-lowest/.test  ## test with the lowest versions that pyproject.toml allows
 	.venv-lowest/bin/python $(PYTEST) $(LIBRARY_TESTS)
@@ -46,6 +56,21 @@ test-newest: .venv-newest/bin/python  ## test with the newest versions that pip 
 		--constraint constraints-newest.txt --editable '.[test]'
 	$< -m pip freeze --exclude-editable
 	$< $(PYTEST) $(LIBRARY_TESTS) $(INTEGRATIONS) --ignore-glob='*/test_page.py' --ignore-glob='*/test_live.py'
+
+dist: .venv/.release  ## build the wheel and the source distribution, and check them
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist .
+	$(BIN)/twine check --strict dist/*
+	$(BIN)/check-wheel-contents dist/*.whl
+
+test-release: dist  ## install the wheel into an empty environment and walk docs/walk.md in it
+	$(BIN)/python -m pytest -rs -p no:randomly $(RELEASE)
+
+docs: .venv/.docs  ## build the documentation site into site/; every warning is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+test-docs: docs  ## browse through the site
+	SYMMETRY_SITE=site $(BIN)/python -m pytest -rs -p no:randomly $(SITE)
 
 bench: .venv/.bench  ## measure the cost of a check; under ten minutes
 	env -u OMP_NUM_THREADS $(BIN)/python -m tests.benchmarks
@@ -57,7 +82,7 @@ check: .venv/.dev  ## lint, format, types, and which module may import which
 	$(BIN)/lint-imports
 
 # One virtual environment, and a stamp for each set of extras in it.
-.venv/.demo .venv/.test .venv/.bench .venv/.dev: .venv/.%: pyproject.toml constraints.txt
+.venv/.demo .venv/.test .venv/.bench .venv/.dev .venv/.docs .venv/.release: .venv/.%: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(PIP) --editable '.[$*]'
 	touch $@
@@ -76,4 +101,4 @@ check: .venv/.dev  ## lint, format, types, and which module may import which
 	$(PYTHON) -m venv $*
 
 clean:
-	rm -rf .venv .venv-lowest .venv-newest .venv-architectures build dist *.egg-info
+	rm -rf .venv .venv-lowest .venv-newest .venv-architectures build dist site *.egg-info

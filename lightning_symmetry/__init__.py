@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from lightning_symmetry.verdicts.report import CopyGroup, Finding, LayerDiagnosis, SymmetryReport, UnitGroup
     from lightning_symmetry.verdicts.verdict import Verdict
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "ActivationProbe",

@@ -57,12 +57,18 @@ class Server:
         self.process.wait(timeout=_PATIENCE_S)
 
 
+def free_port() -> int:
+    """A port on which nobody listens."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+        return port
+
+
 @contextmanager
 def tensorboard(logdir: Path, *flags: str, seconds: float = _PATIENCE_S) -> Iterator[Server]:
     """TensorBoard for a log directory, once it has found all of its runs, for which it has so many seconds."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(logdir), "--host=127.0.0.1", f"--port={port}"]
     process = subprocess.Popen(
         [*command, "--reload_interval=1", *flags], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
