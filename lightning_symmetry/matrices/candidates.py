@@ -36,7 +36,7 @@ def find_candidates(keys: Floats, block: Indices) -> Candidates:
         block: ``(m,)``; members of different blocks are never compared.
     """
     num_members = keys.shape[1]
-    best = min(range(len(keys)), key=lambda i: _count_near(keys[i]))
+    best = _best_of(keys)
     others = [i for i in range(len(keys)) if i != best]
     order = sort_within(keys[best], block)
     # Runs of members near the next one: none has a partner in another run, so crowds are whole runs.
@@ -70,9 +70,22 @@ def find_candidates(keys: Floats, block: Indices) -> Candidates:
     return Candidates(np.sort(found, axis=0), is_crowd[run], best)
 
 
+def find_neighbours(keys: Floats, block: Indices) -> Indices:
+    """Pairs ``(2, p)`` of members that are near in all keys and follow one another in the key that separates best."""
+    order = sort_within(keys[_best_of(keys)], block)
+    lower, upper = order[:-1], order[1:]
+    is_near = (np.abs(keys[:, upper] - keys[:, lower]) <= 1).all(axis=0) & (block[upper] == block[lower])
+    return np.stack([lower[is_near], upper[is_near]])
+
+
 def sort_within(key: Floats, block: Indices) -> Indices:
     """The order of members by block, and by key within a block."""
     return key.argsort() if (block == block[0]).all() else np.lexsort((key, block))
+
+
+def _best_of(keys: Floats) -> int:
+    """The key that separates best."""
+    return min(range(len(keys)), key=lambda i: _count_near(keys[i]))
 
 
 def _count_near(key: Floats) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -98,11 +98,12 @@ class DenseRows(Rows):
     def project(self, index: Indices) -> Floats:
         """As :meth:`Rows.project`."""
         chunk, vectors = further_chunk_of(self.width), further_vectors(self.width, self.compute_dtype, self.device)
+        scratch = self._scratch()
         parts = []
         for part in self._split(index):
             rows = self.fetch(part)
             sums = rows if chunk == 1 else chunk_sums(rows, chunk)
-            parts.append(torch.stack([(sums * vector).sum(dim=1) for vector in vectors]))
+            parts.append(torch.stack([torch.mul(sums, vector, out=scratch()).sum(dim=1) for vector in vectors]))
         return to_host(torch.cat(parts, dim=1))
 
     def project_roughly(self, index: Indices) -> Floats:
@@ -137,8 +138,7 @@ class DenseRows(Rows):
         # Divided before it is squared where the square would leave the range of the dtype.
         is_extreme = bool(((scale < limits.tiny**0.4) | (scale > limits.max**0.4)).any())
         order = np.argsort(others, kind="stable")
-        # Differences take turns in the same memory: fresh memory costs more than reading the rows.
-        scratch = torch.empty(0, dtype=self.compute_dtype, device=self.device)
+        scratch = self._scratch()
         parts = []
         for part in self._split(order):
             rows, against = index[part], others[part]
@@ -149,7 +149,7 @@ class DenseRows(Rows):
             for i in range(len(self.pieces)):
                 here, there = self._at(i, rows), self._at(i, against)
                 there = there if times is None else there * times[:, None]
-                difference = here - there if is_column_major(here) else torch.sub(here, there, out=scratch.resize_(0))
+                difference = here - there if is_column_major(here) else torch.sub(here, there, out=scratch())
                 if is_extreme:
                     difference /= size[:, None]
                 distance = torch.hypot(distance, norms_of(difference, chunk=1))  # a rough sum does
@@ -184,7 +184,13 @@ class DenseRows(Rows):
 
     def largest(self, index: Indices) -> Tensor:
         """As :meth:`Rows.largest`."""
-        return torch.cat([self.fetch(part).abs().amax(dim=1) for part in self._split(index)])
+        scratch = self._scratch()
+        parts = []
+        for part in self._split(index):
+            pieces = [self._at(i, part) for i, width in enumerate(self.widths) if width]
+            each = [torch.abs(numbers, out=scratch()).amax(dim=1) for numbers in pieces]
+            parts.append(each[0] if len(each) == 1 else torch.stack(each).amax(dim=0))
+        return torch.cat(parts)
 
     def scaled_norms(self, index: Indices, scale: Floats) -> Floats:
         """As :meth:`Rows.scaled_norms`."""
@@ -205,6 +211,11 @@ class DenseRows(Rows):
         else:
             rows = piece.index_select(0, torch.from_numpy(index).to(self.device))
         return rows.reshape(len(index), self.widths[i]).to(self.compute_dtype)
+
+    def _scratch(self) -> Callable[[], Tensor]:
+        """Memory for one result after the other: fresh memory for each would cost more than reading the rows."""
+        memory = torch.empty(0, dtype=self.compute_dtype, device=self.device)
+        return lambda: memory.resize_(0)
 
     def _split(self, index: Indices) -> list[Indices]:
         """Parts of ``index`` that are read at once; one part, of no rows, if there are none."""

@@ -17,14 +17,14 @@ import torch
 from torch import Tensor
 
 from lightning_symmetry.arguments import check_tolerance
-from lightning_symmetry.matrices.candidates import find_candidates, sort_within
+from lightning_symmetry.matrices.candidates import find_candidates, find_neighbours, sort_within
 from lightning_symmetry.matrices.dense import DenseRows
 from lightning_symmetry.matrices.numerics import Floats, Indices, Mask, exact_arithmetic
 from lightning_symmetry.matrices.question import TOLERANCES, Question, keys_of
 from lightning_symmetry.matrices.sieve import suspects
 from lightning_symmetry.matrices.sketching import sketch_all
 
-_MANY_PAIRS = 4  # per row
+_FEW_MEMBERS = 64
 _FEW_PAIRS = 16
 _MAX_PAIRS = 200_000
 _CHANCE_BITS = 10.0
@@ -115,14 +115,12 @@ def find_groups(
     def further_keys() -> Floats:
         return rows.project(members) / (norms[members] * rows.further_window(tolerance))
 
+    if len(members) > _FEW_MEMBERS and not _mostly_agree(question, members[find_neighbours(keys, block)]):
+        # Rows that differ, but not in these keys, as rows with a single number in the same chunk.
+        keys, has_further_keys = np.concatenate([keys, further_keys()]), True
     while len(members) > 1 and (max_rounds is None or round_number < max_rounds):
         candidates = find_candidates(keys, block)
         pairs, is_crowded = candidates.pairs, candidates.is_crowded
-        is_many = pairs.shape[1] > _MANY_PAIRS * len(members)
-        if is_many and not has_further_keys and not _mostly_agree(question, members[pairs]):
-            # Rows that differ, but not in these keys, as rows with a single number in the same chunk.
-            keys, has_further_keys = np.concatenate([keys, further_keys()]), True
-            continue
         if max_rounds is not None and pairs.shape[1] > _MAX_PAIRS:
             break
         for row, first in compare_pairs(question.agree, members[pairs]).items():
@@ -265,7 +263,9 @@ def _least_nearby(values: Indices, cells: Floats, blocks: Indices, reach: int) -
 
 
 def _mostly_agree(question: Question, pairs: Indices) -> bool:
-    """Whether the rows of most pairs ``(2, p)`` agree, judged by a few of them."""
+    """Whether the rows of most pairs ``(2, p)`` agree, judged by a few of them; True where there is no pair."""
+    if not pairs.shape[1]:
+        return True
     firsts, rows = pairs[:, :: 1 + pairs.shape[1] // _FEW_PAIRS]
     return bool(question.agree(rows, firsts).mean() > 0.5)
 

@@ -17,7 +17,7 @@ from lightning_symmetry.matrices.numerics import CPU
 NUM_PROJECTIONS = 3
 """Random vectors of the sketch."""
 
-NUM_FURTHER = 4
+NUM_FURTHER = 2
 """Random vectors for the few rows that the sketch does not tell apart."""
 
 NUM_ROUGH = 8
