@@ -1,0 +1,1 @@
+"""The documents run: what each block of a page is worth, by its language, and what all pages start from."""
