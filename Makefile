@@ -30,8 +30,8 @@ JOBS ?= 2
 PYTEST := -m pytest -rs -p no:randomly -n $(JOBS) --dist loadfile
 export OMP_NUM_THREADS := 1
 
-.PHONY: demo test test-architectures test-integrations test-random test-lowest test-newest dist test-release docs test-docs bench \
-	check clean
+.PHONY: demo test test-architectures test-integrations test-random test-lowest test-newest dist test-release docs \
+	test-docs bench check clean
 
 demo: .venv/.demo  ## train the gallery of initialisations and compare them
 	env -u OMP_NUM_THREADS $(BIN)/lightning-symmetry demo
@@ -70,7 +70,7 @@ docs: .venv/.docs  ## build the documentation site into site/; every warning is 
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 test-docs: docs  ## browse through the site
-	SYMMETRY_SITE=site $(BIN)/python -m pytest -rs -p no:randomly $(SITE)
+	$(BIN)/python -m pytest -rs -p no:randomly $(SITE)
 
 bench: .venv/.bench  ## measure the cost of a check; under ten minutes
 	env -u OMP_NUM_THREADS $(BIN)/python -m tests.benchmarks
