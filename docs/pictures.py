@@ -3,17 +3,26 @@
 That of the losses is drawn from the runs of ``lightning-symmetry demo --repair --logdir symmetry_demo``.
 That of the notebook is made of the example in docs/notebooks.md. It and those of the Symmetry tab need what the tests
 of the tab need: Chromium with its driver.
+
+``python docs/pictures.py`` runs the demo itself, and makes of it the pictures and figures of docs/gallery.md alone.
 """
 
 from __future__ import annotations
 
 import doctest
 import html
+import io
+import os
+import re
+import subprocess
 import sys
+import textwrap
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 from selenium.webdriver.common.by import By
@@ -21,6 +30,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from lightning_symmetry.demo.digits import run_name
 from lightning_symmetry.demo.repairs import HEALTHY, SICK
+from lightning_symmetry.outputs.heatmap import colours
+from lightning_symmetry.tensorboard_plugin.events import MATRIX_TAG, unpack_matrix
 from tests.browsing import Page, open_browser
 from tests.serving import tensorboard, wait_for
 
@@ -30,6 +41,8 @@ PICTURES = {
     "overview.png": ("copied_half", "symmetry/overview"),
     "heatmap-locked.png": ("constant_0.02", "symmetry/heatmap/fc2"),
 }
+# Shades that can be read on white as well as on the dark pages of the documentation.
+GREY, INK, ORANGE = "#9aa1ac", "#7b828d", "#e8590c"
 VIEWS: dict[str, dict[str, str | int]] = {
     "overview": {"run": "copied_half", "layer": "fc1"},
     "layer": {"view": "layer", "run": "copied_half", "layer": "fc1", "step": 7},
@@ -86,20 +99,13 @@ def take_notebook() -> None:
 
 def take_losses(logdir: Path) -> None:
     """Draw the losses of the demo of the repairs, with and without one, beside that of the healthy start."""
-
-    def losses(run: str) -> tuple[list[int], list[float]]:
-        events = EventAccumulator(str(logdir / run))
-        events.Reload()
-        scalars = events.Scalars("loss")
-        return [scalar.step for scalar in scalars], [scalar.value for scalar in scalars]
-
     figure = Figure(figsize=(9, 5), layout="constrained")
     plots = list(figure.subplots(2, 3, sharex=True, sharey=True).flat)
     for plot, name in zip(plots, SICK, strict=True):
         run = run_name(name)
-        plot.plot(*losses(run_name(HEALTHY)), color="#b8bec8", label="healthy start")
-        plot.plot(*losses(run), color="#d9480f", label="left alone")
-        plot.plot(*losses(f"{run}_broken"), color="#1c6dd0", label='on_symmetry="break"')
+        plot.plot(*_losses(logdir / run_name(HEALTHY)), color="#b8bec8", label="healthy start")
+        plot.plot(*_losses(logdir / run), color="#d9480f", label="left alone")
+        plot.plot(*_losses(logdir / f"{run}_broken"), color="#1c6dd0", label='on_symmetry="break"')
         plot.set_title(name, fontsize=10)
         plot.set_ylim(0, 2.6)
         plot.spines[["top", "right"]].set_visible(False)
@@ -107,6 +113,88 @@ def take_losses(logdir: Path) -> None:
     figure.supylabel("training loss of one batch")
     figure.legend(*plots[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False)
     figure.savefig(FOLDER / "repair-losses.png", dpi=110)
+
+
+def take_gallery() -> None:
+    """Run the demo; write a picture of each of its runs, and what it prints into docs/gallery.md."""
+    page = FOLDER.parent / "gallery.md"
+    (FOLDER / "gallery").mkdir(exist_ok=True)
+    with TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "lightning_symmetry", "demo", "--logdir", folder]
+        wide = {**os.environ, "COLUMNS": "200", "PYTHONIOENCODING": "utf-8"}
+        said = subprocess.run(command, capture_output=True, encoding="utf-8", check=True, env=wide).stdout
+        rows = _table_rows(said)
+        for name, *cells in rows:
+            _draw_run(Path(folder), name, widths=cells[1:3])
+    # The last layer is left out: its units are always distinct.
+    kept = [["initialisation", "test accuracy", "fc1", "fc2", "verdict"], ["---", "---:", "---:", "---:", "---"]]
+    kept += [[name, accuracy, fc1, fc2, verdict] for name, accuracy, fc1, fc2, _, verdict in rows]
+    text = page.read_text(encoding="utf-8")
+    text = _filled_in(text, "figures", "\n".join(f"| {' | '.join(cells)} |" for cells in kept))
+    for name, *_ in rows:
+        messages = re.findall(rf"^  \[{re.escape(name)}\] (.+)$", said, re.MULTILINE)
+        if messages:
+            lines = [textwrap.fill(message, 80) for message in messages]
+            text = _filled_in(text, f"said: {name}", "\n".join(["```text", *lines, "```"]))
+    page.write_text(text, encoding="utf-8")
+
+
+def _table_rows(said: str) -> list[list[str]]:
+    """The cells of the table that the demo prints, without its head."""
+    edge = "\N{BOX DRAWINGS LIGHT VERTICAL}"
+    lines = [line.strip().strip(edge) for line in said.splitlines() if line.startswith(edge)]
+    return [[cell.strip() for cell in line.split(edge)] for line in lines]
+
+
+def _filled_in(text: str, mark: str, content: str) -> str:
+    """Text of a page in which something else stands between two comments."""
+    begin, end = f"<!-- {mark} -->\n", "\n<!-- end -->"
+    before, found, rest = text.partition(begin)
+    if not found or end not in rest:
+        raise ValueError(f"Expected {begin!r} and {end!r} in the page.")
+    return f"{before}{begin}\n{content}\n{end}{rest.partition(end)[2]}"
+
+
+def _draw_run(logdir: Path, name: str, widths: list[str]) -> None:
+    """Draw the loss of a run of the demo, over that of the healthy start, and what its hidden layers look like."""
+    figure = Figure(figsize=(7.4, 2.3), layout="constrained")
+    loss, *squares = figure.subplots(1, 3, width_ratios=[1.5, 1, 1])
+    loss.plot(*_losses(logdir / run_name(HEALTHY)), color=GREY, linewidth=4, alpha=0.6, solid_capstyle="round")
+    loss.plot(*_losses(logdir / run_name(name)), color=ORANGE, linewidth=1.8)
+    loss.set(xlim=(0, 260), ylim=(0, 2.6), xticks=[0, 100, 200], yticks=[0, 1, 2])
+    loss.set_title("training loss by step", fontsize=9, color=INK)
+    loss.spines[["top", "right"]].set_visible(False)
+    events = _events(logdir / run_name(name))
+    for plot, layer, width in zip(squares, ("fc1", "fc2"), widths, strict=True):
+        _draw_square(plot, events.Tensors(MATRIX_TAG + layer)[-1].tensor_proto.string_val[0])
+        plot.set_title(f"{layer}: {width.replace('/', ' of ')} distinct", fontsize=9, color=INK)
+    for plot in (loss, *squares):
+        plot.tick_params(colors=INK, labelsize=8, length=2)
+        for spine in plot.spines.values():
+            spine.set_color(INK)
+    drawn = io.BytesIO()
+    figure.savefig(drawn, dpi=150, transparent=True)
+    Image.open(drawn).quantize(96).save(FOLDER / "gallery" / f"{run_name(name)}.png", optimize=True)
+
+
+def _draw_square(plot: Axes, data: bytes) -> None:
+    """Draw the similarities of the units of a layer, as the Symmetry tab does."""
+    units, cells = unpack_matrix(data)
+    levels = np.frombuffer(cells, dtype=np.uint8).reshape(len(units), len(units)).astype(float)
+    plot.imshow(colours(np.where(levels == 0, np.nan, (levels - 128) / 127)), interpolation="nearest")
+    plot.set(xticks=[], yticks=[])
+
+
+def _events(run: Path) -> EventAccumulator:
+    events = EventAccumulator(str(run), size_guidance={"scalars": 0, "tensors": 0})
+    events.Reload()
+    return events
+
+
+def _losses(run: Path) -> tuple[list[int], list[float]]:
+    """The steps and the losses that were logged at them."""
+    scalars = _events(run).Scalars("loss")
+    return [scalar.step for scalar in scalars], [scalar.value for scalar in scalars]
 
 
 def _settle(page: Page, view: str) -> None:
@@ -122,7 +210,9 @@ def _settle(page: Page, view: str) -> None:
 
 if __name__ == "__main__":
     FOLDER.mkdir(exist_ok=True)
-    take_images(Path(sys.argv[1]))
-    take_views(Path(sys.argv[1]))
-    take_losses(Path(sys.argv[1]))
-    take_notebook()
+    take_gallery()
+    for logdir in map(Path, sys.argv[1:2]):
+        take_images(logdir)
+        take_views(logdir)
+        take_losses(logdir)
+        take_notebook()

@@ -1,0 +1,89 @@
+"""The pages and pictures of docs/gallery.md, against the runs of the demo."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lightning_symmetry import Verdict
+from lightning_symmetry.demo.digits import GALLERY, run_name
+from lightning_symmetry.tensorboard_plugin.folding import RunHistory
+from tests.outputs.test_tab import history
+from tests.outputs.test_tensorboard import read
+
+DOCS = Path(__file__).parents[2] / "docs"
+PAGE = (DOCS / "gallery.md").read_text("utf-8")
+SECTIONS = {part.partition("\n")[0]: part for part in PAGE.split("\n## ")[1:]}
+# Accuracy, distinct units of fc1 and of fc2, and verdict.
+ROWS = {
+    name: cells
+    for name, *cells in re.findall(r"^\| (.+?) \| ([\d.]+%) \| (\S+) \| (\S+) \| (.+) \|$", PAGE, re.MULTILINE)
+}
+
+
+@pytest.fixture(scope="session", params=list(GALLERY))
+def run(request: pytest.FixtureRequest, gallery: Path) -> tuple[str, RunHistory]:
+    """The name of an initialisation and what its run wrote."""
+    return request.param, history(read(gallery / run_name(request.param)))
+
+
+def test_page_has_every_initialisation_in_the_order_of_the_demo() -> None:
+    assert list(ROWS) == list(SECTIONS) == list(GALLERY)
+
+
+def test_widths_are_those_of_the_run(run: tuple[str, RunHistory]) -> None:
+    name, seen = run
+    latest = {layer: data.states[-1][1] for layer, data in seen.layers.items()}
+    assert ROWS[name][1:3] == [f"{state.width}/{state.num_units}" for state in (latest["fc1"], latest["fc2"]) if state]
+
+
+def test_verdicts_are_those_of_the_run(run: tuple[str, RunHistory]) -> None:
+    name, seen = run
+    layers: dict[str, list[str]] = {}
+    for verdict in Verdict:
+        for layer, findings in seen.findings.items():
+            if any(finding.verdict == verdict for finding in findings):
+                layers.setdefault(verdict, []).append(layer)
+    said = "; ".join(f"{verdict}: {', '.join(names)}" for verdict, names in layers.items())
+    if said:
+        assert ROWS[name][3] == said
+    elif name == "tiny, tanh, Adam":
+        few = [f"{layer} to {data.orientations[-1][1]}" for layer, data in seen.layers.items()]
+        assert ROWS[name][3] == f"condensed: {', '.join(few)}"
+    else:
+        assert ROWS[name][3] == "no symmetry"
+
+
+def test_messages_are_those_of_the_run(run: tuple[str, RunHistory]) -> None:
+    name, seen = run
+    quoted = " ".join("".join(re.findall(r"```text\n(.*?)```", SECTIONS[name], re.DOTALL)).split())
+    told: set[str] = set()
+    for layer, findings in seen.findings.items():
+        for finding in findings:
+            if finding.verdict not in told:  # one message for each verdict
+                told.add(finding.verdict)
+                assert f"{layer}: {finding.who}" in quoted
+                assert f"{finding.what.removeprefix('They ')} {finding.why}" in quoted
+    assert bool(told) == bool(quoted)
+
+
+@pytest.mark.parametrize("name", GALLERY)
+def test_every_picture_is_there_small_and_without_a_background(name: str) -> None:
+    [(words, link)] = re.findall(r"!\[(.+)\]\((.+)\)", SECTIONS[name])
+    assert len(words) > 30
+    file = DOCS / link
+    assert file.name == f"{run_name(name)}.png"
+    assert file.stat().st_size < 40_000
+    with Image.open(file) as picture:
+        assert picture.width >= 1000
+        assert np.asarray(picture.convert("RGBA"))[0, 0, 3] == 0
+
+
+def test_pictures_are_small_together_and_none_is_left_over() -> None:
+    files = list((DOCS / "images" / "gallery").iterdir())
+    assert {file.stem for file in files} == {run_name(name) for name in GALLERY}
+    assert sum(file.stat().st_size for file in files) < 500_000
