@@ -169,7 +169,7 @@ def why(finding: Finding) -> str:
         )
     return (
         "Their rows are copies of one another: tiled, copied or padded weights. "
-        "Add noise to the copies, or leave them out: the layer needs only one of each."
+        "Add noise to the copies, or keep only one of each if they are hidden units."
     )
 
 
