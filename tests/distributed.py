@@ -22,6 +22,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -438,6 +439,13 @@ def count_bytes(num_ranks: int, folder: Path) -> dict[str, list[list[int]]]:
 Work = Callable[[Path], Any]
 
 
+def process_context() -> ForkServerContext:
+    """Makes processes out of one that has imported PyTorch and Lightning, so that ranks need not, each for itself."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    return context
+
+
 def on_ranks(num_ranks: int, work: Work, folder: Path, limit: float = 120.0) -> list[Any]:
     """Run a function of a module in as many new processes, and return what it returned on each.
 
@@ -445,7 +453,7 @@ def on_ranks(num_ranks: int, work: Work, folder: Path, limit: float = 120.0) -> 
         TimeoutError: if they take longer than ``limit`` seconds; all are killed then.
         AssertionError: if it raised on any of them.
     """
-    context = multiprocessing.get_context("spawn")
+    context = process_context()
     port = _free_port()
     processes = [
         context.Process(target=_on_rank, args=(rank, num_ranks, port, work, folder), daemon=True)

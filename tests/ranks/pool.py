@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import traceback
 from collections.abc import Callable
 from functools import partial
@@ -13,7 +12,7 @@ from typing import Any, Self
 
 import torch
 
-from tests.distributed import _free_port, _on_rank
+from tests.distributed import _free_port, _on_rank, process_context
 
 
 class RankPool:
@@ -26,7 +25,7 @@ class RankPool:
     """
 
     def __init__(self, num_ranks: int, folder: Path, limit: float = 60.0) -> None:
-        context = multiprocessing.get_context("spawn")
+        context = process_context()
         port = _free_port()
         self._folder, self._limit = folder, limit
         self._connections: list[Connection] = []
