@@ -19,6 +19,9 @@ ARCHITECTURES := tests/architectures
 # The tests of the documentation site, which browse through what `make docs` has built.
 SITE := tests/site
 
+# The tests that train on several real processes at once, which take a while to start.
+RANKS := tests/ranks
+
 # The tests of what a release is made of, which need its distributions.
 RELEASE := tests/release
 
@@ -30,14 +33,17 @@ JOBS ?= 2
 PYTEST := -m pytest -rs -p no:randomly -n $(JOBS) --dist loadfile
 export OMP_NUM_THREADS := 1
 
-.PHONY: demo test test-architectures test-integrations test-random test-lowest test-newest dist test-release docs \
+.PHONY: demo test test-ranks test-architectures test-integrations test-random test-lowest test-newest dist test-release docs \
 	test-docs bench check clean
 
 demo: .venv/.demo  ## train the gallery of initialisations and compare them
 	env -u OMP_NUM_THREADS $(BIN)/lightning-symmetry demo
 
-test: .venv/.test  ## run the tests of everything but the integrations
-	$(BIN)/python $(PYTEST) $(addprefix --ignore=,$(INTEGRATIONS) $(ARCHITECTURES) $(SITE) $(RELEASE))
+test: .venv/.test  ## run the tests of everything but what has a target of its own
+	$(BIN)/python $(PYTEST) $(addprefix --ignore=,$(RANKS) $(INTEGRATIONS) $(ARCHITECTURES) $(SITE) $(RELEASE))
+
+test-ranks: .venv/.test  ## run the tests that train on several processes
+	$(BIN)/python $(PYTEST) $(RANKS)
 
 test-integrations: .venv/.test  ## run the tests with the real libraries of other loops and loggers
 	$(BIN)/python $(PYTEST) $(INTEGRATIONS)
