@@ -25,8 +25,10 @@ RANKS := tests/ranks
 # The tests of what a release is made of, which need its distributions.
 RELEASE := tests/release
 
-# The interpreters that `make test-release` walks with: names or paths, with a space between them.
+# The interpreters that `make test-release` walks with, by name or path, and the files of versions that pip may install; several
+# with a space between them.
 export PYTHONS ?= $(PYTHON)
+export CONSTRAINTS ?= constraints.txt
 
 # Files of tests run side by side, JOBS at a time, each on one thread: with more, PyTorch's threads wait for one another.
 JOBS ?= 2

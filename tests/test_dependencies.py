@@ -53,7 +53,8 @@ def test_all_that_is_imported_is_declared() -> None:
 def test_the_lowest_versions_are_those_that_are_tested() -> None:
     allowed = requirements("demo", "merge", "scan", "test-core")
     lines = (_ROOT / "constraints-lowest.txt").read_text(encoding="utf-8").splitlines()
-    pins = [Requirement(line) for line in lines if line and not line.startswith("#")]
+    every_pin = [Requirement(line) for line in lines if line and not line.startswith("#")]
+    pins = [pin for pin in every_pin if pin.marker is None or pin.marker.evaluate({"python_version": "3.11"})]
     tested: dict[str, str] = {canonicalize_name(pin.name): str(pin.specifier).removeprefix("==") for pin in pins}
     lowest = {
         name: specifier.version

@@ -7,17 +7,21 @@ from pathlib import Path
 
 import pytest
 
+from tests.release.index import ROOT
 from tests.release.walking import PAGE, Block, Step, Walker, steps_of, walk
 
-# Interpreters, by name or path, with a space between them.
+# Interpreters, by name or path, and pip's files of the versions that it may install; with a space between them.
 PYTHONS = os.environ.get("PYTHONS", sys.executable).split()
+CONSTRAINTS = os.environ.get("CONSTRAINTS", "constraints.txt").split()
 
 
+@pytest.mark.parametrize("constraints", CONSTRAINTS)
 @pytest.mark.parametrize("python", PYTHONS)
-def test_every_block_of_the_page_does_what_it_shows(python: str, tmp_path: Path) -> None:
+def test_every_block_of_the_page_does_what_it_shows(python: str, constraints: str, tmp_path: Path) -> None:
     found = shutil.which(python)
     assert found is not None, f"There is no {python!r}."
-    assert walk(Path(found).resolve(), tmp_path).keys() == {step.heading for step in steps_of(PAGE.read_text())}
+    seconds = walk(Path(found).resolve(), tmp_path, ROOT / constraints)
+    assert seconds.keys() == {step.heading for step in steps_of(PAGE.read_text())}
 
 
 def test_sections_and_blocks_of_a_page() -> None:

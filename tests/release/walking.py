@@ -146,12 +146,13 @@ def _without_folders(text: str) -> str:
     return re.sub(r"(?<=\s)/\S*/(?=\w+\.py:\d)", "", text)
 
 
-def walk(python: Path, folder: Path) -> dict[str, float]:
+def walk(python: Path, folder: Path, constraints: Path) -> dict[str, float]:
     """Walk the page with one interpreter.
 
     Args:
         python: the interpreter.
         folder: an empty folder.
+        constraints: pip's file of the versions that it may install.
 
     Returns:
         The seconds that each section took, by heading.
@@ -164,7 +165,7 @@ def walk(python: Path, folder: Path) -> dict[str, float]:
     seconds = {}
     with serving(folder / "index") as url:
         indexes = f"{os.environ.get('PIP_EXTRA_INDEX_URL', '')} {url}".strip()
-        pins = {"PIP_EXTRA_INDEX_URL": indexes, "PIP_CONSTRAINT": str(ROOT / "constraints.txt")}
+        pins = {"PIP_EXTRA_INDEX_URL": indexes, "PIP_CONSTRAINT": str(constraints)}
         quiet = {"PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_PROGRESS_BAR": "off"}
         walker = Walker(folder / "home", python, {**pins, **quiet})
         for step in steps_of(PAGE.read_text(encoding="utf-8")):
@@ -179,7 +180,7 @@ def main() -> None:
     """Print the table of the page."""
     python = Path(sys.argv[1] if len(sys.argv) > 1 else sys.executable)
     with tempfile.TemporaryDirectory() as folder:
-        for heading, seconds in walk(python.resolve(), Path(folder)).items():
+        for heading, seconds in walk(python.resolve(), Path(folder), ROOT / "constraints.txt").items():
             print(f"| {heading} | {seconds:.0f} s |")
 
 
