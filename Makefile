@@ -16,8 +16,11 @@ INTEGRATIONS := tests/integrations docs/loops.md
 # which comes with timm, needs help beside a torch without CUDA, and whatever imports it there does too.
 ARCHITECTURES := tests/architectures
 
-# The tests of the documentation site, which browse through what `make docs` has built.
-SITE := tests/site
+# The tests of the documentation site, which browse through what `make docs` has built, and of its interactive figure and gallery.
+SITE := tests/site tests/docs_figures
+
+# The tests of the reproduced papers, which train.
+EXAMPLES := tests/examples
 
 # The tests that train on several real processes at once, which take a while to start.
 RANKS := tests/ranks
@@ -35,17 +38,20 @@ JOBS ?= 2
 PYTEST := -m pytest -rs -p no:randomly -n $(JOBS) --dist loadfile
 export OMP_NUM_THREADS := 1
 
-.PHONY: demo test test-ranks test-architectures test-integrations test-random test-lowest test-newest dist test-release docs \
-	test-docs bench check clean
+.PHONY: demo test test-ranks test-examples test-integrations test-architectures test-random test-lowest test-newest dist \
+	test-release docs test-docs bench check clean
 
 demo: .venv/.demo  ## train the gallery of initialisations and compare them
 	env -u OMP_NUM_THREADS $(BIN)/lightning-symmetry demo
 
 test: .venv/.test  ## run the tests of everything but what has a target of its own
-	$(BIN)/python $(PYTEST) $(addprefix --ignore=,$(RANKS) $(INTEGRATIONS) $(ARCHITECTURES) $(SITE) $(RELEASE))
+	$(BIN)/python $(PYTEST) $(addprefix --ignore=,$(RANKS) $(INTEGRATIONS) $(ARCHITECTURES) $(EXAMPLES) $(SITE) $(RELEASE))
 
 test-ranks: .venv/.test  ## run the tests that train on several processes
 	$(BIN)/python $(PYTEST) $(RANKS)
+
+test-examples: .venv/.test  ## run the short forms of the reproduced papers
+	$(BIN)/python $(PYTEST) $(EXAMPLES)
 
 test-integrations: .venv/.test  ## run the tests with the real libraries of other loops and loggers
 	$(BIN)/python $(PYTEST) $(INTEGRATIONS)

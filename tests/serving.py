@@ -1,4 +1,4 @@
-"""A real TensorBoard in a process of its own."""
+"""Servers: a real TensorBoard in a process of its own, and the files of a folder."""
 
 from __future__ import annotations
 
@@ -10,11 +10,16 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlencode
 from urllib.request import urlopen
+
+from typing_extensions import override
 
 _PATIENCE_S = 20.0
 
@@ -55,6 +60,25 @@ class Server:
         """End it."""
         self.process.terminate()
         self.process.wait(timeout=_PATIENCE_S)
+
+
+class _QuietHandler(SimpleHTTPRequestHandler):
+    @override
+    def log_message(self, format: str, *args: Any) -> None:
+        """Say nothing of what is asked for."""
+
+
+@contextmanager
+def serving(folder: Path) -> Iterator[str]:
+    """Serve the files of a folder; gives the address, without a slash at its end."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(_QuietHandler, directory=str(folder))) as server:
+        thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 def free_port() -> int:

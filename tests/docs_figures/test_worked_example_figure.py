@@ -5,13 +5,9 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from itertools import pairwise
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import pytest
@@ -22,7 +18,7 @@ from torch import nn
 
 from lightning_symmetry import SymmetryTracker, Verdict
 from tests.browsing import Page
-from tests.serving import wait_for
+from tests.serving import serving, wait_for
 
 DOCS = Path(__file__).parents[2] / "docs"
 SCRIPT, STYLE = "worked_example.js", "worked_example.css"
@@ -58,25 +54,6 @@ def container() -> str:
         r"^<div [^>]*data-worked-example.*?^</div>", (DOCS / "idea.md").read_text("utf-8"), re.DOTALL | re.MULTILINE
     )
     return str(found)
-
-
-class Quiet(SimpleHTTPRequestHandler):
-    """Serves the files of a folder and does not print what is asked for."""
-
-    def log_message(self, *arguments: Any) -> None:
-        pass
-
-
-@contextmanager
-def serving(folder: Path) -> Iterator[str]:
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder))) as server:
-        thread = Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}"
-        finally:
-            server.shutdown()
-            thread.join()
 
 
 @pytest.fixture(scope="module")

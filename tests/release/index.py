@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import shutil
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
-from typing_extensions import override
+from tests.serving import serving
 
 ROOT = Path(__file__).parents[2]
 DISTRIBUTIONS = ROOT / "dist"
@@ -29,14 +25,8 @@ def wheel() -> Path:
     return found[0]
 
 
-class _Quiet(SimpleHTTPRequestHandler):
-    @override
-    def log_message(self, format: str, *args: Any) -> None:
-        pass
-
-
 @contextmanager
-def serving(folder: Path) -> Iterator[str]:
+def package_index(folder: Path) -> Iterator[str]:
     """Serve the distributions as a simple index (PEP 503) while the context lasts.
 
     Args:
@@ -49,10 +39,5 @@ def serving(folder: Path) -> Iterator[str]:
     project.mkdir(parents=True)
     for file in (wheel(), *DISTRIBUTIONS.glob("lightning_symmetry-*.tar.gz")):
         shutil.copy(file, project)  # the server lists a folder as links to what is in it, which is what pip reads
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=str(folder)))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}/simple/"
-    finally:
-        server.shutdown()
-        server.server_close()
+    with serving(folder) as address:
+        yield f"{address}/simple/"

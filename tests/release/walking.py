@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.release.index import ROOT, serving
+from tests.release.index import ROOT, package_index
 from tests.serving import Server, free_port, is_up, wait_for
 
 PAGE = ROOT / "docs" / "walk.md"
@@ -163,7 +163,7 @@ def walk(python: Path, folder: Path, constraints: Path) -> dict[str, float]:
     (folder / "index").mkdir()
     (folder / "home").mkdir()
     seconds = {}
-    with serving(folder / "index") as url:
+    with package_index(folder / "index") as url:
         indexes = f"{os.environ.get('PIP_EXTRA_INDEX_URL', '')} {url}".strip()
         pins = {"PIP_EXTRA_INDEX_URL": indexes, "PIP_CONSTRAINT": str(constraints)}
         quiet = {"PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_PROGRESS_BAR": "off"}

@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import cache, partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from functools import cache
 from pathlib import Path
-from threading import Thread
-from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import pytest
-from typing_extensions import override
 
 from tests.browsing import Page as Browser
 from tests.browsing import open_browser
-from tests.serving import wait_for
+from tests.serving import serving, wait_for
 from tests.site import reading
 
 SITE = Path(__file__).parents[2] / "site"
@@ -27,29 +22,10 @@ WIDTHS = (400, 900, 1400)  # a telephone, half a screen, a laptop
 pytestmark = pytest.mark.skipif(not PAGES, reason="there is no site yet; `make docs` builds it")
 
 
-class _QuietHandler(SimpleHTTPRequestHandler):
-    @override
-    def log_message(self, format: str, *args: Any) -> None:
-        """Say nothing."""
-
-
-@contextmanager
-def serve(folder: Path) -> Iterator[str]:
-    """Serve a folder; gives its address, with a slash at the end."""
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(_QuietHandler, directory=str(folder))) as server:
-        thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}/"
-        finally:
-            server.shutdown()
-            thread.join()
-
-
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
-    with serve(SITE) as address:
-        yield address
+    with serving(SITE) as address:
+        yield f"{address}/"
 
 
 @pytest.fixture(scope="module")
