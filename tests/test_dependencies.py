@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import sys
 import tomllib
+from collections.abc import Iterable
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -20,9 +21,14 @@ _PROJECT = tomllib.loads((_ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 def requirements(*extras: str) -> dict[str, Requirement]:
     """The requirements of the package and of some of its extras, by name, without the package itself."""
     of_extras = [line for extra in extras for line in _PROJECT["optional-dependencies"][extra]]
-    lines = [*_PROJECT["dependencies"], *of_extras]
-    found: dict[str, Requirement] = {canonicalize_name(line.name): line for line in map(Requirement, lines)}
+    lines = in_force(Requirement(line) for line in [*_PROJECT["dependencies"], *of_extras])
+    found: dict[str, Requirement] = {canonicalize_name(line.name): line for line in lines}
     return {name: requirement for name, requirement in found.items() if name != _PROJECT["name"]}
+
+
+def in_force(lines: Iterable[Requirement]) -> list[Requirement]:
+    """Those that hold for the lowest version of Python."""
+    return [line for line in lines if line.marker is None or line.marker.evaluate({"python_version": "3.11"})]
 
 
 def imported_packages(folder: Path) -> set[str]:
@@ -53,8 +59,7 @@ def test_all_that_is_imported_is_declared() -> None:
 def test_the_lowest_versions_are_those_that_are_tested() -> None:
     allowed = requirements("demo", "merge", "scan", "test-core")
     lines = (_ROOT / "constraints-lowest.txt").read_text(encoding="utf-8").splitlines()
-    every_pin = [Requirement(line) for line in lines if line and not line.startswith("#")]
-    pins = [pin for pin in every_pin if pin.marker is None or pin.marker.evaluate({"python_version": "3.11"})]
+    pins = in_force(Requirement(line) for line in lines if line and not line.startswith("#"))
     tested: dict[str, str] = {canonicalize_name(pin.name): str(pin.specifier).removeprefix("==") for pin in pins}
     lowest = {
         name: specifier.version

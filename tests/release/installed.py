@@ -52,7 +52,7 @@ def required(python: Path) -> set[NormalizedName]:
     """The names of the packages that the package itself asks for, without those of extras."""
     code = "import json, importlib.metadata as m; print(json.dumps(m.requires('lightning-symmetry')))"
     lines = json.loads(subprocess.run([python, "-c", code], capture_output=True, text=True, check=True).stdout)
-    return {canonicalize_name(line.name) for line in map(Requirement, lines) if not line.marker}
+    return {canonicalize_name(line.name) for line in map(Requirement, lines) if "extra" not in str(line.marker)}
 
 
 def seconds(python: Path, statement: str) -> float:
