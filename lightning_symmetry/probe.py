@@ -17,6 +17,7 @@ from lightning_symmetry.metrics import DeadActivations, DuplicateActivations, Ef
 from lightning_symmetry.units.naming import readable_modules
 from lightning_symmetry.units.patterns import is_chosen
 
+_ACTIVATIONS = nn.ReLU.__module__
 _NO_UNITS = (nn.MultiheadAttention, nn.Softmax, nn.LogSoftmax, nn.Softmax2d, nn.Softmin)
 
 
@@ -131,5 +132,5 @@ class ActivationProbe:
 
 def _is_activation(module: nn.Module) -> bool:
     """Whether a module is an activation function of PyTorch's, or of a subclass."""
-    is_torch = any(base.__module__ == "torch.nn.modules.activation" for base in type(module).__mro__)
+    is_torch = any(getattr(base, "__module__", "") == _ACTIVATIONS for base in type(module).__mro__)
     return is_torch and not isinstance(module, _NO_UNITS)

@@ -80,6 +80,12 @@ def test_units_of_pictures_and_sequences() -> None:
     assert {name: (int(m[0, 0]), len(m) - 1) for name, m in sizes.items()} == {"1": (2 * 36, 8), "4": (2 * 8, 10)}
 
 
+def test_classes_that_were_made_without_a_module_are_passed_over() -> None:
+    names: dict[str, Any] = {"nn": nn}
+    exec("Nameless = type('Nameless', (nn.Sequential,), {})", names)
+    assert set(ActivationProbe(names["Nameless"](nn.Linear(3, 4), nn.ReLU())).metrics) == {"1"}
+
+
 def test_patterns_choose_modules() -> None:
     net = mlp()
     assert set(ActivationProbe(net, include=["0", "4"]).metrics) == {"0", "4"}

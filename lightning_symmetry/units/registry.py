@@ -197,7 +197,8 @@ def units_of(module: nn.Module) -> Units | Iterable[Units]:
 
 def _adapter_of(layer_type: type) -> Adapter | None:
     """The adapter of exactly this class, registered for the class itself or for its name."""
-    return _ADAPTERS.get(layer_type, _ADAPTERS.get(f"{layer_type.__module__}.{layer_type.__qualname__}"))
+    module = getattr(layer_type, "__module__", "")  # which a class that `exec` has made may lack
+    return _ADAPTERS.get(layer_type, _ADAPTERS.get(f"{module}.{layer_type.__qualname__}"))
 
 
 def _add(key: type[nn.Module] | str, known: Adapter | None, adapter: Adapter, replace: bool) -> None:

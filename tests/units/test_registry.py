@@ -25,6 +25,13 @@ def test_subclasses_use_the_adapter_of_their_ancestor() -> None:
     assert [layer.name for layer in find_layers(nn.Sequential(Scaled(3, 4))).layers] == ["0"]
 
 
+def test_a_class_that_was_made_without_a_module_is_known_by_its_ancestor() -> None:
+    names: dict[str, Any] = {"nn": nn}
+    exec("Nameless = type('Nameless', (nn.Linear,), {})", names)
+    assert not hasattr(names["Nameless"], "__module__")
+    assert [layer.name for layer in find_layers(nn.Sequential(names["Nameless"](3, 4))).layers] == ["0"]
+
+
 class Experts(nn.Module):
     """Stacked expert weights (experts, inputs, outputs)."""
 
