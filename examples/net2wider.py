@@ -22,16 +22,15 @@ from dataclasses import dataclass
 
 import torch
 from matplotlib.figure import Figure
-from sklearn.datasets import load_digits
 from torch import Generator, Tensor, nn
 
+from examples.digits import Digits, load_digits
 from examples.showing import Row, arguments, show
 from lightning_symmetry import SymmetryTracker, break_symmetry, diagnose
 
 WIDTH = 32
 HIDDEN = "0"  # the name of the hidden layer
 COPIES, NOISE, DROPOUT, UNEQUAL = "copies", "copies with noise", "copies with dropout", "copies, unequal shares"
-_TRAINING_IMAGES = 1200
 
 
 @dataclass(frozen=True)
@@ -59,23 +58,6 @@ class Result:
 
     teacher_accuracy: float
     students: dict[str, Student]
-
-
-@dataclass(frozen=True)
-class _Digits:
-    images: Tensor  # (n, 64)
-    labels: Tensor  # (n,)
-    test_images: Tensor
-    test_labels: Tensor
-
-
-def _digits() -> _Digits:
-    """The digits of scikit-learn in a fixed random order, with pixels between 0 and 1."""
-    images, labels = load_digits(return_X_y=True)
-    order = torch.randperm(len(labels), generator=Generator().manual_seed(0))
-    pixels, classes = torch.tensor(images, dtype=torch.float32)[order] / 16, torch.tensor(labels)[order]
-    cut = _TRAINING_IMAGES
-    return _Digits(pixels[:cut], classes[:cut], pixels[cut:], classes[cut:])
 
 
 def _network(width: int, dropout: float = 0.0) -> nn.Sequential:
@@ -123,22 +105,22 @@ def _logits(model: nn.Module, images: Tensor) -> Tensor:
     return logits
 
 
-def _accuracy(model: nn.Module, digits: _Digits) -> float:
+def _accuracy(model: nn.Module, digits: Digits) -> float:
     return float((_logits(model, digits.test_images).argmax(dim=1) == digits.test_labels).float().mean())
 
 
-def _loss(model: nn.Module, digits: _Digits) -> float:
+def _loss(model: nn.Module, digits: Digits) -> float:
     return float(nn.functional.cross_entropy(_logits(model, digits.images), digits.labels))
 
 
-def _train_step(model: nn.Module, optimizer: torch.optim.Optimizer, digits: _Digits, generator: Generator) -> None:
+def _train_step(model: nn.Module, optimizer: torch.optim.Optimizer, digits: Digits, generator: Generator) -> None:
     batch = torch.randint(len(digits.labels), (64,), generator=generator)
     optimizer.zero_grad()
     nn.functional.cross_entropy(model(digits.images[batch]), digits.labels[batch]).backward()
     optimizer.step()
 
 
-def _train(model: nn.Module, digits: _Digits, num_steps: int, every_n_steps: int) -> Student:
+def _train(model: nn.Module, digits: Digits, num_steps: int, every_n_steps: int) -> Student:
     """Train on, and count distinct units on the way."""
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     generator = Generator().manual_seed(2)
@@ -157,7 +139,7 @@ def _train(model: nn.Module, digits: _Digits, num_steps: int, every_n_steps: int
 def run(*, short: bool) -> Result:
     """Train the teacher and its students."""
     num_steps, every_n_steps = (80, 8) if short else (1500, 25)
-    digits = _digits()
+    digits = load_digits()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         teacher = _network(WIDTH)

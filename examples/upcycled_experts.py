@@ -23,9 +23,9 @@ from dataclasses import dataclass
 
 import torch
 from matplotlib.figure import Figure
-from sklearn.datasets import load_digits
 from torch import Generator, Tensor, nn
 
+from examples.digits import Digits, load_digits
 from examples.showing import Row, arguments, show
 from lightning_symmetry import SymmetryReport, SymmetryTracker, break_symmetry, diagnose
 
@@ -33,7 +33,6 @@ NUM_EXPERTS = 4
 RANDOM, RANDOM_NOISE = "random router, best 2", "random router, best 2, noise"
 INDIFFERENT, INDIFFERENT_NOISE = "indifferent router, all 4", "indifferent router, all 4, noise"
 _WIDTH = 32
-_TRAINING_IMAGES = 1200
 
 
 class Mixture(nn.Module):
@@ -107,23 +106,6 @@ class Result:
     mixtures: dict[str, Upcycled]
 
 
-@dataclass(frozen=True)
-class _Digits:
-    images: Tensor  # (n, 64)
-    labels: Tensor  # (n,)
-    test_images: Tensor
-    test_labels: Tensor
-
-
-def _digits() -> _Digits:
-    """The digits of scikit-learn in a fixed random order, with pixels between 0 and 1."""
-    images, labels = load_digits(return_X_y=True)
-    order = torch.randperm(len(labels), generator=Generator().manual_seed(0))
-    pixels, classes = torch.tensor(images, dtype=torch.float32)[order] / 16, torch.tensor(labels)[order]
-    cut = _TRAINING_IMAGES
-    return _Digits(pixels[:cut], classes[:cut], pixels[cut:], classes[cut:])
-
-
 def upcycle(dense: Network, *, indifferent: bool, noise: bool) -> Network:
     """A copy of a dense network whose MLP is a mixture of copies of the MLP.
 
@@ -161,11 +143,11 @@ def _logits(model: nn.Module, images: Tensor) -> Tensor:
     return logits
 
 
-def _accuracy(model: nn.Module, digits: _Digits) -> float:
+def _accuracy(model: nn.Module, digits: Digits) -> float:
     return float((_logits(model, digits.test_images).argmax(dim=1) == digits.test_labels).float().mean())
 
 
-def _train_step(model: nn.Module, optimizer: torch.optim.Optimizer, digits: _Digits, generator: Generator) -> None:
+def _train_step(model: nn.Module, optimizer: torch.optim.Optimizer, digits: Digits, generator: Generator) -> None:
     batch = torch.randint(len(digits.labels), (64,), generator=generator)
     optimizer.zero_grad()
     nn.functional.cross_entropy(model(digits.images[batch]), digits.labels[batch]).backward()
@@ -176,7 +158,7 @@ def _optimizer(model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
 
 
-def _train(network: Network, said: Tensor, digits: _Digits, num_steps: int, every_n_steps: int) -> Upcycled:
+def _train(network: Network, said: Tensor, digits: Digits, num_steps: int, every_n_steps: int) -> Upcycled:
     """Train a mixture on, and compare its experts on the way."""
     error = float((_logits(network, digits.test_images) - said).norm() / said.norm())
     mixture = network.mlp
@@ -202,7 +184,7 @@ def _train(network: Network, said: Tensor, digits: _Digits, num_steps: int, ever
 def run(*, short: bool) -> Result:
     """Train the dense network, and the mixtures that are made of it."""
     num_steps, every_n_steps = (60, 10) if short else (1500, 25)
-    digits = _digits()
+    digits = load_digits()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         dense = Network()

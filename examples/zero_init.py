@@ -40,9 +40,9 @@ from dataclasses import dataclass
 
 import torch
 from matplotlib.figure import Figure
-from sklearn.datasets import load_digits
 from torch import Generator, Tensor, nn
 
+from examples.digits import Digits, load_digits
 from examples.showing import Row, arguments, show
 from lightning_symmetry import SymmetryTracker, break_symmetry, diagnose, duplicate_groups
 
@@ -52,7 +52,6 @@ INPUTS, WIDTH, CLASSES = 64, 128, 10
 SHAPES = ((64, 128), (3, 64), (784, 1024), (784, 2048))  # inputs, units
 WIDER = {RESIDUAL: "stem"}  # the layer that widens; "2" in networks that are not listed
 SQUARE = {RESIDUAL: "blocks.0"}  # the first square layer behind it; "4" in networks that are not listed
-_TRAINING_IMAGES = 1200
 
 
 @dataclass(frozen=True)
@@ -82,23 +81,6 @@ class Result:
 
     trained: dict[str, Trained]
     distinct_rows: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class _Digits:
-    images: Tensor  # (n, 64)
-    labels: Tensor  # (n,)
-    test_images: Tensor
-    test_labels: Tensor
-
-
-def _digits() -> _Digits:
-    """The digits of scikit-learn in a fixed random order, with pixels between 0 and 1."""
-    images, labels = load_digits(return_X_y=True)
-    order = torch.randperm(len(labels), generator=Generator().manual_seed(0))
-    pixels, classes = torch.tensor(images, dtype=torch.float32)[order] / 16, torch.tensor(labels)[order]
-    cut = _TRAINING_IMAGES
-    return _Digits(pixels[:cut], classes[:cut], pixels[cut:], classes[cut:])
 
 
 def zero_matrix(num_units: int, num_inputs: int) -> Tensor:
@@ -169,11 +151,11 @@ def _rank_added(name: str, network: nn.Module) -> int:
 
 
 @torch.no_grad()
-def _accuracy(network: nn.Module, digits: _Digits) -> float:
+def _accuracy(network: nn.Module, digits: Digits) -> float:
     return float((network(digits.test_images).argmax(dim=1) == digits.test_labels).float().mean())
 
 
-def _train(name: str, network: nn.Module, digits: _Digits, num_steps: int, every_n_steps: int) -> Trained:
+def _train(name: str, network: nn.Module, digits: Digits, num_steps: int, every_n_steps: int) -> Trained:
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
     generator = Generator().manual_seed(1)
     layer = WIDER.get(name, "2")
@@ -202,7 +184,7 @@ def _distinct_rows(num_inputs: int, num_units: int) -> int:
 def run(*, short: bool) -> Result:
     """Train the network from every initialisation."""
     num_steps, every_n_steps = (40, 20) if short else (1000, 50)
-    digits = _digits()
+    digits = load_digits()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         trained = {

@@ -12,7 +12,6 @@ import logging
 import multiprocessing
 import os
 import pickle
-import socket
 import sys
 import tempfile
 import threading
@@ -40,6 +39,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_symmetry import SymmetryMonitor, SymmetryTracker
 from tests import zoo
+from tests.serving import free_port
 from tests.training import fill, make_trainer, quiet
 
 # ----------------------------------------------------------------- networks
@@ -454,7 +454,7 @@ def on_ranks(num_ranks: int, work: Work, folder: Path, limit: float = 120.0) -> 
         AssertionError: if it raised on any of them.
     """
     context = process_context()
-    port = _free_port()
+    port = free_port()
     processes = [
         context.Process(target=_on_rank, args=(rank, num_ranks, port, work, folder), daemon=True)
         for rank in range(num_ranks)
@@ -503,13 +503,6 @@ def _end_with_parent() -> None:
     assert parent is not None
     parent.join()
     os._exit(1)
-
-
-def _free_port() -> int:
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        port: int = server.getsockname()[1]
-    return port
 
 
 def shorten(units: Sequence[int]) -> str:

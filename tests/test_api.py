@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import TensorBoardLogger
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import lightning_symmetry
 from tests import golden
+from tests.outputs.test_tensorboard import read
 from tests.patient import monitored
 
 # The documented modules beside the top one.
@@ -101,9 +101,7 @@ def helped(*arguments: str) -> str:
 def tags(folder: Path, layers: list[str]) -> set[str]:
     """The tags in the event files of a run, with ``<layer>`` in place of the names of layers."""
     (events,) = folder.rglob("events.out.*")
-    accumulator = EventAccumulator(str(events.parent), size_guidance={"images": 1, "tensors": 1, "scalars": 1})
-    accumulator.Reload()
-    found = accumulator.Tags()
+    found = read(events.parent).Tags()
     kinds = {kind: found[kind] for kind in ("scalars", "images", "tensors")}
     layer = re.compile("/(" + "|".join(map(re.escape, sorted(layers, key=len, reverse=True))) + ")$")
     return {

@@ -12,7 +12,8 @@ from typing import Any, Self
 
 import torch
 
-from tests.distributed import _free_port, _on_rank, process_context
+from tests.distributed import _on_rank, process_context
+from tests.serving import free_port
 
 
 class RankPool:
@@ -26,7 +27,7 @@ class RankPool:
 
     def __init__(self, num_ranks: int, folder: Path, limit: float = 60.0) -> None:
         context = process_context()
-        port = _free_port()
+        port = free_port()
         self._folder, self._limit = folder, limit
         self._connections: list[Connection] = []
         self._processes = []
