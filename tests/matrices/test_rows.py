@@ -167,3 +167,10 @@ def test_positions_move_by_about_as_much_as_the_rows(width: int, is_constant: bo
     ratio = np.abs(moved) / step.expand(30, -1).norm(dim=1).numpy()
     assert 0.02 < np.median(ratio) < 2
     assert ratio.max() < 4
+
+
+def test_a_vanishing_norm_counts_the_largest_number_of_any_piece() -> None:
+    rows = DenseRows([torch.zeros(200, 500), torch.full((200, 1), 1e-30)])  # a weight of zeros with a tiny bias
+    assert not rows.is_small
+    [sketch] = sketch_all([rows])
+    np.testing.assert_allclose(sketch.norms, 1e-30, rtol=1e-6)
