@@ -46,9 +46,8 @@ class Ledger(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        read = {
-            name: value for name, value in (kwargs or {}).items() if name != "out"
-        }  # what is written to is not read
+        # What is written to is not read.
+        read = {name: value for name, value in (kwargs or {}).items() if name != "out"}
         inputs = [leaf for leaf in tree_leaves((args, read)) if isinstance(leaf, Tensor)]
         outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
         if func.name().split(".")[0] in WAITS:
