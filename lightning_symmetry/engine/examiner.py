@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence, Set
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_symmetry.engine.options import Options
 from lightning_symmetry.engine.pictures import HeatmapsOnDemand
+from lightning_symmetry.matrices.rows import Rows
 from lightning_symmetry.ranks.team import Team, describe
 from lightning_symmetry.units.choices import members_of_lists
 from lightning_symmetry.units.comparable import Comparable
@@ -39,6 +42,47 @@ class Examination(NamedTuple):
     news: list[Finding]
 
 
+@dataclass
+class _Model:
+    """What stands as long as the structure of a model does.
+
+    Attributes:
+        structure: what :func:`structure_of` says of the model.
+        found: its layers.
+        members: by module that may go unused, the names of its layers.
+        screens: by the identities of the layers of an optimizer, what reads them quickly.
+        latest: the names of the layers that were updated at the latest check, if its report stands until a layer is
+            looked at or others are updated.
+    """
+
+    structure: object
+    found: Found
+    members: dict[str, list[str]] = field(default_factory=dict)
+    screens: dict[tuple[int, ...], LayerScreen] = field(default_factory=dict)
+    latest: Set[str] | None = None
+    _updated: tuple[object, Set[str]] | None = None
+
+    def updated_by(self, trained: Set[int]) -> Set[str]:
+        """The names of the layers that an optimizer updates, and for which gradients are wanted.
+
+        Args:
+            trained: identities (``id``) of the parameters that any optimizer updates.
+
+        Returns:
+            The very set of the call before, if nothing has changed.
+        """
+        wanted = [original.requires_grad for original in self._originals]
+        if self._updated is None or self._updated[0] != (trained, wanted):
+            layers = (layer for layer in self.found.layers if layer.is_trained_by(trained))
+            updated = {layer.name for layer in layers if any(x.requires_grad for x in layer.originals)}
+            self._updated = (trained, wanted), updated
+        return self._updated[1]
+
+    @cached_property
+    def _originals(self) -> list[Tensor]:
+        return [original for layer in self.found.layers for original in layer.originals]
+
+
 class Examiner:
     """Looks at a model again and again, and concludes.
 
@@ -60,21 +104,18 @@ class Examiner:
         self.report: SymmetryReport | None = None
         self.num_looks: dict[str, int] = {}
         self.copies: list[Copies] | None = None
-        self._found: tuple[object, Found] | None = None  # the layers, and of which structure
-        self._members: dict[str, list[str]] = {}  # by module that may go unused, its layers
+        self._model = _Model(None, Found([], {}, 1.0, {}, {}))
         self._seen: dict[str, tuple[int, ...]] = {}  # by layer, the identities of its parameters at the latest look
         self._failed: dict[str, str] = {}  # by layer, why it is left out
         self._diagnoses: dict[str, LayerDiagnosis] = {}  # the latest of all layers and copies
-        self._screens: dict[tuple[int, ...], LayerScreen] = {}  # by the identities of the layers of an optimizer
 
     def find(self, model: nn.Module) -> Found:
         """What :func:`find_layers` says of a model, asked again only when the model has changed."""
         structure = structure_of(model)
-        if self._found is None or structure is None or structure != self._found[0]:
-            self._found = structure, find_layers(model, self._options.include, self._options.exclude)
-            self._screens = {}
-            self._members = members_of_lists(model, [layer.name for layer in self._found[1].layers])
-        return self._found[1]
+        if structure is None or structure != self._model.structure:
+            found = find_layers(model, self._options.include, self._options.exclude)
+            self._model = _Model(structure, found, members_of_lists(model, [layer.name for layer in found.layers]))
+        return self._model.found
 
     def examine(
         self,
@@ -103,19 +144,24 @@ class Examiner:
         passed_over, looks = self._look(chosen, quick, trained, team)
         news: list[Finding] = []
         is_fresh = quick.have_moved or self.history.is_fresh(looks, had_gradient=quick.had_gradient)
-        unused = unused_layers(looks, self._members, found.layers)
-        updated = [layer for layer in found.layers if _is_updated(layer, trained_by_any)]
-        training = {layer.name for layer in updated if layer.is_trained_by(trained)}
+        unused = unused_layers(looks, self._model.members, found.layers)
+        updated = self._model.updated_by(trained_by_any)
+        trained_now = {layer.name for layer in chosen if layer.is_trained_by(trained)} if looks else set()
         for seen in looks:  # what is known of layers that this optimizer does not train stands
             name = seen.layer.name
             self._diagnoses[name], new = self.history.update(seen, step, is_fresh, name in unused)
             news += new
-            if name in training:
+            if name in updated and name in trained_now:
                 self.num_looks[name] = self.num_looks.get(name, 0) + (is_fresh and seen.has_gradient)
         for layer in passed_over:
             self.history.pass_over(layer)
             self.num_looks[layer.name] = self.num_looks.get(layer.name, 0) + is_fresh
-        self.report = self._report(model, found, {layer.name for layer in updated}, step)
+        if len(passed_over) < len(chosen) or self.report is None or self._model.latest is not updated:
+            self.report = self._report(model, found, updated, step)
+            # As long as there are reasons, every check may do away with some.
+            self._model.latest = None if self.report.reasons else updated
+        else:  # nothing has changed
+            self.report = replace(self.report, step=step)
         return Examination(self.report, looks, news)
 
     def _chosen(self, layers: Sequence[Layer | Copies], trained: Set[int]) -> list[Layer | Copies]:
@@ -139,10 +185,11 @@ class Examiner:
             return Distinct()
         wanted = {id(layer) for layer in without_groups if self.history.can_be_quick(layer)}
         identities = tuple(map(id, every))
-        if identities not in self._screens:
-            self._screens[identities] = LayerScreen(every, self._options.tolerance)
+        screens = self._model.screens
+        if identities not in screens:
+            screens[identities] = LayerScreen(every, self._options.tolerance)
         try:
-            return self._screens[identities].read(trained, wanted)
+            return screens[identities].read(trained, wanted)
         except Exception:  # the look at all of them finds out which layer fails
             return Distinct()
 
@@ -153,7 +200,7 @@ class Examiner:
         passed_over = [layer for layer, idle in quick.layers if idle is None and self.history.can_pass_over(layer)]
         skipped = set(map(id, passed_over))
         looks = [
-            look_at_distinct(layer, layer.weights(), layer.gradients(trained), idle)
+            look_at_distinct(layer, partial(_rows_of, layer, trained), idle)
             for layer, idle in quick.layers
             if id(layer) not in skipped
         ]
@@ -220,6 +267,5 @@ class Examiner:
         self.load_state_dict(state)
 
 
-def _is_updated(layer: Layer, trained: Set[int]) -> bool:
-    """Whether an optimizer of these parameters updates a layer, and gradients are wanted for it."""
-    return layer.is_trained_by(trained) and any(original.requires_grad for original in layer.originals)
+def _rows_of(layer: Layer, trained: Set[int]) -> tuple[Rows, Rows | None]:
+    return layer.weights(), layer.gradients(trained)

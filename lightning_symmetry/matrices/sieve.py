@@ -19,6 +19,8 @@ _CELL = 16.0
 # So many rows are sifted together: enough to share the cost of calling numpy, few enough to stay in a cache.
 _SIFTED_ROWS = 1 << 13
 _MANY_ROWS = 1 << 11  # of one matrix
+# Keys of all blocks up to this lie on one line without losing more than a ten-thousandth of a window to rounding.
+_LONGEST_LINE = 2.0**39
 _HASH = np.uint64(0x5851F42D4C957F2D)  # multiplied modulo 2^64
 
 
@@ -71,13 +73,38 @@ def sift(norms: Floats, projections: Floats, windows: Floats, block: Indices, ro
         rows: indices of rows whose norms are neither zero nor NaN.
         longest: the number of rows of the longest matrix.
     """
-    # Two or three keys tell nearly all rows apart; all keys are for those that are left.
-    for some in (projections[: 1 if longest < _MANY_ROWS else 2], projections):
+    if longest < _MANY_ROWS:
+        # Among few rows one key after the other leaves none, as a rule, and costs less than a grid over several.
+        for projection in projections:
+            key = np.abs(projection[rows]) / (norms[rows] * windows[0, rows])
+            rows = rows[_are_near_another(key, block[rows])]
+            if not len(rows):
+                return rows
+    # Three keys tell nearly all rows apart; all keys are for those that are left.
+    for some in (projections[:2], projections) if longest >= _MANY_ROWS else (projections,):
         keys = keys_of(norms[rows], some[:, rows], windows[:, rows])
         rows = rows[_share_a_cell(keys, block[rows])]
         if not len(rows):
             break
     return rows
+
+
+def _are_near_another(key: Floats, block: Indices) -> Mask:
+    """Which rows have another one of their block within one of their key, ``(m,)``; all if the keys are too large.
+
+    Args:
+        key: not negative, ``(m,)``.
+        block: ``(m,)``.
+    """
+    length = key.max(initial=0) + 2  # of the part of the line that belongs to a block
+    if not length * (block.max(initial=0) + 1) < _LONGEST_LINE:
+        return np.ones(len(key), dtype=np.bool_)
+    place = key + block * length
+    order = place.argsort()
+    near = np.flatnonzero(np.diff(place[order]) <= 1.01)
+    are_near = np.zeros(len(key), dtype=np.bool_)
+    are_near[order[near]] = are_near[order[near + 1]] = True
+    return are_near
 
 
 def _share_a_cell(keys: Floats, block: Indices) -> Mask:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Literal
 
 from lightning_symmetry.verdicts.looks import Look
-from lightning_symmetry.verdicts.report import Finding, SymmetryReport
+from lightning_symmetry.verdicts.report import Finding, LayerDiagnosis, SymmetryReport
 from lightning_symmetry.verdicts.verdict import Verdict
 
 __all__ = ["Check", "Output"]
@@ -68,9 +68,14 @@ class Changes:
 
     def __init__(self) -> None:
         self._subjects: dict[str, object] = {}
+        self._latest: tuple[Mapping[str, LayerDiagnosis], Sequence[Finding]] = {}, []
 
     def take_in(self, report: SymmetryReport, findings: Sequence[Finding]) -> frozenset[str]:
         """The names of the layers that have changed since the call before; all of them at the first call."""
+        layers_before, findings_before = self._latest
+        self._latest = report.layers, findings
+        if report.layers is layers_before and findings == findings_before:  # as at most checks
+            return frozenset()
         told: dict[str, list[object]] = {}
         for finding in findings:
             told.setdefault(finding.layer, []).append((finding.units, finding.broken_step))

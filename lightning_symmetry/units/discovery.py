@@ -87,17 +87,34 @@ def structure_of(model: nn.Module) -> object | None:
     It is None if the model has parametrized layers: their weights are computed, and are other tensors at every call.
     """
     structure: list[object] = []
-    for path, module in model.named_modules():
-        # To ask any module for an attribute that it lacks takes longer than all the rest.
-        if "parametrizations" in module._modules and is_parametrized(module):
-            return None
-        structure += (path, id(module), type(module))
-        for parameter in module._parameters.values():
-            if parameter is not None:
-                # Initialising a lazy parameter or moving a model changes these properties of the same object.
-                shape = None if is_lazy(parameter) else parameter.shape
-                structure += (id(parameter), type(parameter), parameter.dtype, parameter.device, shape)
-    return structure
+    return structure if _describe_structure(model, structure, set()) else None
+
+
+def _describe_structure(module: nn.Module, structure: list[object], seen: set[int]) -> bool:
+    """Add what :func:`structure_of` says of a module and those in it; whether none of them is parametrized.
+
+    It is asked at every check, and faster than a walk over ``named_modules``, which puts all paths together.
+    """
+    structure += (id(module), type(module))
+    if id(module) in seen:
+        return True
+    seen.add(id(module))
+    for parameter in module._parameters.values():
+        if parameter is not None:
+            # Initialising a lazy parameter or moving a model changes these properties of the same object.
+            shape = None if is_lazy(parameter) else parameter.shape
+            structure += (id(parameter), type(parameter), parameter.dtype, parameter.device, shape)
+    children = module._modules
+    # To ask any module for an attribute that it lacks takes longer than all the rest.
+    if "parametrizations" in children and is_parametrized(module):
+        return False
+    for name, child in children.items():
+        if child is not None:
+            structure.append(name)
+            if not _describe_structure(child, structure, seen):
+                return False
+    structure.append(None)  # here the module ends
+    return True
 
 
 @dataclass(frozen=True)

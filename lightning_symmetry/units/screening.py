@@ -55,7 +55,7 @@ class LayerScreen:
     def __init__(self, layers: Sequence[Layer], tolerance: float | None) -> None:
         self.layers = [layer for layer in layers if _can_be_read(layer) and layer.device == layers[0].device]
         tensors = [incoming for layer in self.layers for incoming in (layer.tensors, layer.all_tensors())]
-        self._sources: list[list[_Source]] = [[_source(each) for each in several] for several in tensors]
+        self._sources = [[_source(tensor) for tensor in layer.all_tensors()] for layer in self.layers]
         self._before: tuple[Integers, bool] | None = None  # fingerprints, and whether there was any gradient
         self._screen: Screen | None = None
         if self.layers:
@@ -95,16 +95,18 @@ class LayerScreen:
         """Weights and gradients of all layers in turn, and which layers have all of their gradients."""
         tensors: list[Tensor] = []
         has_gradient = np.ones(len(self.layers), dtype=np.bool_)
-        for i, sources in enumerate(self._sources):
+        for i, (layer, sources) in enumerate(zip(self.layers, self._sources, strict=True)):
+            weights: list[Tensor] = []
+            gradients: list[Tensor] = []
             for parameter, view in sources:
-                tensor = parameter
-                if i % 2:
-                    gradient = parameter.grad if is_trained(parameter, trained) else None
-                    if gradient is None or gradient.layout != torch.strided or gradient.dtype != parameter.dtype:
-                        has_gradient[i // 2] = False  # the weights fill its place
-                    else:
-                        tensor = gradient
-                tensors.append(tensor if view is None else view(tensor))
+                gradient = parameter.grad if is_trained(parameter, trained) else None
+                if gradient is None or gradient.layout != torch.strided or gradient.dtype != parameter.dtype:
+                    has_gradient[i] = False
+                    gradient = parameter  # it fills the place
+                weights.append(parameter if view is None else view(parameter))
+                gradients.append(gradient if view is None else view(gradient))
+            tensors += weights[: len(layer.tensors)]  # without the recurrent one
+            tensors += gradients
         return tensors, has_gradient
 
 

@@ -92,8 +92,7 @@ def look(
             of_gradients = suspected[id(item.gradients)] if item.gradients else None
             with guarded(item.layer):
                 if _is_unremarkable(item, of_weights, of_gradients, known.get(name, ())):
-                    gradients = item.gradients.rows if item.gradients else None
-                    seen = look_at_distinct(item.layer, item.weights.rows, gradients, fingerprint=_fingerprint(item))
+                    seen = look_at_distinct(item.layer, item.rows, fingerprint=_fingerprint(item))
                 else:
                     judge = GradientEvidence(item.layer, item.gradients, of_gradients, scale)
                     seen = _look_at(item, of_weights, judge, known.get(name, ()))
@@ -147,6 +146,9 @@ class _Sketched:
     gradients: Question | None
     recurrent: Rows | None
 
+    def rows(self) -> tuple[Rows, Rows | None]:
+        return self.weights.rows, self.gradients.rows if self.gradients else None
+
     def questions(self) -> list[Question]:
         return [self.weights, *([self.gradients] if self.gradients else [])]
 
@@ -185,20 +187,22 @@ def _is_unremarkable(
 
 
 def look_at_distinct(
-    layer: Comparable, weights: Rows, gradients: Rows | None, idle: Mask | None = None, fingerprint: int | None = None
+    layer: Comparable,
+    read: Callable[[], tuple[Rows, Rows | None]],
+    idle: Mask | None = None,
+    fingerprint: int | None = None,
 ) -> Look:
     """What there is to say of a layer whose units have weights of their own, and gradients that differ or are zero.
 
     Args:
         layer: the layer.
-        weights: its rows.
-        gradients: its gradient rows, some of them not zero, and all of them finite.
+        read: gives its rows, and its gradient rows, some of them not zero, and all of them finite.
         idle: which units have a gradient of exactly zero, ``(num_units,)``; None: none.
         fingerprint: a hash of the weights, if there is one.
     """
     nothing = none_of(layer.num_units) if layer.can_freeze else None
     is_idle = nothing if idle is None or nothing is None else idle
-    return Look(layer, weights, gradients, (), fingerprint, True, is_idle, nothing)
+    return Look(layer, read, (), fingerprint, True, is_idle, nothing)
 
 
 def _fingerprint(item: _Sketched) -> int:
@@ -235,8 +239,7 @@ def _look_at(item: _Sketched, suspected: Indices, judge: GradientEvidence, known
     sightings += _sightings(item, in_lockstep, [Gradients.EQUAL] * len(in_lockstep), has_equal_weights=False)
     return Look(
         layer,
-        weights.rows,
-        item.gradients.rows if item.gradients else None,
+        item.rows,
         tuple(sightings),
         _fingerprint(item),
         item.gradients is not None and bool(np.count_nonzero(item.gradients.sketch.norms)),

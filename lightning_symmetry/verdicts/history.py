@@ -56,8 +56,9 @@ class History:
         findings = []
         for layer, records in self._records.items():
             dead = self._deaths[layer].finding if layer in self._deaths else None
-            told = [*records, *([dead] if dead else [])]
-            findings += [record.to_finding(layer) for record in told if record.warned]
+            if records or dead:
+                told = [*records, *([dead] if dead else [])]
+                findings += [record.to_finding(layer) for record in told if record.warned]
         return findings
 
     def known(self, layer: str) -> list[Mirrored]:

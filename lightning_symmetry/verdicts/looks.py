@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cached_property
 
 from lightning_symmetry.matrices.numerics import Mask
 from lightning_symmetry.matrices.rows import Rows
@@ -55,8 +57,8 @@ class Look:
 
     Attributes:
         layer: the layer.
-        weights: its rows.
-        gradients: its gradient rows, if there are any to see.
+        read: gives its rows, and its gradient rows if there are any to see; called when these are first asked for,
+            which must be before the weights move.
         sightings: disjoint sets of units.
         fingerprint: a hash of the weights, which changes if any row does; None if the layer was read quickly.
         has_gradient: whether any gradient is not zero; it may be infinite.
@@ -68,8 +70,7 @@ class Look:
     """
 
     layer: Comparable
-    weights: Rows
-    gradients: Rows | None
+    read: Callable[[], tuple[Rows, Rows | None]]
     sightings: tuple[Sighting, ...]
     fingerprint: int | None
     has_gradient: bool
@@ -77,3 +78,17 @@ class Look:
     unseen: Mask | None = None
     orientations: int | None = None
     num_living: int = 0
+
+    @cached_property
+    def _rows(self) -> tuple[Rows, Rows | None]:
+        return self.read()
+
+    @property
+    def weights(self) -> Rows:
+        """The rows of the layer."""
+        return self._rows[0]
+
+    @property
+    def gradients(self) -> Rows | None:
+        """Its gradient rows, if there are any to see."""
+        return self._rows[1]

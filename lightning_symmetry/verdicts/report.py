@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 from lightning_symmetry.verdicts.tables import describe_groups, plain_table
@@ -246,7 +247,7 @@ class SymmetryReport:
 
     def __getstate__(self) -> dict[str, Any]:
         # What draws the heatmaps refers to the model, which does not travel between processes.
-        return {name: value for name, value in self.__dict__.items() if name != "draw_heatmaps"}
+        return {each.name: getattr(self, each.name) for each in fields(self) if each.name != "draw_heatmaps"}
 
     @property
     def status(self) -> Status:
@@ -342,17 +343,24 @@ class SymmetryReport:
     @property
     def num_units(self) -> int:
         """Number of units of all layers."""
-        return sum(layer.num_units for layer in self.counted_layers)
+        return self._totals[0]
 
     @property
     def redundant_units(self) -> int:
         """Number of redundant units of all layers."""
-        return sum(layer.redundant_units for layer in self.counted_layers)
+        return self._totals[1]
 
     @property
     def dead_units(self) -> int:
         """Number of dead units of all layers."""
-        return sum(layer.dead_units for layer in self.counted_layers)
+        return self._totals[2]
+
+    @cached_property
+    def _totals(self) -> tuple[int, int, int]:
+        """Numbers of units, of redundant and of dead ones; every check asks for them several times."""
+        counted = self.counted_layers
+        redundant, dead = sum(x.redundant_units for x in counted), sum(x.dead_units for x in counted)
+        return sum(x.num_units for x in counted), redundant, dead
 
     @property
     def effective_width_fraction(self) -> float:

@@ -1,4 +1,4 @@
-"""What the monitor costs a training, beside what people use today."""
+"""What the monitor costs a training."""
 
 from __future__ import annotations
 
@@ -10,9 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import LearningRateMonitor
-from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities import grad_norm
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from torch.optim import Optimizer
 
 from lightning_symmetry import SymmetryMonitor
@@ -23,48 +21,40 @@ DEFAULT_STEPS = 50  # Trainer.log_every_n_steps
 CYCLES = {"MLP on digits, batch 64": 300, "ResNet-18, 32 images of 32 x 32": 24, "decoder, 8 x 128 tokens": 12}
 
 
-class Histograms(Callback):
-    """What many a training script does: histograms of all weights and gradients."""
+class Hooked(Callback):
+    """A callback that also hooks into the module, during its own turns only."""
 
-    def __init__(self, every_n_steps: int) -> None:
-        self.every_n_steps = every_n_steps
-        self.num_steps = 0
+    def hook(self, pl_module: LightningModule) -> None:
+        """Begin a turn; not timed."""
 
-    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        if self.num_steps % self.every_n_steps == 0:
-            [logger] = trainer.loggers
-            assert isinstance(logger, TensorBoardLogger)
-            writer = logger.experiment
-            for name, parameter in pl_module.named_parameters():
-                writer.add_histogram(name, parameter, trainer.global_step)
-                writer.add_histogram(f"{name}.grad", parameter.grad, trainer.global_step)
-        self.num_steps += 1
-
-
-class GradientNorms(Callback):
-    """Lightning's own norms of all gradients."""
-
-    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        pl_module.log_dict(grad_norm(pl_module, norm_type=2))
+    def unhook(self, pl_module: LightningModule) -> None:
+        """End it."""
 
 
 class Turns(Callback):
-    """Gives each of several sets of callbacks so many steps in turn, and notes how long they take."""
+    """Gives each of several sets of callbacks so many steps in turn, and notes how long they take.
+
+    What a callback hooks into the optimizers when the training starts is there during its own turns only.
+    """
 
     def __init__(self, contestants: Mapping[str, Sequence[Callback]], steps_each: int) -> None:
         self.contestants = dict(contestants)
         self.steps_each = steps_each
         self.seconds: dict[str, list[float]] = {name: [] for name in contestants}
         self._names = list(contestants)
+        self._hooks: dict[str, list[dict[int, Any]]] = {}  # by name, of each optimizer
         self._began = 0.0
 
     def _current(self, trainer: Trainer) -> Sequence[Callback]:
         return self.contestants[self._names[trainer.global_step // self.steps_each % len(self._names)]]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        for callbacks in self.contestants.values():
+        of_trainer = [dict(hooks) for hooks in _step_hooks(trainer)]
+        for name, callbacks in self.contestants.items():
             for callback in callbacks:
                 callback.on_train_start(trainer, pl_module)
+            self._hooks[name] = [dict(hooks) for hooks in _step_hooks(trainer)]
+            _set_step_hooks(trainer, of_trainer)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         step = trainer.global_step
@@ -73,6 +63,13 @@ class Turns(Callback):
             if step:
                 previous = self._names[step // self.steps_each % len(self._names) - 1]
                 self.seconds[previous].append(now - self._began)
+                for callback in self.contestants[previous]:
+                    if isinstance(callback, Hooked):
+                        callback.unhook(pl_module)
+            _set_step_hooks(trainer, self._hooks[self._names[step // self.steps_each % len(self._names)]])
+            for callback in self._current(trainer):
+                if isinstance(callback, Hooked):
+                    callback.hook(pl_module)
             self._began = time.perf_counter()
         for callback in self._current(trainer):
             callback.on_train_batch_start(trainer, pl_module, batch, batch_idx)
@@ -86,6 +83,17 @@ class Turns(Callback):
             callback.on_train_batch_end(trainer, pl_module, *args)
 
 
+def _step_hooks(trainer: Trainer) -> list[dict[int, Any]]:
+    """What each optimizer calls before its step."""
+    return [optimizer._optimizer_step_pre_hooks for optimizer in trainer.optimizers]
+
+
+def _set_step_hooks(trainer: Trainer, of_each: Sequence[Mapping[int, Any]]) -> None:
+    for hooks, chosen in zip(_step_hooks(trainer), of_each, strict=True):
+        hooks.clear()
+        hooks.update(chosen)
+
+
 def train(
     module: LightningModule,
     data: Loader,
@@ -93,9 +101,13 @@ def train(
     *,
     steps_each: int,
     cycles: int,
+    logger: Logger | None = None,
     **settings: Any,
 ) -> dict[str, Times]:
-    """Train with the contestants in turn; the times of each, without its first two turns."""
+    """Train with the contestants in turn; the times of each, without its first two turns.
+
+    Where no logger is given, it is a ``TensorBoardLogger``.
+    """
     turns = Turns(contestants, steps_each)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     with TemporaryDirectory() as folder, warnings.catch_warnings():
@@ -105,7 +117,7 @@ def train(
             max_steps=steps_each * len(contestants) * (cycles + 2) + 1,
             max_epochs=-1,
             callbacks=[turns],
-            logger=TensorBoardLogger(folder),
+            logger=logger or TensorBoardLogger(folder),
             enable_progress_bar=False,
             enable_model_summary=False,
             enable_checkpointing=False,
@@ -115,37 +127,22 @@ def train(
 
 
 def run() -> dict[str, Any]:
-    every: dict[str, dict[str, Ratio]] = {}
+    every: dict[str, Ratio] = {}
     steps: dict[str, float] = {}
-    others = ("histograms", "learning rate and gradient norms")
     for name, make in MODELS.items():
-        contestants: dict[str, list[Callback]] = {
-            "monitor": [SymmetryMonitor(every_n_steps=1, on_symmetry="ignore")],
-            "histograms": [Histograms(1)],
-            "learning rate and gradient norms": [LearningRateMonitor(), GradientNorms()],
-        }
-        every[name] = {}
-        for who, callbacks in contestants.items():
-            # A training each: the thread that writes events is still busy when the next steps have begun.
-            times = train(*make(), {"nothing": [], who: callbacks}, steps_each=1, cycles=CYCLES[name])
-            every[name][who] = times[who].over(times["nothing"])
-            steps.setdefault(name, times["nothing"].median)
-    show(
-        "Callback at every step: time of a step over that without; median [quartiles]",
-        ("model", "monitor", *others, "step without"),
-        [(name, *map(str, ratios.values()), f"{steps[name] * 1e3:.3g} ms") for name, ratios in every.items()],
-    )
+        contestants = {"nothing": [], "monitor": [SymmetryMonitor(every_n_steps=1, on_symmetry="ignore")]}
+        times = train(*make(), contestants, steps_each=1, cycles=CYCLES[name])
+        every[name] = times["monitor"].over(times["nothing"])
+        steps[name] = times["nothing"].median
     default = {name: _at_default_schedule(name) for name in MODELS}
-    cheaper = {name: (r["histograms"].value - 1) / max(1e-9, r["monitor"].value - 1) for name, r in every.items()}
     show(
-        "Callback at the default schedule, and what histograms cost at the same steps, in costs of a check",
-        ("model", "monitor", "histograms / monitor"),
-        [(name, str(default[name]), f"{cheaper[name]:.3g}") for name in MODELS],
+        "Time of a step with the monitor over that without; median [quartiles]",
+        ("model", "at every step", "at the default schedule", "step without"),
+        [(name, str(every[name]), str(default[name]), f"{steps[name] * 1e3:.3g} ms") for name in MODELS],
     )
     return {
-        "every_step": {name: {who: r.to_dict() for who, r in ratios.items()} for name, ratios in every.items()},
+        "every_step": {name: ratio.to_dict() for name, ratio in every.items()},
         "default_schedule": {name: ratio.to_dict() for name, ratio in default.items()},
-        "histograms_over_monitor": cheaper,
         "step_seconds": steps,
     }
 

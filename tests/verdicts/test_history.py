@@ -11,6 +11,7 @@ import pytest
 from torch import nn
 
 from lightning_symmetry import Finding, LayerDiagnosis, Verdict
+from lightning_symmetry.matrices.rows import Rows
 from lightning_symmetry.units.discovery import find_layers
 from lightning_symmetry.units.layers import Layer
 from lightning_symmetry.verdicts.history import History
@@ -39,6 +40,10 @@ def see(
     return Sighting(tuple(units), equal_weights, gradients, cause, None, position, reach=1e-3)
 
 
+def read() -> tuple[Rows, None]:
+    return LAYER.weights(), None
+
+
 def play(
     *checks: list[Sighting], history: History | None = None
 ) -> tuple[History, list[list[Finding]], LayerDiagnosis]:
@@ -46,7 +51,7 @@ def play(
     history = history or History(patience=3)
     news = []
     for step, sightings in enumerate(checks):
-        diagnosis, new = history.update(Look(LAYER, LAYER.weights(), None, tuple(sightings), step, True), step)
+        diagnosis, new = history.update(Look(LAYER, read, tuple(sightings), step, True), step)
         news.append(new)
     return history, news, diagnosis
 
@@ -106,7 +111,7 @@ def test_a_group_that_appears_later_needs_patience_and_is_a_collapse() -> None:
 
 def test_a_group_of_a_first_look_in_the_middle_is_no_collapse() -> None:
     history = History(patience=1)
-    history.update(Look(LAYER, LAYER.weights(), None, (see([3, 9]),), 0, True), 700)
+    history.update(Look(LAYER, read, (see([3, 9]),), 0, True), 700)
     assert [(f.origin, f.first_step) for f in history.findings] == [(Origin.FIRST_LOOK, 700)]
 
 
@@ -147,11 +152,11 @@ def test_looks_between_which_nothing_moved_count_once() -> None:
     history = History(patience=3)
     zero = (see([0, 1], ZERO),)
     for step in range(6):
-        looks = [Look(LAYER, LAYER.weights(), None, zero, 7, True)]
+        looks = [Look(LAYER, read, zero, 7, True)]
         history.update(looks[0], step, history.is_fresh(looks))
     assert history.findings == []
     for step in range(6, 8):
-        looks = [Look(LAYER, LAYER.weights(), None, zero, step, True)]
+        looks = [Look(LAYER, read, zero, step, True)]
         history.update(looks[0], step, history.is_fresh(looks))
     assert [finding.verdict for finding in history.findings] == [Verdict.FROZEN]
 
@@ -160,7 +165,7 @@ def test_looks_between_which_nothing_moved_count_once() -> None:
 def test_a_model_without_any_gradient_need_not_move(has_gradient: bool) -> None:
     history = History(patience=3)
     for step in range(3):
-        looks = [Look(LAYER, LAYER.weights(), None, (see([0, 1], ZERO),), 7, has_gradient)]
+        looks = [Look(LAYER, read, (see([0, 1], ZERO),), 7, has_gradient)]
         history.update(looks[0], step, history.is_fresh(looks))
     assert bool(history.findings) != has_gradient
 
@@ -180,7 +185,7 @@ def test_state_round_trips() -> None:
     assert other.state_dict() == history.state_dict()
     assert other.findings == history.findings
     # And goes on as if nothing had happened: the third zero gradient in a row.
-    _, new = other.update(Look(LAYER, LAYER.weights(), None, (see([2, 3], ZERO),), 9, True), 2)
+    _, new = other.update(Look(LAYER, read, (see([2, 3], ZERO),), 9, True), 2)
     assert [finding.verdict for finding in new] == [Verdict.FROZEN]
 
 
@@ -189,7 +194,7 @@ def test_news_come_in_the_same_order_in_every_process() -> None:
 from tests.verdicts.test_history import *
 first = [see([0, 1], ZERO), see([2, 3], EQUAL), see([4, 5, 6], EQUAL), see([7, 8, 9], ZERO)]
 history = History(patience=1)
-looks = Look(LAYER, LAYER.weights(), None, tuple(first), 0, True)
+looks = Look(LAYER, read, tuple(first), 0, True)
 print([(f.units, str(f.verdict)) for f in history.update(looks, 60)[1]])
 """
     said: set[str] = set()
@@ -204,7 +209,7 @@ print([(f.units, str(f.verdict)) for f in history.update(looks, 60)[1]])
 
 def test_asking_whether_looks_are_fresh_changes_nothing() -> None:
     history = History(patience=3)
-    looks = [Look(LAYER, LAYER.weights(), None, (see([0, 1], ZERO),), 7, True)]
+    looks = [Look(LAYER, read, (see([0, 1], ZERO),), 7, True)]
     assert [history.is_fresh(looks) for _ in range(3)] == [True] * 3
     history.update(looks[0], 0)
     assert [history.is_fresh(looks) for _ in range(3)] == [False] * 3
