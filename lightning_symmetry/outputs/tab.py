@@ -16,6 +16,7 @@ from typing_extensions import override
 from lightning_symmetry.outputs.heatmap import order_units, similarity, to_bytes
 from lightning_symmetry.outputs.output import Check, Heatmaps, Output
 from lightning_symmetry.outputs.tensorboard import add_summary
+from lightning_symmetry.outputs.thinning import Thinning
 from lightning_symmetry.tensorboard_plugin.events import (
     MATRIX_TAG,
     MAX_SIDE,
@@ -44,6 +45,8 @@ Matrix = tuple[list[int], npt.NDArray[np.uint8]]
 class SymmetryTab(Output):
     """Writes what has changed since the check before; after a failure, everything anew.
 
+    Of a long run of checks at which nothing has changed, some are written.
+
     Args:
         writer: where to.
         heatmaps: which layers get matrices: those that have changed, and others every now and then ("findings"), all at
@@ -64,6 +67,8 @@ class SymmetryTab(Output):
         self._findings: dict[str, list[object]] = {}
         self._num_looks: dict[str, int] = {}
         self._matrices: dict[str, Matrix] = {}
+        self._thinning = Thinning()
+        self._skipped_step: int | None = None  # of the latest check, if it was not written
 
     @override
     def write(self, check: Check) -> None:
@@ -73,14 +78,23 @@ class SymmetryTab(Output):
             self._reset()  # it is not known what of this check was written
             raise
 
+    @override
+    def close(self, report: SymmetryReport) -> None:
+        if self._skipped_step is not None:
+            add_event(self._writer, SUMMARY_TAG, _NO_NEWS, self._skipped_step)
+
     def _write(self, check: Check) -> None:
         report = check.report
         by_layer: dict[str, list[Finding]] = {}
         for finding in check.findings:
             by_layer.setdefault(finding.layer, []).append(finding)
         summary = self._summary(report, by_layer)
-        packed = _NO_NEWS if summary == _NOTHING else pack_summary(summary)
-        add_event(self._writer, SUMMARY_TAG, packed, report.step)
+        has_news = summary != _NOTHING
+        self._skipped_step = None
+        if self._thinning.is_due(is_repetition=not has_news):
+            add_event(self._writer, SUMMARY_TAG, pack_summary(summary) if has_news else _NO_NEWS, report.step)
+        else:
+            self._skipped_step = report.step
         for seen in check.looks if self._heatmaps != "none" else ():
             layer = report.layers.get(seen.layer.name)
             if layer is None:  # whole modules have no picture

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 
 from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import SummaryWriter
@@ -14,6 +15,7 @@ from lightning_symmetry.outputs.heatmap import draw_layer, draw_overview
 from lightning_symmetry.outputs.output import Check, Heatmaps, Output, Scalars
 from lightning_symmetry.outputs.pictures import due_heatmaps
 from lightning_symmetry.outputs.scalars import ScalarChoice
+from lightning_symmetry.outputs.thinning import Thinning
 from lightning_symmetry.verdicts.advice import alike_findings, describe_units, what, why
 from lightning_symmetry.verdicts.looks import Look
 from lightning_symmetry.verdicts.report import Finding, LayerDiagnosis, SymmetryReport
@@ -22,7 +24,7 @@ _MAX_ROWS = 200
 
 
 class TensorBoardScalars(Output):
-    """Writes the scalars of every check.
+    """Writes the scalars of every check; of a long run of checks at which they stay the same, some.
 
     Args:
         writer: where to.
@@ -34,14 +36,39 @@ class TensorBoardScalars(Output):
     def __init__(self, writer: SummaryWriter, scalars: Scalars) -> None:
         self._writer = writer
         self._choice = ScalarChoice(scalars)
+        self._thinning = Thinning()
+        self._latest: tuple[int, dict[str, float]] = -1, {}  # the step of the latest check, and its scalars
+        self._skipped_at: float | None = None  # the time of the latest check, if it was not written
 
     @override
     def write(self, check: Check) -> None:
+        step, scalars = check.report.step, self._choice.of(check)
+        latest_step, latest = self._latest
+        is_repetition = scalars == latest and step > latest_step
+        if self._thinning.is_due(is_repetition=is_repetition):
+            if not is_repetition:
+                self._write_skipped()  # so that a curve is flat up to where it changes
+            self._write(scalars, step)
+            self._skipped_at = None
+        else:
+            self._skipped_at = time.time()
+        self._latest = step, scalars
+
+    @override
+    def close(self, report: SymmetryReport) -> None:
+        self._write_skipped()
+
+    def _write_skipped(self) -> None:
+        if self._skipped_at is not None:
+            step, scalars = self._latest
+            self._write(scalars, step, self._skipped_at)
+            self._skipped_at = None
+
+    def _write(self, scalars: Mapping[str, float], step: int, walltime: float | None = None) -> None:
         # All scalars make up one event: an event for each would cost ten times as much.
-        scalars = self._choice.of(check).items()
-        values = [Summary.Value(tag=tag, simple_value=value) for tag, value in scalars]
+        values = [Summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()]
         if values:
-            add_summary(self._writer, values, check.report.step)
+            add_summary(self._writer, values, step, walltime)
 
 
 class TensorBoardPictures(Output):
@@ -66,13 +93,15 @@ class TensorBoardPictures(Output):
             write_heatmap(self._writer, layer, seen, check.report.step)
 
 
-def add_summary(writer: SummaryWriter, values: Sequence[Summary.Value], step: int) -> None:
-    """Write values of any kind as one event."""
+def add_summary(
+    writer: SummaryWriter, values: Sequence[Summary.Value], step: int, walltime: float | None = None
+) -> None:
+    """Write values of any kind as one event, of now unless another time is given, in seconds since 1970."""
     file_writer, summary = writer._get_file_writer(), Summary(value=values)
     if type(file_writer).__module__.startswith("tensorboardX."):
         # The same message, but this library takes it only in a class of its own.
         summary = sys.modules["tensorboardX.proto.summary_pb2"].Summary.FromString(summary.SerializeToString())
-    file_writer.add_summary(summary, step)
+    file_writer.add_summary(summary, step, walltime)
 
 
 def write_findings(writer: SummaryWriter, check: Check) -> None:

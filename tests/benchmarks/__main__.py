@@ -10,14 +10,36 @@ from pathlib import Path
 
 import torch
 
-from tests.benchmarks import callback, gpu, growth, kernel, memory, quick, redundancy
+from tests.benchmarks import (
+    alternatives,
+    callback,
+    copied,
+    events,
+    first,
+    gpu,
+    growth,
+    imports,
+    kernel,
+    memory,
+    quick,
+    redundancy,
+    resident,
+    sharded,
+)
 
 PARTS = {
     "kernel": kernel.run,
     "callback": callback.run,
+    "alternatives": alternatives.run,
+    "first": first.run,
+    "imports": imports.run,
+    "events": events.run,
     "quick": quick.run,
     "redundancy": redundancy.run,
+    "copied": copied.run,
+    "sharded": sharded.run,
     "memory": memory.run,
+    "resident": resident.run,
     "growth": growth.run,
     "gpu": gpu.run,
 }

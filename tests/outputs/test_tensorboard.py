@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,16 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
+from torch.utils.tensorboard import SummaryWriter
 
-from lightning_symmetry import SymmetryMonitor, Verdict
+from lightning_symmetry import LayerDiagnosis, SymmetryMonitor, SymmetryReport, UnitGroup, Verdict
 from lightning_symmetry.callback import SymmetryWarning
+from lightning_symmetry.outputs.output import Check
+from lightning_symmetry.outputs.tab import SymmetryTab
+from lightning_symmetry.outputs.tensorboard import TensorBoardScalars
+from lightning_symmetry.tensorboard_plugin.events import SUMMARY_TAG
+from lightning_symmetry.tensorboard_plugin.folding import fold
+from lightning_symmetry.verdicts.report import Cause
 from tests.training import Classifier, batches, fill, make_trainer, mlp
 
 pytestmark = pytest.mark.filterwarnings("ignore::lightning_symmetry.SymmetryWarning")
@@ -147,6 +156,46 @@ def test_hostile_layer_names_stay_text(tmp_path: Path) -> None:
     assert "<" not in text
     assert "*" not in row
     assert row.count("|") == 5
+
+
+def test_of_a_long_quiet_training_some_checks_are_written_and_nothing_is_lost(tmp_path: Path) -> None:
+    healthy = SymmetryReport(layers={"fc": LayerDiagnosis("fc", 8, 4)})
+    group = UnitGroup((0, 1), Verdict.LOCKED, Cause.COPIED, first_step=1000)
+    sick = SymmetryReport(layers={"fc": LayerDiagnosis("fc", 8, 4, groups=[group])})
+    writer = SummaryWriter(str(tmp_path))
+    outputs = [TensorBoardScalars(writer, "summary"), SymmetryTab(writer, "none")]
+    for step in range(1400):
+        report = replace(sick if step >= 1000 else healthy, step=step)
+        for output in outputs:
+            output.write(Check(report, [], [], set()))
+    for output in outputs:
+        output.close(report)
+    writer.close()
+    events = read(tmp_path)
+    scalars = [(event.step, event.value) for event in events.Scalars("symmetry/redundant_units")]
+    steps = [step for step, _ in scalars]
+    assert steps[:64] == list(range(64))
+    assert len(steps) < 2 * (64 + 32 * 5)
+    assert all(after - before <= 1 + before / 32 for before, after in pairwise(steps))
+    # The curve is flat up to the step at which it changes, and goes up to the last step.
+    assert [step for step, value in scalars if value == 0][-1] == 999
+    assert [step for step, value in scalars if value == 1][0] == 1000
+    assert steps[-1] == 1399
+    history = fold([(event.step, event.tensor_proto.string_val[0]) for event in events.Tensors(SUMMARY_TAG)])
+    assert history.steps[-1] == 1399
+    assert [history.steps[check] for check, _ in history.layers["fc"].states] == [0, 1000]
+
+
+def test_a_training_that_starts_again_writes_all_of_its_first_checks(tmp_path: Path) -> None:
+    writer = SummaryWriter(str(tmp_path))
+    output = TensorBoardScalars(writer, "summary")
+    report = SymmetryReport(layers={"fc": LayerDiagnosis("fc", 8, 4)})
+    for step in [*range(0, 500), *range(0, 10)]:
+        output.write(Check(replace(report, step=step), [], [], set()))
+    writer.close()
+    # TensorBoard passes over what comes before the start, so the steps are read one by one.
+    steps = [event.step for event in read(tmp_path).Scalars("symmetry/redundant_units")]
+    assert steps[-10:] == list(range(10))
 
 
 def test_warning_class_is_public() -> None:
