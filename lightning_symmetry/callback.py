@@ -156,6 +156,8 @@ class SymmetryMonitor(Callback, _OtherCallback):
         self._num_raw_steps = 0
         team = team_of_all(trainer.world_size, trainer.strategy.root_device)
         self._engine.start(trainer.optimizers, team, is_speaking=trainer.is_global_zero)
+        if trainer.is_global_zero:
+            self._outputs_for(trainer)  # which loads what draws and writes; the first step would take longer else
         before_update = partial(self._before_update, trainer, pl_module)
         self._handles = [watch_steps(optimizer, before_update) for optimizer in trainer.optimizers]
 

@@ -11,6 +11,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import SummaryWriter
 from typing_extensions import override
 
+from lightning_symmetry.outputs.background import Background
 from lightning_symmetry.outputs.heatmap import draw_layer, draw_overview
 from lightning_symmetry.outputs.output import Check, Heatmaps, Output, Scalars
 from lightning_symmetry.outputs.pictures import due_heatmaps
@@ -74,6 +75,8 @@ class TensorBoardScalars(Output):
 class TensorBoardPictures(Output):
     """Writes a table of findings, a picture of the model, and pictures of layers, where these have changed.
 
+    The table and the picture of the model, which need no weights, are made in the background.
+
     Args:
         writer: where to.
         heatmaps: which layers get pictures: those with findings ("findings"), all at every check ("all"), or none.
@@ -84,13 +87,28 @@ class TensorBoardPictures(Output):
     def __init__(self, writer: SummaryWriter, heatmaps: Heatmaps) -> None:
         self._writer = writer
         self._heatmaps = heatmaps
+        self._background = Background()
+        self._has_failed = False
 
     @override
     def write(self, check: Check) -> None:
-        if check.changed:
-            write_findings(self._writer, check)
+        self._raise_failure()
+        if check.changed or self._has_failed:
+            self._background.run(write_findings, self._writer, check.report, check.findings)
+            self._has_failed = False
         for layer, seen in due_heatmaps(check, self._heatmaps):
             write_heatmap(self._writer, layer, seen, check.report.step)
+
+    @override
+    def close(self, report: SymmetryReport) -> None:
+        self._background.wait()
+
+    def _raise_failure(self) -> None:
+        try:
+            self._background.raise_failure()
+        except Exception:
+            self._has_failed = True  # what was lost is written with the next check that can be
+            raise
 
 
 def add_summary(
@@ -104,10 +122,9 @@ def add_summary(
     file_writer.add_summary(summary, step, walltime)
 
 
-def write_findings(writer: SummaryWriter, check: Check) -> None:
+def write_findings(writer: SummaryWriter, report: SymmetryReport, findings: Sequence[Finding]) -> None:
     """Write the table under ``symmetry/findings`` and the picture of the model under ``symmetry/overview``."""
-    report = check.report
-    writer.add_text("symmetry/findings", findings_table(check.findings, report), report.step)
+    writer.add_text("symmetry/findings", findings_table(findings, report), report.step)
     writer.add_image("symmetry/overview", draw_overview(report), report.step, dataformats="HWC")
     writer.flush()  # so that news shows up at TensorBoard's next reload
 

@@ -8,8 +8,8 @@ _ALL = 64  # so many repetitions in a row are written
 class Thinning:
     """Says which of the checks that repeat the one before are written.
 
-    The first 63 in a row are; from then on every second, after 127 every fourth, and so on: a curve that stays flat gets a
-    point at least every thirty-second of its length, which cannot be told from all points in a picture.
+    The first 64 in a row are; then every second up to 128, every fourth up to 256, and so on. A curve that stays flat
+    has no gap of more than a thirty-second of its length: it looks as if all points were there.
 
     Example:
         >>> thinning = Thinning()

@@ -179,7 +179,7 @@ def test_of_a_long_quiet_training_some_checks_are_written_and_nothing_is_lost(tm
     assert all(after - before <= 1 + before / 32 for before, after in pairwise(steps))
     # The curve is flat up to the step at which it changes, and goes up to the last step.
     assert [step for step, value in scalars if value == 0][-1] == 999
-    assert [step for step, value in scalars if value == 1][0] == 1000
+    assert next(step for step, value in scalars if value == 1) == 1000
     assert steps[-1] == 1399
     history = fold([(event.step, event.tensor_proto.string_val[0]) for event in events.Tensors(SUMMARY_TAG)])
     assert history.steps[-1] == 1399
@@ -190,7 +190,7 @@ def test_a_training_that_starts_again_writes_all_of_its_first_checks(tmp_path: P
     writer = SummaryWriter(str(tmp_path))
     output = TensorBoardScalars(writer, "summary")
     report = SymmetryReport(layers={"fc": LayerDiagnosis("fc", 8, 4)})
-    for step in [*range(0, 500), *range(0, 10)]:
+    for step in [*range(500), *range(10)]:
         output.write(Check(replace(report, step=step), [], [], set()))
     writer.close()
     # TensorBoard passes over what comes before the start, so the steps are read one by one.
