@@ -278,7 +278,7 @@ class SymmetryEngine:
         )
         if is_first and self.options.on_symmetry != "ignore":
             self._tell_of_copies(report)
-        if self._is_speaking:
+        if self._is_speaking and outputs:
             self._delivery.write(outputs, report, self.findings, looks)
         state = {} if self._team is None else self._examiner.state_dict()
         return Conclusion(report, news, messages(news, report), state)

@@ -9,7 +9,7 @@ import numpy as np
 from lightning_symmetry.matrices.numerics import Floats, Indices, Mask
 
 # A row with more neighbours than this lies in a crowd, where pairs are too many to list.
-_MAX_NEIGHBOURS = 64
+_MAX_NEIGHBOURS = 16
 _SAMPLE = 1 << 11
 
 

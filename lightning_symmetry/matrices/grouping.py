@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
 from itertools import pairwise
 
 import numpy as np
@@ -28,6 +29,8 @@ _FEW_MEMBERS = 64
 _FEW_PAIRS = 16
 _MAX_PAIRS = 200_000
 _CHANCE_BITS = 10.0
+# Up to so many pairs per row it is cheaper to compare all of them at once than to find out which ones matter.
+_FEW_PER_ROW = 2
 
 
 def duplicate_groups(rows: Tensor, tolerance: float | None = None) -> list[tuple[int, ...]]:
@@ -151,6 +154,7 @@ def merge_overlapping(groups: Iterable[Sequence[int]]) -> list[tuple[int, ...]]:
     return sorted({id(union): tuple(sorted(union)) for union in home.values()}.values())
 
 
+@lru_cache(maxsize=1024)
 def is_chance(size: int, num_rows: int, width: int, resolution: float) -> bool:
     """Whether a group of ``size`` among ``num_rows`` random rows of ``width`` numbers could be mere coincidence.
 
@@ -219,12 +223,24 @@ def _compare_crowds(
 
 
 def compare_pairs(agree: Callable[[Indices, Indices], Mask], pairs: Indices) -> dict[int, int]:
-    """The representative of every row that has one, comparing in full as few of the pairs ``(2, p)`` as it takes.
+    """The representative of every row that has one.
+
+    Of many pairs among few rows, as in large groups, no more are compared in full than it takes.
 
     Args:
         agree: compares some rows with others, one by one.
-        pairs: all pairs of rows that may agree, the smaller first.
+        pairs: all pairs of rows that may agree, ``(2, p)``, the smaller first.
     """
+    if not pairs.shape[1]:
+        return {}
+    if pairs.shape[1] <= _FEW_PER_ROW * len(np.unique(pairs)):
+        pairs = pairs[:, agree(pairs[1], pairs[0])]
+        pairs = pairs[:, np.lexsort(pairs)]  # by the second row, then by the first
+        representative: dict[int, int] = {}
+        for first, second in pairs.T.tolist():
+            if second not in representative and first not in representative:
+                representative[second] = first
+        return representative
     below: dict[int, list[int]] = {}
     for first, second in sorted(pairs.T.tolist()):
         below.setdefault(second, []).append(first)

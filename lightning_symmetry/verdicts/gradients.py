@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import cache, cached_property
+from itertools import accumulate
 
 import numpy as np
 import torch
@@ -68,19 +70,20 @@ class GradientEvidence:
         if self._question is None or not groups:
             return [Gradients.NONE] * len(groups)
         home = {unit: i for i, group in enumerate(self._groups) for unit in group}
-        answers = {group: self._at_a_glance(group, home) for group in groups}
+        largest = self._largest_norms(groups)
+        answers = {group: self._at_a_glance(group, home, norm) for group, norm in zip(groups, largest, strict=True)}
         open_groups = [group for group, answer in answers.items() if answer is None]
         if open_groups:
             loose = set(find_groups(self._question.loosened(), among=open_groups))
             answers |= {g: Gradients.UNCLEAR if g in loose else Gradients.DIFFERENT for g in open_groups}
         return [answer for answer in answers.values() if answer is not None]
 
-    def _at_a_glance(self, group: tuple[int, ...], home: Mapping[int, int]) -> Gradients | None:
+    def _at_a_glance(self, group: tuple[int, ...], home: Mapping[int, int], largest: float) -> Gradients | None:
         """What the norms and the groups of gradients say; None if it takes a comparison at the looser tolerance."""
-        silent = self._if_silent(group)
+        silent = self._if_silent(group, largest)
         if silent is not None:
             return silent
-        is_faint = self._is_faint(group)
+        is_faint = largest <= self._floor
         if len({home.get(unit, -1 - unit) for unit in group}) == 1:
             return Gradients.FAINT if is_faint else Gradients.EQUAL
         return Gradients.UNCLEAR if is_faint else None
@@ -92,34 +95,37 @@ class GradientEvidence:
         """
         if self._question is None or not sets:
             return [Gradients.NONE] * len(sets)
-        largest = spreads(self._question, sets).tolist()
-        return [self._of_one_mirrored(mirrored, apart) for mirrored, apart in zip(sets, largest, strict=True)]
+        apart = spreads(self._question, sets).tolist()
+        largest = self._largest_norms([mirrored.rows for mirrored in sets])
+        return [self._of_one_mirrored(*of_one) for of_one in zip(sets, apart, largest, strict=True)]
 
-    def _of_one_mirrored(self, mirrored: Mirrored, apart: float) -> Gradients:
+    def _of_one_mirrored(self, mirrored: Mirrored, apart: float, largest: float) -> Gradients:
         """As :meth:`of_mirrored`; ``apart`` is the largest relative distance from the first."""
         assert self._question is not None
-        silent = self._if_silent(mirrored.rows)
+        silent = self._if_silent(mirrored.rows, largest)
         if silent is not None:
             return silent
-        is_faint = self._is_faint(mirrored.rows)
+        is_faint = largest <= self._floor
         if apart <= self._question.tolerance:
             return Gradients.FAINT if is_faint else Gradients.EQUAL
         is_unclear = is_faint or apart <= self._question.loosened().tolerance
         return Gradients.UNCLEAR if is_unclear else Gradients.DIFFERENT
 
-    def _if_silent(self, units: Sequence[int]) -> Gradients | None:
+    def _largest_norms(self, groups: Sequence[tuple[int, ...]]) -> list[float]:
+        """The largest norm of a gradient in each group of units; NaN where one is not finite."""
+        sizes = [len(group) for group in groups]
+        norms = self._norms[np.array([unit for group in groups for unit in group])]
+        largest: list[float] = np.maximum.reduceat(norms, [0, *accumulate(sizes[:-1])]).tolist()
+        return largest
+
+    def _if_silent(self, units: Sequence[int], largest: float) -> Gradients | None:
         """What is said of units whose gradients are zero, or not finite; None of others."""
-        norms = self._norms[list(units)]
-        if np.isnan(norms).any():
+        if math.isnan(largest):
             return Gradients.NONE
-        if norms.any():
+        if largest:
             return None
         is_evidence = self._layer.can_freeze and not self._is_unused[units[0]]
         return Gradients.ZERO if is_evidence else Gradients.NONE
-
-    def _is_faint(self, units: Sequence[int]) -> bool:
-        """Whether the gradients of units could be rounding noise."""
-        return float(self._norms[list(units)].max()) <= self._floor
 
     @cached_property
     def _is_unused(self) -> Mask:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from typing import Any
 
@@ -55,6 +55,7 @@ class Record:
     row_names: tuple[str, ...] = ()
     warned_reason: Reason = Reason.UNDECIDED
     mirrored: tuple[int, ...] = ()
+    _group: UnitGroup | None = field(default=None, init=False, repr=False, compare=False)
 
     @property
     def has_grown(self) -> bool:
@@ -102,25 +103,30 @@ class Record:
             self.origin,
             tuple(self.row_names[unit] for unit in self.warned_units) if self.row_names else (),
             self.warned_reason,
-            tuple(unit for unit in self.warned_units if unit in set(self.mirrored)),
+            tuple(sorted({*self.mirrored}.intersection(self.warned_units))) if self.mirrored else (),
         )
 
     def to_group(self) -> UnitGroup:
-        """What the report says of the group."""
-        return UnitGroup(
-            self.units,
-            self.verdict,
-            self.cause,
-            self.value,
-            self.first_step,
-            self.origin,
-            self.warned_reason,
-            self.mirrored,
-        )
+        """What the report says of the group; the same object as long as that is the same."""
+        known = self._group
+        if known is None or (known.units, known.verdict, known.cause, known.reason, known.mirrored) != (
+            (self.units, self.verdict, self.cause, self.warned_reason, self.mirrored)
+        ):
+            self._group = known = UnitGroup(
+                self.units,
+                self.verdict,
+                self.cause,
+                self.value,
+                self.first_step,
+                self.origin,
+                self.warned_reason,
+                self.mirrored,
+            )
+        return known
 
     def to_state(self) -> dict[str, Any]:
         """Plain numbers, strings and lists: all that loading a checkpoint allows by default."""
-        values = asdict(self)
+        values = {each.name: getattr(self, each.name) for each in fields(self) if each.init}
         return {key: str(value) if isinstance(value, StrEnum) else value for key, value in values.items()} | {
             "units": list(self.units),
             "row_names": list(self.row_names),
@@ -160,22 +166,26 @@ class Lineage:
     def __init__(self, records: Sequence[Record]) -> None:
         self._records = records
         self._continued: set[int] = set()
-        # Each record with a copy of how it was before this check, because carrying it on changes it.
-        self._by_unit: dict[tuple[bool, int], tuple[Record, Record]] = {}
+        self._before: dict[int, Record] = {}  # by identity, how a record was that was carried on with other units
+        self._by_unit: dict[tuple[bool, int], Record] = {}  # as before this check
         for record in records:
             if record.broken_step is None:
-                pair = (record, replace(record))
-                self._by_unit.update({(record.has_equal_weights, unit): pair for unit in record.units})
+                for unit in record.units:
+                    self._by_unit[record.has_equal_weights, unit] = record
 
     def carry_on(self, sighting: Sighting, step: int) -> Record | None:
         """The record that a group of this check carries on, or opens again; None if the group is new."""
-        first = self._kin(sighting)[0]
-        if first is not None and all(pair is first for pair in self._kin(sighting)):
-            record, before = first
+        kin = self._kin(sighting)
+        first = kin[0]
+        if first is not None and all(record is first for record in kin):
+            record = first
             if id(record) in self._continued:  # another part of the group has carried it on
+                before = self._before[id(record)]
                 record = replace(before, warned_units=sighting.units if before.warned else ())
+            elif (record.units, record.mirrored) != (sighting.units, sighting.mirrored):
+                self._before[id(record)] = replace(record)
             self._continued.add(id(record))
-            if record.was_different and len(sighting.units) < len(before.units):
+            if record.was_different and len(sighting.units) < len(record.units):
                 record.streak = 0  # what is left of a group that falls apart must hold for a while to count
         else:
             broken = self._broken(sighting)
@@ -190,7 +200,8 @@ class Lineage:
     def begin(self, sighting: Sighting, step: int, origin: Origin, row_names: tuple[str, ...]) -> Record:
         """A record of a new group, which replaces the records of the groups that it takes in."""
         units = set(sighting.units)
-        parts = {id(pair[1]): pair[1] for pair in self._kin(sighting) if pair and set(pair[1].units) < units}.values()
+        kin = [self._as_before(record) for record in self._kin(sighting) if record]
+        parts = {id(record): record for record in kin if set(record.units) < units}.values()
         return Record(
             units=sighting.units,
             has_equal_weights=sighting.has_equal_weights,
@@ -230,9 +241,13 @@ class Lineage:
             ended.append(record)
         return ended
 
-    def _kin(self, sighting: Sighting) -> list[tuple[Record, Record] | None]:
-        """For every unit its open record of the same kind, with a copy of how it was before this check."""
+    def _kin(self, sighting: Sighting) -> list[Record | None]:
+        """For every unit the record of the same kind that was open before this check."""
         return [self._by_unit.get((sighting.has_equal_weights, unit)) for unit in sighting.units]
+
+    def _as_before(self, record: Record) -> Record:
+        """How a record was before this check."""
+        return self._before.get(id(record), record)
 
     def _broken(self, sighting: Sighting) -> Record | None:
         """A broken record that held all of these units."""

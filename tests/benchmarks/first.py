@@ -22,7 +22,7 @@ from tests.benchmarks.fresh import in_new_process
 from tests.benchmarks.models import Classifier, Decoder, Loader, mlp_on_digits
 from tests.benchmarks.timing import Times, show
 
-_PROCESSES = 5
+_PROCESSES = 3
 _STEPS, _QUIET_FROM = 15, 8  # by then layers are read quickly, and directions were counted at steps 0 and 7
 
 

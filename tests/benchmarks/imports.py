@@ -15,7 +15,7 @@ STATEMENTS = {
     "SymmetryMonitor": ("import lightning.pytorch", "from lightning_symmetry import SymmetryMonitor"),
     "SymmetryTracker": ("import torch", "from lightning_symmetry import SymmetryTracker"),
 }
-_ROUNDS = 7
+_ROUNDS = 3
 
 
 def run_in_new_process(base: str, ours: str, seconds: list[float]) -> None:

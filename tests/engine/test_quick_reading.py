@@ -36,6 +36,16 @@ def stopped_later(net: nn.Module, step: int) -> None:
         zoo.linear(net, "2").weight.grad = None
 
 
+def frozen_for_a_while(net: nn.Module, step: int) -> None:
+    """A layer is not to be trained for some steps."""
+    zoo.linear(net, "2").requires_grad_(step < 9 or step >= 40)
+
+
+def frozen_at_first(net: nn.Module, step: int) -> None:
+    """A layer is trained only later."""
+    zoo.linear(net, "2").requires_grad_(step >= 30)
+
+
 def untouched(net: nn.Module, step: int) -> None:
     pass
 
@@ -88,6 +98,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     [
         *((name, untouched) for name in NETWORKS),
         *(("healthy", change) for change in (copied_later, killed_later, stopped_later)),
+        *(("healthy", change) for change in (frozen_for_a_while, frozen_at_first)),
         *(("tanh", change) for change in (copied_later, stopped_later)),
     ],
 )
