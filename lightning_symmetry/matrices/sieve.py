@@ -19,6 +19,7 @@ _CELL = 16.0
 # So many rows are sifted together: enough to share the cost of calling numpy, few enough to stay in a cache.
 _SIFTED_ROWS = 1 << 13
 _MANY_ROWS = 1 << 11  # of one matrix
+_FEW_ROWS = 64  # all pairs of which are quickly compared
 # Keys of all blocks up to this lie on one line without losing more than a ten-thousandth of a window to rounding.
 _LONGEST_LINE = 2.0**39
 _HASH = np.uint64(0x5851F42D4C957F2D)  # multiplied modulo 2^64
@@ -85,7 +86,11 @@ def sift(norms: Floats, projections: Floats, windows: Floats, block: Indices, ro
         keys = keys_of(norms[rows], some[:, rows], windows[:, rows])
         rows = rows[_share_a_cell(keys, block[rows])]
         if not len(rows):
-            break
+            return rows
+    if len(rows) <= _FEW_ROWS:
+        # Rows of nearly one direction, as gradients often are, share a cell by chance, which is wide.
+        keys = keys_of(norms[rows], projections[:, rows], windows[:, rows])
+        rows = rows[_are_near_in_all_keys(keys, block[rows])]
     return rows
 
 
@@ -104,6 +109,23 @@ def _are_near_another(key: Floats, block: Indices) -> Mask:
     near = np.flatnonzero(np.diff(place[order]) <= 1.01)
     are_near = np.zeros(len(key), dtype=np.bool_)
     are_near[order[near]] = are_near[order[near + 1]] = True
+    return are_near
+
+
+def _are_near_in_all_keys(keys: Floats, block: Indices) -> Mask:
+    """Which rows have another one of their block, or its negative, within one of all their keys, ``(m,)``.
+
+    Args:
+        keys: as for :func:`_share_a_cell`, of a few rows: all pairs are looked at.
+        block: ``(m,)``.
+    """
+    signed, log_norm = keys[:-1], keys[-1]
+    is_near = (np.abs(signed[:, :, None] - signed[:, None]) <= 1.01).all(axis=0)
+    is_near |= (np.abs(signed[:, :, None] + signed[:, None]) <= 1.01).all(axis=0)
+    is_near &= np.abs(log_norm[:, None] - log_norm) <= 1.01
+    is_near &= block[:, None] == block
+    np.fill_diagonal(is_near, val=False)
+    are_near: Mask = is_near.any(axis=1)
     return are_near
 
 

@@ -25,6 +25,7 @@ from tests.benchmarks import (
     redundancy,
     resident,
     sharded,
+    shares,
 )
 
 PARTS = {
@@ -35,6 +36,7 @@ PARTS = {
     "imports": imports.run,
     "events": events.run,
     "quick": quick.run,
+    "shares": shares.run,
     "redundancy": redundancy.run,
     "copied": copied.run,
     "sharded": sharded.run,

@@ -1,0 +1,59 @@
+"""Where the time of a check goes: ``python -m tests.benchmarks shares``."""
+
+from __future__ import annotations
+
+import cProfile
+from collections.abc import Callable
+from pathlib import Path
+from types import CodeType
+
+import torch
+from torch import nn
+
+import lightning_symmetry
+from lightning_symmetry.outputs.output import Heatmaps
+from tests.benchmarks.quick import check_of
+from tests.benchmarks.redundancy import many_small, perceptron
+from tests.benchmarks.timing import show
+
+_OURS = Path(lightning_symmetry.__file__).parent
+_CHECKS = 20  # none of which counts directions, after those that `check_of` has made
+_ROOMS = ("PyTorch", "numpy", "matrices", "units", "verdicts", "engine", "the rest of Python")
+
+
+def shares_of(model: nn.Module, heatmaps: Heatmaps) -> dict[str, float]:
+    """The share of the time of a check that is spent in each folder, and in PyTorch and numpy, by the profiler."""
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    check = check_of(model, heatmaps)
+    profile = cProfile.Profile()
+    profile.enable()
+    for _ in range(_CHECKS):
+        check()
+    profile.disable()
+    seconds = dict.fromkeys(_ROOMS, 0.0)
+    for entry in profile.getstats():
+        seconds[_room_of(entry.code)] += entry.inlinetime
+    return {room: seconds[room] / sum(seconds.values()) for room in _ROOMS}
+
+
+def _room_of(code: CodeType | str) -> str:
+    """Where a function belongs; of one that is not written in Python there is only a text, with its library in it."""
+    text = code if isinstance(code, str) else code.co_filename
+    if _OURS in Path(text).parents:
+        room = Path(text).relative_to(_OURS).parts[0]
+        return room if room in _ROOMS else "the rest of Python"
+    return "PyTorch" if "torch" in text.lower() else "numpy" if "numpy" in text else "the rest of Python"
+
+
+def run() -> dict[str, dict[str, float]]:
+    """Print the table: healthy models, read quickly, and looked at as the first checks do."""
+    torch.manual_seed(0)
+    ways: dict[str, Heatmaps] = {"all looked at": "all", "read quickly": "findings"}
+    models: dict[str, Callable[[], nn.Module]] = {"MLP": perceptron, "500 layers": lambda: many_small(500)}
+    columns = {
+        f"{name}, {way}": shares_of(make(), heatmaps) for name, make in models.items() for way, heatmaps in ways.items()
+    }
+    rows = [(room, *(f"{100 * shares[room]:.0f} %" for shares in columns.values())) for room in _ROOMS]
+    show("Where the time of a check goes", ("", *columns), rows)
+    return columns
