@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 
 from lightning_symmetry.outputs.output import Check, Scalars
+from lightning_symmetry.verdicts.report import Finding, LayerDiagnosis
 
 _MAX_LAYERS = 8
 
@@ -29,11 +30,19 @@ class ScalarChoice:
     def __init__(self, scalars: Scalars) -> None:
         self._scalars = scalars
         self._named: dict[str, None] = {}  # layers with a curve, in the order in which they got it
+        self._latest: tuple[Mapping[str, LayerDiagnosis], Sequence[Finding], dict[str, float]] = {}, [], {}
 
     def of(self, check: Check) -> dict[str, float]:
         """The scalars of a check by tag."""
         if self._scalars == "none":
             return {}
+        layers, findings, scalars = self._latest
+        if check.report.layers is not layers or check.findings != findings:  # at most checks nothing has changed
+            scalars = self._of(check)
+            self._latest = check.report.layers, check.findings, scalars
+        return dict(scalars)
+
+    def _of(self, check: Check) -> dict[str, float]:
         if self._scalars == "layers":
             return check.report.metrics()
         told = dict.fromkeys(finding.layer for finding in check.findings if not finding.modules)

@@ -62,6 +62,7 @@ class SymmetryTab(Output):
 
     def _reset(self) -> None:
         self._step = -1
+        self._report: SymmetryReport | None = None  # the latest
         self._layers: dict[str, LayerDiagnosis] = {}
         self._values: dict[str, dict[str, Any]] = {}  # by layer, what was written of it
         self._findings: dict[str, list[object]] = {}
@@ -105,6 +106,10 @@ class SymmetryTab(Output):
                 self._write_matrix(layer, seen, report.step)
 
     def _summary(self, report: SymmetryReport, findings: Mapping[str, Sequence[Finding]]) -> dict[str, Any]:
+        latest, self._report = self._report, report
+        if latest is not None and latest.layers is report.layers and latest.step < report.step and not findings:
+            self._step = report.step
+            return _NOTHING  # as at most checks
         layers = {layer.name: layer for layer in report.distinct_layers}
         # A reader forgets the later steps of a training that went on from an earlier one, and with them what changed.
         is_full = report.step <= self._step or list(layers) != list(self._layers)

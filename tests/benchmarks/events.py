@@ -18,9 +18,9 @@ from lightning_symmetry.outputs.output import Output
 from tests.benchmarks.redundancy import MODELS
 from tests.benchmarks.timing import alternate, show
 
-_SETTLED = 40  # checks after which no directions are due for a while
+_SETTLED = 520  # checks after which no directions and no matrices are due for a while, and not every check is written
 _CHECKS = 5  # that are timed together: a single one takes a millisecond
-_ROUNDS = 20  # all of them, with those before, before the 256th check, for which matrices are drawn anew
+_ROUNDS = 20
 
 
 def checks_of(model: nn.Module, outputs: Sequence[Output]) -> Callable[[], None]:
