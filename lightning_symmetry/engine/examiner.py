@@ -146,6 +146,9 @@ class Examiner:
         is_fresh = quick.have_moved or self.history.is_fresh(looks, had_gradient=quick.had_gradient)
         unused = unused_layers(looks, self._model.members, found.layers)
         updated = self._model.updated_by(trained_by_any)
+        has_news = len(passed_over) < len(chosen)
+        if has_news:
+            self._model.latest = None  # also if this check is interrupted
         trained_now = {layer.name for layer in chosen if layer.is_trained_by(trained)} if looks else set()
         for seen in looks:  # what is known of layers that this optimizer does not train stands
             name = seen.layer.name
@@ -156,7 +159,7 @@ class Examiner:
         for layer in passed_over:
             self.history.pass_over(layer)
             self.num_looks[layer.name] = self.num_looks.get(layer.name, 0) + is_fresh
-        if len(passed_over) < len(chosen) or self.report is None or self._model.latest is not updated:
+        if has_news or self.report is None or self._model.latest is not updated:
             self.report = self._report(model, found, updated, step)
             # As long as there are reasons, every check may do away with some.
             self._model.latest = None if self.report.reasons else updated

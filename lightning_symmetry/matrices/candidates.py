@@ -9,7 +9,7 @@ import numpy as np
 from lightning_symmetry.matrices.numerics import Floats, Indices, Mask
 
 # A row with more neighbours than this lies in a crowd, where pairs are too many to list.
-_MAX_NEIGHBOURS = 16
+_MAX_NEIGHBOURS = 64
 _SAMPLE = 1 << 11
 
 
@@ -20,7 +20,7 @@ class Candidates:
     Attributes:
         pairs: pairs of members, ``(2, p)``, the smaller first.
         is_crowded: whether a member lies in a crowd, ``(m,)``; it is then in no pair.
-        best_key: the key that separates best.
+        best_key: the key that separates best; of use for crowds only.
     """
 
     pairs: Indices
@@ -36,6 +36,9 @@ def find_candidates(keys: Floats, block: Indices) -> Candidates:
         block: ``(m,)``; members of different blocks are never compared.
     """
     num_members = keys.shape[1]
+    if num_members <= _MAX_NEIGHBOURS:  # too few for a crowd
+        near = (np.abs(keys[:, :, None] - keys[:, None]) <= 1).all(axis=0) & (block[:, None] == block)
+        return Candidates(np.array(np.nonzero(np.triu(near, 1))), np.zeros(num_members, dtype=np.bool_), best_key=0)
     best = _best_of(keys)
     others = [i for i in range(len(keys)) if i != best]
     order = sort_within(keys[best], block)

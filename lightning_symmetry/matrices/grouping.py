@@ -29,8 +29,6 @@ _FEW_MEMBERS = 64
 _FEW_PAIRS = 16
 _MAX_PAIRS = 200_000
 _CHANCE_BITS = 10.0
-# Up to so many pairs per row it is cheaper to compare all of them at once than to find out which ones matter.
-_FEW_PER_ROW = 2
 
 
 def duplicate_groups(rows: Tensor, tolerance: float | None = None) -> list[tuple[int, ...]]:
@@ -223,49 +221,34 @@ def _compare_crowds(
 
 
 def compare_pairs(agree: Callable[[Indices, Indices], Mask], pairs: Indices) -> dict[int, int]:
-    """The representative of every row that has one.
-
-    Of many pairs among few rows, as in large groups, no more are compared in full than it takes.
+    """The representative of every row that has one, comparing in full few more of the pairs than it takes.
 
     Args:
         agree: compares some rows with others, one by one.
         pairs: all pairs of rows that may agree, ``(2, p)``, the smaller first.
     """
-    if not pairs.shape[1]:
-        return {}
-    if pairs.shape[1] <= _FEW_PER_ROW * len(np.unique(pairs)):
-        pairs = pairs[:, agree(pairs[1], pairs[0])]
-        pairs = pairs[:, np.lexsort(pairs)]  # by the second row, then by the first
-        representative: dict[int, int] = {}
-        for first, second in pairs.T.tolist():
-            if second not in representative and first not in representative:
-                representative[second] = first
-        return representative
-    below: dict[int, list[int]] = {}
-    for first, second in sorted(pairs.T.tolist()):
-        below.setdefault(second, []).append(first)
-    agrees: dict[tuple[int, int], bool] = {}
-    while True:
-        joined: dict[int, int] = {}
-        undecided: set[int] = set()
-        questions: list[tuple[int, int]] = []
-        for row in sorted(below):
-            for partner in below[row]:
-                if partner in joined or agrees.get((partner, row)) is False:
-                    continue
-                if (partner, row) not in agrees:
-                    questions.append((partner, row))
-                    undecided.add(row)
-                elif partner in undecided:
-                    undecided.add(row)
-                else:
-                    joined[row] = partner
-                break
-        if not questions:
-            return joined
-        firsts, rows = np.array(questions).T
-        answers = agree(rows, firsts)
-        agrees.update(zip(questions, answers.tolist(), strict=True))
+    representative: dict[int, int] = {}
+    pairs = pairs[:, np.lexsort(pairs)]  # by the second row, then by the first
+    is_known = np.zeros(pairs.shape[1], dtype=np.bool_)  # whether the rows of a pair are known to agree
+    while pairs.shape[1]:
+        first, second = pairs
+        # Every row asks the smallest one that is left to it.
+        is_next = np.ones(len(second), dtype=np.bool_)
+        is_next[1:] = second[1:] != second[:-1]
+        asked = np.flatnonzero(is_next & ~is_known)
+        is_over = np.zeros(len(second), dtype=np.bool_)
+        if len(asked):
+            answers = agree(second[asked], first[asked])
+            is_known[asked[answers]] = is_over[asked[~answers]] = True
+        # One that has nobody smaller left to ask is a representative.
+        may_join, joins = np.zeros(second[-1] + 1, dtype=np.bool_), np.zeros(second[-1] + 1, dtype=np.bool_)
+        may_join[second] = True
+        found = is_next & is_known & ~may_join[first]
+        representative.update(zip(second[found].tolist(), first[found].tolist(), strict=True))
+        joins[second[found]] = True
+        is_over |= joins[first] | joins[second]
+        pairs, is_known = pairs[:, ~is_over], is_known[~is_over]
+    return representative
 
 
 def _least_nearby(values: Indices, cells: Floats, blocks: Indices, reach: int) -> Indices:

@@ -90,7 +90,8 @@ def sift(norms: Floats, projections: Floats, windows: Floats, block: Indices, ro
     if len(rows) <= _FEW_ROWS:
         # Rows of nearly one direction, as gradients often are, share a cell by chance, which is wide.
         keys = keys_of(norms[rows], projections[:, rows], windows[:, rows])
-        rows = rows[_are_near_in_all_keys(keys, block[rows])]
+        if np.abs(keys).max() < _LONGEST_LINE:
+            rows = rows[_are_near_in_all_keys(keys, block[rows])]
     return rows
 
 

@@ -39,7 +39,7 @@ class Background:
 
     def wait(self) -> None:
         """Wait until all is done; raises what a task has raised."""
-        if self._executor is not None:
-            self._executor.shutdown()
-            self._executor = None
+        executor, self._executor = self._executor, None
+        if executor is not None:
+            executor.shutdown()
         self.raise_failure()

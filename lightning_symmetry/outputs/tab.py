@@ -15,7 +15,7 @@ from typing_extensions import override
 
 from lightning_symmetry.outputs.heatmap import order_units, similarity, to_bytes
 from lightning_symmetry.outputs.output import Check, Heatmaps, Output
-from lightning_symmetry.outputs.tensorboard import add_summary
+from lightning_symmetry.outputs.tensorboard import add_summary, is_closed
 from lightning_symmetry.outputs.thinning import Thinning
 from lightning_symmetry.tensorboard_plugin.events import (
     MATRIX_TAG,
@@ -81,8 +81,9 @@ class SymmetryTab(Output):
 
     @override
     def close(self, report: SymmetryReport) -> None:
-        if self._skipped_step is not None:
+        if self._skipped_step is not None and not is_closed(self._writer):
             add_event(self._writer, SUMMARY_TAG, _NO_NEWS, self._skipped_step)
+        self._skipped_step = None
 
     def _write(self, check: Check) -> None:
         report = check.report

@@ -57,7 +57,8 @@ class TensorBoardScalars(Output):
 
     @override
     def close(self, report: SymmetryReport) -> None:
-        self._write_skipped()
+        if not is_closed(self._writer):
+            self._write_skipped()
 
     def _write_skipped(self) -> None:
         if self._skipped_at is not None:
@@ -89,26 +90,35 @@ class TensorBoardPictures(Output):
         self._heatmaps = heatmaps
         self._background = Background()
         self._has_failed = False
+        self._findings: Sequence[Finding] = ()  # at the latest check
 
     @override
     def write(self, check: Check) -> None:
-        self._raise_failure()
-        if check.changed or self._has_failed:
+        self._findings = check.findings
+        self._note_failure()
+        if self._has_failed:
+            self._write_again(check.report)
+        elif check.changed:
             self._background.run(write_findings, self._writer, check.report, check.findings)
-            self._has_failed = False
         for layer, seen in due_heatmaps(check, self._heatmaps):
             write_heatmap(self._writer, layer, seen, check.report.step)
 
     @override
     def close(self, report: SymmetryReport) -> None:
-        self._background.wait()
+        self._note_failure(is_last=True)
+        if self._has_failed:
+            self._write_again(report)
 
-    def _raise_failure(self) -> None:
+    def _note_failure(self, *, is_last: bool = False) -> None:
         try:
-            self._background.raise_failure()
+            self._background.wait() if is_last else self._background.raise_failure()
         except Exception:
-            self._has_failed = True  # what was lost is written with the next check that can be
-            raise
+            self._has_failed = True
+
+    def _write_again(self, report: SymmetryReport) -> None:
+        """Write what has failed in the background; here a failure is noticed, and told after some more."""
+        write_findings(self._writer, report, self._findings)
+        self._has_failed = False
 
 
 def add_summary(
@@ -124,9 +134,17 @@ def add_summary(
 
 def write_findings(writer: SummaryWriter, report: SymmetryReport, findings: Sequence[Finding]) -> None:
     """Write the table under ``symmetry/findings`` and the picture of the model under ``symmetry/overview``."""
-    writer.add_text("symmetry/findings", findings_table(findings, report), report.step)
-    writer.add_image("symmetry/overview", draw_overview(report), report.step, dataformats="HWC")
+    table, pixels = findings_table(findings, report), draw_overview(report)
+    if is_closed(writer):  # while that was drawn
+        return
+    writer.add_text("symmetry/findings", table, report.step)
+    writer.add_image("symmetry/overview", pixels, report.step, dataformats="HWC")
     writer.flush()  # so that news shows up at TensorBoard's next reload
+
+
+def is_closed(writer: SummaryWriter) -> bool:
+    """Whether the user has closed a writer; what is written to it then opens another file."""
+    return writer.all_writers is None
 
 
 def write_heatmap(writer: SummaryWriter, layer: LayerDiagnosis, seen: Look, step: int) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_symmetry import SymmetryTracker
+from lightning_symmetry.engine.examiner import Examiner
 from tests import zoo
 
 INPUTS = torch.rand(64, zoo.INPUTS, generator=torch.Generator().manual_seed(2))
@@ -109,3 +110,35 @@ def test_the_same_is_said_as_if_all_layers_were_looked_at(name: str, change: Cal
         results.append(train(NETWORKS[name](), change, heatmaps=heatmaps))
     for quick, close in zip(*results, strict=True):
         assert quick == close
+
+
+def test_a_check_that_is_interrupted_leaves_no_stale_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    net = zoo.perceptron(nn.Tanh)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.05)
+    weights = {name: value.clone() for name, value in net.state_dict().items()}
+
+    def step() -> None:
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(net(INPUTS), LABELS).backward()
+        optimizer.step()
+
+    with SymmetryTracker(net, optimizer, every_n_steps=1, scalars="none", on_symmetry="ignore") as tracker:
+        for _ in range(10):
+            step()
+        zoo.duplicate_units(net, "0", "2", [(0, 1)])
+        for _ in range(6):
+            step()
+        assert tracker.report is not None
+        assert tracker.report.redundant_units == 1
+        net.load_state_dict(weights)
+        with monkeypatch.context() as patched:
+            patched.setattr(Examiner, "_report", interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                step()
+        step()
+        assert tracker.report.redundant_units == 0
+
+
+def interrupt(*args: Any) -> None:
+    raise KeyboardInterrupt

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import combinations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,10 +13,12 @@ from torch import Tensor
 
 from lightning_symmetry import duplicate_groups
 from lightning_symmetry.matrices.dense import DenseRows
-from lightning_symmetry.matrices.grouping import find_groups, is_chance
+from lightning_symmetry.matrices.grouping import compare_pairs, find_groups, is_chance
+from lightning_symmetry.matrices.numerics import Indices, Mask
 from lightning_symmetry.matrices.question import TOLERANCES, Question
 from lightning_symmetry.matrices.rows import Rows
 from lightning_symmetry.matrices.sketching import sketch_all
+from lightning_symmetry.verdicts.gradients import MAX_ROUNDS
 from tests.oracle import brute_force_groups
 
 DTYPES = list(TOLERANCES)
@@ -196,3 +200,35 @@ def test_chance() -> None:
     assert not is_chance(2, 256, 64, 1e-5)
     # Everything equal is a surprise even with one number per row.
     assert not is_chance(4096, 4096, 2, 2**-7)
+
+
+@pytest.mark.parametrize("num_near", [20, 40, 62])
+@pytest.mark.parametrize("apart", [1.5, 3.0])  # in tolerances: too far to agree, too near for the sketches to tell
+def test_rows_that_nearly_agree_do_not_hide_a_pair(num_near: int, apart: float) -> None:
+    for seed in range(3):
+        generator = torch.Generator().manual_seed(seed)
+        base, noise = torch.randn(512, generator=generator), torch.randn(num_near + 1, 512, generator=generator)
+        rows = base + noise / noise.norm(dim=1, keepdim=True) * base.norm() * 1e-5 * apart
+        matrix = DenseRows([torch.cat([rows, rows[-1:]])])
+        [sketch] = sketch_all([matrix])
+        # As in a training, which gives up on thousands of such rows.
+        assert find_groups(Question(matrix, sketch, 1e-5), max_rounds=MAX_ROUNDS) == [(num_near, num_near + 1)]
+
+
+@given(st.integers(2, 12), st.data())
+@settings(max_examples=300, deadline=None)
+def test_each_row_joins_the_first_representative_with_which_it_agrees(num_rows: int, data: st.DataObject) -> None:
+    every = list(combinations(range(num_rows), 2))
+    pairs = data.draw(st.lists(st.sampled_from(every), unique=True))
+    agreeing = set(data.draw(st.lists(st.sampled_from(pairs), unique=True))) if pairs else set()
+
+    def agree(rows: Indices, others: Indices) -> Mask:
+        return np.array([(other, row) in agreeing for row, other in zip(rows.tolist(), others.tolist(), strict=True)])
+
+    expected: dict[int, int] = {}
+    for row in range(num_rows):
+        representatives = [other for other in range(row) if other not in expected and (other, row) in agreeing]
+        if representatives:
+            expected[row] = representatives[0]
+    listed = np.array(pairs, dtype=np.intp).reshape(-1, 2).T
+    assert compare_pairs(agree, listed) == expected

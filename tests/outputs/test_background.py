@@ -16,8 +16,9 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import nn
 from torch.utils.data import DataLoader
+from torch.utils.tensorboard import SummaryWriter
 
-from lightning_symmetry import SymmetryMonitor
+from lightning_symmetry import SymmetryMonitor, SymmetryTracker
 from lightning_symmetry.outputs import heatmap, tensorboard
 from lightning_symmetry.outputs.background import Background
 from tests.outputs.test_tensorboard import read
@@ -50,17 +51,18 @@ def slow(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
     monkeypatch.setattr(tensorboard, "draw_overview", draw_slowly)
 
 
-def train(folder: Path, monitor: SymmetryMonitor | None, workers: int) -> Classifier:
+def train(folder: Path, monitor: SymmetryMonitor | None, workers: int = 0) -> tuple[Classifier, list[str]]:
+    """A trained module, and what was said of outputs."""
     module = Classifier(fill(mlp(), 0.5))
     data = batches()
     if workers:
         context = multiprocessing.get_context("fork")
         data = DataLoader(data.dataset, batch_size=32, num_workers=workers, multiprocessing_context=context)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
         logger = TensorBoardLogger(folder, name="", version="")
         make_trainer([monitor] if monitor else [], logger=logger, max_steps=20).fit(module, data)
-    return module
+    return module, [str(warning.message) for warning in caught if "switches off" in str(warning.message)]
 
 
 def test_a_process_that_ends_at_once_still_writes_its_picture(tmp_path: Path) -> None:
@@ -77,7 +79,7 @@ def test_a_training_is_the_same_to_the_last_bit_while_pictures_are_drawn(
     ends = []
     for monitor in (None, SymmetryMonitor(every_n_steps=1)):
         torch.manual_seed(3)
-        module = train(tmp_path / str(monitor is None), monitor, workers)
+        module, _ = train(tmp_path / str(monitor is None), monitor, workers)
         ends.append((module.state_dict(), torch.get_rng_state()))
     assert_same(*ends)
     assert "symmetry/overview" in read(tmp_path / "False").Tags()["images"]
@@ -91,7 +93,7 @@ def test_the_training_does_not_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         return draw(*args)
 
     monkeypatch.setattr(tensorboard, "draw_overview", noting)
-    train(tmp_path, SymmetryMonitor(every_n_steps=1), workers=0)
+    train(tmp_path, SymmetryMonitor(every_n_steps=1))
     assert len(threads) == 1
     assert threading.current_thread() not in threads
 
@@ -107,11 +109,65 @@ def test_a_picture_that_failed_is_drawn_at_a_later_check(tmp_path: Path, monkeyp
         return draw(*args)
 
     monkeypatch.setattr(tensorboard, "draw_overview", failing)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        train(tmp_path, SymmetryMonitor(every_n_steps=1), workers=0)
-    assert [w for w in caught if "switches off" in str(w.message)] == []
+    _, said = train(tmp_path, SymmetryMonitor(every_n_steps=1))
+    assert said == []
     assert "symmetry/overview" in read(tmp_path).Tags()["images"]
+
+
+def test_a_picture_that_cannot_be_drawn_is_given_up_and_said_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = 0
+
+    def failing(*args: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(tensorboard, "draw_overview", failing)
+    _, said = train(tmp_path, SymmetryMonitor(every_n_steps=1))
+    assert len(said) == 1
+    assert "switches off its findings and pictures in TensorBoard, which failed with MemoryError" in said[0]
+    assert calls == 4  # once in the background, and three times in a row where it is waited for
+
+
+def test_what_has_failed_at_the_last_check_is_drawn_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    draw, calls = heatmap.draw_overview, 0
+
+    def failing(*args: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            raise MemoryError("no room")
+        return draw(*args)
+
+    monkeypatch.setattr(tensorboard, "draw_overview", failing)
+    train_one_step(tmp_path)
+    assert calls == 2
+    assert read(tmp_path).Tags()["images"] == ["symmetry/overview"]
+
+
+def train_one_step(folder: Path) -> None:
+    """A training of one step."""
+    net = mlp()
+    writer, optimizer = SummaryWriter(str(folder)), torch.optim.SGD(net.parameters(), 0.1)
+    with SymmetryTracker(net, optimizer, output=writer, on_symmetry="ignore"):
+        net(torch.ones(2, 12)).sum().backward()
+        optimizer.step()
+    writer.close()
+
+
+def test_a_writer_that_the_user_has_closed_stays_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    slow(monkeypatch, 0.5)
+    net = mlp()
+    writer, optimizer = SummaryWriter(str(tmp_path)), torch.optim.SGD(net.parameters(), 0.0)
+    tracker = SymmetryTracker(net, optimizer, output=writer, on_symmetry="ignore", every_n_steps=1)
+    for _ in range(100):  # the last of which is not written
+        net(torch.ones(2, 12)).sum().backward()
+        optimizer.step()
+    writer.close()
+    tracker.close()
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_what_a_task_raises_is_raised_once() -> None:
