@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 import lightning_symmetry
+from lightning_symmetry.matrices.sieve import sift, suspects
 from lightning_symmetry.outputs.output import Heatmaps
 from tests.benchmarks.quick import check_of
 from tests.benchmarks.redundancy import many_small, perceptron
@@ -19,10 +20,14 @@ from tests.benchmarks.timing import show
 _OURS = Path(lightning_symmetry.__file__).parent
 _CHECKS = 20  # none of which counts directions, after those that `check_of` has made
 _ROOMS = ("PyTorch", "numpy", "matrices", "units", "verdicts", "engine", "the rest of Python")
+_SIEVE = "in these: the sieve"
 
 
 def shares_of(model: nn.Module, heatmaps: Heatmaps) -> dict[str, float]:
-    """The share of the time of a check that is spent in each folder, and in PyTorch and numpy, by the profiler."""
+    """The share of the time of a check that is spent in each folder, and in PyTorch and numpy, by the profiler.
+
+    The last one is that of the sieve, with all that it calls.
+    """
     for parameter in model.parameters():
         parameter.grad = torch.randn_like(parameter)
     check = check_of(model, heatmaps)
@@ -32,9 +37,13 @@ def shares_of(model: nn.Module, heatmaps: Heatmaps) -> dict[str, float]:
         check()
     profile.disable()
     seconds = dict.fromkeys(_ROOMS, 0.0)
+    in_sieve = 0.0
     for entry in profile.getstats():
         seconds[_room_of(entry.code)] += entry.inlinetime
-    return {room: seconds[room] / sum(seconds.values()) for room in _ROOMS}
+        if entry.code in (sift.__code__, suspects.__code__):
+            in_sieve = max(in_sieve, entry.totaltime)
+    total = sum(seconds.values())
+    return {**{room: seconds[room] / total for room in _ROOMS}, _SIEVE: in_sieve / total}
 
 
 def _room_of(code: CodeType | str) -> str:
@@ -54,6 +63,6 @@ def run() -> dict[str, dict[str, float]]:
     columns = {
         f"{name}, {way}": shares_of(make(), heatmaps) for name, make in models.items() for way, heatmaps in ways.items()
     }
-    rows = [(room, *(f"{100 * shares[room]:.0f} %" for shares in columns.values())) for room in _ROOMS]
+    rows = [(name, *(f"{100 * shares[name]:.0f} %" for shares in columns.values())) for name in (*_ROOMS, _SIEVE)]
     show("Where the time of a check goes", ("", *columns), rows)
     return columns
