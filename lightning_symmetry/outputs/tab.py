@@ -16,7 +16,7 @@ from typing_extensions import override
 from lightning_symmetry.outputs.heatmap import order_units, similarity, to_bytes
 from lightning_symmetry.outputs.output import Check, Heatmaps, Output
 from lightning_symmetry.outputs.tensorboard import add_summary, is_closed
-from lightning_symmetry.outputs.thinning import Thinning
+from lightning_symmetry.outputs.thinning import MAX_SPACING, Thinning
 from lightning_symmetry.tensorboard_plugin.events import (
     MATRIX_TAG,
     MAX_SIDE,
@@ -45,7 +45,7 @@ Matrix = tuple[list[int], npt.NDArray[np.uint8]]
 class SymmetryTab(Output):
     """Writes what has changed since the check before; after a failure, everything anew.
 
-    Of a long run of checks at which nothing has changed, some are written.
+    Of a long run of checks at which nothing has changed, some are written, with the steps of those before.
 
     Args:
         writer: where to.
@@ -69,7 +69,7 @@ class SymmetryTab(Output):
         self._num_looks: dict[str, int] = {}
         self._matrices: dict[str, Matrix] = {}
         self._thinning = Thinning()
-        self._skipped_step: int | None = None  # of the latest check, if it was not written
+        self._skipped: list[int] = []  # the steps of the latest checks, if they were not written
 
     @override
     def write(self, check: Check) -> None:
@@ -81,9 +81,8 @@ class SymmetryTab(Output):
 
     @override
     def close(self, report: SymmetryReport) -> None:
-        if self._skipped_step is not None and not is_closed(self._writer):
-            add_event(self._writer, SUMMARY_TAG, _NO_NEWS, self._skipped_step)
-        self._skipped_step = None
+        if self._skipped and not is_closed(self._writer):
+            self._add_summary(_NOTHING, self._skipped.pop())
 
     def _write(self, check: Check) -> None:
         report = check.report
@@ -91,12 +90,10 @@ class SymmetryTab(Output):
         for finding in check.findings:
             by_layer.setdefault(finding.layer, []).append(finding)
         summary = self._summary(report, by_layer)
-        has_news = summary != _NOTHING
-        self._skipped_step = None
-        if self._thinning.is_due(is_repetition=not has_news):
-            add_event(self._writer, SUMMARY_TAG, pack_summary(summary) if has_news else _NO_NEWS, report.step)
+        if self._thinning.is_due(is_repetition=summary == _NOTHING):
+            self._add_summary(summary, report.step)
         else:
-            self._skipped_step = report.step
+            self._skipped.append(report.step)
         for seen in check.looks if self._heatmaps != "none" else ():
             layer = report.layers.get(seen.layer.name)
             if layer is None:  # whole modules have no picture
@@ -105,6 +102,13 @@ class SymmetryTab(Output):
             is_power_of_two = looks & (looks - 1) == 0
             if layer.name in check.changed or is_power_of_two or self._heatmaps == "all":
                 self._write_matrix(layer, seen, report.step)
+
+    def _add_summary(self, summary: dict[str, Any], step: int) -> None:
+        """Write a summary, and the steps that were skipped before it."""
+        if self._skipped:
+            summary = {**summary, "quiet": pack_units(self._skipped, MAX_SPACING)}
+        add_event(self._writer, SUMMARY_TAG, _NO_NEWS if summary == _NOTHING else pack_summary(summary), step)
+        self._skipped = []
 
     def _summary(self, report: SymmetryReport, findings: Mapping[str, Sequence[Finding]]) -> dict[str, Any]:
         latest, self._report = self._report, report

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import SummaryWriter
@@ -95,7 +95,7 @@ class TensorBoardPictures(Output):
     @override
     def write(self, check: Check) -> None:
         self._findings = check.findings
-        self._note_failure()
+        self._note_failure(self._background.raise_failure)
         if self._has_failed:
             self._write_again(check.report)
         elif check.changed:
@@ -105,13 +105,13 @@ class TensorBoardPictures(Output):
 
     @override
     def close(self, report: SymmetryReport) -> None:
-        self._note_failure(is_last=True)
+        self._note_failure(self._background.wait)
         if self._has_failed:
             self._write_again(report)
 
-    def _note_failure(self, *, is_last: bool = False) -> None:
+    def _note_failure(self, raise_failure: Callable[[], None]) -> None:
         try:
-            self._background.wait() if is_last else self._background.raise_failure()
+            raise_failure()
         except Exception:
             self._has_failed = True
 

@@ -10,12 +10,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, TypeVar
 
-from lightning_symmetry.tensorboard_plugin.events import PayloadError, unpack_summary
+from lightning_symmetry.tensorboard_plugin.events import PayloadError, unpack_summary, unpack_units
 from lightning_symmetry.verdicts.report import Origin
 from lightning_symmetry.verdicts.verdict import Verdict
 
 _MAX_INT = 1 << 53  # JavaScript counts no further without gaps
 _MAX_TEXT = 1 << 16
+_MAX_QUIET = 1 << 12  # checks without news before one; four times as many as are ever passed over
 _MAX_VERDICT_TEXT = 64
 _RANKS = {str(verdict): rank for rank, verdict in enumerate(Verdict)}
 T = TypeVar("T")
@@ -176,11 +177,14 @@ class RunHistory:
                 if changes or name not in self.layers:
                     layers[name] = _merge(self.layers.get(name), changes, is_full)
             findings = {layer: [_finding(row) for row in rows] for layer, rows in summary.get("findings", {}).items()}
+            quiet = unpack_units(_typed(summary, "quiet", str, ""), _MAX_QUIET)
         except PayloadError:
             self.num_unreadable += 1
             return
         if self.steps and step <= self.steps[-1]:
             self._forget_from(step)
+        latest = self.steps[-1] if self.steps else -1
+        self.steps += sorted(earlier for earlier in set(quiet) if latest < earlier < step)
         check = len(self.steps)
         self.steps.append(step)
         if is_full:

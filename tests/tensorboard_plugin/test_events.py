@@ -65,7 +65,7 @@ def test_more_runs_than_fit_are_left_out_and_said_so() -> None:
     assert packed.count(",") == 10
 
 
-@pytest.mark.parametrize("text", ["x", "1-", "-1", "0-5:0x", "1,,2", "0-999999999", "9999999999", "...", "0-100:1"])
+@pytest.mark.parametrize("text", ["x", "1-", "-1", "0-5:0x", "1,,2", "0-999999999", "9999999999999999", "...", "0-100:1"])
 def test_texts_that_are_no_units_are_refused(text: str) -> None:
     with pytest.raises(PayloadError):
         unpack_units(text)
@@ -188,6 +188,28 @@ def test_layers_that_are_there_no_longer_end() -> None:
     assert states(history, "old") == [(0, 2), (1, None), (2, 3)]
     assert history.to_json()["layers"][1]["states"][1] == {"check": 1, "width": None, "counts": {}}
     assert history.layer_to_json("old")["groups"] == [{"check": 0, "groups": [], "num_groups": 0}]
+
+
+def test_checks_without_news_are_told_later() -> None:
+    history = history_of(
+        (0, full(fc=layer(8))),
+        (50, delta()),
+        (70, {**delta(fc={"width": 5}), "quiet": "55,60,65"}),
+        (10**10, {**delta(), "quiet": pack_units([80, 90, 10**9 + 7, 10**9 + 8])}),
+    )
+    assert history.steps == [0, 50, 55, 60, 65, 70, 80, 90, 10**9 + 7, 10**9 + 8, 10**10]
+    assert states(history) == [(0, 8), (5, 5)]
+
+
+def test_checks_that_cannot_have_been_passed_over_are_not_believed() -> None:
+    history = history_of((10, full(fc=layer(8))), (20, {**delta(), "quiet": "4,10,15,12,12,20,30"}))
+    assert history.steps == [10, 12, 15, 20]
+
+
+@pytest.mark.parametrize("quiet", [7, ["1"], "1,...", "0-100000", "a", None])
+def test_steps_of_others_are_refused(quiet: object) -> None:
+    history = fold([(0, pack_summary(full(fc=layer(8)))), (9, pack_summary({**delta(), "quiet": quiet}))])
+    assert (history.steps, history.num_unreadable) == ([0], 1)
 
 
 def test_findings_stand_until_they_are_told_anew() -> None:
