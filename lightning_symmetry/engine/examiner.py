@@ -24,7 +24,7 @@ from lightning_symmetry.verdicts.doubts import may_be_dead, not_looked_at, too_f
 from lightning_symmetry.verdicts.evidence import look, look_at_distinct
 from lightning_symmetry.verdicts.history import History
 from lightning_symmetry.verdicts.judging import copy_groups
-from lightning_symmetry.verdicts.looks import Look
+from lightning_symmetry.verdicts.looks import Look, Steady
 from lightning_symmetry.verdicts.report import Finding, LayerDiagnosis, SymmetryReport, under_all_names
 
 
@@ -146,14 +146,17 @@ class Examiner:
         is_fresh = quick.have_moved or self.history.is_fresh(looks, had_gradient=quick.had_gradient)
         unused = unused_layers(looks, self._model.members, found.layers)
         updated = self._model.updated_by(trained_by_any)
-        has_news = len(passed_over) < len(chosen)
+        has_news = len(passed_over) + sum(seen.stands for seen in looks) < len(chosen)
         if has_news:
             self._model.latest = None  # also if this check is interrupted
         trained_now = {layer.name for layer in chosen if layer.is_trained_by(trained)} if looks else set()
         for seen in looks:  # what is known of layers that this optimizer does not train stands
             name = seen.layer.name
-            self._diagnoses[name], new = self.history.update(seen, step, is_fresh, name in unused)
-            news += new
+            if seen.stands:
+                self.history.hold(seen, step, is_fresh=is_fresh)
+            else:
+                self._diagnoses[name], new = self.history.update(seen, step, is_fresh, name in unused)
+                news += new
             if name in updated and name in trained_now:
                 self.num_looks[name] = self.num_looks.get(name, 0) + (is_fresh and seen.has_gradient)
         for layer in passed_over:
@@ -215,12 +218,20 @@ class Examiner:
                 tolerance=self._options.tolerance,
                 trained=trained,
                 known={layer.name: self.history.known(layer.name) for layer in chosen},
+                steady=self._steady(chosen) if team is None else {},
                 without=self.history.due_for_orientations(layer.name for layer in chosen if isinstance(layer, Layer)),
                 largest=quick.largest,
                 on_error=self._leave_out,
                 team=team,
             )
         return passed_over, looks
+
+    def _steady(self, layers: Sequence[Layer | Copies]) -> dict[str, Steady]:
+        """Of the layers with steady groups, these; none if all layers are to be looked at."""
+        if self._options.heatmaps == "all":
+            return {}
+        every = {layer.name: self.history.steady(layer) for layer in layers}
+        return {name: steady for name, steady in every.items() if steady is not None}
 
     def _leave_out(self, layer: Comparable, error: Exception) -> None:
         self._failed[layer.name] = f"the check failed with {describe(error)}"

@@ -42,6 +42,14 @@ def suspects(questions: Sequence[Question]) -> list[Indices]:
     return found + (_sift(part) if part else [])
 
 
+def suspects_among(question: Question, rows: Indices) -> Indices:
+    """Those of some rows, none of them zero, that may agree with another one of them up to sign."""
+    num_rows = question.rows.num_rows
+    windows = np.repeat(np.array(question.rows.windows(question.tolerance))[:, None], num_rows, axis=1)
+    block = np.arange(num_rows) // max(1, num_rows // question.blocks)
+    return sift(question.sketch.norms, question.sketch.projections, windows, block, rows, len(rows))
+
+
 def _sift(questions: Sequence[Question]) -> list[Indices]:
     """As :func:`suspects`, for all matrices at once."""
     sizes = [question.rows.num_rows for question in questions]

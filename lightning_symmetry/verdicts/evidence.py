@@ -16,13 +16,13 @@ from lightning_symmetry.matrices.numerics import Indices, Mask, exact_arithmetic
 from lightning_symmetry.matrices.partition import stable_groups
 from lightning_symmetry.matrices.question import TOLERANCES, Question
 from lightning_symmetry.matrices.rows import Rows
-from lightning_symmetry.matrices.sieve import suspects
+from lightning_symmetry.matrices.sieve import suspects, suspects_among
 from lightning_symmetry.matrices.sketching import sketch_all
 from lightning_symmetry.ranks.reading import read
 from lightning_symmetry.ranks.team import Name, Team, TeamError
 from lightning_symmetry.units.comparable import Comparable
-from lightning_symmetry.verdicts.gradients import MAX_ROUNDS, GradientEvidence, none_of
-from lightning_symmetry.verdicts.looks import Gradients, Look, Sighting
+from lightning_symmetry.verdicts.gradients import MAX_ROUNDS, GradientEvidence, noise_floor, none_of
+from lightning_symmetry.verdicts.looks import Gradients, Look, Sighting, Steady
 from lightning_symmetry.verdicts.report import Cause
 
 
@@ -33,6 +33,7 @@ def look(
     trained: Set[int] | None = None,
     known: Mapping[str, Sequence[Mirrored]] | None = None,
     without: Mapping[str, Collection[int]] | None = None,
+    steady: Mapping[str, Steady] | None = None,
     largest: float = 0.0,
     on_error: Callable[[Comparable, Exception], None] | None = None,
     team: Team | None = None,
@@ -47,6 +48,7 @@ def look(
             are two.
         without: names of the layers whose directions are counted, each with its dead units, which do not count. None:
             no directions are counted.
+        steady: by layer name, groups of which it is enough to see that they hold.
         largest: the largest norm of a gradient row among other layers of the model.
         on_error: called with the layer and the exception when a layer cannot be looked at; it is then left out. None:
             the exception is raised.
@@ -84,10 +86,18 @@ def look(
                 with guarded(matrix.layer):
                     sketched += _read([matrix], tolerance)
         scale = max([largest, *(item.largest_gradient() for item in sketched)])
-        questions = [question for item in sketched for question in item.questions()]
-        suspected = {id(question): rows for question, rows in zip(questions, suspects(questions), strict=True)}
         looks: list[Look] = []
+        others: list[_Sketched] = []
         for item in sketched:
+            with guarded(item.layer):
+                groups = steady.get(item.layer.name) if steady else None
+                if groups is not None and _are_steady(item, groups, scale):
+                    looks.append(_as_before(item))
+                else:
+                    others.append(item)
+        questions = [question for item in others for question in item.questions()]
+        suspected = {id(question): rows for question, rows in zip(questions, suspects(questions), strict=True)}
+        for item in others:
             name, of_weights = item.layer.name, suspected[id(item.weights)]
             of_gradients = suspected[id(item.gradients)] if item.gradients else None
             with guarded(item.layer):
@@ -184,6 +194,25 @@ def _is_unremarkable(
         return False
     norms = item.gradients.sketch.norms
     return len(norms) > 0 and bool(norms.min() > 0)  # neither zero nor NaN
+
+
+def _are_steady(item: _Sketched, steady: Steady, scale: float) -> bool:
+    """Whether steady groups hold, in weights and in gradients, and no other units agree or have no gradient."""
+    if item.gradients is None or item.recurrent is not None:
+        return False
+    norms = item.gradients.sketch.norms
+    if not (norms[steady.firsts] > noise_floor(item.gradients, scale)).all():
+        return False
+    return all(
+        bool((question.sketch.norms > 0).all())  # neither zero nor NaN
+        and not len(suspects_among(question, steady.distinct))
+        and bool(question.agree(steady.members, steady.firsts).all())
+        for question in item.questions()
+    )
+
+
+def _as_before(item: _Sketched) -> Look:
+    return replace(look_at_distinct(item.layer, item.rows, fingerprint=_fingerprint(item)), stands=True)
 
 
 def look_at_distinct(

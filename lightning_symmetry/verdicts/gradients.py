@@ -36,6 +36,16 @@ def in_unused_blocks(is_zero: Mask, blocks: int) -> Mask:
     return np.repeat(is_unused & ~is_unused.all(), len(is_zero) // blocks)
 
 
+def noise_floor(question: Question, scale: float) -> float:
+    """The norm up to which gradient rows may be nothing but rounding errors.
+
+    Args:
+        question: about the gradient rows of a layer.
+        scale: the largest norm of a gradient row of the model.
+    """
+    return _NOISE * torch.finfo(question.rows.dtype).eps * scale
+
+
 @cache
 def none_of(num_units: int) -> Mask:
     """A mask of none of so many units, ``(num_units,)``, which cannot be written to."""
@@ -60,7 +70,7 @@ class GradientEvidence:
         if question is None or suspected is None:
             return
         self._norms = question.sketch.norms
-        self._floor = _NOISE * torch.finfo(question.rows.dtype).eps * scale
+        self._floor = noise_floor(question, scale)
         if len(suspected) > 1:
             is_telling = self._norms[suspected] > 0  # that gradients are zero does not tell units apart
             self._groups = find_groups(question, suspected=suspected[is_telling], max_rounds=MAX_ROUNDS)

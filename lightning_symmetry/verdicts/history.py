@@ -10,7 +10,7 @@ from lightning_symmetry.matrices.mirrors import Mirrored
 from lightning_symmetry.units.comparable import Comparable
 from lightning_symmetry.verdicts.deadness import Deaths
 from lightning_symmetry.verdicts.judging import judge, to_diagnosis
-from lightning_symmetry.verdicts.looks import Look
+from lightning_symmetry.verdicts.looks import Gradients, Look, Steady
 from lightning_symmetry.verdicts.orientations import Orientations
 from lightning_symmetry.verdicts.records import Lineage, Record
 from lightning_symmetry.verdicts.report import Finding, LayerDiagnosis, Origin, UnitGroup
@@ -49,6 +49,7 @@ class History:
         # By layer, if the last check looked at it, the fingerprint of its weights, and whether it had a gradient.
         self._last: dict[str, tuple[int, bool]] = {}
         self._seen: dict[str, _Seen] = {}  # by layer, the latest look
+        self._steady: dict[str, Steady | None] = {}  # by layer, what :meth:`steady` has said since the latest update
 
     @property
     def findings(self) -> list[Finding]:
@@ -96,6 +97,36 @@ class History:
         self._last.pop(layer.name, None)
         self._deaths[layer.name].pass_over(can_tell=layer.can_freeze)
         self._orientations[layer.name].num_looks += 1
+
+    def steady(self, layer: Comparable) -> Steady | None:
+        """The groups of a layer if all of them have settled as locked and nothing else is open; else None."""
+        name = layer.name
+        if name not in self._seen or self._seen[name].layer is not layer or self._orientations[name].is_due:
+            return None
+        if name not in self._steady:
+            records = self._holding(name)
+            has_settled = records and not self._deaths[name].are_open and all(map(self._has_settled, records))
+            self._steady[name] = Steady.of([x.units for x in records], layer.num_units) if has_settled else None
+        return self._steady[name]
+
+    def _holding(self, layer: str) -> list[Record]:
+        return [record for record in self._records[layer] if record.broken_step is None]
+
+    def _has_settled(self, record: Record) -> bool:
+        """Whether equal weights and gradients, again and again, would change nothing that is known of a group."""
+        is_locked = record.verdict is Verdict.LOCKED and record.gradients is Gradients.EQUAL
+        is_plain = record.has_equal_weights and not record.mirrored and not record.row_names
+        return is_locked and is_plain and record.streak >= self._patience
+
+    def hold(self, seen: Look, step: int, *, is_fresh: bool) -> None:
+        """As :meth:`update` with a look that says that the groups of :meth:`steady` stand."""
+        assert seen.fingerprint is not None
+        name = seen.layer.name
+        self.pass_over(seen.layer)
+        self._last[name] = (seen.fingerprint, seen.has_gradient)
+        for record in self._holding(name):
+            record.last_step = step
+            record.streak += is_fresh
 
     def is_fresh(self, looks: Sequence[Look], *, had_gradient: bool = False) -> bool:
         """Whether these looks tell more than the last ones at the same layers, which :meth:`update` has taken in.
@@ -149,6 +180,7 @@ class History:
             if is_news:
                 news.append(record.to_finding(name))
         self._records[name] = lineage.end(holding, step) + holding
+        self._steady.pop(name, None)
         self._last.pop(name, None)
         if seen.fingerprint is not None:
             self._last[name] = (seen.fingerprint, seen.has_gradient)
@@ -185,7 +217,7 @@ class History:
 
     def load_state_dict(self, state: Mapping[str, Mapping[str, Any]]) -> None:
         """Take over what :meth:`state_dict` wrote."""
-        self._seen = {}
+        self._seen, self._steady = {}, {}
         self._records = {
             name: [Record.from_state(values) for values in records] for name, records in state["groups"].items()
         }

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
 
-from lightning_symmetry.matrices.numerics import Mask
+import numpy as np
+
+from lightning_symmetry.matrices.numerics import Indices, Mask
 from lightning_symmetry.matrices.rows import Rows
 from lightning_symmetry.units.comparable import Comparable
 from lightning_symmetry.verdicts.report import Cause
@@ -52,6 +54,28 @@ class Sighting:
 
 
 @dataclass(frozen=True)
+class Steady:
+    """Groups of equal units with equal gradients of which all is said: to see that they hold is enough.
+
+    Attributes:
+        members: all units of the groups but the first of each, ``(m,)``.
+        firsts: of each member, the first unit of its group, ``(m,)``.
+        distinct: the first unit of each group and the units of no group, ``(num_units - m,)``.
+    """
+
+    members: Indices
+    firsts: Indices
+    distinct: Indices
+
+    @classmethod
+    def of(cls, groups: Iterable[Sequence[int]], num_units: int) -> Steady:
+        """The steady groups of a layer of so many units, each group sorted."""
+        pairs = [(unit, group[0]) for group in groups for unit in group[1:]]
+        members, firsts = np.array(pairs, dtype=np.intp).T
+        return cls(members, firsts, np.setdiff1d(np.arange(num_units), members, assume_unique=True))
+
+
+@dataclass(frozen=True)
 class Look:
     """What one look at a layer showed.
 
@@ -67,6 +91,8 @@ class Look:
         unseen: which units have a gradient that is not finite; None with ``idle``.
         orientations: number of directions of the rows, up to sign; None if they were not counted at this look.
         num_living: number of distinct units among which they were counted: those that are neither dead nor zero.
+        stands: whether the steady groups of the layer are as they were, and there is nothing else to see; then
+            ``sightings`` does not tell of them.
     """
 
     layer: Comparable
@@ -78,6 +104,7 @@ class Look:
     unseen: Mask | None = None
     orientations: int | None = None
     num_living: int = 0
+    stands: bool = False
 
     @cached_property
     def _rows(self) -> tuple[Rows, Rows | None]:

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from lightning_symmetry import SymmetryTracker
 from lightning_symmetry.engine.examiner import Examiner
+from lightning_symmetry.verdicts.history import History
+from lightning_symmetry.verdicts.looks import Look
 from tests import zoo
 
 INPUTS = torch.rand(64, zoo.INPUTS, generator=torch.Generator().manual_seed(2))
@@ -45,6 +47,31 @@ def frozen_for_a_while(net: nn.Module, step: int) -> None:
 def frozen_at_first(net: nn.Module, step: int) -> None:
     """A layer is trained only later."""
     zoo.linear(net, "2").requires_grad_(step >= 30)
+
+
+def set_at_40(name: str, row: int, make: Callable[[Tensor], Tensor]) -> Callable[[nn.Module, int], None]:
+    """A change of one unit once the groups of its layer have settled, made of what feeds the first unit."""
+
+    def change(net: nn.Module, step: int) -> None:
+        if step == 40:
+            for parameter in zoo.linear(net, name).parameters():
+                parameter[row] = make(parameter[0].clone())
+
+    return change
+
+
+CHANGES_OF_GROUPS = {
+    "a unit leaves": set_at_40("0", 7, lambda first: 1.5 * first),
+    "a unit drifts": set_at_40("0", 7, lambda first: (1 + 1e-4) * first),
+    "a unit joins": set_at_40("0", 5, lambda first: first),
+    "a unit becomes the negative": set_at_40("0", 5, lambda first: -first),
+    "a unit becomes zero": set_at_40("0", 5, torch.zeros_like),
+    "a unit becomes NaN": set_at_40("0", 5, lambda first: first * torch.nan),
+    "a unit dies": set_at_40("2", 5, lambda first: first * 0 - 100.0),
+    "a gradient is gone": lambda net, step: stopped_later(net, step - 30),
+    "a layer is frozen": lambda net, step: frozen_for_a_while(net, step - 30),
+    "nothing": lambda net, step: None,
+}
 
 
 def untouched(net: nn.Module, step: int) -> None:
@@ -108,6 +135,31 @@ def test_the_same_is_said_as_if_all_layers_were_looked_at(name: str, change: Cal
     for heatmaps in ("findings", "all"):  # pictures of all layers at every check take a look at all of them
         torch.manual_seed(0)
         results.append(train(NETWORKS[name](), change, heatmaps=heatmaps))
+    for quick, close in zip(*results, strict=True):
+        assert quick == close
+
+
+@pytest.mark.parametrize("change", CHANGES_OF_GROUPS.values(), ids=CHANGES_OF_GROUPS)
+@pytest.mark.parametrize("activation", [nn.GELU, nn.Tanh])
+def test_the_same_is_said_of_groups_that_have_settled(
+    activation: type[nn.Module], change: Callable[[nn.Module, int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held: list[str] = []
+    hold = History.hold
+
+    def noting(self: History, seen: Look, step: int, *, is_fresh: bool) -> None:
+        held.append(seen.layer.name)
+        hold(self, seen, step, is_fresh=is_fresh)
+
+    monkeypatch.setattr(History, "hold", noting)
+    results = []
+    for heatmaps in ("findings", "all"):
+        torch.manual_seed(0)
+        net = zoo.duplicate_units(zoo.perceptron(activation), "0", "2", [(0, 7), (1, 8, 12)])
+        results.append(train(net, change, heatmaps=heatmaps))
+        assert set(held) == {"0"}  # and no layer where all are looked at
+        num_held = len(held)
+    assert len(held) == num_held > 10
     for quick, close in zip(*results, strict=True):
         assert quick == close
 

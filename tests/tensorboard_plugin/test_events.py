@@ -65,7 +65,7 @@ def test_more_runs_than_fit_are_left_out_and_said_so() -> None:
     assert packed.count(",") == 10
 
 
-@pytest.mark.parametrize("text", ["x", "1-", "-1", "0-5:0x", "1,,2", "0-999999999", "9999999999999999", "...", "0-100:1"])
+@pytest.mark.parametrize("text", ["x", "1-", "-1", "0-5:0x", "1,,2", "0-999999999", "9" * 16, "...", "0-100:1"])
 def test_texts_that_are_no_units_are_refused(text: str) -> None:
     with pytest.raises(PayloadError):
         unpack_units(text)
