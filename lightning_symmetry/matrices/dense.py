@@ -98,10 +98,10 @@ class DenseRows(Rows):
     def project(self, index: Indices) -> Floats:
         """As :meth:`Rows.project`."""
         chunk, vectors = further_chunk_of(self.width), further_vectors(self.width, self.compute_dtype, self.device)
-        scratch = self._scratch()
+        gathered, scratch = self._scratch(), self._scratch()
         parts = []
         for part in self._split(index):
-            rows = self.fetch(part)
+            rows = self.fetch(part, gathered)
             sums = rows if chunk == 1 else chunk_sums(rows, chunk)
             parts.append(torch.stack([torch.mul(sums, vector, out=scratch()).sum(dim=1) for vector in vectors]))
         return to_host(torch.cat(parts, dim=1))
@@ -138,7 +138,7 @@ class DenseRows(Rows):
         # Divided before it is squared where the square would leave the range of the dtype.
         is_extreme = bool(((scale < limits.tiny**0.4) | (scale > limits.max**0.4)).any())
         order = np.argsort(others, kind="stable")
-        scratch = self._scratch()
+        gathered, gathered_others, scratch = self._scratch(), self._scratch(), self._scratch()
         parts = []
         for part in self._split(order):
             rows, against = index[part], others[part]
@@ -147,7 +147,7 @@ class DenseRows(Rows):
             size = torch.from_numpy(scale[part]).to(self.device, self.compute_dtype)
             distance = torch.zeros_like(size)
             for i in range(len(self.pieces)):
-                here, there = self._at(i, rows), self._at(i, against)
+                here, there = self._at(i, rows, gathered), self._at(i, against, gathered_others)
                 there = there if times is None else there * times[:, None]
                 difference = here - there if is_column_major(here) else torch.sub(here, there, out=scratch())
                 if is_extreme:
@@ -177,9 +177,14 @@ class DenseRows(Rows):
             squares[part] = rows.square().sum(dim=1)
         return sums, np.sqrt(squares)
 
-    def fetch(self, index: Indices) -> Tensor:
-        """As :meth:`Rows.fetch`, on the device of the rows; a view where the rows and the dtype allow one."""
-        pieces = [self._at(i, index) for i in range(len(self.pieces))]
+    def fetch(self, index: Indices, memory: Callable[[], Tensor] | None = None) -> Tensor:
+        """As :meth:`Rows.fetch`, on the device of the rows; a view where the rows and the dtype allow one.
+
+        Args:
+            index: the rows.
+            memory: where to put them, if they have to be gathered; None: in memory of their own.
+        """
+        pieces = [self._at(i, index, memory if len(self.pieces) == 1 else None) for i in range(len(self.pieces))]
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=1)
 
     def largest(self, index: Indices) -> Tensor:
@@ -201,7 +206,7 @@ class DenseRows(Rows):
         ]
         return to_host(size * torch.cat(norms))
 
-    def _at(self, i: int, index: Indices) -> Tensor:
+    def _at(self, i: int, index: Indices, memory: Callable[[], Tensor] | None = None) -> Tensor:
         """Rows of one piece, ``(m, widths[i])``; a view if they follow one another and strides allow."""
         piece = self.pieces[i]
         if not isinstance(piece, Tensor):
@@ -209,7 +214,8 @@ class DenseRows(Rows):
         elif len(index) and (np.diff(index) == 1).all():
             rows = piece[int(index[0]) : int(index[-1]) + 1]
         else:
-            rows = piece.index_select(0, torch.from_numpy(index).to(self.device))
+            out = memory() if memory is not None and piece.dtype == self.compute_dtype else None
+            rows = torch.index_select(piece, 0, torch.from_numpy(index).to(self.device), out=out)
         return rows.reshape(len(index), self.widths[i]).to(self.compute_dtype)
 
     def _scratch(self) -> Callable[[], Tensor]:

@@ -91,9 +91,10 @@ def sift(norms: Floats, projections: Floats, windows: Floats, block: Indices, ro
                 return rows
     # Three keys tell nearly all rows apart; all keys are for those that are left.
     for some in (projections[:2], projections) if longest >= _MANY_ROWS else (projections,):
+        num_before = len(rows)
         keys = keys_of(norms[rows], some[:, rows], windows[:, rows])
         rows = rows[_share_a_cell(keys, block[rows])]
-        if not len(rows):
+        if not len(rows) or len(rows) > max(_FEW_ROWS, 0.9 * num_before):  # of many equal rows no key drops any
             return rows
     if len(rows) <= _FEW_ROWS:
         # Rows of nearly one direction, as gradients often are, share a cell by chance, which is wide.
