@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
@@ -123,3 +124,21 @@ def assert_same(a: Any, b: Any) -> None:
             assert_same(x, y)
     else:
         assert a == b
+
+
+def failing_at_first(function: Callable[..., Any], failures: int, error: Exception) -> Callable[..., Any]:
+    """A function that raises an error at its first calls, and then does what the other one does.
+
+    Args:
+        function: what is done then.
+        failures: number of calls that fail.
+        error: what they raise.
+    """
+    calls = itertools.count()
+
+    def failing(*args: Any) -> Any:
+        if next(calls) < failures:
+            raise error
+        return function(*args)
+
+    return failing

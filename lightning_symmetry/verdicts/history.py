@@ -64,11 +64,7 @@ class History:
 
     def known(self, layer: str) -> list[Mirrored]:
         """The groups of equal weights in this layer that hold as far as is known; with signs, if there are two."""
-        return [
-            Mirrored(record.units, record.mirrored)
-            for record in self._records.get(layer, [])
-            if record.has_equal_weights and record.broken_step is None
-        ]
+        return [Mirrored(record.units, record.mirrored) for record in self._holding(layer) if record.has_equal_weights]
 
     def due_for_orientations(self, layers: Iterable[str]) -> dict[str, tuple[int, ...]]:
         """The layers whose directions are to be counted at the next look, each with its dead units."""
@@ -110,7 +106,8 @@ class History:
         return self._steady[name]
 
     def _holding(self, layer: str) -> list[Record]:
-        return [record for record in self._records[layer] if record.broken_step is None]
+        """The records of a layer whose groups hold as far as is known."""
+        return [record for record in self._records.get(layer, ()) if record.broken_step is None]
 
     def _has_settled(self, record: Record) -> bool:
         """Whether equal weights and gradients, again and again, would change nothing that is known of a group."""
@@ -192,7 +189,7 @@ class History:
         of_the_dead = deaths.group
         told = (self._untold(name, news) if news else []) + ([died.to_finding(name)] if died else [])
         counted = self._orientations[name].update(seen)
-        has_groups = any(record.broken_step is None for record in self._records[name])
+        has_groups = bool(self._holding(name))
         self._seen[name] = _Seen(seen.layer, has_groups, has_groups or deaths.are_open)
         return to_diagnosis(seen, groups + ([of_the_dead] if of_the_dead else []), dead, counted), told
 

@@ -15,6 +15,7 @@ from lightning_symmetry.engine.engine import SymmetryEngine
 from lightning_symmetry.engine.options import Options
 from lightning_symmetry.outputs.loggers import outputs_of
 from lightning_symmetry.outputs.output import Output
+from tests.benchmarks.quick import with_gradients
 from tests.benchmarks.redundancy import MODELS
 from tests.benchmarks.timing import alternate, show
 
@@ -38,18 +39,6 @@ def checks_of(model: nn.Module, outputs: Sequence[Output]) -> Callable[[], None]
     return check
 
 
-def made(name: str) -> nn.Module:
-    """A healthy model of the table, with gradients."""
-    torch.manual_seed(0)
-    make, shape = MODELS[name]
-    model = make()
-    for layer in model.modules():
-        if isinstance(layer, nn.Linear) and layer.in_features == layer.out_features:
-            nn.init.orthogonal_(layer.weight)  # through which gradients reach the first of many layers
-    model(torch.randn(64, *shape[1:])).square().mean().backward()
-    return model
-
-
 def run() -> list[dict[str, float | str]]:
     """Time checks with the writer and without side by side, and print the table."""
     rows: list[tuple[str, ...]] = []
@@ -58,7 +47,7 @@ def run() -> list[dict[str, float | str]]:
         with TemporaryDirectory() as folder:
             logger = TensorBoardLogger(Path(folder))
             outputs = outputs_of(logger, "findings", "summary")
-            model = made(name)
+            model = with_gradients(*MODELS[name])
             candidates = {"with": checks_of(model, outputs), "without": checks_of(model, [])}
             times = alternate(candidates, rounds=_ROUNDS)
             logger.experiment.close()

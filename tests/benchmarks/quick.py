@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
@@ -15,6 +15,17 @@ from tests.benchmarks.redundancy import MODELS, many_small
 from tests.benchmarks.timing import Ratio, alternate, show
 
 _SETTLED = 40  # checks after which verdicts stand, and no directions are due for a while
+
+
+def with_gradients(make: Callable[[], nn.Module], shape: Sequence[int]) -> nn.Module:
+    """A healthy model with the gradients of 64 random inputs; the first number of their shape does not matter."""
+    torch.manual_seed(0)
+    model = make()
+    for layer in model.modules():
+        if isinstance(layer, nn.Linear) and layer.in_features == layer.out_features:
+            nn.init.orthogonal_(layer.weight)  # through which gradients reach the first of many layers
+    model(torch.randn(64, *shape[1:])).square().mean().backward()
+    return model
 
 
 def check_of(model: nn.Module, heatmaps: Heatmaps) -> Callable[[], None]:
@@ -43,13 +54,7 @@ def run() -> list[dict[str, float | str]]:
     cases = {name: MODELS[name] for name in ("MLP 64-256-128-10", "60 layers of 32 units", "ResNet of the zoo")}
     cases["500 layers of 32 units"] = (lambda: many_small(500), (16, 32))
     for name, (make, shape) in cases.items():
-        torch.manual_seed(0)
-        model = make()
-        for layer in model.modules():
-            if isinstance(layer, nn.Linear) and layer.in_features == layer.out_features:
-                nn.init.orthogonal_(layer.weight)  # through which gradients reach the first of many layers
-        inputs = torch.randn(64, *shape[1:])
-        model(inputs).square().mean().backward()
+        model = with_gradients(make, shape)
         times = alternate({"quick": check_of(model, "findings"), "close": check_of(model, "all")}, rounds=20)
         ratio: Ratio = times["quick"].over(times["close"])
         num_layers = sum(isinstance(layer, nn.Linear) for layer in model.modules())

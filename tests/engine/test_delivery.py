@@ -19,7 +19,7 @@ from lightning_symmetry.outputs.output import Check, Output
 from tests.outputs.test_tab import history
 from tests.outputs.test_tensorboard import read
 from tests.test_tracker import tracked
-from tests.training import Classifier, batches, fill, make_trainer, mlp
+from tests.training import Classifier, batches, failing_at_first, fill, make_trainer, mlp
 
 pytestmark = pytest.mark.filterwarnings("ignore::lightning_symmetry.SymmetryWarning")
 
@@ -103,16 +103,7 @@ def test_a_logger_that_cannot_be_reached_at_first(tmp_path: Path) -> None:
 def test_pictures_that_failed_are_drawn_at_the_next_check(
     failures: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls = 0
-    draw = heatmap.draw_layer
-
-    def failing(*args: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls <= failures:
-            raise MemoryError("no room")
-        return draw(*args)
-
+    failing = failing_at_first(heatmap.draw_layer, failures, MemoryError("no room"))
     monkeypatch.setattr(tensorboard, "draw_layer", failing)
     said = train(TensorBoardLogger(tmp_path, name="", version=""))
     tags = read(tmp_path).Tags()["images"]
@@ -122,16 +113,7 @@ def test_pictures_that_failed_are_drawn_at_the_next_check(
 
 
 def test_the_tab_tells_all_again_after_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    add_event, calls = tab.add_event, 0
-
-    def failing(*args: Any) -> None:
-        nonlocal calls
-        calls += 1
-        if calls == 1:
-            raise OSError("disk full")
-        add_event(*args)
-
-    monkeypatch.setattr(tab, "add_event", failing)
+    monkeypatch.setattr(tab, "add_event", failing_at_first(tab.add_event, 1, OSError("disk full")))
     assert train(TensorBoardLogger(tmp_path, name="", version="")) == []
     folded = history(read(tmp_path))
     assert folded.steps == list(range(10))

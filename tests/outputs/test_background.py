@@ -22,7 +22,7 @@ from lightning_symmetry import SymmetryMonitor, SymmetryTracker
 from lightning_symmetry.outputs import heatmap, tensorboard
 from lightning_symmetry.outputs.background import Background
 from tests.outputs.test_tensorboard import read
-from tests.training import Classifier, assert_same, batches, fill, make_trainer, mlp
+from tests.training import Classifier, assert_same, batches, failing_at_first, fill, make_trainer, mlp
 
 SCRIPT = """
 import sys, time, torch
@@ -99,15 +99,7 @@ def test_the_training_does_not_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_picture_that_failed_is_drawn_at_a_later_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    draw, calls = heatmap.draw_overview, 0
-
-    def failing(*args: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls <= 2:
-            raise MemoryError("no room")
-        return draw(*args)
-
+    failing = failing_at_first(heatmap.draw_overview, 2, MemoryError("no room"))
     monkeypatch.setattr(tensorboard, "draw_overview", failing)
     _, said = train(tmp_path, SymmetryMonitor(every_n_steps=1))
     assert said == []
@@ -117,33 +109,30 @@ def test_a_picture_that_failed_is_drawn_at_a_later_check(tmp_path: Path, monkeyp
 def test_a_picture_that_cannot_be_drawn_is_given_up_and_said_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls = 0
+    tried: list[Any] = []
 
-    def failing(*args: Any) -> Any:
-        nonlocal calls
-        calls += 1
+    def failing(report: Any) -> None:
+        tried.append(report)
         raise MemoryError("no room")
 
     monkeypatch.setattr(tensorboard, "draw_overview", failing)
     _, said = train(tmp_path, SymmetryMonitor(every_n_steps=1))
     assert len(said) == 1
     assert "switches off its findings and pictures in TensorBoard, which failed with MemoryError" in said[0]
-    assert calls == 4  # once in the background, and three times in a row where it is waited for
+    assert len(tried) == 4  # once in the background, and three times in a row where it is waited for
 
 
 def test_what_has_failed_at_the_last_check_is_drawn_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    draw, calls = heatmap.draw_overview, 0
+    tried: list[Any] = []
+    failing = failing_at_first(heatmap.draw_overview, 1, MemoryError("no room"))
 
-    def failing(*args: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls == 1:
-            raise MemoryError("no room")
-        return draw(*args)
+    def noting(report: Any) -> Any:
+        tried.append(report)
+        return failing(report)
 
-    monkeypatch.setattr(tensorboard, "draw_overview", failing)
+    monkeypatch.setattr(tensorboard, "draw_overview", noting)
     train_one_step(tmp_path)
-    assert calls == 2
+    assert len(tried) == 2
     assert read(tmp_path).Tags()["images"] == ["symmetry/overview"]
 
 
