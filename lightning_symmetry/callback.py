@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from lightning_symmetry.namespaces import OtherCallback  # first, since importing Lightning sets globals
+
+# isort: split
+import weakref
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from lightning.fabric.utilities.rank_zero import rank_zero_module  # type: ignore[attr-defined] # not in its `__all__`
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_info
@@ -25,26 +28,11 @@ from lightning_symmetry.outputs.console import ConsoleSummary
 from lightning_symmetry.outputs.folder import folder_outputs
 from lightning_symmetry.outputs.loggers import outputs_of
 from lightning_symmetry.outputs.output import Heatmaps, Output, Scalars
-from lightning_symmetry.ranks.reading import team_of_all
 from lightning_symmetry.repair.breaking import Change
 from lightning_symmetry.verdicts.report import Finding, SymmetryReport
 
-if TYPE_CHECKING:
 
-    class _OtherCallback: ...
-
-else:
-    # To import it turns what Lightning says over to a log of the other name, which people silence by its own.
-    _log = rank_zero_module.log
-    try:
-        # A callback of its own is what its Trainer takes without a list, and its command line at all.
-        from pytorch_lightning import Callback as _OtherCallback
-    except ImportError:
-        _OtherCallback = object
-    rank_zero_module.log = _log
-
-
-class SymmetryMonitor(Callback, _OtherCallback):
+class SymmetryMonitor(Callback, OtherCallback):
     """Watch a training for units that are updated as one.
 
     The weights and gradients of all supported layers are looked at before the optimizer steps 0, 1, 3, 7, ... and then
@@ -110,12 +98,14 @@ class SymmetryMonitor(Callback, _OtherCallback):
             dead_share,
         )
         self._engine = SymmetryEngine(self.options, who="SymmetryMonitor", tell=rank_zero_info)
-        self._outputs: dict[Logger | None, Sequence[Output]] = {}  # that of None is for trainings without a logger
+        # By identity of the logger, the logger and its outputs; None stands for trainings without a logger.
+        self._outputs: dict[int, tuple[Logger | None, Sequence[Output]]] = {}
         self._handles: list[RemovableHandle] = []
         self._num_raw_steps = 0  # of optimizers that the Trainer does not see stepping
-        self._seen: Optimizer | None = None  # the optimizer whose step the Trainer has told of
+        self._seen: int | None = None  # the identity of the optimizer whose step the Trainer has told of
+        self._stage: str | None = None  # what the Trainer does
         self._is_resumed = False
-        self._end_step = 0  # at which the training last ended
+        self._trainer: weakref.ref[Trainer] | None = None  # of the latest training
 
     @property
     def report(self) -> SymmetryReport | None:
@@ -144,47 +134,45 @@ class SymmetryMonitor(Callback, _OtherCallback):
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._is_resumed = self._engine.load_state_dict(state_dict)
+        if self._stage in (None, "fit"):  # validating a checkpoint resumes no training
+            self._is_resumed = self._engine.load_state_dict(state_dict)
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._stage = stage
+
+    @override
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._stage = None
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        is_continued = self._is_resumed or trainer.global_step == self._end_step
-        if trainer.global_step == 0 or not is_continued:  # perhaps of another model
-            self._engine.reset()
-            self._outputs = {}
-        self._is_resumed = False
-        self._num_raw_steps = 0
-        team = team_of_all(trainer.world_size, trainer.strategy.root_device)
-        self._engine.start(trainer.optimizers, team, is_speaking=trainer.is_global_zero)
-        if trainer.is_global_zero:
-            self._outputs_for(trainer)  # which loads what draws and writes; the first step would take longer else
-        before_update = partial(self._before_update, trainer, pl_module)
-        self._handles = [watch_steps(optimizer, before_update) for optimizer in trainer.optimizers]
+        self._engine.guarded(self._begin, trainer, pl_module)
 
     @override
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        self._seen = optimizer
-        self._before_step(trainer, pl_module, optimizer)
+        self._seen = id(optimizer)
+        self._engine.guarded(self._before_step, trainer, pl_module, optimizer)
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._end_step = trainer.global_step
-        self._unhook()
+        self._engine.guarded(self._unhook)
 
     @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         summary = [] if self.options.on_symmetry == "ignore" else [ConsoleSummary(rank_zero_info)]
-        self._finish(summary)
+        self._engine.guarded(self._finish, summary)
         self._engine.confirm()
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._unhook()
-        self._finish([])
+        self._engine.guarded(self._unhook)
+        self._engine.guarded(self._finish, [])
 
     def __getstate__(self) -> dict[str, Any]:
-        # Outputs hold open files, and handles the optimizers; both are made anew where they are needed.
-        return {**self.__dict__, "_outputs": {}, "_handles": [], "_seen": None}
+        # Outputs hold open files, handles the optimizers, and what the Trainer hangs on a callback the module.
+        kept = {name: value for name, value in self.__dict__.items() if name not in ("log", "log_dict")}
+        return {**kept, "_outputs": {}, "_handles": [], "_seen": None, "_trainer": None}
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__}: {self.report!r}>"
@@ -198,15 +186,34 @@ class SymmetryMonitor(Callback, _OtherCallback):
             return getattr(self.options, name)
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
+    def _begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._unhook()
+        if self._trainer is None or self._trainer() is not trainer:
+            self._num_raw_steps = 0
+            if not self._is_resumed:
+                self._engine.reset()
+        self._trainer = weakref.ref(trainer)
+        self._is_resumed = False
+        self._outputs = {}
+        self._engine.start(trainer.optimizers, num_ranks=trainer.world_size, is_speaking=trainer.is_global_zero)
+        if trainer.is_global_zero:
+            self._outputs_for(trainer)  # which loads what draws and writes; the first step would take longer else
+        before_update = partial(self._before_update, trainer, pl_module)
+        handles = (watch_steps(optimizer, before_update) for optimizer in trainer.optimizers)
+        self._handles = [handle for handle in handles if handle is not None]
+
     def _before_update(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Look before a step of which the Trainer knows nothing, as in ``self.optimizers(use_pl_optimizer=False)``."""
-        if self._seen is optimizer:
+        if self._seen == id(optimizer):
             self._seen = None
-            return
-        self._before_step(trainer, pl_module, optimizer)
-        self._num_raw_steps += 1
+        # While the Trainer tries something out, such as learning rates, it has other callbacks.
+        elif any(callback is self for callback in trainer.callbacks):  # type: ignore[attr-defined] # set by a connector
+            self._engine.guarded(self._before_step, trainer, pl_module, optimizer)
+            self._num_raw_steps += 1
 
     def _before_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        if not self._engine.knows(optimizer):  # the training has made new ones
+            self._engine.place(trainer.optimizers)
         step = trainer.global_step + self._num_raw_steps
         every_n_steps = self.options.every_n_steps or _log_every_n_steps(trainer)
         outputs = self._outputs_for(trainer) if trainer.is_global_zero else []
@@ -226,23 +233,23 @@ class SymmetryMonitor(Callback, _OtherCallback):
         self._handles = []
 
     def _finish(self, summary: Sequence[Output]) -> None:
-        self._engine.finish([*(output for outputs in self._outputs.values() for output in outputs), *summary])
+        self._engine.finish([*(output for _, outputs in self._outputs.values() for output in outputs), *summary])
         self._outputs = {}  # a training that goes on later opens its files anew
 
     def _outputs_for(self, trainer: Trainer) -> list[Output]:
-        """The outputs of all loggers, made when a logger is first met."""
+        """Return the outputs of all loggers, made when a logger is first met."""
         loggers: Sequence[Logger | None] = trainer.loggers or [None]
         heatmaps, scalars = self.options.heatmaps, self.options.scalars
         for logger in loggers:
-            if logger not in self._outputs:
+            if id(logger) not in self._outputs:
                 if logger is None:
                     task, make = "output to a folder", partial(_outputs_without_logger, trainer, heatmaps, scalars)
                 else:
                     task, make = f"output to {type(logger).__name__}", partial(outputs_of, logger, heatmaps, scalars)
                 made = self._engine.make_outputs(task, make)
                 if made is not None:
-                    self._outputs[logger] = made
-        return [output for logger in loggers for output in self._outputs.get(logger, ())]
+                    self._outputs[id(logger)] = logger, made
+        return [output for logger in loggers for output in self._outputs.get(id(logger), (None, ()))[1]]
 
 
 def _outputs_without_logger(trainer: Trainer, heatmaps: Heatmaps, scalars: Scalars) -> list[Output]:

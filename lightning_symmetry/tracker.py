@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Self
 
 import torch.distributed as dist
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from lightning_symmetry.arguments import check_module
 from lightning_symmetry.engine.engine import SymmetryEngine
 from lightning_symmetry.engine.options import OnSymmetry, Options
-from lightning_symmetry.engine.steps import unwrap, watch_steps
+from lightning_symmetry.engine.saying import warn
+from lightning_symmetry.engine.steps import parameters_of, unwrap, watch_steps
 from lightning_symmetry.outputs.console import ConsoleSummary
 from lightning_symmetry.outputs.loggers import outputs_of
 from lightning_symmetry.outputs.output import Heatmaps, Output, Scalars
-from lightning_symmetry.ranks.reading import device_to_send_from, has_group, team_of_all
+from lightning_symmetry.ranks.reading import has_group
 from lightning_symmetry.repair.breaking import Change
 from lightning_symmetry.verdicts.report import Finding, SymmetryReport
 
@@ -36,8 +37,8 @@ class SymmetryTracker:
     is warned of once. The training is not touched: with and without the tracker, weights, optimizer states and random
     numbers are the same to the last bit.
 
-    With several processes, make a tracker on each of them: they answer one another at every check. The first one warns
-    and writes.
+    With several processes, make a tracker on each of them. Each looks at its own copy of the model; the first one warns
+    and writes. If the model is sharded, they answer one another at every check, so all have to make the same steps.
 
     Args:
         model: the model, or what DDP, FSDP, ``torch.compile``, Fabric or accelerate have made of it.
@@ -109,14 +110,19 @@ class SymmetryTracker:
             dead_share,
         )
         check_module(model)
-        self._model = model
-        self._optimizers = _optimizers_of(model, optimizer)
+        self._model: nn.Module | None = model
+        self._kind = type(model).__name__
+        optimizers = _optimizers_of(model, optimizer)
         self._outputs = self._outputs_of(output) if _rank() == 0 else []
         self._engine = SymmetryEngine(self.options, who="SymmetryTracker", tell=logger.info)
-        self._is_started = False
         self._is_closed = False
         self._should_stop = False
-        self._handles = [watch_steps(optimizer, self._before_update) for optimizer in self._optimizers]
+        self._optimizers: Sequence[Any] = optimizers  # until the first step
+        handles = [watch_steps(optimizer, self._before_update) for optimizer in optimizers]
+        self._handles = [handle for handle in handles if handle is not None]
+        blind = [type(each).__name__ for each, handle in zip(optimizers, handles, strict=True) if handle is None]
+        if blind:
+            warn(f"SymmetryTracker cannot watch {', '.join(blind)}, which has no hooks for its steps. Training goes on.")
 
     @property
     def report(self) -> SymmetryReport | None:
@@ -157,7 +163,6 @@ class SymmetryTracker:
         """
         self._refuse_if_closed("load_state_dict")
         self._engine.load_state_dict(state)
-        self._is_started = False  # the other ranks must have loaded the same
 
     def close(self) -> None:
         """End the watch: write what outputs write at the end, and say what became of the model.
@@ -168,8 +173,18 @@ class SymmetryTracker:
             SymmetryError: if nothing could be concluded of the model, and ``require_conclusion`` is set.
         """
         if not self._is_closed:
-            self._end()
+            self.abandon()
             self._engine.confirm()
+
+    def abandon(self) -> None:
+        """End the watch of a training that has failed: as :meth:`close`, which a conclusion is not asked of."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        for handle in self._handles:
+            handle.remove()
+        self._engine.guarded(self._finish)
+        self._handles, self._outputs, self._optimizers, self._model = [], [], (), None
 
     def __enter__(self) -> Self:
         self._refuse_if_closed("a with statement")
@@ -180,33 +195,34 @@ class SymmetryTracker:
     ) -> None:
         if kind is None:
             self.close()
-        elif not self._is_closed:  # an error on its way must not be replaced by another
-            self._end()
+        else:  # an error on its way must not be replaced by another
+            self.abandon()
 
     def __repr__(self) -> str:
         state = "closed" if self._is_closed else "open"
-        return f"<SymmetryTracker of {type(self._model).__name__}, {state}: {self.report!r}>"
+        return f"<SymmetryTracker of {self._kind}, {state}: {self.report!r}>"
 
     def _repr_html_(self) -> str:
         return self._engine.to_html()
 
-    def _before_update(self, optimizer: Optimizer) -> None:
-        if not self._is_started:
+    def _before_update(self, optimizer: Any) -> None:
+        self._engine.guarded(self._before_step, optimizer)
+
+    def _before_step(self, optimizer: Any) -> None:
+        assert self._model is not None
+        if self._optimizers:
             # Only now is it certain that the processes of the training have found one another.
-            self._is_started = True
-            team = team_of_all(_num_ranks(), device_to_send_from(self._model))
-            self._engine.start(self._optimizers, team, is_speaking=_rank() == 0)
+            is_parallel = any(isinstance(each, DistributedDataParallel) for each in self._model.modules())
+            num_ranks = dist.get_world_size() if is_parallel and has_group() else 1
+            self._engine.start(self._optimizers, num_ranks=num_ranks, is_speaking=_rank() == 0)
+            self._optimizers = ()
         every_n_steps = self.options.every_n_steps or _EVERY_N_STEPS
-        conclusion = self._engine.before_step(
-            self._model, optimizer, self._engine.num_steps, every_n_steps, self._outputs
-        )
+        outputs = self._outputs if _rank() == 0 else []
+        conclusion = self._engine.before_step(self._model, optimizer, self._engine.num_steps, every_n_steps, outputs)
         if conclusion is not None and self._engine.act(conclusion, self._model):
             self._should_stop = True
 
-    def _end(self) -> None:
-        self._is_closed = True
-        for handle in self._handles:
-            handle.remove()
+    def _finish(self) -> None:
         summary = [] if self.options.on_symmetry == "ignore" else [ConsoleSummary(logger.info)]
         self._engine.finish([*self._outputs, *summary])
 
@@ -220,12 +236,12 @@ class SymmetryTracker:
             raise RuntimeError(f"Expected an open SymmetryTracker for {what} but this one is closed: make a new one.")
 
 
-def _optimizers_of(model: nn.Module, optimizer: object) -> list[Optimizer]:
-    """The raw optimizers among what a user has passed in."""
+def _optimizers_of(model: nn.Module, optimizer: object) -> list[Any]:
+    """Return the raw optimizers among what a user has passed in."""
     several = optimizer if isinstance(optimizer, Sequence) else [optimizer]
-    raw: list[Optimizer] = []
+    raw: list[Any] = []
     for one in map(unwrap, several):
-        if not isinstance(one, Optimizer):
+        if not (isinstance(one, Optimizer) or (hasattr(one, "param_groups") and callable(getattr(one, "step", None)))):
             raise TypeError(
                 "Expected argument `optimizer` to be a torch.optim.Optimizer or a sequence of optimizers but got "
                 f"{optimizer!r}."
@@ -235,7 +251,7 @@ def _optimizers_of(model: nn.Module, optimizer: object) -> list[Optimizer]:
         raise ValueError(f"Expected argument `optimizer` to hold at least one optimizer but got {optimizer!r}.")
     own = {id(parameter) for parameter in model.parameters()}
     for one in raw:
-        if own.isdisjoint(id(parameter) for group in one.param_groups for parameter in group["params"]):
+        if own.isdisjoint(parameters_of([one])):
             raise ValueError(
                 f"Expected argument `optimizer` to update parameters of `model` but none of the parameters of {one!r} "
                 f"belongs to this {type(model).__name__}."
@@ -243,10 +259,6 @@ def _optimizers_of(model: nn.Module, optimizer: object) -> list[Optimizer]:
     return raw
 
 
-def _num_ranks() -> int:
-    return dist.get_world_size() if has_group() else 1
-
-
 def _rank() -> int:
-    # Before the processes have found one another, torchrun and its like have told each of them its number.
-    return dist.get_rank() if has_group() else int(os.environ.get("RANK", "0"))
+    # Without a process group each process is a training of its own, whatever a launcher has put into its environment.
+    return dist.get_rank() if has_group() else 0

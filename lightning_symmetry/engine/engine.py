@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import pickle
+import weakref
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from torch import nn
-from torch.optim import Optimizer
 
 from lightning_symmetry.engine.delivery import Delivery
 from lightning_symmetry.engine.examiner import Examiner
@@ -16,8 +17,11 @@ from lightning_symmetry.engine.guard import Guard
 from lightning_symmetry.engine.options import Options
 from lightning_symmetry.engine.saying import SymmetryError, SymmetryWarning, warn
 from lightning_symmetry.engine.schedule import Schedule
+from lightning_symmetry.engine.steps import parameters_of
 from lightning_symmetry.outputs.output import Output
-from lightning_symmetry.ranks.team import Team, TeamError, attempt
+from lightning_symmetry.ranks.board import Board
+from lightning_symmetry.ranks.reading import has_group, team_of
+from lightning_symmetry.ranks.team import Team, TeamError, attempt, describe
 from lightning_symmetry.repair.breaking import Change, break_symmetry
 from lightning_symmetry.repair.writing import CannotChangeError
 from lightning_symmetry.units.comparable import Comparable
@@ -28,15 +32,19 @@ from lightning_symmetry.verdicts.advice import copies_text, messages
 from lightning_symmetry.verdicts.report import Finding, SymmetryReport
 
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
 @dataclass(frozen=True)
 class Conclusion:
-    """What a check has come to, on all ranks.
+    """What a check has come to.
 
     Attributes:
         report: the state of the model.
         news: what is found for the first time.
         texts: the news in words.
-        state: what the examiner of the first rank knows, for the other ranks; empty if there are none.
+        state: what the examiner of the first rank knows, for the other ranks of a sharded model; else empty.
     """
 
     report: SymmetryReport
@@ -49,7 +57,10 @@ class SymmetryEngine:
     """Watches a model through the steps of its optimizers.
 
     Whoever drives a training calls :meth:`start` once, :meth:`before_step` before every step of every optimizer, and
-    :meth:`finish` at the end. Nothing that fails in here ends the training.
+    :meth:`finish` at the end, each through :meth:`guarded`, so that nothing that fails in here ends the training.
+
+    Where every rank has the whole model, each looks at its own, and asks the others nothing. The ranks of a sharded
+    model answer one another's questions, for which all of them have to make the same steps.
 
     Args:
         options: the options of the monitor.
@@ -58,8 +69,6 @@ class SymmetryEngine:
 
     Attributes:
         options: the options.
-        report: the latest report; None before the first check.
-        findings: every group that was warned of.
         changes: what was changed in the model, with ``on_symmetry="break"``.
     """
 
@@ -68,20 +77,27 @@ class SymmetryEngine:
         self._who = who
         self._tell_user = tell
         self._is_speaking = True
-        self._team: Team | None = None
         self._is_running = False
+        self._optimizers: list[Callable[[], Any]] = []  # weak references, in the order of their places
         self.reset()
 
     def reset(self) -> None:
-        """Forget everything, as before the first check of a new model."""
+        """Forget everything, as before the first check of a new training."""
         self._guard = Guard(self._warn, self._who)
         self._delivery = Delivery(self._warn, self._who)
         self._examiner = Examiner(self.options, self._leave_out)
         self._schedule = Schedule()
-        self._optimizers: list[Optimizer] = []  # in the order of their places
         self.changes: list[Change] = []
-        # By all ranks, at the latest check.
+        self._team: Team | None = None
+        self._board: Board | None = None
+        self._is_settled = False  # whether it is known who holds the model
+        # By all ranks of a sharded model, at the latest check.
         self._agreed: tuple[SymmetryReport | None, dict[str, Any]] = (None, self._examiner.state_dict())
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Optimizers and processes stay where they are.
+        gone = {"_optimizers": [], "_team": None, "_board": None, "_is_settled": False, "_is_running": False}
+        return {**self.__dict__, **gone}
 
     @property
     def report(self) -> SymmetryReport | None:
@@ -98,50 +114,71 @@ class SymmetryEngine:
         """How many steps of all optimizers have begun, also before a training that was resumed."""
         return sum(self._schedule.num_steps.values())
 
+    def guarded(self, step: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:
+        """Return what a step of the monitor returns; None if it fails, which ends the watch and not the training.
+
+        Raises:
+            SymmetryError: if the user wants the training to fail.
+        """
+        return self._guard.run("watch", step, *args, **kwargs)
+
     def state_dict(self) -> dict[str, Any]:
-        """Plain numbers, strings, lists and dicts."""
+        """Return plain numbers, strings, lists and dicts."""
         return {**self._examiner.state_dict(), "num_steps": dict(self._schedule.num_steps)}
 
-    def load_state_dict(self, state: dict[str, Any]) -> bool:
-        """Take over what :meth:`state_dict` wrote; whether that worked. If not, the user is warned."""
-        return self._guard.run("resume", self._take_over, state) is not None
-
-    def _take_over(self, state: dict[str, Any]) -> bool:
-        examiner = Examiner(self.options, self._leave_out)
-        examiner.load_state_dict(state)
+    def load_state_dict(self, state: Mapping[str, Any]) -> bool:
+        """Take over what :meth:`state_dict` wrote; returns whether that worked. If not, the user is warned."""
+        examiner, schedule = Examiner(self.options, self._leave_out), Schedule()
+        try:
+            examiner.load_state_dict(state)
+            schedule.load(state["num_steps"])
+        except Exception as error:  # the state may come from any file
+            self._warn(
+                f"{self._who} cannot read its state of a checkpoint ({describe(error)}), and does without it. "
+                "Training goes on."
+            )
+            return False
         self.reset()
-        self._examiner = examiner
-        # Where a checkpoint is written as JSON, the places come back as strings.
-        self._schedule.num_steps = {int(place): number for place, number in state["num_steps"].items()}
+        self._examiner, self._schedule = examiner, schedule
         return True
 
     # ---------------------------------------------------------------- what a training calls
 
-    def start(self, optimizers: Sequence[Optimizer], team: Team | None = None, *, is_speaking: bool = True) -> None:
+    def start(self, optimizers: Sequence[Any], *, num_ranks: int = 1, is_speaking: bool = True) -> None:
         """Begin a training, or go on with one.
 
         Args:
-            optimizers: those of the training, in an order that is the same when it is resumed.
-            team: all ranks of the training, which then have to make the same calls; None: this process is alone.
+            optimizers: those of the training, in an order that is the same when it is resumed, and on all ranks.
+            num_ranks: how many processes train this model together.
             is_speaking: whether this process writes and warns; one of all ranks should.
         """
         self._is_running = True
-        self._optimizers = list(optimizers)
-        self._team = team
+        self._is_settled = False
         self._is_speaking = is_speaking
-        if team is not None:
-            # A rank that could not load the state, or loaded another one, would look at other steps than the rest.
-            self._guard.run("check", team.run, self.state_dict, self._follow_state, lambda name: None)
-            self._agreed = self.report, self._examiner.state_dict()
+        self.place(optimizers)
+        shares_decisions = self.options.on_symmetry in ("stop", "raise", "break")
+        self._board = Board() if num_ranks > 1 and has_group() and shares_decisions else None
+
+    def place(self, optimizers: Sequence[Any]) -> None:
+        """Say which optimizers the training has now; each is scheduled by its place among them.
+
+        Args:
+            optimizers: those of the training, also if some of them are new.
+        """
+        self._optimizers = [_weak(optimizer) for optimizer in optimizers]
+
+    def knows(self, optimizer: object) -> bool:
+        """Return whether an optimizer has a place."""
+        return any(each() is optimizer for each in self._optimizers)
 
     def before_step(
-        self, model: nn.Module, optimizer: Optimizer, step: int, every_n_steps: int, outputs: Sequence[Output]
+        self, model: nn.Module, optimizer: Any, step: int, every_n_steps: int, outputs: Sequence[Output]
     ) -> Conclusion | None:
         """Look at a model before a step of an optimizer, if the schedule says so.
 
         Args:
             model: the model, with the gradients of this step.
-            optimizer: what updates it, or a part of it; one that :meth:`start` did not name counts as the next.
+            optimizer: what updates it, or a part of it; one that has no place yet gets the next.
             step: completed optimizer steps of the training.
             every_n_steps: the optimizer's own steps between checks after the first ones.
             outputs: where to write.
@@ -152,10 +189,18 @@ class SymmetryEngine:
         place = self._place_of(optimizer)
         if self._schedule.is_repeated(place, step):
             return None
+        if not self._is_settled:
+            self._is_settled = True
+            self._guard.run("check", self._settle, model)
         # A training that is resumed has no report yet, but whoever watches its numbers expects them.
-        is_due = self._schedule.is_due(place, every_n_steps) or self.report is None
+        is_first = self.report is None and not self._guard.is_off("check")
+        is_due = self._schedule.is_due(place, every_n_steps) or is_first
         self._schedule.count(place, step)
-        return self._guard.run("check", self._check, model, optimizer, step, outputs) if is_due else None
+        if not is_due:
+            return None
+        conclusion = self._guard.run("check", self._check, model, optimizer, step, outputs)
+        is_shared = self._board is not None and self._team is None
+        return self._decided_by_all(conclusion) if is_shared else conclusion
 
     def act(self, conclusion: Conclusion, model: nn.Module) -> bool:
         """Do what ``on_symmetry`` asks for; whether the training should stop.
@@ -191,7 +236,7 @@ class SymmetryEngine:
             copies=[group for group in report.copies if any(set(group.modules) <= set(names) for names in modules)],
         )
         try:
-            changes = break_symmetry(model, part, optimizer=self._optimizers)
+            changes = break_symmetry(model, part, optimizer=self._present_optimizers())
         except CannotChangeError as error:
             self._warn(f"{self._who} cannot break the symmetry. {error} Training goes on.", SymmetryWarning)
             return
@@ -209,16 +254,22 @@ class SymmetryEngine:
         return self._delivery.make(task, make)
 
     def finish(self, outputs: Sequence[Output]) -> None:
-        """End a training: let the outputs say what became of the model."""
+        """End a training: let the outputs say what became of the model, and let go of the model."""
         # A Trainer that has reached its last step before ends a fit that it never started.
-        was_running, self._is_running, self._optimizers = self._is_running, False, []
-        if was_running and self.report is not None and self._is_speaking:
-            self._delivery.close(outputs, self.report)
+        was_running, self._is_running = self._is_running, False
+        if was_running and self._is_speaking:
+            if self.report is not None:
+                self._delivery.close(outputs, self.report)
+            self._warn_of_what_never_stepped()
+        self._optimizers = []
+        self._team = self._board = None
+        self._examiner.release()
 
     def doubts(self) -> list[str]:
-        """Why nothing can be concluded of the model; empty if its units are known to be healthy, or symmetric."""
-        if self._guard.is_off("check"):
-            return [f"the check failed with {self._guard.reason('check')}"]
+        """Return why nothing can be concluded of the model; empty if its units are known to be healthy, or symmetric."""
+        for task in ("check", "watch"):
+            if self._guard.is_off(task):
+                return [f"the {task} failed with {self._guard.reason(task)}"]
         if self.report is None:
             return ["no optimizer step was checked"]
         return self.report.reasons if self.report.status == "inconclusive" else []
@@ -243,15 +294,39 @@ class SymmetryEngine:
 
     # ---------------------------------------------------------------- one check
 
-    def _place_of(self, optimizer: Optimizer) -> int:
+    def _place_of(self, optimizer: Any) -> int:
         for place, other in enumerate(self._optimizers):
-            if other is optimizer:
+            if other() is optimizer:
                 return place
-        self._optimizers.append(optimizer)
+        self._optimizers.append(_weak(optimizer))
         return len(self._optimizers) - 1
 
-    def _check(self, model: nn.Module, optimizer: Optimizer, step: int, outputs: Sequence[Output]) -> Conclusion:
-        trained = _parameters_of([optimizer])
+    def _present_optimizers(self) -> list[Any]:
+        return [optimizer for each in self._optimizers if (optimizer := each()) is not None]
+
+    def _settle(self, model: nn.Module) -> None:
+        """Find out who holds the model; the ranks of a sharded one agree when to look."""
+        self._team = team_of(model)
+        if self._team is None:
+            return
+        if not Board().all_are_here():
+            raise TeamError("it takes a monitor or tracker on every rank to look at a sharded model, and some have none")
+        # A rank that could not load the state, or loaded another one, would look at other steps than the rest.
+        self._team.run(self.state_dict, self._follow_state, lambda name: None)
+        self._agreed = self.report, self._examiner.state_dict()
+
+    def _decided_by_all(self, conclusion: Conclusion | None) -> Conclusion | None:
+        """Return a conclusion whose news, which lead to actions, are those of the first rank."""
+        assert self._board is not None
+        note = pickle.dumps(conclusion) if conclusion is not None and conclusion.news else b""
+        said = self._guard.run("agreement with the other ranks", self._board.next_of_first, note)
+        if said:
+            decided: Conclusion = pickle.loads(said)
+            return decided if conclusion is None else replace(conclusion, news=decided.news, texts=decided.texts)
+        return conclusion if conclusion is None else replace(conclusion, news=[], texts=[])
+
+    def _check(self, model: nn.Module, optimizer: Any, step: int, outputs: Sequence[Output]) -> Conclusion:
+        trained = parameters_of([optimizer])
         # On all ranks at once: adapters are other people's code, and may well communicate.
         find = attempt(self._examiner.find, model)
         conclude = partial(self._conclude, model, find, trained, step, outputs)
@@ -270,11 +345,12 @@ class SymmetryEngine:
     ) -> Conclusion:
         """Look and conclude, on the first rank."""
         found = find()
-        is_first = self._examiner.copies is None
+        is_first = self.report is None
         if is_first:
             self._warn_of_what_is_not_looked_at(found)
+        trained_by_any = parameters_of(self._present_optimizers())
         report, looks, news = self._examiner.examine(
-            model, found, trained=trained, trained_by_any=_parameters_of(self._optimizers), step=step, team=self._team
+            model, found, trained=trained, trained_by_any=trained_by_any, step=step, team=self._team
         )
         if is_first and self.options.on_symmetry != "ignore":
             self._tell_of_copies(report)
@@ -287,7 +363,8 @@ class SymmetryEngine:
         self._examiner.follow(conclusion.report, conclusion.state)
 
     def _follow_state(self, state: dict[str, Any]) -> None:
-        self._take_over(state)
+        self._examiner.follow(self.report, state)
+        self._schedule.load(state["num_steps"])
 
     # ---------------------------------------------------------------- what the user hears
 
@@ -312,10 +389,22 @@ class SymmetryEngine:
             if not group.verdict.is_warning:
                 self._tell(copies_text(group))
 
+    def _warn_of_what_never_stepped(self) -> None:
+        silent = [
+            f"optimizer {place} ({type(optimizer).__name__})"
+            for place, each in enumerate(self._optimizers)
+            if (optimizer := each()) is not None and not self._schedule.num_steps.get(place)
+        ]
+        if silent:
+            self._warn(f"{self._who} saw no step of {', '.join(silent)}: what it updates was not judged.")
+
     def _leave_out(self, layer: Comparable, reason: str) -> None:
         self._warn(f"{self._who} leaves out {layer.name}: {reason}. Training goes on.")
 
 
-def _parameters_of(optimizers: Sequence[Optimizer]) -> set[int]:
-    """The identities (``id``) of all parameters that some optimizers update."""
-    return {id(parameter) for each in optimizers for group in each.param_groups for parameter in group["params"]}
+def _weak(optimizer: Any) -> Callable[[], Any]:
+    """Return a reference that does not keep an optimizer alive, if its class allows that."""
+    try:
+        return weakref.ref(optimizer)
+    except TypeError:
+        return lambda: optimizer

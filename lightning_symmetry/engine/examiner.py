@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any, NamedTuple
@@ -18,6 +18,7 @@ from lightning_symmetry.units.comparable import Comparable
 from lightning_symmetry.units.copies import Copies, find_copies
 from lightning_symmetry.units.discovery import Found, find_layers, structure_of
 from lightning_symmetry.units.layers import Layer
+from lightning_symmetry.units.naming import readable_modules
 from lightning_symmetry.units.screening import Distinct, LayerScreen
 from lightning_symmetry.verdicts.deadness import unused_layers
 from lightning_symmetry.verdicts.doubts import may_be_dead, not_looked_at, too_few_checks, undecided_layers
@@ -49,32 +50,42 @@ class _Model:
     Attributes:
         structure: what :func:`structure_of` says of the model.
         found: its layers.
+        copies: whole modules that are copies and still equal; None until they are searched for.
         members: by module that may go unused, the names of its layers.
+        is_attended: whether the history is tied to these layers.
         screens: by the identities of the layers of an optimizer, what reads them quickly.
         latest: the names of the layers that were updated at the latest check, if its report stands until a layer is
             looked at or others are updated.
     """
 
-    structure: object
-    found: Found
+    structure: object = None
+    found: Found = field(default_factory=lambda: Found([], {}, 1.0, {}, {}))
+    copies: list[Copies] | None = None
     members: dict[str, list[str]] = field(default_factory=dict)
+    is_attended: bool = False
     screens: dict[tuple[int, ...], LayerScreen] = field(default_factory=dict)
     latest: Set[str] | None = None
     _updated: tuple[object, Set[str]] | None = None
 
-    def updated_by(self, trained: Set[int]) -> Set[str]:
-        """The names of the layers that an optimizer updates, and for which gradients are wanted.
+    def updated_by(self, trained: Set[int], history: History) -> Set[str]:
+        """Return the names of the layers that an optimizer updates, and for which gradients were ever wanted.
 
         Args:
             trained: identities (``id``) of the parameters that any optimizer updates.
+            history: what is known of the layers.
 
         Returns:
             The very set of the call before, if nothing has changed.
         """
         wanted = [original.requires_grad for original in self._originals]
         if self._updated is None or self._updated[0] != (trained, wanted):
-            layers = (layer for layer in self.found.layers if layer.is_trained_by(trained))
-            updated = {layer.name for layer in layers if any(x.requires_grad for x in layer.originals)}
+            updated = set()
+            for layer in self.found.layers:
+                state = history[layer.name]
+                # A layer that is switched off just now, as for the steps of another optimizer, goes on being trained.
+                state.is_wanted |= any(original.requires_grad for original in layer.originals)
+                if state.is_wanted and layer.is_trained_by(trained):
+                    updated.add(layer.name)
             self._updated = (trained, wanted), updated
         return self._updated[1]
 
@@ -91,10 +102,8 @@ class Examiner:
         on_failure: called with a layer that cannot be looked at, and why; the layer is left out from then on.
 
     Attributes:
-        history: the records of all groups.
+        history: what is known of all layers.
         report: the latest report; None before the first check.
-        num_looks: by layer, at how many checks it had a gradient that was not zero, and the weights had moved since.
-        copies: whole modules that are copies and still equal; None before the first check.
     """
 
     def __init__(self, options: Options, on_failure: Callable[[Comparable, str], None]) -> None:
@@ -102,20 +111,34 @@ class Examiner:
         self._on_failure = on_failure
         self.history = History(options.patience, options.dead_share)
         self.report: SymmetryReport | None = None
-        self.num_looks: dict[str, int] = {}
-        self.copies: list[Copies] | None = None
-        self._model = _Model(None, Found([], {}, 1.0, {}, {}))
-        self._seen: dict[str, tuple[int, ...]] = {}  # by layer, the identities of its parameters at the latest look
-        self._failed: dict[str, str] = {}  # by layer, why it is left out
-        self._diagnoses: dict[str, LayerDiagnosis] = {}  # the latest of all layers and copies
+        self.release()
+
+    def release(self) -> None:
+        """Let go of the model, its layers and the memory for reading them; what was found stays."""
+        self._model = _Model()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_model": _Model()}  # the layers hold the weights
 
     def find(self, model: nn.Module) -> Found:
-        """What :func:`find_layers` says of a model, asked again only when the model has changed."""
+        """Return what :func:`find_layers` says of a model, asked again only when the model has changed."""
         structure = structure_of(model)
         if structure is None or structure != self._model.structure:
             found = find_layers(model, self._options.include, self._options.exclude)
-            self._model = _Model(structure, found, members_of_lists(model, [layer.name for layer in found.layers]))
+            members = members_of_lists(model, [layer.name for layer in found.layers])
+            self._model = _Model(structure, found, self._copies_in(model), members)
         return self._model.found
+
+    def _copies_in(self, model: nn.Module) -> list[Copies] | None:
+        """Return the copies that are still parts of a model whose structure has changed."""
+        if not self._model.copies:
+            return self._model.copies
+        modules = dict(readable_modules(model))
+        return [
+            copies
+            for copies in self._model.copies
+            if all(modules.get(name) is one for name, one in zip(copies.row_names, copies.modules, strict=True))
+        ]
 
     def examine(
         self,
@@ -137,31 +160,35 @@ class Examiner:
             step: completed optimizer steps.
             team: the ranks that hold the model; None: it is all here.
         """
-        if self.copies is None:  # what starts apart does not become a copy
-            self.copies = find_copies(model, found.layers, team)
-        chosen = self._chosen([*found.layers, *self.copies], trained)
+        history = self.history
+        copies = self._attend(model, found, step, team)
+        chosen = self._chosen([*found.layers, *copies], trained)
         quick = self._read_quickly(chosen, trained, team)
         passed_over, looks = self._look(chosen, quick, trained, team)
         news: list[Finding] = []
-        is_fresh = quick.have_moved or self.history.is_fresh(looks, had_gradient=quick.had_gradient)
+        is_fresh = quick.have_moved or history.is_fresh(looks, had_gradient=quick.had_gradient)
         unused = unused_layers(looks, self._model.members, found.layers)
-        updated = self._model.updated_by(trained_by_any)
+        updated = self._model.updated_by(trained_by_any, history)
         has_news = len(passed_over) + sum(seen.stands for seen in looks) < len(chosen)
         if has_news:
             self._model.latest = None  # also if this check is interrupted
         trained_now = {layer.name for layer in chosen if layer.is_trained_by(trained)} if looks else set()
         for seen in looks:  # what is known of layers that this optimizer does not train stands
             name = seen.layer.name
-            if seen.stands:
-                self.history.hold(seen, step, is_fresh=is_fresh)
-            else:
-                self._diagnoses[name], new = self.history.update(seen, step, is_fresh, name in unused)
-                news += new
+            state = history[name]
+            try:
+                if seen.stands:
+                    state.hold(seen, step, is_fresh=is_fresh)
+                else:
+                    news += state.update(seen, step, is_fresh, name in unused)
+            except Exception as error:
+                self._leave_out(seen.layer, error)
+                continue
             if name in updated and name in trained_now:
-                self.num_looks[name] = self.num_looks.get(name, 0) + (is_fresh and seen.has_gradient)
+                state.num_checks += is_fresh and seen.has_gradient
         for layer in passed_over:
-            self.history.pass_over(layer)
-            self.num_looks[layer.name] = self.num_looks.get(layer.name, 0) + is_fresh
+            history[layer.name].pass_over(layer)
+            history[layer.name].num_checks += is_fresh
         if has_news or self.report is None or self._model.latest is not updated:
             self.report = self._report(model, found, updated, step)
             # As long as there are reasons, every check may do away with some.
@@ -170,26 +197,35 @@ class Examiner:
             self.report = replace(self.report, step=step)
         return Examination(self.report, looks, news)
 
+    def _attend(self, model: nn.Module, found: Found, step: int, team: Team | None) -> list[Copies]:
+        """Tie the history to the layers of a model; returns the copies in it that are to be looked at."""
+        copies = self._model.copies
+        if copies is None or not (self._model.is_attended or all(map(self.history.knows, found.layers))):
+            # What starts apart does not become a copy, so only new parameters are a reason to search.
+            copies = self._model.copies = find_copies(model, found.layers, team)
+        if not self._model.is_attended:
+            self.history.attend([*found.layers, *copies], step)
+            self._model.is_attended = True
+        return copies
+
     def _chosen(self, layers: Sequence[Layer | Copies], trained: Set[int]) -> list[Layer | Copies]:
-        """The layers that this optimizer trains, and those that have not been looked at."""
-        chosen = [
-            layer
-            for layer in layers
-            if layer.name not in self._failed
-            and (layer.is_trained_by(trained) or self._seen.get(layer.name) != layer.identity)
-        ]
-        self._seen.update({layer.name: layer.identity for layer in chosen})
+        """Return the layers that this optimizer trains, and those that have not been looked at."""
+        chosen = []
+        for layer in layers:
+            state = self.history[layer.name]
+            if not state.failure and (layer.is_trained_by(trained) or state.diagnosis is None):
+                chosen.append(layer)
         return chosen
 
     def _read_quickly(self, layers: Sequence[Layer | Copies], trained: Set[int], team: Team | None) -> Distinct:
-        """Which layers, of those in which no groups are known, have distinct units as before."""
+        """Return which layers, of those in which no groups are known, have distinct units as before."""
         if team is not None or self._options.heatmaps == "all":  # which takes a look at all of them
             return Distinct()
         every = [layer for layer in layers if isinstance(layer, Layer)]
-        without_groups = [layer for layer in every if self.history.is_without_groups(layer)]
+        without_groups = [layer for layer in every if self.history[layer.name].is_without_groups]
         if not without_groups or 2 * len(without_groups) < len(every):
             return Distinct()
-        wanted = {id(layer) for layer in without_groups if self.history.can_be_quick(layer)}
+        wanted = {id(layer) for layer in without_groups if self.history[layer.name].can_be_quick}
         identities = tuple(map(id, every))
         screens = self._model.screens
         if identities not in screens:
@@ -202,8 +238,9 @@ class Examiner:
     def _look(
         self, layers: Sequence[Layer | Copies], quick: Distinct, trained: Set[int], team: Team | None
     ) -> tuple[list[Layer], list[Look]]:
-        """The layers of which all stands as it was, and looks at the others."""
-        passed_over = [layer for layer, idle in quick.layers if idle is None and self.history.can_pass_over(layer)]
+        """Return the layers of which all stands as it was, and looks at the others."""
+        history = self.history
+        passed_over = [layer for layer, idle in quick.layers if idle is None and not history[layer.name].is_open]
         skipped = set(map(id, passed_over))
         looks = [
             look_at_distinct(layer, partial(_rows_of, layer, trained), idle)
@@ -217,68 +254,94 @@ class Examiner:
                 chosen,
                 tolerance=self._options.tolerance,
                 trained=trained,
-                known={layer.name: self.history.known(layer.name) for layer in chosen},
+                known={layer.name: history[layer.name].known for layer in chosen},
                 steady=self._steady(chosen) if team is None else {},
-                without=self.history.due_for_orientations(layer.name for layer in chosen if isinstance(layer, Layer)),
+                without=self._due_for_orientations(chosen),
                 largest=quick.largest,
                 on_error=self._leave_out,
                 team=team,
             )
         return passed_over, looks
 
+    def _due_for_orientations(self, layers: Sequence[Layer | Copies]) -> Mapping[str, tuple[int, ...]]:
+        """Return the layers whose directions are to be counted at this look, each with its dead units."""
+        states = {layer.name: self.history[layer.name] for layer in layers if isinstance(layer, Layer)}
+        return {name: state.deaths.units for name, state in states.items() if state.orientations.is_due}
+
     def _steady(self, layers: Sequence[Layer | Copies]) -> dict[str, Steady]:
-        """Of the layers with steady groups, these; none if all layers are to be looked at."""
+        """Return the steady groups by layer; none if all layers are to be looked at."""
         if self._options.heatmaps == "all":
             return {}
-        every = {layer.name: self.history.steady(layer) for layer in layers}
+        every = {layer.name: self.history[layer.name].steady() for layer in layers}
         return {name: steady for name, steady in every.items() if steady is not None}
 
     def _leave_out(self, layer: Comparable, error: Exception) -> None:
-        self._failed[layer.name] = f"the check failed with {describe(error)}"
-        self._on_failure(layer, self._failed[layer.name])
+        state = self.history[layer.name]
+        state.failure = f"the check failed with {describe(error)}"
+        self._on_failure(layer, state.failure)
 
     def _report(self, model: nn.Module, found: Found, updated: Set[str], step: int) -> SymmetryReport:
-        known = self._diagnoses
-        present = [layer.name for layer in found.layers if layer.name in known and layer.name not in self._failed]
-        trained = [name for name in present if name in updated]
+        states = {layer.name: self.history[layer.name] for layer in found.layers}
+        failed = {name: state.failure for name, state in states.items() if state.failure}
+        known: dict[str, LayerDiagnosis] = {
+            name: state.diagnosis for name, state in states.items() if state.diagnosis is not None and not state.failure
+        }
+        trained = [name for name in known if name in updated]
         reasons = [
-            *(["nothing to look at"] if not present else []),
-            *too_few_checks({name: self.num_looks.get(name, 0) for name in trained}, self._options.patience),
+            *(["nothing to look at"] if not known else []),
+            *too_few_checks({name: states[name].num_checks for name in trained}, self._options.patience),
             *undecided_layers(known[name] for name in trained),
             *may_be_dead((known[name] for name in trained), self._options.dead_share),
-            *not_looked_at({**found.unread, **self._failed}),
+            *not_looked_at({**found.unread, **failed}),
         ]
-        groups = {
-            copies: copy_groups(copies, known[copies.name]) for copies in self.copies or () if copies.name in known
-        }
+        groups = []
+        still_equal = []
+        for copies in self._model.copies or ():
+            diagnosis = self.history[copies.name].diagnosis
+            of_these = copy_groups(copies, diagnosis) if diagnosis is not None else []
+            groups += of_these
+            if of_these or diagnosis is None:
+                still_equal.append(copies)
         # Copies that have parted need not be read again: that would double the cost of every later check.
-        self.copies = [copies for copies in self.copies or () if groups.get(copies) != []]
-        every_group = [group for several in groups.values() for group in several]
-        in_order = under_all_names(known[name] for name in present)
-        skipped = {**found.skipped, **self._failed}
-        draw = HeatmapsOnDemand(model, [known[name] for name in present], self._options.include, self._options.exclude)
-        return SymmetryReport(step, in_order, skipped, every_group, found.coverage, reasons, draw)
+        self._model.copies = still_equal
+        in_order = under_all_names(known.values())
+        draw = HeatmapsOnDemand(model, list(known.values()), self._options.include, self._options.exclude)
+        return SymmetryReport(step, in_order, {**found.skipped, **failed}, groups, found.coverage, reasons, draw)
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain numbers, strings, lists and dicts."""
-        return {"history": self.history.state_dict(), "num_looks": dict(self.num_looks)}
+        """Return plain numbers, strings, lists and dicts."""
+        return self.history.state_dict()
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what :meth:`state_dict` wrote, also that of version 0.1.
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what :meth:`state_dict` wrote, also in version 0.1 or 0.2.
 
-        Version 0.1 had no ``num_looks``, and knew nothing of dead units: its history is that of the groups.
+        Raises:
+            Exception: of any kind, if it did not write this; nothing has been taken over then.
         """
-        history = state["history"]
-        is_of_version_0_1 = "num_looks" not in state
-        self.history.load_state_dict(
-            {"groups": history, "deaths": {}, "orientations": {}} if is_of_version_0_1 else history
-        )
-        self.num_looks = dict(state.get("num_looks", {}))
+        self.history.load_state_dict(state if "layers" in state else _from_earlier_version(state))
 
     def follow(self, report: SymmetryReport | None, state: dict[str, Any]) -> None:
         """Take over what the first rank has concluded."""
         self.report = report
         self.load_state_dict(state)
+
+
+def _from_earlier_version(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a state of version 0.1, which knew nothing of dead units, or 0.2 in the form of today."""
+    history = state["history"]
+    checks = state.get("num_looks")
+    groups = history if checks is None else history["groups"]
+    layers = {
+        name: {
+            "size": None,
+            "groups": of_layer,
+            "deaths": history["deaths"].get(name) if checks is not None else None,
+            "orientations": history["orientations"].get(name) if checks is not None else None,
+            "num_checks": (checks or {}).get(name, 0),
+        }
+        for name, of_layer in groups.items()
+    }
+    return {"layers": layers, "ended": []}
 
 
 def _rows_of(layer: Layer, trained: Set[int]) -> tuple[Rows, Rows | None]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
+from lightning_symmetry.engine.saying import SymmetryError
 from lightning_symmetry.ranks.team import describe
 
 P = ParamSpec("P")
@@ -13,6 +14,8 @@ T = TypeVar("T")
 
 class Guard:
     """Runs tasks that may fail, and switches off those that do.
+
+    A :class:`SymmetryError`, which is raised for users who want their trainings to fail, goes through.
 
     Args:
         warn: says a text to the user.
@@ -28,15 +31,15 @@ class Guard:
         self._reasons: dict[str, str] = {}  # by name of the task, the latest failure
 
     def is_off(self, task: str) -> bool:
-        """Whether a task has failed so often that it is not tried any more."""
+        """Return whether a task has failed so often that it is not tried any more."""
         return self._failures.get(task, 0) >= self._tries
 
     def reason(self, task: str) -> str:
-        """The latest failure of a task; empty if there was none."""
+        """Return the latest failure of a task; empty if there was none."""
         return self._reasons.get(task, "")
 
     def run(self, task: str, step: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:
-        """What a step of a task returns; None if it fails, or if the task is off.
+        """Return what a step of a task returns; None if it fails, or if the task is off.
 
         Args:
             task: what the messages call it.
@@ -48,6 +51,8 @@ class Guard:
             return None
         try:
             result = step(*args, **kwargs)
+        except SymmetryError:
+            raise
         except Exception as error:
             self._failures[task] = self._failures.get(task, 0) + 1
             self._reasons[task] = describe(error)

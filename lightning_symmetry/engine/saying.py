@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import warnings
 from collections.abc import Sequence
@@ -44,8 +45,15 @@ warnings.filterwarnings("always", category=SymmetryWarning, append=True)
 
 
 def warn(text: str, category: type[Warning] = UserWarning) -> None:
-    """Warn the user; the warning points at the line of the user's that is running, such as ``trainer.fit(model)``."""
-    warnings.warn(text, category, stacklevel=_level_of_user())
+    """Warn the user; the warning points at the line of the user's that is running, such as ``trainer.fit(model)``.
+
+    Where the user turns warnings into errors the text goes to the log: a monitor never ends a training, least of all on
+    one rank of several.
+    """
+    try:
+        warnings.warn(text, category, stacklevel=_level_of_user())
+    except Warning:
+        logging.getLogger("lightning_symmetry").warning(text)
 
 
 def _level_of_user() -> int:

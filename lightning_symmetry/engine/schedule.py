@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from operator import index
+from typing import Any
+
 
 class Schedule:
     """Which steps of which optimizer are checked: the first ones at 0, 1, 3, 7, ..., then every so many.
@@ -38,6 +42,15 @@ class Schedule:
         if every_n_steps and own_step >= every_n_steps:
             return own_step % every_n_steps == 0
         return own_step & (own_step + 1) == 0
+
+    def load(self, num_steps: Mapping[Any, Any]) -> None:
+        """Take over numbers of steps; where a checkpoint is written as JSON, the places come back as strings.
+
+        Raises:
+            TypeError: if a number is none.
+            ValueError: if a place is no number.
+        """
+        self.num_steps = {int(place): index(number) for place, number in num_steps.items()}
 
     def count(self, place: int, step: int) -> None:
         """Count a step of an optimizer."""

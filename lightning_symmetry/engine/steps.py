@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ def unwrap(optimizer: object) -> object:
     return optimizer
 
 
-def watch_steps(optimizer: Optimizer, before_update: Callable[[Optimizer], None]) -> RemovableHandle:
+def watch_steps(optimizer: Any, before_update: Callable[[Any], None]) -> RemovableHandle | None:
     """Have a function called once in every step of an optimizer, when the gradients of the step are there.
 
     That is before the step, or, if the step is handed a closure that computes them, after the closure has been
@@ -29,11 +30,11 @@ def watch_steps(optimizer: Optimizer, before_update: Callable[[Optimizer], None]
     weights that the step starts from.
 
     Args:
-        optimizer: any optimizer of PyTorch, not wrapped.
+        optimizer: any optimizer of PyTorch, not wrapped, or one of another class around such an optimizer.
         before_update: called with the optimizer. What it raises ends the step before anything has been updated.
 
     Returns:
-        A handle; its method ``remove`` ends the watch.
+        A handle; its method ``remove`` ends the watch. None if there is no optimizer inside that tells of its steps.
 
     Example:
         >>> import torch
@@ -49,9 +50,9 @@ def watch_steps(optimizer: Optimizer, before_update: Callable[[Optimizer], None]
     """
 
     def pre_hook(
-        optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
+        stepping: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        # The first of the positional arguments is the optimizer itself.
+        # The first of the positional arguments is the stepping optimizer itself.
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
         if not callable(closure):
             before_update(optimizer)
@@ -62,7 +63,23 @@ def watch_steps(optimizer: Optimizer, before_update: Callable[[Optimizer], None]
         return args, {**kwargs, "closure": watched}
 
     # A step that is compiled would else be traced through all of the check.
-    return optimizer.register_step_pre_hook(torch.compiler.disable(pre_hook))
+    hook = torch.compiler.disable(pre_hook)
+    for candidate in (optimizer, *_inner_optimizers(optimizer)):
+        with suppress(Exception):  # many optimizers around others never call `Optimizer.__init__`, and have no hooks
+            handle: RemovableHandle = candidate.register_step_pre_hook(hook)
+            return handle
+    return None
+
+
+def _inner_optimizers(optimizer: Any) -> list[Optimizer]:
+    """Return the optimizers that an optimizer around others holds, and that update parameters of its own."""
+    inner = [each for each in getattr(optimizer, "__dict__", {}).values() if isinstance(each, Optimizer)]
+    return [each for each in inner if not parameters_of([optimizer]).isdisjoint(parameters_of([each]))]
+
+
+def parameters_of(optimizers: Iterable[Any]) -> set[int]:
+    """Return the identities (``id``) of all parameters that some optimizers update."""
+    return {id(parameter) for each in optimizers for group in each.param_groups for parameter in group["params"]}
 
 
 def _then_once(

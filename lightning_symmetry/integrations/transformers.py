@@ -101,7 +101,9 @@ class SymmetryCallback(TrainerCallback, ExportableState):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self._tracker = None  # a training before this one may have ended with an error
+        if self._tracker is not None:  # a training before this one may have ended with an error
+            self._tracker.abandon()
+        self._tracker, resumed_state, self.resumed_state = None, self.resumed_state, {}
         options: dict[str, Any] = {**vars(self.options), "every_n_steps": self._every_n_steps(args)}
         try:
             outputs = self._outputs(args) if state.is_world_process_zero else []
@@ -111,8 +113,8 @@ class SymmetryCallback(TrainerCallback, ExportableState):
                 raise
             warn(f"SymmetryCallback cannot watch this training ({describe(error)}). Training goes on.")
             return
-        if self.resumed_state:
-            self._tracker.load_state_dict(self.resumed_state)
+        if resumed_state:
+            self._tracker.load_state_dict(resumed_state)
 
     @override
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:

@@ -26,16 +26,6 @@ def has_group() -> bool:
     return dist.is_available() and dist.is_initialized()
 
 
-def team_of_all(num_ranks: int, device: torch.device) -> Team | None:
-    """The ranks of a training; None if they have no common group, as a process by itself has none.
-
-    Args:
-        num_ranks: how many there are.
-        device: where tensors must lie to be sent.
-    """
-    return Team(device) if has_group() and dist.get_world_size() == num_ranks else None
-
-
 def device_to_send_from(model: nn.Module) -> torch.device:
     """Where tensors must lie to be sent to the other ranks: beside the parameters, if the backend sends from there."""
     here = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
@@ -50,9 +40,8 @@ def device_to_send_from(model: nn.Module) -> torch.device:
 
 def team_of(model: nn.Module) -> Team | None:
     """The ranks that hold a model; None if it is all here."""
-    flattened = (parameter for module in flattened_modules(model) for parameter in module.parameters())
-    sharded = next((parameter for parameter in model.parameters() if is_sharded(parameter)), next(flattened, None))
-    return None if sharded is None else Team(sharded.device)
+    is_spread = bool(flattened_modules(model)) or any(map(is_sharded, model.parameters()))
+    return Team(device_to_send_from(model)) if is_spread and has_group() else None
 
 
 def read(team: Team, matrices: Mapping[Name, Rows | None]) -> dict[Name, str]:

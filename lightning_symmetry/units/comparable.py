@@ -6,6 +6,7 @@ from collections.abc import Set
 from typing import Protocol
 
 import torch
+from torch import Tensor
 
 from lightning_symmetry.matrices.rows import Rows
 
@@ -22,6 +23,7 @@ class Comparable(Protocol):
         device: where the weights are.
         can_freeze: whether zero gradients, again and again, are worth a word.
         slices_of: the parameter that the rows are slices of, if no adapter knows it.
+        originals: the parameters that the rows consist of, or are computed from.
         row_names: what the rows are called, if not by their index.
     """
 
@@ -42,6 +44,8 @@ class Comparable(Protocol):
     def can_freeze(self) -> bool: ...  # noqa: D102
     @property
     def slices_of(self) -> str: ...  # noqa: D102
+    @property
+    def originals(self) -> tuple[Tensor, ...]: ...  # noqa: D102
     @property
     def row_names(self) -> tuple[str, ...]: ...  # noqa: D102
     # fmt: on

@@ -72,7 +72,7 @@ class Copies:
     @cached_property
     def identity(self) -> tuple[int, ...]:
         """The identities (``id``) of all parameters."""
-        return tuple(map(id, self.originals()))
+        return tuple(map(id, self.originals))
 
     def weights(self) -> Rows:
         """One row per module: all of its parameters, flattened."""
@@ -99,9 +99,10 @@ class Copies:
             pieces.append([part_of_rows(gradient, _as_row) for gradient in gradients])
         return matrix_of(pieces) if pieces else None
 
-    def originals(self) -> list[Tensor]:
+    @cached_property
+    def originals(self) -> tuple[Tensor, ...]:
         """All parameters of all modules."""
-        return [parameter for module in self.modules for parameter in module.parameters()]
+        return tuple(parameter for module in self.modules for parameter in module.parameters())
 
     def is_trained_by(self, trained: Set[int]) -> bool:
         """Whether any parameter of the modules is among those with these identities (``id``)."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import index
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,8 +14,8 @@ from lightning_symmetry.matrices.numerics import Indices, Mask
 from lightning_symmetry.units.comparable import Comparable
 from lightning_symmetry.verdicts.gradients import in_unused_blocks
 from lightning_symmetry.verdicts.looks import Look
-from lightning_symmetry.verdicts.records import Record
-from lightning_symmetry.verdicts.report import Cause, Origin, Reason, UnitGroup
+from lightning_symmetry.verdicts.records import units_from_state
+from lightning_symmetry.verdicts.report import Cause, Finding, Origin, Reason, UnitGroup
 from lightning_symmetry.verdicts.verdict import Verdict
 
 # A ReLU that is shut for a few batches opens again as a rule.
@@ -122,14 +123,71 @@ class ZeroStreaks:
     @classmethod
     def from_state(cls, values: Mapping[str, Any]) -> ZeroStreaks:
         """The streaks that :meth:`to_state` wrote."""
-        streaks = cls.of(values["num_units"], was_alive=True)
+        streaks = cls.of(index(values["num_units"]), was_alive=True)
         for name in _COLUMNS:
-            getattr(streaks, name)[values["units"]] = values[name]
+            getattr(streaks, name)[values["units"]] = list(map(index, values[name]))
         streaks.was_alive[values["never_alive"]] = False
         return streaks
 
 
 _COLUMNS = ("since", "num_checks", "woke_at", "is_dead")
+
+
+@dataclass
+class DeadUnits:
+    """The dead units of a layer of which the user was warned.
+
+    Attributes:
+        units: the units that were dead at the latest check.
+        warned_units: the units that the user was warned of.
+        cause: why they are dead, as far as their rows told when they were warned of.
+        origin: whether they have trained before.
+        first_step: optimizer step of the check since which all of them have been dead.
+        last_step: optimizer step of the latest check.
+        broken_step: optimizer step of the check at which too few of them were dead; None while they are.
+    """
+
+    units: tuple[int, ...]
+    warned_units: tuple[int, ...]
+    cause: Cause
+    origin: Origin
+    first_step: int
+    last_step: int
+    broken_step: int | None = None
+
+    def to_finding(self, layer: str) -> Finding:
+        """Return what the user is told of the units."""
+        return Finding(
+            layer,
+            self.warned_units,
+            Verdict.DEAD,
+            self.cause,
+            None,
+            self.first_step,
+            self.last_step,
+            self.broken_step,
+            self.origin,
+            reason=Reason.ZERO_AGAIN,
+        )
+
+    def to_group(self) -> UnitGroup:
+        """Return what the report says of the units."""
+        return UnitGroup(
+            self.units, Verdict.DEAD, self.cause, None, self.first_step, self.origin, Reason.ZERO_AGAIN
+        )
+
+    @classmethod
+    def from_state(cls, values: Mapping[str, Any]) -> DeadUnits:
+        """Read what :meth:`Deaths.to_state` wrote, also in version 0.2, which wrote more."""
+        return cls(
+            units=units_from_state(values["units"]),
+            warned_units=units_from_state(values["warned_units"]),
+            cause=Cause(values["cause"]),
+            origin=Origin(values["origin"]),
+            first_step=index(values["first_step"]),
+            last_step=index(values["last_step"]),
+            broken_step=None if values["broken_step"] is None else index(values["broken_step"]),
+        )
 
 
 class Deaths:
@@ -138,18 +196,16 @@ class Deaths:
     Args:
         patience: checks in a row at which the gradient of a unit must be zero.
         dead_share: the share of dead units of which the user is warned.
+
+    Attributes:
+        warned: the dead units that the user was warned of; None if there was nothing to warn of so far.
     """
 
     def __init__(self, patience: int, dead_share: float) -> None:
         self._patience, self._dead_share = patience, dead_share
         self._streaks: ZeroStreaks | None = None
         self._num_checks = 0
-        self._record: Record | None = None
-
-    @property
-    def finding(self) -> Record | None:
-        """What the user was warned of; None if there was nothing to warn of so far."""
-        return self._record
+        self.warned: DeadUnits | None = None
 
     @property
     def units(self) -> tuple[int, ...]:
@@ -159,14 +215,9 @@ class Deaths:
     @property
     def group(self) -> UnitGroup | None:
         """The dead units, if they are so many that the user is warned of them."""
-        record = self._record
-        if record is None or record.broken_step is not None:
-            return None
-        return UnitGroup(
-            record.units, Verdict.DEAD, record.cause, None, record.first_step, record.origin, Reason.ZERO_AGAIN
-        )
+        return self.warned.to_group() if self.warned is not None and self.warned.broken_step is None else None
 
-    def update(self, seen: Look, step: int, *, is_fresh: bool, is_unused: bool) -> tuple[Dead, Record | None]:
+    def update(self, seen: Look, step: int, *, is_fresh: bool, is_unused: bool) -> tuple[Dead, DeadUnits | None]:
         """Take in a look at the layer.
 
         Args:
@@ -197,8 +248,8 @@ class Deaths:
     @property
     def are_open(self) -> bool:
         """Whether the gradient of any unit was zero at the latest check, or the user was warned of dead units."""
-        is_told = self._record is not None and self._record.broken_step is None
-        return is_told or (self._streaks is not None and self._streaks.are_open)
+        is_warned = self.warned is not None and self.warned.broken_step is None
+        return is_warned or (self._streaks is not None and self._streaks.are_open)
 
     def pass_over(self, *, can_tell: bool) -> None:
         """As :meth:`update` with a look at which no unit is idle, if nothing is open.
@@ -211,50 +262,48 @@ class Deaths:
     def _dead(self) -> Dead:
         return Dead() if self._streaks is None else self._streaks.dead(self._patience)
 
-    def _conclude(self, seen: Look, dead: Dead, step: int) -> Record | None:
-        """Bring the record up to date; it is returned if there is news to tell."""
+    def _conclude(self, seen: Look, dead: Dead, step: int) -> DeadUnits | None:
+        """Bring what the user is warned of up to date; returned if there is news to tell."""
+        warned = self.warned
         if len(dead.units) < max(1.0, self._dead_share * seen.layer.num_units):
-            if self._record is not None and self._record.broken_step is None:
-                self._record.broken_step = step
+            if warned is not None and warned.broken_step is None:
+                warned.broken_step = step
             return None
-        if self._record is None:
+        if warned is None:
             assert self._streaks is not None
             has_died = self._streaks.was_alive[list(dead.units)].mean() > 0.5
             first_step = max(dead.died_at)  # since then all of them are dead
-            unborn = Origin.START if first_step == 0 else Origin.FIRST_LOOK
-            self._record = Record(
-                dead.units,
-                has_equal_weights=False,
-                cause=cause_of_death(seen, np.array(dead.units)),
-                value=None,
-                position=0.0,
-                first_step=first_step,
-                last_step=step,
-                origin=Origin.COLLAPSE if has_died else unborn,
-                verdict=Verdict.DEAD,
-                warned=Verdict.DEAD,
-                warned_reason=Reason.ZERO_AGAIN,
-            )
-        record = self._record
-        record.units, record.last_step, record.broken_step = dead.units, step, None
-        if not record.has_grown:
+            origin = Origin.COLLAPSE if has_died else Origin.FIRST_LOOK if first_step else Origin.START
+            cause = cause_of_death(seen, np.array(dead.units))
+            self.warned = warned = DeadUnits(dead.units, (), cause, origin, first_step, step)
+        warned.units, warned.last_step, warned.broken_step = dead.units, step, None
+        if len(warned.units) < 2 * len(warned.warned_units):
             return None
-        record.warned_units = dead.units
-        return record
+        warned.warned_units = warned.units
+        return warned
 
     def to_state(self) -> dict[str, Any]:
-        """Plain numbers, strings, lists and dicts."""
+        """Return plain numbers, strings, lists and dicts."""
+        warned = self.warned
         return {
             "num_checks": self._num_checks,
             "streaks": None if self._streaks is None else self._streaks.to_state(),
-            "record": None if self._record is None else self._record.to_state(),
+            "record": None
+            if warned is None
+            else {**vars(warned), "units": list(warned.units), "warned_units": list(warned.warned_units)}
+            | {"cause": str(warned.cause), "origin": str(warned.origin)},
         }
 
     def load_state(self, values: Mapping[str, Any]) -> None:
         """Take over what :meth:`to_state` wrote."""
-        self._num_checks = values["num_checks"]
+        self._num_checks = index(values["num_checks"])
         self._streaks = None if values["streaks"] is None else ZeroStreaks.from_state(values["streaks"])
-        self._record = None if values["record"] is None else Record.from_state(values["record"])
+        self.warned = None if values["record"] is None else DeadUnits.from_state(values["record"])
+
+    @property
+    def num_units(self) -> int | None:
+        """The number of units of the layer; None if no gradient was zero so far."""
+        return None if self._streaks is None else len(self._streaks.since)
 
 
 def unused_layers(

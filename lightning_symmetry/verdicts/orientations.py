@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from operator import index
+from typing import Any
 
 from lightning_symmetry.verdicts.looks import Look
 
@@ -24,6 +27,12 @@ class Orientations:
     num_looks: int = 0
     latest: int | None = None
     are_few: bool = False
+
+    @classmethod
+    def from_state(cls, values: Mapping[str, Any]) -> Orientations:
+        """Read the fields of an instance."""
+        latest = values["latest"]
+        return cls(index(values["num_looks"]), None if latest is None else index(latest), bool(values["are_few"]))
 
     @property
     def is_due(self) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
+from operator import index
 from typing import Any
 
 from lightning_symmetry.verdicts.looks import Gradients, Sighting
@@ -140,10 +141,13 @@ class Record:
         return cls(
             **{
                 **values,
-                "units": tuple(values["units"]),
+                **{name: index(values[name]) for name in ("first_step", "last_step", "streak")},
+                "broken_step": None if values["broken_step"] is None else index(values["broken_step"]),
+                "units": units_from_state(values["units"]),
                 "row_names": tuple(values["row_names"]),
-                "warned_units": tuple(values["warned_units"]),
-                "mirrored": tuple(values.get("mirrored", ())),
+                "warned_units": units_from_state(values["warned_units"]),
+                "mirrored": units_from_state(values.get("mirrored", ())),
+                "position": float(values["position"]),
                 "verdict": Verdict(values["verdict"]),
                 "cause": Cause(values["cause"]),
                 "origin": Origin(values["origin"]),
@@ -152,6 +156,15 @@ class Record:
                 "warned_reason": Reason(values.get("warned_reason", Reason.UNDECIDED)),
             }
         )
+
+
+def units_from_state(values: Sequence[Any]) -> tuple[int, ...]:
+    """Return the units that a state holds.
+
+    Raises:
+        TypeError: if they are no whole numbers.
+    """
+    return tuple(map(index, values))
 
 
 class Lineage:

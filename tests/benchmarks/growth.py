@@ -63,13 +63,14 @@ class Check:
         self.model = model
         self.layers = find_layers(model).layers
         self.history = History(3)
+        self.history.attend(self.layers, 0)
 
     def __call__(self) -> None:
         structure_of(self.model)
         looks = look(self.layers)
         is_fresh = self.history.is_fresh(looks)
         for seen in looks:
-            self.history.update(seen, 5, is_fresh)
+            self.history[seen.layer.name].update(seen, 5, is_fresh)
 
 
 def read(model: nn.Module) -> None:

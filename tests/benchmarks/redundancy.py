@@ -39,7 +39,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 
 def take_in(history: History, looks: Sequence[Look]) -> None:
     for seen in looks:
-        history.update(seen, 1)
+        history[seen.layer.name].update(seen, 1)
 
 
 def run() -> list[dict[str, float | str]]:
@@ -57,6 +57,7 @@ def run() -> list[dict[str, float | str]]:
         model(torch.randn(shape)).square().mean().backward()
         layers = find_layers(model).layers
         history = History(3)
+        history.attend(layers, 0)
         looks = look(layers)
         without: dict[str, tuple[int, ...]] = {layer.name: () for layer in layers}
         times = alternate(

@@ -19,7 +19,6 @@ from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from lightning_symmetry.engine.engine import SymmetryEngine
 from lightning_symmetry.engine.options import Options
-from lightning_symmetry.ranks.reading import team_of_all
 from lightning_symmetry.ranks.team import Team
 from tests.benchmarks.fresh import begin, result_of
 from tests.benchmarks.timing import Times, alternate, show
@@ -93,8 +92,8 @@ def measure(rank: int, folder: str) -> dict[str, tuple[float, ...]]:
     layer = whole()
     model = sharded(layer)
     candidates: dict[str, Callable[[], None]] = {
-        "sharded check": check_of(model, team_of_all(_RANKS, torch.device("cpu"))),
-        "check": check_of(layer, None) if rank == 0 else nothing,
+        "sharded check": check_of(model),
+        "check": check_of(layer) if rank == 0 else nothing,
         "sharded pass": partial(read, matrices(model)),
         "pass": partial(read, matrices(layer)) if rank == 0 else nothing,
     }

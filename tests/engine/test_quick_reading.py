@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lightning_symmetry import SymmetryTracker
 from lightning_symmetry.engine.examiner import Examiner
-from lightning_symmetry.verdicts.history import History
+from lightning_symmetry.verdicts.layer_state import LayerState
 from lightning_symmetry.verdicts.looks import Look
 from tests import zoo
 
@@ -145,13 +145,13 @@ def test_the_same_is_said_of_groups_that_have_settled(
     activation: type[nn.Module], change: Callable[[nn.Module, int], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     held: list[str] = []
-    hold = History.hold
+    hold = LayerState.hold
 
-    def noting(self: History, seen: Look, step: int, *, is_fresh: bool) -> None:
+    def noting(self: LayerState, seen: Look, step: int, *, is_fresh: bool) -> None:
         held.append(seen.layer.name)
         hold(self, seen, step, is_fresh=is_fresh)
 
-    monkeypatch.setattr(History, "hold", noting)
+    monkeypatch.setattr(LayerState, "hold", noting)
     results = []
     for heatmaps in ("findings", "all"):
         torch.manual_seed(0)

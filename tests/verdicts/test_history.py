@@ -44,6 +44,13 @@ def read() -> tuple[Rows, None]:
     return LAYER.weights(), None
 
 
+def take_in(history: History, seen: Look, step: int, is_fresh: bool = True) -> list[Finding]:
+    """Show one look at the only layer of a model; returns the news."""
+    if not history.knows(seen.layer):
+        history.attend([seen.layer], step)
+    return history[seen.layer.name].update(seen, step, is_fresh)
+
+
 def play(
     *checks: list[Sighting], history: History | None = None
 ) -> tuple[History, list[list[Finding]], LayerDiagnosis]:
@@ -51,8 +58,9 @@ def play(
     history = history or History(patience=3)
     news = []
     for step, sightings in enumerate(checks):
-        diagnosis, new = history.update(Look(LAYER, read, tuple(sightings), step, True), step)
-        news.append(new)
+        news.append(take_in(history, Look(LAYER, read, tuple(sightings), step, True), step))
+    diagnosis = history[LAYER.name].diagnosis
+    assert diagnosis is not None
     return history, news, diagnosis
 
 
@@ -77,7 +85,7 @@ def test_a_group_that_falls_in_two_goes_on_in_both() -> None:
     assert [len(new) for new in news] == [1, 0]
     assert [group.units for group in diagnosis.groups] == [(0, 1, 2, 3, 4), (5, 6, 7)]
     assert {group.verdict for group in diagnosis.groups} == {Verdict.LOCKED}
-    assert [group.rows for group in history.known("0")] == [(0, 1, 2, 3, 4), (5, 6, 7)]
+    assert [group.rows for group in history["0"].known] == [(0, 1, 2, 3, 4), (5, 6, 7)]
 
 
 def test_a_group_that_grows_is_news_once_it_has_doubled() -> None:
@@ -111,7 +119,7 @@ def test_a_group_that_appears_later_needs_patience_and_is_a_collapse() -> None:
 
 def test_a_group_of_a_first_look_in_the_middle_is_no_collapse() -> None:
     history = History(patience=1)
-    history.update(Look(LAYER, read, (see([3, 9]),), 0, True), 700)
+    take_in(history, Look(LAYER, read, (see([3, 9]),), 0, True), 700)
     assert [(f.origin, f.first_step) for f in history.findings] == [(Origin.FIRST_LOOK, 700)]
 
 
@@ -150,23 +158,25 @@ def test_the_rest_of_a_group_that_falls_apart_needs_patience_from_its_last_loss(
 
 def test_looks_between_which_nothing_moved_count_once() -> None:
     history = History(patience=3)
+    history.attend([LAYER], 0)
     zero = (see([0, 1], ZERO),)
     for step in range(6):
         looks = [Look(LAYER, read, zero, 7, True)]
-        history.update(looks[0], step, history.is_fresh(looks))
+        take_in(history, looks[0], step, history.is_fresh(looks))
     assert history.findings == []
     for step in range(6, 8):
         looks = [Look(LAYER, read, zero, step, True)]
-        history.update(looks[0], step, history.is_fresh(looks))
+        take_in(history, looks[0], step, history.is_fresh(looks))
     assert [finding.verdict for finding in history.findings] == [Verdict.FROZEN]
 
 
 @pytest.mark.parametrize("has_gradient", [True, False])
 def test_a_model_without_any_gradient_need_not_move(has_gradient: bool) -> None:
     history = History(patience=3)
+    history.attend([LAYER], 0)
     for step in range(3):
         looks = [Look(LAYER, read, (see([0, 1], ZERO),), 7, has_gradient)]
-        history.update(looks[0], step, history.is_fresh(looks))
+        take_in(history, looks[0], step, history.is_fresh(looks))
     assert bool(history.findings) != has_gradient
 
 
@@ -185,7 +195,7 @@ def test_state_round_trips() -> None:
     assert other.state_dict() == history.state_dict()
     assert other.findings == history.findings
     # And goes on as if nothing had happened: the third zero gradient in a row.
-    _, new = other.update(Look(LAYER, read, (see([2, 3], ZERO),), 9, True), 2)
+    new = take_in(other, Look(LAYER, read, (see([2, 3], ZERO),), 9, True), 2)
     assert [finding.verdict for finding in new] == [Verdict.FROZEN]
 
 
@@ -195,7 +205,7 @@ from tests.verdicts.test_history import *
 first = [see([0, 1], ZERO), see([2, 3], EQUAL), see([4, 5, 6], EQUAL), see([7, 8, 9], ZERO)]
 history = History(patience=1)
 looks = Look(LAYER, read, tuple(first), 0, True)
-print([(f.units, str(f.verdict)) for f in history.update(looks, 60)[1]])
+print([(f.units, str(f.verdict)) for f in take_in(history, looks, 60)])
 """
     said: set[str] = set()
     for seed in range(4):
@@ -209,7 +219,8 @@ print([(f.units, str(f.verdict)) for f in history.update(looks, 60)[1]])
 
 def test_asking_whether_looks_are_fresh_changes_nothing() -> None:
     history = History(patience=3)
+    history.attend([LAYER], 0)
     looks = [Look(LAYER, read, (see([0, 1], ZERO),), 7, True)]
     assert [history.is_fresh(looks) for _ in range(3)] == [True] * 3
-    history.update(looks[0], 0)
+    take_in(history, looks[0], 0)
     assert [history.is_fresh(looks) for _ in range(3)] == [False] * 3

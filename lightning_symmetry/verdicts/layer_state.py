@@ -1,0 +1,252 @@
+"""All that is known of one layer from its earlier checks: its groups, its dead units, its directions."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from operator import index
+from typing import Any
+
+from torch import Tensor
+
+from lightning_symmetry.matrices.mirrors import Mirrored
+from lightning_symmetry.units.comparable import Comparable
+from lightning_symmetry.verdicts.deadness import Deaths
+from lightning_symmetry.verdicts.judging import judge, to_diagnosis
+from lightning_symmetry.verdicts.looks import Gradients, Look, Steady
+from lightning_symmetry.verdicts.orientations import Orientations
+from lightning_symmetry.verdicts.records import Lineage, Record
+from lightning_symmetry.verdicts.report import Finding, LayerDiagnosis, Origin, UnitGroup
+from lightning_symmetry.verdicts.verdict import Verdict
+
+# Of the groups that are gone, so many are remembered, and all that were found gone at the latest check.
+_MAX_GONE = 100
+
+
+@dataclass
+class LayerState:
+    """What is known of one layer, tied to the parameters that it is known of.
+
+    Attributes:
+        patience: checks in a row that must agree, as in :class:`lightning_symmetry.engine.options.Options`.
+        dead_share: the share of dead units of which the user is warned.
+        records: the past of each group; None before the first look.
+        deaths: the dead units.
+        orientations: the directions.
+        num_checks: at how many checks the layer had a gradient that was not zero, and the weights had moved since.
+        size: number of units, and of weights per unit; None if a checkpoint of an earlier version did not say.
+        diagnosis: what the latest look came to; None before the first one of this process.
+        last: of the latest check, a hash of the weights, and whether there was a gradient; None if it was read quickly.
+        is_wanted: whether any parameter was ever seen to require a gradient.
+        failure: why the layer is left out; empty while it is looked at.
+    """
+
+    patience: int
+    dead_share: float
+    records: list[Record] | None = None
+    deaths: Deaths = field(init=False)
+    orientations: Orientations = field(default_factory=Orientations)
+    num_checks: int = 0
+    size: tuple[int, int] | None = None
+    diagnosis: LayerDiagnosis | None = None
+    last: tuple[int, bool] | None = None
+    is_wanted: bool = False
+    failure: str = ""
+    _parameters: tuple[weakref.ref[Tensor], ...] = ()
+    _steady: Steady | None = None
+    _is_steady_known: bool = False
+
+    def __post_init__(self) -> None:
+        self.deaths = Deaths(self.patience, self.dead_share)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The parameters stay in their process. What is known is tied to those of the layer of the same name and size.
+        return {**self.__dict__, "_parameters": (), "diagnosis": None, "last": None}
+
+    # ---------------------------------------------------------------- which layer
+
+    def belongs_to(self, layer: Comparable) -> bool:
+        """Return whether this is known of the parameters that a layer has now.
+
+        After a checkpoint was loaded there are no parameters to compare yet; then the sizes must be the same.
+        """
+        if self._parameters:
+            originals = layer.originals
+            if len(originals) != len(self._parameters):
+                return False
+            if any(ref() is not original for ref, original in zip(self._parameters, originals, strict=True)):
+                return False
+        if self.size is not None:  # the numbers of a parameter can be replaced by more or fewer of them
+            return self.size == (layer.num_units, layer.fan_in)
+        last_unit = max((record.units[-1] for record in self.records or ()), default=0)
+        return last_unit < layer.num_units and self.deaths.num_units in (None, layer.num_units)
+
+    def tie_to(self, layer: Comparable) -> None:
+        """Note whose parameters this is known of."""
+        if not self._parameters:
+            self._parameters = tuple(map(weakref.ref, layer.originals))
+            self.size = layer.num_units, layer.fan_in
+
+    # ---------------------------------------------------------------- what is known
+
+    @property
+    def holding(self) -> list[Record]:
+        """The records of the groups that hold as far as is known."""
+        return [record for record in self.records or () if record.broken_step is None]
+
+    @property
+    def known(self) -> list[Mirrored]:
+        """The groups of equal weights that hold as far as is known, with signs."""
+        return [Mirrored(record.units, record.mirrored) for record in self.holding if record.has_equal_weights]
+
+    @property
+    def is_without_groups(self) -> bool:
+        """Whether the layer has been looked at in this process, and no groups in it are known."""
+        return self.diagnosis is not None and not self.holding
+
+    @property
+    def can_be_quick(self) -> bool:
+        """Whether a quick reading of a layer without groups is enough: verdicts need no more looks at it.
+
+        Every now and then its directions are to be counted, which takes a look.
+        """
+        return self.orientations.num_looks >= self.patience and not self.orientations.is_due
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a quiet next check can still change the diagnosis, for example because `patience` has not run out."""
+        return bool(self.holding) or self.deaths.are_open
+
+    def findings(self, layer: str) -> list[Finding]:
+        """Return every group that the user was warned of, in the order of time.
+
+        Args:
+            layer: name of the layer.
+        """
+        warned = [record for record in self.records or () if record.warned]
+        of_the_dead = [self.deaths.warned] if self.deaths.warned else []
+        return [each.to_finding(layer) for each in (*warned, *of_the_dead)]
+
+    def steady(self) -> Steady | None:
+        """Return the groups of the layer if all of them have settled as locked and nothing else is open; else None."""
+        if self.diagnosis is None or self.orientations.is_due:
+            return None
+        if not self._is_steady_known:
+            records = self.holding
+            has_settled = records and not self.deaths.are_open and all(map(self._has_settled, records))
+            units = [record.units for record in records]
+            self._steady = Steady.of(units, self.diagnosis.num_units) if has_settled else None
+            self._is_steady_known = True
+        return self._steady
+
+    def _has_settled(self, record: Record) -> bool:
+        """Return whether the group is locked for good: more equal checks would not change its verdict."""
+        is_locked = record.verdict is Verdict.LOCKED and record.gradients is Gradients.EQUAL
+        is_plain = record.has_equal_weights and not record.mirrored and not record.row_names
+        return is_locked and is_plain and record.streak >= self.patience
+
+    # ---------------------------------------------------------------- a check
+
+    def pass_over(self, layer: Comparable) -> None:
+        """Record a check at which a quick reading showed nothing, of a layer of which nothing :attr:`is_open`."""
+        self.last = None
+        self.deaths.pass_over(can_tell=layer.can_freeze)
+        self.orientations.num_looks += 1
+
+    def hold(self, seen: Look, step: int, *, is_fresh: bool) -> None:
+        """Record a check at which the steady groups were unchanged. Cheaper than :meth:`update`, to the same effect."""
+        assert seen.fingerprint is not None
+        self.pass_over(seen.layer)
+        self.last = seen.fingerprint, seen.has_gradient
+        for record in self.holding:
+            record.last_step = step
+            record.streak += is_fresh
+
+    def update(self, seen: Look, step: int, is_fresh: bool = True, is_unused: bool = False) -> list[Finding]:
+        """Record what a look showed, and conclude.
+
+        Args:
+            seen: the look.
+            step: completed optimizer steps.
+            is_fresh: whether this look counts among those that must agree, see :meth:`History.is_fresh`.
+            is_unused: whether the module of the layer takes no part in the training at this check.
+
+        Returns:
+            The findings that the user has not been told of yet.
+        """
+        name = seen.layer.name
+        origin = Origin.COLLAPSE
+        if self.records is None:
+            origin = Origin.START if step == 0 else Origin.FIRST_LOOK
+        records = self.records or []
+        lineage = Lineage(records)
+        holding: list[Record] = []
+        groups: list[UnitGroup] = []
+        news: list[Finding] = []
+        # The largest groups come first: when a group falls apart, its largest part carries the record on.
+        for sighting in sorted(seen.sightings, key=lambda sighting: -len(sighting.units)):
+            record = lineage.carry_on(sighting, step) or lineage.begin(sighting, step, origin, seen.layer.row_names)
+            holding.append(record)
+            record.take_in(sighting, is_fresh)
+            is_whole_layer = len(record.units) * seen.layer.blocks == seen.layer.num_units
+            verdict, reason = judge(record, sighting, self.patience, is_whole_layer=is_whole_layer)
+            is_news = verdict.is_warning and record.has_grown
+            record.conclude(verdict, reason)
+            if verdict is Verdict.LOCKSTEP or record.has_equal_weights:
+                groups.append(record.to_group())
+            if is_news:
+                news.append(record.to_finding(name))
+        self.records = _bounded(lineage.end(holding, step), step) + holding
+        self._is_steady_known = False
+        self.last = None if seen.fingerprint is None else (seen.fingerprint, seen.has_gradient)
+        dead, died = self.deaths.update(seen, step, is_fresh=is_fresh, is_unused=is_unused)
+        if self.deaths.group:
+            groups.append(self.deaths.group)
+        self.diagnosis = to_diagnosis(seen, groups, dead, self.orientations.update(seen))
+        return self._not_told(news) + ([died.to_finding(name)] if died else [])
+
+    def _not_told(self, news: Sequence[Finding]) -> list[Finding]:
+        """Return the news but for those of a kind most of which was told before: pairs are judged one by one."""
+        fresh = []
+        for kind in dict.fromkeys((finding.verdict, finding.origin) for finding in news):
+            alike = [finding for finding in news if (finding.verdict, finding.origin) == kind]
+            known = [record for record in self.records or () if (record.warned, record.origin) == kind]
+            told = sum(len(record.warned_units) for record in known) - sum(len(finding.units) for finding in alike)
+            if sum(len(finding.units) for finding in alike) >= told:
+                fresh += alike
+        return fresh
+
+    # ---------------------------------------------------------------- checkpoints
+
+    def to_state(self) -> dict[str, Any]:
+        """Return plain numbers, strings, lists and dicts."""
+        return {
+            "size": None if self.size is None else list(self.size),
+            "groups": None if self.records is None else [record.to_state() for record in self.records],
+            "deaths": self.deaths.to_state(),
+            "orientations": asdict(self.orientations),
+            "num_checks": self.num_checks,
+        }
+
+    def load_state(self, values: Mapping[str, Any]) -> None:
+        """Take over what :meth:`to_state` wrote.
+
+        Raises:
+            Exception: of any kind, if it did not write this.
+        """
+        groups = values["groups"]
+        self.records = None if groups is None else [Record.from_state(each) for each in groups]
+        if values["deaths"] is not None:
+            self.deaths.load_state(values["deaths"])
+        if values["orientations"] is not None:
+            self.orientations = Orientations.from_state(values["orientations"])
+        self.num_checks = index(values["num_checks"])
+        self.size = None if values["size"] is None else (index(values["size"][0]), index(values["size"][1]))
+
+
+def _bounded(gone: list[Record], step: int) -> list[Record]:
+    """Return the latest of the records of groups that are gone."""
+    at_this_step = sum(record.broken_step == step for record in gone)
+    kept = max(_MAX_GONE, at_this_step)
+    return gone if len(gone) <= kept else sorted(gone, key=lambda record: record.broken_step or 0)[-kept:]
