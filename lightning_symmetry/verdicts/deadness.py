@@ -11,10 +11,10 @@ import numpy.typing as npt
 
 from lightning_symmetry.matrices.numerics import Indices, Mask
 from lightning_symmetry.units.comparable import Comparable
+from lightning_symmetry.verdicts.diagnoses import Cause, Origin, Reason, UnitGroup
 from lightning_symmetry.verdicts.gradients import in_unused_blocks
 from lightning_symmetry.verdicts.looks import Look
 from lightning_symmetry.verdicts.records import Record
-from lightning_symmetry.verdicts.report import Cause, Origin, Reason, UnitGroup
 from lightning_symmetry.verdicts.verdict import Verdict
 
 # A ReLU that is shut for a few batches opens again as a rule.

@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 from lightning_symmetry.matrices.mirrors import Mirrored
 from lightning_symmetry.units.comparable import Comparable
 from lightning_symmetry.verdicts.deadness import Deaths
+from lightning_symmetry.verdicts.diagnoses import Finding, LayerDiagnosis, Origin, UnitGroup
 from lightning_symmetry.verdicts.judging import judge, to_diagnosis
 from lightning_symmetry.verdicts.looks import Gradients, Look, Steady
 from lightning_symmetry.verdicts.orientations import Orientations
 from lightning_symmetry.verdicts.records import Lineage, Record
-from lightning_symmetry.verdicts.report import Finding, LayerDiagnosis, Origin, UnitGroup
 from lightning_symmetry.verdicts.verdict import Verdict
 
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from typing import Any
 
+from lightning_symmetry.verdicts.diagnoses import Cause, Finding, Origin, Reason, UnitGroup
 from lightning_symmetry.verdicts.looks import Gradients, Sighting
-from lightning_symmetry.verdicts.report import Cause, Finding, Origin, Reason, UnitGroup
 from lightning_symmetry.verdicts.verdict import Verdict
 
 
