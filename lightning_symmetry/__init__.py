@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from lightning_symmetry.repair.breaking import Change, break_symmetry
     from lightning_symmetry.tracker import SymmetryTracker
     from lightning_symmetry.units.registry import Units, register_layer
-    from lightning_symmetry.verdicts.report import CopyGroup, Finding, LayerDiagnosis, SymmetryReport, UnitGroup
+    from lightning_symmetry.verdicts.diagnoses import CopyGroup, Finding, LayerDiagnosis, UnitGroup
+    from lightning_symmetry.verdicts.report import SymmetryReport
     from lightning_symmetry.verdicts.verdict import Verdict
 
 __version__ = "0.2.0"
@@ -52,16 +53,16 @@ __all__ = [
 _ROOMS = {
     "ActivationProbe": "probe",
     "Change": "repair.breaking",
-    "CopyGroup": "verdicts.report",
-    "Finding": "verdicts.report",
-    "LayerDiagnosis": "verdicts.report",
+    "CopyGroup": "verdicts.diagnoses",
+    "Finding": "verdicts.diagnoses",
+    "LayerDiagnosis": "verdicts.diagnoses",
     "Merged": "merging.merge",
     "SymmetryError": "engine.saying",
     "SymmetryMonitor": "callback",
     "SymmetryReport": "verdicts.report",
     "SymmetryTracker": "tracker",
     "SymmetryWarning": "engine.saying",
-    "UnitGroup": "verdicts.report",
+    "UnitGroup": "verdicts.diagnoses",
     "Units": "units.registry",
     "Verdict": "verdicts.verdict",
     "assert_no_symmetry": "gate",

@@ -29,7 +29,8 @@ from lightning_symmetry.outputs.folder import folder_outputs
 from lightning_symmetry.outputs.loggers import outputs_of
 from lightning_symmetry.outputs.output import Heatmaps, Output, Scalars
 from lightning_symmetry.repair.breaking import Change
-from lightning_symmetry.verdicts.report import Finding, SymmetryReport
+from lightning_symmetry.verdicts.diagnoses import Finding
+from lightning_symmetry.verdicts.report import SymmetryReport
 
 
 class SymmetryMonitor(Callback, OtherCallback):

@@ -22,7 +22,8 @@ from lightning_symmetry.outputs.loggers import outputs_of
 from lightning_symmetry.outputs.output import Heatmaps, Output, Scalars
 from lightning_symmetry.ranks.reading import has_group
 from lightning_symmetry.repair.breaking import Change
-from lightning_symmetry.verdicts.report import Finding, SymmetryReport
+from lightning_symmetry.verdicts.diagnoses import Finding
+from lightning_symmetry.verdicts.report import SymmetryReport
 
 _EVERY_N_STEPS = 50
 
@@ -122,7 +123,9 @@ class SymmetryTracker:
         self._handles = [handle for handle in handles if handle is not None]
         blind = [type(each).__name__ for each, handle in zip(optimizers, handles, strict=True) if handle is None]
         if blind:
-            warn(f"SymmetryTracker cannot watch {', '.join(blind)}, which has no hooks for its steps. Training goes on.")
+            warn(
+                f"SymmetryTracker cannot watch {', '.join(blind)}, which has no hooks for its steps. Training goes on."
+            )
 
     @property
     def report(self) -> SymmetryReport | None:

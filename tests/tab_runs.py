@@ -16,10 +16,11 @@ from lightning_symmetry.outputs.output import Changes, Check, Heatmaps
 from lightning_symmetry.outputs.tab import SymmetryTab, add_event
 from lightning_symmetry.tensorboard_plugin.events import SUMMARY_TAG
 from lightning_symmetry.units.discovery import find_layers
+from lightning_symmetry.verdicts.diagnoses import Cause, Finding, Origin, UnitGroup
 from lightning_symmetry.verdicts.evidence import look
 from lightning_symmetry.verdicts.judging import to_diagnosis
 from lightning_symmetry.verdicts.looks import Look
-from lightning_symmetry.verdicts.report import Cause, Finding, Origin, SymmetryReport, UnitGroup
+from lightning_symmetry.verdicts.report import SymmetryReport
 from lightning_symmetry.verdicts.verdict import Verdict
 from tests.training import Classifier, batches, fill, make_trainer
 

@@ -14,8 +14,10 @@ from lightning_symmetry.disk.reading import CheckpointError
 from lightning_symmetry.disk.scanning import Follow, Scan, checkpoints, scan_checkpoint
 from lightning_symmetry.outputs.findings import findings_json
 from lightning_symmetry.verdicts.advice import alike_findings, describe_units
-from lightning_symmetry.verdicts.report import Finding, LayerDiagnosis, SymmetryReport, summarise
+from lightning_symmetry.verdicts.diagnoses import Finding, LayerDiagnosis
+from lightning_symmetry.verdicts.report import SymmetryReport
 from lightning_symmetry.verdicts.tables import plain_table
+from lightning_symmetry.verdicts.text import summarise
 from lightning_symmetry.verdicts.verdict import Verdict
 
 CLEAN, FOUND, UNREADABLE = 0, 1, 2

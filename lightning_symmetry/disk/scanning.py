@@ -19,16 +19,10 @@ from lightning_symmetry.engine.options import Options
 from lightning_symmetry.units.copies import find_copies
 from lightning_symmetry.units.discovery import Found, find_layers
 from lightning_symmetry.units.layers import Layer
+from lightning_symmetry.verdicts.diagnoses import CopyGroup, Finding, LayerDiagnosis, UnitGroup, under_all_names
 from lightning_symmetry.verdicts.evidence import look
 from lightning_symmetry.verdicts.judging import judge_one_look, to_diagnosis
-from lightning_symmetry.verdicts.report import (
-    CopyGroup,
-    Finding,
-    LayerDiagnosis,
-    SymmetryReport,
-    UnitGroup,
-    under_all_names,
-)
+from lightning_symmetry.verdicts.report import SymmetryReport
 from lightning_symmetry.verdicts.tables import describe_groups
 from lightning_symmetry.verdicts.verdict import Verdict
 

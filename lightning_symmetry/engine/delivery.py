@@ -8,8 +8,9 @@ from typing import Any
 
 from lightning_symmetry.engine.guard import Guard
 from lightning_symmetry.outputs.output import Changes, Check, Output
+from lightning_symmetry.verdicts.diagnoses import Finding
 from lightning_symmetry.verdicts.looks import Look
-from lightning_symmetry.verdicts.report import Finding, SymmetryReport
+from lightning_symmetry.verdicts.report import SymmetryReport
 
 _TRIES = 3
 

@@ -17,10 +17,11 @@ from lightning_symmetry.units.copies import find_copies
 from lightning_symmetry.units.discovery import find_layers
 from lightning_symmetry.units.lookup import FindLayers, rows_by_name
 from lightning_symmetry.units.patterns import unmatched_text
+from lightning_symmetry.verdicts.diagnoses import LayerDiagnosis, UnitGroup, under_all_names
 from lightning_symmetry.verdicts.doubts import not_looked_at, undecided_layers
 from lightning_symmetry.verdicts.evidence import look
 from lightning_symmetry.verdicts.judging import copy_groups, judge_one_look, to_diagnosis
-from lightning_symmetry.verdicts.report import LayerDiagnosis, SymmetryReport, UnitGroup, under_all_names
+from lightning_symmetry.verdicts.report import SymmetryReport
 
 
 def diagnose(

@@ -29,8 +29,8 @@ from lightning_symmetry.units.discovery import Found
 from lightning_symmetry.units.lookup import FindLayers, rows_by_name
 from lightning_symmetry.units.patterns import unmatched_text
 from lightning_symmetry.verdicts.advice import copies_text, messages
-from lightning_symmetry.verdicts.report import Finding, SymmetryReport
-
+from lightning_symmetry.verdicts.diagnoses import Finding
+from lightning_symmetry.verdicts.report import SymmetryReport
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -96,8 +96,8 @@ class SymmetryEngine:
 
     def __getstate__(self) -> dict[str, Any]:
         # Optimizers and processes stay where they are.
-        gone = {"_optimizers": [], "_team": None, "_board": None, "_is_settled": False, "_is_running": False}
-        return {**self.__dict__, **gone}
+        here: dict[str, Any] = {"_optimizers": [], "_team": None, "_board": None, "_is_settled": False, "_is_running": False}
+        return {**self.__dict__, **here}
 
     @property
     def report(self) -> SymmetryReport | None:
@@ -266,7 +266,7 @@ class SymmetryEngine:
         self._examiner.release()
 
     def doubts(self) -> list[str]:
-        """Return why nothing can be concluded of the model; empty if its units are known to be healthy, or symmetric."""
+        """Return why nothing can be concluded of the model; empty if it is known to be healthy, or symmetric."""
         for task in ("check", "watch"):
             if self._guard.is_off(task):
                 return [f"the {task} failed with {self._guard.reason(task)}"]
@@ -310,7 +310,9 @@ class SymmetryEngine:
         if self._team is None:
             return
         if not Board().all_are_here():
-            raise TeamError("it takes a monitor or tracker on every rank to look at a sharded model, and some have none")
+            raise TeamError(
+                "it takes a monitor or tracker on every rank to look at a sharded model, and some have none"
+            )
         # A rank that could not load the state, or loaded another one, would look at other steps than the rest.
         self._team.run(self.state_dict, self._follow_state, lambda name: None)
         self._agreed = self.report, self._examiner.state_dict()

@@ -21,12 +21,13 @@ from lightning_symmetry.units.layers import Layer
 from lightning_symmetry.units.naming import readable_modules
 from lightning_symmetry.units.screening import Distinct, LayerScreen
 from lightning_symmetry.verdicts.deadness import unused_layers
+from lightning_symmetry.verdicts.diagnoses import Finding, LayerDiagnosis, under_all_names
 from lightning_symmetry.verdicts.doubts import may_be_dead, not_looked_at, too_few_checks, undecided_layers
 from lightning_symmetry.verdicts.evidence import look, look_at_distinct
 from lightning_symmetry.verdicts.history import History
 from lightning_symmetry.verdicts.judging import copy_groups
 from lightning_symmetry.verdicts.looks import Look, Steady
-from lightning_symmetry.verdicts.report import Finding, LayerDiagnosis, SymmetryReport, under_all_names
+from lightning_symmetry.verdicts.report import SymmetryReport
 
 
 class Examination(NamedTuple):

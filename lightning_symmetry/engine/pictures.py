@@ -12,7 +12,7 @@ from torch import nn
 from lightning_symmetry.ranks.reading import team_of
 from lightning_symmetry.units.discovery import find_layers
 from lightning_symmetry.units.layers import Layer
-from lightning_symmetry.verdicts.report import LayerDiagnosis, worst_first
+from lightning_symmetry.verdicts.diagnoses import LayerDiagnosis, worst_first
 
 MAX_HEATMAPS: Final = 6
 """How many layers are drawn, the worst ones first."""

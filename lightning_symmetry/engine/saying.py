@@ -7,7 +7,8 @@ import sys
 import warnings
 from collections.abc import Sequence
 
-from lightning_symmetry.verdicts.report import Finding, SymmetryReport
+from lightning_symmetry.verdicts.diagnoses import Finding
+from lightning_symmetry.verdicts.report import SymmetryReport
 
 # Frames of these packages are not the user's code.
 _NOT_THE_USERS = {

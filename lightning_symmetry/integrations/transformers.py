@@ -19,7 +19,8 @@ from lightning_symmetry.outputs.output import Heatmaps, Scalars
 from lightning_symmetry.ranks.team import describe
 from lightning_symmetry.repair.breaking import Change
 from lightning_symmetry.tracker import SymmetryTracker
-from lightning_symmetry.verdicts.report import Finding, SymmetryReport
+from lightning_symmetry.verdicts.diagnoses import Finding
+from lightning_symmetry.verdicts.report import SymmetryReport
 
 __all__ = ["SymmetryCallback"]
 

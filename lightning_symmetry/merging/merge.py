@@ -22,7 +22,8 @@ from lightning_symmetry.merging.sets import Signed
 from lightning_symmetry.merging.verification import Inputs, Original, own_surroundings
 from lightning_symmetry.units.discovery import find_layers
 from lightning_symmetry.units.naming import readable_modules
-from lightning_symmetry.verdicts.report import LayerDiagnosis, SymmetryReport, UnitGroup, check_report
+from lightning_symmetry.verdicts.diagnoses import LayerDiagnosis, UnitGroup
+from lightning_symmetry.verdicts.report import SymmetryReport, check_report
 
 __all__ = ["MergeError", "Merged", "merge_duplicates"]
 

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from lightning_symmetry.verdicts.advice import alike_findings, describe_units, what, why
-from lightning_symmetry.verdicts.report import Finding, SymmetryReport
+from lightning_symmetry.verdicts.diagnoses import Finding
+from lightning_symmetry.verdicts.report import SymmetryReport
 
 COLUMNS = ("layer", "units", "verdict", "since step", "broken at step", "what", "why")
 """The columns of :func:`findings_rows`."""

@@ -12,7 +12,8 @@ from typing_extensions import override
 from lightning_symmetry.outputs.findings import findings_json
 from lightning_symmetry.outputs.output import Check, Heatmaps, Output, Scalars
 from lightning_symmetry.outputs.pictures import due_heatmaps, file_name, heatmap_image, overview_image, png
-from lightning_symmetry.verdicts.report import Finding, SymmetryReport
+from lightning_symmetry.verdicts.diagnoses import Finding
+from lightning_symmetry.verdicts.report import SymmetryReport
 
 
 class FolderOutput(Output):

@@ -13,7 +13,8 @@ from torchmetrics.functional import pairwise_cosine_similarity
 
 from lightning_symmetry.matrices.numerics import exact_arithmetic
 from lightning_symmetry.matrices.rows import Rows
-from lightning_symmetry.verdicts.report import LayerDiagnosis, SymmetryReport, UnitGroup
+from lightning_symmetry.verdicts.diagnoses import LayerDiagnosis, UnitGroup
+from lightning_symmetry.verdicts.report import SymmetryReport
 from lightning_symmetry.verdicts.verdict import Verdict
 
 Pixels = npt.NDArray[np.uint8]

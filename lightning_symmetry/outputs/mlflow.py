@@ -13,7 +13,8 @@ from lightning_symmetry.outputs.findings import findings_json
 from lightning_symmetry.outputs.output import Check, Heatmaps, Output, Scalars
 from lightning_symmetry.outputs.pictures import due_heatmaps, file_name, heatmap_image, overview_image
 from lightning_symmetry.outputs.scalars import ScalarChoice
-from lightning_symmetry.verdicts.report import Finding, SymmetryReport
+from lightning_symmetry.verdicts.diagnoses import Finding
+from lightning_symmetry.verdicts.report import SymmetryReport
 
 _MAX_METRICS = 1000  # in one request
 

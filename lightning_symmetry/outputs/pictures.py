@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 from lightning_symmetry.matrices.rows import Rows
 from lightning_symmetry.outputs.output import Check, Heatmaps
+from lightning_symmetry.verdicts.diagnoses import LayerDiagnosis
 from lightning_symmetry.verdicts.looks import Look
-from lightning_symmetry.verdicts.report import LayerDiagnosis, SymmetryReport
+from lightning_symmetry.verdicts.report import SymmetryReport
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from lightning_symmetry.outputs.output import Check, Scalars
-from lightning_symmetry.verdicts.report import Finding, LayerDiagnosis
+from lightning_symmetry.verdicts.diagnoses import Finding, LayerDiagnosis
 
 _MAX_LAYERS = 8
 
@@ -19,7 +19,8 @@ class ScalarChoice:
             nothing.
 
     Example:
-        >>> from lightning_symmetry.verdicts.report import LayerDiagnosis, SymmetryReport
+        >>> from lightning_symmetry.verdicts.diagnoses import LayerDiagnosis
+        >>> from lightning_symmetry.verdicts.report import SymmetryReport
         >>> report = SymmetryReport(3, {"fc": LayerDiagnosis("fc", 8, 4)})
         >>> ScalarChoice("summary").of(Check(report, [], [], set()))
         {'symmetry/redundant_units': 0.0, 'symmetry/effective_width_fraction': 1.0, 'symmetry/dead_units': 0.0}

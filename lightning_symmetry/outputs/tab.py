@@ -27,8 +27,9 @@ from lightning_symmetry.tensorboard_plugin.events import (
     pack_units,
 )
 from lightning_symmetry.verdicts.advice import alike_findings, describe_units, what, why
+from lightning_symmetry.verdicts.diagnoses import Finding, LayerDiagnosis, UnitGroup
 from lightning_symmetry.verdicts.looks import Look
-from lightning_symmetry.verdicts.report import Finding, LayerDiagnosis, SymmetryReport, UnitGroup
+from lightning_symmetry.verdicts.report import SymmetryReport
 from lightning_symmetry.verdicts.verdict import Verdict
 
 _MAX_GROUPS = 256

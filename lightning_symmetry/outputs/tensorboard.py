@@ -18,8 +18,9 @@ from lightning_symmetry.outputs.pictures import due_heatmaps
 from lightning_symmetry.outputs.scalars import ScalarChoice
 from lightning_symmetry.outputs.thinning import Thinning
 from lightning_symmetry.verdicts.advice import alike_findings, describe_units, what, why
+from lightning_symmetry.verdicts.diagnoses import Finding, LayerDiagnosis
 from lightning_symmetry.verdicts.looks import Look
-from lightning_symmetry.verdicts.report import Finding, LayerDiagnosis, SymmetryReport
+from lightning_symmetry.verdicts.report import SymmetryReport
 
 _MAX_ROWS = 200
 

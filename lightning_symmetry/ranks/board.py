@@ -1,7 +1,7 @@
 """Notes that ranks leave for one another, so that none of them waits for one that never comes.
 
-A collective hangs unless every rank calls it, and mixes with those of the training where ranks make uneven steps. A note
-in the store of the process group does neither: whoever reads it looks whether it is there.
+A collective hangs unless every rank calls it, and mixes with those of the training where ranks make uneven steps. A
+note in the store of the process group does neither: whoever reads it looks whether it is there.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import time
 from contextlib import suppress
 
 import torch.distributed as dist
-from torch.distributed.distributed_c10d import _get_default_store
+from torch.distributed.distributed_c10d import PrefixStore, _get_default_store
 
 # Ranks in step with one another arrive within milliseconds, but a loaded machine may hold one up.
 _LIMIT = 10.0
@@ -24,7 +24,7 @@ class Board:
     """Notes among all ranks of the default process group; for trainings that all ranks begin in the same order."""
 
     def __init__(self) -> None:
-        self._store = dist.PrefixStore(f"lightning_symmetry/{next(_NUMBERS)}", _get_default_store())
+        self._store = PrefixStore(f"lightning_symmetry/{next(_NUMBERS)}", _get_default_store())
         self._is_first = dist.get_rank() == 0
         self._num_notes = 0
         self._is_deserted = False
@@ -54,7 +54,7 @@ class Board:
         """
         number, self._num_notes = self._num_notes, self._num_notes + 1
         if self._is_first:
-            self._store.set(str(number), note)
+            self._store.set(str(number), note)  # type: ignore[arg-type] # bytes will do
             if number >= _NUM_KEPT:
                 with suppress(RuntimeError):  # not every store can forget
                     self._store.delete_key(str(number - _NUM_KEPT))

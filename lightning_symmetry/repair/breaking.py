@@ -28,7 +28,8 @@ from lightning_symmetry.repair.writing import (
 from lightning_symmetry.units.discovery import find_layers
 from lightning_symmetry.units.layers import Incoming, Layer
 from lightning_symmetry.units.naming import readable_modules
-from lightning_symmetry.verdicts.report import CopyGroup, SymmetryReport, check_report
+from lightning_symmetry.verdicts.diagnoses import CopyGroup
+from lightning_symmetry.verdicts.report import SymmetryReport, check_report
 from lightning_symmetry.verdicts.tables import describe_groups
 
 Method = Literal["auto", "reinit", "noise"]

@@ -8,7 +8,8 @@ from enum import StrEnum
 from itertools import dropwhile, islice, takewhile
 
 from lightning_symmetry.units.layers import Layer
-from lightning_symmetry.verdicts.report import Cause, LayerDiagnosis, SymmetryReport, UnitGroup
+from lightning_symmetry.verdicts.diagnoses import Cause, LayerDiagnosis, UnitGroup
+from lightning_symmetry.verdicts.report import SymmetryReport
 from lightning_symmetry.verdicts.verdict import Verdict
 
 

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, TypeVar
 
 from lightning_symmetry.tensorboard_plugin.events import PayloadError, unpack_summary, unpack_units
-from lightning_symmetry.verdicts.report import Origin
+from lightning_symmetry.verdicts.diagnoses import Origin
 from lightning_symmetry.verdicts.verdict import Verdict
 
 _MAX_INT = 1 << 53  # JavaScript counts no further without gaps
@@ -52,7 +52,7 @@ class Finding:
     Attributes:
         who: the units in words.
         verdict: name of the verdict that was warned of.
-        origin: how the groups came about, as :class:`lightning_symmetry.verdicts.report.Origin` says it.
+        origin: how the groups came about, as :class:`lightning_symmetry.verdicts.diagnoses.Origin` says it.
         what: what happens to the units.
         why: the likely cause and the way out.
         since: optimizer step of the check that saw the groups first.

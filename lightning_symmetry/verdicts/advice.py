@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import groupby
 
-from lightning_symmetry.verdicts.report import Cause, CopyGroup, Finding, Origin, Reason, SymmetryReport
+from lightning_symmetry.verdicts.diagnoses import Cause, CopyGroup, Finding, Origin, Reason
+from lightning_symmetry.verdicts.model_diagnosis import ModelDiagnosis
 from lightning_symmetry.verdicts.tables import describe_groups
 from lightning_symmetry.verdicts.verdict import Verdict
 
@@ -22,7 +23,7 @@ _MAX_ALIKE = 3
 _MAX_MESSAGES = 10
 
 
-def messages(findings: Sequence[Finding], report: SymmetryReport) -> list[str]:
+def messages(findings: Sequence[Finding], report: ModelDiagnosis) -> list[str]:
     """The findings in words: one message for all that can be told in one, in the order of the layers.
 
     Layers of which the same is to be said share a message if there are more than three of them. After ten messages a
@@ -45,7 +46,7 @@ def messages(findings: Sequence[Finding], report: SymmetryReport) -> list[str]:
     return texts
 
 
-def _message(story: Sequence[Sequence[Finding]], report: SymmetryReport) -> str:
+def _message(story: Sequence[Sequence[Finding]], report: ModelDiagnosis) -> str:
     """What is to be said of some layers, of each of which the same is to be said."""
     first = story[0][0]
     if len(story) > 1:
@@ -62,7 +63,7 @@ def _message(story: Sequence[Sequence[Finding]], report: SymmetryReport) -> str:
     return f"{who} {what(first, len(story[0]))} {why(first)}{_whose_slices(first, report)}"
 
 
-def _whose_slices(finding: Finding, report: SymmetryReport) -> str:
+def _whose_slices(finding: Finding, report: ModelDiagnosis) -> str:
     """What to know of units that are slices of a parameter; nothing of others."""
     layer = report.layers.get(finding.layer)
     if layer is None or not layer.slices_of:
@@ -73,7 +74,7 @@ def _whose_slices(finding: Finding, report: SymmetryReport) -> str:
     )
 
 
-def _is_whole_layer(alike: Sequence[Finding], report: SymmetryReport) -> bool:
+def _is_whole_layer(alike: Sequence[Finding], report: ModelDiagnosis) -> bool:
     """Whether these findings are one, of all units of a layer."""
     layer = report.layers.get(alike[0].layer)
     return layer is not None and len(alike) == 1 and len(alike[0].units) == layer.num_units
@@ -93,7 +94,7 @@ def copies_text(group: CopyGroup) -> str:
     )
 
 
-def alike_findings(findings: Sequence[Finding], report: SymmetryReport) -> list[list[Finding]]:
+def alike_findings(findings: Sequence[Finding], report: ModelDiagnosis) -> list[list[Finding]]:
     """Findings put together if they differ in their units only, in the order of the layers."""
 
     def kind(finding: Finding) -> tuple[object, ...]:
@@ -104,7 +105,7 @@ def alike_findings(findings: Sequence[Finding], report: SymmetryReport) -> list[
     return [list(alike) for _, alike in groupby(ordered, key=kind)]
 
 
-def describe_units(alike: Sequence[Finding], report: SymmetryReport) -> str:
+def describe_units(alike: Sequence[Finding], report: ModelDiagnosis) -> str:
     """The units of alike findings in a few words."""
     if alike[0].modules:
         return CopyGroup(alike[0].modules, alike[0].verdict).describe()

@@ -12,10 +12,10 @@ import numpy.typing as npt
 
 from lightning_symmetry.matrices.numerics import Indices, Mask
 from lightning_symmetry.units.comparable import Comparable
+from lightning_symmetry.verdicts.diagnoses import Cause, Finding, Origin, Reason, UnitGroup
 from lightning_symmetry.verdicts.gradients import in_unused_blocks
 from lightning_symmetry.verdicts.looks import Look
 from lightning_symmetry.verdicts.records import units_from_state
-from lightning_symmetry.verdicts.report import Cause, Finding, Origin, Reason, UnitGroup
 from lightning_symmetry.verdicts.verdict import Verdict
 
 # A ReLU that is shut for a few batches opens again as a rule.
@@ -172,9 +172,7 @@ class DeadUnits:
 
     def to_group(self) -> UnitGroup:
         """Return what the report says of the units."""
-        return UnitGroup(
-            self.units, Verdict.DEAD, self.cause, None, self.first_step, self.origin, Reason.ZERO_AGAIN
-        )
+        return UnitGroup(self.units, Verdict.DEAD, self.cause, None, self.first_step, self.origin, Reason.ZERO_AGAIN)
 
     @classmethod
     def from_state(cls, values: Mapping[str, Any]) -> DeadUnits:

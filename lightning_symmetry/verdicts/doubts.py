@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from lightning_symmetry.verdicts.report import LayerDiagnosis
+from lightning_symmetry.verdicts.diagnoses import LayerDiagnosis
 from lightning_symmetry.verdicts.tables import describe_groups
 from lightning_symmetry.verdicts.verdict import Verdict
 

@@ -21,9 +21,9 @@ from lightning_symmetry.matrices.sketching import sketch_all
 from lightning_symmetry.ranks.reading import read
 from lightning_symmetry.ranks.team import Name, Team, TeamError
 from lightning_symmetry.units.comparable import Comparable
+from lightning_symmetry.verdicts.diagnoses import Cause
 from lightning_symmetry.verdicts.gradients import MAX_ROUNDS, GradientEvidence, noise_floor, none_of
 from lightning_symmetry.verdicts.looks import Gradients, Look, Sighting, Steady
-from lightning_symmetry.verdicts.report import Cause
 
 
 def look(

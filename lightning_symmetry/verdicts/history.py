@@ -9,10 +9,10 @@ from operator import index
 from typing import Any
 
 from lightning_symmetry.units.comparable import Comparable
+from lightning_symmetry.verdicts.diagnoses import Cause, Finding, Origin, Reason
 from lightning_symmetry.verdicts.layer_state import LayerState
 from lightning_symmetry.verdicts.looks import Look
 from lightning_symmetry.verdicts.records import units_from_state
-from lightning_symmetry.verdicts.report import Cause, Finding, Origin, Reason
 from lightning_symmetry.verdicts.verdict import Verdict
 
 # Of the findings in layers that are gone, so many are remembered.

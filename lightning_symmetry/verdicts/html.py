@@ -13,14 +13,11 @@ from base64 import b64encode
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
-from lightning_symmetry.verdicts.report import (
-    LayerDiagnosis,
-    Status,
-    SymmetryReport,
-    groups_in_words,
-    shorten,
-    worst_first,
-)
+from lightning_symmetry.verdicts.advice import messages
+from lightning_symmetry.verdicts.diagnoses import LayerDiagnosis, worst_first
+from lightning_symmetry.verdicts.model_diagnosis import ModelDiagnosis, Status
+from lightning_symmetry.verdicts.tables import shorten
+from lightning_symmetry.verdicts.text import groups_in_words, totals
 from lightning_symmetry.verdicts.verdict import Verdict
 
 _MAX_ROWS = 40
@@ -44,7 +41,7 @@ _STATUS_COLOURS: dict[Status, str] = {
 }
 
 
-def report_html(report: SymmetryReport, heatmaps: Mapping[str, bytes]) -> str:
+def report_html(report: ModelDiagnosis, heatmaps: Mapping[str, bytes]) -> str:
     """What a notebook shows of a report.
 
     Args:
@@ -56,7 +53,7 @@ def report_html(report: SymmetryReport, heatmaps: Mapping[str, bytes]) -> str:
         findings with advice, the heatmaps, and what was not looked at.
 
     Example:
-        >>> html = report_html(SymmetryReport(3, {"<b>": LayerDiagnosis("<b>", 4, 8)}), {})
+        >>> html = report_html(ModelDiagnosis(3, {"<b>": LayerDiagnosis("<b>", 4, 8)}), {})
         >>> "&lt;b&gt;" in html, "<b>" in html
         (True, False)
     """
@@ -64,7 +61,7 @@ def report_html(report: SymmetryReport, heatmaps: Mapping[str, bytes]) -> str:
         _heading(report),
         _table(report),
         _legend(report),
-        _list("Findings", report.messages()),
+        _list("Findings", messages(report.findings, report)),
         # The findings speak of the others.
         _list(
             "Copies", [f"{copy.describe()} ({copy.verdict})" for copy in report.copies if not copy.verdict.is_warning]
@@ -76,16 +73,16 @@ def report_html(report: SymmetryReport, heatmaps: Mapping[str, bytes]) -> str:
     return f'<div style="line-height:1.45;max-width:72em;text-align:left">{"".join(parts)}</div>'
 
 
-def _heading(report: SymmetryReport) -> str:
+def _heading(report: ModelDiagnosis) -> str:
     colour = _STATUS_COLOURS[report.status]
     status = (
         f'<strong style="border:2px solid {colour};border-radius:4px;padding:1px 7px;margin-right:8px">'
         f"{report.status}</strong>"
     )
-    return f'<div style="margin:4px 0 10px">{status} Step {report.step:,}: {escape(report.totals())}</div>'
+    return f'<div style="margin:4px 0 10px">{status} Step {report.step:,}: {escape(totals(report))}</div>'
 
 
-def _table(report: SymmetryReport) -> str:
+def _table(report: ModelDiagnosis) -> str:
     layers = worst_first(report.distinct_layers)
     if not layers:
         return ""
@@ -173,7 +170,7 @@ def _mark(verdict: Verdict) -> str:
     )
 
 
-def _legend(report: SymmetryReport) -> str:
+def _legend(report: ModelDiagnosis) -> str:
     """What the verdicts in the table mean."""
     present = {group.verdict for layer in report.distinct_layers for group in layer.groups}
     keys = [
@@ -204,7 +201,7 @@ def _items(texts: Sequence[str]) -> str:
     return f'<ul style="margin:2px 0 0;padding-left:1.5em;overflow-wrap:anywhere">{items}</ul>'
 
 
-def _heatmaps(report: SymmetryReport, heatmaps: Mapping[str, bytes]) -> str:
+def _heatmaps(report: ModelDiagnosis, heatmaps: Mapping[str, bytes]) -> str:
     if not heatmaps:
         return ""
     figures = "".join(_figures(report, heatmaps.items()))
@@ -215,7 +212,7 @@ def _heatmaps(report: SymmetryReport, heatmaps: Mapping[str, bytes]) -> str:
     )
 
 
-def _figures(report: SymmetryReport, heatmaps: Iterable[tuple[str, bytes]]) -> Iterable[str]:
+def _figures(report: ModelDiagnosis, heatmaps: Iterable[tuple[str, bytes]]) -> Iterable[str]:
     for name, png in heatmaps:
         layer = report.layers.get(name)
         words = {} if layer is None else groups_in_words(layer)

@@ -9,9 +9,9 @@ import numpy as np
 
 from lightning_symmetry.units.copies import Copies
 from lightning_symmetry.verdicts.deadness import Dead
+from lightning_symmetry.verdicts.diagnoses import Cause, CopyGroup, LayerDiagnosis, Origin, Reason, UnitGroup
 from lightning_symmetry.verdicts.looks import Gradients, Look, Sighting
 from lightning_symmetry.verdicts.records import Record
-from lightning_symmetry.verdicts.report import Cause, CopyGroup, LayerDiagnosis, Origin, Reason, UnitGroup
 from lightning_symmetry.verdicts.verdict import Verdict
 
 # Equal gradients of a few units may be a passing coincidence of the optimizer; that of all units of a layer is not.

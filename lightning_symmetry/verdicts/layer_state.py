@@ -13,11 +13,11 @@ from torch import Tensor
 from lightning_symmetry.matrices.mirrors import Mirrored
 from lightning_symmetry.units.comparable import Comparable
 from lightning_symmetry.verdicts.deadness import Deaths
+from lightning_symmetry.verdicts.diagnoses import Finding, LayerDiagnosis, Origin, UnitGroup
 from lightning_symmetry.verdicts.judging import judge, to_diagnosis
 from lightning_symmetry.verdicts.looks import Gradients, Look, Steady
 from lightning_symmetry.verdicts.orientations import Orientations
 from lightning_symmetry.verdicts.records import Lineage, Record
-from lightning_symmetry.verdicts.report import Finding, LayerDiagnosis, Origin, UnitGroup
 from lightning_symmetry.verdicts.verdict import Verdict
 
 # Of the groups that are gone, so many are remembered, and all that were found gone at the latest check.
@@ -124,9 +124,8 @@ class LayerState:
         Args:
             layer: name of the layer.
         """
-        warned = [record for record in self.records or () if record.warned]
-        of_the_dead = [self.deaths.warned] if self.deaths.warned else []
-        return [each.to_finding(layer) for each in (*warned, *of_the_dead)]
+        findings = [record.to_finding(layer) for record in self.records or () if record.warned]
+        return [*findings, self.deaths.warned.to_finding(layer)] if self.deaths.warned else findings
 
     def steady(self) -> Steady | None:
         """Return the groups of the layer if all of them have settled as locked and nothing else is open; else None."""

@@ -12,7 +12,7 @@ import numpy as np
 from lightning_symmetry.matrices.numerics import Indices, Mask
 from lightning_symmetry.matrices.rows import Rows
 from lightning_symmetry.units.comparable import Comparable
-from lightning_symmetry.verdicts.report import Cause
+from lightning_symmetry.verdicts.diagnoses import Cause
 
 
 class Gradients(StrEnum):

@@ -9,7 +9,10 @@ import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
-from lightning_symmetry.verdicts.report import LayerDiagnosis, SymmetryReport, shorten, worst_first
+from lightning_symmetry.verdicts.diagnoses import LayerDiagnosis, worst_first
+from lightning_symmetry.verdicts.model_diagnosis import ModelDiagnosis
+from lightning_symmetry.verdicts.tables import shorten
+from lightning_symmetry.verdicts.text import totals
 from lightning_symmetry.verdicts.verdict import Verdict
 
 if TYPE_CHECKING:
@@ -27,19 +30,8 @@ _INCHES_AROUND = 1.7  # title, axis and legend
 _INCHES_TO_LEGEND = 0.5
 
 
-def plot_report(report: SymmetryReport, ax: Axes | None = None) -> tuple[Figure, Axes]:
-    """Draw a bar per layer: the share of its units that each verdict was given to.
-
-    Args:
-        report: the report.
-        ax: where to draw; None: in a figure of its own.
-
-    Returns:
-        The figure and the axes.
-
-    Raises:
-        ModuleNotFoundError: if matplotlib is not installed.
-    """
+def plot_report(report: ModelDiagnosis, ax: Axes | None = None) -> tuple[Figure, Axes]:
+    """Draw a bar per layer, as :meth:`lightning_symmetry.SymmetryReport.plot` says."""
     try:
         import matplotlib.pyplot as plt
     except ModuleNotFoundError as error:
@@ -54,7 +46,7 @@ def plot_report(report: SymmetryReport, ax: Axes | None = None) -> tuple[Figure,
         height = _INCHES_AROUND + _INCHES_PER_BAR * max(2, len(shown))
         _, ax = plt.subplots(figsize=(width, height), layout="constrained")
     _draw_bars(ax, shown, labels)
-    lines = textwrap.wrap(f"Step {report.step}, {report.status}: {report.totals()}", _MAX_LINE)
+    lines = textwrap.wrap(f"Step {report.step}, {report.status}: {totals(report)}", _MAX_LINE)
     left_out = len(layers) - len(shown)
     if left_out:
         lines.append(f"{left_out} more layers are not shown.")

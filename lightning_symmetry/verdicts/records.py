@@ -8,8 +8,8 @@ from enum import StrEnum
 from operator import index
 from typing import Any
 
+from lightning_symmetry.verdicts.diagnoses import Cause, Finding, Origin, Reason, UnitGroup
 from lightning_symmetry.verdicts.looks import Gradients, Sighting
-from lightning_symmetry.verdicts.report import Cause, Finding, Origin, Reason, UnitGroup
 from lightning_symmetry.verdicts.verdict import Verdict
 
 

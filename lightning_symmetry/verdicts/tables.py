@@ -1,4 +1,4 @@
-"""Tables and sets of units as text."""
+"""Tables, names and sets of units as text."""
 
 from __future__ import annotations
 
@@ -56,3 +56,18 @@ def describe_groups(groups: Sequence[tuple[int, ...]], num_units: int | None) ->
 def _set_text(units: Sequence[int]) -> str:
     shown = [str(unit) for unit in units[:8]] + ["..."] * (len(units) > 8)
     return "{" + ", ".join(shown) + "}"
+
+
+def shorten(name: str, length: int = 60) -> str:
+    """A name that is cut at its beginning, which tells less than its end, if it is too long.
+
+    Example:
+        >>> shorten("encoder.layers.11.attention.output.dense", 28)
+        '...attention.output.dense'
+    """
+    if len(name) <= length:
+        return name
+    tail = name[3 - length :]
+    _, _, rest = tail.partition(".")
+    # The rest of a step of a path can be taken for a whole one: 1.dense for 11.dense.
+    return "..." + (rest if len(rest) > length // 2 else tail)

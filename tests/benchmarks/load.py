@@ -21,9 +21,10 @@ from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
 from lightning_symmetry.units.discovery import find_layers
+from lightning_symmetry.verdicts.diagnoses import Cause, LayerDiagnosis, UnitGroup
 from lightning_symmetry.verdicts.evidence import look
 from lightning_symmetry.verdicts.judging import to_diagnosis
-from lightning_symmetry.verdicts.report import Cause, LayerDiagnosis, SymmetryReport, UnitGroup
+from lightning_symmetry.verdicts.report import SymmetryReport
 from lightning_symmetry.verdicts.verdict import Verdict
 from tests.browsing import open_browser
 from tests.serving import Server, is_up, tensorboard, wait_for

@@ -19,7 +19,6 @@ from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from lightning_symmetry.engine.engine import SymmetryEngine
 from lightning_symmetry.engine.options import Options
-from lightning_symmetry.ranks.team import Team
 from tests.benchmarks.fresh import begin, result_of
 from tests.benchmarks.timing import Times, alternate, show
 
@@ -49,11 +48,11 @@ def sharded(layer: nn.Linear) -> nn.Module:
     return model
 
 
-def check_of(model: nn.Module, team: Team | None) -> Callable[[], None]:
-    """A check without outputs that has settled; to be made, and called, on all ranks of the team."""
+def check_of(model: nn.Module) -> Callable[[], None]:
+    """A check without outputs that has settled; to be made, and called, on all ranks that hold the model."""
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
     engine = SymmetryEngine(Options(on_symmetry="ignore"), "the monitor", print)
-    engine.start([optimizer], team)
+    engine.start([optimizer])
     steps = itertools.count()
 
     def check() -> None:

@@ -13,7 +13,7 @@ from lightning_symmetry import SymmetryReport, Verdict
 from lightning_symmetry.cli import main
 from lightning_symmetry.disk.command import as_text, run
 from lightning_symmetry.disk.scanning import Scan
-from lightning_symmetry.verdicts.report import Cause, Finding, Origin
+from lightning_symmetry.verdicts.diagnoses import Cause, Finding, Origin
 from tests.disk.networks import copy_half, save_torch
 from tests.training import MLP, Classifier, batches, fill, make_trainer, quiet
 

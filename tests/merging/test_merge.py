@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from lightning_symmetry import Merged, diagnose, merge_duplicates
 from lightning_symmetry.merging.merge import MergeError
-from lightning_symmetry.verdicts.report import LayerDiagnosis, SymmetryReport
+from lightning_symmetry.verdicts.diagnoses import LayerDiagnosis
+from lightning_symmetry.verdicts.report import SymmetryReport
 from tests import zoo
 from tests.merging.evidence import digits
 from tests.merging.nets import ARCHITECTURES, cnn, mlp, plant, plant_halves

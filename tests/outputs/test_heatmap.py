@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from lightning_symmetry import LayerDiagnosis, SymmetryReport, UnitGroup, Verdict
 from lightning_symmetry.matrices.dense import DenseRows
 from lightning_symmetry.outputs.heatmap import colours, draw_layer, draw_overview, order_units, similarity
-from lightning_symmetry.verdicts.report import Cause
+from lightning_symmetry.verdicts.diagnoses import Cause
 
 
 def layer_of(num_units: int, groups: list[tuple[int, ...]]) -> LayerDiagnosis:

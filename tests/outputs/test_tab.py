@@ -19,7 +19,7 @@ from lightning_symmetry.outputs import tab
 from lightning_symmetry.tensorboard_plugin.events import MATRIX_TAG, SUMMARY_TAG, unpack_matrix, unpack_summary
 from lightning_symmetry.tensorboard_plugin.folding import RunHistory, fold
 from lightning_symmetry.verdicts.advice import why
-from lightning_symmetry.verdicts.report import Cause, Finding, Origin
+from lightning_symmetry.verdicts.diagnoses import Cause, Finding, Origin
 from tests.outputs.test_tensorboard import read, train
 from tests.tab_runs import TabWriter
 from tests.training import Classifier, Regression, batches, fill, make_trainer, mlp

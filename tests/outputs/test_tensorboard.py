@@ -23,7 +23,7 @@ from lightning_symmetry.outputs.tab import SymmetryTab
 from lightning_symmetry.outputs.tensorboard import TensorBoardScalars
 from lightning_symmetry.tensorboard_plugin.events import SUMMARY_TAG
 from lightning_symmetry.tensorboard_plugin.folding import fold
-from lightning_symmetry.verdicts.report import Cause
+from lightning_symmetry.verdicts.diagnoses import Cause
 from tests.training import Classifier, batches, fill, make_trainer, mlp
 
 pytestmark = pytest.mark.filterwarnings("ignore::lightning_symmetry.SymmetryWarning")

@@ -20,7 +20,7 @@ from lightning_symmetry.outputs.heatmap import colours
 from lightning_symmetry.outputs.tab import add_event
 from lightning_symmetry.tensorboard_plugin import STATIC
 from lightning_symmetry.tensorboard_plugin.events import MATRIX_TAG, SUMMARY_TAG, pack_summary, unpack_matrix
-from lightning_symmetry.verdicts.report import Cause, Finding, Origin
+from lightning_symmetry.verdicts.diagnoses import Cause, Finding, Origin
 from tests.browsing import Page
 from tests.outputs.test_heatmap import layer_of
 from tests.outputs.test_tab import payloads

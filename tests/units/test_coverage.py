@@ -14,7 +14,8 @@ from torch.nn.utils import parametrizations
 
 from lightning_symmetry import Units, diagnose, register_layer
 from lightning_symmetry.units.discovery import find_layers
-from lightning_symmetry.verdicts.report import LayerDiagnosis, SymmetryReport
+from lightning_symmetry.verdicts.diagnoses import LayerDiagnosis
+from lightning_symmetry.verdicts.report import SymmetryReport
 from tests.cases import CASES, Case
 from tests.distributed import fsdp1, fsdp1_flat, fsdp2, on_ranks
 from tests.training import fill

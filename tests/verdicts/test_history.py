@@ -14,9 +14,9 @@ from lightning_symmetry import Finding, LayerDiagnosis, Verdict
 from lightning_symmetry.matrices.rows import Rows
 from lightning_symmetry.units.discovery import find_layers
 from lightning_symmetry.units.layers import Layer
+from lightning_symmetry.verdicts.diagnoses import Cause, Origin
 from lightning_symmetry.verdicts.history import History
 from lightning_symmetry.verdicts.looks import Gradients, Look, Sighting
-from lightning_symmetry.verdicts.report import Cause, Origin
 
 EQUAL, ZERO, DIFFERENT, NONE = Gradients.EQUAL, Gradients.ZERO, Gradients.DIFFERENT, Gradients.NONE
 UNCLEAR = Gradients.UNCLEAR

@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from lightning_symmetry import LayerDiagnosis, SymmetryReport, UnitGroup, Verdict
+from lightning_symmetry.verdicts.diagnoses import Cause, CopyGroup
 from lightning_symmetry.verdicts.html import report_html
-from lightning_symmetry.verdicts.report import Cause, CopyGroup
 
 HOSTILE = "<script>alert(1)</script>\"'&amp;<b>"
 

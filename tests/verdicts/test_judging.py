@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_symmetry import SymmetryMonitor, SymmetryWarning, Verdict
+from lightning_symmetry.verdicts.diagnoses import Cause, Origin, Reason
 from lightning_symmetry.verdicts.judging import Judgement, judge
 from lightning_symmetry.verdicts.looks import Gradients, Sighting
 from lightning_symmetry.verdicts.records import Record
-from lightning_symmetry.verdicts.report import Cause, Origin, Reason
 from tests.training import Classifier, fill, fit
 
 LOCKED, FROZEN, LOCKSTEP, BREAKING = Verdict.LOCKED, Verdict.FROZEN, Verdict.LOCKSTEP, Verdict.BREAKING

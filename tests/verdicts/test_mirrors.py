@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_symmetry import SymmetryReport, SymmetryTracker, Verdict, diagnose
-from lightning_symmetry.verdicts.report import Cause
+from lightning_symmetry.verdicts.diagnoses import Cause
 from tests import zoo
 from tests.test_tracker import loss_of, sgd, tracked
 from tests.training import fill

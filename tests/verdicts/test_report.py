@@ -16,7 +16,7 @@ from matplotlib.colors import to_hex
 from matplotlib.container import BarContainer
 
 from lightning_symmetry import LayerDiagnosis, SymmetryReport, UnitGroup, Verdict
-from lightning_symmetry.verdicts.report import Cause, CopyGroup, Finding, worst_first
+from lightning_symmetry.verdicts.diagnoses import Cause, CopyGroup, Finding, worst_first
 
 mpl.use("agg")
 

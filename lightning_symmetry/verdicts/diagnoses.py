@@ -1,0 +1,270 @@
+"""What is concluded of groups of units, of layers and of whole modules, as plain data.
+
+Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from lightning_symmetry.verdicts.tables import describe_groups, shorten
+from lightning_symmetry.verdicts.verdict import Verdict
+
+
+class Cause(StrEnum):
+    """How a group came to be, as far as its weights and gradients tell."""
+
+    ZERO = "zero"  # every weight is 0
+    CONSTANT = "constant"  # every weight is the same number
+    COPIED = "copied"  # the rows are copies of one another
+    MIRRORED = "mirrored"  # the rows are copies of one another, some with the other sign
+    DEAD = "dead"  # no gradient although the weights are not zero, as behind a ReLU that never opens
+    LOW_BIAS = "low bias"  # dead: the bias lies far below zero
+    NEGATIVE = (
+        "negative weights"  # dead: no weight is positive, so that inputs that are never negative do not open a ReLU
+    )
+    SATURATED = "saturated"  # dead: so large that a sigmoid or tanh has no slope
+    CUT_OFF = "cut off"  # dead: all units of the layer, with rows that look healthy
+
+
+class Origin(StrEnum):
+    """How a group entered the records."""
+
+    START = "start"  # it was there before the first update
+    FIRST_LOOK = "first look"  # it was there when this layer was first looked at, some updates later
+    COLLAPSE = "collapse"  # the units were distinct at an earlier check
+
+
+class Reason(StrEnum):
+    """Why a verdict was given."""
+
+    EQUAL_FROM_START = "equal from the start"  # equal gradients, in a group that was there before the first update
+    EQUAL_AGAIN = "equal again"  # equal gradients at `patience` checks in a row
+    ZERO_AGAIN = "zero again"  # gradients of exactly zero at `patience` checks in a row
+    ROUNDING_AGAIN = "rounding again"  # gradients no larger than rounding errors at `patience` checks in a row
+    DIFFERENT = "different"  # different gradients
+    MOVED_AS_ONE = "moved as one"  # the weights are still equal after they have moved far
+    PARALLEL_AGAIN = "parallel again"  # equal gradients of different weights at `patience` checks in a row
+    UNDECIDED = "undecided"  # nothing that was seen so far tells
+
+
+@dataclass(frozen=True)
+class UnitGroup:
+    """A maximal set of two or more units of one layer whose rows agree, or units that are dead.
+
+    Attributes:
+        units: sorted indices of the units.
+        verdict: what becomes of them.
+        cause: what their weights looked like when the group was first seen.
+        value: the number that every weight was, for :attr:`Cause.CONSTANT`.
+        first_step: optimizer step of the check that saw the group first; None after a single look.
+        origin: how the group entered the records.
+        reason: why the verdict was given that was warned of first.
+        mirrored: those of the units whose row is the negative of the first unit's.
+    """
+
+    units: tuple[int, ...]
+    verdict: Verdict
+    cause: Cause
+    value: float | None = None
+    first_step: int | None = None
+    origin: Origin = Origin.START
+    reason: Reason = Reason.UNDECIDED
+    mirrored: tuple[int, ...] = ()
+
+    def __repr__(self) -> str:
+        return f"<UnitGroup {self.verdict}, {self.cause}: {describe_groups([self.units], None)}>"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, ready for JSON; :meth:`SymmetryReport.to_dict` says what the fields mean."""
+        return {
+            "units": list(self.units),
+            "verdict": str(self.verdict),
+            "cause": str(self.cause),
+            "value": self.value,
+            "first_step": self.first_step,
+            "mirrored": list(self.mirrored),
+        }
+
+
+@dataclass(frozen=True)
+class LayerDiagnosis:
+    """The state of one layer.
+
+    Attributes:
+        name: name of the module in the model, with the part if it has several.
+        num_units: number of units.
+        fan_in: number of weights that feed one unit, without the bias.
+        dead: sorted indices of the dead units: those with weights of their own whose gradient was exactly zero at
+            ``patience`` checks in a row, over 50 steps or more. Of a single look: those whose gradient is zero.
+        groups: disjoint groups of units, sorted.
+        also: names of layers that share the weight; the report has this diagnosis under each.
+        died_at: of each dead unit, the optimizer step of the first of these checks; empty after a single look.
+        woke_at: of units that were dead and train again, the optimizer step of the check that saw it.
+        idle_units: number of units whose gradient was exactly zero at ``patience`` checks in a row, over however many
+            steps; not all of them need be dead.
+        orientations: number of directions, up to sign, among the rows of the living units, those that are neither dead
+            nor zero; rows whose cosine similarity is 0.999 or more in absolute value share one. Small initialisation
+            makes units condense onto few directions early in the training (Zhou et al. 2022, arXiv 2105.11686). The
+            number is that of the latest count: counted are looks 1, 8, 16 and 32 at the layer, then every 64th, and
+            every fourth where the directions are at most half as many as the distinct living units. None for layers
+            of more than 16,384 units.
+        slices_of: name of the parameter, if these units are its slices because no adapter knows it; else empty.
+    """
+
+    name: str
+    num_units: int
+    fan_in: int
+    dead: tuple[int, ...] = ()
+    groups: list[UnitGroup] = field(default_factory=list)
+    also: tuple[str, ...] = ()
+    died_at: tuple[int, ...] = ()
+    woke_at: dict[int, int] = field(default_factory=dict)
+    idle_units: int = 0
+    orientations: int | None = None
+    slices_of: str = ""
+
+    @property
+    def dead_units(self) -> int:
+        """Number of dead units."""
+        return len(self.dead)
+
+    @property
+    def is_condensed(self) -> bool:
+        """Whether there are at most half as many directions as distinct living units; never a reason to warn.
+
+        Rows of one or two weights are never called so: there are few directions in a plane.
+        """
+        if not self.orientations or self.fan_in <= 2:  # there may be no living units
+            return False
+        return 2 * self.orientations <= self.effective_width - self.dead_units
+
+    @property
+    def redundant_units(self) -> int:
+        """Number of units whose weights another unit of the layer has too, not counting one of each group."""
+        return sum(len(group.units) - 1 for group in self.groups if group.verdict.traits.is_redundant)
+
+    @property
+    def effective_width(self) -> int:
+        """Number of distinct units: ``num_units - redundant_units``."""
+        return self.num_units - self.redundant_units
+
+    def count(self, verdict: Verdict) -> int:
+        """Number of units in groups of this verdict; of dead units all, also those too few to warn of."""
+        if verdict is Verdict.DEAD:
+            return self.dead_units
+        return sum(len(group.units) for group in self.groups if group.verdict is verdict)
+
+    def __repr__(self) -> str:
+        counts = {verdict: self.count(verdict) for verdict in Verdict}
+        of_groups = "".join(f", {number:,} {verdict}" for verdict, number in counts.items() if number)
+        distinct = f"{self.effective_width:,} of {self.num_units:,} units distinct"
+        return f"<LayerDiagnosis {shorten(self.name)}: {distinct}{of_groups}>"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, ready for JSON; :meth:`SymmetryReport.to_dict` says what the fields mean."""
+        return {
+            "num_units": self.num_units,
+            "fan_in": self.fan_in,
+            "effective_width": self.effective_width,
+            "redundant_units": self.redundant_units,
+            "dead_units": self.dead_units,
+            "dead": list(self.dead),
+            "orientations": self.orientations,
+            "groups": [group.to_dict() for group in self.groups],
+        }
+
+
+@dataclass(frozen=True)
+class CopyGroup:
+    """Modules that are exact copies of one another.
+
+    Attributes:
+        modules: their names.
+        verdict: what becomes of them; ``LOCKED`` if their gradients are equal too.
+        first_step: optimizer step of the check that saw them first; None after a single look.
+    """
+
+    modules: tuple[str, ...]
+    verdict: Verdict
+    first_step: int | None = None
+
+    def __repr__(self) -> str:
+        return f"<CopyGroup {self.verdict}: {len(self.modules):,} modules, {shorten(self.describe())}>"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, ready for JSON; :meth:`SymmetryReport.to_dict` says what the fields mean."""
+        return {"modules": list(self.modules), "verdict": str(self.verdict)}
+
+    def describe(self) -> str:
+        """The modules in a few words.
+
+        >>> CopyGroup(("a.0", "a.1", "a.2", "a.3"), Verdict.LOCKED).describe()
+        'a.0, a.1, ..., a.3'
+        """
+        names = self.modules if len(self.modules) <= 3 else (*self.modules[:2], "...", self.modules[-1])
+        return ", ".join(names)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A group that the user was warned of.
+
+    Attributes:
+        layer: name of the layer; of copies, the names of all modules that were copies at first.
+        units: sorted indices of the units when they were warned of; of copies, their places among these modules.
+        verdict: the verdict that was warned of first; that of today is in the report.
+        cause: what the weights looked like when the group was first seen.
+        value: the number that every weight was, for :attr:`Cause.CONSTANT`.
+        first_step: optimizer step of the check that saw the group first.
+        last_step: optimizer step of the last check that saw it.
+        broken_step: optimizer step of the check at which the group was gone; None while it holds.
+        origin: how the group entered the records.
+        modules: names of modules that are whole copies of one another; empty for units of a layer.
+        reason: why the verdict was given that was warned of first.
+        mirrored: those of the units whose row is the negative of the first unit's.
+    """
+
+    layer: str
+    units: tuple[int, ...]
+    verdict: Verdict
+    cause: Cause
+    value: float | None
+    first_step: int
+    last_step: int
+    broken_step: int | None
+    origin: Origin
+    modules: tuple[str, ...] = ()
+    reason: Reason = Reason.UNDECIDED
+    mirrored: tuple[int, ...] = ()
+
+    def __repr__(self) -> str:
+        what = f"{len(self.modules):,} modules" if self.modules else describe_groups([self.units], None)
+        until = "" if self.broken_step is None else f", broken at step {self.broken_step}"
+        return f"<Finding in {shorten(self.layer)}: {self.verdict} since step {self.first_step}{until}; {what}>"
+
+
+def under_all_names(diagnoses: Iterable[LayerDiagnosis]) -> dict[str, LayerDiagnosis]:
+    """The layers of a report."""
+    return {name: layer for layer in diagnoses for name in (layer.name, *layer.also)}
+
+
+def worst_first(layers: Iterable[LayerDiagnosis]) -> list[LayerDiagnosis]:
+    """Layers to warn of, then others with groups, then those without; each in the order that they had.
+
+    Example:
+        >>> pair = UnitGroup((0, 1), Verdict.DUPLICATE, Cause.COPIED)
+        >>> layers = [LayerDiagnosis("a", 4, 8), LayerDiagnosis("b", 4, 8, groups=[pair])]
+        >>> [layer.name for layer in worst_first(layers)]
+        ['b', 'a']
+    """
+
+    def rank(layer: LayerDiagnosis) -> int:
+        if any(group.verdict.is_warning for group in layer.groups):
+            return 0
+        return 1 if layer.groups else 2
+
+    return sorted(layers, key=rank)

@@ -1,0 +1,213 @@
+"""What is concluded of a whole model at one step, as plain data.
+
+Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal
+
+from lightning_symmetry.verdicts.diagnoses import Cause, CopyGroup, Finding, LayerDiagnosis, Origin
+
+Status = Literal["healthy", "symmetric", "inconclusive"]
+"""What a report comes to: nothing to warn of, something to warn of, or not enough seen to tell."""
+
+
+@dataclass(frozen=True)
+class ModelDiagnosis:
+    """The fields of a :class:`lightning_symmetry.SymmetryReport`, which explains them, and the numbers in them."""
+
+    step: int = 0
+    layers: dict[str, LayerDiagnosis] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
+    copies: list[CopyGroup] = field(default_factory=list)
+    coverage: float = 1.0
+    reasons: list[str] = field(default_factory=list)
+
+    @property
+    def status(self) -> Status:
+        """What the report comes to.
+
+        ``"symmetric"`` if there is anything to warn of; else ``"inconclusive"`` if there are :attr:`reasons`, else
+        ``"healthy"``.
+        """
+        if self._num_findings:
+            return "symmetric"
+        return "inconclusive" if self.reasons else "healthy"
+
+    @property
+    def _num_findings(self) -> int:
+        """How many :attr:`findings` there are; in a wide layer it takes long to make all of them."""
+        of_units = sum(group.verdict.is_warning for layer in self.distinct_layers for group in layer.groups)
+        return of_units + sum(group.verdict.is_warning for group in self.copies)
+
+    @property
+    def findings(self) -> list[Finding]:
+        """What there is to warn of at this step, in the order of the layers.
+
+        The findings of a monitor or tracker tell more: also what has been found before and is gone.
+        """
+        of_units = [
+            Finding(
+                layer=layer.name,
+                units=group.units,
+                verdict=group.verdict,
+                cause=group.cause,
+                value=group.value,
+                first_step=self.step if group.first_step is None else group.first_step,
+                last_step=self.step,
+                broken_step=None,
+                origin=group.origin,
+                reason=group.reason,
+                mirrored=group.mirrored,
+            )
+            for layer in self.distinct_layers
+            for group in layer.groups
+            if group.verdict.is_warning
+        ]
+        of_modules = [
+            Finding(
+                layer=", ".join(group.modules),
+                units=tuple(range(len(group.modules))),
+                verdict=group.verdict,
+                cause=Cause.COPIED,
+                value=None,
+                first_step=self.step if group.first_step is None else group.first_step,
+                last_step=self.step,
+                broken_step=None,
+                origin=Origin.START,
+                modules=group.modules,
+            )
+            for group in self.copies
+            if group.verdict.is_warning
+        ]
+        return of_units + of_modules
+
+    @property
+    def distinct_layers(self) -> list[LayerDiagnosis]:
+        """The layers, those that share a weight once."""
+        return [layer for name, layer in self.layers.items() if name == layer.name]
+
+    @property
+    def counted_layers(self) -> list[LayerDiagnosis]:
+        """The layers that make up the totals: every weight counts once.
+
+        A parameter that no adapter knows is looked at along each of its dimensions. Of these ways to look at it the one
+        with the most redundant units counts, the first of them if there are several.
+        """
+        counted: dict[str, LayerDiagnosis] = {}
+        for layer in self.distinct_layers:
+            known = counted.setdefault(layer.slices_of or layer.name, layer)
+            if layer.redundant_units > known.redundant_units:
+                counted[layer.slices_of] = layer
+        return list(counted.values())
+
+    @property
+    def num_units(self) -> int:
+        """Number of units of all layers."""
+        return self._totals[0]
+
+    @property
+    def redundant_units(self) -> int:
+        """Number of redundant units of all layers."""
+        return self._totals[1]
+
+    @property
+    def dead_units(self) -> int:
+        """Number of dead units of all layers."""
+        return self._totals[2]
+
+    @cached_property
+    def _totals(self) -> tuple[int, int, int]:
+        """Numbers of units, of redundant and of dead ones; every check asks for them several times."""
+        counted = self.counted_layers
+        redundant, dead = sum(x.redundant_units for x in counted), sum(x.dead_units for x in counted)
+        return sum(x.num_units for x in counted), redundant, dead
+
+    @property
+    def effective_width_fraction(self) -> float:
+        """Share of the units that are distinct; 1 for a model without units."""
+        return 1 - self.redundant_units / max(1, self.num_units)
+
+    def metrics(self, layers: Iterable[str] | None = None) -> dict[str, float]:
+        """The scalars of this report by tag: totals, and effective widths and orientations of layers.
+
+        Args:
+            layers: names of the layers; None: all. Names of layers that are not in the report are passed over.
+        """
+        names = self.layers if layers is None else layers
+        scalars = {
+            "symmetry/redundant_units": float(self.redundant_units),
+            "symmetry/effective_width_fraction": self.effective_width_fraction,
+            "symmetry/dead_units": float(self.dead_units),
+        }
+        for name in names:
+            if name in self.layers and self.layers[name].name == name:
+                scalars[f"symmetry/effective_width/{name}"] = float(self.layers[name].effective_width)
+                orientations = self.layers[name].orientations
+                if orientations is not None:
+                    scalars[f"symmetry/orientations/{name}"] = float(orientations)
+        return scalars
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as plain data, ready for JSON.
+
+        Fields may be added; none changes its meaning while ``schema`` is 1.
+
+        Returns:
+            A dict with these fields:
+
+            - ``schema``: 1.
+            - ``step``: completed optimizer steps at the time.
+            - ``num_units``, ``redundant_units``, ``dead_units``: of all layers, those that share a weight once, and
+              those that are slices of one parameter once.
+            - ``layers``: by layer name, also under each name of layers that share a weight, a dict with
+              ``num_units``; ``fan_in``, the number of weights that feed one unit; ``effective_width``, the number of
+              distinct units; ``redundant_units``, the others; ``dead``, the indices of the dead units, and
+              ``dead_units``, their number; ``orientations``, the number of directions among the living units, null
+              if they were not counted; and ``groups``.
+            - ``layers.*.groups``: a list of dicts with ``units``, their indices; ``verdict`` (:class:`Verdict`);
+              ``cause`` (:class:`Cause`); ``value``, the number that every weight was, null if they were not all
+              one number; ``first_step``, the step of the check that saw the group first, null after a single look;
+              ``mirrored``, those of the units whose row is the negative of the first unit's.
+            - ``skipped``: by module name, why it was not inspected.
+            - ``copies``: a list of dicts with ``modules``, the names of modules that are equal, and ``verdict``.
+            - ``coverage``: share of the weights that were looked at, between 0 and 1.
+            - ``status``: ``"healthy"``, ``"symmetric"`` or ``"inconclusive"``.
+            - ``reasons``: a list of texts, why nothing can be concluded of parts of the model.
+
+        Example:
+            >>> from lightning_symmetry import LayerDiagnosis, SymmetryReport
+            >>> report = SymmetryReport(3, {"fc": LayerDiagnosis("fc", 4, 8)})
+            >>> report.to_dict()["layers"]["fc"]["effective_width"]
+            4
+        """
+        return {
+            "schema": 1,
+            "step": self.step,
+            "num_units": self.num_units,
+            "redundant_units": self.redundant_units,
+            "dead_units": self.dead_units,
+            "layers": {name: layer.to_dict() for name, layer in self.layers.items()},
+            "skipped": dict(self.skipped),
+            "copies": [group.to_dict() for group in self.copies],
+            "coverage": self.coverage,
+            "status": self.status,
+            "reasons": list(self.reasons),
+        }
+
+    def __repr__(self) -> str:
+        num_layers = len(self.counted_layers)
+        num_findings = self._num_findings
+        units = f"{self.num_units:,} units of {num_layers:,} layer{'s' if num_layers != 1 else ''}"
+        said = f"all {units} are distinct"
+        if not num_layers:
+            said = "no layer was inspected"
+        elif self.redundant_units:
+            said = f"{self.redundant_units:,} of {units} are redundant"
+        if num_findings and not self.redundant_units:  # units in lockstep, or whole modules
+            said = f"{num_findings:,} finding{'s' if num_findings > 1 else ''}, {said}"
+        return f"<{type(self).__name__} at step {self.step}: {self.status}; {said}>"

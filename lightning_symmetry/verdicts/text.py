@@ -1,0 +1,117 @@
+"""A report as text and as tables.
+
+Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from lightning_symmetry.verdicts.diagnoses import LayerDiagnosis
+from lightning_symmetry.verdicts.model_diagnosis import ModelDiagnosis
+from lightning_symmetry.verdicts.tables import describe_groups, plain_table
+from lightning_symmetry.verdicts.verdict import Verdict
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+
+def report_text(report: ModelDiagnosis) -> str:
+    """Return the whole report as text, for a console."""
+    head, rows = layer_table(report)
+    lines = [f"Symmetry at step {report.step}: {totals(report)}"]
+    if rows:
+        lines.append(plain_table(head, rows))
+    lines += notes(report)
+    lines += [f"copies: {group.describe()} ({group.verdict})" for group in report.copies]
+    lines += [f"not inspected: {name} ({reason})" for name, reason in report.skipped.items()]
+    if report.status == "inconclusive":
+        rest = len(report.reasons) - 1
+        more = f" (and {rest} more reason{'s' if rest > 1 else ''})" if rest else ""
+        lines.append(f"inconclusive: {report.reasons[0]}{more}")
+    return "\n".join(lines)
+
+
+def totals(report: ModelDiagnosis) -> str:
+    """Return one line on the whole model."""
+    num_layers = len(report.counted_layers)
+    if not num_layers:
+        return "no layer was inspected."
+    layers = f"{num_layers} layer{'s' if num_layers != 1 else ''}"
+    distinct = f"{report.num_units - report.redundant_units} of" if report.redundant_units else "all"
+    seen = "" if report.coverage == 1 else f"; {_percent_below(report.coverage)} % of the weights were looked at"
+    are = "is" if report.dead_units == 1 else "are"
+    dead = f", but {report.dead_units} {are} dead" if report.dead_units else ""
+    return f"{distinct} {report.num_units} units of {layers} are distinct{dead}{seen}."
+
+
+def _percent_below(share: float) -> int:
+    """A share below 1 in per cent, rounded down."""
+    return min(99, math.floor(100 * share + 1e-9))  # 100 * 0.29 is slightly less than 29
+
+
+def layer_table(report: ModelDiagnosis) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Return head and rows of a table for people: one row per layer."""
+    head = ("layer", "units", "distinct", "dead", "groups")
+    rows: list[tuple[str, ...]] = [
+        (
+            " = ".join([layer.name, *layer.also]),
+            str(layer.num_units),
+            str(layer.effective_width),
+            str(layer.dead_units),
+            summarise(layer),
+        )
+        for layer in report.distinct_layers
+    ]
+    return head, rows
+
+
+def layer_frame(report: ModelDiagnosis) -> DataFrame:
+    """Return the layers as a table of pandas."""
+    try:
+        import pandas
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "`to_dataframe` expects pandas to be installed: pip install 'lightning-symmetry[plot]'"
+        ) from error
+    layers = report.distinct_layers
+    columns: dict[str, list[int] | list[str]] = {
+        "units": [layer.num_units for layer in layers],
+        "distinct": [layer.effective_width for layer in layers],
+        "redundant": [layer.redundant_units for layer in layers],
+        **{str(verdict): [layer.count(verdict) for layer in layers] for verdict in Verdict},
+        "groups": [summarise(layer) for layer in layers],
+    }
+    return pandas.DataFrame(columns, index=pandas.Index([layer.name for layer in layers], name="layer"))
+
+
+def notes(report: ModelDiagnosis) -> list[str]:
+    """Return what to know of the verdicts in the table."""
+    present = {group.verdict for layer in report.distinct_layers for group in layer.groups}
+    told = [verdict for verdict in Verdict if verdict in present and verdict.traits.note]
+    lines = [f"{verdict}: {verdict.traits.note}" for verdict in told]
+    if any(layer.slices_of and layer.groups for layer in report.distinct_layers):
+        lines.append(
+            "[dim 0]: slices of a parameter along its dimension 0, which were compared because no adapter knows "
+            "the module; `register_layer` says what its units are"
+        )
+    return lines
+
+
+def summarise(layer: LayerDiagnosis) -> str:
+    """The groups of a layer in a few words, such as ``locked: 4 of 64 units in 2 groups, {0, 32}, {1, 33}``."""
+    return "; ".join(f"{verdict}: {text}" for verdict, text in groups_in_words(layer).items())
+
+
+def groups_in_words(layer: LayerDiagnosis) -> dict[Verdict, str]:
+    """The groups of a layer in a few words, by verdict, the most serious one first.
+
+    Example:
+        >>> from lightning_symmetry.verdicts.diagnoses import Cause, UnitGroup
+        >>> pair = UnitGroup((0, 1), Verdict.LOCKED, Cause.COPIED)
+        >>> groups_in_words(LayerDiagnosis("fc", 4, 8, groups=[pair]))[Verdict.LOCKED]
+        '2 of 4 units, {0, 1}'
+    """
+    units = {verdict: [group.units for group in layer.groups if group.verdict is verdict] for verdict in Verdict}
+    return {verdict: describe_groups(groups, layer.num_units) for verdict, groups in units.items() if groups}
