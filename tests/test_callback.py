@@ -592,7 +592,7 @@ def test_model_without_a_supported_layer_says_so_once() -> None:
     [
         ("lightning_symmetry.engine.examiner.find_layers", "check"),
         ("lightning_symmetry.engine.examiner.look", "check"),
-        ("lightning_symmetry.verdicts.history.to_diagnosis", "check"),
+        ("lightning_symmetry.engine.examiner.unused_layers", "check"),
         ("lightning_symmetry.outputs.tensorboard.write_findings", "findings and pictures in TensorBoard"),
         ("lightning_symmetry.outputs.tensorboard.write_heatmap", "findings and pictures in TensorBoard"),
         ("lightning_symmetry.outputs.console.print_summary", "summary"),
