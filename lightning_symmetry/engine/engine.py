@@ -238,10 +238,6 @@ class SymmetryEngine:
             raise SymmetryError(text, self.report or SymmetryReport(reasons=doubts), [])
         self._warn(f"{text} That nothing was raised does not mean that the model is healthy.", SymmetryWarning)
 
-    def to_html(self) -> str:
-        """The latest report for notebooks."""
-        return "No check so far." if self.report is None else self.report._repr_html_()
-
     # ---------------------------------------------------------------- one check
 
     def _place_of(self, optimizer: Optimizer) -> int:
