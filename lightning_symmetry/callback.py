@@ -6,7 +6,7 @@ from lightning_symmetry.namespaces import OtherCallback  # first, since importin
 
 # isort: split
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,48 +20,23 @@ from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
 from lightning_symmetry.engine.engine import SymmetryEngine
-from lightning_symmetry.engine.options import OnSymmetry, Options
 from lightning_symmetry.engine.saying import SymmetryError as SymmetryError
 from lightning_symmetry.engine.saying import SymmetryWarning as SymmetryWarning
 from lightning_symmetry.engine.steps import watch_steps
+from lightning_symmetry.engine.watcher import Watcher
 from lightning_symmetry.outputs.console import ConsoleSummary
 from lightning_symmetry.outputs.folder import folder_outputs
 from lightning_symmetry.outputs.loggers import outputs_of
 from lightning_symmetry.outputs.output import Heatmaps, Output, Scalars
-from lightning_symmetry.repair.breaking import Change
-from lightning_symmetry.verdicts.diagnoses import Finding
-from lightning_symmetry.verdicts.report import SymmetryReport
 
 
-class SymmetryMonitor(Callback, OtherCallback):
+class SymmetryMonitor(Watcher, Callback, OtherCallback):
     """Watch a training for units that are updated as one.
 
     The weights and gradients of all supported layers are looked at before the optimizer steps 0, 1, 3, 7, ... and then
     every ``every_n_steps``; with several optimizers the steps of each are counted for themselves. What is found is
     warned of once, and written to the loggers of the Trainer. The training itself is not touched: with and without the
     callback, weights, optimizer states and random numbers are the same to the last bit.
-
-    Args:
-        every_n_steps: optimizer steps between checks after the first ones; None: ``Trainer.log_every_n_steps``.
-        tolerance: relative L2 distance of rows that count as equal; None: by dtype.
-        patience: checks in a row that must agree before units are called frozen or lockstep, or locked if they were
-            distinct at first.
-        include: patterns (:mod:`fnmatch`) of layer names to look at; None: all.
-        exclude: patterns of layer names to leave out.
-        heatmaps: pictures of layers in the loggers: of those with findings, when these change; of all, at every
-            check; or none.
-        on_symmetry: what a new finding leads to: a warning; a warning and the clean end of the training; a warning
-            and a :class:`SymmetryError`; a warning and new weights for these units, see :func:`break_symmetry`, which
-            is the one choice that changes the training; or nothing but the records.
-        scalars: totals, and the layers that have findings or are condensed, at most eight of them; totals and all
-            layers; totals and all layers with findings; or none. The totals are also among
-            ``Trainer.callback_metrics``.
-        require_conclusion: whether a training raises at its end if nothing could be concluded of the model.
-        dead_share: the share of a layer's units that must be dead before the user is warned of them.
-
-    Raises:
-        TypeError: if an argument is of the wrong type.
-        ValueError: if an argument is out of range.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -72,32 +47,10 @@ class SymmetryMonitor(Callback, OtherCallback):
         []
     """
 
-    def __init__(
-        self,
-        every_n_steps: int | None = None,
-        tolerance: float | None = None,
-        patience: int = 3,
-        include: Sequence[str] | None = None,
-        exclude: Sequence[str] = (),
-        heatmaps: Heatmaps = "findings",
-        on_symmetry: OnSymmetry = "warn",
-        scalars: Scalars = "summary",
-        require_conclusion: bool = False,
-        dead_share: float = 0.5,
-    ) -> None:
-        super().__init__()
-        self.options = Options(
-            every_n_steps,
-            tolerance,
-            patience,
-            include,
-            exclude,
-            heatmaps,
-            on_symmetry,
-            scalars,
-            require_conclusion,
-            dead_share,
-        )
+    _engine: SymmetryEngine
+
+    @override
+    def _set_up(self) -> None:
         self._engine = SymmetryEngine(self.options, who="SymmetryMonitor", tell=rank_zero_info)
         # By identity of the logger, the logger and its outputs; None stands for trainings without a logger.
         self._outputs: dict[int, tuple[Logger | None, Sequence[Output]]] = {}
@@ -106,22 +59,8 @@ class SymmetryMonitor(Callback, OtherCallback):
         self._seen: int | None = None  # the identity of the optimizer whose step the Trainer has told of
         self._stage: str | None = None  # what the Trainer does
         self._is_resumed = False
-        self._trainer: weakref.ref[Trainer] | None = None  # of the latest training
-
-    @property
-    def report(self) -> SymmetryReport | None:
-        """The latest report; None before the first check."""
-        return self._engine.report
-
-    @property
-    def findings(self) -> list[Finding]:
-        """Every group that was warned of, with layer, units, verdict, and when it was seen and broken."""
-        return self._engine.findings
-
-    @property
-    def changes(self) -> list[Change]:
-        """What was changed in the model, with ``on_symmetry="break"``."""
-        return self._engine.changes
+        # The Trainer and the module of the latest training, which are not kept alive.
+        self._training: tuple[Callable[[], object], Callable[[], object]] = _NO_TRAINING
 
     @property
     @override
@@ -173,27 +112,16 @@ class SymmetryMonitor(Callback, OtherCallback):
     def __getstate__(self) -> dict[str, Any]:
         # Outputs hold open files, handles the optimizers, and what the Trainer hangs on a callback the module.
         kept = {name: value for name, value in self.__dict__.items() if name not in ("log", "log_dict")}
-        return {**kept, "_outputs": {}, "_handles": [], "_seen": None, "_trainer": None}
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__}: {self.report!r}>"
-
-    def _repr_html_(self) -> str:
-        return self._engine.to_html()
-
-    def __getattr__(self, name: str) -> Any:
-        # The options can be read as attributes, such as `monitor.patience`.
-        if name in Options.__dataclass_fields__:
-            return getattr(self.options, name)
-        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return {**kept, "_outputs": {}, "_handles": [], "_seen": None, "_training": _NO_TRAINING}
 
     def _begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._unhook()
-        if self._trainer is None or self._trainer() is not trainer:
+        latest_trainer, latest_module = (reference() for reference in self._training)
+        if latest_trainer is not trainer or latest_module is not pl_module:
             self._num_raw_steps = 0
             if not self._is_resumed:
                 self._engine.reset()
-        self._trainer = weakref.ref(trainer)
+        self._training = weakref.ref(trainer), weakref.ref(pl_module)
         self._is_resumed = False
         self._outputs = {}
         self._engine.start(trainer.optimizers, num_ranks=trainer.world_size, is_speaking=trainer.is_global_zero)
@@ -251,6 +179,13 @@ class SymmetryMonitor(Callback, OtherCallback):
                 if made is not None:
                     self._outputs[id(logger)] = logger, made
         return [output for logger in loggers for output in self._outputs.get(id(logger), (None, ()))[1]]
+
+
+def _nothing() -> None:
+    return None
+
+
+_NO_TRAINING = _nothing, _nothing
 
 
 def _outputs_without_logger(trainer: Trainer, heatmaps: Heatmaps, scalars: Scalars) -> list[Output]:

@@ -14,23 +14,20 @@ from torch.optim import Optimizer
 
 from lightning_symmetry.arguments import check_module
 from lightning_symmetry.engine.engine import SymmetryEngine
-from lightning_symmetry.engine.options import OnSymmetry, Options
 from lightning_symmetry.engine.saying import warn
 from lightning_symmetry.engine.steps import parameters_of, unwrap, watch_steps
+from lightning_symmetry.engine.watcher import Watcher
 from lightning_symmetry.outputs.console import ConsoleSummary
 from lightning_symmetry.outputs.loggers import outputs_of
-from lightning_symmetry.outputs.output import Heatmaps, Output, Scalars
+from lightning_symmetry.outputs.output import Output
 from lightning_symmetry.ranks.reading import has_group
-from lightning_symmetry.repair.breaking import Change
-from lightning_symmetry.verdicts.diagnoses import Finding
-from lightning_symmetry.verdicts.report import SymmetryReport
 
 _EVERY_N_STEPS = 50
 
 logger = logging.getLogger(__name__)
 
 
-class SymmetryTracker:
+class SymmetryTracker(Watcher):
     """Watch a training loop of any kind for units that are updated as one.
 
     The tracker hooks into the steps of the optimizers; the loop stays as it is. It looks at the weights and gradients
@@ -47,20 +44,7 @@ class SymmetryTracker:
         output: where to write: a folder, which gets TensorBoard events, pictures, ``findings.json`` and
             ``report.html``; a ``SummaryWriter``; a run of Weights & Biases; a logger of Lightning or Fabric; or a
             sequence of these. None: nowhere.
-        every_n_steps: steps of an optimizer between checks after the first ones; None: 50.
-        tolerance: relative L2 distance of rows that count as equal; None: by dtype.
-        patience: checks in a row that must agree before units are called frozen or lockstep, or locked if they were
-            distinct at first.
-        include: patterns (:mod:`fnmatch`) of layer names to look at; None: all.
-        exclude: patterns of layer names to leave out.
-        heatmaps: pictures of layers: of those with findings, when these change; of all, at every check; or none.
-        on_symmetry: what a new finding leads to: a warning; a warning and :attr:`should_stop`; a warning and a
-            :class:`SymmetryError` out of ``optimizer.step()``; a warning and new weights for these units, see
-            :func:`break_symmetry`, which is the one choice that changes the training; or nothing but the records.
-        scalars: totals, and the layers that have findings or are condensed, at most eight of them; totals and all
-            layers; totals and all layers with findings; or none.
-        require_conclusion: whether :meth:`close` raises if nothing could be concluded of the model.
-        dead_share: the share of a layer's units that must be dead before the user is warned of them.
+        **options: those of :class:`SymmetryMonitor`.
 
     Raises:
         TypeError: if an argument is of the wrong type.
@@ -81,35 +65,17 @@ class SymmetryTracker:
         ('healthy', [])
     """
 
+    _engine: SymmetryEngine
+
     def __init__(
         self,
         model: nn.Module,
         optimizer: Optimizer | Sequence[Optimizer],
         *,
         output: object = None,
-        every_n_steps: int | None = None,
-        tolerance: float | None = None,
-        patience: int = 3,
-        include: Sequence[str] | None = None,
-        exclude: Sequence[str] = (),
-        heatmaps: Heatmaps = "findings",
-        on_symmetry: OnSymmetry = "warn",
-        scalars: Scalars = "summary",
-        require_conclusion: bool = False,
-        dead_share: float = 0.5,
+        **options: Any,
     ) -> None:
-        self.options = Options(
-            every_n_steps,
-            tolerance,
-            patience,
-            include,
-            exclude,
-            heatmaps,
-            on_symmetry,
-            scalars,
-            require_conclusion,
-            dead_share,
-        )
+        super().__init__(**options)
         check_module(model)
         self._model: nn.Module | None = model
         self._kind = type(model).__name__
@@ -126,21 +92,6 @@ class SymmetryTracker:
             warn(
                 f"SymmetryTracker cannot watch {', '.join(blind)}, which has no hooks for its steps. Training goes on."
             )
-
-    @property
-    def report(self) -> SymmetryReport | None:
-        """The latest report; None before the first check."""
-        return self._engine.report
-
-    @property
-    def findings(self) -> list[Finding]:
-        """Every group that was warned of, with layer, units, verdict, and when it was seen and broken."""
-        return self._engine.findings
-
-    @property
-    def changes(self) -> list[Change]:
-        """What was changed in the model, with ``on_symmetry="break"``."""
-        return self._engine.changes
 
     @property
     def should_stop(self) -> bool:
@@ -204,9 +155,6 @@ class SymmetryTracker:
     def __repr__(self) -> str:
         state = "closed" if self._is_closed else "open"
         return f"<SymmetryTracker of {self._kind}, {state}: {self.report!r}>"
-
-    def _repr_html_(self) -> str:
-        return self._engine.to_html()
 
     def _before_update(self, optimizer: Any) -> None:
         self._engine.guarded(self._before_step, optimizer)

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import math
 import pickle
 import subprocess
 import sys
 import warnings
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -427,6 +429,18 @@ def test_the_last_line_says_how_much_was_looked_at(caplog: pytest.LogCaptureFixt
     assert last in caplog.messages
 
 
+def test_its_options_do_not_keep_a_monitor_alive() -> None:
+    monitor = SymmetryMonitor(5)
+    options, watched = monitor.options, weakref.ref(monitor)
+    del monitor
+    assert (options.every_n_steps, watched()) == (5, None)
+
+
+def test_hydra_does_not_take_a_monitor_for_a_configuration() -> None:
+    """It does so with every instance of a dataclass in a list, as of callbacks."""
+    assert not dataclasses.is_dataclass(SymmetryMonitor())
+
+
 def test_the_warning_points_at_the_line_that_trains() -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -437,10 +451,11 @@ def test_the_warning_points_at_the_line_that_trains() -> None:
 
 
 def test_options_are_attributes() -> None:
-    monitor = SymmetryMonitor(every_n_steps=5, exclude=["head"])
+    monitor = SymmetryMonitor(5, exclude=["head"])
     assert (monitor.every_n_steps, monitor.patience, monitor.exclude) == (5, 3, ["head"])
+    assert vars(monitor.options).items() <= vars(monitor).items()
     with pytest.raises(AttributeError, match="'SymmetryMonitor' object has no attribute 'patient'"):
-        monitor.patient  # noqa: B018
+        monitor.patient  # type: ignore[attr-defined] # noqa: B018
 
 
 # -------------------------------------------------------------- state, resume

@@ -78,6 +78,7 @@ class SymmetryEngine:
         self._tell_user = tell
         self._is_speaking = True
         self._is_running = False
+        self._board: Board | None = None  # where ranks that have a model each agree what to do about it
         self._optimizers: list[Callable[[], Any]] = []  # weak references, in the order of their places
         self.reset()
 
@@ -89,14 +90,19 @@ class SymmetryEngine:
         self._schedule = Schedule()
         self.changes: list[Change] = []
         self._team: Team | None = None
-        self._board: Board | None = None
         self._is_settled = False  # whether it is known who holds the model
         # By all ranks of a sharded model, at the latest check.
         self._agreed: tuple[SymmetryReport | None, dict[str, Any]] = (None, self._examiner.state_dict())
 
     def __getstate__(self) -> dict[str, Any]:
         # Optimizers and processes stay where they are.
-        here: dict[str, Any] = {"_optimizers": [], "_team": None, "_board": None, "_is_settled": False, "_is_running": False}
+        here: dict[str, Any] = {
+            "_optimizers": [],
+            "_team": None,
+            "_board": None,
+            "_is_settled": False,
+            "_is_running": False,
+        }
         return {**self.__dict__, **here}
 
     @property
@@ -287,10 +293,6 @@ class SymmetryEngine:
         if self.options.require_conclusion:
             raise SymmetryError(text, self.report or SymmetryReport(reasons=doubts), [])
         self._warn(f"{text} That nothing was raised does not mean that the model is healthy.", SymmetryWarning)
-
-    def to_html(self) -> str:
-        """The latest report for notebooks."""
-        return "No check so far." if self.report is None else self.report._repr_html_()
 
     # ---------------------------------------------------------------- one check
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,42 +11,24 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_callback import CallbackHandler, ExportableState
 from typing_extensions import override
 
-from lightning_symmetry.engine.options import OnSymmetry, Options
+from lightning_symmetry.engine.engine import SymmetryEngine
 from lightning_symmetry.engine.saying import warn
+from lightning_symmetry.engine.watcher import Watcher
 from lightning_symmetry.outputs.folder import folder_outputs
-from lightning_symmetry.outputs.output import Heatmaps, Scalars
 from lightning_symmetry.ranks.team import describe
-from lightning_symmetry.repair.breaking import Change
 from lightning_symmetry.tracker import SymmetryTracker
-from lightning_symmetry.verdicts.diagnoses import Finding
-from lightning_symmetry.verdicts.report import SymmetryReport
 
 __all__ = ["SymmetryCallback"]
 
 
-class SymmetryCallback(TrainerCallback, ExportableState):
+class SymmetryCallback(Watcher, TrainerCallback, ExportableState):
     """Watch a training of the Hugging Face Trainer for units that are updated as one.
 
     It writes where the Trainer logs (``report_to``): TensorBoard, Weights & Biases, MLflow; and if it logs nowhere,
     into the folder ``symmetry`` of ``output_dir``, once something is found. Its state is part of the checkpoints, and
     is taken up again with ``restore_callback_states_from_checkpoint=True``.
 
-    Args:
-        every_n_steps: optimizer steps between checks after the first ones; None: ``logging_steps`` of the Trainer if it
-            is a number of steps, else 50.
-        tolerance: see :class:`lightning_symmetry.SymmetryMonitor`, as for all that follow.
-        patience: as there.
-        include: as there.
-        exclude: as there.
-        heatmaps: as there.
-        on_symmetry: as there; ``"stop"`` ends the training cleanly after the step.
-        scalars: as there.
-        require_conclusion: as there.
-        dead_share: as there.
-
-    Raises:
-        TypeError: if an argument is of the wrong type.
-        ValueError: if an argument is out of range.
+    The options are those of :class:`lightning_symmetry.SymmetryMonitor`.
 
     Example:
         >>> from transformers import Trainer
@@ -55,48 +36,14 @@ class SymmetryCallback(TrainerCallback, ExportableState):
         >>> trainer = Trainer(model, arguments, train_dataset=data, callbacks=[SymmetryCallback()])  # doctest: +SKIP
     """
 
-    def __init__(
-        self,
-        every_n_steps: int | None = None,
-        tolerance: float | None = None,
-        patience: int = 3,
-        include: Sequence[str] | None = None,
-        exclude: Sequence[str] = (),
-        heatmaps: Heatmaps = "findings",
-        on_symmetry: OnSymmetry = "warn",
-        scalars: Scalars = "summary",
-        require_conclusion: bool = False,
-        dead_share: float = 0.5,
-    ) -> None:
-        self.options = Options(
-            every_n_steps,
-            tolerance,
-            patience,
-            include,
-            exclude,
-            heatmaps,
-            on_symmetry,
-            scalars,
-            require_conclusion,
-            dead_share,
-        )
+    @override
+    def _set_up(self) -> None:
         self.resumed_state: dict[str, Any] = {}  # set by the Trainer when it resumes
         self._tracker: SymmetryTracker | None = None
 
     @property
-    def report(self) -> SymmetryReport | None:
-        """The latest report; None before the first check."""
-        return None if self._tracker is None else self._tracker.report
-
-    @property
-    def findings(self) -> list[Finding]:
-        """Every group that was warned of, with layer, units, verdict, and when it was seen and broken."""
-        return [] if self._tracker is None else self._tracker.findings
-
-    @property
-    def changes(self) -> list[Change]:
-        """What was changed in the model, with ``on_symmetry="break"``."""
-        return [] if self._tracker is None else self._tracker.changes
+    def _engine(self) -> SymmetryEngine | None:  # type: ignore[override] # it is that of the training's tracker
+        return None if self._tracker is None else self._tracker._engine
 
     @override
     def on_train_begin(
@@ -132,7 +79,7 @@ class SymmetryCallback(TrainerCallback, ExportableState):
     @override
     def state(self) -> dict[str, Any]:
         resumed_state = {} if self._tracker is None else self._tracker.state_dict()
-        return {"args": asdict(self.options), "attributes": {"resumed_state": resumed_state}}
+        return {"args": dict(vars(self.options)), "attributes": {"resumed_state": resumed_state}}
 
     def _every_n_steps(self, args: TrainingArguments) -> int | None:
         logs_by_steps = (

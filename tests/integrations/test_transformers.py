@@ -84,9 +84,11 @@ def test_findings_are_kept_in_the_output_folder_if_nothing_logs(tmp_path: Path) 
 
 def test_a_healthy_training_leaves_nothing(tmp_path: Path) -> None:
     callback = SymmetryCallback()
+    assert (repr(callback), callback._repr_html_()) == ("<SymmetryCallback: None>", "No check so far.")
     train(Model(), tmp_path, callback)
     assert callback.report is not None
     assert callback.report.status == "healthy"
+    assert callback._repr_html_() == callback.report._repr_html_()
     assert not (tmp_path / "symmetry").exists()
 
 
