@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
+from threading import Lock
 
 import torch
 from torch import Tensor
@@ -22,6 +23,9 @@ NUM_FURTHER = 2
 
 NUM_ROUGH = 8
 """Random vectors for keys that are to tell apart rows of different directions."""
+
+MAX_KEPT_BYTES = 1 << 26
+"""Random vectors are kept up to this size, and the ones used last whatever their size."""
 
 PERIOD = 1 << 16
 """After so many columns the vector of :func:`position_vector` starts again, with the other sign."""
@@ -40,6 +44,8 @@ _ROUNDING = 4.0
 _MAX_WIDTH_OF_FURTHER = 1 << 22
 # The seeds of vectors that do not belong to the sketch, whose vectors are numbered by the column at which they begin.
 _FURTHER, _POSITION, _ROUGH = -1, -2, -3
+_kept: dict[tuple[int, int, int, torch.dtype, torch.device], Tensor] = {}  # the ones used last come last
+_lock = Lock()
 
 
 def chunk_of(width: int) -> int:
@@ -52,13 +58,24 @@ def further_chunk_of(width: int) -> int:
     return 1 if width <= _MAX_WIDTH_OF_FURTHER else chunk_of(width)
 
 
-@lru_cache(maxsize=256)
 def random_vectors(offset: int, number: int, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Random numbers of mean 0 and variance 1, ``(number, width)``; the same for the same arguments."""
-    # A generator of its own: the global one belongs to the training.
-    generator = torch.Generator(CPU).manual_seed(0x5EED + offset)
-    uniform = torch.rand(number, width, generator=generator, device=CPU, dtype=torch.float64)
-    return ((2 * uniform - 1) * _LARGEST).to(device, dtype)
+    """Return random numbers of mean 0 and variance 1, ``(number, width)``; the same for the same arguments.
+
+    The vectors used last are kept, up to :data:`MAX_KEPT_BYTES` of them.
+    """
+    key = (offset, number, width, dtype, device)
+    with _lock:
+        vectors = _kept.pop(key, None)
+        if vectors is None:
+            # A generator of its own: the global one belongs to the training.
+            generator = torch.Generator(CPU).manual_seed(0x5EED + offset)
+            uniform = torch.rand(number, width, generator=generator, device=CPU, dtype=torch.float64)
+            vectors = ((2 * uniform - 1) * _LARGEST).to(device, dtype)
+            size = sum(each.nbytes for each in _kept.values()) + vectors.nbytes
+            while _kept and size > MAX_KEPT_BYTES:
+                size -= _kept.pop(next(iter(_kept))).nbytes
+        _kept[key] = vectors
+    return vectors
 
 
 def further_vectors(width: int, dtype: torch.dtype, device: torch.device) -> Tensor:

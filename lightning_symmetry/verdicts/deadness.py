@@ -71,6 +71,9 @@ class ZeroStreaks:
         zeros = np.zeros(num_units, dtype=np.int64)
         return cls(never, zeros, never.copy(), zeros.astype(np.bool_), np.full(num_units, was_alive))
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ZeroStreaks.from_state, (self.to_state(),)  # which is short, however many units there are
+
     @property
     def are_open(self) -> bool:
         """Whether the gradient of any unit was zero at the latest check, or whether that of some was never seen."""

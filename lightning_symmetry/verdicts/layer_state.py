@@ -20,7 +20,7 @@ from lightning_symmetry.verdicts.orientations import Orientations
 from lightning_symmetry.verdicts.records import Lineage, Record
 from lightning_symmetry.verdicts.verdict import Verdict
 
-# Of the groups that are gone, so many are remembered, and all that were found gone at the latest check.
+# Of the groups that are gone, so many are remembered, and all that were found gone at the same check as the latest.
 _MAX_GONE = 100
 
 
@@ -196,7 +196,7 @@ class LayerState:
                 groups.append(record.to_group())
             if is_news:
                 news.append(record.to_finding(name))
-        self.records = _bounded(lineage.end(holding, step), step) + holding
+        self.records = _bounded(lineage.end(holding, step)) + holding
         self._is_steady_known = False
         self.last = None if seen.fingerprint is None else (seen.fingerprint, seen.has_gradient)
         dead, died = self.deaths.update(seen, step, is_fresh=is_fresh, is_unused=is_unused)
@@ -244,8 +244,10 @@ class LayerState:
         self.size = None if values["size"] is None else (index(values["size"][0]), index(values["size"][1]))
 
 
-def _bounded(gone: list[Record], step: int) -> list[Record]:
+def _bounded(gone: list[Record]) -> list[Record]:
     """Return the latest of the records of groups that are gone."""
-    at_this_step = sum(record.broken_step == step for record in gone)
-    kept = max(_MAX_GONE, at_this_step)
-    return gone if len(gone) <= kept else sorted(gone, key=lambda record: record.broken_step or 0)[-kept:]
+    if len(gone) <= _MAX_GONE:
+        return gone
+    in_order = sorted(gone, key=lambda record: record.broken_step or 0)
+    at_the_latest = sum(record.broken_step == in_order[-1].broken_step for record in gone)
+    return in_order[-max(_MAX_GONE, at_the_latest) :]
