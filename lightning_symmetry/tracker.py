@@ -16,6 +16,7 @@ from lightning_symmetry.arguments import check_module
 from lightning_symmetry.engine.engine import SymmetryEngine
 from lightning_symmetry.engine.options import OnSymmetry, Options
 from lightning_symmetry.engine.steps import unwrap, watch_steps
+from lightning_symmetry.modules import parameters_of
 from lightning_symmetry.outputs.console import ConsoleSummary
 from lightning_symmetry.outputs.loggers import outputs_of
 from lightning_symmetry.outputs.output import Heatmaps, Output, Scalars
@@ -233,7 +234,7 @@ def _optimizers_of(model: nn.Module, optimizer: object) -> list[Optimizer]:
         raw.append(one)
     if not raw:
         raise ValueError(f"Expected argument `optimizer` to hold at least one optimizer but got {optimizer!r}.")
-    own = {id(parameter) for parameter in model.parameters()}
+    own = set(map(id, parameters_of(model)))
     for one in raw:
         if own.isdisjoint(id(parameter) for group in one.param_groups for parameter in group["params"]):
             raise ValueError(

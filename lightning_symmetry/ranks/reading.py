@@ -14,6 +14,7 @@ from lightning_symmetry.matrices.projections import NUM_PROJECTIONS
 from lightning_symmetry.matrices.question import TOLERANCES, Question
 from lightning_symmetry.matrices.rows import Rows
 from lightning_symmetry.matrices.sketching import sketch_all
+from lightning_symmetry.modules import parameters_of
 from lightning_symmetry.ranks import queries
 from lightning_symmetry.ranks.fsdp1 import flattened_modules
 from lightning_symmetry.ranks.pieces import is_sharded
@@ -38,7 +39,7 @@ def team_of_all(num_ranks: int, device: torch.device) -> Team | None:
 
 def device_to_send_from(model: nn.Module) -> torch.device:
     """Where tensors must lie to be sent to the other ranks: beside the parameters, if the backend sends from there."""
-    here = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    here = next((parameter.device for parameter in parameters_of(model)), torch.device("cpu"))
     if not has_group():
         return here
     # For example "cuda:nccl", or "cpu:gloo,cuda:nccl" for a group with a backend for each kind of device.
@@ -50,8 +51,8 @@ def device_to_send_from(model: nn.Module) -> torch.device:
 
 def team_of(model: nn.Module) -> Team | None:
     """The ranks that hold a model; None if it is all here."""
-    flattened = (parameter for module in flattened_modules(model) for parameter in module.parameters())
-    sharded = next((parameter for parameter in model.parameters() if is_sharded(parameter)), next(flattened, None))
+    flattened = (parameter for module in flattened_modules(model).values() for parameter in parameters_of(module))
+    sharded = next((parameter for parameter in parameters_of(model) if is_sharded(parameter)), next(flattened, None))
     return None if sharded is None else Team(sharded.device)
 
 
