@@ -15,8 +15,9 @@ from torch.optim import Optimizer
 from lightning_symmetry.arguments import check_module
 from lightning_symmetry.engine.engine import SymmetryEngine
 from lightning_symmetry.engine.saying import warn
-from lightning_symmetry.engine.steps import parameters_of, unwrap, watch_steps
+from lightning_symmetry.engine.steps import unwrap, updated_by, watch_steps
 from lightning_symmetry.engine.watcher import Watcher
+from lightning_symmetry.modules import modules_of, parameters_of
 from lightning_symmetry.outputs.console import ConsoleSummary
 from lightning_symmetry.outputs.loggers import outputs_of
 from lightning_symmetry.outputs.output import Output
@@ -163,7 +164,7 @@ class SymmetryTracker(Watcher):
         assert self._model is not None
         if self._optimizers:
             # Only now is it certain that the processes of the training have found one another.
-            is_parallel = any(isinstance(each, DistributedDataParallel) for each in self._model.modules())
+            is_parallel = any(isinstance(each, DistributedDataParallel) for each in modules_of(self._model))
             num_ranks = dist.get_world_size() if is_parallel and has_group() else 1
             self._engine.start(self._optimizers, num_ranks=num_ranks, is_speaking=_rank() == 0)
             self._optimizers = ()
@@ -200,9 +201,9 @@ def _optimizers_of(model: nn.Module, optimizer: object) -> list[Any]:
         raw.append(one)
     if not raw:
         raise ValueError(f"Expected argument `optimizer` to hold at least one optimizer but got {optimizer!r}.")
-    own = {id(parameter) for parameter in model.parameters()}
+    own = set(map(id, parameters_of(model)))
     for one in raw:
-        if own.isdisjoint(parameters_of([one])):
+        if own.isdisjoint(updated_by([one])):
             raise ValueError(
                 f"Expected argument `optimizer` to update parameters of `model` but none of the parameters of {one!r} "
                 f"belongs to this {type(model).__name__}."

@@ -17,7 +17,7 @@ from lightning_symmetry.engine.guard import Guard
 from lightning_symmetry.engine.options import Options
 from lightning_symmetry.engine.saying import SymmetryError, SymmetryWarning, warn
 from lightning_symmetry.engine.schedule import Schedule
-from lightning_symmetry.engine.steps import parameters_of
+from lightning_symmetry.engine.steps import updated_by
 from lightning_symmetry.outputs.output import Output
 from lightning_symmetry.ranks.board import Board
 from lightning_symmetry.ranks.reading import has_group, team_of
@@ -330,7 +330,7 @@ class SymmetryEngine:
         return conclusion if conclusion is None else replace(conclusion, news=[], texts=[])
 
     def _check(self, model: nn.Module, optimizer: Any, step: int, outputs: Sequence[Output]) -> Conclusion:
-        trained = parameters_of([optimizer])
+        trained = updated_by([optimizer])
         # On all ranks at once: adapters are other people's code, and may well communicate.
         find = attempt(self._examiner.find, model)
         conclude = partial(self._conclude, model, find, trained, step, outputs)
@@ -352,7 +352,7 @@ class SymmetryEngine:
         is_first = self.report is None
         if is_first:
             self._warn_of_what_is_not_looked_at(found)
-        trained_by_any = parameters_of(self._present_optimizers())
+        trained_by_any = updated_by(self._present_optimizers())
         report, looks, news = self._examiner.examine(
             model, found, trained=trained, trained_by_any=trained_by_any, step=step, team=self._team
         )

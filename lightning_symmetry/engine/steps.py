@@ -74,10 +74,10 @@ def watch_steps(optimizer: Any, before_update: Callable[[Any], None]) -> Removab
 def _inner_optimizers(optimizer: Any) -> list[Optimizer]:
     """Return the optimizers that an optimizer around others holds, and that update parameters of its own."""
     inner = [each for each in getattr(optimizer, "__dict__", {}).values() if isinstance(each, Optimizer)]
-    return [each for each in inner if not parameters_of([optimizer]).isdisjoint(parameters_of([each]))]
+    return [each for each in inner if not updated_by([optimizer]).isdisjoint(updated_by([each]))]
 
 
-def parameters_of(optimizers: Iterable[Any]) -> set[int]:
+def updated_by(optimizers: Iterable[Any]) -> set[int]:
     """Return the identities (``id``) of all parameters that some optimizers update."""
     return {id(parameter) for each in optimizers for group in each.param_groups for parameter in group["params"]}
 

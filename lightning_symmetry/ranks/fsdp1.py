@@ -15,6 +15,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from lightning_symmetry.modules import modules_of, own_parameters
+
 
 @dataclass(frozen=True)
 class FlatPart:
@@ -48,23 +50,23 @@ class FlatPart:
         return _boxes(tensor.detach()[self.offset : self.offset + self.length], self.start, self.shape)
 
 
-def flattened_modules(model: nn.Module) -> set[nn.Module]:
-    """The modules whose parameters FSDP1 manages."""
-    return {module for wrapper in _wrappers(model) for module in wrapper.modules()}
+def flattened_modules(model: nn.Module) -> dict[int, nn.Module]:
+    """Return the modules whose parameters FSDP1 manages, by ``id``."""
+    return {id(module): module for wrapper in _wrappers(model) for module in modules_of(wrapper)}
 
 
-def flat_parts(model: nn.Module) -> dict[nn.Module, dict[str, FlatPart]]:
-    """What this rank holds of the parameters that FSDP1 manages, by module and name.
+def flat_parts(model: nn.Module) -> dict[int, dict[str, FlatPart]]:
+    """Return what this rank holds of the parameters that FSDP1 manages, by the ``id`` of the module and name.
 
     FSDP1 shows the shapes of parameters only while it has gathered them, so they are gathered, one wrapper at a time.
     All ranks have to call this if any of the modules is wrapped.
     """
-    parts: dict[nn.Module, dict[str, FlatPart]] = {}
+    parts: dict[int, dict[str, FlatPart]] = {}
     for wrapper in _wrappers(model):
         with type(wrapper).summon_full_params(wrapper, recurse=False, writeback=False):  # type: ignore[attr-defined]
             shapes = [(module, name, tuple(p.shape)) for module, name, p in _own(wrapper)]
         for module, name, part in _parts_of(wrapper, shapes):
-            parts.setdefault(module, {})[name] = part
+            parts.setdefault(id(module), {})[name] = part
     return parts
 
 
@@ -96,9 +98,9 @@ def _parts_of(
     rank, size = dist.get_rank(group), dist.get_world_size(group)
     # Of copies on several groups of ranks, those of the first rank's group are read.
     is_read = 0 in dist.get_process_group_ranks(group)
-    own = {(module, name): parameter for module, name, parameter in _own(wrapper)}
-    if all((module, name) in own for module, name, _ in shapes):  # use_orig_params=True
-        sources = [own[module, name] for module, name, _ in shapes]
+    own = {(id(module), name): parameter for module, name, parameter in _own(wrapper)}
+    if all((id(module), name) in own for module, name, _ in shapes):  # use_orig_params=True
+        sources = [own[id(module), name] for module, name, _ in shapes]
         counts: list[list[int]] = [[] for _ in range(size)]
         dist.all_gather_object(counts, [source.numel() for source in sources], group=group)
         for i, ((module, name, shape), source) in enumerate(zip(shapes, sources, strict=True)):
@@ -121,15 +123,15 @@ def _wrappers(model: nn.Module) -> list[nn.Module]:
     fsdp = sys.modules.get("torch.distributed.fsdp")
     if fsdp is None:
         return []
-    return [module for module in model.modules() if isinstance(module, fsdp.FullyShardedDataParallel)]
+    return [module for module in modules_of(model) if issubclass(type(module), fsdp.FullyShardedDataParallel)]
 
 
 def _own(wrapper: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Parameter]]:
     """The parameters that a wrapper manages itself, in the order in which it lays them end to end."""
-    inner = set().union(*({*other.modules()} for other in _wrappers(wrapper) if other is not wrapper))
+    inner = {id(module) for other in _wrappers(wrapper) if other is not wrapper for module in modules_of(other)}
     seen: set[int] = set()
-    for module in wrapper.modules():
-        for name, parameter in module.named_parameters(recurse=False) if module not in inner else ():
+    for module in modules_of(wrapper):
+        for name, parameter in own_parameters(module).items() if id(module) not in inner else ():
             if id(parameter) not in seen:
                 seen.add(id(parameter))
                 yield module, name, parameter

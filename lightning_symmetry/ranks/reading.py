@@ -14,6 +14,7 @@ from lightning_symmetry.matrices.projections import NUM_PROJECTIONS
 from lightning_symmetry.matrices.question import TOLERANCES, Question
 from lightning_symmetry.matrices.rows import Rows
 from lightning_symmetry.matrices.sketching import sketch_all
+from lightning_symmetry.modules import parameters_of
 from lightning_symmetry.ranks import queries
 from lightning_symmetry.ranks.fsdp1 import flattened_modules
 from lightning_symmetry.ranks.pieces import is_sharded
@@ -28,7 +29,7 @@ def has_group() -> bool:
 
 def device_to_send_from(model: nn.Module) -> torch.device:
     """Where tensors must lie to be sent to the other ranks: beside the parameters, if the backend sends from there."""
-    here = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    here = next((parameter.device for parameter in parameters_of(model)), torch.device("cpu"))
     if not has_group():
         return here
     # For example "cuda:nccl", or "cpu:gloo,cuda:nccl" for a group with a backend for each kind of device.
@@ -40,7 +41,7 @@ def device_to_send_from(model: nn.Module) -> torch.device:
 
 def team_of(model: nn.Module) -> Team | None:
     """The ranks that hold a model; None if it is all here."""
-    is_spread = bool(flattened_modules(model)) or any(map(is_sharded, model.parameters()))
+    is_spread = bool(flattened_modules(model)) or any(map(is_sharded, parameters_of(model)))
     return Team(device_to_send_from(model)) if is_spread and has_group() else None
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
+from lightning_symmetry.randomness import preserved_random_numbers
 from lightning_symmetry.units.layers import Incoming, Layer
 from lightning_symmetry.units.parametrized import without_parametrizations
 
@@ -28,13 +29,12 @@ def fresh_copy(module: nn.Module, generator: Generator) -> nn.Module | None:
     Returns:
         The module, with plain parameters; None if its class has no ``reset_parameters``.
     """
-    plain = without_parametrizations(module)[0] if is_parametrized(module) else module
-    blank = _blank(plain)
-    reset = getattr(blank, "reset_parameters", None) or getattr(blank, "_reset_parameters", None)
-    if not callable(reset):
-        return None
-    seed = int(torch.randint(2**62, (1,), generator=generator))
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
+    with preserved_random_numbers(), torch.no_grad():
+        blank = _blank(without_parametrizations(module)[0] if is_parametrized(module) else module)
+        reset = getattr(blank, "reset_parameters", None) or getattr(blank, "_reset_parameters", None)
+        if not callable(reset):
+            return None
+        seed = int(torch.randint(2**62, (1,), generator=generator))
         torch.default_generator.manual_seed(seed)  # `torch.manual_seed` would seed other devices too
         reset()
     return blank

@@ -9,28 +9,35 @@ import torch
 from torch import Tensor, nn
 
 from lightning_symmetry.ranks.pieces import View
-from lightning_symmetry.units.registry import NotUnderstoodError, Units, register_layer, register_layer_by_name
+from lightning_symmetry.units.registry import (
+    NotUnderstoodError,
+    Units,
+    register_layer,
+    register_layer_by_name,
+    tensor_of,
+    weight_of,
+)
 
 
 @register_layer(nn.Linear, nn.Bilinear)
 def _linear(module: nn.Linear | nn.Bilinear) -> Units:
-    return Units(module.weight, module.bias)
+    return Units(weight_of(module), tensor_of(module, "bias"))
 
 
 @register_layer_by_name("transformers.pytorch_utils.Conv1D")
 def _transposed_linear(module: Any) -> Units:
-    return Units((module.weight, torch.t), module.bias)
+    return Units((weight_of(module), torch.t), tensor_of(module, "bias"))
 
 
 @register_layer(nn.Embedding, nn.EmbeddingBag)
 def _embedding(module: nn.Embedding | nn.EmbeddingBag) -> Units:
     # A unit is a feature, which is a column; a row belongs to a token.
-    return Units((module.weight, torch.t))
+    return Units((weight_of(module), torch.t))
 
 
 @register_layer(nn.Conv1d, nn.Conv2d, nn.Conv3d)
 def _convolution(module: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> Units:
-    return Units(module.weight, module.bias, blocks=module.groups)
+    return Units(weight_of(module), tensor_of(module, "bias"), blocks=module.groups)
 
 
 @register_layer(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -41,7 +48,7 @@ def _transposed_convolution(module: nn.ConvTranspose1d | nn.ConvTranspose2d | nn
         by_group = weight.reshape(module.groups, -1, *weight.shape[1:])
         return by_group.transpose(1, 2).flatten(0, 1)
 
-    return Units((module.weight, by_unit), module.bias, blocks=module.groups)
+    return Units((weight_of(module), by_unit), tensor_of(module, "bias"), blocks=module.groups)
 
 
 @register_layer(nn.MultiheadAttention)
@@ -55,10 +62,11 @@ def _projection(module: nn.MultiheadAttention, i: int, part: str) -> Units:
     def third(packed: Tensor) -> Tensor:
         return packed[i * module.embed_dim : (i + 1) * module.embed_dim]
 
-    bias = None if module.in_proj_bias is None else (module.in_proj_bias, third)
-    if module.in_proj_weight is not None:
-        return Units((module.in_proj_weight, third), bias, part=part)
-    return Units(getattr(module, f"{part}_proj_weight"), bias, part=part)
+    packed_bias, packed = tensor_of(module, "in_proj_bias"), tensor_of(module, "in_proj_weight")
+    bias = None if packed_bias is None else (packed_bias, third)
+    if packed is not None:
+        return Units((packed, third), bias, part=part)
+    return Units(weight_of(module, f"{part}_proj_weight"), bias, part=part)
 
 
 def _by_head(weight: Tensor) -> Tensor:  # (inputs, heads, units of a head) -> (heads * units of a head, inputs)
@@ -69,14 +77,14 @@ def _by_head(weight: Tensor) -> Tensor:  # (inputs, heads, units of a head) -> (
 def _relative_attention(module: Any) -> Iterator[Units]:
     # Queries, keys, values, and the keys of relative positions. The biases are shared by all positions of a query.
     for part in "qkvr":
-        yield Units((getattr(module, part), _by_head), part=part)
-    yield Units(module.o, part="o")  # (outputs, heads, units of a head)
+        yield Units((weight_of(module, part), _by_head), part=part)
+    yield Units(weight_of(module, "o"), part="o")  # (outputs, heads, units of a head)
 
 
 @register_layer_by_name("transformers.models.funnel.modeling_funnel.FunnelRelMultiheadAttention")
 def _funnel_attention(module: Any) -> Units:
     # Queries, keys and values are submodules with adapters of their own.
-    return Units((module.r_kernel, _by_head), part="r")
+    return Units((weight_of(module, "r_kernel"), _by_head), part="r")
 
 
 @register_layer(nn.RNNBase)
@@ -85,7 +93,7 @@ def _recurrent(module: nn.RNNBase) -> Iterator[Units]:
         for suffix in (f"l{layer}", f"l{layer}_reverse")[: 1 + module.bidirectional]:
             yield _hidden_units(module, f"_{suffix}", suffix)
             if module.proj_size:
-                yield Units(getattr(module, f"weight_hr_{suffix}"), part=f"{suffix}_proj")
+                yield Units(weight_of(module, f"weight_hr_{suffix}"), part=f"{suffix}_proj")
 
 
 @register_layer(nn.RNNCellBase)
@@ -100,14 +108,14 @@ def _hidden_units(module: nn.RNNBase | nn.RNNCellBase, suffix: str, part: str) -
         return gates.reshape(-1, hidden, *gates.shape[1:]).transpose(0, 1)
 
     def with_view(name: str) -> tuple[Tensor, View] | None:
-        tensor = getattr(module, name + suffix, None)
+        tensor = tensor_of(module, name + suffix)
         return None if tensor is None else (tensor, by_unit)
 
-    fed_back = with_view("weight_hh")
+    fed_back = (weight_of(module, f"weight_hh{suffix}"), by_unit)
     # With a projection, its outputs are fed back, not these units: `weight_hh` is an incoming tensor like the others.
     is_projected = bool(getattr(module, "proj_size", 0))
     return Units(
-        with_view("weight_ih"),
+        (weight_of(module, f"weight_ih{suffix}"), by_unit),
         with_view("bias_ih"),
         with_view("bias_hh"),
         fed_back if is_projected else None,

@@ -24,7 +24,8 @@ def members_of_lists(model: nn.Module, layers: Iterable[str]) -> dict[str, list[
         >>> members_of_lists(nn.Sequential(experts), ["0.0.0", "0.0.1", "0.1"])
         {'0.0': ['0.0.0', '0.0.1'], '0.1': ['0.1']}
     """
-    lists = {name for name, module in readable_modules(model) if isinstance(module, nn.ModuleList | nn.ModuleDict)}
+    kinds = (nn.ModuleList, nn.ModuleDict)
+    lists = {name for name, module in readable_modules(model) if issubclass(type(module), kinds)}
     members: dict[str, list[str]] = {}
     for layer in layers:
         path = layer.split(".")

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_symmetry.matrices.rows import Rows
+from lightning_symmetry.modules import modules_of, named_parameters_of, parameters_of
 from lightning_symmetry.ranks.fsdp1 import flattened_modules
 from lightning_symmetry.ranks.pieces import Piece, is_sharded, part_of_rows
 from lightning_symmetry.ranks.reading import equal_rows, first_numbers
@@ -23,7 +24,6 @@ from lightning_symmetry.units.layers import (
     readable_gradient,
 )
 from lightning_symmetry.units.naming import readable_modules
-from lightning_symmetry.units.registry import NotUnderstoodError
 
 # Whole tensors are compared only where this many numbers of one parameter agree.
 _GLANCE = 16
@@ -67,7 +67,7 @@ class Copies:
     @property
     def device(self) -> torch.device:
         """The device of the first parameter."""
-        return next(self.modules[0].parameters()).device
+        return next(parameters_of(self.modules[0])).device
 
     @cached_property
     def identity(self) -> tuple[int, ...]:
@@ -76,7 +76,7 @@ class Copies:
 
     def weights(self) -> Rows:
         """One row per module: all of its parameters, flattened."""
-        columns = zip(*(module.parameters() for module in self.modules), strict=True)
+        columns = zip(*(parameters_of(module) for module in self.modules), strict=True)
         return matrix_of([[part_of_rows(parameter, _as_row) for parameter in column] for column in columns])
 
     def gradients(self, trained: Set[int] | None = None) -> Rows | None:
@@ -90,7 +90,7 @@ class Copies:
             The rows; None if no parameter is trained, or if one that is trained has no readable gradient.
         """
         pieces: list[list[Tensor | Piece]] = []
-        for column in zip(*(module.parameters() for module in self.modules), strict=True):
+        for column in zip(*(parameters_of(module) for module in self.modules), strict=True):
             if not all(is_trained(parameter, trained) for parameter in column):
                 continue
             gradients = [gradient for p in column if (gradient := readable_gradient(p)) is not None]
@@ -102,7 +102,7 @@ class Copies:
     @cached_property
     def originals(self) -> tuple[Tensor, ...]:
         """All parameters of all modules."""
-        return tuple(parameter for module in self.modules for parameter in module.parameters())
+        return tuple(parameter for module in self.modules for parameter in parameters_of(module))
 
     def is_trained_by(self, trained: Set[int]) -> bool:
         """Whether any parameter of the modules is among those with these identities (``id``)."""
@@ -130,10 +130,11 @@ def find_copies(model: nn.Module, layers: Iterable[Layer], team: Team | None = N
     readable = {id(original) for layer in layers for original in layer.originals}
     kin: dict[object, list[tuple[str, nn.Module]]] = {}
     flattened = flattened_modules(model)
-    for name, module in readable_modules(model):
-        if module in flattened:
+    modules = dict(readable_modules(model))  # of wrappers and what they wrap, the innermost
+    for name, module in modules.items():
+        if id(module) in flattened:
             continue
-        if any(id(parameter) in readable for parameter in module.parameters()) and _is_readable(module):
+        if any(id(parameter) in readable for parameter in parameters_of(module)) and _is_readable(module):
             kin.setdefault(_kind(module), []).append((name, module))
     accepted: list[Copies] = []
     inside: list[str] = []
@@ -142,7 +143,7 @@ def find_copies(model: nn.Module, layers: Iterable[Layer], team: Team | None = N
         for found in _equal(outer, team) if len(outer) > 1 else ():
             accepted.append(found)
             inside += [f"{name}." for name in found.row_names]
-    order = {name: i for i, (name, _) in enumerate(readable_modules(model))}
+    order = {name: i for i, name in enumerate(modules)}
     return sorted(accepted, key=lambda found: order[found.row_names[0]])
 
 
@@ -158,27 +159,27 @@ def _as_row(tensor: Tensor) -> Tensor:
 
 def _is_readable(module: nn.Module) -> bool:
     try:
-        for parameter in module.parameters():
+        for parameter in parameters_of(module):
             check_tensor(parameter)
-    except NotUnderstoodError:
+    except Exception:  # tensors may be code of users
         return False
     return True
 
 
 def _kind(module: nn.Module) -> object:
     """A value that is equal for modules that may be copies: their class, and names and shapes of their parameters."""
-    return (type(module), tuple((name, p.shape, p.dtype) for name, p in module.named_parameters()))
+    return (type(module), tuple((name, p.shape, p.dtype) for name, p in named_parameters_of(module)))
 
 
 def _size(members: Sequence[tuple[str, nn.Module]]) -> tuple[int, int]:
     """The number of weights of modules of one kind, and of modules in each."""
     module = members[0][1]
-    return sum(parameter.numel() for parameter in module.parameters()), sum(1 for _ in module.modules())
+    return sum(parameter.numel() for parameter in parameters_of(module)), sum(1 for _ in modules_of(module))
 
 
 def _equal(members: Sequence[tuple[str, nn.Module]], team: Team | None) -> Iterator[Copies]:
     """Copies among modules of one kind."""
-    is_anywhere = any(is_sharded(parameter) for _, module in members for parameter in module.parameters())
+    is_anywhere = any(is_sharded(parameter) for _, module in members for parameter in parameters_of(module))
     if is_anywhere and team is None:  # nobody to ask
         return
     heads = (
@@ -199,7 +200,7 @@ def _together(members: Sequence[tuple[str, nn.Module]]) -> Copies:
 
 def _head(module: nn.Module) -> list[float]:
     """The first few numbers of a weight of a module; as a rule only copies agree in them."""
-    first = max(module.parameters(), key=lambda parameter: parameter.ndim)
+    first = max(parameters_of(module), key=lambda parameter: parameter.ndim)
     numbers: list[float] = first.detach().flatten()[:_GLANCE].tolist()
     return numbers
 
@@ -214,17 +215,17 @@ def _equal_here(candidates: Sequence[tuple[str, nn.Module]]) -> Iterator[Copies]
         else:
             groups.append([(name, module)])
     for group in groups:
-        if len(group) > 1 and any(bool((p != p.flatten()[:1]).any()) for p in group[0][1].parameters()):
+        if len(group) > 1 and any(bool((p != p.flatten()[:1]).any()) for p in parameters_of(group[0][1])):
             yield _together(group)
 
 
 def _are_copies(a: nn.Module, b: nn.Module) -> bool:
-    pairs = zip(a.parameters(), b.parameters(), strict=True)
+    pairs = zip(parameters_of(a), parameters_of(b), strict=True)
     return all(p is not q and p.device == q.device and torch.equal(p, q) for p, q in pairs)
 
 
 def _heads_of_all(every: Copies, team: Team) -> list[list[float]]:
-    dimensions = [parameter.ndim for parameter in every.modules[0].parameters()]
+    dimensions = [parameter.ndim for parameter in parameters_of(every.modules[0])]
     piece = max(range(len(dimensions)), key=dimensions.__getitem__)
     return first_numbers(team, ("weights", *every.row_names), every.weights(), piece, _GLANCE)
 
@@ -235,7 +236,7 @@ def _equal_across(candidates: Sequence[tuple[str, nn.Module]], team: Team) -> It
     seen: set[int] = set()
     distinct = []
     for name, module in candidates:
-        own = set(map(id, module.parameters()))
+        own = set(map(id, parameters_of(module)))
         if not own & seen:
             distinct.append((name, module))
         seen |= own

@@ -4,23 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple, cast
+from functools import cached_property
+from typing import NamedTuple
 
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
-from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
+from torch.nn.utils.parametrize import ParametrizationList
 
+from lightning_symmetry.modules import (
+    modules_of,
+    named_parameters_of,
+    own_parameters,
+    parameters_of,
+    parametrizations_of,
+)
+from lightning_symmetry.randomness import preserved_random_numbers
 from lightning_symmetry.ranks.fsdp1 import FlatPart, flat_parts, without_numbers
 from lightning_symmetry.ranks.pieces import UnreadableError, View, is_sharded
 from lightning_symmetry.units.coverage import coverage_of
 from lightning_symmetry.units.layers import Incoming, Layer, WrongShapesError, check_tensor
-from lightning_symmetry.units.naming import readable_paths
+from lightning_symmetry.units.naming import free_name, readable_names
 from lightning_symmetry.units.parametrized import without_parametrizations
 from lightning_symmetry.units.patterns import is_chosen, unmatched_patterns
 from lightning_symmetry.units.registry import NotUnderstoodError, Units, units_of
 from lightning_symmetry.units.slices import is_matrix, slicings_of
 
-_FlatParts = Mapping[nn.Module, Mapping[str, FlatPart]]
+_FlatParts = Mapping[int, Mapping[str, FlatPart]]  # by the identity of the module, and the name of the parameter
 
 
 class Found(NamedTuple):
@@ -60,7 +69,10 @@ def find_layers(model: nn.Module, include: Sequence[str] | None = None, exclude:
         exclude: patterns of layer names to leave out.
     """
     flattened = flat_parts(model)
-    descriptions = _each_parameter_once(_describe(owner, flattened) for owner in _owners(model, flattened))
+    elsewhere = {id(module): module for module in modules_of(model)}
+    with preserved_random_numbers():  # adapters and parametrizations may be code of users
+        described = [_describe(owner, flattened, elsewhere) for owner in _owners(model, flattened)]
+    descriptions = _under_free_names(_each_parameter_once(described))
     names = [aliases for description in descriptions for aliases in description.names]
     chosen = {aliases[0] for aliases in names if is_chosen(aliases, include, exclude)}
     modules = {description.owner.name for description in descriptions}
@@ -75,7 +87,7 @@ def find_layers(model: nn.Module, include: Sequence[str] | None = None, exclude:
     return Found(
         layers,
         skipped,
-        coverage_of(model, flattened, layers),
+        coverage_of((description.owner.shapes for description in descriptions), layers),
         unmatched_patterns([name for aliases in names for name in aliases], include, exclude),
         {name: skipped[name] for name in unread},
     )
@@ -85,9 +97,13 @@ def structure_of(model: nn.Module) -> object | None:
     """A value that stays equal as long as :func:`find_layers` would find the same in a model.
 
     It is None if the model has parametrized layers: their weights are computed, and are other tensors at every call.
+    It is None, too, if some parameter cannot be described.
     """
     structure: list[object] = []
-    return structure if _describe_structure(model, structure, set()) else None
+    try:
+        return structure if _describe_structure(model, structure, set()) else None
+    except Exception:  # tensors may be code of users
+        return None
 
 
 def _describe_structure(module: nn.Module, structure: list[object], seen: set[int]) -> bool:
@@ -105,8 +121,7 @@ def _describe_structure(module: nn.Module, structure: list[object], seen: set[in
             shape = None if is_lazy(parameter) else parameter.shape
             structure += (id(parameter), type(parameter), parameter.dtype, parameter.device, shape)
     children = module._modules
-    # To ask any module for an attribute that it lacks takes longer than all the rest.
-    if "parametrizations" in children and is_parametrized(module):
+    if "parametrizations" in children and parametrizations_of(module):
         return False
     for name, child in children.items():
         if child is not None:
@@ -135,13 +150,18 @@ class _Owner:
     parameters: Mapping[str, Tensor]
     parts: Mapping[str, FlatPart]
 
+    @cached_property
+    def shapes(self) -> dict[object, tuple[int, ...]]:
+        """The shapes of the parameters, by key as in :attr:`Incoming.keys`, without those that are not initialised."""
+        of_parts: dict[object, tuple[int, ...]] = {part.key: part.shape for part in self.parts.values()}
+        whole = [] if self.parts else [one for one in self.parameters.values() if not is_lazy(one)]
+        return of_parts | {id(parameter): tuple(parameter.shape) for parameter in whole}
+
     def is_weight(self, name: str) -> bool:
-        """Whether a parameter needs a gradient, and has more than one number per unit, or no shape so far."""
+        """Return whether a parameter needs a gradient, and has more than one number per unit, or no shape so far."""
         parameter = self.parameters[name]
-        if name not in self.parts and is_lazy(parameter):
-            return parameter.requires_grad
-        shape = self.parts[name].shape if name in self.parts else parameter.shape
-        return parameter.requires_grad and is_matrix(shape)
+        shape = self.shapes.get(self.parts[name].key if name in self.parts else id(parameter))
+        return parameter.requires_grad and (shape is None or is_matrix(shape))
 
 
 @dataclass(frozen=True)
@@ -174,25 +194,19 @@ class _AdapterError(NotUnderstoodError):
 
 
 def _owners(model: nn.Module, flattened: _FlatParts) -> list[_Owner]:
-    """The modules with parameters of their own, in the order of ``model.named_modules()``."""
+    """Return the modules with parameters of their own, in the order of the model."""
     sources = {id(part.source) for parts in flattened.values() for part in parts.values()}
     owners = []
-    for path, module in readable_paths(model):
-        parts = flattened.get(module, {})
-        own = {key: part.source for key, part in parts.items()} or _own_parameters(module)
+    for name, path, module in readable_names(model):
+        parts = flattened.get(id(module), {})
+        own: dict[str, Tensor] = {key: part.source for key, part in parts.items()} or {**own_parameters(module)}
+        for key, chain in parametrizations_of(module).items():
+            own |= {f"parametrizations.{key}.{name}": parameter for name, parameter in named_parameters_of(chain)}
         # A wrapper of FSDP1 has the flattened parameters of the modules inside, and none of its own.
         is_wrapper = not parts and sources.issuperset(map(id, own.values()))
         if own and not is_wrapper:
-            owners.append(_Owner(path or type(module).__name__, path, module, own, parts))
+            owners.append(_Owner(name, path, module, own, parts))
     return owners
-
-
-def _own_parameters(module: nn.Module) -> dict[str, Tensor]:
-    """The parameters of a module without those of its children, but with the originals of parametrized ones."""
-    own: dict[str, Tensor] = dict(module.named_parameters(recurse=False))
-    if is_parametrized(module):
-        own |= dict(cast("nn.ModuleDict", module.parametrizations).named_parameters(prefix="parametrizations"))
-    return own
 
 
 @dataclass(frozen=True)
@@ -221,23 +235,53 @@ class _Tensors:
         return Incoming(tensor, view, self.originals.get(id(tensor), (tensor,)))
 
 
-def _describe(owner: _Owner, flattened: _FlatParts) -> _Description:
-    layers: list[Layer] = []
-    reason = None
+def _describe(owner: _Owner, flattened: _FlatParts, elsewhere: Mapping[int, nn.Module]) -> _Description:
     try:
-        module, tensors = _readable(owner, flattened)
-    except NotUnderstoodError as error:
-        return _Description(owner, [], str(error))
-    try:
-        layers = _layers_of(owner.name, module, tensors)
-    except _AdapterError as error:
-        return _Description(owner, [], str(error))
+        return _Description(owner, *_layers_and_reason(owner, flattened, elsewhere))
     except NotUnderstoodError as error:
         reason = str(error)
-    if isinstance(owner.module, ParametrizationList):  # the module that it belongs to is looked at
-        return _Description(owner, layers, reason)
-    slices, failure = _slices_of(owner.path, module, layers, tensors)
-    return _Description(owner, layers + slices, failure or reason)
+    except Exception as error:  # modules and tensors may be code of users
+        reason = f"it cannot be read: {type(error).__name__}: {error}"
+    return _Description(owner, [], reason)
+
+
+def _layers_and_reason(
+    owner: _Owner, flattened: _FlatParts, elsewhere: Mapping[int, nn.Module]
+) -> tuple[list[Layer], str | None]:
+    """Return what :class:`_Description` holds of a module.
+
+    Raises:
+        NotUnderstoodError: if nothing of the module can be read.
+    """
+    module, tensors, layers = owner.module, _Tensors(), []
+    reason = None
+    chains = parametrizations_of(module)
+    if chains:
+        is_flattened = any(id(part) in flattened for part in modules_of(module))
+        if is_flattened or any(is_sharded(parameter) for parameter in parameters_of(module)):
+            raise NotUnderstoodError("parametrized and sharded: its weight cannot be computed without gathering it")
+        try:
+            module, originals = without_parametrizations(module, elsewhere)
+            tensors, chains = _Tensors(originals=originals), {}
+        except NotUnderstoodError as error:
+            reason = str(error)
+    elif owner.parts:
+        module, flat = without_numbers(module, owner.parts)
+        tensors = _Tensors(flat=flat)
+    try:
+        layers = [] if chains else _layers_of(owner.name, module, tensors)
+    except _AdapterError:
+        raise
+    except NotUnderstoodError as error:
+        reason = str(error)
+    if issubclass(type(module), ParametrizationList):  # the module that it belongs to is looked at
+        return layers, reason
+    start = f"{owner.path}." if owner.path else ""
+    unknown = {f"{start}{name}": parameter for name, parameter in own_parameters(module).items()}
+    for name, chain in chains.items():  # which cannot be computed
+        unknown |= {f"{start}parametrizations.{name}.{own}": one for own, one in own_parameters(chain).items()}
+    slices, failure = _slices_of(unknown, layers, tensors)
+    return layers + slices, failure or reason
 
 
 def _each_parameter_once(descriptions: Iterable[_Description]) -> list[_Description]:
@@ -249,20 +293,6 @@ def _each_parameter_once(descriptions: Iterable[_Description]) -> list[_Descript
         return not layer.slices_of or not known.issuperset(layer.tensors[0].keys)
 
     return [replace(one, layers=[layer for layer in one.layers if is_needed(layer)]) for one in descriptions]
-
-
-def _readable(owner: _Owner, flattened: _FlatParts) -> tuple[nn.Module, _Tensors]:
-    """The module, or a stand-in whose parameters are the tensors that the module computes with."""
-    if is_parametrized(owner.module):
-        is_flattened = not flattened.keys().isdisjoint(owner.module.modules())
-        if is_flattened or any(is_sharded(parameter) for parameter in owner.module.parameters()):
-            raise NotUnderstoodError("parametrized and sharded: its weight cannot be computed without gathering it")
-        module, originals = without_parametrizations(owner.module)
-        return module, _Tensors(originals=originals)
-    if owner.parts:
-        module, flat = without_numbers(owner.module, owner.parts)
-        return module, _Tensors(flat=flat)
-    return owner.module, _Tensors()
 
 
 def _layers_of(name: str, module: nn.Module, tensors: _Tensors) -> list[Layer]:
@@ -305,24 +335,18 @@ def _layer_of(name: str, units: Units, tensors: _Tensors) -> Layer:
 
 
 def _slices_of(
-    path: str, module: nn.Module, layers: Iterable[Layer], tensors: _Tensors
+    parameters: Mapping[str, Tensor], layers: Iterable[Layer], tensors: _Tensors
 ) -> tuple[list[Layer], str | None]:
-    """The slices of the parameters of a module that its layers do not look at.
-
-    Returns:
-        The slices, and why there are none of some parameter, if that is so.
-    """
+    """Return the slices of those parameters that no layer looks at, and why there are none of some of them."""
     known = {id(tensor.weights) for layer in layers for tensor in layer.all_tensors()}
     slices: list[Layer] = []
     failure = None
-    for name, parameter in module._parameters.items():
-        if parameter is None or id(parameter) in known:
-            continue
-        of_parameter = f"{path}.{name}" if path else name
-        try:
-            slices += _slices_of_one(of_parameter, parameter, tensors)
-        except NotUnderstoodError as error:
-            failure = str(error)
+    for name, parameter in parameters.items():
+        if id(parameter) not in known:
+            try:
+                slices += _slices_of_one(name, parameter, tensors)
+            except NotUnderstoodError as error:
+                failure = str(error)
     return slices, failure
 
 
@@ -347,6 +371,21 @@ def _slices_of_one(name: str, parameter: Tensor, tensors: _Tensors) -> Iterator[
             continue
 
 
+def _under_free_names(descriptions: Sequence[_Description]) -> list[_Description]:
+    """Give parts and slices that have the name of a module, or of another part, a name of their own."""
+    taken = {description.owner.name for description in descriptions}
+
+    def renamed(layer: Layer) -> Layer:
+        name = free_name(layer.name, "part", taken)
+        taken.add(name)
+        return layer if name == layer.name else replace(layer, name=name)
+
+    return [
+        replace(one, layers=[layer if layer.name == one.owner.name else renamed(layer) for layer in one.layers])
+        for one in descriptions
+    ]
+
+
 def _unite(chosen: Iterable[tuple[nn.Module, Layer]]) -> list[Layer]:
     """Keep the first of the layers of different modules that look at the same weight in the same way."""
     layers: list[Layer] = []
@@ -363,11 +402,9 @@ def _unite(chosen: Iterable[tuple[nn.Module, Layer]]) -> list[Layer]:
 def _place_of(layer: Layer) -> object:
     """A value that is equal for layers that look at the same parameter in the same way."""
     weight = layer.tensors[0]
-    rows = weight.rows()
-    place = (rows.storage_offset(), rows.shape, rows.stride()) if isinstance(rows, Tensor) else rows.layout
     if weight.part is not None:
-        return place
-    return (id(weight.originals[0]), place if len(weight.originals) == 1 else layer.name)
+        return layer.place
+    return (id(weight.originals[0]), layer.place if len(weight.originals) == 1 else layer.name)
 
 
 def _left_out(descriptions: Sequence[_Description], chosen: set[str]) -> tuple[dict[str, str], list[str]]:

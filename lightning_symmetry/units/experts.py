@@ -11,8 +11,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from lightning_symmetry.modules import held
 from lightning_symmetry.ranks.pieces import View
-from lightning_symmetry.units.registry import Units, register_layer_by_name, register_layer_by_shape
+from lightning_symmetry.units.registry import Units, register_layer_by_name, register_layer_by_shape, weight_of
 
 
 def _of_all_experts(stack: Tensor) -> Tensor:  # (experts, units, ...) -> (experts * units, ...)
@@ -27,14 +28,15 @@ def _of_all_experts(stack: Tensor) -> Tensor:  # (experts, units, ...) -> (exper
     "transformers.models.granitemoehybrid.modeling_granitemoehybrid.GraniteMoeHybridParallelExperts",
 )
 def _parallel_experts(module: Any) -> Iterator[Units]:
-    yield Units((module.weight, _of_all_experts), blocks=len(module.weight))
-    yield Units(module.weight, part="experts", may_go_unused=True)
+    weight = weight_of(module)
+    yield Units((weight, _of_all_experts), blocks=len(weight))
+    yield Units(weight, part="experts", may_go_unused=True)
 
 
 def _stacks(module: nn.Module) -> dict[str, Tensor]:
     """The stacked weights of gated experts, or of experts without a gate, by name; empty for other modules."""
     for names in (("gate_up_proj", "down_proj"), ("gate_proj", "up_proj", "down_proj"), ("up_proj", "down_proj")):
-        found = {name: module._parameters.get(name) for name in names}
+        found = {name: held(module, "_parameters").get(name) for name in names}
         stacks: dict[str, Tensor] = {
             name: stack for name, stack in found.items() if stack is not None and stack.ndim == 3
         }
@@ -66,7 +68,7 @@ def _is_stack_of_experts(module: nn.Module) -> bool:
 def _experts(module: nn.Module) -> Iterator[Units]:
     stacks = _stacks(module)
     for name, stack in stacks.items():
-        bias = module._parameters.get(f"{name}_bias")
+        bias = held(module, "_parameters").get(f"{name}_bias")
         yield from _of_transposed(module, name, stack, bias) if _is_transposed(module) else _of_stack(name, stack, bias)
     # Experts that are copies of one another. Their biases are left to the rows above.
     if len({len(stack) for stack in stacks.values()}) == 1:

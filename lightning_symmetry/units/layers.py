@@ -100,6 +100,7 @@ class Layer:
         num_units: number of units.
         shapes: shape ``(num_units, ...)`` that the view of each tensor gives, the recurrent tensor last.
         fan_in: number of weights that feed one unit, without the bias.
+        place: a value that is equal for layers whose weights are read from the same parameter in the same way.
         can_freeze: whether a zero gradient, check after check, is evidence against the units.
         slices_of: name of the parameter, if these units are its slices along one of its dimensions because no adapter
             knows it; empty for layers with an adapter.
@@ -116,10 +117,12 @@ class Layer:
     num_units: int = field(init=False)
     shapes: tuple[torch.Size, ...] = field(init=False)
     fan_in: int = field(init=False)
+    place: object = field(init=False)
     row_names: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
-        shapes = tuple(tensor.rows().shape for tensor in self.all_tensors())
+        several = [tensor.rows() for tensor in self.all_tensors()]
+        shapes = tuple(rows.shape for rows in several)
         if len({shape[0] for shape in shapes}) != 1 or shapes[0][0] % self.blocks:
             raise WrongShapesError(
                 f"its adapter gives tensors of shapes {[tuple(shape) for shape in shapes]} in {self.blocks} blocks; "
@@ -129,6 +132,7 @@ class Layer:
         object.__setattr__(self, "shapes", shapes)
         feeds = [shapes[0], *(shapes[-1:] if self.recurrent else [])]
         object.__setattr__(self, "fan_in", sum(shape[1:].numel() for shape in feeds))
+        object.__setattr__(self, "place", _place_of(several[0], self.tensors[0].weights, self.blocks))
 
     def all_tensors(self) -> list[Incoming]:
         """All that feeds the units, the recurrent tensor last."""
@@ -187,6 +191,14 @@ class Layer:
         for tensor, shape in zip(self.all_tensors(), self.shapes, strict=True):
             for key in tensor.keys:
                 yield key, Fraction(shape.numel(), max(1, tensor.weights.numel()))
+
+
+def _place_of(rows: Tensor | Piece, weights: Tensor, blocks: int) -> object:
+    if not isinstance(rows, Tensor):
+        return rows.layout
+    # A view that copies lies nowhere in the parameter, and has the strides of some other view.
+    is_copy = rows.untyped_storage().data_ptr() != weights.untyped_storage().data_ptr()
+    return rows.shape, ("copy", blocks) if is_copy else (rows.storage_offset(), rows.stride())
 
 
 def check_tensor(tensor: Tensor) -> None:

@@ -8,6 +8,7 @@ nearest ancestor that has one. The adapters of PyTorch's layers are in :mod:`lig
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from lightning_symmetry.modules import held, own_parameters
 from lightning_symmetry.ranks.pieces import View
 
 
@@ -70,6 +72,36 @@ AdapterT = TypeVar("AdapterT", bound=Adapter)
 
 class NotUnderstoodError(Exception):
     """Raised by an adapter for a module that cannot be inspected; the message says why."""
+
+
+def tensor_of(module: nn.Module, name: str) -> Tensor | None:
+    """Return the tensor that a module holds under a name; None if there is none.
+
+    Properties are not asked: what they compute is no parameter, and to compute it may draw random numbers or count.
+
+    Raises:
+        NotUnderstoodError: if the module computes what goes by this name.
+    """
+    for kind in ("_parameters", "_buffers"):
+        if name in held(module, kind):
+            found: Tensor | None = held(module, kind).get(name)
+            return found
+    value = inspect.getattr_static(module, name, None)
+    if value is None or isinstance(value, Tensor):
+        return value
+    raise NotUnderstoodError(f"its {name} is computed whenever it is asked for, and is not a parameter")
+
+
+def weight_of(module: nn.Module, name: str = "weight") -> Tensor:
+    """Do as :func:`tensor_of` for a tensor without which a layer has no units.
+
+    Raises:
+        NotUnderstoodError: if there is none, or the module computes it.
+    """
+    weight = tensor_of(module, name)
+    if weight is None:
+        raise NotUnderstoodError(f"it has no {name}")
+    return weight
 
 
 # By class, or by the qualified name of a class that need not be imported.
@@ -244,6 +276,6 @@ def _usage_for(wrong: object) -> str:
 
 
 def _no_adapter(module: nn.Module) -> str:
-    parameters = [parameter for _, parameter in module.named_parameters(recurse=False) if not is_lazy(parameter)]
+    parameters = [parameter for parameter in own_parameters(module).values() if not is_lazy(parameter)]
     others = "other " if any(parameter.ndim > 1 for parameter in parameters) else ""
     return f"no adapter for {type(module).__name__}, whose {others}parameters hold one number per unit at most"

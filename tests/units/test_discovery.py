@@ -1,15 +1,18 @@
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
-from lightning_symmetry import Units, diagnose, register_layer
+from lightning_symmetry import SymmetryTracker, Units, diagnose, register_layer
 from lightning_symmetry.units.discovery import find_layers
+from tests.training import fill
 
 AnyUnits: Any = Units  # for what its types forbid
 
@@ -165,3 +168,219 @@ def test_parts_of_one_name_are_refused() -> None:
     layers, skipped, *_ = find_layers(nn.Sequential(odd_module(lambda weight: [Units(weight), Units(weight)])))
     assert layers == []
     assert skipped == {"0": "its adapter gives several parts the same name; expected each to have a `part` of its own"}
+
+
+def fail(*args: Any, **kwargs: Any) -> Any:
+    raise RuntimeError("not to be called")
+
+
+class OverridesAll(nn.Linear):
+    """A layer whose methods are not to be called."""
+
+    parameters = named_parameters = modules = named_modules = children = named_children = buffers = named_buffers = fail
+    get_parameter = get_submodule = _named_members = __len__ = __eq__ = __bool__ = fail
+    __hash__ = nn.Module.__hash__
+
+
+class ListsWithoutArguments(nn.Linear):
+    def named_parameters(self) -> Any:  # type: ignore[override]
+        return iter([("weight", self.weight), ("bias", self.bias)])
+
+
+class Guarded(nn.Linear):
+    def __getattr__(self, name: str) -> Any:
+        if name in ("weight", "bias"):
+            return super().__getattr__(name)
+        raise RuntimeError(f"no attribute {name}")
+
+
+class AnswersAll(nn.Linear):
+    def __getattr__(self, name: str) -> Any:
+        return super().__getattr__(name) if name in ("weight", "bias") else self
+
+
+class Unhashable(nn.Linear):
+    __hash__ = None  # type: ignore[assignment]
+
+    def __eq__(self, other: object) -> bool:
+        return True
+
+
+class OfAnotherClass(nn.Linear):
+    @property  # type: ignore[misc]
+    def __class__(self) -> Any:
+        raise RuntimeError("which class it is nobody knows")
+
+
+def hidden() -> nn.Module:
+    """A layer in a module that does not name it."""
+
+    class Hiding(nn.Sequential):
+        def named_modules(self, *args: Any, **kwargs: Any) -> Any:
+            return iter([("", self)])
+
+        def parameters(self, recurse: bool = True) -> Any:
+            return iter([])
+
+    return Hiding(nn.Linear(4, 4))
+
+
+@pytest.mark.parametrize(
+    "odd", [OverridesAll, ListsWithoutArguments, Guarded, AnswersAll, Unhashable, OfAnotherClass, lambda *_: hidden()]
+)
+def test_methods_of_modules_are_not_called(odd: Callable[..., nn.Module]) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(8, 4), nn.Tanh())
+    fill(net[0], 0.5)
+    parameters = list(net.parameters())
+    last = odd(4, 4)
+    net.add_module("odd", last)
+    weights = last._modules.get("0", last)
+    assert weights is not None
+    weight, bias = weights.weight, weights.bias
+    assert isinstance(weight, nn.Parameter)
+    assert isinstance(bias, nn.Parameter)
+    nn.init.constant_(weight, 0.5)
+    parameters += [weight, bias]
+    optimizer = torch.optim.SGD(parameters, lr=0.1)
+    with SymmetryTracker(net, optimizer, every_n_steps=1, on_symmetry="ignore") as tracker:
+        for _ in range(5):
+            optimizer.zero_grad()
+            outputs = nn.functional.linear(net[1](net[0](torch.randn(16, 8))), weight, bias)
+            outputs.square().mean().backward()
+            optimizer.step()
+        report = tracker.report
+    assert report is not None
+    names = ["0", "odd" if weights is last else "odd.0"]
+    assert "0" in {finding.layer for finding in tracker.findings}
+    assert list(report.layers) == list(diagnose(net).layers) == names
+    assert report.skipped == {}
+
+
+class WithProperty(nn.Linear):
+    """A layer whose weight is drawn whenever it is asked for."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        nn.Module.__init__(self)
+        self.in_features, self.out_features = inputs, outputs
+        self.mu, self.sigma = nn.Parameter(torch.randn(outputs, inputs)), nn.Parameter(torch.ones(outputs, inputs))
+        self.bias = nn.Parameter(torch.zeros(outputs))
+
+    @property
+    def weight(self) -> Tensor:  # type: ignore[override]
+        return self.mu + self.sigma * torch.randn_like(self.sigma)
+
+
+def test_a_weight_that_is_a_property_is_not_asked_for() -> None:
+    model = nn.Sequential(WithProperty(3, 4))
+    before = torch.get_rng_state()
+    found = find_layers(model)
+    assert torch.equal(before, torch.get_rng_state())
+    assert [layer.name for layer in found.layers] == ["0.mu[dim 0]", "0.mu[dim 1]", "0.sigma[dim 0]", "0.sigma[dim 1]"]
+    assert found.skipped == {"0": "its weight is computed whenever it is asked for, and is not a parameter"}
+    assert found.unread == {}
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        (nn.Linear(3, 4), "bias"),
+        (nn.Conv2d(3, 4, 2), "weight"),
+        (nn.ConvTranspose1d(3, 4, 2), "bias"),
+        (nn.Embedding(5, 4), "weight"),
+        (nn.Bilinear(2, 3, 4), "weight"),
+        (nn.MultiheadAttention(4, 2), "in_proj_weight"),
+        (nn.MultiheadAttention(4, 2), "in_proj_bias"),
+        (nn.MultiheadAttention(4, 2, kdim=3), "k_proj_weight"),
+        (nn.LSTM(3, 4), "weight_ih_l0"),
+        (nn.LSTM(3, 4), "weight_hh_l0"),
+        (nn.LSTM(3, 4), "bias_hh_l0"),
+        (nn.LSTM(3, 4, proj_size=2), "weight_hr_l0"),
+        (nn.GRUCell(3, 4), "weight_hh"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
+)
+def test_no_tensor_that_is_a_property_is_asked_for(module: nn.Module, name: str) -> None:
+    parameter = module._parameters.pop(name)
+    assert parameter is not None
+    module._parameters["moved"] = parameter
+    kind = type(module)
+    module.__class__ = type(kind.__name__, (kind,), {name: property(fail)})
+    found = find_layers(nn.Sequential(module))
+    assert {layer.slices_of for layer in found.layers if layer.slices_of.startswith("0.")} >= (
+        {"0.moved"} if parameter.ndim > 1 else set()
+    )
+    assert "0" not in [layer.name for layer in found.layers]
+    assert found.unread == {}
+
+
+def test_the_random_numbers_of_an_adapter_are_put_back() -> None:
+    def drawn(weight: Tensor) -> Units:
+        torch.rand(3), np.random.rand(), random.random()
+        return Units(weight)
+
+    model = nn.Sequential(odd_module(drawn))
+    states = torch.get_rng_state().tolist(), np.random.get_state()[1].tolist(), random.getstate()  # type: ignore[index]
+    assert len(find_layers(model).layers) == 1
+    assert states == (torch.get_rng_state().tolist(), np.random.get_state()[1].tolist(), random.getstate())  # type: ignore[index]
+
+
+class WithModules(nn.Module):
+    """A module with a weight of its own and others under given names."""
+
+    def __init__(self, **modules: nn.Module) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(3, 4))
+        for name, module in modules.items():
+            self.add_module(name, module)
+
+
+class AttentionWith(nn.MultiheadAttention):
+    def __init__(self, **modules: nn.Module) -> None:
+        super().__init__(8, 2)
+        for name, module in modules.items():
+            self.add_module(name, module)
+
+
+def wrapping(inner: nn.Module, *, has_weight: bool = False) -> nn.Module:
+    wrapper = WithModules() if has_weight else nn.Module()
+    wrapper.add_module("_orig_mod", inner)
+    return wrapper
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [
+        (
+            nn.Sequential(AttentionWith(q=nn.Linear(8, 8))),
+            ["0.q (part)", "0.k", "0.v", "0.out_proj", "0.q"],
+        ),
+        (
+            nn.ModuleDict({"a": AttentionWith(q=AttentionWith(k=nn.LayerNorm(4)))}),
+            [*("a.q (part)", "a.k", "a.v", "a.out_proj"), *("a.q.q", "a.q.k (part)", "a.q.v", "a.q.out_proj")],
+        ),
+        (nn.Sequential(wrapping(nn.Linear(4, 5))), ["0"]),
+        (
+            nn.Sequential(wrapping(nn.Linear(4, 5), has_weight=True)),
+            ["0.weight[dim 0]", "0.weight[dim 1]", "0._orig_mod"],
+        ),
+        (
+            wrapping(nn.Sequential(WithModules()), has_weight=True),
+            [f"{of}weight[dim {dim}]" for of in ("", "_orig_mod.0.") for dim in (0, 1)],
+        ),
+        (
+            nn.ModuleDict({"_forward_module": nn.Linear(2, 3), "_original_module": nn.Sequential(nn.Linear(2, 3))}),
+            ["Linear", "_original_module.0"],
+        ),
+        (
+            nn.ModuleDict({"_orig_mod": nn.ModuleDict({"x": nn.Linear(2, 3)}), "x": nn.Linear(2, 3)}),
+            ["x", "x (module)"],
+        ),
+        (
+            type("Net", (AttentionWith,), {})(Net=nn.Linear(2, 3)),
+            [*("Net (model).q", "Net (model).k", "Net (model).v"), "out_proj", "Net"],
+        ),
+    ],
+)
+def test_no_two_layers_have_one_name(model: nn.Module, expected: list[str]) -> None:
+    assert names(model) == names(model) == expected

@@ -1,14 +1,21 @@
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
-from typing import Any
+from contextlib import nullcontext
+from functools import partial
+from typing import Any, cast
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.ao.quantization import FakeQuantize
 from torch.nn.utils import parametrizations
+from torch.nn.utils.parametrizations import _SpectralNorm
+from torch.nn.utils.parametrize import register_parametrization
 
-from lightning_symmetry import Verdict, diagnose
+from lightning_symmetry import SymmetryTracker, Verdict, diagnose
 from lightning_symmetry.matrices.dense import DenseRows
 from lightning_symmetry.units.discovery import find_layers
 
@@ -59,3 +66,267 @@ def test_looking_at_a_spectral_norm_leaves_its_power_iteration_alone() -> None:
     before = {name: buffer.clone() for name, buffer in module.named_buffers()}
     diagnose(nn.Sequential(module))
     assert all(torch.equal(before[name], buffer) for name, buffer in module.named_buffers())
+
+
+COUNT = 0
+SEEN = [0]
+GENERATOR = np.random.default_rng(0)
+
+
+def next_seen() -> int:
+    SEEN[0] += 1
+    return SEEN[0]
+
+
+class Ranged(nn.Module):
+    """Keeps a range in a buffer that it changes in place."""
+
+    largest: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("largest", torch.ones(()))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        self.largest.mul_(0.9).add_(0.1 * weight.detach().abs().max())
+        return weight / self.largest.clone()
+
+
+class Counting(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, weight: Tensor) -> Tensor:
+        self.calls += 1
+        return weight * (1 + 1e-3 * self.calls)
+
+
+class Iterating(nn.Module):
+    """Takes a step of a power iteration from a vector that belongs to the class at first."""
+
+    u = torch.ones(16) / 4
+
+    def forward(self, weight: Tensor) -> Tensor:
+        with torch.no_grad():
+            v = nn.functional.normalize(weight.T @ self.u, dim=0)
+            self.u = nn.functional.normalize(weight @ v, dim=0)
+        return weight / (self.u @ weight @ v)
+
+
+class InPlaceOnTheClass(Iterating):
+    u = torch.ones(16) / 4
+
+    def forward(self, weight: Tensor) -> Tensor:
+        self.u.mul_(1.01)
+        return weight * self.u[0]
+
+
+class CountedByClass(nn.Module):
+    calls = 0
+
+    def forward(self, weight: Tensor) -> Tensor:
+        type(self).calls += 1
+        return weight * (1 + 1e-3 * self.calls)
+
+
+class CountedByName(nn.Module):
+    calls = 0
+
+    def forward(self, weight: Tensor) -> Tensor:
+        CountedByName.calls += 1
+        return weight * (1 + 1e-3 * self.calls)
+
+
+class CountedByGlobal(nn.Module):
+    def forward(self, weight: Tensor) -> Tensor:
+        global COUNT
+        COUNT += 1
+        return weight * (1 + 1e-3 * COUNT)
+
+
+class CountedByFunction(nn.Module):
+    def forward(self, weight: Tensor) -> Tensor:
+        return self.scaled(weight)
+
+    def scaled(self, weight: Tensor) -> Tensor:
+        return weight * (1 + 1e-3 * next_seen())
+
+
+class CountedByDefault(nn.Module):
+    def forward(self, weight: Tensor, calls: list[int] = [0]) -> Tensor:  # noqa: B006
+        calls[0] += 1
+        return weight * (1 + 1e-3 * calls[0])
+
+
+class Dividing(nn.Module):
+    """Changes the parameter itself, so that nothing counts the change."""
+
+    def forward(self, weight: Tensor) -> Tensor:
+        weight.data.mul_(0.99)
+        return weight
+
+
+class OfDrawn(nn.Module):
+    """Adds what is drawn by a function of its own."""
+
+    def __init__(self, draw: Callable[[], float]) -> None:
+        super().__init__()
+        self.draw = draw
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight + 0.01 * self.draw()
+
+
+class OfOwnGenerator(nn.Module):
+    def __init__(self, generator: Any) -> None:
+        super().__init__()
+        self.generator = generator
+
+    def forward(self, weight: Tensor) -> Tensor:
+        if isinstance(self.generator, torch.Generator):
+            return weight + 0.01 * torch.rand((), generator=self.generator)
+        return weight + 0.01 * float(self.generator.random())
+
+
+class OfGeneratorOfTheClass(nn.Module):
+    generator = np.random.default_rng(0)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight + 0.01 * self.generator.random()
+
+
+class OfOtherModule(nn.Module):
+    """Calls a module that counts, which stands elsewhere in the model."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.others: list[nn.Module] = []
+
+    def forward(self, weight: Tensor) -> Tensor:
+        scaled: Tensor = self.others[0](weight)
+        return scaled
+
+
+def with_hook() -> nn.Module:
+    parametrization, calls = nn.Identity(), [0]
+
+    def count(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+        calls[0] += 1
+        return output * (1 + 1e-3 * calls[0])
+
+    parametrization.register_forward_hook(count)
+    return parametrization
+
+
+def counted_by_closure() -> nn.Module:
+    calls = 0
+
+    def count() -> float:
+        nonlocal calls
+        calls += 1
+        return calls
+
+    return OfDrawn(count)
+
+
+STATEFUL: dict[str, Callable[[], nn.Module]] = {
+    "buffer": Ranged,
+    "counted by itself": Counting,
+    "attribute": Iterating,
+    "attribute of the class, in place": InPlaceOnTheClass,
+    "counted by its class": CountedByClass,
+    "counted by the name of its class": CountedByName,
+    "counted by a global": CountedByGlobal,
+    "counted by a function": CountedByFunction,
+    "counted by a default": CountedByDefault,
+    "counted by a closure": counted_by_closure,
+    "counted by a hook": with_hook,
+    "parameter in place": Dividing,
+    "Python's random numbers": lambda: OfDrawn(random.random),
+    "numpy's random numbers": lambda: OfDrawn(np.random.rand),
+    "torch's random numbers": lambda: OfDrawn(lambda: torch.rand(()).item()),
+    "generator of Python": lambda: OfOwnGenerator(random.Random(0)),
+    "generator of numpy": lambda: OfOwnGenerator(np.random.default_rng(0)),
+    "generator of torch": lambda: OfOwnGenerator(torch.Generator().manual_seed(0)),
+    "generator of the class": OfGeneratorOfTheClass,
+    "generator of the program": lambda: OfDrawn(lambda: GENERATOR.random()),
+    "method of a generator of the program": lambda: OfDrawn(GENERATOR.random),
+    "other module": OfOtherModule,
+    "fake quantisation": FakeQuantize,
+    "spectral_norm": lambda: _SpectralNorm(torch.randn(16, 8)),
+}
+
+
+def parametrized(parametrization: nn.Module) -> nn.Sequential:
+    """A network whose first weight is computed by this."""
+    counting = Counting()
+    if isinstance(parametrization, OfOtherModule):
+        parametrization.others.append(counting)
+    net = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 4), counting)
+    register_parametrization(net[0], "weight", parametrization)
+    return net
+
+
+def trained(make: Callable[[], nn.Module], *, is_watched: bool) -> tuple[list[Tensor], list[object]]:
+    """The parameters and buffers after some steps, and what is drawn or counted outside of the network."""
+    global COUNT, SEEN, GENERATOR
+    COUNT, SEEN, GENERATOR = 0, [0], np.random.default_rng(0)
+    CountedByClass.calls = CountedByName.calls = 0
+    CountedByDefault.forward.__defaults__ = ([0],)
+    InPlaceOnTheClass.u, OfGeneratorOfTheClass.generator = torch.ones(16) / 4, np.random.default_rng(0)
+    torch.manual_seed(0), np.random.seed(0), random.seed(0)
+    net = parametrized(make())
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    watch = partial(SymmetryTracker, net, optimizer, every_n_steps=2, on_symmetry="raise")
+    with watch() if is_watched else nullcontext() as tracker:
+        for step in range(8):
+            inputs = torch.rand(8, 8, generator=torch.Generator().manual_seed(step))
+            optimizer.zero_grad()
+            net(inputs).square().mean().backward()
+            optimizer.step()
+        if tracker is not None:
+            assert tracker.report is not None
+            assert tracker.report.coverage == 1.0
+    outside: list[object] = [torch.rand(()).item(), np.random.rand(), random.random(), COUNT, SEEN, GENERATOR.random()]
+    outside += [CountedByClass.calls, CountedByName.calls, OfGeneratorOfTheClass.generator.random()]
+    return [*net.parameters(), *net.buffers(), InPlaceOnTheClass.u], outside
+
+
+@pytest.mark.parametrize("make", STATEFUL.values(), ids=STATEFUL)
+def test_a_training_is_the_same_whatever_a_parametrization_keeps_or_draws(make: Callable[[], nn.Module]) -> None:
+    tensors, outside = trained(make, is_watched=True)
+    expected, expected_outside = trained(make, is_watched=False)
+    assert all(torch.equal(a, b) for a, b in zip(tensors, expected, strict=True))
+    assert outside == expected_outside
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("torch's random numbers", "gives another weight at every call"),
+        ("counted by the name of its class", "changes the attribute calls of its class"),
+        ("counted by a function", "uses SEEN, which is no part of it"),
+        ("counted by a closure", "uses calls, which is no part of it"),
+        ("counted by a hook", "has hooks"),
+        ("other module", "uses another module of the model"),
+    ],
+)
+def test_what_cannot_be_computed_is_compared_as_it_is(name: str, reason: str) -> None:
+    found = find_layers(parametrized(STATEFUL[name]()))
+    original = "0.parametrizations.weight.original"
+    assert [layer.name for layer in found.layers] == [f"{original}[dim 0]", f"{original}[dim 1]", "2"]
+    assert reason in found.skipped["0"]
+    assert found.unread == {}
+
+
+@pytest.mark.parametrize("name", ["buffer", "attribute", "generator of numpy", "fake quantisation"])
+def test_what_has_a_state_of_its_own_is_computed(name: str) -> None:
+    net = parametrized(STATEFUL[name]())
+    found = find_layers(net)
+    assert [layer.name for layer in found.layers] == ["0", "2"]
+    weights = found.layers[0].weights()
+    assert isinstance(weights, DenseRows)
+    piece = weights.pieces[0]
+    assert isinstance(piece, Tensor)
+    assert torch.equal(piece, cast("Tensor", net.eval()[0].weight))

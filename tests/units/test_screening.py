@@ -148,6 +148,27 @@ def test_what_is_large_computed_or_in_float64_is_left_out() -> None:
         assert not read(nn.Sequential(net)).layers
 
 
+def test_a_view_that_copies_is_not_taken_for_the_parameter() -> None:
+    net = nn.Sequential(nn.ConvTranspose1d(8, 8, 2, groups=2, bias=False), nn.Conv1d(8, 8, 2, groups=2, bias=False))
+    weight = net[1].weight = net[0].weight  # of one shape, and so have the rows of both
+    assert isinstance(weight, nn.Parameter)
+    transposed, plain = find_layers(net).layers  # two layers, since their rows are others
+    assert transposed.shapes == plain.shapes
+    with_gradients(net, torch.Generator().manual_seed(1))
+    assert weight.grad is not None
+    weight.grad[4:, 1] = 0  # of an output of the second group
+    [(_, idle), (_, idle_plain)] = read(net).layers
+    assert idle_plain is None
+    assert idle is not None
+    assert np.flatnonzero(idle).tolist() == [5]
+
+
+def test_layers_with_the_same_view_of_a_shared_weight_are_one_even_if_it_copies() -> None:
+    net = nn.Sequential(nn.ConvTranspose1d(8, 8, 2, groups=2), nn.ConvTranspose1d(8, 8, 2, groups=2))
+    net[1].weight = net[0].weight
+    assert [(layer.name, layer.also) for layer in find_layers(net).layers] == [("0", ("1",))]
+
+
 def test_more_layers_than_are_copied_at_once() -> None:
     torch.manual_seed(0)
     net = nn.Sequential(*[nn.Linear(200, 200) for _ in range(20)])

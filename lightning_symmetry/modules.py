@@ -1,0 +1,72 @@
+"""What a module holds: read without calling anything that its class may have overridden.
+
+``parameters()``, ``named_modules()`` and their like are methods, which users override and which then may fail, leave
+parts out or lack arguments. What a module registers lies in its ``__dict__`` all the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, cast
+
+from torch import nn
+from torch.nn.utils.parametrize import ParametrizationList
+
+
+def held(module: nn.Module, kind: str) -> Mapping[str, Any]:
+    """Return what a module registers: its ``"_parameters"``, ``"_buffers"`` or ``"_modules"``, by name."""
+    return module.__dict__.get(kind) or {}
+
+
+def walk(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yield every module once with its path, in the order of ``nn.Module.named_modules``.
+
+    Example:
+        >>> [path for path, _ in walk(nn.Sequential(nn.Sequential(nn.ReLU()), nn.Tanh()))]
+        ['', '0', '0.0', '1']
+    """
+    seen: set[int] = set()
+    left = [("", model)]
+    while left:
+        path, module = left.pop()
+        if id(module) in seen:
+            continue
+        seen.add(id(module))
+        yield path, module
+        start = f"{path}." if path else ""
+        children = held(module, "_modules").items()
+        left += [(start + name, child) for name, child in reversed(list(children)) if child is not None]
+
+
+def modules_of(model: nn.Module) -> Iterator[nn.Module]:
+    """Yield every module once, as :func:`walk` does."""
+    return (module for _, module in walk(model))
+
+
+def own_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the parameters of a module, by name, without those of its children."""
+    return {name: parameter for name, parameter in held(module, "_parameters").items() if parameter is not None}
+
+
+def named_parameters_of(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Yield every parameter once with its path, in the order of ``nn.Module.named_parameters``."""
+    seen: set[int] = set()
+    for path, module in walk(model):
+        start = f"{path}." if path else ""
+        for name, parameter in own_parameters(module).items():
+            if id(parameter) not in seen:
+                seen.add(id(parameter))
+                yield start + name, parameter
+
+
+def parameters_of(model: nn.Module) -> Iterator[nn.Parameter]:
+    """Yield every parameter once, as :func:`named_parameters_of` does."""
+    return (parameter for _, parameter in named_parameters_of(model))
+
+
+def parametrizations_of(module: nn.Module) -> dict[str, ParametrizationList]:
+    """Return what computes tensors of a module (``torch.nn.utils.parametrize``), by the name of the tensor."""
+    chains: Any = held(module, "_modules").get("parametrizations")
+    by_name = held(chains, "_modules") if issubclass(type(chains), nn.ModuleDict) else {}
+    is_torch = all(issubclass(type(chain), ParametrizationList) for chain in by_name.values())
+    return cast("dict[str, ParametrizationList]", dict(by_name)) if is_torch else {}
