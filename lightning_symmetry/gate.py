@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import LBFGS, SGD, Optimizer
 
 from lightning_symmetry.arguments import check_module
+from lightning_symmetry.brief import brief
 from lightning_symmetry.engine.saying import SymmetryError, SymmetryWarning, warn
 from lightning_symmetry.tracker import SymmetryTracker
 from lightning_symmetry.verdicts.advice import messages
@@ -76,9 +77,9 @@ def assert_no_symmetry(
     __tracebackhide__ = True  # pytest then shows the line of the test, and not this function
     check_module(model)
     if not callable(loss):
-        raise TypeError(f"Expected argument `loss` to be a function of a model and a batch but got {loss!r}.")
+        raise TypeError(f"Expected argument `loss` to be a function of a model and a batch but got {brief(loss)}.")
     if not isinstance(batches, Iterable):
-        raise TypeError(f"Expected argument `batches` to be an iterable of batches but got {batches!r}.")
+        raise TypeError(f"Expected argument `batches` to be an iterable of batches but got {brief(batches)}.")
     unknown = options.keys() - {"tolerance", "patience", "include", "exclude", "require_conclusion"}
     if unknown:
         raise TypeError(f"assert_no_symmetry got an unexpected keyword argument {min(unknown)!r}.")
@@ -145,13 +146,13 @@ def _copies(
     trained = copy.deepcopy(model)
     parameters = [parameter for parameter in trained.parameters() if parameter.requires_grad]
     if not parameters:
-        raise ValueError(f"Expected argument `model` to have parameters that train but got {model!r}.")
+        raise ValueError(f"Expected argument `model` to have parameters that train but got {brief(model)}.")
     if optimizer is None:
         return trained, SGD(parameters, lr=0.01)
     if not callable(optimizer):
         raise TypeError(
             "Expected argument `optimizer` to be a torch.optim.Optimizer, a function that makes one from parameters, "
-            f"or None but got {optimizer!r}."
+            f"or None but got {brief(optimizer)}."
         )
     return trained, optimizer(parameters)
 
@@ -168,6 +169,6 @@ def _again_and_again(batches: Iterable[Batch]) -> Iterator[Batch]:
 
 def _check_loss(value: object) -> None:
     if not isinstance(value, Tensor):
-        raise TypeError(f"Expected argument `loss` to return a tensor but got {value!r}.")
+        raise TypeError(f"Expected argument `loss` to return a tensor but got {brief(value)}.")
     if value.numel() != 1 or not value.requires_grad:
-        raise ValueError(f"Expected argument `loss` to return one number with a gradient but got {value!r}.")
+        raise ValueError(f"Expected argument `loss` to return one number with a gradient but got {brief(value)}.")

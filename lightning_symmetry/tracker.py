@@ -13,6 +13,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from lightning_symmetry.arguments import check_module
+from lightning_symmetry.brief import brief
 from lightning_symmetry.engine.engine import SymmetryEngine
 from lightning_symmetry.engine.options import OnSymmetry, Options
 from lightning_symmetry.engine.steps import unwrap, watch_steps
@@ -228,17 +229,17 @@ def _optimizers_of(model: nn.Module, optimizer: object) -> list[Optimizer]:
         if not isinstance(one, Optimizer):
             raise TypeError(
                 "Expected argument `optimizer` to be a torch.optim.Optimizer or a sequence of optimizers but got "
-                f"{optimizer!r}."
+                f"{brief(optimizer)}."
             )
         raw.append(one)
     if not raw:
-        raise ValueError(f"Expected argument `optimizer` to hold at least one optimizer but got {optimizer!r}.")
+        raise ValueError(f"Expected argument `optimizer` to hold at least one optimizer but got {brief(optimizer)}.")
     own = {id(parameter) for parameter in model.parameters()}
     for one in raw:
         if own.isdisjoint(id(parameter) for group in one.param_groups for parameter in group["params"]):
             raise ValueError(
-                f"Expected argument `optimizer` to update parameters of `model` but none of the parameters of {one!r} "
-                f"belongs to this {type(model).__name__}."
+                "Expected argument `optimizer` to update parameters of `model` but none of the parameters of "
+                f"{type(one).__name__} belongs to this {type(model).__name__}."
             )
     return raw
 

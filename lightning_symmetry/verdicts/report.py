@@ -12,6 +12,7 @@ from enum import StrEnum
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
+from lightning_symmetry.brief import brief
 from lightning_symmetry.verdicts.tables import describe_groups, plain_table
 from lightning_symmetry.verdicts.verdict import Verdict
 
@@ -671,7 +672,7 @@ def check_report(report: object, widths: Mapping[str, int]) -> None:
     """
     if not isinstance(report, SymmetryReport):
         raise TypeError(
-            f"Expected argument `report` to be a SymmetryReport, as diagnose(model) gives it, but got {report!r}."
+            f"Expected argument `report` to be a SymmetryReport, as diagnose(model) gives it, but got {brief(report)}."
         )
     for layer in report.distinct_layers:
         if widths.get(layer.name) != layer.num_units:
