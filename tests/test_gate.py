@@ -276,19 +276,72 @@ def test_constant(symmetry):
 """
 
 
-def test_the_plugin_gives_a_fixture_and_prints_the_report(tmp_path: Path) -> None:
-    (tmp_path / "test_model.py").write_text(TESTS)
+def output_of_pytest(folder: Path, tests: str) -> str:
+    (folder / "test_model.py").write_text(tests)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:randomly", "-p", "no:cacheprovider", "-W", "error"]
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert "1 failed, 1 passed" in result.stdout, result.stdout
-    assert "Symmetry report" in result.stdout
-    assert "    0      8         1     0  locked: all 8 units" in result.stdout
-    assert "SymmetryError: 0: all 8 units are identical in weights and gradients" in result.stdout
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True).stdout
+
+
+def test_the_plugin_gives_a_fixture_and_prints_the_report(tmp_path: Path) -> None:
+    output = output_of_pytest(tmp_path, TESTS)
+    assert "1 failed, 1 passed" in output, output
+    assert "Symmetry report" in output
+    assert "    0      8         1     0  locked: all 8 units" in output
+    assert "SymmetryError: 0: all 8 units are identical in weights and gradients" in output
+
+
+OTHER_EXCEPTIONS = """
+import torch
+import lightning_symmetry
+
+class SymmetryError(Exception):
+    @property
+    def report(self):
+        raise ValueError("no report")
+
+class Unreadable:
+    def __str__(self):
+        raise ValueError("no text")
+
+def test_of_the_same_name():
+    raise SymmetryError("crystal")
+
+def test_of_the_same_name_beside_ours():
+    lightning_symmetry.SymmetryError
+    raise SymmetryError("crystal")
+
+def test_of_a_report_that_cannot_be_shown():
+    raise lightning_symmetry.SymmetryError("symmetric", Unreadable(), [])
+"""
+
+
+def test_the_plugin_breaks_no_report_of_a_test(tmp_path: Path) -> None:
+    output = output_of_pytest(tmp_path, OTHER_EXCEPTIONS)
+    assert "3 failed" in output, output
+    assert "SymmetryError: crystal" in output
+    assert "SymmetryError: symmetric" in output
+    assert "INTERNALERROR" not in output
+
+
+def output_of_python(code: str) -> str:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout
 
 
 def test_the_plugin_loads_nothing_that_takes_time() -> None:
-    code = "import lightning_symmetry.pytest_plugin, sys; print('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
+    assert output_of_python("import lightning_symmetry.pytest_plugin, sys; print('torch' in sys.modules)") == "False\n"
+
+
+def test_the_plugin_loads_where_pluggy_is_older() -> None:
+    code = """
+import pytest
+known = pytest.hookimpl
+def hookimpl(function=None, hookwrapper=False, optionalhook=False, tryfirst=False, trylast=False, specname=None):
+    return known(function, hookwrapper, optionalhook, tryfirst, trylast, specname)
+pytest.hookimpl = hookimpl
+import lightning_symmetry.pytest_plugin
+print("loaded")
+"""
+    assert output_of_python(code) == "loaded\n"
 
 
 def test_a_report_is_symmetric_healthy_or_inconclusive() -> None:
