@@ -6,11 +6,13 @@ from collections.abc import Mapping, Sequence
 
 from torch import nn
 
+from lightning_symmetry.brief import brief
+
 
 def check_module(model: nn.Module) -> None:
     """Refuse what is no module of PyTorch."""
     if not isinstance(model, nn.Module):
-        raise TypeError(f"Expected argument `model` to be a torch.nn.Module but got {model!r}.")
+        raise TypeError(f"Expected argument `model` to be a torch.nn.Module but got {brief(model)}.")
 
 
 def check_tolerance(tolerance: float | None) -> None:
@@ -18,7 +20,7 @@ def check_tolerance(tolerance: float | None) -> None:
     if tolerance is None:
         return
     if isinstance(tolerance, bool) or not isinstance(tolerance, int | float):
-        raise TypeError(f"Expected argument `tolerance` to be a number or None but got {tolerance!r}.")
+        raise TypeError(f"Expected argument `tolerance` to be a number or None but got {brief(tolerance)}.")
     if not 0 <= tolerance < 1:
         raise ValueError(f"Expected argument `tolerance` to be in the range 0 <= tolerance < 1 but got {tolerance!r}.")
 
@@ -31,14 +33,14 @@ def check_patterns(**arguments: Sequence[str] | None) -> None:
         is_sequence = isinstance(value, Sequence) and not isinstance(value, str | Mapping)
         if not is_sequence or not all(isinstance(pattern, str) for pattern in value or ()):
             raise TypeError(
-                f"Expected argument `{name}` to be a sequence of patterns, e.g. ['fc*'], but got {value!r}."
+                f"Expected argument `{name}` to be a sequence of patterns, e.g. ['fc*'], but got {brief(value)}."
             )
 
 
 def check_count(name: str, value: int) -> None:
     """Refuse what is no positive whole number."""
     if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"Expected argument `{name}` to be an int but got {value!r}.")
+        raise TypeError(f"Expected argument `{name}` to be an int but got {brief(value)}.")
     if value < 1:
         raise ValueError(f"Expected argument `{name}` to be at least 1 but got {value!r}.")
 
@@ -46,7 +48,7 @@ def check_count(name: str, value: int) -> None:
 def check_share(name: str, value: float) -> None:
     """Refuse what is no share of a whole; a share of nothing is none."""
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"Expected argument `{name}` to be a number but got {value!r}.")
+        raise TypeError(f"Expected argument `{name}` to be a number but got {brief(value)}.")
     if not 0 < value <= 1:
         raise ValueError(f"Expected argument `{name}` to be in the range 0 < {name} <= 1 but got {value!r}.")
 
@@ -54,10 +56,10 @@ def check_share(name: str, value: float) -> None:
 def check_flag(name: str, value: bool) -> None:
     """Refuse what is neither True nor False."""
     if not isinstance(value, bool):
-        raise TypeError(f"Expected argument `{name}` to be a bool but got {value!r}.")
+        raise TypeError(f"Expected argument `{name}` to be a bool but got {brief(value)}.")
 
 
 def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
     """Refuse what is not among the choices."""
-    if value not in choices:
-        raise ValueError(f"Expected argument `{name}` to be one of {list(choices)} but got {value!r}.")
+    if not isinstance(value, str) or value not in choices:
+        raise ValueError(f"Expected argument `{name}` to be one of {list(choices)} but got {brief(value)}.")

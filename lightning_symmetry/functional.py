@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lightning_symmetry.brief import brief
 from lightning_symmetry.matrices.grouping import duplicate_groups
 
 __all__ = [
@@ -203,6 +204,6 @@ def rank_of(singular_values: Tensor) -> Tensor:
 def check_threshold(threshold: float) -> None:
     """Refuse what is no correlation that can be exceeded."""
     if isinstance(threshold, bool) or not isinstance(threshold, int | float):
-        raise TypeError(f"Expected argument `threshold` to be a number but got {threshold!r}.")
+        raise TypeError(f"Expected argument `threshold` to be a number but got {brief(threshold)}.")
     if not -1 <= threshold < 1:
         raise ValueError(f"Expected argument `threshold` to be in the range -1 <= threshold < 1 but got {threshold!r}.")

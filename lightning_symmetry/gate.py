@@ -8,15 +8,19 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.optim import LBFGS, SGD, Optimizer
+from torch.optim import SGD, Optimizer
 
 from lightning_symmetry.arguments import check_module
+from lightning_symmetry.brief import brief
 from lightning_symmetry.engine.saying import SymmetryError, SymmetryWarning, warn
+from lightning_symmetry.randomness import preserved_random_numbers
+from lightning_symmetry.ranks.team import describe
 from lightning_symmetry.tracker import SymmetryTracker
 from lightning_symmetry.verdicts.advice import messages
 from lightning_symmetry.verdicts.doubts import may_be_dead
 from lightning_symmetry.verdicts.report import SymmetryReport
 
+T = TypeVar("T")
 Batch = TypeVar("Batch")
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
@@ -35,8 +39,9 @@ def assert_no_symmetry(
 ) -> SymmetryReport:
     """Train a copy of a model for a few steps, and raise if units of it train as one or do not train at all.
 
-    The model, the optimizer and the random numbers of the caller are not touched. It takes four optimizer steps, and up
-    to twelve where something is still undecided; if there are fewer batches, they are used again.
+    The model, the optimizer and the random numbers of the caller (of torch, numpy and Python) are not touched. It takes
+    four optimizer steps, and up to twelve where something is still undecided; if there are fewer batches, they are used
+    again.
 
     Args:
         model: the model, in the mode (``train`` or ``eval``) in which it is to be trained.
@@ -53,7 +58,7 @@ def assert_no_symmetry(
     Raises:
         SymmetryError: with the report and the findings, if there is anything to warn of; and, if
             ``require_conclusion`` is set, if the report is inconclusive.
-        TypeError: if an argument is of the wrong type.
+        TypeError: if an argument is of the wrong type, or cannot be copied.
         ValueError: if there are no batches, or the loss is not one number with a gradient.
 
     Warns:
@@ -76,15 +81,14 @@ def assert_no_symmetry(
     __tracebackhide__ = True  # pytest then shows the line of the test, and not this function
     check_module(model)
     if not callable(loss):
-        raise TypeError(f"Expected argument `loss` to be a function of a model and a batch but got {loss!r}.")
+        raise TypeError(f"Expected argument `loss` to be a function of a model and a batch but got {brief(loss)}.")
     if not isinstance(batches, Iterable):
-        raise TypeError(f"Expected argument `batches` to be an iterable of batches but got {batches!r}.")
+        raise TypeError(f"Expected argument `batches` to be an iterable of batches but got {brief(batches)}.")
     unknown = options.keys() - {"tolerance", "patience", "include", "exclude", "require_conclusion"}
     if unknown:
         raise TypeError(f"assert_no_symmetry got an unexpected keyword argument {min(unknown)!r}.")
     require_conclusion = options.pop("require_conclusion", False)
-    devices = {parameter.device for parameter in model.parameters() if parameter.device.type == "cuda"}
-    with torch.random.fork_rng(devices=list(devices)), torch.enable_grad():
+    with preserved_random_numbers(), torch.enable_grad():
         tracker = _train_copy(model, loss, batches, optimizer, options)
     report = tracker.report
     assert report is not None
@@ -107,6 +111,7 @@ def _train_copy(
 ) -> SymmetryTracker:
     """The tracker of a copy of the model, after as many steps as it takes."""
     trained, its_optimizer = _copies(model, optimizer)
+    needs_closure = False
     with SymmetryTracker(trained, its_optimizer, every_n_steps=1, on_symmetry="ignore", **options) as tracker:
         for step, batch in enumerate(_again_and_again(batches)):
 
@@ -117,11 +122,7 @@ def _train_copy(
                 value.backward()
                 return value
 
-            if isinstance(its_optimizer, LBFGS):
-                its_optimizer.step(closure)
-            else:
-                closure()
-                its_optimizer.step()
+            needs_closure = _step(its_optimizer, closure, needs_closure)
             assert tracker.report is not None
             is_decided = tracker.report.status != "inconclusive" and step >= tracker.options.patience
             is_waiting = may_be_dead(tracker.report.layers.values(), tracker.options.dead_share)
@@ -135,25 +136,66 @@ def _copies(
     model: ModuleT, optimizer: Optimizer | Callable[[Iterable[nn.Parameter]], Optimizer] | None
 ) -> tuple[ModuleT, Optimizer]:
     """A copy of the model, and an optimizer of the copy."""
+    # Copies by `id` of the original, for model and optimizer together, so that the one optimizes the other. PyTorch
+    # refuses to copy a tensor with a graph behind it, as `torch.nn.utils.weight_norm` or a forward pass leaves.
+    memo: dict[int, Any] = {
+        id(value): value.detach().clone()
+        for module in model.modules()
+        for value in (*vars(module).values(), *module._buffers.values())
+        if isinstance(value, Tensor) and not value.is_leaf
+    }
+    trained = _copy("model", model, memo)
     if isinstance(optimizer, Optimizer):
-        trained, its_optimizer = copy.deepcopy((model, optimizer))  # together, so that the one optimizes the other
-        if isinstance(its_optimizer, LBFGS):
-            # PyTorch leaves these two out of copies.
-            its_optimizer._params = its_optimizer.param_groups[0]["params"]
-            its_optimizer._numel_cache = None
+        its_optimizer = _copy("optimizer", optimizer, memo)
+        for name, value in vars(optimizer).items():
+            # PyTorch copies three attributes of an optimizer only. One that replaces a method belongs to the original.
+            if not hasattr(its_optimizer, name):
+                setattr(its_optimizer, name, _copy("optimizer", value, memo))
         return trained, its_optimizer
-    trained = copy.deepcopy(model)
     parameters = [parameter for parameter in trained.parameters() if parameter.requires_grad]
     if not parameters:
-        raise ValueError(f"Expected argument `model` to have parameters that train but got {model!r}.")
+        raise ValueError(f"Expected argument `model` to have parameters that train but got {brief(model)}.")
     if optimizer is None:
         return trained, SGD(parameters, lr=0.01)
     if not callable(optimizer):
         raise TypeError(
             "Expected argument `optimizer` to be a torch.optim.Optimizer, a function that makes one from parameters, "
-            f"or None but got {optimizer!r}."
+            f"or None but got {brief(optimizer)}."
         )
     return trained, optimizer(parameters)
+
+
+_WAYS_OUT = {
+    "model": "Pass a model as it was built, before it is used, or give what cannot be copied a `__deepcopy__`.",
+    "optimizer": "Pass a function that makes the optimizer from parameters.",
+}
+
+
+def _copy(argument: str, value: T, memo: dict[int, Any]) -> T:
+    try:
+        return copy.deepcopy(value, memo)
+    except Exception as error:
+        raise TypeError(
+            f"Expected argument `{argument}` to be something that copy.deepcopy can copy but it failed with "
+            f"{describe(error)}. {_WAYS_OUT[argument]}"
+        ) from error
+
+
+def _step(optimizer: Optimizer, closure: Callable[[], Tensor], needs_closure: bool) -> bool:
+    """Compute gradients and make a step; return whether ``step`` needs the closure, as those of LBFGS and SAM do."""
+    closure()  # SAM expects gradients besides
+    if needs_closure:
+        optimizer.step(closure)
+        return True
+    try:
+        optimizer.step()
+    except Exception as error:  # of any type, for want of a closure or not
+        try:
+            optimizer.step(closure)
+        except Exception:
+            raise error from None
+        return True
+    return False
 
 
 def _again_and_again(batches: Iterable[Batch]) -> Iterator[Batch]:
@@ -168,6 +210,6 @@ def _again_and_again(batches: Iterable[Batch]) -> Iterator[Batch]:
 
 def _check_loss(value: object) -> None:
     if not isinstance(value, Tensor):
-        raise TypeError(f"Expected argument `loss` to return a tensor but got {value!r}.")
+        raise TypeError(f"Expected argument `loss` to return a tensor but got {brief(value)}.")
     if value.numel() != 1 or not value.requires_grad:
-        raise ValueError(f"Expected argument `loss` to return one number with a gradient but got {value!r}.")
+        raise ValueError(f"Expected argument `loss` to return one number with a gradient but got {brief(value)}.")

@@ -13,12 +13,14 @@ from torchmetrics import MetricCollection
 from torchmetrics.metric import Metric
 
 from lightning_symmetry.arguments import check_count, check_module, check_patterns
+from lightning_symmetry.brief import brief
 from lightning_symmetry.metrics import DeadActivations, DuplicateActivations, EffectiveRank
 from lightning_symmetry.units.naming import readable_modules
 from lightning_symmetry.units.patterns import is_chosen
 
 _ACTIVATIONS = nn.ReLU.__module__
 _NO_UNITS = (nn.MultiheadAttention, nn.Softmax, nn.LogSoftmax, nn.Softmax2d, nn.Softmin)
+_MAX_NAMES = 20  # in messages
 
 
 def _default_metrics() -> dict[str, Metric]:
@@ -79,10 +81,11 @@ class ActivationProbe:
             if is_chosen([name], include, exclude) and (include is not None or _is_activation(module))
         }
         if not chosen:
-            names = ", ".join(name for name, _ in readable_modules(model))
+            names = [name for name, _ in readable_modules(model)]
             raise ValueError(
-                f"Expected argument `include` to match a module but got {include!r}, with `exclude` {exclude!r}. None "
-                f"stands for modules of activation functions. The modules are: {names}."
+                f"Expected argument `include` to match a module but got {brief(include)}, with `exclude` "
+                f"{brief(exclude)}. None stands for modules of activation functions. The modules are: "
+                f"{', '.join(names[:_MAX_NAMES])} ({len(names)} in all)."
             )
         make = make_metrics or _default_metrics
         self.metrics = {name: MetricCollection(dict(make()), compute_groups=False) for name in chosen}

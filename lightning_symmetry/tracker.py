@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from lightning_symmetry.arguments import check_module
+from lightning_symmetry.brief import brief
 from lightning_symmetry.engine.engine import SymmetryEngine
 from lightning_symmetry.engine.saying import warn
 from lightning_symmetry.engine.steps import unwrap, updated_by, watch_steps
@@ -196,17 +197,17 @@ def _optimizers_of(model: nn.Module, optimizer: object) -> list[Any]:
         if not (isinstance(one, Optimizer) or (hasattr(one, "param_groups") and callable(getattr(one, "step", None)))):
             raise TypeError(
                 "Expected argument `optimizer` to be a torch.optim.Optimizer or a sequence of optimizers but got "
-                f"{optimizer!r}."
+                f"{brief(optimizer)}."
             )
         raw.append(one)
     if not raw:
-        raise ValueError(f"Expected argument `optimizer` to hold at least one optimizer but got {optimizer!r}.")
+        raise ValueError(f"Expected argument `optimizer` to hold at least one optimizer but got {brief(optimizer)}.")
     own = set(map(id, parameters_of(model)))
     for one in raw:
         if own.isdisjoint(updated_by([one])):
             raise ValueError(
-                f"Expected argument `optimizer` to update parameters of `model` but none of the parameters of {one!r} "
-                f"belongs to this {type(model).__name__}."
+                "Expected argument `optimizer` to update parameters of `model` but none of the parameters of "
+                f"{type(one).__name__} belongs to this {type(model).__name__}."
             )
     return raw
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import random
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -96,6 +99,112 @@ def test_nothing_of_the_caller_is_touched(optimizer: Any, is_made: bool) -> None
         assert not given._optimizer_step_pre_hooks
 
 
+class SAM(torch.optim.Optimizer):
+    """As on https://github.com/davda54/sam: it wants gradients that are there, and a closure besides."""
+
+    def __init__(self, params: Any, rho: float = 0.05, **options: Any) -> None:
+        super().__init__(params, {"rho": rho, **options})
+        self.base_optimizer = torch.optim.Adam(self.param_groups, **options)
+        self.param_groups = self.base_optimizer.param_groups
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
+        assert closure is not None, "SAM needs a closure"
+        trained = [(p, p.clone()) for group in self.param_groups for p in group["params"] if p.grad is not None]
+        norm = torch.stack([p.grad.norm() for p, _ in trained]).norm()
+        for p, _ in trained:
+            p.add_(p.grad / norm, alpha=self.defaults["rho"])
+        torch.enable_grad()(closure)()
+        for p, before in trained:
+            p.copy_(before)
+        self.base_optimizer.step()
+
+
+class NeedsClosure(torch.optim.SGD):
+    def step(self, closure: Any = None) -> Any:
+        if closure is None:
+            raise RuntimeError("give me a closure")
+        return super().step(closure)
+
+
+@pytest.mark.parametrize("kind", [SAM, NeedsClosure])
+@pytest.mark.parametrize("is_made", [False, True])
+@pytest.mark.parametrize("value", [None, 0.1])
+def test_an_optimizer_gets_the_closure_that_it_needs(kind: Any, is_made: bool, value: float | None) -> None:
+    net = mlp() if value is None else fill(mlp(), value)
+    given = kind(net.parameters(), lr=1e-3) if is_made else lambda parameters: kind(parameters, lr=1e-3)
+    if is_made:
+        batch = next(iter(batches()))
+        loss_of(net, batch).backward()
+        given.step(lambda: loss_of(net, batch).backward())
+        torch.optim.lr_scheduler.StepLR(given, 5)  # which gives this optimizer a step of its own
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    if value is None:
+        assert assert_no_symmetry(net, loss_of, batches(), given).status == "healthy"
+    else:
+        with pytest.raises(SymmetryError, match="locked"):
+            assert_no_symmetry(net, loss_of, batches(), given)
+    assert_same(dict(net.state_dict()), before)
+
+
+class OddError(Exception):
+    pass
+
+
+class Failing(torch.optim.SGD):
+    def step(self, closure: Any = None) -> Any:
+        raise OddError("of the optimizer")
+
+
+def test_errors_of_the_user_come_through() -> None:
+    def raising(model: nn.Module, batch: Any) -> Tensor:
+        raise OddError("of the loss")
+
+    with pytest.raises(OddError, match="of the loss"):
+        assert_no_symmetry(mlp(), raising, batches())
+    with pytest.raises(OddError, match="of the optimizer"):
+        assert_no_symmetry(mlp(), loss_of, batches(), lambda parameters: Failing(parameters, lr=0.1))
+
+
+def test_random_numbers_go_on_as_if_nothing_had_been_drawn() -> None:
+    def mixed(model: nn.Module, batch: Any) -> Tensor:
+        return loss_of(model, batch) * (1 + random.random() + np.random.rand() + torch.rand(()))
+
+    drawn = []
+    for is_tested in (False, True):
+        net = mlp()
+        random.seed(0)
+        np.random.seed(0)
+        torch.manual_seed(0)
+        if is_tested:
+            assert assert_no_symmetry(net, mixed, batches()).status == "healthy"
+        drawn.append((random.random(), np.random.rand(), float(torch.rand(()))))
+    assert drawn[0] == drawn[1]
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm. is deprecated:FutureWarning")
+def test_tensors_with_a_graph_behind_them_are_copied() -> None:
+    net = mlp()
+    torch.nn.utils.weight_norm(net.linear(0))
+    hidden = net[0](torch.randn(3, 12))
+    net.kept, net[1].kept_too = hidden, hidden
+    assert assert_no_symmetry(net, loss_of, batches()).status == "healthy"
+    assert net.kept is hidden
+    assert hidden.grad_fn is not None
+
+
+def test_what_cannot_be_copied_is_named() -> None:
+    net, lock = mlp(), threading.Lock()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    optimizer.lock = lock  # type: ignore[attr-defined]
+    expected = r"argument `optimizer` to be .* can copy but it failed with TypeError: .*lock.* Pass a function that"
+    with pytest.raises(TypeError, match=expected):
+        assert_no_symmetry(net, loss_of, batches(), optimizer)
+    net.lock = lock
+    with pytest.raises(TypeError, match=r"argument `model` to be .*lock.* Pass a model as it was built"):
+        assert_no_symmetry(net, loss_of, batches())
+
+
 class Unknown(nn.Module):
     """A layer that nobody knows how to read."""
 
@@ -167,19 +276,72 @@ def test_constant(symmetry):
 """
 
 
-def test_the_plugin_gives_a_fixture_and_prints_the_report(tmp_path: Path) -> None:
-    (tmp_path / "test_model.py").write_text(TESTS)
+def output_of_pytest(folder: Path, tests: str) -> str:
+    (folder / "test_model.py").write_text(tests)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:randomly", "-p", "no:cacheprovider", "-W", "error"]
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert "1 failed, 1 passed" in result.stdout, result.stdout
-    assert "Symmetry report" in result.stdout
-    assert "    0      8         1     0  locked: all 8 units" in result.stdout
-    assert "SymmetryError: 0: all 8 units are identical in weights and gradients" in result.stdout
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True).stdout
+
+
+def test_the_plugin_gives_a_fixture_and_prints_the_report(tmp_path: Path) -> None:
+    output = output_of_pytest(tmp_path, TESTS)
+    assert "1 failed, 1 passed" in output, output
+    assert "Symmetry report" in output
+    assert "    0      8         1     0  locked: all 8 units" in output
+    assert "SymmetryError: 0: all 8 units are identical in weights and gradients" in output
+
+
+OTHER_EXCEPTIONS = """
+import torch
+import lightning_symmetry
+
+class SymmetryError(Exception):
+    @property
+    def report(self):
+        raise ValueError("no report")
+
+class Unreadable:
+    def __str__(self):
+        raise ValueError("no text")
+
+def test_of_the_same_name():
+    raise SymmetryError("crystal")
+
+def test_of_the_same_name_beside_ours():
+    lightning_symmetry.SymmetryError
+    raise SymmetryError("crystal")
+
+def test_of_a_report_that_cannot_be_shown():
+    raise lightning_symmetry.SymmetryError("symmetric", Unreadable(), [])
+"""
+
+
+def test_the_plugin_breaks_no_report_of_a_test(tmp_path: Path) -> None:
+    output = output_of_pytest(tmp_path, OTHER_EXCEPTIONS)
+    assert "3 failed" in output, output
+    assert "SymmetryError: crystal" in output
+    assert "SymmetryError: symmetric" in output
+    assert "INTERNALERROR" not in output
+
+
+def output_of_python(code: str) -> str:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout
 
 
 def test_the_plugin_loads_nothing_that_takes_time() -> None:
-    code = "import lightning_symmetry.pytest_plugin, sys; print('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
+    assert output_of_python("import lightning_symmetry.pytest_plugin, sys; print('torch' in sys.modules)") == "False\n"
+
+
+def test_the_plugin_loads_where_pluggy_is_older() -> None:
+    code = """
+import pytest
+known = pytest.hookimpl
+def hookimpl(function=None, hookwrapper=False, optionalhook=False, tryfirst=False, trylast=False, specname=None):
+    return known(function, hookwrapper, optionalhook, tryfirst, trylast, specname)
+pytest.hookimpl = hookimpl
+import lightning_symmetry.pytest_plugin
+print("loaded")
+"""
+    assert output_of_python(code) == "loaded\n"
 
 
 def test_a_report_is_symmetric_healthy_or_inconclusive() -> None:

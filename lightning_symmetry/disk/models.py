@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_symmetry.brief import brief
 from lightning_symmetry.disk.reading import CheckpointError, Contents
 from lightning_symmetry.disk.stored import Filled
 
@@ -62,7 +63,7 @@ def _build(model: Model, hyper_parameters: Mapping[str, Any] | None) -> nn.Modul
         tensors = [*model.parameters(), *model.buffers()]
         return copy.deepcopy(model, {id(tensor): _without_numbers(tensor) for tensor in tensors})
     if not callable(model):
-        raise TypeError(f"Expected argument `model` to be {_EXPECTED}, but got {model!r}.")
+        raise TypeError(f"Expected argument `model` to be {_EXPECTED}, but got {brief(model)}.")
     arguments = _known_arguments(model, hyper_parameters or {}) if isinstance(model, type) else {}
     with torch.random.fork_rng(devices=[]):
         try:
@@ -71,7 +72,7 @@ def _build(model: Model, hyper_parameters: Mapping[str, Any] | None) -> nn.Modul
         except Exception:  # some models need numbers to be built, which the meta device has not
             built = _build_with_numbers(model, arguments)
     if not isinstance(built, nn.Module):
-        raise TypeError(f"Expected argument `model` to be {_EXPECTED}, but {model!r} makes {built!r}.")
+        raise TypeError(f"Expected argument `model` to be {_EXPECTED}, but {brief(model)} makes {brief(built)}.")
     return built
 
 
@@ -81,7 +82,7 @@ def _build_with_numbers(model: Callable[..., nn.Module], arguments: Mapping[str,
     except Exception as error:
         how = f"with {', '.join(arguments)}" if arguments else "without arguments"
         raise TypeError(
-            f"Expected argument `model` to be {_EXPECTED}, but {model!r}, called {how}, failed with "
+            f"Expected argument `model` to be {_EXPECTED}, but {brief(model)}, called {how}, failed with "
             f"{type(error).__name__}: {error}"
         ) from error
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lightning_symmetry.brief import brief
 from lightning_symmetry.disk import roles as roles  # so that the stand-ins of stored modules have an adapter
 from lightning_symmetry.disk.folders import EXPECTED, checkpoints_in
 from lightning_symmetry.disk.models import Model, fill
@@ -84,7 +85,7 @@ def scan(path: str | os.PathLike[str], *, model: Model | None = None) -> Symmetr
         duplicate: equal units whose gradients say nothing so far: ...
     """
     if not isinstance(path, str | os.PathLike):
-        raise TypeError(f"Expected argument `path` to be a path, as a str or os.PathLike, but got {path!r}.")
+        raise TypeError(f"Expected argument `path` to be a path, as a str or os.PathLike, but got {brief(path)}.")
     found = checkpoints(Path(path))
     if len(found) > 1:
         listed = ", ".join(str(file.relative_to(path)) for file in found)

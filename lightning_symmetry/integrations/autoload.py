@@ -6,6 +6,7 @@ Lightning loads this module whenever it makes a Trainer, so it imports nothing t
 from __future__ import annotations
 
 import os
+import warnings
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -15,9 +16,13 @@ VARIABLE = "LIGHTNING_SYMMETRY_AUTOLOAD"
 
 
 def callbacks() -> list[SymmetryMonitor]:
-    """What is added to the callbacks of a new Trainer: a monitor if the variable is ``1``, else nothing."""
+    """Return what is added to the callbacks of a new Trainer: a monitor if the variable is ``1``, else nothing."""
     if os.environ.get(VARIABLE) != "1":
         return []
-    from lightning_symmetry.integrations.autoloaded import AutoloadedMonitor
+    try:
+        from lightning_symmetry.integrations.autoloaded import AutoloadedMonitor
 
-    return [AutoloadedMonitor()]
+        return [AutoloadedMonitor()]
+    except Exception as error:  # such as a dependency that cannot be imported; the Trainer could not be made else
+        warnings.warn(f"{VARIABLE}=1 adds no monitor: {type(error).__name__}: {error}", stacklevel=2)
+        return []

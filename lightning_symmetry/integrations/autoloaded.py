@@ -1,4 +1,4 @@
-"""The monitor that comes by itself, and is never in the way of one that the user gave."""
+"""An automatically added monitor. It deactivates itself if the user passed one."""
 
 from __future__ import annotations
 
@@ -21,29 +21,38 @@ class AutoloadedMonitor(SymmetryMonitor):
     # Lightning takes a callback for one without state if it has these methods of its base class.
     state_dict = Callback.state_dict
     load_state_dict = Callback.load_state_dict
+    _is_active = False
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._is_needed(trainer):
+        self._is_active = self._is_needed(trainer)
+        if self._is_active:
             super().on_train_start(trainer, pl_module)
 
     @override
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if self._is_active and not self._is_needed(trainer):  # another monitor was added since
+            self._is_active = False
+            self._unhook()
+            self._finish([])
+
+    @override
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        if self._is_needed(trainer):
+        if self._is_active:
             super().on_before_optimizer_step(trainer, pl_module, optimizer)
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._is_needed(trainer):
+        if self._is_active:
             super().on_train_end(trainer, pl_module)
 
     @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._is_needed(trainer):
+        if self._is_active:
             super().on_fit_end(trainer, pl_module)
 
-    def _is_needed(self, trainer: Any) -> bool:
-        """Whether the user has given no monitor, and this is the first that has come by itself."""
-        monitors = [callback for callback in trainer.callbacks if isinstance(callback, SymmetryMonitor)]
-        is_alone = all(isinstance(monitor, AutoloadedMonitor) for monitor in monitors)
-        return is_alone and monitors[0] is self
+    def _is_needed(self, trainer: Trainer) -> bool:
+        """Return whether the user has given no monitor, and this is the first that was added."""
+        callbacks = trainer.callbacks  # type: ignore[attr-defined] # set by a connector
+        monitors = [callback for callback in callbacks if isinstance(callback, SymmetryMonitor)]
+        return all(isinstance(monitor, AutoloadedMonitor) for monitor in monitors) and monitors[:1] == [self]

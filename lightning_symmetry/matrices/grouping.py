@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from lightning_symmetry.arguments import check_tolerance
+from lightning_symmetry.brief import brief
 from lightning_symmetry.matrices.candidates import find_candidates, find_neighbours, sort_within
 from lightning_symmetry.matrices.dense import DenseRows
 from lightning_symmetry.matrices.numerics import Floats, Indices, Mask, exact_arithmetic
@@ -56,7 +57,7 @@ def duplicate_groups(rows: Tensor, tolerance: float | None = None) -> list[tuple
         [(0, 2), (1, 4)]
     """
     if not isinstance(rows, Tensor):
-        raise TypeError(f"Expected argument `rows` to be a torch.Tensor but got {rows!r}.")
+        raise TypeError(f"Expected argument `rows` to be a torch.Tensor but got {brief(rows)}.")
     if rows.dtype not in TOLERANCES:
         raise TypeError(f"Expected argument `rows` to have one of the dtypes {list(TOLERANCES)} but got {rows.dtype}.")
     if rows.ndim != 2:

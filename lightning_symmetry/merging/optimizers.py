@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_symmetry.brief import brief
 from lightning_symmetry.merging.edits import Edit
 from lightning_symmetry.merging.errors import MergeError
 
@@ -28,7 +29,9 @@ def check_optimizer(optimizer: torch.optim.Optimizer | None, model: nn.Module) -
     if optimizer is None:
         return
     if not isinstance(optimizer, torch.optim.Optimizer):
-        raise TypeError(f"Expected argument `optimizer` to be a torch.optim.Optimizer or None but got {optimizer!r}.")
+        raise TypeError(
+            f"Expected argument `optimizer` to be a torch.optim.Optimizer or None but got {brief(optimizer)}."
+        )
     known = set(map(id, model.parameters()))
     strange = sum(id(parameter) not in known for group in optimizer.param_groups for parameter in group["params"])
     if strange:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_symmetry.arguments import check_module
+from lightning_symmetry.brief import brief
 from lightning_symmetry.merging.errors import describe
 
 _SEED = 0
@@ -44,7 +45,7 @@ class Inputs:
             return Inputs((), example_inputs)
         raise TypeError(
             "Expected argument `example_inputs` to be a tensor, a tuple of tensors or a dict of keyword arguments "
-            f"but got {example_inputs!r}."
+            f"but got {brief(example_inputs)}."
         )
 
     def call(self, model: nn.Module) -> Any:

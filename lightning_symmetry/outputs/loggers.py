@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from typing_extensions import override
 
+from lightning_symmetry.brief import brief
 from lightning_symmetry.outputs.folder import folder_outputs
 from lightning_symmetry.outputs.mlflow import MLflowOutput
 from lightning_symmetry.outputs.output import Check, Heatmaps, Output, Scalars
@@ -83,7 +84,7 @@ def outputs_of(target: object, heatmaps: Heatmaps, scalars: Scalars) -> list[Out
             return [] if heatmaps == scalars == "none" else outputs
     raise TypeError(
         "Expected argument `output` to be a folder, a SummaryWriter, a run of W&B or MLflow, or a logger of Lightning "
-        f"or Fabric but got {target!r}."
+        f"or Fabric but got {brief(target)}."
     )
 
 

@@ -13,6 +13,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from torch.optim import Optimizer
 
 from lightning_symmetry.arguments import check_choice, check_module
+from lightning_symmetry.brief import brief
 from lightning_symmetry.ranks.pieces import is_sharded
 from lightning_symmetry.repair.drawing import current_rows, fresh_copy, fresh_rows, rows_at_scale, rows_with_noise
 from lightning_symmetry.repair.following import Reader, readers_of
@@ -255,7 +256,7 @@ def _checksum(plans: Sequence[Plan]) -> int:
 def _check_generator(generator: object) -> None:
     if generator is not None and not (isinstance(generator, Generator) and generator.device.type == "cpu"):
         raise TypeError(
-            f"Expected argument `generator` to be a torch.Generator on the CPU or None but got {generator!r}."
+            f"Expected argument `generator` to be a torch.Generator on the CPU or None but got {brief(generator)}."
         )
 
 
@@ -265,7 +266,7 @@ def _optimizers_of(optimizer: object) -> list[Optimizer]:
         if not isinstance(one, Optimizer):
             raise TypeError(
                 "Expected argument `optimizer` to be a torch.optim.Optimizer, a sequence of them or None but got "
-                f"{optimizer!r}."
+                f"{brief(optimizer)}."
             )
     return cast("list[Optimizer]", several)
 

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from lightning_symmetry.brief import brief
 from lightning_symmetry.modules import held, own_parameters
 from lightning_symmetry.ranks.pieces import View
 
@@ -148,7 +149,7 @@ def register_layer(*layer_types: type[nn.Module], replace: bool = False) -> Call
         if not (isinstance(layer_type, type) and issubclass(layer_type, nn.Module)):
             raise TypeError(
                 "Expected argument `layer_type` to be a subclass of torch.nn.Module but got "
-                f"{layer_type!r}.{_usage_for(layer_type)}"
+                f"{brief(layer_type)}.{_usage_for(layer_type)}"
             )
 
     def register(adapter: AdapterT) -> AdapterT:
@@ -180,7 +181,7 @@ def register_layer_by_name(*qualified_names: str, replace: bool = False) -> Call
     for name in qualified_names:
         if not isinstance(name, str):
             raise TypeError(
-                f"Expected argument `qualified_name` to be a str, 'package.module.Class', but got {name!r}."
+                f"Expected argument `qualified_name` to be a str, 'package.module.Class', but got {brief(name)}."
             )
 
     def register(adapter: AdapterT) -> AdapterT:
@@ -263,7 +264,7 @@ def _describe(adapter: Adapter) -> str:
 
 def _check_adapter(adapter: object) -> None:
     if not callable(adapter):
-        raise TypeError(f"Expected a function that takes a module and returns its Units but got {adapter!r}.")
+        raise TypeError(f"Expected a function that takes a module and returns its Units but got {brief(adapter)}.")
 
 
 def _usage_for(wrong: object) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
+from lightning_symmetry.brief import brief
 from lightning_symmetry.verdicts import advice, html, plotting, text
 from lightning_symmetry.verdicts.model_diagnosis import ModelDiagnosis
 
@@ -126,7 +127,7 @@ def check_report(report: object, widths: Mapping[str, int]) -> None:
     """
     if not isinstance(report, SymmetryReport):
         raise TypeError(
-            f"Expected argument `report` to be a SymmetryReport, as diagnose(model) gives it, but got {report!r}."
+            f"Expected argument `report` to be a SymmetryReport, as diagnose(model) gives it, but got {brief(report)}."
         )
     for layer in report.distinct_layers:
         if widths.get(layer.name) != layer.num_units:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from lightning_symmetry import SymmetryMonitor, SymmetryWarning
+from lightning_symmetry.integrations.autoloaded import AutoloadedMonitor
 from tests.training import batches, fill, mlp
 
 NAMESPACES = pytest.mark.parametrize("namespace", [current, old], ids=["lightning.pytorch", "pytorch_lightning"])
@@ -238,6 +239,66 @@ def test_a_monitor_that_comes_by_itself_is_never_in_the_way(namespace: str, tmp_
     assert sorted(lines[2]) == sorted("[('SymmetryMonitor', 2), ('AutoloadedMonitor', 0)]")
     assert lines[3].count("SymmetryMonitor") == 1
     assert "Autoloaded" not in lines[3]
+
+
+class Adds(current.Callback):
+    """Adds a monitor to the Trainer, once the training has begun."""
+
+    def __init__(self, batch_idx: int) -> None:
+        self.given = SymmetryMonitor(every_n_steps=1)
+        self.batch_idx = batch_idx
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        if self.batch_idx < 0:
+            trainer.callbacks.append(self.given)
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if self.batch_idx == batch_idx:
+            trainer.callbacks.append(self.given)
+            self.given.on_train_start(trainer, pl_module)
+
+
+@pytest.mark.parametrize(("batch_idx", "last_step"), [(-1, None), (1, 1)])
+def test_a_monitor_that_was_added_automatically_gives_way_to_a_later_one(
+    batch_idx: int, last_step: int | None, tmp_path: Path
+) -> None:
+    added, later = AutoloadedMonitor(every_n_steps=1), Adds(batch_idx)
+    trainer = fit(current, [added, later], tmp_path)
+    assert {finding.layer for finding in later.given.findings} == {"net.0", "net.2"}
+    assert (None if added.report is None else added.report.step) == last_step
+    assert not any(optimizer._optimizer_step_pre_hooks for optimizer in trainer.optimizers)
+
+
+class Removes(current.Callback):
+    """Removes the monitor of the user in the middle of the training."""
+
+    def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
+        trainer.callbacks[:] = [each for each in trainer.callbacks if type(each) is not SymmetryMonitor]
+
+
+class Holds(current.Callback):
+    """Hands hooks on to a monitor that the Trainer does not know."""
+
+    def __init__(self) -> None:
+        self.held = AutoloadedMonitor()
+
+    def __getattribute__(self, name: str) -> Any:
+        return getattr(self.held, name) if name.startswith("on_") else super().__getattribute__(name)
+
+
+def test_a_monitor_that_was_added_automatically_never_starts_halfway(tmp_path: Path) -> None:
+    added, holds = AutoloadedMonitor(every_n_steps=1), Holds()
+    fit(current, [added, SymmetryMonitor(), Removes()], tmp_path)
+    fit(current, [holds], tmp_path)
+    assert added.report is None
+    assert holds.held.report is None
+
+
+def test_an_automatic_monitor_that_cannot_be_made_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("LIGHTNING_SYMMETRY_AUTOLOAD", "1")
+    monkeypatch.setitem(sys.modules, "lightning_symmetry.integrations.autoloaded", None)  # as if its import failed
+    with pytest.warns(UserWarning, match="LIGHTNING_SYMMETRY_AUTOLOAD=1 adds no monitor: ModuleNotFoundError"):
+        fit(current, [], tmp_path)
 
 
 def test_nothing_comes_by_itself_unless_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
