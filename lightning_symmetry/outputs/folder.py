@@ -31,6 +31,8 @@ class FolderOutput(Output):
         OSError: if the folder cannot be written.
     """
 
+    is_foreign = False
+
     def __init__(self, path: Path, heatmaps: Heatmaps, scalars: Scalars, *, only_findings: bool = False) -> None:
         self.name = f"output to {path}"
         self._path = path

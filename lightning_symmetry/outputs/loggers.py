@@ -19,6 +19,7 @@ from lightning_symmetry.outputs.mlflow import MLflowOutput
 from lightning_symmetry.outputs.output import Check, Heatmaps, Output, Scalars
 from lightning_symmetry.outputs.scalars import ScalarChoice
 from lightning_symmetry.outputs.wandb import WandbOutput
+from lightning_symmetry.randomness import preserved_random_numbers
 from lightning_symmetry.verdicts.report import SymmetryReport
 
 _WRITERS = {"torch.utils.tensorboard", "tensorboardX"}  # modules in which a SummaryWriter is defined
@@ -61,6 +62,7 @@ class LoggerScalars(Output):
             save()
 
 
+@preserved_random_numbers()  # imports and opened loggers may draw from them
 def outputs_of(target: object, heatmaps: Heatmaps, scalars: Scalars) -> list[Output]:
     """The outputs for something that the user wants to see checks in.
 

@@ -33,6 +33,7 @@ class TensorBoardScalars(Output):
     """
 
     name = "scalars in TensorBoard"
+    is_foreign = False
 
     def __init__(self, writer: SummaryWriter, scalars: Scalars) -> None:
         self._writer = writer
@@ -84,6 +85,7 @@ class TensorBoardPictures(Output):
     """
 
     name = "findings and pictures in TensorBoard"
+    is_foreign = False
 
     def __init__(self, writer: SummaryWriter, heatmaps: Heatmaps) -> None:
         self._writer = writer
