@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from typing_extensions import override
 
-from lightning_symmetry.outputs.folder import folder_outputs
+from lightning_symmetry.outputs.folder import folder_outputs, is_remote
 from lightning_symmetry.outputs.mlflow import MLflowOutput
 from lightning_symmetry.outputs.output import Check, Heatmaps, Output, Scalars
 from lightning_symmetry.outputs.scalars import ScalarChoice
@@ -77,6 +77,7 @@ def outputs_of(target: object, heatmaps: Heatmaps, scalars: Scalars) -> list[Out
 
     Raises:
         TypeError: if it is none of these.
+        ValueError: if it is the address of something remote.
         OSError: if a folder cannot be written.
     """
     for kind in KINDS:
@@ -96,7 +97,7 @@ def _of_itself(target: Any, heatmaps: Heatmaps, scalars: Scalars) -> list[Output
 def _of_folder(target: Any, heatmaps: Heatmaps, scalars: Scalars) -> list[Output] | None:
     if not isinstance(target, str | os.PathLike):
         return None
-    return folder_outputs(Path(target), heatmaps, scalars)
+    return folder_outputs(target, heatmaps, scalars)
 
 
 def _of_wandb(target: Any, heatmaps: Heatmaps, scalars: Scalars) -> list[Output] | None:
@@ -134,7 +135,7 @@ def _of_any(target: Any, heatmaps: Heatmaps, scalars: Scalars) -> list[Output] |
         return None
     outputs: list[Output] = [LoggerScalars(target, scalars)]
     folder = getattr(target, "log_dir", None)
-    if isinstance(folder, str) and "://" not in folder:
+    if isinstance(folder, str | os.PathLike) and not is_remote(folder):
         outputs += folder_outputs(Path(folder) / "symmetry", heatmaps, scalars)
     return outputs
 
