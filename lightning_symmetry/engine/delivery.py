@@ -3,20 +3,69 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lightning_symmetry.engine.guard import Guard
 from lightning_symmetry.outputs.output import Changes, Check, Output
 from lightning_symmetry.verdicts.diagnoses import Finding
+from lightning_symmetry.randomness import preserved_random_numbers
 from lightning_symmetry.verdicts.looks import Look
 from lightning_symmetry.verdicts.report import SymmetryReport
 
 _TRIES = 3
 
 
+@dataclass
+class _Recipient:
+    """What is known of an output.
+
+    Attributes:
+        output: the output.
+        guard: switches the output off.
+        missed: the checks that could not be written so far, in order.
+        has_written: whether the latest check was written.
+    """
+
+    output: Output
+    guard: Guard
+    missed: list[Check] = field(default_factory=list)
+    has_written: bool = False
+
+    @property
+    def name(self) -> str:
+        try:
+            return str(self.output.name)
+        except Exception:
+            return type(self.output).__name__
+
+    def write(self, check: Check) -> None:
+        """Write what was missed, and then this check; keep what cannot be written for the next time."""
+        missed = self.missed
+        changed = frozenset[str]().union(check.changed, *(before.changed for before in missed))
+        waiting = [*missed, replace(check, changed=changed)]
+        try:
+            while waiting:
+                self.output.write(waiting[0])
+                del waiting[0]
+        finally:
+            # The weights move on: what was seen of them cannot be drawn later.
+            self.missed, self.has_written = [replace(each, looks=()) for each in waiting], not waiting
+
+    def close(self, report: SymmetryReport) -> None:
+        """Write what was missed and what is to be said at the end."""
+        try:
+            for check in self.missed:
+                self.output.write(check)
+        finally:  # whatever the output holds open, this is the last time that it is called
+            self.output.close(report)
+
+
 class Delivery:
     """Writes checks to outputs; tries again what has failed, and gives up an output that fails three times in a row.
+
+    The random generators are restored after everything that may draw from them.
 
     Args:
         warn: says a text to the user.
@@ -28,12 +77,11 @@ class Delivery:
         self._who = who
         self._maker = Guard(self._warn, who, _TRIES)
         self._changes = Changes()
-        self._guards: dict[Output, Guard] = {}
-        self._missed: dict[Output, list[Check]] = {}  # what an output has still to write, in order
+        self._recipients: dict[int, _Recipient] = {}  # by `id`: an output of the user's may be unhashable
 
     def __getstate__(self) -> dict[str, Any]:
         # Outputs hold open files; a monitor must be able to travel between processes without them.
-        return {**self.__dict__, "_guards": {}, "_missed": {}}
+        return {**self.__dict__, "_recipients": {}}
 
     def make(self, task: str, make: Callable[[], Sequence[Output]]) -> Sequence[Output] | None:
         """What ``make`` returns; None if it fails, or has failed three times."""
@@ -51,36 +99,26 @@ class Delivery:
             looks: what the check saw.
         """
         check = Check(report, findings, looks, self._changes.take_in(report, findings))
-        for output in outputs:
-            guard = self._guards.setdefault(output, Guard(self._warn, self._who, _TRIES))
-            guard.run(output.name, self._write, output, check)
-
-    def _write(self, output: Output, check: Check) -> None:
-        """Write what the output has missed, and then this check, or keep what cannot be written for the next time."""
-        missed = self._missed.pop(output, [])
-        changed = frozenset[str]().union(check.changed, *(before.changed for before in missed))
-        waiting = [*missed, replace(check, changed=changed)]
-        try:
-            while waiting:
-                output.write(waiting[0])
-                del waiting[0]
-        except Exception:
-            # The weights move on: what was seen of them cannot be drawn later.
-            self._missed[output] = [replace(each, looks=()) for each in waiting]
-            raise
+        recipients = [each for each in map(self._recipient, outputs) if not each.guard.is_off(each.name)]
+        # Restoring takes 0.1 ms; an output of this package that has no news draws nothing.
+        may_draw = any(check.changed or each.output.is_foreign or not each.has_written for each in recipients)
+        with preserved_random_numbers() if may_draw else nullcontext():
+            for recipient in recipients:
+                recipient.guard.run(recipient.name, recipient.write, check)
 
     def close(self, outputs: Sequence[Output], report: SymmetryReport) -> None:
         """Let the outputs say what is to be said at the end of a training; there is no other try."""
-        for output in outputs:
-            if output not in self._guards or not self._guards[output].is_off(output.name):
-                Guard(self._warn, self._who).run(output.name, self._close, output, report)
+        with preserved_random_numbers():
+            for output in outputs:
+                recipient = self._recipient(output)
+                if not recipient.guard.is_off(recipient.name):
+                    Guard(self._warn, self._who).run(recipient.name, recipient.close, report)
+                del self._recipients[id(output)]
 
-    def _close(self, output: Output, report: SymmetryReport) -> None:
-        try:
-            for check in self._missed.pop(output, []):
-                output.write(check)
-        finally:  # whatever the output holds open, this is the last time that it is called
-            output.close(report)
+    def _recipient(self, output: Output) -> _Recipient:
+        if id(output) not in self._recipients:
+            self._recipients[id(output)] = _Recipient(output, Guard(self._warn, self._who, _TRIES))
+        return self._recipients[id(output)]
 
     def _warn(self, text: str) -> None:
         self._warn_user(f"{text} Its `findings` hold all that was found.")

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing_extensions import override
 
 from lightning_symmetry.outputs.output import Check, Output
+from lightning_symmetry.randomness import preserved_random_numbers
 from lightning_symmetry.verdicts.report import SymmetryReport
 from lightning_symmetry.verdicts.tables import is_number_column, plain_table
 
@@ -37,6 +38,7 @@ class ConsoleSummary(Output):
             self._tell(_last_line(report))
 
 
+@preserved_random_numbers()  # importing Rich draws from `random`
 def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a table: with Rich if it is installed, else as plain text."""
     try:

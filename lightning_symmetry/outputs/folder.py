@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import re
 from collections.abc import Sequence
 from contextlib import suppress
+from itertools import count
 from pathlib import Path
 
 from typing_extensions import override
@@ -15,58 +18,76 @@ from lightning_symmetry.outputs.pictures import due_heatmaps, file_name, heatmap
 from lightning_symmetry.verdicts.diagnoses import Finding
 from lightning_symmetry.verdicts.report import SymmetryReport
 
+_FINDINGS = "findings.json"
+_REMOTE = re.compile(r"[A-Za-z][\w+.-]+:/")  # `Path` makes one slash of two; a single letter is a drive of Windows
+
+
+logger = logging.getLogger(__name__)
+
 
 class FolderOutput(Output):
     """Writes findings, pictures, TensorBoard events and, at the end, a report.
 
     These are ``findings.json``, ``overview.png``, ``heatmaps/*.png`` and ``report.html``; nothing is written before the
-    first check.
+    first check. A folder holds one training: if ``path`` has a ``findings.json``, a new training writes to ``path_1``,
+    ``path_2`` or whichever is free, and logs a warning. A resumed training continues in the last of these folders.
 
     Args:
         path: the folder, which need not exist.
         heatmaps: the option of the monitor.
         scalars: the option of the monitor.
-        only_findings: whether nothing is written before something is found.
+        only_findings: for a folder that the user did not name, which many trainings may share: write nothing before
+            something is found, and never continue in the folder of another training.
 
     Raises:
+        ValueError: if the path is the address of something remote.
         OSError: if the folder cannot be written.
     """
 
-    def __init__(self, path: Path, heatmaps: Heatmaps, scalars: Scalars, *, only_findings: bool = False) -> None:
-        self.name = f"output to {path}"
-        self._path = path
+    is_foreign = False
+
+    def __init__(
+        self, path: str | os.PathLike[str], heatmaps: Heatmaps, scalars: Scalars, *, only_findings: bool = False
+    ) -> None:
+        if is_remote(path):
+            raise ValueError(f"Expected a local folder to write to but got {os.fspath(path)!r}.")
+        self.name = f"output to {os.fspath(path)}"
+        self._path = Path(path).expanduser().absolute()  # the training may change its working directory
+        self._is_claimed = False
         self._heatmaps = heatmaps
         self._scalars = scalars
         self._only_findings = only_findings
         self._events: Sequence[Output] = ()  # open once the first check is written
         self._findings: Sequence[Finding] = ()
         self._told: object = None  # what `findings.json` says of the report
-        _check_writable(path)
+        _check_writable(self._path)
 
     @override
     def write(self, check: Check) -> None:
-        if self._only_findings and not check.findings and not self._findings_file.exists():
-            return  # but what an earlier training has left there must not be taken for what is found in this one
+        if self._only_findings and not check.findings:
+            return
         try:
             self._write(check)
         except Exception:
-            # A writer of events that has failed once never writes again: the next check opens another one.
+            # The folder may be gone: the next check creates it, with all files.
             with suppress(Exception):
                 self._close_events()
             raise
 
     def _write(self, check: Check) -> None:
         is_first = not self._events
+        self._findings = check.findings
+        told = (check.report.status, check.report.reasons)
+        if check.changed or is_first or told != self._told:
+            findings = findings_json(check.findings, check.report).encode()
+            if not self._is_claimed:
+                self._claim(is_resumed=check.report.step > 0 and not self._only_findings)
+            _replace(self._path / _FINDINGS, findings)
+            self._told = told
         if is_first:
             self._open()
         for output in self._events:
             output.write(check)
-        self._writer.flush()  # or it would fail at some later check, with this one among what is lost
-        self._findings = check.findings
-        told = (check.report.status, check.report.reasons)
-        if check.changed or is_first or told != self._told:
-            _replace(self._findings_file, findings_json(check.findings, check.report).encode())
-            self._told = told
         if check.changed or is_first:
             _replace(self._path / "overview.png", png(overview_image(check.report)))
         for layer, seen in due_heatmaps(check, self._heatmaps):
@@ -84,15 +105,28 @@ class FolderOutput(Output):
         try:
             for output in self._events:
                 output.close(report)
-            _replace(self._findings_file, findings_json(self._findings, report).encode())
+            _replace(self._path / _FINDINGS, findings_json(self._findings, report).encode())
             _replace(self._path / "overview.png", png(overview_image(report)))
         finally:
             self._close_events()
-        _replace(self._path / "report.html", build_report(self._path).encode())
+        _replace(self._path / "report.html", build_report(self._path, is_single=True).encode())
 
-    @property
-    def _findings_file(self) -> Path:
-        return self._path / "findings.json"
+    def _claim(self, *, is_resumed: bool) -> None:
+        """Choose the folder. Of two trainings that start at once, only one can create ``findings.json`` in it."""
+        path = self._path
+        for number in count(1):
+            following = self._path.with_name(f"{self._path.name}_{number}")
+            path.mkdir(parents=True, exist_ok=True)
+            try:
+                (path / _FINDINGS).touch(exist_ok=False)
+                break
+            except FileExistsError:
+                if is_resumed and not (following / _FINDINGS).exists():
+                    break
+                path = following
+        taken, self._path, self._is_claimed = self._path, path, True
+        if path != taken and not is_resumed:
+            logger.warning("%s holds another training; this one is written to %s.", taken, path)
 
     def _close_events(self) -> None:
         if self._events:
@@ -105,31 +139,27 @@ class FolderOutput(Output):
         from lightning_symmetry.outputs.tab import SymmetryTab
         from lightning_symmetry.outputs.tensorboard import TensorBoardScalars
 
-        self._path.mkdir(parents=True, exist_ok=True)
         self._writer = SummaryWriter(str(self._path))
         self._events = [TensorBoardScalars(self._writer, self._scalars), SymmetryTab(self._writer, self._heatmaps)]
 
 
-def folder_outputs(path: Path, heatmaps: Heatmaps, scalars: Scalars, *, only_findings: bool = False) -> list[Output]:
-    """The outputs that write into a folder: none if neither pictures nor scalars are wanted.
-
-    Args:
-        path: the folder, which need not exist.
-        heatmaps: the option of the monitor.
-        scalars: the option of the monitor.
-        only_findings: whether nothing is written before something is found.
-
-    Raises:
-        OSError: if the folder cannot be written.
-    """
+def folder_outputs(
+    path: str | os.PathLike[str], heatmaps: Heatmaps, scalars: Scalars, *, only_findings: bool = False
+) -> list[Output]:
+    """Return a :class:`FolderOutput`, in a list; no output if neither pictures nor scalars are wanted."""
     if heatmaps == scalars == "none":
         return []
     return [FolderOutput(path, heatmaps, scalars, only_findings=only_findings)]
 
 
+def is_remote(path: str | os.PathLike[str]) -> bool:
+    """Return whether a path is an address such as ``s3://bucket/run``."""
+    return _REMOTE.match(os.fspath(path)) is not None
+
+
 def _check_writable(path: Path) -> None:
     """Refuse a path at which no folder can be made or written; nothing is made yet."""
-    existing = path.absolute()
+    existing = path
     while not existing.exists() and existing != existing.parent:
         existing = existing.parent
     if not existing.is_dir():

@@ -15,11 +15,12 @@ from typing import Any, Protocol
 from typing_extensions import override
 
 from lightning_symmetry.brief import brief
-from lightning_symmetry.outputs.folder import folder_outputs
+from lightning_symmetry.outputs.folder import folder_outputs, is_remote
 from lightning_symmetry.outputs.mlflow import MLflowOutput
 from lightning_symmetry.outputs.output import Check, Heatmaps, Output, Scalars
 from lightning_symmetry.outputs.scalars import ScalarChoice
 from lightning_symmetry.outputs.wandb import WandbOutput
+from lightning_symmetry.randomness import preserved_random_numbers
 from lightning_symmetry.verdicts.report import SymmetryReport
 
 _WRITERS = {"torch.utils.tensorboard", "tensorboardX"}  # modules in which a SummaryWriter is defined
@@ -62,6 +63,7 @@ class LoggerScalars(Output):
             save()
 
 
+@preserved_random_numbers()  # imports and opened loggers may draw from them
 def outputs_of(target: object, heatmaps: Heatmaps, scalars: Scalars) -> list[Output]:
     """The outputs for something that the user wants to see checks in.
 
@@ -76,6 +78,7 @@ def outputs_of(target: object, heatmaps: Heatmaps, scalars: Scalars) -> list[Out
 
     Raises:
         TypeError: if it is none of these.
+        ValueError: if it is the address of something remote.
         OSError: if a folder cannot be written.
     """
     for kind in KINDS:
@@ -95,7 +98,7 @@ def _of_itself(target: Any, heatmaps: Heatmaps, scalars: Scalars) -> list[Output
 def _of_folder(target: Any, heatmaps: Heatmaps, scalars: Scalars) -> list[Output] | None:
     if not isinstance(target, str | os.PathLike):
         return None
-    return folder_outputs(Path(target), heatmaps, scalars)
+    return folder_outputs(target, heatmaps, scalars)
 
 
 def _of_wandb(target: Any, heatmaps: Heatmaps, scalars: Scalars) -> list[Output] | None:
@@ -133,7 +136,7 @@ def _of_any(target: Any, heatmaps: Heatmaps, scalars: Scalars) -> list[Output] |
         return None
     outputs: list[Output] = [LoggerScalars(target, scalars)]
     folder = getattr(target, "log_dir", None)
-    if isinstance(folder, str) and "://" not in folder:
+    if isinstance(folder, str | os.PathLike) and not is_remote(folder):
         outputs += folder_outputs(Path(folder) / "symmetry", heatmaps, scalars)
     return outputs
 

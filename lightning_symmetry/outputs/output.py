@@ -49,9 +49,12 @@ class Output(ABC):
 
     Attributes:
         name: what messages call the output.
+        is_foreign: whether ``write`` runs code of other packages, which may draw random numbers at any check: the
+            generators are then restored after every check, else after those with news.
     """
 
     name: str
+    is_foreign = True
 
     @abstractmethod
     def write(self, check: Check) -> None:

@@ -55,6 +55,7 @@ class SymmetryTab(Output):
     """
 
     name = "Symmetry tab"
+    is_foreign = False
 
     def __init__(self, writer: SummaryWriter, heatmaps: Heatmaps) -> None:
         self._writer = writer

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from copy import copy
+from typing import Any
 
 from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import image, text
 from typing_extensions import override
 
 from lightning_symmetry.outputs.background import Background
@@ -23,6 +28,7 @@ from lightning_symmetry.verdicts.looks import Look
 from lightning_symmetry.verdicts.report import SymmetryReport
 
 _MAX_ROWS = 200
+_PATIENCE_S = 5.0
 
 
 class TensorBoardScalars(Output):
@@ -34,6 +40,7 @@ class TensorBoardScalars(Output):
     """
 
     name = "scalars in TensorBoard"
+    is_foreign = False
 
     def __init__(self, writer: SummaryWriter, scalars: Scalars) -> None:
         self._writer = writer
@@ -85,6 +92,7 @@ class TensorBoardPictures(Output):
     """
 
     name = "findings and pictures in TensorBoard"
+    is_foreign = False
 
     def __init__(self, writer: SummaryWriter, heatmaps: Heatmaps) -> None:
         self._writer = writer
@@ -125,12 +133,52 @@ class TensorBoardPictures(Output):
 def add_summary(
     writer: SummaryWriter, values: Sequence[Summary.Value], step: int, walltime: float | None = None
 ) -> None:
-    """Write values of any kind as one event, of now unless another time is given, in seconds since 1970."""
+    """Write values of any kind as one event, of now unless another time is given, in seconds since 1970.
+
+    The user logs to the same writer, whose thread ends at the first failure, such as a missing folder or a full disk;
+    everything that the user logs later would raise. So this thread writes to the file, unless it is a remote one.
+
+    Raises:
+        OSError: if the file cannot be written. It is left as it was.
+    """
     file_writer, summary = writer._get_file_writer(), Summary(value=values)
     if type(file_writer).__module__.startswith("tensorboardX."):
         # The same message, but this library takes it only in a class of its own.
         summary = sys.modules["tensorboardX.proto.summary_pb2"].Summary.FromString(summary.SerializeToString())
+    events = getattr(file_writer, "event_writer", None)
+    if "://" not in file_writer.get_logdir() and (hasattr(events, "_async_writer") or hasattr(events, "_ev_writer")):
+        file_writer = copy(file_writer)  # not another class: MLflow's autologging and others patch its methods
+        file_writer.event_writer = _DirectWriter(events)
     file_writer.add_summary(summary, step, walltime)
+
+
+class _DirectWriter:
+    """Writes to the file of an ``EventFileWriter`` of TensorBoard or tensorboardX, without its queue and its thread."""
+
+    def __init__(self, events: Any) -> None:
+        self._events = events
+
+    def add_event(self, event: Any) -> None:
+        """Write an event after those in the queue."""
+        if hasattr(self._events, "_ev_writer"):  # tensorboardX, which locks by itself
+            self._events._ev_writer.write_event(event)
+            self._events._ev_writer.flush()
+            return
+        writer, path = self._events._async_writer, self._events._file_name
+        queue = writer._byte_queue
+        with writer._lock:  # nothing enters the queue meanwhile
+            writer._check_worker_status()
+            with queue.all_tasks_done:
+                if not queue.all_tasks_done.wait_for(lambda: not queue.unfinished_tasks, _PATIENCE_S):
+                    raise TimeoutError("the writer does not get on with what it was given before")
+            size = os.path.getsize(path) if os.path.exists(path) else 0
+            try:
+                writer._writer.write(event.SerializeToString())
+                writer._writer.flush()
+            except BaseException:
+                with suppress(OSError):
+                    os.truncate(path, size)  # readers stop at an incomplete event
+                raise
 
 
 def write_findings(writer: SummaryWriter, report: SymmetryReport, findings: Sequence[Finding]) -> None:
@@ -138,8 +186,8 @@ def write_findings(writer: SummaryWriter, report: SymmetryReport, findings: Sequ
     table, pixels = findings_table(findings, report), draw_overview(report)
     if is_closed(writer):  # while that was drawn
         return
-    writer.add_text("symmetry/findings", table, report.step)
-    writer.add_image("symmetry/overview", pixels, report.step, dataformats="HWC")
+    add_summary(writer, text("symmetry/findings", table).value, report.step)
+    add_summary(writer, image("symmetry/overview", pixels, dataformats="HWC").value, report.step)
     writer.flush()  # so that news shows up at TensorBoard's next reload
 
 
@@ -151,7 +199,7 @@ def is_closed(writer: SummaryWriter) -> bool:
 def write_heatmap(writer: SummaryWriter, layer: LayerDiagnosis, seen: Look, step: int) -> None:
     """Write the picture of a layer under ``symmetry/heatmap/<layer>``."""
     pixels = draw_layer(layer, seen.weights, seen.gradients)
-    writer.add_image(f"symmetry/heatmap/{layer.name}", pixels, step, dataformats="HWC")
+    add_summary(writer, image(f"symmetry/heatmap/{layer.name}", pixels, dataformats="HWC").value, step)
 
 
 def findings_table(findings: Sequence[Finding], report: SymmetryReport) -> str:

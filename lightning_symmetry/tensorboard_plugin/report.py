@@ -26,11 +26,12 @@ new App(document.getElementById('symmetry'), new EmbeddedSource(data)).start();
 """
 
 
-def build_report(logdir: Path) -> str:
+def build_report(logdir: Path, *, is_single: bool = False) -> str:
     """Write the page for the runs below a log directory.
 
     Args:
         logdir: the directory that ``tensorboard --logdir`` would be given.
+        is_single: whether the page is of the run in the directory itself, without those in directories below.
 
     Returns:
         HTML that loads no other file.
@@ -42,7 +43,10 @@ def build_report(logdir: Path) -> str:
     if not logdir.is_dir():
         raise FileNotFoundError(f"Expected a directory with TensorBoard runs but got {str(logdir)!r}.")
     events = EventMultiplexer(tensor_size_guidance={PLUGIN_NAME: 0})
-    events.AddRunsFromDirectory(str(logdir))
+    if is_single:
+        events.AddRun(str(logdir), ".")
+    else:
+        events.AddRunsFromDirectory(str(logdir))
     events.Reload()
     reader = Reader(MultiplexerDataProvider(events, str(logdir)), RequestContext(), "", Cache())
     names = {".": logdir.resolve().name}  # a run that lies in the directory itself has no name of its own

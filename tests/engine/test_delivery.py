@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import csv
+import random
+import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from lightning_symmetry import SymmetryMonitor, SymmetryReport
-from lightning_symmetry.outputs import heatmap, tab, tensorboard
+from lightning_symmetry.outputs import folder, heatmap, tab, tensorboard
+from lightning_symmetry.outputs.console import print_table
+from lightning_symmetry.outputs.findings import findings_json
 from lightning_symmetry.outputs.output import Check, Output
+from lightning_symmetry.outputs.pictures import heatmap_image
 from tests.outputs.test_tab import history
 from tests.outputs.test_tensorboard import read
 from tests.test_tracker import tracked
-from tests.training import Classifier, batches, failing_at_first, fill, make_trainer, mlp
+from tests.training import Classifier, assert_same, batches, failing_at_first, fill, make_trainer, mlp
 
 pytestmark = pytest.mark.filterwarnings("ignore::lightning_symmetry.SymmetryWarning")
 
@@ -183,3 +191,104 @@ def test_an_output_that_is_switched_off_is_left_alone() -> None:
         "SymmetryTracker switches off its journal, which failed with OSError: disk full. Training goes on. "
         "Its `findings` hold all that was found."
     ]
+
+
+@dataclass
+class Record(Output):
+    """As users write outputs: equal to others, and without a hash."""
+
+    failures: int = 0
+    steps: list[int] = field(default_factory=list, compare=False)
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        raise RuntimeError("no name yet")
+
+    def write(self, check: Check) -> None:
+        if self.failures:
+            raise OSError("disk full")
+        self.steps.append(check.report.step)
+
+
+def test_outputs_are_told_apart_by_identity() -> None:
+    failing, first, second = Record(1), Record(), Record()
+    assert first == second
+    with pytest.warns(UserWarning, match="switches off its Record, which failed with OSError: disk full"):
+        tracked(mlp(), output=[failing, first, second], every_n_steps=1)
+    assert first.steps == second.steps == list(range(8))
+    assert failing.steps == []
+
+
+def draw() -> None:
+    """Draw a number from every generator, as code of others may."""
+    random.random()
+    np.random.rand()
+    torch.rand(1)
+
+
+class Drawing(Journal):
+    """Draws random numbers at every call."""
+
+    def __init__(self) -> None:
+        super().__init__(set())
+
+    def write(self, check: Check) -> None:
+        draw()
+        super().write(check)
+
+    def close(self, report: SymmetryReport) -> None:
+        draw()
+        super().close(report)
+
+
+def drawing_at_its_first_call(function: Callable[..., Any]) -> Callable[..., Any]:
+    """As a function that imports a library."""
+    is_new = iter([True])
+
+    def drawing(*args: Any, **kwargs: Any) -> Any:
+        if next(is_new, False):
+            draw()
+        return function(*args, **kwargs)
+
+    return drawing
+
+
+@pytest.mark.parametrize("kind", ["an output of one's own", "a folder"])
+def test_random_numbers_that_outputs_draw_are_put_back(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(folder, "findings_json", drawing_at_its_first_call(findings_json))
+    monkeypatch.setattr(folder, "heatmap_image", drawing_at_its_first_call(heatmap_image))
+    states = []
+    for output in (None, tmp_path if kind == "a folder" else Drawing()):
+        random.seed(0)
+        np.random.seed(0)
+        tracked(fill(mlp(), 0.5), output=output, every_n_steps=1)  # which seeds PyTorch
+        states.append([random.getstate(), str(np.random.get_state()), torch.get_rng_state()])
+    assert_same(*states)
+
+
+def test_random_numbers_are_put_back_when_outputs_are_made(tmp_path: Path) -> None:
+    class Opening(CSVLogger):
+        @property
+        def log_dir(self) -> str:
+            draw()
+            return super().log_dir
+
+    states = []
+    for callbacks in ([], [SymmetryMonitor()]):
+        random.seed(0)
+        logger = Opening(tmp_path, name="", version=str(len(callbacks)))
+        make_trainer(callbacks, logger=logger).fit(Classifier(mlp()), batches())
+        states.append(random.getstate())
+    assert states[0] == states[1]
+    tracked(mlp(), output=logger)
+    assert random.getstate() == states[1]
+
+
+def test_a_table_is_printed_without_a_random_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] == "rich"]:
+        monkeypatch.delitem(sys.modules, name)
+    before = random.getstate()
+    print_table(["name"], [["value"]])
+    assert random.getstate() == before

@@ -7,7 +7,9 @@ import os
 import resource
 import subprocess
 import sys
+import threading
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +19,14 @@ from lightning.pytorch.loggers import CSVLogger
 from PIL import Image
 from torch import nn
 
-from lightning_symmetry import SymmetryMonitor, SymmetryTracker
+from lightning_symmetry import LayerDiagnosis, SymmetryMonitor, SymmetryReport, SymmetryTracker
 from lightning_symmetry.outputs.folder import FolderOutput
+from lightning_symmetry.outputs.loggers import outputs_of
+from lightning_symmetry.outputs.output import Check
 from lightning_symmetry.outputs.pictures import file_name
 from tests.outputs.test_tensorboard import read
 from tests.test_tracker import sgd, tracked, train
-from tests.training import Classifier, fill, fit, mlp
+from tests.training import Classifier, batches, fill, fit, make_trainer, mlp
 
 pytestmark = pytest.mark.filterwarnings("ignore::lightning_symmetry.SymmetryWarning")
 
@@ -114,13 +118,109 @@ def test_a_logger_of_numbers_gets_a_folder_beside_them(tmp_path: Path) -> None:
     assert [event.step for event in read(tmp_path / "symmetry").Scalars("symmetry/redundant_units")] == [0, 1, 3, 7]
 
 
-def test_findings_of_an_earlier_training_do_not_stay(tmp_path: Path) -> None:
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def values(folder: Path) -> set[float]:
+    """What the findings in a folder say of the weights."""
+    return {finding["value"] for finding in json.loads((folder / "findings.json").read_text())["findings"]}
+
+
+def test_trainings_without_a_logger_have_folders_of_their_own(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     fit(Classifier(fill(mlp(), 0.5)), SymmetryMonitor(), default_root_dir=tmp_path)
-    file = tmp_path / "symmetry" / "findings.json"
-    assert json.loads(file.read_text())["status"] == "symmetric"
+    first = contents(tmp_path)
     fit(Classifier(mlp()), SymmetryMonitor(), default_root_dir=tmp_path)
-    found = json.loads(file.read_text())
-    assert (found["status"], found["findings"]) == ("healthy", [])
+    assert contents(tmp_path) == first  # nothing was found
+    fit(Classifier(fill(mlp(), 0.25)), SymmetryMonitor(), default_root_dir=tmp_path)
+    folder = tmp_path / "symmetry"
+    assert f"{folder} holds another training; this one is written to {folder}_1." in caplog.messages
+    assert contents(tmp_path).items() >= first.items()
+    assert (values(folder), values(tmp_path / "symmetry_1")) == ({0.5}, {0.25})
+    assert len([*(tmp_path / "symmetry_1").glob("events*")]) == 1
+
+
+def test_a_folder_that_holds_another_training_stays_as_it_is(tmp_path: Path) -> None:
+    tracked(fill(mlp(), 0.5), output=tmp_path / "run")
+    first = contents(tmp_path)
+    tracked(mlp(), output=tmp_path / "run")
+    assert contents(tmp_path).items() >= first.items()
+    assert files(tmp_path / "run_1") == ALL - {"heatmaps/0.png", "heatmaps/2.png"}
+
+
+def test_a_training_that_is_resumed_goes_on_in_its_folder(tmp_path: Path) -> None:
+    for value in (0.5, 0.25):
+        state = tracked(fill(mlp(), value), output=tmp_path / "run").state_dict()
+    net = fill(mlp(), 0.25)
+    optimizer = sgd(net)
+    with SymmetryTracker(net, optimizer, output=tmp_path / "run") as tracker:
+        tracker.load_state_dict(state)
+        train(net, optimizer)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "run_1"]
+    assert (values(tmp_path / "run"), values(tmp_path / "run_1")) == ({0.5}, {0.25})
+    assert [event.step for event in read(tmp_path / "run_1").Scalars("symmetry/redundant_units")] == [0, 1, 3, 7, 8, 15]
+
+
+def test_of_trainings_that_start_at_once_each_gets_a_folder(tmp_path: Path) -> None:
+    num_trainings = 8
+    start = threading.Barrier(num_trainings)
+
+    def write(value: int) -> None:
+        layer = LayerDiagnosis(f"layer{value}", 8, 4)
+        output = FolderOutput(tmp_path / "run", "findings", "summary")
+        start.wait()
+        output.write(Check(SymmetryReport(layers={layer.name: layer}), [], [], set()))
+        output.close(SymmetryReport(layers={layer.name: layer}))
+
+    with ThreadPoolExecutor(num_trainings) as pool:
+        list(pool.map(write, range(num_trainings)))
+    reports = [json.loads(file.read_text())["report"] for file in tmp_path.rglob("findings.json")]
+    assert {name for report in reports for name in report["layers"]} == {f"layer{i}" for i in range(num_trainings)}
+
+
+def test_two_monitors_of_one_trainer_lose_nothing(tmp_path: Path) -> None:
+    monitors = [SymmetryMonitor(include=[f"net.{i}"]) for i in (0, 2)]
+    logger = CSVLogger(tmp_path, name="", version="")
+    make_trainer(monitors, logger=logger).fit(Classifier(fill(mlp(), 0.5)), batches())
+    found = [json.loads(file.read_text())["findings"] for file in sorted(tmp_path.rglob("findings.json"))]
+    assert [[finding["layer"] for finding in findings] for findings in found] == [["net.0"], ["net.2"]]
+
+
+def test_the_folder_is_settled_when_the_output_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "job").mkdir()
+    net = fill(mlp(), 0.5)
+    optimizer = sgd(net)
+    with SymmetryTracker(net, optimizer, output=["run", "~/run"]):
+        train(net, optimizer, 2)
+        monkeypatch.chdir(tmp_path / "job")
+        train(net, optimizer, 6)
+    assert files(tmp_path / "run") == files(tmp_path / "home" / "run") == ALL
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["home", "job", "run"]
+    assert files(tmp_path / "job") == set()
+
+
+@pytest.mark.parametrize("address", ["s3://bucket/run", "memory://run", Path("gs://bucket/run")])
+def test_an_address_that_is_no_folder_is_refused(address: str | Path) -> None:
+    with pytest.raises(ValueError, match=f"^Expected a local folder to write to but got '{address}'\\.$"):
+        outputs_of(address, "findings", "summary")
+
+
+def test_a_logger_may_tell_its_folder_as_a_path(tmp_path: Path) -> None:
+    class PathLogger(CSVLogger):
+        @property
+        def log_dir(self) -> Any:
+            return Path(super().log_dir)
+
+    fit(Classifier(fill(mlp(), 0.5)), SymmetryMonitor(), logger=PathLogger(tmp_path, name="", version=""))
+    assert "symmetry/findings.json" in files(tmp_path)
+
+
+def test_the_report_is_about_this_training_only(tmp_path: Path) -> None:
+    tracked(mlp(), output=tmp_path / "runs" / "secret")
+    tracked(mlp(), output=tmp_path / "runs")
+    assert "secret" not in (tmp_path / "runs" / "report.html").read_text()
 
 
 def test_a_conclusion_is_there_before_the_training_ends(tmp_path: Path) -> None:

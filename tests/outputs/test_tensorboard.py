@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import io
+import resource
+import shutil
+import threading
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -10,20 +14,26 @@ from typing import Any
 
 import numpy as np
 import pytest
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.summary.writer.record_writer import RecordWriter
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.writer import FileWriter
 
-from lightning_symmetry import LayerDiagnosis, SymmetryMonitor, SymmetryReport, UnitGroup, Verdict
+from lightning_symmetry import LayerDiagnosis, SymmetryMonitor, SymmetryReport, SymmetryTracker, UnitGroup, Verdict
 from lightning_symmetry.callback import SymmetryWarning
+from lightning_symmetry.outputs import tensorboard
 from lightning_symmetry.outputs.output import Check
 from lightning_symmetry.outputs.tab import SymmetryTab
 from lightning_symmetry.outputs.tensorboard import TensorBoardScalars
 from lightning_symmetry.tensorboard_plugin.events import SUMMARY_TAG
 from lightning_symmetry.tensorboard_plugin.folding import fold
 from lightning_symmetry.verdicts.diagnoses import Cause
+from tests.test_tracker import sgd, tracked
+from tests.test_tracker import train as train_in_a_loop
 from tests.training import Classifier, batches, fill, make_trainer, mlp
 
 pytestmark = pytest.mark.filterwarnings("ignore::lightning_symmetry.SymmetryWarning")
@@ -202,3 +212,94 @@ def test_warning_class_is_public() -> None:
     import lightning_symmetry
 
     assert lightning_symmetry.SymmetryWarning is SymmetryWarning
+
+
+class Logging(Classifier):
+    """Logs its loss."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        loss = super().training_step(batch, batch_idx)
+        self.log("loss", loss)
+        return loss
+
+
+class Vanishing(Callback):
+    """Removes the folder of the logger before step 5, and makes it again before step 7."""
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        assert trainer.logger is not None
+        folder = Path(str(trainer.logger.log_dir))
+        if trainer.global_step == 5:
+            shutil.rmtree(folder)
+        if trainer.global_step == 7:
+            folder.mkdir()
+
+
+def test_a_folder_that_is_away_for_a_while_ends_no_training(tmp_path: Path) -> None:
+    logger = TensorBoardLogger(tmp_path, name="", version="")
+    callbacks = [Vanishing(), SymmetryMonitor(every_n_steps=1)]
+    trainer = make_trainer(callbacks, logger=logger, max_steps=20, log_every_n_steps=10)
+    trainer.fit(Logging(fill(mlp(), 0.5)), batches())
+    assert trainer.global_step == 20
+    events = read(tmp_path)
+    assert [event.step for event in events.Scalars("loss")] == [9, 19]
+    assert [event.step for event in events.Scalars("symmetry/redundant_units")] == list(range(5, 20))
+
+
+@pytest.mark.parametrize("library", ["torch.utils.tensorboard", "tensorboardX"])
+def test_a_disk_that_is_full_for_a_while_costs_the_user_nothing(library: str, tmp_path: Path) -> None:
+    net = fill(mlp(), 0.5)
+    optimizer = sgd(net)
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with (
+        importlib.import_module(library).SummaryWriter(str(tmp_path)) as writer,
+        SymmetryTracker(net, optimizer, output=writer, every_n_steps=1),
+    ):
+        train_in_a_loop(net, optimizer, 4)
+        writer.add_scalar("own", 1, 0)
+        writer.flush()
+        (file,) = tmp_path.iterdir()
+        resource.setrlimit(resource.RLIMIT_FSIZE, (file.stat().st_size + 20, hard))  # room for a part of an event
+        try:
+            train_in_a_loop(net, optimizer, 2)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+        writer.add_scalar("own", 2, 1)
+        train_in_a_loop(net, optimizer, 2)
+    events = read(tmp_path)
+    assert [event.value for event in events.Scalars("own")] == [1, 2]
+    assert {event.step for event in events.Scalars("symmetry/redundant_units")} == set(range(8))
+
+
+def test_libraries_that_listen_to_the_writer_hear_of_our_events(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard = set[str]()
+    add_event = FileWriter.add_event
+
+    def listening(self: FileWriter, event: Any, *args: Any) -> None:
+        heard.update(value.tag for value in event.summary.value)
+        add_event(self, event, *args)
+
+    monkeypatch.setattr(FileWriter, "add_event", listening)
+    with SummaryWriter(str(tmp_path)) as writer:
+        tracked(fill(mlp(), 0.5), output=writer)
+    assert {"symmetry/redundant_units", "symmetry/overview", "symmetry/heatmap/0", SUMMARY_TAG} <= heard
+
+
+@pytest.mark.filterwarnings("ignore:.*switches off its")
+def test_a_writer_that_is_stuck_holds_up_no_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tensorboard, "_PATIENCE_S", 0.01)
+    net, release, write = mlp(), threading.Event(), RecordWriter.write
+
+    def stuck(self: RecordWriter, data: bytes) -> None:
+        release.wait()
+        write(self, data)
+
+    with SummaryWriter(str(tmp_path)) as writer:
+        monkeypatch.setattr(RecordWriter, "write", stuck)
+        writer.add_scalar("own", 1, 0)
+        tracked(net, output=TensorBoardScalars(writer, "summary"), every_n_steps=1)
+        release.set()
+    events = read(tmp_path)
+    assert events.Tags()["scalars"] == ["own"]
