@@ -18,6 +18,7 @@ from typing_extensions import override
 
 from lightning_symmetry.merging.errors import NotMergedError, describe
 from lightning_symmetry.merging.verification import Inputs, tensors_in
+from lightning_symmetry.units.readers import ReadingGraph, input_dim
 
 
 class Part(NamedTuple):
@@ -34,23 +35,17 @@ class Part(NamedTuple):
     is_odd: bool = True
 
 
-_LINEAR = (Part("weight", 0), Part("bias", 0))
 _NORM = (Part("weight", 0, False), Part("bias", 0), Part("running_mean", 0), Part("running_var", 0, False))
 # By the names of torch-pruning for kinds of nodes: what goes with a unit that a module puts out or passes on.
 _WRITTEN = {
-    "LINEAR": _LINEAR,
-    "CONV": _LINEAR,
     "DEPTHWISE_CONV": (Part("weight", 0, False), Part("bias", 0)),
     "BN": _NORM,
     "IN": _NORM,
     "PRELU": (Part("weight", 0, False),),
     "EMBED": (Part("weight", 1),),
 }
-_READ = {
-    "LINEAR": (Part("weight", 1),),
-    "CONV": (Part("weight", 1),),
-}
-_ROOTS = ("LINEAR", "CONV", "EMBED")  # layers whose units can be merged
+_READERS = ("LINEAR", "CONV")
+_ROOTS = (*_READERS, "EMBED")  # layers whose units can be merged
 _LAYERS = (*_ROOTS, "DEPTHWISE_CONV")  # layers that have units
 _MIXERS = ("LN", "GN")
 _UNTOLD = "torch-pruning cannot tell which of the numbers that go with them belong to which unit"
@@ -151,9 +146,22 @@ class Graph:
         """
         group = self._group(module, units)
         coupled = [each for item in group for each in self._coupled(item, units)]
-        if not any(each.is_reader for each in coupled):
+        readers = [each for each in coupled if each.is_reader]
+        if not readers:
             raise NotMergedError("they are outputs of the model, or torch-pruning does not know what reads them")
+        self._check_readers(readers, module, units)
         return coupled
+
+    def _check_readers(self, readers: Iterable[Coupled], module: nn.Module, units: Sequence[int]) -> None:
+        """Refuse units that other layers read as well, such as one that is used in training mode only."""
+        expected = ReadingGraph(self._model).readers_of(module, self._graph.get_out_channels(module))
+        if expected is None:  # it cannot follow units that are added to others, for example
+            return
+        found = {id(tensor): (part.dim, each.places) for each in readers for part, tensor in each.tensors.values()}
+        for reader in expected:
+            places = map(tuple, reader.inputs(torch.tensor(units)).tolist())
+            if found.get(id(reader.weight)) != (reader.dim, dict(zip(units, places, strict=True))):
+                raise NotMergedError(f"`{reader.name}` reads them at inputs that torch-pruning does not find")
 
     def remove(self, module: nn.Module, units: Sequence[int]) -> None:
         """Remove units of a layer, and what goes with them. Afterwards this graph is no longer of use.
@@ -195,8 +203,11 @@ class Graph:
             return [self._coupled_parameter(node.module, node.pruning_dim, places)]
         module: nn.Module = node.module
         name, class_name = self._paths[module], type(module).__name__
-        is_reader = kind in _READ and not self._graph.is_out_channel_pruning_fn(handler)
-        parts = (_READ if is_reader else _WRITTEN).get(kind)
+        is_reader = kind in _READERS and not self._graph.is_out_channel_pruning_fn(handler)
+        parts = _WRITTEN.get(kind)
+        if kind in _READERS:
+            dim = input_dim(module)
+            parts = (Part("weight", dim),) if is_reader else (Part("weight", 1 - dim), Part("bias", 0))
         if kind in _MIXERS:
             raise NotMergedError(f"`{name}` ({class_name}) takes statistics over them, which would be others")
         if parts is None:
@@ -204,8 +215,6 @@ class Graph:
         _check_convolution(module, kind, name)
         if kind == "IN" and getattr(module, "running_mean", None) is not None:
             raise NotMergedError(f"torch-pruning does not shorten the statistics of `{name}` ({class_name})")
-        if kind == "CONV" and getattr(module, "transposed", False):
-            parts = tuple(part._replace(dim=1 - part.dim) if part.name == "weight" else part for part in parts)
         tensors = self._tensors(module, name, parts)
         # A PReLU may have one number for all of its units.
         tensors = {key: (part, tensor) for key, (part, tensor) in tensors.items() if tensor.shape[part.dim] > 1}

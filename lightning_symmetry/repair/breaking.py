@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, cast, get_args
 
@@ -16,7 +16,7 @@ from lightning_symmetry.arguments import check_choice, check_module
 from lightning_symmetry.brief import brief
 from lightning_symmetry.ranks.pieces import is_sharded
 from lightning_symmetry.repair.drawing import current_rows, fresh_copy, fresh_rows, rows_at_scale, rows_with_noise
-from lightning_symmetry.repair.following import Reader, readers_of
+from lightning_symmetry.repair.outgoing import clear_outgoing
 from lightning_symmetry.repair.planning import Drawing, Plan, is_to_be_broken, plans_for
 from lightning_symmetry.repair.writing import (
     CannotChangeError,
@@ -29,6 +29,7 @@ from lightning_symmetry.repair.writing import (
 from lightning_symmetry.units.discovery import find_layers
 from lightning_symmetry.units.layers import Incoming, Layer
 from lightning_symmetry.units.naming import readable_modules
+from lightning_symmetry.units.readers import ReadingGraph
 from lightning_symmetry.verdicts.diagnoses import CopyGroup
 from lightning_symmetry.verdicts.report import SymmetryReport, check_report
 from lightning_symmetry.verdicts.tables import describe_groups
@@ -44,7 +45,7 @@ class Change:
         layer: name of the layer, or of a whole module that was a copy.
         units: sorted indices of the units whose incoming weights are new; empty for a whole module.
         method: ``"reinit"`` if they were drawn anew, ``"noise"`` if noise was added.
-        reason: what they were.
+        reason: what they were; of dead units also why the weights that read them were left as they are, if they were.
         outgoing: names of the layers whose weights from these units are zero now, so that a dead unit that comes to
             life does not disturb what the network computes.
     """
@@ -83,7 +84,8 @@ def break_symmetry(
       direction, as long as the one that they had.
     - Zero weights behind frozen units, which let no gradient through, are drawn anew as well.
     - Dead units get a fresh row, and the weights that read them become zero, as in ReDo (Sokar et al. 2023, arXiv
-      2302.12902): the network computes the same, and they can train again.
+      2302.12902): the network computes the same, and they can train again. Those weights stay as they are where it
+      cannot be told which they are, or where the units may put out another constant than zero; the change says so.
     - Of whole modules that are copies, the first stays as it is; the others get noise, or are drawn anew with
       ``method="reinit"``.
 
@@ -142,15 +144,20 @@ def break_symmetry(
         generator = Generator().manual_seed(_checksum(plans))
     changes = []
     fresh: dict[int, nn.Module | None] = {}
-    readers = {plan.layer.name: _readers_of(plan, model, owners) for plan in plans if plan.clear_outgoing}
+    graph = ReadingGraph(model) if any(plan.clear_outgoing for plan in plans) else None
     for plan in plans:
         owner = owners[plan.layer.name]
         if plan.drawing is not Drawing.AT_SCALE and id(owner) not in fresh:
             fresh[id(owner)] = fresh_copy(owner, generator)
         _change_units(plan, owner, fresh.get(id(owner)), generator, optimizers)
-        outgoing = _clear_outgoing(plan, readers.get(plan.layer.name, []), optimizers)
+        outgoing: tuple[str, ...] = ()
+        reason = plan.reason
+        if graph and plan.clear_outgoing:
+            units = torch.tensor(plan.units)
+            outgoing, why_not = clear_outgoing(graph, owner, plan.layer.num_units, units, optimizers)
+            reason = "; ".join(filter(None, [reason, why_not]))
         done: Literal["reinit", "noise"] = "noise" if plan.drawing is Drawing.NOISE else "reinit"
-        changes.append(Change(plan.layer.name, plan.units, done, plan.reason, outgoing))
+        changes.append(Change(plan.layer.name, plan.units, done, reason, outgoing))
     for group in copies:
         changes += _part_modules(group, modules, generator, optimizers, reinit=method == "reinit")
     return changes
@@ -179,20 +186,6 @@ def _name_of(tensor: Incoming, owner: nn.Module) -> str | None:
     if is_computed(tensor):
         return name_of_computed(owner, tensor)
     return next((name for name, parameter in owner._parameters.items() if parameter is tensor.weights), None)
-
-
-def _readers_of(plan: Plan, model: nn.Module, owners: dict[str, nn.Module]) -> list[Reader]:
-    readers = readers_of(model, owners[plan.layer.name], plan.layer.num_units) or []
-    return [reader for reader in readers if isinstance(reader.weight, nn.Parameter) and not is_sharded(reader.weight)]
-
-
-def _clear_outgoing(plan: Plan, readers: Iterable[Reader], optimizers: Sequence[Optimizer]) -> tuple[str, ...]:
-    cleared = []
-    for reader in readers:
-        places = torch.arange(reader.weight.numel()).reshape(reader.weight.shape)
-        put(reader.weight, places[:, reader.columns(torch.tensor(plan.units))].flatten(), 0.0, optimizers)
-        cleared.append(reader.name)
-    return tuple(cleared)
 
 
 def _part_modules(

@@ -249,6 +249,23 @@ class FixedWidth(nn.Module):
         return out
 
 
+class Auxiliary(nn.Module):
+    """A head that is used in training mode only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.head, self.extra = nn.Linear(12, 6), nn.Linear(6, 4), nn.Linear(6, 4)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        hidden = self.a(inputs).relu()
+        out: Tensor = self.head(hidden)
+        return out + self.extra(hidden) if self.training else out
+
+
+def tokens() -> nn.Module:
+    return nn.Sequential(nn.Unflatten(1, (3, 4)), nn.Linear(4, 6), nn.ReLU(), nn.Flatten(), nn.Linear(18, 4))
+
+
 def between(*modules: nn.Module, width: int = 6) -> nn.Sequential:
     return nn.Sequential(nn.Linear(12, width), *modules, nn.Linear(width, 4))
 
@@ -273,6 +290,8 @@ LEFT = {
     "parameter": (Scaled(), "a", "units 0, 3: `scale` (Parameter) holds different numbers for them"),
     "grouped": (grouped(), "1", "`2` is a convolution in 2 groups"),
     "parametrized": (weight_normed(), "0", "`2` is parametrized"),
+    "read in training mode": (Auxiliary(), "a", "`extra` reads them at inputs that torch-pruning does not find"),
+    "flattened tokens": (tokens(), "1", "`4` reads them at inputs that torch-pruning does not find"),
     "fixed width": (FixedWidth(), "a", "without them the model fails with RuntimeError"),
     "BatchNorm": (cnn(), "1", "units 0, 3: `2` (BatchNorm2d) holds different numbers for them"),
     "residual": (zoo.resnet(), "1.0", "(Conv2d) puts out the same channels and holds different numbers for them"),
