@@ -79,7 +79,7 @@ class SymmetryEngine:
         self._is_speaking = True
         self._is_running = False
         self._board: Board | None = None  # where ranks that have a model each agree what to do about it
-        self._optimizers: list[Callable[[], Any]] = []  # weak references, in the order of their places
+        self._optimizers: list[weakref.ref[Any]] = []  # in the order of their places
         self.reset()
 
     def reset(self) -> None:
@@ -171,7 +171,7 @@ class SymmetryEngine:
         Args:
             optimizers: those of the training, also if some of them are new.
         """
-        self._optimizers = [_weak(optimizer) for optimizer in optimizers]
+        self._optimizers = [weakref.ref(optimizer) for optimizer in optimizers]
 
     def knows(self, optimizer: object) -> bool:
         """Return whether an optimizer has a place."""
@@ -300,7 +300,7 @@ class SymmetryEngine:
         for place, other in enumerate(self._optimizers):
             if other() is optimizer:
                 return place
-        self._optimizers.append(_weak(optimizer))
+        self._optimizers.append(weakref.ref(optimizer))
         return len(self._optimizers) - 1
 
     def _present_optimizers(self) -> list[Any]:
@@ -404,11 +404,3 @@ class SymmetryEngine:
 
     def _leave_out(self, layer: Comparable, reason: str) -> None:
         self._warn(f"{self._who} leaves out {layer.name}: {reason}. Training goes on.")
-
-
-def _weak(optimizer: Any) -> Callable[[], Any]:
-    """Return a reference that does not keep an optimizer alive, if its class allows that."""
-    try:
-        return weakref.ref(optimizer)
-    except TypeError:
-        return lambda: optimizer

@@ -112,11 +112,12 @@ class Examiner:
         self._on_failure = on_failure
         self.history = History(options.patience, options.dead_share)
         self.report: SymmetryReport | None = None
-        self.release()
+        self._model = _Model()
 
     def release(self) -> None:
         """Let go of the model, its layers and the memory for reading them; what was found stays."""
         self._model = _Model()
+        self.history.release()
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_model": _Model()}  # the layers hold the weights

@@ -63,6 +63,11 @@ class History:
                 self._ended.append(finding if finding.broken_step is not None else replace(finding, broken_step=step))
         del self._ended[:-_MAX_ENDED]
 
+    def release(self) -> None:
+        """Let go of all parameters; what is known of them stays."""
+        for state in self._states.values():
+            state.release()
+
     @property
     def findings(self) -> list[Finding]:
         """Every group that was warned of: those in layers that are gone, and then in the order of the layers."""

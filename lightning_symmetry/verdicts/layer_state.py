@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import weakref
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from operator import index
 from typing import Any
-
-from torch import Tensor
 
 from lightning_symmetry.matrices.mirrors import Mirrored
 from lightning_symmetry.units.comparable import Comparable
@@ -53,7 +50,8 @@ class LayerState:
     last: tuple[int, bool] | None = None
     is_wanted: bool = False
     failure: str = ""
-    _parameters: tuple[weakref.ref[Tensor], ...] = ()
+    _layer: Comparable | None = None
+    _released: tuple[tuple[int, int], ...] = ()
     _steady: Steady | None = None
     _is_steady_known: bool = False
 
@@ -62,7 +60,7 @@ class LayerState:
 
     def __getstate__(self) -> dict[str, Any]:
         # The parameters stay in their process. What is known is tied to those of the layer of the same name and size.
-        return {**self.__dict__, "_parameters": (), "diagnosis": None, "last": None}
+        return {**self.__dict__, "_layer": None, "_released": (), "diagnosis": None, "last": None}
 
     # ---------------------------------------------------------------- which layer
 
@@ -71,22 +69,33 @@ class LayerState:
 
         After a checkpoint was loaded there are no parameters to compare yet; then the sizes must be the same.
         """
-        if self._parameters:
-            originals = layer.originals
-            if len(originals) != len(self._parameters):
-                return False
-            if any(ref() is not original for ref, original in zip(self._parameters, originals, strict=True)):
-                return False
-        if self.size is not None:  # the numbers of a parameter can be replaced by more or fewer of them
-            return self.size == (layer.num_units, layer.fan_in)
+        if self.size is not None and self.size != (layer.num_units, layer.fan_in):
+            return False  # also of the same parameters: their numbers can be replaced by more or fewer of them
+        if self._layer is not None:
+            is_same = map(operator.is_, self._layer.originals, layer.originals)
+            return len(self._layer.originals) == len(layer.originals) and all(is_same)
+        if self._released:
+            now = _identities(layer)
+            return len(now) == len(self._released) and all(
+                identity == before and version >= version_before
+                for (identity, version), (before, version_before) in zip(now, self._released, strict=True)
+            )
         last_unit = max((record.units[-1] for record in self.records or ()), default=0)
         return last_unit < layer.num_units and self.deaths.num_units in (None, layer.num_units)
 
     def tie_to(self, layer: Comparable) -> None:
-        """Note whose parameters this is known of."""
-        if not self._parameters:
-            self._parameters = tuple(map(weakref.ref, layer.originals))
-            self.size = layer.num_units, layer.fan_in
+        """Note whose parameters this is known of; they are kept until :meth:`release`."""
+        self._layer = layer
+        self.size = layer.num_units, layer.fan_in
+
+    def release(self) -> None:
+        """Let go of the parameters, but know them again.
+
+        There may be no weak references to parameters: ``torch.utils.swap_tensors``, by which ``nn.Module.to`` moves
+        some of them, refuses such tensors.
+        """
+        if self._layer is not None:
+            self._released, self._layer = _identities(self._layer), None
 
     # ---------------------------------------------------------------- what is known
 
@@ -240,8 +249,18 @@ class LayerState:
             self.deaths.load_state(values["deaths"])
         if values["orientations"] is not None:
             self.orientations = Orientations.from_state(values["orientations"])
-        self.num_checks = index(values["num_checks"])
-        self.size = None if values["size"] is None else (index(values["size"][0]), index(values["size"][1]))
+        self.num_checks = operator.index(values["num_checks"])
+        self.size = (
+            None if values["size"] is None else (operator.index(values["size"][0]), operator.index(values["size"][1]))
+        )
+
+
+def _identities(layer: Comparable) -> tuple[tuple[int, int], ...]:
+    """Return the identity of each parameter, and a number that grows with each of its updates.
+
+    A new parameter may get the identity of one that is gone, but has hardly been updated.
+    """
+    return tuple((id(original), original._version) for original in layer.originals)
 
 
 def _bounded(gone: list[Record]) -> list[Record]:
