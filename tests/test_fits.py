@@ -109,7 +109,7 @@ def test_a_checkpoint_that_is_validated_leaves_the_training_as_it_is(tmp_path: P
     monitor, model = SymmetryMonitor(), Validated(mlp())
     trainer = make_trainer([monitor], num_sanity_val_steps=0, limit_val_batches=0)
     assert heard(trainer, model, val_dataloaders=batches()) == []
-    trainer.limit_val_batches = 1  # type: ignore[attr-defined] # set by a connector
+    trainer.limit_val_batches = 1
     trainer.validate(Validated(mlp()), batches(), ckpt_path=tmp_path / "sick.ckpt", verbose=False)
     assert monitor.findings == []
     assert monitor.state_dict()["num_steps"] == {0: 10}
@@ -182,7 +182,8 @@ before = rank_zero.log.name, rank_zero.rank_zero_deprecation_category
 from lightning_symmetry import SymmetryMonitor
 assert (rank_zero.log.name, rank_zero.rank_zero_deprecation_category) == before, rank_zero.log
 import lightning.pytorch, pytorch_lightning
-assert isinstance(SymmetryMonitor(), (lightning.pytorch.Callback,)) and isinstance(SymmetryMonitor(), pytorch_lightning.Callback)
+assert isinstance(SymmetryMonitor(), lightning.pytorch.Callback)
+assert isinstance(SymmetryMonitor(), pytorch_lightning.Callback)
 print(*before)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -203,8 +204,9 @@ def test_an_optimizer_that_never_steps_is_named_at_the_end() -> None:
     class Half(Classifier):
         automatic_optimization = False
 
-        def training_step(self, batch: Any, batch_idx: int) -> None:
-            first, _ = self.optimizers()  # type: ignore[misc]
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            several: Any = self.optimizers()
+            first = several[0]
             first.zero_grad()
             self.manual_backward(super().training_step(batch, batch_idx))
             first.step()

@@ -250,9 +250,9 @@ class LayerState:
         if values["orientations"] is not None:
             self.orientations = Orientations.from_state(values["orientations"])
         self.num_checks = operator.index(values["num_checks"])
-        self.size = (
-            None if values["size"] is None else (operator.index(values["size"][0]), operator.index(values["size"][1]))
-        )
+        if values["size"] is not None:
+            num_units, fan_in = map(operator.index, values["size"])
+            self.size = num_units, fan_in
 
 
 def _identities(layer: Comparable) -> tuple[tuple[int, int], ...]:

@@ -427,11 +427,11 @@ def test_parameters_can_be_swapped_while_they_are_watched() -> None:
     net = mlp()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     with SymmetryTracker(net, optimizer, every_n_steps=1) as tracker:
-        for step in range(4):
+        for _ in range(4):
             net(torch.rand(4, 12)).square().mean().backward()
             optimizer.step()
             optimizer.zero_grad()
             for parameter in net.parameters():  # as `nn.Module.to` does with tensors of some classes
                 torch.utils.swap_tensors(parameter, nn.Parameter(parameter.detach().clone()))
     assert tracker.report is not None
-    assert tracker.report.step == step
+    assert tracker.report.step == 3

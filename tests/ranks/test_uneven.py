@@ -93,7 +93,7 @@ def test_no_rank_waits_or_ends(ranks: RankPool, how: str, on_symmetry: str) -> N
 
 
 def decide(on_symmetry: str, fails_on: int | None) -> tuple[int, bool, int]:
-    """Train with DDP until the monitor ends it; the number of steps, whether it raised, and the findings on this rank."""
+    """Train with DDP until the tracker ends it; the steps, whether it raised, and the findings on this rank."""
     model = DistributedDataParallel(network())
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     has_raised, num_steps = False, 0
