@@ -165,7 +165,8 @@ class SymmetryTracker(Watcher):
         assert self._model is not None
         if self._optimizers:
             # Only now is it certain that the processes of the training have found one another.
-            is_parallel = any(isinstance(each, DistributedDataParallel) for each in modules_of(self._model))
+            kinds = map(type, modules_of(self._model))
+            is_parallel = any(issubclass(kind, DistributedDataParallel) for kind in kinds)
             num_ranks = dist.get_world_size() if is_parallel and has_group() else 1
             self._engine.start(self._optimizers, num_ranks=num_ranks, is_speaking=_rank() == 0)
             self._optimizers = ()

@@ -121,7 +121,7 @@ def test_showing_a_report_never_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*args: object, **kwargs: object) -> NoReturn:
         raise RuntimeError("not now")
 
-    monkeypatch.setattr(net, "named_modules", fail)
+    monkeypatch.setattr("lightning_symmetry.engine.pictures.find_layers", fail)
     assert heatmaps(report) == {}
     assert "duplicate: all 16 units" in report._repr_html_()
 
