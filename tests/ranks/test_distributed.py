@@ -449,7 +449,7 @@ PLACES = {
     "engine.engine.messages": "first",
     "outputs.tensorboard.write_findings": "first",
     "verdicts.evidence.find_groups": "first",
-    "verdicts.history.History.update": "first",
+    "verdicts.layer_state.LayerState.update": "first",
     "ranks.sharded.ShardedRows.distances": "first",
     "verdicts.history.History.load_state_dict": "others",
     "units.layers.Layer.weights": "all",
@@ -603,7 +603,7 @@ def test_little_is_sent(world: World) -> None:
     for name, checks in world.of_first("bytes").items():
         for messages in checks:
             assert sum(messages) <= 0.012 * gathered, name
-            assert len(messages) <= 30, name
+            assert len(messages) <= 32, name  # at the first check, at which ranks agree when to look
 
 
 def test_all_that_grouping_asks_of_rows(world: World) -> None:
