@@ -1,10 +1,13 @@
 """Measures of redundancy as pure functions of tensors; :mod:`lightning_symmetry.metrics` has a class for each.
 
-Weights are matrices ``(units, inputs)``, activations ``(N, units)`` with a row per sample. All is computed in float64
-where the device can.
+Weights are matrices ``(units, inputs)``, activations ``(N, units)`` with a row per sample. Samples that are not finite
+are left out; if there are no others, a measure is NaN. All is computed in float64 where the device can.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -75,7 +78,8 @@ def duplicate_activations(activations: Tensor, threshold: float = 0.95) -> Tenso
         >>> duplicate_activations(torch.tensor([[1.0, 2.0, 5.0], [2.0, 4.0, 1.0], [3.0, 6.0, 2.0]]))
         tensor(0.6667, dtype=torch.float64)
     """
-    return duplicate_share(moments_of(activations), threshold)
+    check_threshold(threshold)
+    return measured(partial(duplicate_share, threshold=threshold), moments_of(activations))
 
 
 def dead_activations(activations: Tensor) -> Tensor:
@@ -94,7 +98,7 @@ def dead_activations(activations: Tensor) -> Tensor:
         >>> dead_activations(torch.tensor([[0.0, 2.0], [0.0, 0.0]]))
         tensor(0.5000, dtype=torch.float64)
     """
-    return dead_share(moments_of(activations))
+    return measured(dead_share, moments_of(activations))
 
 
 def effective_rank(activations: Tensor) -> Tensor:
@@ -117,7 +121,8 @@ def effective_rank(activations: Tensor) -> Tensor:
         >>> round(float(effective_rank(torch.eye(4))), 6)
         4.0
     """
-    return rank_of(torch.linalg.svdvals(_checked(activations)))
+    samples = _checked(activations)
+    return rank_of(torch.linalg.svdvals(samples)) if len(samples) else samples.new_tensor(torch.nan)
 
 
 def _checked(activations: Tensor) -> Tensor:
@@ -127,7 +132,15 @@ def _checked(activations: Tensor) -> Tensor:
             f"{tuple(activations.shape)}."
         )
     # Some accelerators have no float64.
-    return activations.detach().to(torch.float64 if activations.device.type in ("cpu", "cuda") else torch.float32)
+    if activations.is_complex():
+        raise TypeError(f"Expected argument `activations` to hold real numbers but got {activations.dtype}.")
+    dtype = torch.float64 if activations.device.type in ("cpu", "cuda") else torch.float32
+    return finite_samples(activations.detach().to(dtype))
+
+
+def finite_samples(samples: Tensor) -> Tensor:
+    """Return a copy of samples ``(N, units)`` without those that hold an infinite number or NaN."""
+    return samples[samples.isfinite().all(dim=1)]
 
 
 def moments_of(activations: Tensor) -> Tensor:
@@ -138,7 +151,7 @@ def moments_of(activations: Tensor) -> Tensor:
     """
     samples = _checked(activations)
     moments = samples.new_zeros(samples.shape[1] + 1, samples.shape[1] + 1)
-    mean = samples.mean(dim=0)
+    mean = samples.sum(dim=0) / max(len(samples), 1)
     deviations = samples - mean
     moments[0, 0] = len(samples)
     moments[0, 1:] = mean
@@ -164,9 +177,14 @@ def merge_moments(parts: Tensor) -> Tensor:
     return merged
 
 
+def measured(measure: Callable[[Tensor], Tensor], moments: Tensor) -> Tensor:
+    """Return a measure of moments; NaN if there are no samples, or if their products were too large."""
+    is_known = moments[0, 0] > 0 and bool(moments.isfinite().all())
+    return measure(moments) if is_known else moments.new_tensor(torch.nan)
+
+
 def duplicate_share(moments: Tensor, threshold: float) -> Tensor:
     """As :func:`duplicate_activations`, of moments."""
-    check_threshold(threshold)
     products = moments[1:, 1:]
     deviations = products.diagonal().clamp(min=0).sqrt()
     # What a constant unit deviates is rounding.

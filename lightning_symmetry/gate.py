@@ -181,7 +181,7 @@ def _copy(argument: str, value: T, memo: dict[int, Any]) -> T:
         ) from error
 
 
-def _step(optimizer: Optimizer, closure: Callable[[], Tensor], needs_closure: bool) -> bool:
+def _step(optimizer: Optimizer, closure: Callable[[], Any], needs_closure: bool) -> bool:
     """Compute gradients and make a step; return whether ``step`` needs the closure, as those of LBFGS and SAM do."""
     closure()  # SAM expects gradients besides
     if needs_closure:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 from torchmetrics import Metric
+from torchmetrics.utilities.distributed import gather_all_tensors
 from typing_extensions import override
 
 from lightning_symmetry.arguments import check_count, check_tolerance
@@ -20,6 +21,7 @@ from lightning_symmetry.functional import (
     check_threshold,
     dead_share,
     duplicate_share,
+    measured,
     merge_moments,
     moments_of,
     rank_from_moments,
@@ -141,7 +143,7 @@ class _OfActivations(_Measure):
     moments: Tensor
 
     def __init__(self, num_units: int | None = None, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+        super().__init__(**{"dist_sync_fn": _gather, **kwargs})
         if num_units is not None:
             check_count("num_units", num_units)
         side = 1 + (num_units or 0)
@@ -170,10 +172,17 @@ class _OfActivations(_Measure):
     @override
     def compute(self) -> Tensor:
         """The measure of all samples so far; NaN if there were none."""
-        return self._measure(self.moments) if self.moments[0, 0] > 0 else self.moments.new_tensor(torch.nan)
+        return measured(self._measure, self.moments)
 
     @abstractmethod
     def _measure(self, moments: Tensor) -> Tensor: ...
+
+
+def _gather(moments: Tensor, group: Any) -> list[Tensor]:
+    """Return the moments of all ranks. One that had no batch may not know the number of units, and counts as zeros."""
+    parts = gather_all_tensors(moments, group)
+    side = max(map(len, parts))
+    return [part if len(part) > 1 else part.new_zeros(side, side) for part in parts]
 
 
 class DuplicateActivations(_OfActivations):
@@ -181,7 +190,7 @@ class DuplicateActivations(_OfActivations):
 
     Args:
         threshold: Pearson's correlation.
-        num_units: number of units; None: that of the first batch. Needed only where a rank may get no batch at all.
+        num_units: number of units; None: that of the first batch.
         **kwargs: of :class:`torchmetrics.Metric`.
 
     Raises:
@@ -213,7 +222,7 @@ class DeadActivations(_OfActivations):
     """The share of units whose activation is exactly zero for every sample.
 
     Args:
-        num_units: number of units; None: that of the first batch. Needed only where a rank may get no batch at all.
+        num_units: number of units; None: that of the first batch.
         **kwargs: of :class:`torchmetrics.Metric`.
 
     Raises:
@@ -237,7 +246,7 @@ class EffectiveRank(_OfActivations):
     """The exponential of the entropy of the singular values of activations; :func:`.functional.effective_rank`.
 
     Args:
-        num_units: number of units; None: that of the first batch. Needed only where a rank may get no batch at all.
+        num_units: number of units; None: that of the first batch.
         **kwargs: of :class:`torchmetrics.Metric`.
 
     Raises:

@@ -15,7 +15,6 @@ from torch import nn
 import lightning_symmetry as public
 from lightning_symmetry import functional, metrics
 from lightning_symmetry.brief import brief
-from lightning_symmetry.disk.scanning import scan
 from lightning_symmetry.units.registry import register_layer_by_name
 from tests.test_tracker import loss_of, sgd
 from tests.training import batches, mlp
@@ -106,7 +105,7 @@ OPTIONS = ["every_n_steps", "tolerance", "patience", "include", "exclude", "heat
         lambda wrong: metrics.EffectiveRank(num_units=wrong),
         lambda wrong: metrics.EffectiveWidth(tolerance=wrong),
         lambda wrong: functional.duplicate_activations(torch.ones(2, 3), wrong),
-        lambda wrong: scan([wrong]),
+        lambda wrong: AnyPublic.scan([wrong]),
     ],
 )
 def test_no_error_shows_a_whole_model(call: Callable[[Any], Any], wrong: Any) -> None:

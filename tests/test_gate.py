@@ -132,7 +132,7 @@ class NeedsClosure(torch.optim.SGD):
 @pytest.mark.parametrize("value", [None, 0.1])
 def test_an_optimizer_gets_the_closure_that_it_needs(kind: Any, is_made: bool, value: float | None) -> None:
     net = mlp() if value is None else fill(mlp(), value)
-    given = kind(net.parameters(), lr=1e-3) if is_made else lambda parameters: kind(parameters, lr=1e-3)
+    given: Any = kind(net.parameters(), lr=1e-3) if is_made else lambda parameters: kind(parameters, lr=1e-3)
     if is_made:
         batch = next(iter(batches()))
         loss_of(net, batch).backward()
@@ -200,7 +200,7 @@ def test_what_cannot_be_copied_is_named() -> None:
     expected = r"argument `optimizer` to be .* can copy but it failed with TypeError: .*lock.* Pass a function that"
     with pytest.raises(TypeError, match=expected):
         assert_no_symmetry(net, loss_of, batches(), optimizer)
-    net.lock = lock
+    net.lock = lock  # type: ignore[assignment]
     with pytest.raises(TypeError, match=r"argument `model` to be .*lock.* Pass a model as it was built"):
         assert_no_symmetry(net, loss_of, batches())
 

@@ -86,6 +86,31 @@ def test_streams_equal_one_shot_and_brute_force(parts: list[Tensor]) -> None:
         assert float(function(whole)) == pytest.approx(expected[kind], rel=1e-7, abs=1e-9), kind
 
 
+@pytest.mark.parametrize("kind", OF_ACTIVATIONS)
+def test_samples_that_are_not_finite_do_not_count(kind: type[Metric]) -> None:
+    samples = torch.relu(torch.randn(20, 4, generator=torch.Generator().manual_seed(0)))
+    spoiled = samples.repeat_interleave(2, dim=0)
+    spoiled[1::4, 2], spoiled[3::4, 0] = torch.nan, -torch.inf
+    metric, expected = kind(), kind()
+    for batch in (spoiled[1::2], *spoiled.split(8)):
+        metric.update(batch)
+    expected.update(samples)
+    assert float(metric.compute()) == pytest.approx(float(expected.compute()))
+    assert float(OF_ACTIVATIONS[kind](spoiled)) == pytest.approx(float(expected.compute()))
+
+
+@pytest.mark.parametrize("kind", OF_ACTIVATIONS)
+def test_without_a_finite_sample_there_is_no_measure(kind: type[Metric]) -> None:
+    for samples in (torch.full((5, 3), torch.nan), torch.full((5, 3), torch.inf)):
+        metric = kind()
+        metric.update(samples)
+        assert torch.isnan(metric.compute())
+        assert torch.isnan(OF_ACTIVATIONS[kind](samples))
+    metric = kind()
+    metric.update(1e200 * torch.randn(5, 3, dtype=torch.float64))  # whose products are infinite
+    assert torch.isnan(metric.compute())
+
+
 def test_large_means_cost_no_digits() -> None:
     torch.manual_seed(0)
     samples = torch.randn(4000, 6, dtype=torch.float64)
@@ -165,6 +190,7 @@ def test_they_reset_pickle_and_plot(kind: type[Metric]) -> None:
     [
         (lambda: functional.effective_rank(torch.zeros(3)), ValueError, r"shape \(N, units\) .* but got \(3,\)"),
         (lambda: functional.dead_activations(torch.zeros(0, 3)), ValueError, r"at least one sample but got \(0, 3\)"),
+        (lambda: functional.effective_rank(torch.zeros(3, 3) * 1j), TypeError, "real numbers but got torch.complex64"),
         (lambda: functional.effective_width(torch.zeros(3)), ValueError, "`weight` to have two dimensions or more"),
         (lambda: functional.duplicate_activations(torch.ones(3, 3), 1.0), ValueError, "-1 <= threshold < 1 but got 1"),
         (lambda: DuplicateActivations("high"), TypeError, "`threshold` to be a number but got 'high'"),  # type: ignore[arg-type]

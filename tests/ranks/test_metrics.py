@@ -76,3 +76,37 @@ def test_samples_of_all_ranks_are_put_together(tmp_path: Path) -> None:
         assert all(map(torch.equal, plain, watched))
         torch.testing.assert_close(plain, weights, rtol=1e-4, atol=1e-6)
         assert values == pytest.approx(probed, rel=1e-3)
+
+
+class Branches(nn.Module):
+    """One ReLU behind two layers, of which a pass uses one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.a, self.b, self.relu = nn.Linear(3, 5), nn.Linear(5, 4), nn.Linear(5, 6), nn.ReLU()
+
+    def forward(self, inputs: torch.Tensor, branch: str) -> Any:
+        return self.relu(self.get_submodule(branch)(self.relu(self.first(inputs))))
+
+
+def probe_branches(folder: Path) -> list[set[str]]:
+    """What is computed where each rank has seen another place, and only one has new samples."""
+    init_device_mesh("cpu", (2,))
+    rank = torch.distributed.get_rank()
+    net = Branches()
+    probe = ActivationProbe(net, every_n_steps=1)
+    computed = []
+    for branch in ("a", "b") if rank == 0 else ("b",):
+        net(torch.randn(7, 3), branch)
+    for _ in range(3):
+        if rank == 0:
+            net(torch.randn(7, 3), "a")
+        computed.append({name for name, value in probe.compute().items() if not value.isnan()})
+    return computed
+
+
+def test_ranks_that_see_other_places_do_not_wait_for_one_another(tmp_path: Path) -> None:
+    places = ("relu", "relu after a", "relu after b")
+    metrics = ("dead_activations", "duplicate_activations", "effective_rank")
+    expected = {f"symmetry/{metric}/{place}" for place in places for metric in metrics}
+    assert on_ranks(2, probe_branches, tmp_path) == [[expected] * 3] * 2
