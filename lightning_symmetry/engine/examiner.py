@@ -180,7 +180,7 @@ class Examiner:
             state = history[name]
             try:
                 if seen.stands:
-                    state.hold(seen, step, is_fresh=is_fresh)
+                    state.hold(seen, step)
                 else:
                     news += state.update(seen, step, is_fresh, name in unused)
             except Exception as error:

@@ -84,7 +84,7 @@ class ZeroStreaks:
 
         Args:
             idle: which units have a gradient of exactly zero.
-            is_unseen: which units this check tells nothing about.
+            is_unseen: which units this check tells nothing about; of idle ones it makes no difference.
             step: completed optimizer steps.
             patience: the number of checks in a row that makes a unit dead.
             is_fresh: whether the weights have moved since the check before; if not, the same evidence counts once.
@@ -241,8 +241,7 @@ class Deaths:
             idle = idle & ~in_unused_blocks(idle, seen.layer.blocks)
         if self._streaks is None:
             self._streaks = ZeroStreaks.of(len(idle), was_alive=self._num_checks > 1)
-        unseen = seen.unseen | (seen.idle & ~idle)
-        self._streaks.take_in(idle, unseen, step, self._patience, is_fresh=is_fresh)
+        self._streaks.take_in(idle, seen.unseen | seen.idle, step, self._patience, is_fresh=is_fresh)
         dead = self._dead()
         return dead, self._conclude(seen, dead, step)
 

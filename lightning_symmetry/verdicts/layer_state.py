@@ -162,14 +162,13 @@ class LayerState:
         self.deaths.pass_over(can_tell=layer.can_freeze)
         self.orientations.num_looks += 1
 
-    def hold(self, seen: Look, step: int, *, is_fresh: bool) -> None:
+    def hold(self, seen: Look, step: int) -> None:
         """Record a check at which the steady groups were unchanged. Cheaper than :meth:`update`, to the same effect."""
         assert seen.fingerprint is not None
         self.pass_over(seen.layer)
         self.last = seen.fingerprint, seen.has_gradient
         for record in self.holding:
-            record.last_step = step
-            record.streak += is_fresh
+            record.last_step = step  # how often they have agreed makes no difference any more
 
     def update(self, seen: Look, step: int, is_fresh: bool = True, is_unused: bool = False) -> list[Finding]:
         """Record what a look showed, and conclude.

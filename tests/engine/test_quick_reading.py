@@ -147,9 +147,9 @@ def test_the_same_is_said_of_groups_that_have_settled(
     held: list[str] = []
     hold = LayerState.hold
 
-    def noting(self: LayerState, seen: Look, step: int, *, is_fresh: bool) -> None:
+    def noting(self: LayerState, seen: Look, step: int) -> None:
         held.append(seen.layer.name)
-        hold(self, seen, step, is_fresh=is_fresh)
+        hold(self, seen, step)
 
     monkeypatch.setattr(LayerState, "hold", noting)
     results = []

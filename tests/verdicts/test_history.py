@@ -224,3 +224,9 @@ def test_asking_whether_looks_are_fresh_changes_nothing() -> None:
     assert [history.is_fresh(looks) for _ in range(3)] == [True] * 3
     take_in(history, looks[0], 0)
     assert [history.is_fresh(looks) for _ in range(3)] == [False] * 3
+
+
+def test_a_group_that_never_differed_need_not_begin_anew_when_it_loses_units() -> None:
+    history, news, _ = play([], [see(range(6))], [see(range(6))], [see(range(4))])
+    assert [len(new) for new in news] == [0, 0, 0, 1]
+    assert [finding.units for finding in history.findings] == [(0, 1, 2, 3)]

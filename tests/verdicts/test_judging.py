@@ -30,8 +30,8 @@ def record_of(**values: object) -> Record:
     return record
 
 
-def sighting_of(gradients: Gradients, position: float = 1.0) -> Sighting:
-    return Sighting((0, 1), True, gradients, Cause.COPIED, None, position, reach=1e-3)
+def sighting_of(gradients: Gradients, position: float = 1.0, reach: float = 1e-3) -> Sighting:
+    return Sighting((0, 1), True, gradients, Cause.COPIED, None, position, reach)
 
 
 FAR = 1.0 + 0.011  # ten times the reach, and a bit more
@@ -72,6 +72,17 @@ def test_conditions(past: dict[str, object], gradients: Gradients, position: flo
     before = copy.deepcopy((record, sighting))
     assert judge(record, sighting, 3, is_whole_layer=False) == expected
     assert (record, sighting) == before  # judging changes nothing
+
+
+def test_rows_that_have_become_zero_have_moved_beyond_any_reach_and_prove_nothing() -> None:
+    sighting = sighting_of(Gradients.UNCLEAR, position=0.0, reach=0.0)
+    assert judge(record_of(), sighting, 3, is_whole_layer=False) == UNDECIDED
+
+
+def test_lockstep_of_some_units_takes_fifty_steps_since_it_was_first_seen() -> None:
+    for first_step, verdict in ((50, LOCKSTEP), (51, Verdict.DUPLICATE)):
+        record = record_of(has_equal_weights=False, streak=3, first_step=first_step)
+        assert judge(record, sighting_of(Gradients.EQUAL), 3, is_whole_layer=False).verdict is verdict
 
 
 def test_lockstep_of_a_whole_layer_takes_no_steps() -> None:
