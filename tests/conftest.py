@@ -30,6 +30,23 @@ def _start_alike() -> None:
     logging.getLogger("lightning.pytorch").propagate = True
 
 
+@pytest.fixture(autouse=True)
+def _no_warning_is_missed(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail a test whose monitor warned of something unexpected: where warnings are errors, it goes to the log."""
+    said: list[str] = []
+
+    class Note(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            said.append(record.getMessage())
+
+    note = Note()
+    logger = logging.getLogger("lightning_symmetry.engine.saying")
+    logger.addHandler(note)
+    yield
+    logger.removeHandler(note)
+    assert request.node.get_closest_marker("warnings_go_to_the_log") or said == []
+
+
 @pytest.fixture(scope="session")
 def gallery(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A log directory with the runs of the demo, just written, and some more for the Symmetry tab to cope with."""

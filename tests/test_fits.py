@@ -192,6 +192,7 @@ print(*before)
     assert done.stdout.startswith(f"{package}.")
 
 
+@pytest.mark.warnings_go_to_the_log
 def test_warnings_that_are_errors_end_no_training(caplog: pytest.LogCaptureFixture) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error", SymmetryWarning)

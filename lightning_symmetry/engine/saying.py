@@ -54,7 +54,7 @@ def warn(text: str, category: type[Warning] = UserWarning) -> None:
     try:
         warnings.warn(text, category, stacklevel=_level_of_user())
     except Warning:
-        logging.getLogger("lightning_symmetry").warning(text)
+        logging.getLogger(__name__).warning(text)
 
 
 def _level_of_user() -> int:
