@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
-FILES = [f"lightning_symmetry/verdicts/{name}.py" for name in ("judging", "records", "deadness", "layer_state", "history")]
+MODULES = ("judging", "records", "deadness", "layer_state", "history")
+FILES = [f"lightning_symmetry/verdicts/{name}.py" for name in MODULES]
 TESTS = ["tests/verdicts", "tests/engine", "tests/test_cases.py"]
 OPTIONS = ["-x", "-q", "-p", "no:randomly", "-p", "no:cacheprovider", "--assert=plain"]
 PRELOADED = ("pytest", "torch", "lightning.pytorch", "hypothesis")  # imported once, not once per mutant
