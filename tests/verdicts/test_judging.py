@@ -49,6 +49,13 @@ FAR = 1.0 + 0.011  # ten times the reach, and a bit more
         ({"streak": 2}, Gradients.FAINT, 1.0, UNDECIDED),
         ({"streak": 3, "cause": Cause.ZERO}, Gradients.FAINT, 1.0, (FROZEN, Reason.ROUNDING_AGAIN)),
         ({"streak": 2, "cause": Cause.ZERO}, Gradients.FAINT, 1.0, UNDECIDED),
+        ({"streak": 3, "cause": Cause.ZERO, "was_different": True}, Gradients.FAINT, 1.0, (LOCKED, Reason.EQUAL_AGAIN)),
+        (
+            {"streak": 3, "cause": Cause.ZERO, "origin": Origin.COLLAPSE},
+            Gradients.EQUAL,
+            1.0,
+            (LOCKED, Reason.EQUAL_AGAIN),
+        ),
         ({"streak": 3}, Gradients.ZERO, 1.0, (FROZEN, Reason.ZERO_AGAIN)),
         ({"streak": 2}, Gradients.ZERO, 1.0, UNDECIDED),
         ({"streak": 3, "was_different": True}, Gradients.ZERO, 1.0, UNDECIDED),
