@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_symmetry import SymmetryMonitor, SymmetryWarning, Verdict
 from lightning_symmetry.verdicts.diagnoses import Cause, Origin, Reason
-from lightning_symmetry.verdicts.judging import Judgement, judge
+from lightning_symmetry.verdicts.judging import Judgement, judge, judge_one_look
 from lightning_symmetry.verdicts.looks import Gradients, Sighting
 from lightning_symmetry.verdicts.records import Record
 from tests.training import Classifier, fill, fit
@@ -84,6 +84,26 @@ def test_conditions(past: dict[str, object], gradients: Gradients, position: flo
 def test_rows_that_have_become_zero_have_moved_beyond_any_reach_and_prove_nothing() -> None:
     sighting = sighting_of(Gradients.UNCLEAR, position=0.0, reach=0.0)
     assert judge(record_of(), sighting, 3, is_whole_layer=False) == UNDECIDED
+
+
+@pytest.mark.parametrize(("position", "verdict"), [(2.25, Verdict.DUPLICATE), (2.375, LOCKED), (-0.375, LOCKED)])
+def test_a_long_way_is_more_than_ten_reaches_in_any_direction(position: float, verdict: Verdict) -> None:
+    sighting = sighting_of(Gradients.UNCLEAR, position, reach=0.125)
+    assert judge(record_of(), sighting, 3, is_whole_layer=False).verdict is verdict
+
+
+@pytest.mark.parametrize(
+    ("gradients", "verdict"),
+    [
+        (Gradients.EQUAL, LOCKED),
+        (Gradients.DIFFERENT, BREAKING),
+        (Gradients.FAINT, Verdict.DUPLICATE),
+        (Gradients.ZERO, Verdict.DUPLICATE),
+        (Gradients.NONE, Verdict.DUPLICATE),
+    ],
+)
+def test_what_one_look_can_tell(gradients: Gradients, verdict: Verdict) -> None:
+    assert judge_one_look(sighting_of(gradients)) is verdict
 
 
 def test_lockstep_of_some_units_takes_fifty_steps_since_it_was_first_seen() -> None:
