@@ -12,8 +12,6 @@ import importlib
 import sys
 from typing import TYPE_CHECKING
 
-from lightning_utilities.core import rank_zero
-
 if TYPE_CHECKING:
 
     class OtherCallback:
@@ -21,13 +19,14 @@ if TYPE_CHECKING:
 
 else:
     _is_other_first = "pytorch_lightning" in sys.modules and "lightning.pytorch" not in sys.modules
-    _globals = dict(vars(rank_zero))
+    _globals = dict(vars(sys.modules["lightning_utilities.core.rank_zero"])) if _is_other_first else None
     importlib.import_module("lightning.pytorch")
-    if not _is_other_first:
-        _globals = dict(vars(rank_zero))
+    from lightning.fabric.utilities.rank_zero import rank_zero_module
+
+    _globals = _globals or dict(vars(rank_zero_module))
     try:
         from pytorch_lightning import Callback as OtherCallback
     except ImportError:
         OtherCallback = object
     finally:
-        vars(rank_zero).update(_globals)
+        vars(rank_zero_module).update(_globals)
