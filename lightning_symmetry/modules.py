@@ -6,16 +6,16 @@ parts out or lack arguments. What a module registers lies in its ``__dict__`` al
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, cast
 
 from torch import nn
 from torch.nn.utils.parametrize import ParametrizationList
 
 
-def held(module: nn.Module, kind: str) -> Mapping[str, Any]:
+def held(module: nn.Module, kind: str) -> dict[str, Any]:
     """Return what a module registers: its ``"_parameters"``, ``"_buffers"`` or ``"_modules"``, by name."""
-    return module.__dict__.get(kind) or {}
+    return dict(module.__dict__.get(kind, {}).items())  # modules of TorchScript have something less than a dict
 
 
 def walk(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -34,8 +34,8 @@ def walk(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         seen.add(id(module))
         yield path, module
         start = f"{path}." if path else ""
-        children = held(module, "_modules").items()
-        left += [(start + name, child) for name, child in reversed(list(children)) if child is not None]
+        children = reversed(held(module, "_modules").items())
+        left += [(start + name, child) for name, child in children if child is not None]
 
 
 def modules_of(model: nn.Module) -> Iterator[nn.Module]:
@@ -69,4 +69,4 @@ def parametrizations_of(module: nn.Module) -> dict[str, ParametrizationList]:
     chains: Any = held(module, "_modules").get("parametrizations")
     by_name = held(chains, "_modules") if issubclass(type(chains), nn.ModuleDict) else {}
     is_torch = all(issubclass(type(chain), ParametrizationList) for chain in by_name.values())
-    return cast("dict[str, ParametrizationList]", dict(by_name)) if is_torch else {}
+    return cast("dict[str, ParametrizationList]", by_name) if is_torch else {}

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from lightning_symmetry import SymmetryTracker, Units, diagnose, register_layer
-from lightning_symmetry.units.discovery import find_layers
+from lightning_symmetry.units.discovery import find_layers, structure_of
 from tests.training import fill
 
 AnyUnits: Any = Units  # for what its types forbid
@@ -384,3 +384,32 @@ def wrapping(inner: nn.Module, *, has_weight: bool = False) -> nn.Module:
 )
 def test_no_two_layers_have_one_name(model: nn.Module, expected: list[str]) -> None:
     assert names(model) == names(model) == expected
+
+
+class OddParameter(nn.Parameter):
+    """A parameter that answers to nothing but what PyTorch asks it."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(name) if name == "_is_param" else RuntimeError(f"no attribute {name}")
+
+
+def test_a_tensor_that_cannot_be_asked_concerns_its_module_alone() -> None:
+    unknown = nn.Module()
+    unknown.kernel = OddParameter(torch.randn(3, 4))
+    known = nn.Linear(3, 4)
+    known.weight = OddParameter(torch.randn(4, 3))
+    found = find_layers(nn.Sequential(unknown, known, nn.Linear(2, 2)))
+    assert [layer.name for layer in found.layers] == ["2"]
+    assert found.skipped == found.unread
+    assert {name: reason.rpartition(": ")[0] for name, reason in found.skipped.items()} == {
+        "0": "it cannot be read: RuntimeError",
+        "1": "its adapter failed with RuntimeError",
+    }
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script`:DeprecationWarning")
+def test_modules_of_torchscript_are_looked_at() -> None:
+    scripted = torch.jit.script(nn.Sequential(nn.Linear(3, 4), nn.ReLU()))
+    assert isinstance(scripted, nn.Module)
+    assert names(scripted) == ["0.weight[dim 0]", "0.weight[dim 1]"]
+    assert structure_of(scripted) == structure_of(scripted)

@@ -1,0 +1,38 @@
+"""A quick look, a steady one and a report that stands say the same as a close look, whatever the network."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import pytest
+
+from lightning_symmetry import SymmetryTracker
+from tests.random_networks import training
+
+# Among these are dead units of grouped transposed convolutions, units in lockstep, and groups that settle.
+SEEDS = range(50, 90)
+NUM_STEPS = 60
+# Pictures of all layers at every check take a close look at all of them.
+CLOSE: Any = {"heatmaps": "all"}
+
+
+def compare(seed: int) -> None:
+    """Train a random network, watched in both ways."""
+    net, optimizers, steps = training(seed, NUM_STEPS)
+    options: dict[str, Any] = {"every_n_steps": 1, "scalars": "none", "on_symmetry": "ignore"}
+    with (
+        warnings.catch_warnings(action="ignore"),
+        SymmetryTracker(net, optimizers, **options) as quick,
+        SymmetryTracker(net, optimizers, **options, **CLOSE) as close,
+    ):
+        for step in steps:
+            assert quick.report is not None
+            assert close.report is not None
+            assert quick.report.to_dict() == close.report.to_dict(), step
+            assert quick.findings == close.findings, step
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_every_way_says_the_same_as_a_close_look(seed: int) -> None:
+    compare(seed)

@@ -1,0 +1,412 @@
+"""Random small networks that hold layers of all kinds, some of them sick, and what may happen to them in a training."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Callable, Iterator
+from random import Random
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations
+from torch.nn.utils.parametrize import is_parametrized, register_parametrization
+
+OUTPUTS = 4
+_SAMPLES = 12
+_ACTIVATIONS = (nn.ReLU, nn.ReLU, nn.Tanh, nn.GELU, nn.Sigmoid, nn.Identity)
+
+
+class Reshaped(nn.Module):
+    """Gives every sample another shape."""
+
+    def __init__(self, *shape: int) -> None:
+        super().__init__()
+        self.shape = shape
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return inputs.reshape(len(inputs), *self.shape)
+
+
+class Cast(nn.Module):
+    """Computes in another precision, which its parameters have."""
+
+    def __init__(self, body: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.body, self.dtype = body.to(dtype), dtype
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        outputs: Tensor = self.body(inputs.to(self.dtype))
+        return outputs.float()
+
+
+class Residual(nn.Module):
+    def __init__(self, body: nn.Module) -> None:
+        super().__init__()
+        self.body = body
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        outputs: Tensor = inputs + self.body(inputs)
+        return outputs
+
+
+class Attended(nn.Module):
+    """Attention among the samples of a batch."""
+
+    def __init__(self, width: int, **options: Any) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(width, 2, **options)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        outputs: Tensor = self.attention(inputs, inputs, inputs, need_weights=False)[0]
+        return outputs
+
+
+class Recurrent(nn.Module):
+    """A recurrent network over the samples of a batch, or a cell."""
+
+    def __init__(self, body: nn.RNNBase | nn.RNNCellBase) -> None:
+        super().__init__()
+        self.body = body
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        outputs: Any = self.body(inputs)
+        first: Tensor = outputs[0] if isinstance(outputs, tuple) else outputs
+        return first
+
+
+class Paired(nn.Module):
+    def __init__(self, width: int, units: int) -> None:
+        super().__init__()
+        self.body = nn.Bilinear(width, width, units)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        outputs: Tensor = self.body(inputs, inputs.flip(0))
+        return outputs
+
+
+class Embedded(nn.Module):
+    """Looks up a token that depends on the numbers of a sample; some tokens never come."""
+
+    def __init__(self, units: int) -> None:
+        super().__init__()
+        self.table = nn.Embedding(9, units)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        outputs: Tensor = self.table((inputs.flatten(1).sum(1).abs() * 3).long() % 7)
+        return outputs
+
+
+class Chosen(nn.Module):
+    """Experts of which some steps use one, some another, and some all."""
+
+    def __init__(self, experts: list[nn.Module]) -> None:
+        super().__init__()
+        self.experts = nn.ModuleList(experts)
+        self.calls = 0
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        self.calls += 1
+        used = [expert for i, expert in enumerate(self.experts) if self.calls % 3 == 0 or i == self.calls // 9 % 2]
+        return torch.stack([expert(inputs) for expert in used]).sum(0)
+
+
+class Unknown(nn.Module):
+    """A product with a matrix that no adapter knows."""
+
+    def __init__(self, width: int, units: int) -> None:
+        super().__init__()
+        self.kernel = nn.Parameter(torch.randn(width, units) / width)
+        self.shift = nn.Parameter(torch.zeros(units))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return inputs @ self.kernel + self.shift
+
+
+class Scaled(nn.Module):
+    """A parametrization with a buffer that changes, and a parameter of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        self.get_buffer("calls").add_(1)
+        return weight * self.scale
+
+
+def network(random: Random) -> nn.Sequential:
+    """A network of three to six layers for inputs ``(batch, 8)``."""
+    layers: list[nn.Module] = []
+    shape: tuple[int, ...] = (8,)
+    kind = random.choice(["perceptron", "perceptron", *["convolutions"] * 3, "mixed", "mixed"])
+    for _ in range(random.randint(3, 5)):
+        layer, shape = random.choice(_LAYERS[kind][len(shape)])(random, shape)
+        if random.random() < 0.15:
+            layer = Cast(layer, random.choice([torch.bfloat16, torch.float64]))
+        elif random.random() < 0.05:  # such layers are looked at closely whenever they are
+            _parametrize(random, layer)
+        layers += [layer, random.choice(_ACTIVATIONS)()]
+        if random.random() < 0.1:
+            layers.append(nn.LayerNorm(shape))
+    width = int(torch.Size(shape).numel())
+    net = nn.Sequential(*layers, nn.Flatten(), nn.Linear(width, OUTPUTS))
+    for make_sick in random.choices(list(_SICK), list(_SICK.values()), k=random.choice([0, 1, 2, 3])):
+        with torch.no_grad():
+            make_sick(random, net)
+    return net
+
+
+def _wide(random: Random, shape: tuple[int, ...]) -> tuple[nn.Module, tuple[int, ...]]:
+    units = random.choice([12, 16])
+    return nn.Linear(shape[0], units), (units,)
+
+
+def _linear(random: Random, shape: tuple[int, ...]) -> tuple[nn.Module, tuple[int, ...]]:
+    units = random.choice([2, 4, 6, 8, 12])
+    width = shape[0]
+    kinds: list[Callable[[], nn.Module]] = [
+        lambda: nn.Linear(width, units, bias=random.random() < 0.7),
+        lambda: Paired(width, units),
+        lambda: Embedded(units),
+        lambda: Unknown(width, units),
+        lambda: Recurrent(nn.GRUCell(width, units)),
+        lambda: Recurrent(nn.LSTM(width, units)),
+        lambda: Recurrent(nn.RNN(width, units // 2, num_layers=2, bidirectional=True)),
+        lambda: Recurrent(nn.LSTM(width, units + 2, proj_size=units)),
+    ]
+    return random.choices(kinds, [8, 1, 1, 2, 1, 1, 1, 1])[0](), (units,)
+
+
+def _of_one_width(random: Random, shape: tuple[int, ...]) -> tuple[nn.Module, tuple[int, ...]]:
+    width = shape[0]
+
+    def body() -> nn.Module:
+        return nn.Sequential(nn.Linear(width, 6), nn.ReLU(), nn.Linear(6, width))
+
+    first = body()
+    equal = random.random() < 0.4
+    kinds: list[Callable[[], nn.Module]] = [
+        lambda: Residual(first),
+        lambda: Attended(width, bias=random.random() < 0.7),
+        lambda: Attended(width, kdim=width, vdim=width, add_bias_kv=True),
+        lambda: Chosen([first, copy.deepcopy(first) if equal else body(), body()]),
+        lambda: nn.Sequential(first, nn.Tanh(), first),  # one module twice
+    ]
+    return random.choice(kinds)(), shape
+
+
+def _image(random: Random, shape: tuple[int, ...]) -> tuple[nn.Module, tuple[int, ...]]:
+    width = shape[0]
+    return nn.Sequential(nn.Linear(width, 8 * 9), Reshaped(8, 3, 3)), (8, 3, 3)
+
+
+def _series(random: Random, shape: tuple[int, ...]) -> tuple[nn.Module, tuple[int, ...]]:
+    width = shape[0]
+    return nn.Sequential(nn.Linear(width, 8 * 5), Reshaped(8, 5)), (8, 5)
+
+
+def _convolution(random: Random, shape: tuple[int, ...]) -> tuple[nn.Module, tuple[int, ...]]:
+    channels, *sizes = shape
+    groups, outputs = random.choice([1, 2, 2, 4]), random.choice([4, 8, channels])
+    is_transposed = random.random() < 0.6
+    kinds: list[type[Any]] = [nn.ConvTranspose1d, nn.ConvTranspose2d] if is_transposed else [nn.Conv1d, nn.Conv2d]
+    # The shape stays: a kernel of 1, or one of 3 with a padding.
+    size = random.choice([1, 3])
+    options = {"groups": groups, "padding": size // 2, "bias": random.random() < 0.8}
+    return kinds[len(sizes) - 1](channels, outputs, size, **options), (outputs, *sizes)
+
+
+def _flat(random: Random, shape: tuple[int, ...]) -> tuple[nn.Module, tuple[int, ...]]:
+    width = int(torch.Size(shape).numel())
+    layer, shape = _linear(random, (width,))
+    return nn.Sequential(nn.Flatten(), layer), shape
+
+
+_Make = Callable[[Random, tuple[int, ...]], tuple[nn.Module, tuple[int, ...]]]
+# By kind of network, and by the number of dimensions that a sample has so far.
+_LAYERS: dict[str, dict[int, list[_Make]]] = {
+    "perceptron": {1: [_wide]},
+    "convolutions": {1: [_image, _series], 2: [_convolution], 3: [_convolution]},
+    "mixed": {
+        1: [_linear, _linear, _of_one_width, _of_one_width, _wide, _image, _series],
+        2: [_convolution, _convolution, _flat],
+        3: [_convolution, _convolution, _flat],
+    },
+}
+
+
+def layers_of(net: nn.Module) -> list[Any]:
+    """The linear layers and convolutions, as they are computed or not."""
+    kinds = (nn.Linear, nn.modules.conv._ConvNd)
+    return [module for module in net.modules() if isinstance(module, kinds)]
+
+
+def _plain(net: nn.Module) -> list[Any]:
+    return [layer for layer in layers_of(net) if not is_parametrized(layer)]
+
+
+def _parametrize(random: Random, layer: nn.Module) -> None:
+    choices: list[Callable[[Any], Any]] = [
+        parametrizations.weight_norm,
+        parametrizations.spectral_norm,
+        lambda module: register_parametrization(module, "weight", Scaled()),
+    ]
+    for module in layers_of(layer)[:1]:
+        random.choice(choices)(module)
+
+
+def constant(random: Random, net: nn.Module) -> None:
+    layer = random.choice(_plain(net))
+    for parameter in layer.parameters():
+        parameter.fill_(random.choice([0.0, 0.3]))
+
+
+def duplicated(random: Random, net: nn.Module, sign: float = 1.0) -> None:
+    """Some units have one row; if a linear layer reads them, its columns are equal too."""
+    layers = _plain(net)
+    pairs = [(a, b) for a, b in itertools.pairwise(layers) if type(a) is type(b) is nn.Linear]
+    layer, after = random.choice(pairs or [(random.choice(layers), None)])
+    for first, others in ((0, [1]), (2, [3, -1]))[: random.randint(1, 2)]:
+        tensors = [tensor for tensor in (layer.weight, layer.bias) if tensor is not None]
+        if isinstance(layer, nn.modules.conv._ConvTransposeNd):
+            tensors[0] = tensors[0].transpose(0, 1)  # all units of the groups that the first one stands for
+        for tensor in tensors:
+            if len(tensor) > 3:
+                tensor[others] = sign * tensor[first]
+        if after is not None and after.in_features > 3:
+            after.weight[:, others] = sign * after.weight[:, [first]]
+
+
+def mirrored(random: Random, net: nn.Module) -> None:
+    duplicated(random, net, -1.0)
+
+
+def in_lockstep(random: Random, net: nn.Module) -> None:
+    """Units of different weights are read alike by a layer that does not train, so that their gradients are equal."""
+    modules = [*net.children()]
+    for layer, activation, after in zip(modules, modules[1:], modules[2:], strict=False):
+        if type(layer) is type(after) is nn.Linear and not is_parametrized(layer) and after.in_features > 3:
+            net._modules[next(name for name, module in net.named_children() if module is activation)] = nn.Identity()
+            after.requires_grad_(False)
+            after.weight[:, 1:3] = after.weight[:, :1]
+            return
+
+
+def dead(random: Random, net: nn.Module) -> None:
+    for layer in _plain(net):
+        if layer.bias is not None and random.random() < 0.5:
+            layer.bias[random.sample(range(len(layer.bias)), random.randint(1, 2))] = -100.0
+
+
+def cut_off(random: Random, net: nn.Module) -> None:
+    random.choice(_plain(net)).weight.fill_(0.0)
+
+
+def tied(random: Random, net: nn.Module) -> None:
+    layers = _plain(net)
+    pairs = [(a, b) for a in layers for b in layers if a is not b and a.weight.shape == b.weight.shape]
+    pairs = [(a, b) for a, b in pairs if a.weight.dtype == b.weight.dtype]
+    if pairs:
+        a, b = random.choice(pairs)
+        b.weight = a.weight
+
+
+def strided(random: Random, net: nn.Module) -> None:
+    """Weights whose units do not come first in memory."""
+    for layer in _plain(net):
+        layer.weight = nn.Parameter(layer.weight.detach().transpose(0, -1).contiguous().transpose(0, -1))
+
+
+_SICK = {constant: 2, duplicated: 5, mirrored: 2, in_lockstep: 5, dead: 6, cut_off: 1, tied: 2, strided: 2}
+_Change = Callable[[Random, nn.Module, int], None]
+
+
+def frozen(random: Random, net: nn.Module, step: int) -> None:
+    """A layer does not train for some steps."""
+    for parameter in random.choice(_plain(net)).parameters():
+        parameter.requires_grad_(not 12 <= step < 25)
+
+
+def without_gradient(random: Random, net: nn.Module, step: int) -> None:
+    """A gradient is gone for some steps."""
+    parameters = list(net.parameters())
+    if 15 <= step < 20:
+        random.choice(parameters).grad = None
+
+
+def killed(random: Random, net: nn.Module, step: int) -> None:
+    if step == 4:
+        dead(random, net)
+
+
+def copied(random: Random, net: nn.Module, step: int) -> None:
+    if step in (14, 15):
+        duplicated(random, net, random.choice([-1.0, 1.0]))
+
+
+def parted(random: Random, net: nn.Module, step: int) -> None:
+    """Every weight gets noise."""
+    if step == 40:
+        for parameter in net.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+
+
+def made_nan(random: Random, net: nn.Module, step: int) -> None:
+    if step == 45:
+        random.choice(_plain(net)).weight[0] = torch.nan
+
+
+def untouched(random: Random, net: nn.Module, step: int) -> None:
+    pass
+
+
+CHANGES: list[_Change] = [untouched, killed, killed, killed, frozen, without_gradient, copied, parted, made_nan]
+
+
+def optimizers_of(random: Random, net: nn.Module) -> list[torch.optim.Optimizer]:
+    """One or two optimizers of all parameters, or of most."""
+    parameters = list(net.parameters())
+    kinds: list[Callable[[Any], torch.optim.Optimizer]] = [
+        lambda some: torch.optim.SGD(some, lr=0.05),
+        lambda some: torch.optim.SGD(some, lr=0.02, momentum=0.9),
+        lambda some: torch.optim.Adam(some, lr=3e-3),
+        lambda some: torch.optim.AdamW(some, lr=3e-3, weight_decay=0.1),
+    ]
+    if random.random() < 0.15:
+        parameters = parameters[: len(parameters) // 2 + 1]
+    if random.random() < 0.6 or len(parameters) < 2:
+        return [random.choice(kinds)(parameters)]
+    cut = random.randint(1, len(parameters) - 1)
+    return [random.choice(kinds)(parameters[:cut]), random.choice(kinds)(parameters[cut:])]
+
+
+def training(seed: int, num_steps: int) -> tuple[nn.Module, list[torch.optim.Optimizer], Iterator[int]]:
+    """A network, its optimizers, and an iterator that takes a step and yields its number."""
+    random = Random(seed)
+    torch.manual_seed(seed)
+    net = network(random)
+    optimizers = optimizers_of(random, net)
+    change = random.choice(CHANGES)
+    pause = random.choice([0, 0, 2])  # of every seven steps, in which nothing moves
+
+    def steps() -> Iterator[int]:
+        inputs, labels = torch.randn(64, 8), torch.arange(64) % OUTPUTS
+        for step in range(num_steps):
+            torch.manual_seed(1000 * seed + step)
+            batch = torch.randint(64, (_SAMPLES,))
+            for optimizer in optimizers:
+                for group in optimizer.param_groups:
+                    group.setdefault("usual", group["lr"])
+                    group["lr"] = 0.0 if step % 7 < pause else group["usual"]
+                optimizer.zero_grad()
+            nn.functional.cross_entropy(net(inputs[batch]), labels[batch]).backward()
+            with torch.no_grad():
+                change(Random(seed), net, step)
+            for optimizer in optimizers if seed % 3 else [optimizers[step % len(optimizers)]]:
+                optimizer.step()
+            yield step
+
+    return net, optimizers, steps()
