@@ -154,7 +154,7 @@ def test_what_a_training_that_started_again_had_written_before_is_forgotten(tmp_
         for steps in ((0, 10, 20, 30), (20, 25)):
             tab = TabWriter()
             for step in steps:
-                torch.nn.init.normal_(looks[0].layer.originals[0])  # type: ignore[attr-defined]
+                torch.nn.init.normal_(looks[0].layer.originals[0])
                 tab.write([writer], SymmetryReport(step, layers), [], looks, "all")
     events = EventMultiplexer(tensor_size_guidance={"symmetry": 0})
     events.AddRun(str(tmp_path), "run")
