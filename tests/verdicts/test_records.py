@@ -79,3 +79,41 @@ def test_what_is_left_of_a_group_that_was_seen_to_differ_must_hold_for_a_while(
     assert carried is record
     assert record.streak == (0 if was_different and num_units < 4 else 5)
     assert (record.units, record.last_step) == (tuple(range(num_units)), 7)
+
+
+@pytest.mark.parametrize(
+    ("cause", "verdict", "reason", "expected"),
+    [
+        (Cause.COPIED, Verdict.FROZEN, Reason.ZERO_AGAIN, Cause.DEAD),
+        (Cause.ZERO, Verdict.FROZEN, Reason.ZERO_AGAIN, Cause.ZERO),
+        (Cause.COPIED, Verdict.LOCKED, Reason.EQUAL_AGAIN, Cause.COPIED),
+        (Cause.ZERO, Verdict.FROZEN, Reason.ROUNDING_AGAIN, Cause.ZERO),
+    ],
+)
+def test_zero_gradients_of_weights_that_are_not_zero_are_a_cause_of_their_own(
+    cause: Cause, verdict: Verdict, reason: Reason, expected: Cause
+) -> None:
+    record = record_of()
+    record.cause = cause
+    record.conclude(verdict, reason)
+    assert record.cause is expected
+    record.conclude(Verdict.FROZEN, Reason.ZERO_AGAIN)  # what the user was told of is not told otherwise later
+    assert record.cause is expected
+
+
+def test_a_finding_names_the_mirrored_among_the_units_that_were_warned_of() -> None:
+    record = record_of()
+    record.conclude(Verdict.LOCKED, Reason.EQUAL_AGAIN)
+    assert record.to_finding("fc").mirrored == ()
+    record.mirrored, record.units = (3, 2, 5), (0, 1, 2, 3, 5)
+    assert record.to_finding("fc").mirrored == (2, 3)
+    assert record.to_group().mirrored == (3, 2, 5)
+
+
+def test_a_state_is_made_of_plain_lists_strings_and_numbers() -> None:
+    record = record_of()
+    record.conclude(Verdict.LOCKED, Reason.EQUAL_AGAIN)
+    record.row_names, record.mirrored = ("a", "b", "c", "d"), (1,)
+    state = record.to_state()
+    assert {type(value) for value in state.values()} == {list, str, int, float, bool, type(None)}
+    assert Record.from_state(state) == record
