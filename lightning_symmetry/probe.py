@@ -166,21 +166,19 @@ class ActivationProbe:
         """Measure an output of a chosen module, if it is its turn."""
         if not module.training or not isinstance(output, Tensor) or output.ndim < 2 or output.is_meta:
             return
-        if output.is_cuda and torch.cuda.is_current_stream_capturing():
-            return
         source, layer = self._latest
         is_first = self._first.setdefault(name, source) == source
         place = name if is_first else f"{name} after {source or 'no layer'}"
         number = self._num_passes.get(place, 0)
         self._num_passes[place] = number + 1
-        if number % self._every_n_steps == 0:
+        if number % self._every_n_steps == 0 and not _is_recorded(output):
             self._unseen.discard(name)
             self._guard.run(f"measurement of {place}", self._measure, place, layer, output)
 
     def _measure(self, place: str, layer: nn.Module | None, output: Tensor) -> None:
         metrics = self._metrics_at(place)
         try:
-            with torch.inference_mode(False), exact_arithmetic(output.device):
+            with exact_arithmetic(output.device):
                 units = output.detach().movedim(_units_dim(output.shape, layer), -1)
                 samples = finite_samples(units.flatten(0, -2))
                 if len(samples):
@@ -258,10 +256,8 @@ class _Hook:
         self._step = step
 
     def __call__(self, module: nn.Module, inputs: Any, output: Any = None) -> None:
-        # What is compiled or traced would hold all that follows.
-        if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
-            return
-        if self._step is not None:
+        # What is compiled would hold all that follows.
+        if not torch.compiler.is_compiling() and self._step is not None:
             self._step(module, output)
 
     def __reduce__(self) -> tuple[type[_Hook], tuple[()]]:
@@ -270,6 +266,12 @@ class _Hook:
     @property
     def __name__(self) -> str:  # is what TorchScript asks for first
         raise AttributeError("torch.jit.script takes no hooks: close the ActivationProbe before")
+
+
+def _is_recorded(output: Tensor) -> bool:
+    """Return whether torch.jit.trace or a CUDA graph records a forward pass, with all that is done meanwhile."""
+    is_traced: bool = torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
+    return is_traced or (output.is_cuda and torch.cuda.is_current_stream_capturing())
 
 
 def _is_activation(module: nn.Module) -> bool:

@@ -171,6 +171,22 @@ def test_places_of_one_width_are_measured_by_themselves_too() -> None:
     assert {float(moments(probe, place)[0, 0]) for place in probe.metrics} == {180.0}
 
 
+def test_a_place_goes_by_the_layer_and_not_by_its_parametrization() -> None:
+    relu, norm = nn.ReLU(), nn.utils.parametrizations.weight_norm
+    net = nn.Sequential(norm(nn.Linear(3, 8, bias=False)), relu, norm(nn.Linear(8, 8, bias=False)), relu)
+    with ActivationProbe(net) as probe:
+        net(torch.randn(4, 3))
+    assert probe.metrics.keys() == {"1", "1 after 2"}
+
+
+def test_no_layer_runs_before_the_first_one() -> None:
+    net = nn.Sequential(nn.ReLU(), nn.Linear(5, 3))
+    with ActivationProbe(net, every_n_steps=1) as probe:
+        for _ in range(2):
+            net(torch.randn(4, 5))
+    assert float(moments(probe, "0")[0, 0]) == 8
+
+
 class Own(nn.Module):
     """A convolution that is no module of PyTorch's."""
 
@@ -231,6 +247,34 @@ def test_units_are_told_from_positions(net: Any, has_graph: bool, lengths: Seque
         for length in lengths:
             model(torch.randn(4, 3, length))
     assert [len(moments(probe, place)) - 1 for place in probe.metrics] == [6]
+    assert not any(map(torch.isnan, probe.compute().values()))
+
+
+class Affine(nn.Module):
+    """A linear layer as in GPT-2, with its weight the other way round."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.randn(5, 9)), nn.Parameter(torch.randn(9))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return inputs @ self.weight + self.bias
+
+
+def test_a_bias_tells_the_number_of_units() -> None:
+    net = nn.Sequential(Affine(), nn.GELU())
+    with ActivationProbe(net, every_n_steps=1) as probe:
+        net(torch.randn(2, 5, 5))
+    assert len(moments(probe, "1")) - 1 == 9
+
+
+def test_a_pass_in_inference_mode_counts() -> None:
+    net = nn.Sequential(nn.Linear(3, 5), nn.ReLU())
+    with ActivationProbe(net, every_n_steps=1) as probe:
+        with torch.inference_mode():
+            net(torch.randn(4, 3))
+        net(torch.randn(4, 3))
+    assert float(moments(probe, "1")[0, 0]) == 8
     assert not any(map(torch.isnan, probe.compute().values()))
 
 
@@ -312,11 +356,13 @@ def test_copies_are_not_measured() -> None:
     net = mlp()
     with ActivationProbe(net, every_n_steps=1) as probe:
         net(torch.randn(5, 12))
+        assert b"torchmetrics" not in pickle.dumps(net)
         for other in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
             other(torch.randn(7, 12))
     assert float(moments(probe, "1")[0, 0]) == 5
 
 
+@pytest.mark.filterwarnings("error::lightning_symmetry.SymmetryWarning")
 def test_modules_of_torchscript_are_refused_or_said() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -328,7 +374,9 @@ def test_modules_of_torchscript_are_refused_or_said() -> None:
             with pytest.raises(AttributeError, match="close the ActivationProbe before"):
                 torch.jit.script(net)
             torch.jit.trace(net, torch.randn(5, 12), check_trace=False)
-    assert float(moments(probe, "1").sum()) == 0
+            assert float(moments(probe, "1").sum()) == 0
+            net(torch.randn(5, 12))
+    assert float(moments(probe, "1")[0, 0]) == 5
 
 
 class Fails(Metric):
