@@ -205,7 +205,6 @@ class Lineage:
             if broken is None:
                 return None
             record = broken
-            self._continued.add(id(record))
             record.broken_step, record.streak = None, 0
         record.units, record.mirrored, record.last_step = sighting.units, sighting.mirrored, step
         return record
@@ -244,9 +243,9 @@ class Lineage:
         home = {(record.has_equal_weights, unit): record for record in holding for unit in record.units}
         ended = []
         for record in self._records:
-            if record.warned is None or id(record) in self._continued:
+            if record.warned is None:
                 continue
-            if record.broken_step is None:
+            if record.broken_step is None:  # also of those that were carried on, which are in `holding` themselves
                 heirs = [home.get((record.has_equal_weights, unit)) for unit in record.units]
                 if heirs[0] is not None and all(heir is heirs[0] for heir in heirs):
                     continue

@@ -230,3 +230,45 @@ def test_a_group_that_never_differed_need_not_begin_anew_when_it_loses_units() -
     history, news, _ = play([], [see(range(6))], [see(range(6))], [see(range(4))])
     assert [len(new) for new in news] == [0, 0, 0, 1]
     assert [finding.units for finding in history.findings] == [(0, 1, 2, 3)]
+
+
+def test_a_group_that_grows_slowly_is_told_once_and_stays_told() -> None:
+    history, news, _ = play(*[[see(range(4))]] * 3, *[[see(range(5))]] * 5)
+    assert [len(new) for new in news] == [1] + [0] * 7
+    assert [(finding.units, finding.verdict) for finding in history.findings] == [((0, 1, 2, 3), Verdict.LOCKED)]
+
+
+def test_groups_that_become_one_are_a_new_group() -> None:
+    _, _, diagnosis = play([see([0, 1]), see([2, 3])], *[[see([0, 1, 2, 3])]] * 3)
+    [group] = diagnosis.groups
+    assert (group.first_step, group.origin) == (1, Origin.COLLAPSE)
+
+
+def test_each_part_of_a_group_that_was_not_told_is_news() -> None:
+    history, news, _ = play([see(range(8), NONE)], [see([0, 1, 2, 3, 4]), see([5, 6, 7])])
+    assert [len(new) for new in news] == [0, 2]
+    assert [(finding.units, finding.first_step) for finding in history.findings] == [
+        ((0, 1, 2, 3, 4), 0),
+        ((5, 6, 7), 0),
+    ]
+
+
+def test_what_was_not_told_is_not_remembered() -> None:
+    history, _, _ = play([see([0, 1], DIFFERENT), see([2, 3])], [])
+    assert [record.units for record in history["0"].records or ()] == [(2, 3)]
+
+
+def test_a_group_that_is_found_again_begins_anew() -> None:
+    history, _, _ = play(*[[see([2, 5])]] * 4, [], [see([2, 5], NONE)])
+    [record] = history["0"].records or ()
+    assert (record.broken_step, record.streak, record.first_step, record.last_step) == (None, 0, 0, 5)
+
+
+def test_a_part_of_a_broken_group_opens_its_record_and_other_units_do_not() -> None:
+    history, _, _ = play(*[[see([2, 5, 7])]] * 4, [], [see([2, 7])], [see([2, 8])])
+    records = history["0"].records or ()
+    assert [(record.units, record.broken_step) for record in records] == [((2, 7), 6), ((2, 8), None)]
+    history, _, _ = play(
+        [see([0, 1], equal_weights=False)], *[[see(range(16), equal_weights=False)]] * 3, [], [see([0, 1])]
+    )
+    assert [record.has_equal_weights for record in history["0"].records or ()] == [False, True]
