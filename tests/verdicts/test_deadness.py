@@ -17,7 +17,10 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from lightning_symmetry import SymmetryError, SymmetryTracker, SymmetryWarning, assert_no_symmetry, diagnose
-from lightning_symmetry.verdicts.deadness import ZeroStreaks
+from lightning_symmetry.units.discovery import find_layers
+from lightning_symmetry.verdicts.deadness import Deaths, ZeroStreaks
+from lightning_symmetry.verdicts.diagnoses import Origin
+from lightning_symmetry.verdicts.looks import Look
 from tests import zoo
 from tests.test_tracker import endless, loss_of, sgd, tracked, train
 from tests.training import batches, mlp
@@ -243,3 +246,58 @@ def test_streaks_are_those_of_the_definition(data: Any) -> None:
         assert {unit: at for unit, at in found.woke_at.items() if unit in woke} == woke
     again = ZeroStreaks.from_state(json.loads(json.dumps(streaks.to_state())))
     assert again.dead(patience) == streaks.dead(patience)
+
+
+def played(*checks: str, patience: int = 3) -> Deaths:
+    """Let checks, twenty steps apart, see units that are idle (z), awake (a) or not finite (u)."""
+    [layer] = find_layers(nn.Sequential(nn.Linear(3, len(checks[0])))).layers
+    deaths = Deaths(patience, dead_share=0.5)
+    for i, states in enumerate(checks):
+        idle, unseen = (np.array([state == kind for state in states]) for kind in "zu")
+        seen = Look(layer, lambda: (layer.weights(), None), (), i, True, idle, unseen)
+        deaths.update(seen, 20 * i, is_fresh=True, is_unused=False)
+    return deaths
+
+
+def test_a_check_without_any_idle_unit_ends_the_streaks() -> None:
+    assert played(*["zzzz"] * 4).units == (0, 1, 2, 3)
+    assert played("zzzz", "zzzz", "aaaa", "zzzz", "zzzz").units == ()
+    assert played("zzzz", "zzzz", "aaaa", *["zzzz"] * 4).units == (0, 1, 2, 3)
+
+
+@pytest.mark.parametrize(
+    ("checks", "origin"),
+    [
+        (["zzzz"] * 4, Origin.START),
+        (["aaaa", *["zzzz"] * 4], Origin.COLLAPSE),
+        (["zuuu", "zuuu", "auuu", "aaaa", *["zzzz"] * 4], Origin.COLLAPSE),  # seen awake though none was idle
+        (["zuuu", "zuuu", "auuu", *["zzzz"] * 4], Origin.FIRST_LOOK),  # of most it is not known
+    ],
+)
+def test_whether_dead_units_have_trained_is_what_was_seen_of_them(checks: list[str], origin: Origin) -> None:
+    warned = played(*checks).warned
+    assert warned is not None
+    assert (warned.origin, warned.first_step) == (origin, 20 * (len(checks) - 4))
+
+
+def test_too_few_dead_units_end_the_finding_and_as_many_again_reopen_it() -> None:
+    deaths = played(*["zzzz"] * 4, "zaaa")
+    assert deaths.warned is not None
+    assert (deaths.warned.broken_step, deaths.group) == (80, None)
+    deaths = played(*["zzaa"] * 4)
+    assert deaths.warned is not None  # half of them are enough
+    assert (deaths.warned.units, deaths.warned.last_step) == ((0, 1), 60)
+    assert deaths.group is not None
+    assert deaths.group.units == (0, 1)
+    assert played(*["zaaa"] * 4).warned is None
+
+
+def test_what_was_warned_of_is_news_again_once_it_has_doubled() -> None:
+    told = played(*["zzaaaa"] * 4).warned
+    assert told is None
+    deaths = played(*["zzzaaa"] * 4, *["zzzzza"] * 4)
+    assert deaths.warned is not None
+    assert (deaths.warned.units, deaths.warned.warned_units) == ((0, 1, 2, 3, 4), (0, 1, 2))
+    deaths = played(*["zzzaaa"] * 4, *["zzzzzz"] * 4)
+    assert deaths.warned is not None
+    assert deaths.warned.warned_units == (0, 1, 2, 3, 4, 5)
