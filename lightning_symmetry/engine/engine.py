@@ -89,6 +89,7 @@ class SymmetryEngine:
         self._examiner = Examiner(self.options, self._leave_out)
         self._schedule = Schedule()
         self.changes: list[Change] = []
+        self._never_stepped: list[str] = []  # the optimizers of which the training that has ended made no step
         self._team: Team | None = None
         self._is_settled = False  # whether it is known who holds the model
         # By all ranks of a sharded model, at the latest check.
@@ -264,9 +265,13 @@ class SymmetryEngine:
         # A Trainer that has reached its last step before ends a fit that it never started.
         was_running, self._is_running = self._is_running, False
         if was_running and self._is_speaking:
+            self._never_stepped = [
+                f"optimizer {place} ({type(optimizer).__name__})"
+                for place, each in enumerate(self._optimizers)
+                if (optimizer := each()) is not None and not self._schedule.num_steps.get(place)
+            ]
             if self.report is not None:
                 self._delivery.close(outputs, self.report)
-            self._warn_of_what_never_stepped()
         self._optimizers = []
         self._team = self._board = None
         self._examiner.release()
@@ -281,11 +286,14 @@ class SymmetryEngine:
         return self.report.reasons if self.report.status == "inconclusive" else []
 
     def confirm(self) -> None:
-        """Say so if a user who wants trainings to fail gets no conclusion; to be called once a training has ended.
+        """Say what was not seen; to be called once a training has ended by itself.
 
         Raises:
             SymmetryError: if there is no conclusion, and the user requires one.
         """
+        if self._never_stepped:
+            who = ", ".join(self._never_stepped)
+            self._warn(f"{self._who} saw no step of {who}: what it updates was not judged.")
         doubts = self.doubts()
         if not doubts or not (self.options.require_conclusion or self.options.on_symmetry == "raise"):
             return
@@ -392,15 +400,6 @@ class SymmetryEngine:
         for group in report.copies:
             if not group.verdict.is_warning:
                 self._tell(copies_text(group))
-
-    def _warn_of_what_never_stepped(self) -> None:
-        silent = [
-            f"optimizer {place} ({type(optimizer).__name__})"
-            for place, each in enumerate(self._optimizers)
-            if (optimizer := each()) is not None and not self._schedule.num_steps.get(place)
-        ]
-        if silent:
-            self._warn(f"{self._who} saw no step of {', '.join(silent)}: what it updates was not judged.")
 
     def _leave_out(self, layer: Comparable, reason: str) -> None:
         self._warn(f"{self._who} leaves out {layer.name}: {reason}. Training goes on.")
