@@ -11,6 +11,7 @@ from torch import nn
 
 from lightning_symmetry.units.discovery import find_layers
 from lightning_symmetry.units.layers import Layer
+from lightning_symmetry.verdicts.deadness import ZeroStreaks
 from lightning_symmetry.verdicts.diagnoses import Cause, Origin
 from lightning_symmetry.verdicts.layer_state import LayerState
 from lightning_symmetry.verdicts.records import Record
@@ -88,3 +89,7 @@ def test_an_earlier_version_did_not_say_the_size() -> None:
     state.records = [Record((1, 4), True, Cause.COPIED, None, 1.0, 0, 0, Origin.START)]
     assert not state.belongs_to(layer_of(nn.Linear(3, 4)))
     assert state.belongs_to(layer_of(nn.Linear(3, 5)))
+    state = LayerState(3, 0.5)
+    state.deaths.load_state({"num_checks": 1, "record": None, "streaks": ZeroStreaks.of(4, was_alive=True).to_state()})
+    assert state.belongs_to(layer_of(nn.Linear(3, 4)))
+    assert not state.belongs_to(layer_of(nn.Linear(3, 5)))
