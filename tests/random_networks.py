@@ -284,15 +284,21 @@ def mirrored(random: Random, net: nn.Module) -> None:
     duplicated(random, net, -1.0)
 
 
+def without_activation(random: Random, net: nn.Module) -> None:
+    """Two linear layers with nothing in between, the second of which does not train."""
+    modules = [*net.children()]
+    for i, (layer, after) in enumerate(zip(modules, modules[2:], strict=False)):
+        if type(layer) is type(after) is nn.Linear:
+            net._modules[str(i + 1)] = nn.Identity()
+            after.requires_grad_(False)
+            return
+
+
 def in_lockstep(random: Random, net: nn.Module) -> None:
     """Units of different weights are read alike by a layer that does not train, so that their gradients are equal."""
-    modules = [*net.children()]
-    for layer, activation, after in zip(modules, modules[1:], modules[2:], strict=False):
-        if type(layer) is type(after) is nn.Linear and not is_parametrized(layer) and after.in_features > 3:
-            net._modules[next(name for name, module in net.named_children() if module is activation)] = nn.Identity()
-            after.requires_grad_(False)
+    for after in _plain(net):
+        if type(after) is nn.Linear and not after.weight.requires_grad and after.in_features > 3:
             after.weight[:, 1:3] = after.weight[:, :1]
-            return
 
 
 def dead(random: Random, net: nn.Module) -> None:
@@ -320,7 +326,17 @@ def strided(random: Random, net: nn.Module) -> None:
         layer.weight = nn.Parameter(layer.weight.detach().transpose(0, -1).contiguous().transpose(0, -1))
 
 
-_SICK = {constant: 2, duplicated: 5, mirrored: 2, in_lockstep: 5, dead: 6, cut_off: 1, tied: 2, strided: 2}
+_SICK = {
+    constant: 2,
+    duplicated: 5,
+    mirrored: 2,
+    without_activation: 5,
+    in_lockstep: 1,
+    dead: 6,
+    cut_off: 1,
+    tied: 2,
+    strided: 2,
+}
 _Change = Callable[[Random, nn.Module, int], None]
 
 
@@ -340,6 +356,11 @@ def without_gradient(random: Random, net: nn.Module, step: int) -> None:
 def killed(random: Random, net: nn.Module, step: int) -> None:
     if step == 4:
         dead(random, net)
+
+
+def read_alike(random: Random, net: nn.Module, step: int) -> None:
+    if step == 9:
+        in_lockstep(random, net)
 
 
 def copied(random: Random, net: nn.Module, step: int) -> None:
@@ -363,12 +384,20 @@ def untouched(random: Random, net: nn.Module, step: int) -> None:
     pass
 
 
-CHANGES: list[_Change] = [untouched, killed, killed, killed, frozen, without_gradient, copied, parted, made_nan]
+CHANGES: list[_Change] = [
+    *(untouched, killed, killed, killed, read_alike, read_alike),
+    *(frozen, without_gradient, copied, parted, made_nan),
+]
 
 
-def optimizers_of(random: Random, net: nn.Module) -> list[torch.optim.Optimizer]:
-    """One or two optimizers of all parameters, or of most."""
+def optimizers_of(random: Random, net: nn.Sequential) -> list[torch.optim.Optimizer]:
+    """One or two optimizers of all parameters, or of most.
+
+    They share no layer: a quick reading knows what has moved since the check before of the same optimizer, a close look
+    what has moved since that of any.
+    """
     parameters = list(net.parameters())
+    places = {id(parameter): i for i, module in enumerate(net) for parameter in module.parameters()}
     kinds: list[Callable[[Any], torch.optim.Optimizer]] = [
         lambda some: torch.optim.SGD(some, lr=0.05),
         lambda some: torch.optim.SGD(some, lr=0.02, momentum=0.9),
@@ -377,10 +406,12 @@ def optimizers_of(random: Random, net: nn.Module) -> list[torch.optim.Optimizer]
     ]
     if random.random() < 0.15:
         parameters = parameters[: len(parameters) // 2 + 1]
-    if random.random() < 0.6 or len(parameters) < 2:
-        return [random.choice(kinds)(parameters)]
-    cut = random.randint(1, len(parameters) - 1)
-    return [random.choice(kinds)(parameters[:cut]), random.choice(kinds)(parameters[cut:])]
+    parts = [parameters]
+    if random.random() < 0.4:
+        cut = random.randrange(len(net))
+        first = [parameter for parameter in parameters if places[id(parameter)] <= cut]
+        parts = [first, [parameter for parameter in parameters if places[id(parameter)] > cut]]
+    return [random.choice(kinds)(part) for part in parts if part]
 
 
 def training(seed: int, num_steps: int) -> tuple[nn.Module, list[torch.optim.Optimizer], Iterator[int]]:

@@ -225,17 +225,19 @@ class Examiner:
             return Distinct()
         every = [layer for layer in layers if isinstance(layer, Layer)]
         without_groups = [layer for layer in every if self.history[layer.name].is_without_groups]
+        identities = tuple(map(id, every))
+        # A screen that is not read at a check is dropped, since it tells what has moved since it was read last.
+        screen = self._model.screens.pop(identities, None)
         if not without_groups or 2 * len(without_groups) < len(every):
             return Distinct()
         wanted = {id(layer) for layer in without_groups if self.history[layer.name].can_be_quick}
-        identities = tuple(map(id, every))
-        screens = self._model.screens
-        if identities not in screens:
-            screens[identities] = LayerScreen(every, self._options.tolerance)
         try:
-            return screens[identities].read(trained, wanted)
+            screen = screen or LayerScreen(every, self._options.tolerance)
+            seen = screen.read(trained, wanted)
         except Exception:  # the look at all of them finds out which layer fails
             return Distinct()
+        self._model.screens[identities] = screen
+        return seen
 
     def _look(
         self, layers: Sequence[Layer | Copies], quick: Distinct, trained: Set[int], team: Team | None

@@ -164,6 +164,28 @@ def test_the_same_is_said_of_groups_that_have_settled(
         assert quick == close
 
 
+def test_what_has_moved_since_the_check_before_is_known_after_one_without_a_quick_reading() -> None:
+    weights: dict[str, Tensor] = {}
+
+    def copied_at_one_check(net: nn.Module, step: int) -> None:
+        """Most layers have copies at one check at which nothing moves, and are looked at closely at the next."""
+        if step == 12:
+            killed_later(net, 5)
+        if step == 14:
+            weights.update({name: value.clone() for name, value in net.state_dict().items()})
+            for parameter in [*zoo.linear(net, "0").parameters(), *zoo.linear(net, "4").parameters()]:
+                parameter[1] = parameter[0]
+        if step == 15:
+            net.load_state_dict(weights)
+
+    results = []
+    for heatmaps in ("findings", "all"):
+        torch.manual_seed(0)
+        results.append(train(zoo.perceptron(), copied_at_one_check, heatmaps=heatmaps, patience=8))
+    for quick, close in zip(*results, strict=True):
+        assert quick == close
+
+
 def test_a_check_that_is_interrupted_leaves_no_stale_report(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     net = zoo.perceptron(nn.Tanh)
