@@ -255,20 +255,20 @@ def test_each_part_of_a_group_that_was_not_told_is_news() -> None:
 
 def test_what_was_not_told_is_not_remembered() -> None:
     history, _, _ = play([see([0, 1], DIFFERENT), see([2, 3])], [])
-    assert [record.units for record in history["0"].records or ()] == [(2, 3)]
+    assert [record.units for record in history["0"].records or []] == [(2, 3)]
 
 
 def test_a_group_that_is_found_again_begins_anew() -> None:
     history, _, _ = play(*[[see([2, 5])]] * 4, [], [see([2, 5], NONE)])
-    [record] = history["0"].records or ()
+    [record] = history["0"].records or []
     assert (record.broken_step, record.streak, record.first_step, record.last_step) == (None, 0, 0, 5)
 
 
 def test_a_part_of_a_broken_group_opens_its_record_and_other_units_do_not() -> None:
     history, _, _ = play(*[[see([2, 5, 7])]] * 4, [], [see([2, 7])], [see([2, 8])])
-    records = history["0"].records or ()
+    records = history["0"].records or []
     assert [(record.units, record.broken_step) for record in records] == [((2, 7), 6), ((2, 8), None)]
     history, _, _ = play(
         [see([0, 1], equal_weights=False)], *[[see(range(16), equal_weights=False)]] * 3, [], [see([0, 1])]
     )
-    assert [record.has_equal_weights for record in history["0"].records or ()] == [False, True]
+    assert [record.has_equal_weights for record in history["0"].records or []] == [False, True]
