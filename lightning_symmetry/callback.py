@@ -6,7 +6,7 @@ from lightning_symmetry.namespaces import OtherCallback  # first, since importin
 
 # isort: split
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -60,7 +60,7 @@ class SymmetryMonitor(Watcher, Callback, OtherCallback):
         self._stage: str | None = None  # what the Trainer does
         self._is_resumed = False
         # The Trainer and the module of the latest training, which are not kept alive.
-        self._training: tuple[Callable[[], object], Callable[[], object]] = _NO_TRAINING
+        self._training: tuple[weakref.ref[Any], ...] = ()
 
     @property
     @override
@@ -112,12 +112,12 @@ class SymmetryMonitor(Watcher, Callback, OtherCallback):
     def __getstate__(self) -> dict[str, Any]:
         # Outputs hold open files, handles the optimizers, and what the Trainer hangs on a callback the module.
         kept = {name: value for name, value in self.__dict__.items() if name not in ("log", "log_dict")}
-        return {**kept, "_outputs": {}, "_handles": [], "_seen": None, "_training": _NO_TRAINING}
+        return {**kept, "_outputs": {}, "_handles": [], "_seen": None, "_training": ()}
 
     def _begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._unhook()
-        latest_trainer, latest_module = (reference() for reference in self._training)
-        if latest_trainer is not trainer or latest_module is not pl_module:
+        latest = [reference() for reference in self._training] or [None, None]
+        if latest[0] is not trainer or latest[1] is not pl_module:
             self._num_raw_steps = 0
             if not self._is_resumed:
                 self._engine.reset()
@@ -179,13 +179,6 @@ class SymmetryMonitor(Watcher, Callback, OtherCallback):
                 if made is not None:
                     self._outputs[id(logger)] = logger, made
         return [output for logger in loggers for output in self._outputs.get(id(logger), (None, ()))[1]]
-
-
-def _nothing() -> None:
-    return None
-
-
-_NO_TRAINING = _nothing, _nothing
 
 
 def _outputs_without_logger(trainer: Trainer, heatmaps: Heatmaps, scalars: Scalars) -> list[Output]:

@@ -355,7 +355,7 @@ class SymmetryEngine:
     def _conclude(
         self, model: nn.Module, find: FindLayers, trained: set[int], step: int, outputs: Sequence[Output]
     ) -> Conclusion:
-        """Look and conclude, on the first rank."""
+        """Look and conclude; if the model is sharded, on the first rank only."""
         found = find()
         is_first = self.report is None
         if is_first:

@@ -332,18 +332,18 @@ class Examiner:
 
 def _from_earlier_version(state: Mapping[str, Any]) -> dict[str, Any]:
     """Return a state of version 0.1, which knew nothing of dead units, or 0.2 in the form of today."""
-    history = state["history"]
-    checks = state.get("num_looks")
-    groups = history if checks is None else history["groups"]
+    history = (
+        state["history"] if "num_looks" in state else {"groups": state["history"], "deaths": {}, "orientations": {}}
+    )
     layers = {
         name: {
             "size": None,
             "groups": of_layer,
-            "deaths": history["deaths"].get(name) if checks is not None else None,
-            "orientations": history["orientations"].get(name) if checks is not None else None,
-            "num_checks": (checks or {}).get(name, 0),
+            "deaths": history["deaths"].get(name),
+            "orientations": history["orientations"].get(name),
+            "num_checks": state.get("num_looks", {}).get(name, 0),
         }
-        for name, of_layer in groups.items()
+        for name, of_layer in history["groups"].items()
     }
     return {"layers": layers, "ended": []}
 

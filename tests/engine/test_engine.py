@@ -120,6 +120,24 @@ def test_the_warning_points_at_the_code_of_the_user() -> None:
     assert {warning.filename for warning in caught} == {__file__}
 
 
+def test_the_state_of_version_0_2_is_taken_over() -> None:
+    state = json.loads((Path(__file__).parents[1] / "golden" / "state_of_0.2.json").read_text())
+    monitor = SymmetryMonitor()
+    monitor.load_state_dict(state)
+    found = [(f.layer, f.units, f.verdict, f.cause, f.first_step, f.last_step) for f in monitor.findings]
+    assert found == [
+        ("net.0", tuple(range(16)), "frozen", "dead", 0, 60),
+        ("net.2", tuple(range(8)), "dead", "low bias", 0, 60),
+    ]
+    layers = monitor.state_dict()["layers"]
+    assert {name: layer["num_checks"] for name, layer in layers.items()} == state["num_looks"]
+    assert {name: layer["orientations"] for name, layer in layers.items()} == state["history"]["orientations"]
+    assert layers["net.2"]["deaths"]["streaks"] == state["history"]["deaths"]["net.2"]["streaks"]
+    again = SymmetryMonitor()
+    again.load_state_dict(monitor.state_dict())
+    assert again.findings == monitor.findings
+
+
 def test_the_state_of_version_0_1_is_taken_over() -> None:
     state = json.loads((Path(__file__).parents[1] / "golden" / "state_of_0.1.json").read_text())
     state["num_steps"] = {int(place): steps for place, steps in state["num_steps"].items()}
