@@ -106,8 +106,7 @@ class SymmetryMonitor(Watcher, Callback, OtherCallback):
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._engine.guarded(self._unhook)
-        self._engine.guarded(self._finish, [])
+        self._abandon()
 
     def __getstate__(self) -> dict[str, Any]:
         # Outputs hold open files, handles the optimizers, and what the Trainer hangs on a callback the module.
@@ -155,6 +154,11 @@ class SymmetryMonitor(Watcher, Callback, OtherCallback):
             trainer.callback_metrics.update(metrics)
         if self._engine.act(conclusion, pl_module):
             trainer.should_stop = True
+
+    def _abandon(self) -> None:
+        """End the watch of a training that goes no further, or not with this monitor."""
+        self._engine.guarded(self._unhook)
+        self._engine.guarded(self._finish, [])
 
     def _unhook(self) -> None:
         for handle in self._handles:

@@ -33,8 +33,7 @@ class AutoloadedMonitor(SymmetryMonitor):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if self._is_active and not self._is_needed(trainer):  # another monitor was added since
             self._is_active = False
-            self._unhook()
-            self._finish([])
+            self._abandon()
 
     @override
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
