@@ -6,6 +6,7 @@ parts out or lack arguments. What a module registers lies in its ``__dict__`` al
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any, cast
 
@@ -62,6 +63,11 @@ def named_parameters_of(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
 def parameters_of(model: nn.Module) -> Iterator[nn.Parameter]:
     """Yield every parameter once, as :func:`named_parameters_of` does."""
     return (parameter for _, parameter in named_parameters_of(model))
+
+
+def num_holders(model: nn.Module) -> Counter[int]:
+    """Count how many attributes of modules hold each parameter, keyed by ``id``."""
+    return Counter(id(parameter) for module in modules_of(model) for parameter in own_parameters(module).values())
 
 
 def parametrizations_of(module: nn.Module) -> dict[str, ParametrizationList]:

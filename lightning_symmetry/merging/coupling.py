@@ -18,6 +18,7 @@ from typing_extensions import override
 
 from lightning_symmetry.merging.errors import NotMergedError, describe
 from lightning_symmetry.merging.verification import Inputs, tensors_in
+from lightning_symmetry.modules import num_holders
 from lightning_symmetry.units.readers import ReadingGraph, input_dim
 
 
@@ -250,9 +251,7 @@ class Graph:
 
     @cached_property
     def _uses(self) -> Counter[int]:
-        """How many attributes of modules a tensor is, by its identity."""
-        modules = self._model.modules()
-        return Counter(id(tensor) for module in modules for tensor in module._parameters.values() if tensor is not None)
+        return num_holders(self._model)
 
 
 def torch_pruning() -> Any:

@@ -7,7 +7,6 @@ import inspect
 import operator
 import re
 import warnings
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -17,6 +16,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional
 from torch.nn.modules.conv import _ConvNd
 
+from lightning_symmetry.modules import num_holders
 from lightning_symmetry.randomness import preserved_random_numbers
 from lightning_symmetry.ranks.pieces import is_sharded
 
@@ -80,8 +80,7 @@ class ReadingGraph:
             model = model.module
         self._modules = dict(model.named_modules(remove_duplicate=False))
         parameters = dict(model.named_parameters(remove_duplicate=False))
-        # How many modules hold a parameter, by its identity.
-        self._holders = Counter(id(each) for module in model.modules() for each in module.parameters(recurse=False))
+        self._holders = num_holders(model)
         try:
             nodes = [node for graph in _traces(model) for node in graph.nodes]
         except Exception:  # any code of users may run in there
