@@ -177,9 +177,14 @@ class DeadUnits:
         """Return what the report says of the units."""
         return UnitGroup(self.units, Verdict.DEAD, self.cause, None, self.first_step, self.origin, Reason.ZERO_AGAIN)
 
+    def to_state(self) -> dict[str, Any]:
+        """Return plain numbers, strings and lists."""
+        lists = {"units": list(self.units), "warned_units": list(self.warned_units)}
+        return {**vars(self), **lists, "cause": str(self.cause), "origin": str(self.origin)}
+
     @classmethod
     def from_state(cls, values: Mapping[str, Any]) -> DeadUnits:
-        """Read what :meth:`Deaths.to_state` wrote, also in version 0.2, which wrote more."""
+        """Read what :meth:`to_state` wrote, also in version 0.2, which wrote more."""
         return cls(
             units=units_from_state(values["units"]),
             warned_units=units_from_state(values["warned_units"]),
@@ -284,14 +289,10 @@ class Deaths:
 
     def to_state(self) -> dict[str, Any]:
         """Return plain numbers, strings, lists and dicts."""
-        warned = self.warned
         return {
             "num_checks": self._num_checks,
             "streaks": None if self._streaks is None else self._streaks.to_state(),
-            "record": None
-            if warned is None
-            else {**vars(warned), "units": list(warned.units), "warned_units": list(warned.warned_units)}
-            | {"cause": str(warned.cause), "origin": str(warned.origin)},
+            "record": None if self.warned is None else self.warned.to_state(),
         }
 
     def load_state(self, values: Mapping[str, Any]) -> None:

@@ -53,7 +53,6 @@ class LayerState:
     _layer: Comparable | None = None
     _released: tuple[tuple[int, int], ...] = ()
     _steady: Steady | None = None
-    _is_steady_known: bool = False
 
     def __post_init__(self) -> None:
         self.deaths = Deaths(self.patience, self.dead_share)
@@ -138,15 +137,7 @@ class LayerState:
 
     def steady(self) -> Steady | None:
         """Return the groups of the layer if all of them have settled as locked and nothing else is open; else None."""
-        if self.diagnosis is None or self.orientations.is_due:
-            return None
-        if not self._is_steady_known:
-            records = self.holding
-            has_settled = records and not self.deaths.are_open and all(map(self._has_settled, records))
-            units = [record.units for record in records]
-            self._steady = Steady.of(units, self.diagnosis.num_units) if has_settled else None
-            self._is_steady_known = True
-        return self._steady
+        return None if self.diagnosis is None or self.orientations.is_due else self._steady
 
     def _has_settled(self, record: Record) -> bool:
         """Return whether the group is locked for good: more equal checks would not change its verdict."""
@@ -205,11 +196,13 @@ class LayerState:
             if is_news:
                 news.append(record.to_finding(name))
         self.records = _bounded(lineage.end(holding, step)) + holding
-        self._is_steady_known = False
         self.last = None if seen.fingerprint is None else (seen.fingerprint, seen.has_gradient)
         dead, died = self.deaths.update(seen, step, is_fresh=is_fresh, is_unused=is_unused)
         if self.deaths.group:
             groups.append(self.deaths.group)
+        has_settled = holding and not self.deaths.are_open and all(map(self._has_settled, holding))
+        units = [record.units for record in holding]
+        self._steady = Steady.of(units, seen.layer.num_units) if has_settled else None
         self.diagnosis = to_diagnosis(seen, groups, dead, self.orientations.update(seen))
         return self._not_told(news) + ([died.to_finding(name)] if died else [])
 
