@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 from torch.nn.utils.parametrize import is_parametrized, register_parametrization
 
+from tests.units.networks import Residual
+
 OUTPUTS = 4
 _SAMPLES = 12
 _ACTIVATIONS = (nn.ReLU, nn.ReLU, nn.Tanh, nn.GELU, nn.Sigmoid, nn.Identity)
@@ -39,16 +41,6 @@ class Cast(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         outputs: Tensor = self.body(inputs.to(self.dtype))
         return outputs.float()
-
-
-class Residual(nn.Module):
-    def __init__(self, body: nn.Module) -> None:
-        super().__init__()
-        self.body = body
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        outputs: Tensor = inputs + self.body(inputs)
-        return outputs
 
 
 class Attended(nn.Module):
