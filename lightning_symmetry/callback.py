@@ -25,7 +25,7 @@ from lightning_symmetry.engine.saying import SymmetryWarning as SymmetryWarning
 from lightning_symmetry.engine.steps import watch_steps
 from lightning_symmetry.engine.watcher import Watcher
 from lightning_symmetry.outputs.console import ConsoleSummary
-from lightning_symmetry.outputs.folder import folder_outputs
+from lightning_symmetry.outputs.folder import folder_outputs, is_remote
 from lightning_symmetry.outputs.loggers import outputs_of
 from lightning_symmetry.outputs.output import Heatmaps, Output, Scalars
 
@@ -140,8 +140,7 @@ class SymmetryMonitor(Watcher, Callback, OtherCallback):
             self._num_raw_steps += 1
 
     def _before_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        if not self._engine.knows(optimizer):  # the training has made new ones
-            self._engine.place(trainer.optimizers)
+        self._engine.place(trainer.optimizers)  # the training may have made new ones
         step = trainer.global_step + self._num_raw_steps
         every_n_steps = self.options.every_n_steps or _log_every_n_steps(trainer)
         outputs = self._outputs_for(trainer) if trainer.is_global_zero else []
@@ -189,7 +188,7 @@ def _outputs_without_logger(trainer: Trainer, heatmaps: Heatmaps, scalars: Scala
     """A folder where a Trainer without loggers keeps its files, for trainings that are not mere trials."""
     is_trial = trainer.barebones or trainer.fast_dev_run  # type: ignore[attr-defined] # set by a connector
     root = trainer.default_root_dir
-    if is_trial or "://" in root:
+    if is_trial or is_remote(root):
         return []
     return folder_outputs(Path(root) / "symmetry", heatmaps, scalars, only_findings=True)
 

@@ -171,8 +171,8 @@ class SymmetryTracker(Watcher):
             self._engine.start(self._optimizers, num_ranks=num_ranks, is_speaking=_rank() == 0)
             self._optimizers = ()
         every_n_steps = self.options.every_n_steps or _EVERY_N_STEPS
-        outputs = self._outputs if _rank() == 0 else []
-        conclusion = self._engine.before_step(self._model, optimizer, self._engine.num_steps, every_n_steps, outputs)
+        step = self._engine.num_steps
+        conclusion = self._engine.before_step(self._model, optimizer, step, every_n_steps, self._outputs)
         if conclusion is not None and self._engine.act(conclusion, self._model):
             self._should_stop = True
 

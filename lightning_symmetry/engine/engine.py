@@ -174,10 +174,6 @@ class SymmetryEngine:
         """
         self._optimizers = [weakref.ref(optimizer) for optimizer in optimizers]
 
-    def knows(self, optimizer: object) -> bool:
-        """Return whether an optimizer has a place."""
-        return any(each() is optimizer for each in self._optimizers)
-
     def before_step(
         self, model: nn.Module, optimizer: Any, step: int, every_n_steps: int, outputs: Sequence[Output]
     ) -> Conclusion | None:
