@@ -129,7 +129,7 @@ def _train_copy(
             max_steps = _DEAD_STEPS if is_waiting else _MAX_STEPS
             if is_decided or step >= max_steps + tracker.options.patience:
                 return tracker
-    raise ValueError("Expected argument `batches` to hold at least one batch but it is empty.")
+        raise ValueError("Expected argument `batches` to hold at least one batch but it is empty.")
 
 
 def _copies(

@@ -84,9 +84,11 @@ class SymmetryTracker(Watcher):
         optimizers = _optimizers_of(model, optimizer)
         self._outputs = self._outputs_of(output) if _rank() == 0 else []
         self._engine = SymmetryEngine(self.options, who="SymmetryTracker", tell=logger.info)
+        self._engine.meet()
         self._is_closed = False
         self._should_stop = False
-        self._optimizers: Sequence[Any] = optimizers  # until the first step
+        self._has_started = False
+        self._optimizers: Sequence[Any] = optimizers
         handles = [watch_steps(optimizer, self._before_update) for optimizer in optimizers]
         self._handles = [handle for handle in handles if handle is not None]
         blind = [type(each).__name__ for each, handle in zip(optimizers, handles, strict=True) if handle is None]
@@ -163,20 +165,25 @@ class SymmetryTracker(Watcher):
 
     def _before_step(self, optimizer: Any) -> None:
         assert self._model is not None
-        if self._optimizers:
-            # Only now is it certain that the processes of the training have found one another.
-            kinds = map(type, modules_of(self._model))
-            is_parallel = any(issubclass(kind, DistributedDataParallel) for kind in kinds)
-            num_ranks = dist.get_world_size() if is_parallel and has_group() else 1
-            self._engine.start(self._optimizers, num_ranks=num_ranks, is_speaking=_rank() == 0)
-            self._optimizers = ()
+        self._start(self._model)
         every_n_steps = self.options.every_n_steps or _EVERY_N_STEPS
         step = self._engine.num_steps
         conclusion = self._engine.before_step(self._model, optimizer, step, every_n_steps, self._outputs)
         if conclusion is not None and self._engine.act(conclusion, self._model):
             self._should_stop = True
 
+    def _start(self, model: nn.Module) -> None:
+        """Begin the watch, unless it has begun; before the first step, or at the end if there was none."""
+        if not self._has_started:
+            # What wraps the model later than the tracker took it is known only now.
+            is_parallel = any(issubclass(kind, DistributedDataParallel) for kind in map(type, modules_of(model)))
+            num_ranks = dist.get_world_size() if is_parallel and has_group() else 1
+            self._engine.start(self._optimizers, num_ranks=num_ranks, is_speaking=_rank() == 0)
+            self._has_started = True
+
     def _finish(self) -> None:
+        if self._model is not None:
+            self._start(self._model)
         summary = [] if self.options.on_symmetry == "ignore" else [ConsoleSummary(logger.info)]
         self._engine.finish([*self._outputs, *summary])
 

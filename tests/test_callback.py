@@ -728,7 +728,7 @@ def test_state_of_another_version_is_said_and_left(tmp_path: Path) -> None:
     state["layers"]["net.0"] = [{"what": "is this"}]
     torch.save(checkpoint, path)
     resumed = SymmetryMonitor()
-    with pytest.warns(UserWarning, match="SymmetryMonitor cannot read its state of a checkpoint"):
+    with pytest.warns(UserWarning, match="SymmetryMonitor cannot read its state in the checkpoint"):
         make_trainer([resumed], max_steps=20).fit(Classifier(mlp()), batches(), ckpt_path=path)
     assert resumed.report is not None
     assert resumed.report.step > 10

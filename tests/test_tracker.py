@@ -239,9 +239,9 @@ def test_a_resumed_training_does_not_warn_again(tmp_path: Path) -> None:
 def test_a_state_of_something_else_is_said_and_forgotten() -> None:
     net = mlp()
     tracker = SymmetryTracker(net, sgd(net))
-    with pytest.warns(UserWarning, match="SymmetryTracker cannot read its state of a checkpoint .KeyError"):
+    with pytest.warns(UserWarning, match="SymmetryTracker cannot read its state in the checkpoint .KeyError"):
         tracker.load_state_dict({"weights": 1})
-    tracker.close()
+    tracker.abandon()
 
 
 def test_stop_is_said_and_leaves_the_loop_to_the_user() -> None:
@@ -277,7 +277,10 @@ def test_no_conclusion_is_an_error_only_where_one_is_required() -> None:
     tracked(mlp(), steps=1)
     with pytest.raises(SymmetryError, match=r"SymmetryTracker comes to no conclusion \(0, 2, 4: only 1 check of the 3"):
         tracked(mlp(), steps=1, require_conclusion=True)
-    with pytest.raises(SymmetryError, match="no optimizer step was checked") as raised:
+    with (
+        pytest.warns(UserWarning, match=r"SymmetryTracker saw no step of optimizer 0 \(SGD\)"),
+        pytest.raises(SymmetryError, match="no optimizer step was checked") as raised,
+    ):
         tracked(mlp(), steps=0, require_conclusion=True)
     assert raised.value.report.status == "inconclusive"
     assert tracked(mlp(), steps=4, require_conclusion=True).report.status == "healthy"
@@ -374,6 +377,19 @@ def test_repr_is_short() -> None:
     tracker = tracked(fill(MLP(), 0.1))
     assert repr(tracker).startswith("<SymmetryTracker of MLP, closed: ")
     assert len(repr(tracker)) < 300
+
+
+def test_a_loop_that_steps_another_optimizer_is_told_at_the_end() -> None:
+    net = mlp()
+    tracker = SymmetryTracker(net, sgd(net))
+    train(net, sgd(net), 4)
+    with pytest.warns(
+        UserWarning, match=r"SymmetryTracker saw no step of optimizer 0 \(SGD\): what it updates"
+    ) as said:
+        tracker.close()
+    assert len(said) == 1
+    with pytest.raises(KeyboardInterrupt), SymmetryTracker(net, sgd(net)):  # which is no end of its own
+        raise KeyboardInterrupt
 
 
 def test_an_optimizer_that_has_not_stepped_leaves_its_layers_open() -> None:

@@ -35,6 +35,8 @@ from lightning_symmetry.verdicts.report import SymmetryReport
 P = ParamSpec("P")
 T = TypeVar("T")
 
+_AGREEMENT = "agreement with the other ranks"
+
 
 @dataclass(frozen=True)
 class Conclusion:
@@ -78,7 +80,8 @@ class SymmetryEngine:
         self._tell_user = tell
         self._is_speaking = True
         self._is_running = False
-        self._board: Board | None = None  # where ranks that have a model each agree what to do about it
+        self._board: Board | None = None  # where ranks leave notes for one another, if there are several
+        self._shares_decisions = False  # whether ranks that have a model each agree what to do about it
         self._optimizers: list[weakref.ref[Any]] = []  # in the order of their places
         self.reset()
 
@@ -141,7 +144,7 @@ class SymmetryEngine:
             schedule.load(state["num_steps"])
         except Exception as error:  # the state may come from any file
             self._warn(
-                f"{self._who} cannot read its state of a checkpoint ({describe(error)}), and does without it. "
+                f"{self._who} cannot read its state in the checkpoint ({describe(error)}), and does without it. "
                 "Training goes on."
             )
             return False
@@ -150,6 +153,11 @@ class SymmetryEngine:
         return True
 
     # ---------------------------------------------------------------- what a training calls
+
+    def meet(self) -> None:
+        """Get ready to hear of other ranks; to be called before the first backward pass if :meth:`start` is later."""
+        if has_group() and self._board is None:
+            self._board = self._guard.run(_AGREEMENT, Board)
 
     def start(self, optimizers: Sequence[Any], *, num_ranks: int = 1, is_speaking: bool = True) -> None:
         """Begin a training, or go on with one.
@@ -163,8 +171,8 @@ class SymmetryEngine:
         self._is_settled = False
         self._is_speaking = is_speaking
         self.place(optimizers)
-        shares_decisions = self.options.on_symmetry in ("stop", "raise", "break")
-        self._board = Board() if num_ranks > 1 and has_group() and shares_decisions else None
+        self.meet()
+        self._shares_decisions = num_ranks > 1 and self.options.on_symmetry in ("stop", "raise", "break")
 
     def place(self, optimizers: Sequence[Any]) -> None:
         """Say which optimizers the training has now; each is scheduled by its place among them.
@@ -202,8 +210,9 @@ class SymmetryEngine:
         if not is_due:
             return None
         conclusion = self._guard.run("check", self._check, model, optimizer, step, outputs)
-        is_shared = self._board is not None and self._team is None
-        return self._decided_by_all(conclusion) if is_shared else conclusion
+        if self._board is None or self._team is not None or not self._shares_decisions:
+            return conclusion
+        return self._decided_by_all(conclusion, self._board)
 
     def act(self, conclusion: Conclusion, model: nn.Module) -> bool:
         """Do what ``on_symmetry`` asks for; whether the training should stop.
@@ -315,7 +324,7 @@ class SymmetryEngine:
         self._team = team_of(model)
         if self._team is None:
             return
-        if not Board().all_are_here():
+        if self._board is None or not self._board.all_are_here():
             raise TeamError(
                 "it takes a monitor or tracker on every rank to look at a sharded model, and some have none"
             )
@@ -323,11 +332,10 @@ class SymmetryEngine:
         self._team.run(self.state_dict, self._follow_state, lambda name: None)
         self._agreed = self.report, self._examiner.state_dict()
 
-    def _decided_by_all(self, conclusion: Conclusion | None) -> Conclusion | None:
+    def _decided_by_all(self, conclusion: Conclusion | None, board: Board) -> Conclusion | None:
         """Return a conclusion whose news, which lead to actions, are those of the first rank."""
-        assert self._board is not None
         note = pickle.dumps(conclusion) if conclusion is not None and conclusion.news else b""
-        said = self._guard.run("agreement with the other ranks", self._board.next_of_first, note)
+        said = self._guard.run(_AGREEMENT, board.next_of_first, note)
         if said:
             decided: Conclusion = pickle.loads(said)
             return decided if conclusion is None else replace(conclusion, news=decided.news, texts=decided.texts)

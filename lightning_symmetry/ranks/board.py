@@ -6,8 +6,8 @@ note in the store of the process group does neither: whoever reads it looks whet
 
 from __future__ import annotations
 
-import itertools
 import time
+from collections.abc import Callable
 from contextlib import suppress
 
 import torch.distributed as dist
@@ -17,31 +17,38 @@ from torch.distributed.distributed_c10d import PrefixStore, _get_default_store
 _LIMIT = 10.0
 _POLL = 0.002
 _NUM_KEPT = 100
-_NUMBERS = itertools.count()
 
 
 class Board:
-    """Notes among all ranks of the default process group; for trainings that all ranks begin in the same order."""
+    """Notes among all ranks of the default process group, about one training.
+
+    To be made before the first backward pass, and used from the first optimizer step on. The first rank numbers its
+    boards; another rank takes the first number that was not there when it made its own. So it reads no notes of an
+    earlier training, also of one in which it took no part: the first rank comes to its first optimizer step only after
+    the backward passes of all.
+    """
 
     def __init__(self) -> None:
-        self._store = PrefixStore(f"lightning_symmetry/{next(_NUMBERS)}", _get_default_store())
+        self._store = PrefixStore("lightning_symmetry", _get_default_store())
         self._is_first = dist.get_rank() == 0
+        self._num_before = self._num_opened()
+        self._number = 0  # of the board, once it is known
         self._num_notes = 0
         self._is_deserted = False
 
     def all_are_here(self) -> bool:
         """Return whether every rank calls this within ten seconds; all that do so get the same answer."""
-        num_ranks = dist.get_world_size()
-        num_here = self._store.add("here", 1)
-        end = time.monotonic() + (_LIMIT if self._is_first else 2 * _LIMIT)
-        while time.monotonic() < end and not self._store.check(["all"]):
-            if self._is_first and num_here >= num_ranks:
-                break
-            time.sleep(_POLL)
-            num_here = self._store.add("here", 0)
+        if not self._open():
+            return False
+        num_ranks, here = dist.get_world_size(), self._key("here")
+        self._store.add(here, 1)
+        # Only the first rank says yes, and waits for the others as long as they wait for it.
+        is_full = self._is_first and self._wait(lambda: self._store.add(here, 0) >= num_ranks)
+        if not self._is_first:
+            self._wait(lambda: self._store.check([self._key("all")]), 2 * _LIMIT)
         # Whoever sets this first decides for all.
-        answer = "yes" if self._is_first and num_here >= num_ranks else "no"
-        return bytes(self._store.compare_set("all", "", answer)) == b"yes"
+        answer = self._store.compare_set(self._key("all"), "", "yes" if is_full else "no")
+        return bytes(answer) == b"yes"
 
     def next_of_first(self, note: bytes) -> bytes | None:
         """Leave the next note on the first rank, and read it on the others.
@@ -52,17 +59,42 @@ class Board:
         Returns:
             What the first rank says; None if it has not said anything for ten seconds, and from then on.
         """
+        if not self._open():
+            return None
         number, self._num_notes = self._num_notes, self._num_notes + 1
-        if self._is_first:
-            self._store.set(str(number), note)  # type: ignore[arg-type] # bytes will do
-            if number >= _NUM_KEPT:
-                with suppress(RuntimeError):  # not every store can forget
-                    self._store.delete_key(str(number - _NUM_KEPT))
-            return note
-        end = time.monotonic() + _LIMIT
-        while not self._is_deserted:
-            if self._store.check([str(number)]):
-                return bytes(self._store.get(str(number)))
-            self._is_deserted = time.monotonic() > end
+        key = self._key(str(number))
+        if not self._is_first:
+            return bytes(self._store.get(key)) if self._wait(lambda: self._store.check([key])) else None
+        self._store.set(key, note)  # type: ignore[arg-type] # bytes will do
+        if number >= _NUM_KEPT:
+            with suppress(RuntimeError):  # not every store can forget
+                self._store.delete_key(self._key(str(number - _NUM_KEPT)))
+        return note
+
+    def _open(self) -> bool:
+        """Take a number; returns whether there is one."""
+        if self._number == 0 and self._is_first:
+            self._number = self._store.add("opened", 1)
+        elif self._number == 0:
+            taken = f"taken by {dist.get_rank()}"
+            number = max(self._num_before, self._store.add(taken, 0)) + 1
+            if self._wait(lambda: self._num_opened() >= number):
+                self._number = number
+                self._store.add(taken, number - self._store.add(taken, 0))
+        return self._number > 0 and not self._is_deserted
+
+    def _num_opened(self) -> int:
+        return int(self._store.add("opened", 0))
+
+    def _key(self, name: str) -> str:
+        return f"{self._number}/{name}"
+
+    def _wait(self, is_there: Callable[[], bool], limit: float | None = None) -> bool:
+        """Return whether it is there in time; if not, nothing more is waited for."""
+        end = time.monotonic() + (_LIMIT if limit is None else limit)
+        while not is_there():
+            if time.monotonic() > end:
+                self._is_deserted = True
+                return False
             time.sleep(_POLL)
-        return None
+        return True

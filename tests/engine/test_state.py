@@ -253,7 +253,7 @@ def test_a_damaged_state_is_left_with_one_warning_and_a_good_one_is_taken_after_
     net = mlp()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.05)
     with SymmetryTracker(net, optimizer, **QUIET) as tracker:
-        with pytest.warns(UserWarning, match="cannot read its state of a checkpoint") as caught:
+        with pytest.warns(UserWarning, match="cannot read its state in the checkpoint") as caught:
             tracker.load_state_dict(damaged)
         assert len(caught) == 1
         assert tracker.findings == []

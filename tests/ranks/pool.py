@@ -26,19 +26,8 @@ class RankPool:
     """
 
     def __init__(self, num_ranks: int, folder: Path, limit: float = 60.0) -> None:
-        context = process_context()
-        port = free_port()
-        self._folder, self._limit = folder, limit
-        self._connections: list[Connection] = []
-        self._processes = []
-        for rank in range(num_ranks):
-            here, there = context.Pipe()
-            work = partial(_serve, there)
-            process = context.Process(target=_on_rank, args=(rank, num_ranks, port, work, folder), daemon=True)
-            process.start()
-            there.close()
-            self._connections.append(here)
-            self._processes.append(process)
+        self._num_ranks, self._folder, self._limit = num_ranks, folder, limit
+        self._start()
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> list[Any]:
         """Call a function on all ranks.
@@ -48,13 +37,15 @@ class RankPool:
 
         Raises:
             AssertionError: if it raised on any of them.
-            TimeoutError: if it takes too long, as where ranks wait for one another.
+            TimeoutError: if it takes too long, as where ranks wait for one another; the next call gets new ranks.
         """
         for connection in self._connections:
             connection.send((function, arguments))
         answers = []
         for rank, connection in enumerate(self._connections):
             if not connection.poll(self._limit):
+                self._kill()
+                self._start()
                 raise TimeoutError(f"rank {rank} still runs after {self._limit:.0f} s")
             answers.append(connection.recv())
         failures = [failure for _, failure in answers if failure]
@@ -67,7 +58,25 @@ class RankPool:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for process in self._processes:  # they wait for a call that will not come
+        self._kill()  # they wait for a call that will not come
+
+    def _start(self) -> None:
+        context = process_context()
+        port = free_port()
+        self._connections: list[Connection] = []
+        self._processes = []
+        for rank in range(self._num_ranks):
+            here, there = context.Pipe()
+            work = partial(_serve, there)
+            arguments = (rank, self._num_ranks, port, work, self._folder)
+            process = context.Process(target=_on_rank, args=arguments, daemon=True)
+            process.start()
+            there.close()
+            self._connections.append(here)
+            self._processes.append(process)
+
+    def _kill(self) -> None:
+        for process in self._processes:
             process.kill()
             process.join()
 

@@ -123,6 +123,49 @@ def test_all_ranks_follow_the_decision_of_the_first(ranks: RankPool, on_symmetry
     assert ranks.call(decide, on_symmetry, 0) == [(4, False, 0), (4, False, 3)]
 
 
+def alone(rank: int) -> None:
+    """Train with DDP and a tracker on this rank only, which ends nothing since the others would not follow."""
+    model = DistributedDataParallel(network())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    with contextlib.ExitStack() as stack, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(board, "_LIMIT", 1.0)
+        if dist.get_rank() == rank:
+            stack.enter_context(warnings.catch_warnings())
+            warnings.simplefilter("ignore")
+            stack.enter_context(SymmetryTracker(model, optimizer, **OPTIONS, on_symmetry="stop"))
+        for _ in range(4):
+            step(model, optimizer)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_decisions_of_a_training_with_a_tracker_on_one_rank_are_not_taken_for_those_of_the_next(
+    ranks: RankPool, rank: int
+) -> None:
+    for _ in range(2):
+        ranks.call(alone, rank)
+        assert ranks.call(decide, "stop", 0) == [(4, False, 0), (4, False, 3)]
+        assert ranks.call(decide, "stop", None) == [(1, False, 3)] * 2
+
+
+def two_at_once() -> list[bool]:
+    """Train with DDP and two trackers, one of a healthy part and one of a constant part; whether each wants to stop."""
+    model = DistributedDataParallel(nn.Sequential(nn.Linear(12, 12), network()))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    options = {**OPTIONS, "on_symmetry": "stop"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with (
+            SymmetryTracker(model, optimizer, include=["0"], **options) as healthy,
+            SymmetryTracker(model, optimizer, include=["1.*"], **options) as constant,
+        ):
+            step(model, optimizer)
+            return [healthy.should_stop, constant.should_stop]
+
+
+def test_two_trackers_at_once_hear_each_their_own(ranks: RankPool) -> None:
+    assert ranks.call(two_at_once) == [[False, True]] * 2
+
+
 def collectives(on_symmetry: str) -> int:
     """The number of collectives of a check where every rank has the whole model."""
     model = DistributedDataParallel(network())
