@@ -55,6 +55,7 @@ class SymmetryMonitor(Watcher, Callback, OtherCallback):
         # By identity of the logger, the logger and its outputs; None stands for trainings without a logger.
         self._outputs: dict[int, tuple[Logger | None, Sequence[Output]]] = {}
         self._handles: list[RemovableHandle] = []
+        self._hooked: set[int] = set()  # identities of the optimizers that tell of their steps themselves
         self._num_raw_steps = 0  # of optimizers that the Trainer does not see stepping
         self._seen: int | None = None  # the identity of the optimizer whose step the Trainer has told of
         self._stage: str | None = None  # what the Trainer does
@@ -91,8 +92,11 @@ class SymmetryMonitor(Watcher, Callback, OtherCallback):
 
     @override
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        self._seen = id(optimizer)
-        self._engine.guarded(self._before_step, trainer, pl_module, optimizer)
+        # What changes the gradients after this hook, as the module's own hook or clipping may, is seen by a later one.
+        if id(optimizer) in self._hooked:
+            self._seen = id(optimizer)
+        else:
+            self._engine.guarded(self._before_step, trainer, pl_module, optimizer)
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -111,7 +115,7 @@ class SymmetryMonitor(Watcher, Callback, OtherCallback):
     def __getstate__(self) -> dict[str, Any]:
         # Outputs hold open files, handles the optimizers, and what the Trainer hangs on a callback the module.
         kept = {name: value for name, value in self.__dict__.items() if name not in ("log", "log_dict")}
-        return {**kept, "_outputs": {}, "_handles": [], "_seen": None, "_training": ()}
+        return {**kept, "_outputs": {}, "_handles": [], "_hooked": set(), "_seen": None, "_training": ()}
 
     def _begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._unhook()
@@ -127,17 +131,20 @@ class SymmetryMonitor(Watcher, Callback, OtherCallback):
         if trainer.is_global_zero:
             self._outputs_for(trainer)  # which loads what draws and writes; the first step would take longer else
         before_update = partial(self._before_update, trainer, pl_module)
-        handles = (watch_steps(optimizer, before_update) for optimizer in trainer.optimizers)
-        self._handles = [handle for handle in handles if handle is not None]
+        handles = {id(optimizer): watch_steps(optimizer, before_update) for optimizer in trainer.optimizers}
+        self._handles = [handle for handle in handles.values() if handle is not None]
+        self._hooked = {identity for identity, handle in handles.items() if handle is not None}
 
     def _before_update(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        """Look before a step of which the Trainer knows nothing, as in ``self.optimizers(use_pl_optimizer=False)``."""
-        if self._seen == id(optimizer):
-            self._seen = None
+        """Look before a step, also before one of which the Trainer knows nothing.
+
+        Such are those of what ``self.optimizers(use_pl_optimizer=False)`` returns.
+        """
+        is_known, self._seen = self._seen == id(optimizer), None
         # While the Trainer tries something out, such as learning rates, it has other callbacks.
-        elif any(callback is self for callback in trainer.callbacks):  # type: ignore[attr-defined] # set by a connector
+        if is_known or any(callback is self for callback in trainer.callbacks):  # type: ignore[attr-defined] # set by a connector
             self._engine.guarded(self._before_step, trainer, pl_module, optimizer)
-            self._num_raw_steps += 1
+            self._num_raw_steps += not is_known
 
     def _before_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         self._engine.place(trainer.optimizers)  # the training may have made new ones
@@ -162,7 +169,7 @@ class SymmetryMonitor(Watcher, Callback, OtherCallback):
     def _unhook(self) -> None:
         for handle in self._handles:
             handle.remove()
-        self._handles = []
+        self._handles, self._hooked = [], set()
 
     def _finish(self, summary: Sequence[Output]) -> None:
         self._engine.finish([*(output for _, outputs in self._outputs.values() for output in outputs), *summary])

@@ -96,7 +96,7 @@ def assert_no_symmetry(
         raise SymmetryError("\n".join(messages(tracker.findings, report)), report, tracker.findings)
     if report.status == "inconclusive":
         text = f"assert_no_symmetry comes to no conclusion ({'; '.join(report.reasons)})."
-        if require_conclusion:
+        if require_conclusion or report.untrained:
             raise SymmetryError(text, report, [])
         warn(f"{text} That it raised nothing does not mean that the model is healthy.", SymmetryWarning)
     return report

@@ -594,7 +594,7 @@ def test_model_without_a_supported_layer_says_so_once() -> None:
     monitor = SymmetryMonitor(every_n_steps=1)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        trainer = fit(Classifier(Odd()), monitor)
+        trainer = fit(Regression(Odd()), monitor)
     said = [str(w.message) for w in caught if "SymmetryMonitor" in str(w.message)]
     assert len(said) == 1
     assert "finds no layer to inspect" in said[0]

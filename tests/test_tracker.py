@@ -400,8 +400,17 @@ def test_an_optimizer_that_has_not_stepped_leaves_its_layers_open() -> None:
     second = torch.optim.SGD(net.linear(2).parameters(), lr=0.05)
     tracker = SymmetryTracker(net, [first, second], every_n_steps=1)
     train(net, first)
-    with pytest.warns(UserWarning, match=r"SymmetryTracker saw no step of optimizer 1 \(SGD\)"):
+    with pytest.warns(UserWarning) as said:
         tracker.close()
+    assert [str(warning.message).partition(":")[0] for warning in said] == [
+        "SymmetryTracker saw no step of optimizer 1 (SGD)",
+        "SymmetryTracker",
+    ]
+    assert str(said[1].message).endswith("parts of the model do not train. no gradient has reached it: 0, 4.weight.")
     assert tracker.report is not None
     assert tracker.report.status == "inconclusive"
-    assert tracker.report.reasons[0].startswith("2: all 8 units are equal, and their gradients say nothing so far")
+    assert tracker.report.untrained == dict.fromkeys(["0", "4.weight"], "no gradient has reached it")
+    assert any(
+        reason.startswith("2: all 8 units are equal, and their gradients say nothing so far")
+        for reason in tracker.report.reasons
+    )

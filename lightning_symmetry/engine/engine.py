@@ -30,7 +30,9 @@ from lightning_symmetry.units.lookup import FindLayers, rows_by_name
 from lightning_symmetry.units.patterns import unmatched_text
 from lightning_symmetry.verdicts.advice import copies_text, messages
 from lightning_symmetry.verdicts.diagnoses import Finding
+from lightning_symmetry.verdicts.doubts import Untrained, untrained_text
 from lightning_symmetry.verdicts.report import SymmetryReport
+from lightning_symmetry.verdicts.verdict import Verdict
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -299,6 +301,9 @@ class SymmetryEngine:
         if self._never_stepped:
             who = ", ".join(self._never_stepped)
             self._warn(f"{self._who} saw no step of {who}: what it updates was not judged.")
+        untold = self._untrained_but_for_findings()
+        if untold and self.options.on_symmetry != "ignore":
+            self._warn(f"{self._who}: parts of the model do not train. {untrained_text(untold)}.")
         doubts = self.doubts()
         if not doubts or not (self.options.require_conclusion or self.options.on_symmetry == "raise"):
             return
@@ -306,6 +311,20 @@ class SymmetryEngine:
         if self.options.require_conclusion:
             raise SymmetryError(text, self.report or SymmetryReport(reasons=doubts), [])
         self._warn(f"{text} That nothing was raised does not mean that the model is healthy.", SymmetryWarning)
+
+    def _untrained_but_for_findings(self) -> dict[str, str]:
+        """Return what does not train at the end, without what the user was warned of, and what follows from it."""
+        if self.report is None:
+            return {}
+        told = {finding.layer for finding in self.report.findings}
+        # Weights that get nothing but zeros from units without a gradient have none either.
+        has_idle = any(finding.verdict in (Verdict.DEAD, Verdict.FROZEN) for finding in self.report.findings)
+        followed = [Untrained.NO_GRADIENT] if has_idle else []
+        return {
+            name: reason
+            for name, reason in self.report.untrained.items()
+            if name not in told and (name in self.report.layers or reason not in followed)
+        }
 
     # ---------------------------------------------------------------- one check
 

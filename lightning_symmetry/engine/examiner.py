@@ -19,10 +19,18 @@ from lightning_symmetry.units.copies import Copies, find_copies
 from lightning_symmetry.units.discovery import Found, find_layers, structure_of
 from lightning_symmetry.units.layers import Layer
 from lightning_symmetry.units.naming import readable_modules
+from lightning_symmetry.units.progress import Ledger
 from lightning_symmetry.units.screening import Distinct, LayerScreen
 from lightning_symmetry.verdicts.deadness import unused_layers
 from lightning_symmetry.verdicts.diagnoses import Finding, LayerDiagnosis, under_all_names
-from lightning_symmetry.verdicts.doubts import may_be_dead, not_looked_at, too_few_checks, undecided_layers
+from lightning_symmetry.verdicts.doubts import (
+    may_be_dead,
+    not_looked_at,
+    too_few_checks,
+    undecided_layers,
+    untrained_reasons,
+)
+from lightning_symmetry.verdicts.doubts import untrained as untrained_parts
 from lightning_symmetry.verdicts.evidence import look, look_at_distinct
 from lightning_symmetry.verdicts.history import History
 from lightning_symmetry.verdicts.judging import copy_groups
@@ -55,6 +63,7 @@ class _Model:
         members: by module that may go unused, the names of its layers.
         is_attended: whether the history is tied to these layers.
         screens: by the identities of the layers of an optimizer, what reads them quickly.
+        ledger: what was seen of all parameters.
         latest: the names of the layers that were updated at the latest check, if its report stands until a layer is
             looked at or others are updated.
     """
@@ -65,6 +74,7 @@ class _Model:
     members: dict[str, list[str]] = field(default_factory=dict)
     is_attended: bool = False
     screens: dict[tuple[int, ...], LayerScreen] = field(default_factory=dict)
+    ledger: Ledger = field(default_factory=Ledger)
     latest: Set[str] | None = None
     _updated: tuple[object, Set[str]] | None = None
 
@@ -128,7 +138,9 @@ class Examiner:
         if structure is None or structure != self._model.structure:
             found = find_layers(model, self._options.include, self._options.exclude)
             members = members_of_lists(model, [layer.name for layer in found.layers])
-            self._model = _Model(structure, found, self._copies_in(model), members)
+            include, exclude = self._options.include, self._options.exclude
+            ledger = Ledger.of(model, found.layers, include, exclude, self._model.ledger)
+            self._model = _Model(structure, found, self._copies_in(model), members, ledger=ledger)
         return self._model.found
 
     def _copies_in(self, model: nn.Module) -> list[Copies] | None:
@@ -191,8 +203,13 @@ class Examiner:
         for layer in passed_over:
             history[layer.name].pass_over(layer)
             history[layer.name].num_checks += is_fresh
+        not_finite = [seen.layer for seen in looks if not seen.is_finite and isinstance(seen.layer, Layer)]
+        self._model.ledger.take_in(trained, not_finite, step)
+        untrained = untrained_parts(self._model.ledger.by_layer(), trained_by_any, self._options.patience)
+        if untrained != (self.report.untrained if self.report is not None else {}):
+            self._model.latest = None
         if has_news or self.report is None or self._model.latest is not updated:
-            self.report = self._report(model, found, updated, step)
+            self.report = self._report(model, found, updated, untrained, step)
             # As long as there are reasons, every check may do away with some.
             self._model.latest = None if self.report.reasons else updated
         else:  # nothing has changed
@@ -284,16 +301,21 @@ class Examiner:
         state.failure = f"the check failed with {describe(error)}"
         self._on_failure(layer, state.failure)
 
-    def _report(self, model: nn.Module, found: Found, updated: Set[str], step: int) -> SymmetryReport:
+    def _report(
+        self, model: nn.Module, found: Found, updated: Set[str], untrained: dict[str, str], step: int
+    ) -> SymmetryReport:
         states = {layer.name: self.history[layer.name] for layer in found.layers}
         failed = {name: state.failure for name, state in states.items() if state.failure}
         known: dict[str, LayerDiagnosis] = {
             name: state.diagnosis for name, state in states.items() if state.diagnosis is not None and not state.failure
         }
         trained = [name for name in known if name in updated]
+        # More steps like those before would not tell more of what does not train.
+        num_checks = {name: states[name].num_checks for name in trained if name not in untrained}
         reasons = [
             *(["nothing to look at"] if not known else []),
-            *too_few_checks({name: states[name].num_checks for name in trained}, self._options.patience),
+            *untrained_reasons(untrained),
+            *too_few_checks(num_checks, self._options.patience),
             *undecided_layers(known[name] for name in trained),
             *may_be_dead((known[name] for name in trained), self._options.dead_share),
             *not_looked_at({**found.unread, **failed}),
@@ -310,7 +332,8 @@ class Examiner:
         self._model.copies = still_equal
         in_order = under_all_names(known.values())
         draw = HeatmapsOnDemand(model, list(known.values()), self._options.include, self._options.exclude)
-        return SymmetryReport(step, in_order, {**found.skipped, **failed}, groups, found.coverage, reasons, draw)
+        skipped = {**found.skipped, **failed}
+        return SymmetryReport(step, in_order, skipped, groups, found.coverage, reasons, untrained, draw)
 
     def state_dict(self) -> dict[str, Any]:
         """Return plain numbers, strings, lists and dicts."""

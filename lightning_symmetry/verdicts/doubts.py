@@ -2,13 +2,81 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
+from enum import StrEnum
 
+from lightning_symmetry.units.progress import Progress
 from lightning_symmetry.verdicts.diagnoses import LayerDiagnosis
 from lightning_symmetry.verdicts.tables import describe_groups
 from lightning_symmetry.verdicts.verdict import Verdict
 
 _MAX_NAMES = 3
+
+
+class Untrained(StrEnum):
+    """Why a layer or parameter does not train, but for numbers that are not finite."""
+
+    NO_OPTIMIZER = "no optimizer updates it"
+    NO_GRADIENT = "no gradient has reached it"
+    UNMOVED = "it has not moved"
+
+
+def untrained(names: Iterable[tuple[str, Sequence[Progress]]], updated: Set[int], patience: int) -> dict[str, str]:
+    """Return by layer, or by parameter where only some of a layer are concerned, why it does not train.
+
+    Args:
+        names: by name of a layer, or of a parameter of none, what was seen of its parameters.
+        updated: identities (``id``) of the parameters that any optimizer updates.
+        patience: at how many checks nothing must have been seen before that is a reason.
+    """
+    reasons: dict[str, str] = {}
+    every = list(names)
+    vectors = [one for _, several in every for one in several if one.parameter.dim() < 2]
+    have_vectors_moved = any(one.has_moved for one in vectors)
+    for name, several in every:
+        found = {one.name: _why_untrained(one, updated, patience) for one in several if one.is_wanted}
+        if len(set(found.values())) == 1:
+            found = {name: next(iter(found.values()))}
+        # Gradients of a single vector may be too small to move it: of a bias that a norm behind it takes away, of one in a
+        # branch that starts closed.
+        is_small = have_vectors_moved and all(one.parameter.dim() < 2 for one in several)
+        if is_small or any(one.has_moved for one in several):
+            found = {each: reason for each, reason in found.items() if reason != Untrained.UNMOVED}
+        reasons |= {each: reason for each, reason in found.items() if reason}
+    return reasons
+
+
+def _why_untrained(seen: Progress, updated: Set[int], patience: int) -> str:
+    if seen.not_finite_since is not None:
+        return f"not finite since step {seen.not_finite_since}"
+    if id(seen.parameter) not in updated:
+        return Untrained.NO_OPTIMIZER
+    if seen.num_checks >= patience and not seen.had_gradient:
+        return Untrained.NO_GRADIENT
+    if seen.num_checks >= patience and not seen.has_moved:
+        return Untrained.UNMOVED
+    return ""
+
+
+def untrained_reasons(untrained: Mapping[str, str]) -> list[str]:
+    """Return a sentence for each layer or parameter that does not train.
+
+    >>> untrained_reasons({"head": "no optimizer updates it"})
+    ['head does not train: no optimizer updates it']
+    """
+    return [f"{name} does not train: {reason}" for name, reason in untrained.items()]
+
+
+def untrained_text(untrained: Mapping[str, str]) -> str:
+    """Return in one line what has not trained.
+
+    >>> untrained_text({"a": "it has not moved", "b": "it has not moved", "head": "no optimizer updates it"})
+    'it has not moved: a, b; no optimizer updates it: head'
+    """
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in untrained.items():
+        by_reason.setdefault(str(reason), []).append(name)
+    return "; ".join(f"{reason}: {_names(names, '')}" for reason, names in by_reason.items())
 
 
 def undecided_layers(layers: Iterable[LayerDiagnosis]) -> list[str]:
@@ -69,7 +137,7 @@ def not_looked_at(unread: Mapping[str, str]) -> list[str]:
     ]
 
 
-def _names(names: Sequence[str]) -> str:
+def _names(names: Sequence[str], kind: str = " layer") -> str:
     """Some names in a few words.
 
     >>> _names(["a", "b", "c", "d", "e"])
@@ -77,4 +145,4 @@ def _names(names: Sequence[str]) -> str:
     """
     shown = ", ".join(names[:_MAX_NAMES])
     rest = len(names) - _MAX_NAMES
-    return shown if rest <= 0 else f"{shown} and {rest} more layer{'s' if rest > 1 else ''}"
+    return shown if rest <= 0 else f"{shown} and {rest} more{kind}{'s' if kind and rest > 1 else ''}"

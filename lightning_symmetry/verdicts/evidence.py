@@ -190,6 +190,8 @@ def _is_unremarkable(
     item: _Sketched, of_weights: Indices, of_gradients: Indices | None, known: Sequence[Mirrored]
 ) -> bool:
     """Whether no rows of weights or gradients of a layer may agree, be zero or not finite, as in most layers."""
+    if np.isnan(item.weights.sketch.norms).any():
+        return False
     if len(of_weights) or known or item.gradients is None or of_gradients is None or len(of_gradients):
         return False
     norms = item.gradients.sketch.norms
@@ -273,6 +275,7 @@ def _look_at(item: _Sketched, suspected: Indices, judge: GradientEvidence, known
         _fingerprint(item),
         item.gradients is not None and bool(np.count_nonzero(item.gradients.sketch.norms)),
         *judge.idle(weights.sketch.norms, exclude=grouped),
+        is_finite=bool(np.isfinite(weights.sketch.norms).all()),
     )
 
 

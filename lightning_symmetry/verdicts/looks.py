@@ -93,6 +93,7 @@ class Look:
         num_living: number of distinct units among which they were counted: those that are neither dead nor zero.
         stands: whether the steady groups of the layer are as they were, and there is nothing else to see; then
             ``sightings`` does not tell of them.
+        is_finite: whether all weights are.
     """
 
     layer: Comparable
@@ -105,6 +106,7 @@ class Look:
     orientations: int | None = None
     num_living: int = 0
     stands: bool = False
+    is_finite: bool = True
 
     @cached_property
     def _rows(self) -> tuple[Rows, Rows | None]:

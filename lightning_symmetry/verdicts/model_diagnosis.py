@@ -26,6 +26,7 @@ class ModelDiagnosis:
     copies: list[CopyGroup] = field(default_factory=list)
     coverage: float = 1.0
     reasons: list[str] = field(default_factory=list)
+    untrained: dict[str, str] = field(default_factory=dict)
 
     @property
     def status(self) -> Status:
@@ -178,6 +179,7 @@ class ModelDiagnosis:
             - ``coverage``: share of the weights that were looked at, between 0 and 1.
             - ``status``: ``"healthy"``, ``"symmetric"`` or ``"inconclusive"``.
             - ``reasons``: a list of texts, why nothing can be concluded of parts of the model.
+            - ``untrained``: by name of a layer or parameter, why it does not train.
 
         Example:
             >>> from lightning_symmetry import LayerDiagnosis, SymmetryReport
@@ -197,6 +199,7 @@ class ModelDiagnosis:
             "coverage": self.coverage,
             "status": self.status,
             "reasons": list(self.reasons),
+            "untrained": dict(self.untrained),
         }
 
     def __repr__(self) -> str:

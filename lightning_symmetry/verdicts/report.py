@@ -32,6 +32,9 @@ class SymmetryReport(ModelDiagnosis):
             these layers; between 0 and 1.
         reasons: why nothing can be concluded of parts of the model so far: too few optimizer steps, or layers that
             were not looked at; empty if all of it is decided.
+        untrained: by name of a layer, or of a parameter where only some of a layer are concerned, why it does not
+            train: no optimizer updates it, no gradient has reached it, it is not finite since a step, or it has not
+            moved. Each is among the ``reasons`` too.
         draw_heatmaps: draws heatmaps of layers with groups, for notebooks: PNG files by layer name, from the weights
             that the model has when it is called. None if there is no model at hand: a report that was copied or has
             come from another process has no such function.

@@ -1,0 +1,202 @@
+"""Whether each parameter trains: gradients reach it, its numbers are finite, and they move."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence, Set
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from lightning_symmetry.modules import own_parameters
+from lightning_symmetry.ranks.pieces import is_sharded
+from lightning_symmetry.units.layers import Layer, is_trained
+from lightning_symmetry.units.naming import readable_names
+from lightning_symmetry.units.patterns import is_chosen
+
+# So many numbers of a parameter tell whether it moves, beside those with the largest gradients.
+_NUM_SAMPLED = 1024
+
+
+@dataclass
+class Progress:
+    """What was seen of one parameter.
+
+    Attributes:
+        name: its readable path.
+        parameter: the parameter.
+        num_checks: at how many checks the optimizer that updates it was at work.
+        is_wanted: whether it ever required a gradient.
+        had_gradient: whether its gradient was ever seen to be finite and not zero.
+        has_moved: whether its numbers have changed from one check to another.
+        not_finite_since: the step of the check since which it holds numbers that are not finite; None if all are.
+    """
+
+    name: str
+    parameter: Tensor
+    num_checks: int = 0
+    is_wanted: bool = False
+    had_gradient: bool = False
+    has_moved: bool = False
+    not_finite_since: int | None = None
+    _places: Tensor | None = None
+    _before: Tensor | None = None
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether it is known to train, so that only numbers that are not finite could be news."""
+        return self.had_gradient and self.has_moved
+
+    def take_in(self) -> None:
+        """Note what a check shows of a parameter that the optimizer at work updates."""
+        self.num_checks += 1
+        numbers, gradient = self.parameter.detach(), self.parameter.grad
+        if is_sharded(self.parameter):  # what the other ranks hold is not asked for
+            self.had_gradient |= gradient is not None
+            numbers, gradient = _local(numbers), None
+        elif gradient is not None and gradient.layout != torch.strided:
+            self.had_gradient |= bool(gradient._nnz())
+            gradient = None
+        flat = _real(numbers)
+        if not len(flat):
+            self.has_moved = True
+            return
+        if self._places is not None:
+            self.has_moved |= not torch.equal(flat[self._places], self._before)  # type: ignore[arg-type]
+        sampled = torch.arange(0, len(flat), max(1, len(flat) // _NUM_SAMPLED), device=flat.device)
+        self._places = sampled
+        if gradient is not None:
+            steps = _real(gradient.detach())
+            largest = torch.stack([steps.argmax(), steps.argmin()])
+            self.had_gradient |= bool(steps[largest].isfinite().all()) and bool(steps[largest].count_nonzero())
+            # These numbers move if any do; the sampled ones also where an optimizer goes by something else.
+            self._places = torch.cat([sampled, largest.to(flat.device)])
+        self._before = flat[self._places].clone()
+        if self.is_settled:
+            self._places = self._before = None
+
+
+def _real(tensor: Tensor) -> Tensor:
+    """Return the numbers one after the other, of complex ones both parts, ``(n,)``."""
+    return (torch.view_as_real(tensor) if tensor.is_complex() else tensor).flatten()
+
+
+def _local(tensor: Tensor) -> Tensor:
+    local: Tensor = tensor.to_local()  # type: ignore[attr-defined]
+    return local
+
+
+@dataclass
+class Ledger:
+    """What was seen of the parameters of a model, check after check.
+
+    Attributes:
+        entries: by identity (``id``), what was seen of each parameter.
+    """
+
+    entries: dict[int, Progress] = field(default_factory=dict)
+    _layers: Sequence[Layer] = ()
+    _loose: list[Progress] = field(default_factory=list)  # those that belong to no layer that is looked at
+
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        layers: Sequence[Layer],
+        include: Sequence[str] | None,
+        exclude: Sequence[str],
+        before: Ledger,
+    ) -> Ledger:
+        """Open a ledger of a model.
+
+        Args:
+            model: the model.
+            layers: the layers that are looked at.
+            include: patterns of the layers that the user wants to know of; None: all.
+            exclude: patterns of what the user does not want to know of.
+            before: the ledger of the same model before it changed; what it says of parameters that are kept stands.
+        """
+        of_layers = {id(original) for layer in layers for original in layer.originals}
+        entries: dict[int, Progress] = {}
+        for name, module_name, parameter in _named(model):
+            is_asked = include is None and is_chosen([module_name, name], None, exclude)
+            if (id(parameter) in of_layers or is_asked) and _can_be_judged(parameter):
+                entry = before.entries.get(id(parameter))
+                is_same = entry is not None and entry.parameter is parameter
+                entries[id(parameter)] = entry if entry is not None and is_same else Progress(name, parameter)
+        loose = [entry for identity, entry in entries.items() if identity not in of_layers]
+        return cls(entries, layers, loose)
+
+    def take_in(self, trained: Set[int], not_finite: Iterable[Layer], step: int) -> None:
+        """Note what a check shows.
+
+        Args:
+            trained: identities of the parameters that the optimizer at work updates.
+            not_finite: the layers that hold numbers that are not finite.
+            step: completed optimizer steps.
+        """
+        for entry in self.entries.values():
+            entry.is_wanted |= entry.parameter.requires_grad
+            if not entry.is_settled and is_trained(entry.parameter, trained):
+                entry.take_in()
+        suspects = {id(original) for layer in not_finite for original in layer.originals}
+        suspects |= {identity for identity, entry in self.entries.items() if entry.not_finite_since is not None}
+        suspects |= _not_finite([entry.parameter for entry in self._loose])
+        for identity in suspects & self.entries.keys():
+            entry = self.entries[identity]
+            if bool(entry.parameter.detach().isfinite().all()):
+                entry.not_finite_since = None
+            elif entry.not_finite_since is None:
+                entry.not_finite_since = step
+
+    def by_layer(self) -> Iterator[tuple[str, list[Progress]]]:
+        """Yield the parameters of each layer with its name, and then each other one with its own.
+
+        Slices of a parameter go by the name of the parameter.
+        """
+        left = dict(self.entries)
+        for layer in self._layers:
+            entries = [self.entries[key] for key in dict.fromkeys(layer.identity) if key in self.entries]
+            if entries and not layer.slices_of:
+                yield layer.name, entries
+                for entry in entries:
+                    left.pop(id(entry.parameter), None)
+        for entry in left.values():
+            yield entry.name, [entry]
+
+
+def _named(model: nn.Module) -> Iterator[tuple[str, str, Tensor]]:
+    """Yield every parameter once, with its readable path and the name of the module that holds it."""
+    seen: set[int] = set()
+    for module_name, path, module in readable_names(model):
+        for name, parameter in own_parameters(module).items():
+            if id(parameter) not in seen:
+                seen.add(id(parameter))
+                yield f"{path}.{name}" if path else name, module_name, parameter
+
+
+def _can_be_judged(parameter: Any) -> bool:
+    """Return whether the numbers of a parameter and its gradient lie where they can be read."""
+    is_there = not is_lazy(parameter) and not parameter.is_meta and not hasattr(parameter, "ds_id")
+    return is_there and (parameter.is_floating_point() or parameter.is_complex()) and parameter.layout == torch.strided
+
+
+def _not_finite(parameters: Sequence[Tensor]) -> set[int]:
+    """Return the identities of parameters some of whose numbers may not be finite."""
+    here = [parameter for parameter in parameters if not is_sharded(parameter) and parameter.numel()]
+    if not here:
+        return set()
+    norms = torch._foreach_norm([parameter.detach() for parameter in here])
+    by_device: dict[torch.device, list[int]] = {}
+    for i, norm in enumerate(norms):
+        by_device.setdefault(norm.device, []).append(i)
+    return {
+        id(here[i])
+        for places in by_device.values()
+        for i, is_finite in zip(
+            places, torch.stack([norms[i].float() for i in places]).isfinite().tolist(), strict=True
+        )
+        if not is_finite
+    }
