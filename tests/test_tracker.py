@@ -400,7 +400,7 @@ def test_an_optimizer_that_has_not_stepped_leaves_its_layers_open() -> None:
     second = torch.optim.SGD(net.linear(2).parameters(), lr=0.05)
     tracker = SymmetryTracker(net, [first, second], every_n_steps=1)
     train(net, first)
-    with pytest.warns(UserWarning) as said:
+    with pytest.warns(UserWarning, match="SymmetryTracker") as said:
         tracker.close()
     assert [str(warning.message).partition(":")[0] for warning in said] == [
         "SymmetryTracker saw no step of optimizer 1 (SGD)",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ParamSpec, TypeVar
@@ -210,6 +210,7 @@ class SymmetryEngine:
         is_due = self._schedule.is_due(place, every_n_steps) or is_first
         self._schedule.count(place, step)
         if not is_due:
+            self._guard.run("check", self._watch, model, optimizer, step)
             return None
         conclusion = self._guard.run("check", self._check, model, optimizer, step, outputs)
         if self._board is None or self._team is not None or not self._shares_decisions:
@@ -374,6 +375,27 @@ class SymmetryEngine:
             raise
         self._agreed = conclusion.report, conclusion.state
         return conclusion
+
+    def _watch(self, model: nn.Module, optimizer: Any, step: int) -> None:
+        """See at a step between two checks whether gradients are still zero where they were."""
+        ledger, suspects = self._examiner.ledger, self._examiner.suspects
+        if not suspects and not ledger.lacks_gradients:
+            return
+        trained = updated_by([optimizer])
+        ledger.watch(trained)
+        if not suspects:
+            return
+        watch = partial(self._watch_here, trained, step)
+        if self._team is None:
+            watch()
+            return
+        found = self._examiner.layers
+        self._team.run(watch, self._examiner.follow_suspects, rows_by_name(model, lambda: found, trained))
+        self._agreed = self.report, {**self._agreed[1], "suspects": sorted(self._examiner.suspects)}
+
+    def _watch_here(self, trained: set[int], step: int) -> Set[str]:
+        self._examiner.watch(trained, step, self._team)
+        return self._examiner.suspects
 
     def _conclude(
         self, model: nn.Module, find: FindLayers, trained: set[int], step: int, outputs: Sequence[Output]

@@ -21,7 +21,7 @@ from lightning_symmetry.units.layers import Layer
 from lightning_symmetry.units.naming import readable_modules
 from lightning_symmetry.units.progress import Ledger
 from lightning_symmetry.units.screening import Distinct, LayerScreen
-from lightning_symmetry.verdicts.deadness import unused_layers
+from lightning_symmetry.units.usage import Usage
 from lightning_symmetry.verdicts.diagnoses import Finding, LayerDiagnosis, under_all_names
 from lightning_symmetry.verdicts.doubts import (
     may_be_dead,
@@ -34,8 +34,9 @@ from lightning_symmetry.verdicts.doubts import untrained as untrained_parts
 from lightning_symmetry.verdicts.evidence import look, look_at_distinct
 from lightning_symmetry.verdicts.history import History
 from lightning_symmetry.verdicts.judging import copy_groups
-from lightning_symmetry.verdicts.looks import Look, Steady
+from lightning_symmetry.verdicts.looks import Gradients, Look, Steady
 from lightning_symmetry.verdicts.report import SymmetryReport
+from lightning_symmetry.verdicts.watching import zero_gradients
 
 
 class Examination(NamedTuple):
@@ -60,10 +61,12 @@ class _Model:
         structure: what :func:`structure_of` says of the model.
         found: its layers.
         copies: whole modules that are copies and still equal; None until they are searched for.
-        members: by module that may go unused, the names of its layers.
+        members: the names of the layers in members of lists of modules.
         is_attended: whether the history is tied to these layers.
         screens: by the identities of the layers of an optimizer, what reads them quickly.
         ledger: what was seen of all parameters.
+        untrained: why parts of the model do not train, by name; None before the first check.
+        optimized: identities of the parameters that any optimizer updated at the latest check.
         latest: the names of the layers that were updated at the latest check, if its report stands until a layer is
             looked at or others are updated.
     """
@@ -71,10 +74,12 @@ class _Model:
     structure: object = None
     found: Found = field(default_factory=lambda: Found([], {}, 1.0, {}, {}))
     copies: list[Copies] | None = None
-    members: dict[str, list[str]] = field(default_factory=dict)
+    members: Set[str] = frozenset()
     is_attended: bool = False
     screens: dict[tuple[int, ...], LayerScreen] = field(default_factory=dict)
     ledger: Ledger = field(default_factory=Ledger)
+    untrained: dict[str, str] | None = None
+    optimized: Set[int] = frozenset()
     latest: Set[str] | None = None
     _updated: tuple[object, Set[str]] | None = None
 
@@ -123,10 +128,13 @@ class Examiner:
         self.history = History(options.patience, options.dead_share)
         self.report: SymmetryReport | None = None
         self._model = _Model()
+        self._usage = Usage()
+        self._suspects: set[str] = set()  # the names of layers that are watched at each step until the next check
 
     def release(self) -> None:
         """Let go of the model, its layers and the memory for reading them; what was found stays."""
         self._model = _Model()
+        self._usage.end()
         self.history.release()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -137,10 +145,11 @@ class Examiner:
         structure = structure_of(model)
         if structure is None or structure != self._model.structure:
             found = find_layers(model, self._options.include, self._options.exclude)
-            members = members_of_lists(model, [layer.name for layer in found.layers])
             include, exclude = self._options.include, self._options.exclude
             ledger = Ledger.of(model, found.layers, include, exclude, self._model.ledger)
+            members = members_of_lists(model, [layer.name for layer in found.layers])
             self._model = _Model(structure, found, self._copies_in(model), members, ledger=ledger)
+            self._usage.end()
         return self._model.found
 
     def _copies_in(self, model: nn.Module) -> list[Copies] | None:
@@ -181,7 +190,8 @@ class Examiner:
         passed_over, looks = self._look(chosen, quick, trained, team)
         news: list[Finding] = []
         is_fresh = quick.have_moved or history.is_fresh(looks, had_gradient=quick.had_gradient)
-        unused = unused_layers(looks, self._model.members, found.layers)
+        silent = [seen.layer.name for seen in looks if isinstance(seen.layer, Layer) and _has_zeros(seen)]
+        unused = {name for name in silent if self._is_unused(name)}
         updated = self._model.updated_by(trained_by_any, history)
         has_news = len(passed_over) + sum(seen.stands for seen in looks) < len(chosen)
         if has_news:
@@ -200,14 +210,16 @@ class Examiner:
                 continue
             if name in updated and name in trained_now:
                 state.num_checks += is_fresh and seen.has_gradient
+        self._usage.end_step(layer.name for layer in chosen)
+        looked_at = {seen.layer.name for seen in looks if not seen.stands}
+        self._suspects -= looked_at
+        self._suspects |= {name for name in looked_at if history[name].is_to_be_watched}
+        self._usage.watch(model, [*silent, *self._suspects])
         for layer in passed_over:
             history[layer.name].pass_over(layer)
             history[layer.name].num_checks += is_fresh
         not_finite = [seen.layer for seen in looks if not seen.is_finite and isinstance(seen.layer, Layer)]
-        self._model.ledger.take_in(trained, not_finite, step)
-        untrained = untrained_parts(self._model.ledger.by_layer(), trained_by_any, self._options.patience)
-        if untrained != (self.report.untrained if self.report is not None else {}):
-            self._model.latest = None
+        untrained = self._untrained(trained, trained_by_any, not_finite, step)
         if has_news or self.report is None or self._model.latest is not updated:
             self.report = self._report(model, found, updated, untrained, step)
             # As long as there are reasons, every check may do away with some.
@@ -215,6 +227,63 @@ class Examiner:
         else:  # nothing has changed
             self.report = replace(self.report, step=step)
         return Examination(self.report, looks, news)
+
+    def _untrained(
+        self, trained: Set[int], trained_by_any: Set[int], not_finite: Sequence[Layer], step: int
+    ) -> dict[str, str]:
+        """Return why parts of the model do not train, by name; the latest report does not stand if that has changed."""
+        model = self._model
+        is_open = model.ledger.take_in(trained, not_finite, step)
+        if is_open or model.untrained is None or model.optimized != trained_by_any:
+            untrained = untrained_parts(model.ledger.by_layer(), trained_by_any, self._options.patience)
+            if untrained != model.untrained:
+                model.latest = None
+            # As long as it is open, each check may tell more.
+            model.untrained, model.optimized = untrained, trained_by_any
+        return model.untrained
+
+    @property
+    def suspects(self) -> Set[str]:
+        """The names of the layers that are to be watched at each step until the next check."""
+        return self._suspects
+
+    @property
+    def layers(self) -> Found:
+        """The layers of the model at the latest check."""
+        return self._model.found
+
+    @property
+    def ledger(self) -> Ledger:
+        """What was seen of all parameters of the model."""
+        return self._model.ledger
+
+    def follow_suspects(self, names: Set[str]) -> None:
+        """Take over which layers are watched from the first rank."""
+        self._suspects = set(names)
+
+    def watch(self, trained: Set[int], step: int, team: Team | None) -> None:
+        """See at a step between two checks whether the gradients of suspected layers are still zero.
+
+        Args:
+            trained: identities of the parameters that the optimizer at work updates.
+            step: completed optimizer steps.
+            team: the ranks that hold the model; None: it is all here.
+        """
+        found = self._model.found.layers
+        layers = [layer for layer in found if layer.name in self._suspects and layer.is_trained_by(trained)]
+        for layer, is_zero, is_unseen in zero_gradients(layers, trained, self._leave_out, team):
+            state = self.history[layer.name]
+            if not self._is_unused(layer.name):
+                state.watch(is_zero, is_unseen, step)
+            if not state.is_to_be_watched:
+                self._suspects.discard(layer.name)
+        self._usage.end_step(layer.name for layer in layers)
+
+    def _is_unused(self, name: str) -> bool:
+        """Return whether the module of a layer without gradients is known, or may be thought, to go unused just now."""
+        is_used = self._usage.is_used(name)
+        # Before any module is watched, members of a list may be experts without a token.
+        return name in self._model.members if is_used is None else not is_used
 
     def _attend(self, model: nn.Module, found: Found, step: int, team: Team | None) -> list[Copies]:
         """Tie the history to the layers of a model; returns the copies in it that are to be looked at."""
@@ -337,7 +406,7 @@ class Examiner:
 
     def state_dict(self) -> dict[str, Any]:
         """Return plain numbers, strings, lists and dicts."""
-        return self.history.state_dict()
+        return {**self.history.state_dict(), "suspects": sorted(self._suspects)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what :meth:`state_dict` wrote, also in version 0.1 or 0.2.
@@ -346,6 +415,7 @@ class Examiner:
             Exception: of any kind, if it did not write this; nothing has been taken over then.
         """
         self.history.load_state_dict(state if "layers" in state else _from_earlier_version(state))
+        self._suspects = set(map(str, state.get("suspects", ())))
 
     def follow(self, report: SymmetryReport | None, state: dict[str, Any]) -> None:
         """Take over what the first rank has concluded."""
@@ -369,6 +439,12 @@ def _from_earlier_version(state: Mapping[str, Any]) -> dict[str, Any]:
         for name, of_layer in history["groups"].items()
     }
     return {"layers": layers, "ended": []}
+
+
+def _has_zeros(seen: Look) -> bool:
+    """Return whether the gradients of some units are zero."""
+    is_idle = seen.idle is not None and bool(seen.idle.any())
+    return is_idle or any(sighting.gradients is Gradients.ZERO for sighting in seen.sightings)
 
 
 def _rows_of(layer: Layer, trained: Set[int]) -> tuple[Rows, Rows | None]:

@@ -49,33 +49,37 @@ class Progress:
         """Whether it is known to train, so that only numbers that are not finite could be news."""
         return self.had_gradient and self.has_moved
 
-    def take_in(self) -> None:
-        """Note what a check shows of a parameter that the optimizer at work updates."""
-        self.num_checks += 1
-        numbers, gradient = self.parameter.detach(), self.parameter.grad
+    def see_gradient(self) -> None:
+        """Note whether the parameter has a gradient at this step."""
+        gradient = self.parameter.grad
+        if gradient is None or self.had_gradient:
+            return
         if is_sharded(self.parameter):  # what the other ranks hold is not asked for
-            self.had_gradient |= gradient is not None
-            numbers, gradient = _local(numbers), None
-        elif gradient is not None and gradient.layout != torch.strided:
-            self.had_gradient |= bool(gradient._nnz())
-            gradient = None
-        flat = _real(numbers)
+            self.had_gradient = True
+        elif gradient.layout != torch.strided:
+            self.had_gradient = bool(gradient._nnz())
+        elif gradient.numel():
+            extremes = torch.stack(torch.aminmax(_real(gradient.detach())))
+            self.had_gradient = bool(extremes.isfinite().all()) and bool(extremes.count_nonzero())
+
+    def see_numbers(self) -> None:
+        """Note whether the numbers have changed since the check before."""
+        gradient = self.parameter.grad
+        is_here = not is_sharded(self.parameter)
+        flat = _real(self.parameter.detach() if is_here else _local(self.parameter.detach()))
         if not len(flat):
             self.has_moved = True
-            return
-        if self._places is not None:
-            self.has_moved |= not torch.equal(flat[self._places], self._before)  # type: ignore[arg-type]
-        sampled = torch.arange(0, len(flat), max(1, len(flat) // _NUM_SAMPLED), device=flat.device)
-        self._places = sampled
-        if gradient is not None:
-            steps = _real(gradient.detach())
-            largest = torch.stack([steps.argmax(), steps.argmin()])
-            self.had_gradient |= bool(steps[largest].isfinite().all()) and bool(steps[largest].count_nonzero())
-            # These numbers move if any do; the sampled ones also where an optimizer goes by something else.
-            self._places = torch.cat([sampled, largest.to(flat.device)])
-        self._before = flat[self._places].clone()
-        if self.is_settled:
+        if self._places is not None and self._before is not None:
+            self.has_moved |= not torch.equal(flat[self._places], self._before)
+        if self.has_moved:
             self._places = self._before = None
+            return
+        self._places = torch.arange(0, len(flat), max(1, len(flat) // _NUM_SAMPLED), device=flat.device)
+        if is_here and gradient is not None and gradient.layout == torch.strided:
+            steps = _real(gradient.detach())
+            # These numbers move if any do; the sampled ones also where an optimizer goes by something else.
+            self._places = torch.cat([self._places, torch.stack([steps.argmax(), steps.argmin()]).to(flat.device)])
+        self._before = flat[self._places].clone()
 
 
 def _real(tensor: Tensor) -> Tensor:
@@ -99,6 +103,8 @@ class Ledger:
     entries: dict[int, Progress] = field(default_factory=dict)
     _layers: Sequence[Layer] = ()
     _loose: list[Progress] = field(default_factory=list)  # those that belong to no layer that is looked at
+    _open: list[Progress] = field(default_factory=list)  # those that are not known to train
+    _not_finite: set[int] = field(default_factory=set)  # identities
 
     @classmethod
     def of(
@@ -127,29 +133,52 @@ class Ledger:
                 is_same = entry is not None and entry.parameter is parameter
                 entries[id(parameter)] = entry if entry is not None and is_same else Progress(name, parameter)
         loose = [entry for identity, entry in entries.items() if identity not in of_layers]
-        return cls(entries, layers, loose)
+        not_finite = {identity for identity, entry in entries.items() if entry.not_finite_since is not None}
+        return cls(entries, layers, loose, list(entries.values()), not_finite)
 
-    def take_in(self, trained: Set[int], not_finite: Iterable[Layer], step: int) -> None:
-        """Note what a check shows.
+    def take_in(self, trained: Set[int], not_finite: Iterable[Layer], step: int) -> bool:
+        """Note what a check shows; returns whether anything but an optimizer could be a reason that some do not train.
 
         Args:
             trained: identities of the parameters that the optimizer at work updates.
             not_finite: the layers that hold numbers that are not finite.
             step: completed optimizer steps.
         """
-        for entry in self.entries.values():
+        was_open = bool(self._open)
+        for entry in self._open:
             entry.is_wanted |= entry.parameter.requires_grad
             if not entry.is_settled and is_trained(entry.parameter, trained):
-                entry.take_in()
+                entry.num_checks += 1
+                entry.see_gradient()
+                entry.see_numbers()
+        self._open = [entry for entry in self._open if not entry.is_settled or not entry.is_wanted]
         suspects = {id(original) for layer in not_finite for original in layer.originals}
-        suspects |= {identity for identity, entry in self.entries.items() if entry.not_finite_since is not None}
+        suspects |= self._not_finite
         suspects |= _not_finite([entry.parameter for entry in self._loose])
         for identity in suspects & self.entries.keys():
             entry = self.entries[identity]
             if bool(entry.parameter.detach().isfinite().all()):
                 entry.not_finite_since = None
+                self._not_finite.discard(identity)
             elif entry.not_finite_since is None:
                 entry.not_finite_since = step
+                self._not_finite.add(identity)
+        return was_open or bool(suspects)
+
+    def watch(self, trained: Set[int]) -> None:
+        """Note which parameters without a gradient so far have one at a step between two checks.
+
+        Args:
+            trained: identities of the parameters that the optimizer at work updates.
+        """
+        for entry in self._open:
+            if not entry.had_gradient and is_trained(entry.parameter, trained):
+                entry.see_gradient()
+
+    @property
+    def lacks_gradients(self) -> bool:
+        """Whether there are parameters that have had no gradient so far."""
+        return not all(entry.had_gradient for entry in self._open)
 
     def by_layer(self) -> Iterator[tuple[str, list[Progress]]]:
         """Yield the parameters of each layer with its name, and then each other one with its own.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import groupby
 
 from lightning_symmetry.verdicts.diagnoses import Cause, CopyGroup, Finding, Origin, Reason
@@ -48,7 +49,8 @@ def messages(findings: Sequence[Finding], report: ModelDiagnosis) -> list[str]:
 
 def _message(story: Sequence[Sequence[Finding]], report: ModelDiagnosis) -> str:
     """What is to be said of some layers, of each of which the same is to be said."""
-    first = story[0][0]
+    num_watched = min(finding.num_watched for alike in story for finding in alike)
+    first = replace(story[0][0], num_watched=num_watched)
     if len(story) > 1:
         names = [alike[0].layer for alike in story]
         who = f"{names[0]}, {names[1]}, ..., {names[-1]} ({len(names)} layers):"
@@ -114,6 +116,18 @@ def describe_units(alike: Sequence[Finding], report: ModelDiagnosis) -> str:
 
 
 def what(finding: Finding, num_groups: int = 1) -> str:
+    """What happens to the units of a finding, and for how long that was seen, as sentences without their subject."""
+    return _effect(finding, num_groups) + _watched(finding)
+
+
+def _watched(finding: Finding) -> str:
+    """For how long a gradient of zero was seen; nothing of findings that rest on something else."""
+    if not finding.num_watched or finding.verdict not in (Verdict.DEAD, Verdict.FROZEN):
+        return ""
+    return f" That was so in all of the {finding.num_watched} steps watched."
+
+
+def _effect(finding: Finding, num_groups: int) -> str:
     """What happens to the units of a finding, as a sentence without its subject."""
     since = f"{finding.verdict} since step {finding.first_step}"
     if finding.modules:

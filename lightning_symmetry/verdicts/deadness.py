@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from operator import index
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from lightning_symmetry.matrices.numerics import Indices, Mask
 from lightning_symmetry.units.comparable import Comparable
@@ -20,6 +21,10 @@ from lightning_symmetry.verdicts.verdict import Verdict
 
 # A ReLU that is shut for a few batches opens again as a rule.
 _DEAD_STEPS = 50
+# Of so many dead units it is seen whether their rows move.
+_MAX_FOLLOWED = 16
+# What decay leaves of a row points in the same direction, but for rounding of so many times the precision of its dtype.
+_TURNED = 32.0
 # As many rows as this tell why units are dead.
 _MAX_READ = 64
 # A bias that is so many times as large as the norm of the weights decides alone, on inputs of a common size.
@@ -34,15 +39,17 @@ class Dead(NamedTuple):
 
     Attributes:
         units: sorted indices.
-        died_at: of each, the step of the first of the checks in a row at which its gradient was zero.
+        died_at: of each, the step of the check since which its gradient was zero whenever it was seen.
         woke_at: of units that were dead once and train again, the step of the check that saw it.
         num_idle: how many units had a gradient of zero at ``patience`` checks in a row, also over less than 50 steps.
+        num_watched: the smallest number of steps in a row at which the gradient of one of them was seen to be zero.
     """
 
     units: tuple[int, ...] = ()
     died_at: tuple[int, ...] = ()
     woke_at: Mapping[int, int] = {}
     num_idle: int = 0
+    num_watched: int = 0
 
 
 @dataclass
@@ -53,6 +60,7 @@ class ZeroStreaks:
         since: of each unit the step of the first of the checks in a row at which its gradient was zero; -1 if it was
             not zero at the latest one.
         num_checks: at how many of these checks the weights of the model had moved since the one before.
+        num_watched: at how many steps of the optimizer in a row the gradient was seen to be zero, checks included.
         is_dead: whether a unit was dead at the latest check.
         woke_at: of each unit that was dead, the step of the check at which its gradient was not zero any more; else -1.
         was_alive: whether the gradient of a unit was ever seen not to be zero.
@@ -60,6 +68,7 @@ class ZeroStreaks:
 
     since: npt.NDArray[np.int64]
     num_checks: npt.NDArray[np.int64]
+    num_watched: npt.NDArray[np.int64]
     woke_at: npt.NDArray[np.int64]
     is_dead: Mask
     was_alive: Mask
@@ -69,7 +78,7 @@ class ZeroStreaks:
         """The streaks of a layer none of whose gradients has been zero so far."""
         never = np.full(num_units, _NEVER)
         zeros = np.zeros(num_units, dtype=np.int64)
-        return cls(never, zeros, never.copy(), zeros.astype(np.bool_), np.full(num_units, was_alive))
+        return cls(never, zeros, zeros.copy(), never.copy(), zeros.astype(np.bool_), np.full(num_units, was_alive))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return ZeroStreaks.from_state, (self.to_state(),)  # which is short, however many units there are
@@ -90,17 +99,40 @@ class ZeroStreaks:
             is_fresh: whether the weights have moved since the check before; if not, the same evidence counts once.
         """
         awake = ~(idle | is_unseen)
-        if self.is_dead.any():
-            self.woke_at[awake & self.is_dead] = step
-            self.is_dead &= ~awake
+        self._end(awake, step)
         self.was_alive |= awake
         self.num_checks += idle & (is_fresh | (self.num_checks == 0))
-        self.num_checks *= ~awake
-        np.copyto(self.since, _NEVER, where=awake)
+        self.num_watched += idle
         np.copyto(self.since, step, where=idle & (self.since == _NEVER))
         is_settled = self.num_checks >= patience
         if is_settled.any():
-            self.is_dead |= idle & is_settled & (step - self.since >= _DEAD_STEPS)
+            self.is_dead |= idle & is_settled & (self.num_watched > _DEAD_STEPS)
+
+    def watch(self, idle: Mask, is_unseen: Mask, step: int) -> None:
+        """Note what is seen between two checks of units whose gradient was zero at the last one.
+
+        Args:
+            idle: which units have a gradient of exactly zero.
+            is_unseen: which units this step tells nothing about; of idle ones it makes no difference.
+            step: completed optimizer steps.
+        """
+        has_streak = self.since != _NEVER
+        self.num_watched += idle & has_streak
+        self._end(has_streak & ~(idle | is_unseen), step)
+
+    def _end(self, awake: Mask, step: int) -> None:
+        """End the streaks of units that have a gradient."""
+        if self.is_dead.any():
+            self.woke_at[awake & self.is_dead] = step
+            self.is_dead &= ~awake
+        self.num_checks *= ~awake
+        self.num_watched *= ~awake
+        np.copyto(self.since, _NEVER, where=awake)
+
+    @property
+    def are_to_be_watched(self) -> bool:
+        """Whether there are units whose gradient was zero, but not for so long that they are dead."""
+        return bool(((self.since != _NEVER) & ~self.is_dead).any())
 
     def dead(self, patience: int) -> Dead:
         """The units that were dead at the latest check."""
@@ -111,7 +143,8 @@ class ZeroStreaks:
         units = np.flatnonzero(self.is_dead)
         awake = np.flatnonzero((self.woke_at != _NEVER) & ~self.is_dead)
         woke_at = dict(zip(awake.tolist(), self.woke_at[awake].tolist(), strict=True))
-        return Dead(tuple(units.tolist()), tuple(self.since[units].tolist()), woke_at, int(num_idle))
+        num_watched = int(self.num_watched[units].min(initial=np.iinfo(np.int64).max)) if len(units) else 0
+        return Dead(tuple(units.tolist()), tuple(self.since[units].tolist()), woke_at, int(num_idle), num_watched)
 
     def to_state(self) -> dict[str, Any]:
         """Plain numbers and lists; of most units there is nothing to tell."""
@@ -120,20 +153,20 @@ class ZeroStreaks:
             "num_units": len(self.since),
             "units": told.tolist(),
             "never_alive": np.flatnonzero(~self.was_alive).tolist(),
-            **{name: getattr(self, name)[told].tolist() for name in _COLUMNS},
+            **{name: getattr(self, name)[told].tolist() for name in sorted(_COLUMNS)},
         }
 
     @classmethod
     def from_state(cls, values: Mapping[str, Any]) -> ZeroStreaks:
         """The streaks that :meth:`to_state` wrote."""
         streaks = cls.of(index(values["num_units"]), was_alive=True)
-        for name in _COLUMNS:
+        for name in values.keys() & _COLUMNS:  # version 0.2 did not watch steps
             getattr(streaks, name)[values["units"]] = list(map(index, values[name]))
         streaks.was_alive[values["never_alive"]] = False
         return streaks
 
 
-_COLUMNS = ("since", "num_checks", "woke_at", "is_dead")
+_COLUMNS = {"since", "num_checks", "num_watched", "woke_at", "is_dead"}
 
 
 @dataclass
@@ -147,6 +180,7 @@ class DeadUnits:
         origin: whether they have trained before.
         first_step: optimizer step of the check since which all of them have been dead.
         last_step: optimizer step of the latest check.
+        num_watched: at how many steps in a row their gradients had been zero when the user was warned of them.
         broken_step: optimizer step of the check at which too few of them were dead; None while they are.
     """
 
@@ -156,6 +190,7 @@ class DeadUnits:
     origin: Origin
     first_step: int
     last_step: int
+    num_watched: int = 0
     broken_step: int | None = None
 
     def to_finding(self, layer: str) -> Finding:
@@ -171,11 +206,21 @@ class DeadUnits:
             self.broken_step,
             self.origin,
             reason=Reason.ZERO_AGAIN,
+            num_watched=self.num_watched,
         )
 
     def to_group(self) -> UnitGroup:
         """Return what the report says of the units."""
-        return UnitGroup(self.units, Verdict.DEAD, self.cause, None, self.first_step, self.origin, Reason.ZERO_AGAIN)
+        return UnitGroup(
+            self.units,
+            Verdict.DEAD,
+            self.cause,
+            None,
+            self.first_step,
+            self.origin,
+            Reason.ZERO_AGAIN,
+            num_watched=self.num_watched,
+        )
 
     def to_state(self) -> dict[str, Any]:
         """Return plain numbers, strings and lists."""
@@ -192,6 +237,7 @@ class DeadUnits:
             origin=Origin(values["origin"]),
             first_step=index(values["first_step"]),
             last_step=index(values["last_step"]),
+            num_watched=index(values.get("num_watched", 0)),
             broken_step=None if values["broken_step"] is None else index(values["broken_step"]),
         )
 
@@ -211,6 +257,8 @@ class Deaths:
         self._patience, self._dead_share = patience, dead_share
         self._streaks: ZeroStreaks | None = None
         self._num_checks = 0
+        self._directions: dict[int, float] = {}  # of some dead units, that of their rows at the latest check
+        self._num_left = 0  # steps to watch dead units again
         self.warned: DeadUnits | None = None
 
     @property
@@ -248,7 +296,42 @@ class Deaths:
             self._streaks = ZeroStreaks.of(len(idle), was_alive=self._num_checks > 1)
         self._streaks.take_in(idle, seen.unseen | seen.idle, step, self._patience, is_fresh=is_fresh)
         dead = self._dead()
+        if dead.units and self._have_turned(seen, dead.units[:_MAX_FOLLOWED]):
+            self._num_left = _DEAD_STEPS
         return dead, self._conclude(seen, dead, step)
+
+    def watch(self, is_zero: Mask, is_unseen: Mask, blocks: int, step: int) -> None:
+        """Note what is seen between two checks.
+
+        Args:
+            is_zero: which units have a gradient of exactly zero.
+            is_unseen: which units have a gradient that is not finite.
+            blocks: number of blocks of consecutive units.
+            step: completed optimizer steps.
+        """
+        self._num_left = max(0, self._num_left - 1)
+        if self._streaks is not None:
+            idle = is_zero & ~in_unused_blocks(is_zero, blocks) if blocks < len(is_zero) else is_zero
+            self._streaks.watch(idle, is_unseen | is_zero, step)
+
+    @property
+    def are_to_be_watched(self) -> bool:
+        """Whether each step is to be watched: some units may be dead, or some that are have moved all the same."""
+        return self._num_left > 0 or (self._streaks is not None and self._streaks.are_to_be_watched)
+
+    def _have_turned(self, seen: Look, units: Sequence[int]) -> bool:
+        """Return whether rows of dead units point elsewhere than at the check before.
+
+        Without a gradient decay only scales a row. What the momentum of earlier steps does ends soon; whatever goes on
+        for longer may be gradients between the checks.
+        """
+        rows = seen.weights.fetch(np.array(units)).to("cpu", copy=False)
+        tolerance = _TURNED * torch.finfo(rows.dtype).eps
+        numbers = rows.double().numpy()
+        vector = np.random.default_rng(0).standard_normal(numbers.shape[1])
+        directions = numbers @ vector / np.maximum(np.linalg.norm(numbers, axis=1), np.finfo(np.float64).tiny)
+        before, self._directions = self._directions, dict(zip(units, directions.tolist(), strict=True))
+        return any(abs(now - before.get(unit, now)) > tolerance for unit, now in self._directions.items())
 
     @property
     def are_open(self) -> bool:
@@ -284,7 +367,7 @@ class Deaths:
         warned.units, warned.last_step, warned.broken_step = dead.units, step, None
         if len(warned.units) < 2 * len(warned.warned_units):
             return None
-        warned.warned_units = warned.units
+        warned.warned_units, warned.num_watched = warned.units, dead.num_watched
         return warned
 
     def to_state(self) -> dict[str, Any]:
@@ -305,33 +388,6 @@ class Deaths:
     def num_units(self) -> int | None:
         """The number of units of the layer; None if no gradient was zero so far."""
         return None if self._streaks is None else len(self._streaks.since)
-
-
-def unused_layers(
-    looks: Sequence[Look], members: Mapping[str, Sequence[str]], layers: Iterable[Comparable]
-) -> set[str]:
-    """The names of layers in modules that take no part in a training at a check, such as experts without a token.
-
-    No layer of such a module has a gradient other than zero, while another member of the same list of modules, with
-    layers of the same shapes, does have one.
-
-    Args:
-        looks: what the check saw.
-        members: by member of a list or dict of modules, the names of its layers.
-        layers: all layers; those without a look have gradients.
-    """
-    idle = {seen.layer.name for seen in looks if not seen.has_gradient}
-    if not idle:
-        return idle
-    shapes = {layer.name: (layer.num_units, layer.fan_in) for layer in layers}
-
-    def kind(member: str) -> object:
-        """The same for members of one list whose layers have the same names and shapes."""
-        return member.rpartition(".")[0], tuple((name[len(member) :], shapes.get(name)) for name in members[member])
-
-    used = {kind(member) for member, layers in members.items() if not idle.issuperset(layers)}
-    unused = [layers for member, layers in members.items() if idle.issuperset(layers) and kind(member) in used]
-    return {name for layers in unused for name in layers}
 
 
 def cause_of_death(seen: Look, dead: Indices) -> Cause:

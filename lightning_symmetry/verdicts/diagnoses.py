@@ -48,6 +48,7 @@ class Reason(StrEnum):
     DIFFERENT = "different"  # different gradients
     MOVED_AS_ONE = "moved as one"  # the weights are still equal after they have moved far
     PARALLEL_AGAIN = "parallel again"  # equal gradients of different weights at `patience` checks in a row
+    PRUNED = "pruned"  # rows of zeros without gradients, in a layer whose other rows are not zero
     UNDECIDED = "undecided"  # nothing that was seen so far tells
 
 
@@ -62,8 +63,10 @@ class UnitGroup:
         value: the number that every weight was, for :attr:`Cause.CONSTANT`.
         first_step: optimizer step of the check that saw the group first; None after a single look.
         origin: how the group entered the records.
-        reason: why the verdict was given that was warned of first.
+        reason: why the verdict was given that was warned of first; :attr:`Reason.PRUNED` of rows that are meant to be
+            zero, of which nobody is warned.
         mirrored: those of the units whose row is the negative of the first unit's.
+        num_watched: at how many optimizer steps in a row the gradients of all units were seen to be exactly zero.
     """
 
     units: tuple[int, ...]
@@ -74,6 +77,7 @@ class UnitGroup:
     origin: Origin = Origin.START
     reason: Reason = Reason.UNDECIDED
     mirrored: tuple[int, ...] = ()
+    num_watched: int = 0
 
     def __repr__(self) -> str:
         return f"<UnitGroup {self.verdict}, {self.cause}: {describe_groups([self.units], None)}>"
@@ -99,7 +103,8 @@ class LayerDiagnosis:
         num_units: number of units.
         fan_in: number of weights that feed one unit, without the bias.
         dead: sorted indices of the dead units: those with weights of their own whose gradient was exactly zero at
-            ``patience`` checks in a row, over 50 steps or more. Of a single look: those whose gradient is zero.
+            ``patience`` checks in a row, and at each step of more than 50 in a row that were watched. Of a single look:
+            those whose gradient is zero.
         groups: disjoint groups of units, sorted.
         also: names of layers that share the weight; the report has this diagnosis under each.
         died_at: of each dead unit, the optimizer step of the first of these checks; empty after a single look.
@@ -226,6 +231,8 @@ class Finding:
         modules: names of modules that are whole copies of one another; empty for units of a layer.
         reason: why the verdict was given that was warned of first.
         mirrored: those of the units whose row is the negative of the first unit's.
+        num_watched: at how many optimizer steps in a row the gradients of all units were seen to be exactly zero, when
+            the user was warned of them.
     """
 
     layer: str
@@ -240,6 +247,7 @@ class Finding:
     modules: tuple[str, ...] = ()
     reason: Reason = Reason.UNDECIDED
     mirrored: tuple[int, ...] = ()
+    num_watched: int = 0
 
     def __repr__(self) -> str:
         what = f"{len(self.modules):,} modules" if self.modules else describe_groups([self.units], None)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence, Set
 from enum import StrEnum
 
 from lightning_symmetry.units.progress import Progress
-from lightning_symmetry.verdicts.diagnoses import LayerDiagnosis
+from lightning_symmetry.verdicts.diagnoses import LayerDiagnosis, Reason
 from lightning_symmetry.verdicts.tables import describe_groups
 from lightning_symmetry.verdicts.verdict import Verdict
 
@@ -37,8 +37,8 @@ def untrained(names: Iterable[tuple[str, Sequence[Progress]]], updated: Set[int]
         found = {one.name: _why_untrained(one, updated, patience) for one in several if one.is_wanted}
         if len(set(found.values())) == 1:
             found = {name: next(iter(found.values()))}
-        # Gradients of a single vector may be too small to move it: of a bias that a norm behind it takes away, of one in a
-        # branch that starts closed.
+        # Gradients of a vector may be too small to move it: of a bias that a norm behind it takes away, or in a branch
+        # that starts closed.
         is_small = have_vectors_moved and all(one.parameter.dim() < 2 for one in several)
         if is_small or any(one.has_moved for one in several):
             found = {each: reason for each, reason in found.items() if reason != Untrained.UNMOVED}
@@ -85,7 +85,11 @@ def undecided_layers(layers: Iterable[LayerDiagnosis]) -> list[str]:
     for layer in layers:
         # Slices of a parameter may go unused for ever, as the positions do that no text is long enough for.
         is_open = not layer.slices_of
-        groups = [group.units for group in layer.groups if is_open and group.verdict is Verdict.DUPLICATE]
+        groups = [
+            group.units
+            for group in layer.groups
+            if is_open and group.verdict is Verdict.DUPLICATE and group.reason is not Reason.PRUNED
+        ]
         if groups:
             who = f"{layer.name}: {describe_groups(groups, layer.num_units)} are equal"
             sentences.append(f"{who}, and their gradients say nothing so far; more optimizer steps will tell")
@@ -119,7 +123,7 @@ def may_be_dead(layers: Iterable[LayerDiagnosis], dead_share: float) -> list[str
     """
     return [
         f"{layer.name}: {layer.idle_units} of {layer.num_units} units have had gradients of exactly zero at the last "
-        "checks; it takes 50 steps to call them dead"
+        "checks; it takes 50 steps in a row to call them dead"
         for layer in layers
         if layer.idle_units > layer.dead_units and layer.idle_units >= dead_share * layer.num_units
     ]

@@ -51,6 +51,8 @@ def judge(record: Record, sighting: Sighting, patience: int, *, is_whole_layer: 
     if gradients in (Gradients.EQUAL, Gradients.FAINT) and is_settled:
         return Judgement(Verdict.LOCKED, Reason.EQUAL_AGAIN)
     if gradients is Gradients.ZERO:
+        if sighting.cause is Cause.ZERO and not is_whole_layer:
+            return Judgement(record.verdict, Reason.PRUNED)
         # If the units have differed before, they have trained: they are dead now rather than symmetric.
         is_frozen = is_settled and not record.was_different
         return Judgement(Verdict.FROZEN, Reason.ZERO_AGAIN) if is_frozen else as_before

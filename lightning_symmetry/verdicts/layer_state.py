@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from lightning_symmetry.matrices.mirrors import Mirrored
+from lightning_symmetry.matrices.numerics import Mask
 from lightning_symmetry.units.comparable import Comparable
 from lightning_symmetry.verdicts.deadness import Deaths
 from lightning_symmetry.verdicts.diagnoses import Finding, LayerDiagnosis, Origin, UnitGroup
@@ -161,6 +162,24 @@ class LayerState:
         for record in self.holding:
             record.last_step = step  # how often they have agreed makes no difference any more
 
+    @property
+    def is_to_be_watched(self) -> bool:
+        """Whether each step until the next check is to be watched, since some units may be dead or frozen."""
+        return self.deaths.are_to_be_watched or any(record.is_to_be_watched for record in self.holding)
+
+    def watch(self, is_zero: Mask, is_unseen: Mask, step: int) -> None:
+        """Record what is seen of the gradients at a step between two checks.
+
+        Args:
+            is_zero: which units have a gradient of exactly zero, ``(num_units,)``.
+            is_unseen: which have one that is not finite, ``(num_units,)``.
+            step: completed optimizer steps.
+        """
+        for record in self.holding:
+            if record.is_to_be_watched:
+                record.watch(is_zero, is_unseen)
+        self.deaths.watch(is_zero, is_unseen, self._layer.blocks if self._layer is not None else 1, step)
+
     def update(self, seen: Look, step: int, is_fresh: bool = True, is_unused: bool = False) -> list[Finding]:
         """Record what a look showed, and conclude.
 
@@ -168,7 +187,7 @@ class LayerState:
             seen: the look.
             step: completed optimizer steps.
             is_fresh: whether this look counts among those that must agree, see :meth:`History.is_fresh`.
-            is_unused: whether the module of the layer takes no part in the training at this check.
+            is_unused: whether the module of the layer takes no part in this step: zero gradients say nothing then.
 
         Returns:
             The findings that the user has not been told of yet.
@@ -184,6 +203,8 @@ class LayerState:
         news: list[Finding] = []
         # The largest groups come first: when a group falls apart, its largest part carries the record on.
         for sighting in sorted(seen.sightings, key=lambda sighting: -len(sighting.units)):
+            if is_unused and sighting.gradients is Gradients.ZERO:
+                sighting = replace(sighting, gradients=Gradients.NONE)
             record = lineage.carry_on(sighting, step) or lineage.begin(sighting, step, origin, seen.layer.row_names)
             holding.append(record)
             record.take_in(sighting, is_fresh)

@@ -64,6 +64,7 @@ class ModelDiagnosis:
                 origin=group.origin,
                 reason=group.reason,
                 mirrored=group.mirrored,
+                num_watched=group.num_watched,
             )
             for layer in self.distinct_layers
             for group in layer.groups

@@ -8,6 +8,7 @@ from enum import StrEnum
 from operator import index
 from typing import Any
 
+from lightning_symmetry.matrices.numerics import Mask
 from lightning_symmetry.verdicts.diagnoses import Cause, Finding, Origin, Reason, UnitGroup
 from lightning_symmetry.verdicts.looks import Gradients, Sighting
 from lightning_symmetry.verdicts.verdict import Verdict
@@ -30,7 +31,10 @@ class Record:
         verdict: what was concluded at the latest check.
         gradients: what the gradients said at the latest check at which they said anything.
         streak: at how many checks in a row they said so.
+        num_watched: at how many steps in a row the gradients of all units were seen to be zero, checks included, until
+            the group was called frozen.
         was_different: whether the gradients of its units have ever differed.
+        is_pruned: whether these are rows of zeros in a layer with others, and had no gradient at the latest check.
         warned: the verdict that the user was warned of first; None if the user was not warned.
         warned_units: the units that the user was warned of.
         warned_reason: why that verdict was given.
@@ -50,7 +54,9 @@ class Record:
     verdict: Verdict = Verdict.DUPLICATE
     gradients: Gradients = Gradients.NONE
     streak: int = 0
+    num_watched: int = 0
     was_different: bool = False
+    is_pruned: bool = False
     warned: Verdict | None = None
     warned_units: tuple[int, ...] = ()
     row_names: tuple[str, ...] = ()
@@ -74,12 +80,36 @@ class Record:
         if gradients not in (Gradients.NONE, Gradients.UNCLEAR) and (is_fresh or gradients is not self.gradients):
             self.streak = self.streak + 1 if gradients is self.gradients else 1
             self.gradients = gradients
+        if gradients is Gradients.ZERO:
+            self.num_watched += self.verdict is not Verdict.FROZEN
+        elif gradients is not Gradients.NONE:
+            self.num_watched = 0
         if gradients is Gradients.DIFFERENT and self.has_equal_weights:
             self.was_different = True
 
+    @property
+    def is_to_be_watched(self) -> bool:
+        """Whether each step is to be watched: the gradients were zero, and it is open whether they stay so."""
+        is_silent = self.gradients is Gradients.ZERO and self.has_equal_weights and not self.was_different
+        is_open = self.broken_step is None and self.verdict is not Verdict.FROZEN and not self.is_pruned
+        return is_silent and is_open
+
+    def watch(self, is_zero: Mask, is_unseen: Mask) -> None:
+        """Note what is seen between two checks of a group whose gradients were zero at the last one.
+
+        Args:
+            is_zero: which units of the layer have a gradient of exactly zero.
+            is_unseen: which have one that is not finite.
+        """
+        units = list(self.units)
+        if is_zero[units].all():
+            self.num_watched += 1
+        elif not is_unseen[units].any():
+            self.gradients, self.streak, self.num_watched = Gradients.NONE, 0, 0
+
     def conclude(self, verdict: Verdict, reason: Reason) -> None:
         """Note what is concluded at this check, and that the user is warned of it if it is serious."""
-        self.verdict = verdict
+        self.verdict, self.is_pruned = verdict, reason is Reason.PRUNED
         if self.warned is None and reason is Reason.ZERO_AGAIN and self.cause is not Cause.ZERO:
             self.cause = Cause.DEAD
         if not verdict.is_warning:
@@ -105,13 +135,17 @@ class Record:
             tuple(self.row_names[unit] for unit in self.warned_units) if self.row_names else (),
             self.warned_reason,
             tuple(sorted({*self.mirrored}.intersection(self.warned_units))) if self.mirrored else (),
+            self.num_watched,
         )
 
     def to_group(self) -> UnitGroup:
         """What the report says of the group; the same object as long as that is the same."""
         known = self._group
-        if known is None or (known.units, known.verdict, known.cause, known.reason, known.mirrored) != (
-            (self.units, self.verdict, self.cause, self.warned_reason, self.mirrored)
+        reason = Reason.PRUNED if self.is_pruned else self.warned_reason
+        now = self.units, self.verdict, self.cause, reason, self.mirrored, self.num_watched
+        if known is None or now != (
+            *(known.units, known.verdict, known.cause, known.reason, known.mirrored),
+            known.num_watched,
         ):
             self._group = known = UnitGroup(
                 self.units,
@@ -120,8 +154,9 @@ class Record:
                 self.value,
                 self.first_step,
                 self.origin,
-                self.warned_reason,
+                reason,
                 self.mirrored,
+                self.num_watched,
             )
         return known
 
@@ -142,6 +177,7 @@ class Record:
             **{
                 **values,
                 **{name: index(values[name]) for name in ("first_step", "last_step", "streak")},
+                "num_watched": index(values.get("num_watched", 0)),
                 "broken_step": None if values["broken_step"] is None else index(values["broken_step"]),
                 "units": units_from_state(values["units"]),
                 "row_names": tuple(values["row_names"]),
@@ -197,6 +233,9 @@ class Lineage:
                 record = replace(before, warned_units=sighting.units if before.warned else ())
             elif (record.units, record.mirrored) != (sighting.units, sighting.mirrored):
                 self._before[id(record)] = replace(record)
+                if record.verdict is Verdict.BREAKING and len(sighting.units) < len(record.units):
+                    # Those that are left are not known to differ from one another.
+                    record.verdict = Verdict.DUPLICATE
             self._continued.add(id(record))
             if record.was_different and len(sighting.units) < len(record.units):
                 record.streak = 0  # what is left of a group that falls apart must hold for a while to count

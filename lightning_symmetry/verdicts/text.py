@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from lightning_symmetry.verdicts.diagnoses import LayerDiagnosis
+from lightning_symmetry.verdicts.diagnoses import LayerDiagnosis, Reason
 from lightning_symmetry.verdicts.model_diagnosis import ModelDiagnosis
 from lightning_symmetry.verdicts.tables import describe_groups, plain_table
 from lightning_symmetry.verdicts.verdict import Verdict
@@ -91,6 +91,13 @@ def notes(report: ModelDiagnosis) -> list[str]:
     present = {group.verdict for layer in report.distinct_layers for group in layer.groups}
     told = [verdict for verdict in Verdict if verdict in present and verdict.traits.note]
     lines = [f"{verdict}: {verdict.traits.note}" for verdict in told]
+    pruned = sum(
+        len(group.units) for layer in report.distinct_layers for group in layer.groups if group.reason is Reason.PRUNED
+    )
+    if pruned:
+        lines.append(
+            f"{pruned} rows of zeros without gradients, in layers whose other rows are not zero: pruned or padded"
+        )
     if any(layer.slices_of and layer.groups for layer in report.distinct_layers):
         lines.append(
             "[dim 0]: slices of a parameter along its dimension 0, which were compared because no adapter knows "

@@ -138,6 +138,7 @@ def _listening() -> Iterator[list[str]]:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             warnings.simplefilter("always", SymmetryWarning)
+            warnings.filterwarnings("always", "SymmetryTracker: parts of the model do not train")
             warnings.showwarning = lambda message, *_args, **_options: said.append(str(message))
             yield said
     finally:

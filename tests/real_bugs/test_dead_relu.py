@@ -32,7 +32,15 @@ CASES = [
         ),
         hidden,
         hidden,
-        (Found("0", "dead", "negative weights", way_out="Use a smaller learning rate"),),
+        (
+            Found(
+                "0",
+                "dead",
+                "negative weights",
+                (tuple(unit for unit in range(16) if unit != 3),),
+                way_out="Use a smaller learning rate",
+            ),
+        ),
         lr=80.0,
         fixed_lr=0.05,
         steps=100,

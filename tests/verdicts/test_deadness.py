@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 import warnings
@@ -23,7 +24,7 @@ from lightning_symmetry.verdicts.diagnoses import Origin
 from lightning_symmetry.verdicts.looks import Look
 from tests import zoo
 from tests.test_tracker import endless, loss_of, sgd, tracked, train
-from tests.training import batches, mlp
+from tests.training import batches, fill, mlp
 
 
 def saturated() -> nn.Module:
@@ -107,10 +108,13 @@ def test_deaths_are_dated() -> None:
 
 
 def test_what_was_dead_for_less_than_50_steps_is_no_finding_but_a_doubt() -> None:
-    tracker = tracked(zoo.with_bias(mlp(), "0", -100.0), steps=40, every_n_steps=5)
+    with pytest.warns(UserWarning, match=r"parts of the model do not train. no gradient has reached it: 0, 2.weight"):
+        tracker = tracked(zoo.with_bias(mlp(), "0", -100.0), steps=40, every_n_steps=5)
     assert tracker.findings == []
     assert tracker.report.status == "inconclusive"
-    (reason,) = tracker.report.reasons
+    assert tracker.report.untrained == dict.fromkeys(["0", "2.weight"], "no gradient has reached it")
+    *untrained, reason = tracker.report.reasons
+    assert untrained == [f"{name} does not train: no gradient has reached it" for name in ("0", "2.weight")]
     assert reason.startswith("0: 16 of 16 units have had gradients of exactly zero")
 
 
@@ -120,36 +124,109 @@ def test_the_gate_goes_on_until_it_knows() -> None:
 
 
 class Routed(nn.Module):
-    """Experts of two layers, all of which compute; the last is never chosen."""
+    """Experts of two layers, of which the last is never chosen.
 
-    def __init__(self, num_experts: int) -> None:
+    Args:
+        num_experts: how many there are.
+        how: ``"rows"``: each is handed the rows that chose it; ``"called"``: only those are called that were chosen by
+            any; ``"all"``: all compute all rows.
+    """
+
+    def __init__(self, num_experts: int, how: str) -> None:
         super().__init__()
         experts = (nn.Sequential(nn.Linear(12, 8), nn.Tanh(), nn.Linear(8, 8)) for _ in range(num_experts))
-        self.experts = nn.ModuleList(experts)
+        self.experts, self.how = nn.ModuleList(experts), how
         self.head = nn.Linear(8, 4)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        outputs = torch.stack([expert(inputs) for expert in self.experts], dim=1)
-        choice = (inputs[:, 0] > 0.5).long().clamp(max=len(self.experts) - 2)
-        logits: Tensor = self.head(outputs[torch.arange(len(inputs)), choice])
+        choice = torch.arange(len(inputs)) % (len(self.experts) - 1)
+        hidden = torch.zeros(len(inputs), 8)
+        for i, expert in enumerate(self.experts):
+            rows = (choice == i).nonzero()[:, 0]
+            if self.how == "all":
+                hidden = hidden + expert(inputs) * (choice == i)[:, None]
+            elif self.how == "rows" or len(rows):
+                hidden = hidden.index_add(0, rows, expert(inputs[rows]))
+        logits: Tensor = self.head(hidden)
         return logits
 
 
-@pytest.mark.parametrize(
-    "build",
-    [
-        lambda: Routed(2),
-        lambda: Routed(3),
-        # no gradients at all
-        lambda: nn.Sequential(nn.Linear(12, 16).requires_grad_(False), nn.Tanh(), nn.Linear(16, 4)),
-    ],
-)
-def test_parts_that_are_not_used_are_passed_over(build: Callable[[], nn.Module]) -> None:
+@pytest.mark.parametrize("how", ["rows", "called"])
+@pytest.mark.parametrize("num_experts", [2, 3])
+def test_experts_without_a_token_say_nothing_of_their_units(num_experts: int, how: str) -> None:
     torch.manual_seed(0)
-    tracker = tracked(build(), steps=70, every_n_steps=10)
+    net = Routed(num_experts, how)
+    fill(net.experts[-1], 0.0)
+    for parameter in net.parameters():
+        parameter.grad = torch.zeros_like(parameter)  # none is missing
+    optimizer = sgd(net)
+    unused = [f"experts.{num_experts - 1}.{i}" for i in (0, 2)]
+    tracker = SymmetryTracker(net, optimizer, every_n_steps=10)
+    for _, batch in zip(range(70), endless(), strict=False):
+        optimizer.zero_grad(set_to_none=False)
+        loss_of(net, batch).backward()
+        optimizer.step()
+    with pytest.warns(UserWarning, match=f"no gradient has reached it: {', '.join(unused)}"):
+        tracker.close()
     assert tracker.findings == []
+    assert tracker.report is not None
     assert tracker.report.dead_units == 0
+    assert tracker.report.status == "inconclusive"
+    assert tracker.report.untrained == dict.fromkeys(unused, "no gradient has reached it")
+
+
+@pytest.mark.parametrize("how", ["rows", "called", "all"])
+def test_shapes_alone_are_no_evidence_that_an_expert_goes_unused(how: str) -> None:
+    torch.manual_seed(0)
+    net = Routed(3, how)
+    zoo.with_bias(net, "experts.1.0", 40.0)  # saturated, whatever it is handed
+    tracker = tracked(net, steps=70, every_n_steps=10, exclude=["experts.2.*"])
+    assert [(finding.layer, str(finding.verdict)) for finding in tracker.findings] == [("experts.1.0", "dead")]
+
+
+def test_parts_that_do_not_train_on_purpose_are_passed_over() -> None:
+    net = nn.Sequential(nn.Linear(12, 16).requires_grad_(False), nn.Tanh(), nn.Linear(16, 4))
+    tracker = tracked(net, steps=70, every_n_steps=10)
+    assert tracker.findings == []
     assert tracker.report.status == "healthy"
+
+
+@pytest.mark.parametrize("every_n_steps", [5, 50])
+@pytest.mark.parametrize("period", [3, 10, 20])
+def test_a_layer_that_trains_every_few_steps_is_alive_whichever_are_looked_at(period: int, every_n_steps: int) -> None:
+    main, rare = mlp(), mlp()
+    net = nn.ModuleDict({"main": main, "rare": rare})
+    optimizer = sgd(net)
+    latest = torch.zeros(16)  # of each unit of a layer, the latest step at which it had a gradient
+    with SymmetryTracker(net, optimizer, every_n_steps=every_n_steps) as tracker:
+        for i, batch in zip(range(210), endless(), strict=False):
+            optimizer.zero_grad()
+            weight = float(i % period == period - 1)
+            (loss_of(main, batch) + weight * loss_of(rare, batch)).backward()
+            gradient = rare.linear(0).weight.grad
+            assert gradient is not None
+            latest[gradient.count_nonzero(dim=1) > 0] = i
+            optimizer.step()
+    assert tracker.findings == []
+    assert tracker.report is not None
+    assert tracker.report.status != "symmetric"
+    assert tracker.report.untrained == {}
+    assert (latest[list(tracker.report.layers["rare.0"].dead)] < 209 - 50).all()
+
+
+def test_steps_of_other_optimizers_do_not_count() -> None:
+    net = mlp()
+    zoo.with_bias(net, "0", -100.0)
+    dead, other = sgd(net.linear(0)), sgd(net.linear(4))
+    for num_steps, num_dead in ((51, 16), (50, 0)):
+        tracker = SymmetryTracker(net, [dead, other], every_n_steps=10)
+        for i, batch in zip(range(10 * num_steps), endless(), strict=False):
+            net.zero_grad()
+            loss_of(net, batch).backward()
+            (dead if i % 10 == 9 else other).step()
+        tracker.abandon()
+        assert tracker.report is not None
+        assert tracker.report.layers["0"].dead_units == num_dead
 
 
 def test_pruned_units_are_not_called_dead() -> None:
@@ -157,6 +234,14 @@ def test_pruned_units_are_not_called_dead() -> None:
     prune.ln_structured(net.linear(0), "weight", amount=0.75, n=2, dim=0)
     tracker = tracked(net, steps=70, every_n_steps=10)
     assert tracker.findings == []
+    prune.remove(net.linear(0), "weight")
+    for kept in (net, copy.deepcopy(net)):
+        with torch.no_grad():
+            kept.linear(0).bias[(kept.linear(0).weight == 0).all(1)] = 0  # rows and outputs of zero
+        tracker = tracked(kept, steps=70, every_n_steps=10)
+        assert tracker.findings == []
+        assert tracker.report.status == "healthy"
+        assert "12 rows of zeros without gradients, in layers whose other rows are not zero" in str(tracker.report)
     with torch.no_grad():  # the same in place: rows of zeros have no weights of their own
         net = mlp()
         net.linear(0).weight[0] = net.linear(0).bias[0] = 0
@@ -175,8 +260,9 @@ def test_one_look_says_what_it_sees() -> None:
 def test_a_training_that_is_resumed_goes_on_counting() -> None:
     net = zoo.with_bias(mlp(), "0", -100.0)
     optimizer = sgd(net)
-    with SymmetryTracker(net, optimizer, every_n_steps=5) as tracker:
-        train(net, optimizer, 30)
+    tracker = SymmetryTracker(net, optimizer, every_n_steps=5)
+    train(net, optimizer, 30)
+    tracker.abandon()
     state = json.loads(json.dumps(tracker.state_dict()))
     with warnings.catch_warnings(), SymmetryTracker(net, optimizer, every_n_steps=5) as resumed:
         warnings.simplefilter("ignore", SymmetryWarning)
@@ -213,49 +299,65 @@ def test_gradients_that_are_not_finite_say_nothing() -> None:
 @given(st.data())
 def test_streaks_are_those_of_the_definition(data: Any) -> None:
     num_units, patience = 4, data.draw(st.integers(1, 4))
-    steps = np.cumsum(data.draw(st.lists(st.integers(1, 40), min_size=1, max_size=12))).tolist()
     streaks = ZeroStreaks.of(num_units, was_alive=False)
-    seen: list[tuple[int, str, bool]] = []
+    seen: list[tuple[int, str, bool, bool]] = []  # the step, the units, whether it was a check, and a fresh one
     woke: dict[int, int] = {}
     was_dead: set[int] = set()
-    for step in steps:
+    step = 0
+    for _ in range(data.draw(st.integers(1, 8))):
         states = data.draw(st.text("zau", min_size=num_units, max_size=num_units))  # zero, awake, unseen
-        is_fresh = data.draw(st.booleans())
-        idle, unseen = (np.array([state == kind for state in states]) for kind in "zu")
-        streaks.take_in(idle, unseen, step, patience, is_fresh=is_fresh)
-        seen.append((step, states, is_fresh))
-        dead = {}
-        for unit in range(num_units):
-            told = [(at, states[unit], fresh) for at, states, fresh in seen if states[unit] != "u"]
-            tail: list[tuple[int, bool]] = []
-            for at, state, fresh in reversed(told):
-                if state == "a":
-                    break
-                tail.insert(0, (at, fresh))
-            counted = sum(fresh for _, fresh in tail[1:]) + bool(tail)
-            # What is unseen at this check was dead if it was so before.
-            is_dead = bool(tail) and counted >= patience and tail[-1][0] - tail[0][0] >= 50
-            if is_dead:
-                dead[unit] = tail[0][0]
-                woke.pop(unit, None) if unit not in was_dead else None
-            elif unit in was_dead:
-                woke[unit] = step
-        was_dead = set(dead)
-        found = streaks.dead(patience)
+        is_check, is_fresh = data.draw(st.booleans()), data.draw(st.booleans())
+        for _ in range(1 if is_check else data.draw(st.integers(1, 60))):
+            idle, unseen = (np.array([state == kind for state in states]) for kind in "zu")
+            if is_check:
+                streaks.take_in(idle, unseen, step, patience, is_fresh=is_fresh)
+            else:
+                streaks.watch(idle, unseen, step)
+            seen.append((step, states, is_check, is_fresh))
+            dead = {}
+            for unit in range(num_units):
+                tail: list[tuple[int, bool, bool]] = []
+                for at, of_all, was_check, was_fresh in reversed(seen):
+                    if of_all[unit] == "a":
+                        break
+                    if of_all[unit] == "z":
+                        tail.insert(0, (at, was_check, was_fresh))
+                # A streak begins with a check.
+                first = next((i for i, (_, is_one, _) in enumerate(tail) if is_one), len(tail))
+                tail = tail[first:]
+                checks = [fresh for _, is_one, fresh in tail if is_one]
+                counted = sum(checks[1:]) + bool(checks)
+                # Whether a unit is dead is concluded at checks at which its gradient is zero.
+                concluded = is_check and states[unit] == "z" and counted >= patience and len(tail) > 50
+                if tail and (concluded or unit in was_dead):
+                    dead[unit] = tail[0][0]
+                    woke.pop(unit, None) if unit not in was_dead else None
+                elif unit in was_dead:
+                    woke[unit] = step
+            was_dead = set(dead)
+            step += 1
+        found = streaks.dead(1)
         assert dict(zip(found.units, found.died_at, strict=True)) == dead
         assert {unit: at for unit, at in found.woke_at.items() if unit in woke} == woke
+        assert streaks.are_to_be_watched == bool(((streaks.since >= 0) & ~streaks.is_dead).any())
     again = ZeroStreaks.from_state(json.loads(json.dumps(streaks.to_state())))
     assert again.dead(patience) == streaks.dead(patience)
 
 
 def played(*checks: str, patience: int = 3) -> Deaths:
-    """Let checks, twenty steps apart, see units that are idle (z), awake (a) or not finite (u)."""
+    """Let checks, twenty steps apart, see units that are idle (z), awake (a) or not finite (u).
+
+    The steps between two checks are watched where that is asked for, and are as the check before.
+    """
     [layer] = find_layers(nn.Sequential(nn.Linear(3, len(checks[0])))).layers
     deaths = Deaths(patience, dead_share=0.5)
     for i, states in enumerate(checks):
         idle, unseen = (np.array([state == kind for state in states]) for kind in "zu")
         seen = Look(layer, lambda: (layer.weights(), None), (), i, True, idle, unseen)
         deaths.update(seen, 20 * i, is_fresh=True, is_unused=False)
+        for step in range(20 * i + 1, 20 * i + 20):
+            if deaths.are_to_be_watched:
+                deaths.watch(idle, unseen, 1, step)
     return deaths
 
 

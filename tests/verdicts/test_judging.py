@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Callable, Iterable
 
 import pytest
@@ -90,6 +91,21 @@ def test_rows_that_have_become_zero_have_moved_beyond_any_reach_and_prove_nothin
 def test_a_long_way_is_more_than_ten_reaches_in_any_direction(position: float, verdict: Verdict) -> None:
     sighting = sighting_of(Gradients.UNCLEAR, position, reach=0.125)
     assert judge(record_of(), sighting, 3, is_whole_layer=False).verdict is verdict
+
+
+@pytest.mark.parametrize(
+    ("cause", "is_whole_layer", "expected"),
+    [
+        (Cause.ZERO, False, (Verdict.DUPLICATE, Reason.PRUNED)),
+        (Cause.ZERO, True, (FROZEN, Reason.ZERO_AGAIN)),
+        (Cause.CONSTANT, False, (FROZEN, Reason.ZERO_AGAIN)),
+    ],
+)
+def test_rows_of_zeros_among_others_are_pruned(cause: Cause, is_whole_layer: bool, expected: Judgement) -> None:
+    sighting = Sighting((0, 1), True, Gradients.ZERO, cause, None, 0.0, 0.0)
+    assert judge(record_of(streak=3), sighting, 3, is_whole_layer=is_whole_layer) == expected
+    unlike = dataclasses.replace(sighting, gradients=Gradients.EQUAL)
+    assert judge(record_of(streak=3), unlike, 3, is_whole_layer=is_whole_layer).verdict is LOCKED
 
 
 @pytest.mark.parametrize(
