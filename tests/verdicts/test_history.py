@@ -55,7 +55,7 @@ def play(
     *checks: list[Sighting], history: History | None = None
 ) -> tuple[History, list[list[Finding]], LayerDiagnosis]:
     """Let checks see what is listed, one after the other; returns the news of each and the last diagnosis."""
-    history = history or History(patience=3)
+    history = history or History(patience=3, dead_share=0.5)
     news = []
     for step, sightings in enumerate(checks):
         news.append(take_in(history, Look(LAYER, read, tuple(sightings), step, True), step))
@@ -118,7 +118,7 @@ def test_a_group_that_appears_later_needs_patience_and_is_a_collapse() -> None:
 
 
 def test_a_group_of_a_first_look_in_the_middle_is_no_collapse() -> None:
-    history = History(patience=1)
+    history = History(patience=1, dead_share=0.5)
     take_in(history, Look(LAYER, read, (see([3, 9]),), 0, True), 700)
     assert [(f.origin, f.first_step) for f in history.findings] == [(Origin.FIRST_LOOK, 700)]
 
@@ -157,7 +157,7 @@ def test_the_rest_of_a_group_that_falls_apart_needs_patience_from_its_last_loss(
 
 
 def test_looks_between_which_nothing_moved_count_once() -> None:
-    history = History(patience=3)
+    history = History(patience=3, dead_share=0.5)
     history.attend([LAYER], 0)
     zero = (see([0, 1], ZERO),)
     for step in range(6):
@@ -172,12 +172,30 @@ def test_looks_between_which_nothing_moved_count_once() -> None:
 
 @pytest.mark.parametrize("has_gradient", [True, False])
 def test_a_model_without_any_gradient_need_not_move(has_gradient: bool) -> None:
-    history = History(patience=3)
+    history = History(patience=3, dead_share=0.5)
     history.attend([LAYER], 0)
     for step in range(3):
         looks = [Look(LAYER, read, (see([0, 1], ZERO),), 7, has_gradient)]
         take_in(history, looks[0], step, history.is_fresh(looks))
     assert bool(history.findings) != has_gradient
+
+
+def test_gradients_of_layers_that_were_read_quickly_count_too() -> None:
+    history = History(patience=3, dead_share=0.5)
+    seen = Look(LAYER, read, (), 7, has_gradient=False)
+    take_in(history, seen, 0)
+    assert history.is_fresh([seen], had_gradient=False)
+    assert not history.is_fresh([seen], had_gradient=True)
+
+
+def test_the_latest_thousand_findings_in_layers_that_are_gone_are_remembered() -> None:
+    history = History(patience=1, dead_share=0.5)
+    for step, num_units in enumerate((4, 2000, 4)):
+        layer = layer_of(num_units)
+        pairs = tuple(see([unit, unit + 1]) for unit in range(0, num_units, 2))
+        history.attend([layer], step)
+        history[layer.name].update(Look(layer, read, pairs, step, True), step)
+    assert [finding.broken_step for finding in history.findings] == [2] * 1000 + [None] * 2
 
 
 def test_lockstep_of_some_units_takes_time_too() -> None:
@@ -190,7 +208,7 @@ def test_lockstep_of_some_units_takes_time_too() -> None:
 
 def test_state_round_trips() -> None:
     history, _, _ = play([see([0, 1]), see([2, 3], ZERO), see([4, 5], DIFFERENT)], [see([0, 1]), see([2, 3], ZERO)])
-    other = History(patience=3)
+    other = History(patience=3, dead_share=0.5)
     other.load_state_dict(history.state_dict())
     assert other.state_dict() == history.state_dict()
     assert other.findings == history.findings
@@ -203,7 +221,7 @@ def test_news_come_in_the_same_order_in_every_process() -> None:
     code = """
 from tests.verdicts.test_history import *
 first = [see([0, 1], ZERO), see([2, 3], EQUAL), see([4, 5, 6], EQUAL), see([7, 8, 9], ZERO)]
-history = History(patience=1)
+history = History(patience=1, dead_share=0.5)
 looks = Look(LAYER, read, tuple(first), 0, True)
 print([(f.units, str(f.verdict)) for f in take_in(history, looks, 60)])
 """
@@ -218,7 +236,7 @@ print([(f.units, str(f.verdict)) for f in take_in(history, looks, 60)])
 
 
 def test_asking_whether_looks_are_fresh_changes_nothing() -> None:
-    history = History(patience=3)
+    history = History(patience=3, dead_share=0.5)
     history.attend([LAYER], 0)
     looks = [Look(LAYER, read, (see([0, 1], ZERO),), 7, True)]
     assert [history.is_fresh(looks) for _ in range(3)] == [True] * 3
