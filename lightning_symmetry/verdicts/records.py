@@ -237,8 +237,8 @@ class Lineage:
             step: completed optimizer steps.
 
         Returns:
-            The records that hold no longer and that the user was warned of, without those that became part of a larger
-            group: its record speaks for them.
+            The records that hold no longer and that the user was warned of, in the order in which they ended, without
+            those that became part of a larger group: its record speaks for them.
         """
         home = {(record.has_equal_weights, unit): record for record in holding for unit in record.units}
         ended = []

@@ -111,6 +111,14 @@ def test_pairs_that_reach_their_verdicts_one_by_one_do_not_fill_the_console() ->
     assert [len(new) for new in news] == [1, 1, 0, 0, 0, 0, 0, 0]
 
 
+def test_news_of_every_kind_are_told_at_one_check() -> None:
+    _, news, _ = play([see([0, 1], ZERO), see([2, 3])], history=History(patience=1, dead_share=0.5))
+    assert [(finding.units, finding.verdict) for finding in news[0]] == [
+        ((0, 1), Verdict.FROZEN),
+        ((2, 3), Verdict.LOCKED),
+    ]
+
+
 def test_a_group_that_appears_later_needs_patience_and_is_a_collapse() -> None:
     history, news, _ = play([], [], *[[see([3, 9])]] * 3)
     assert [len(new) for new in news] == [0, 0, 0, 0, 1]
@@ -200,10 +208,11 @@ def test_the_latest_thousand_findings_in_layers_that_are_gone_are_remembered() -
 
 def test_lockstep_of_some_units_takes_time_too() -> None:
     some = [see([2, 5], equal_weights=False)]
-    history, _, _ = play(*[some] * 50)
-    assert history.findings == []
-    history, _, _ = play(*[some] * 51)
+    history, _, diagnosis = play(*[some] * 50)
+    assert (history.findings, diagnosis.groups) == ([], [])
+    history, _, diagnosis = play(*[some] * 51)
     assert [finding.verdict for finding in history.findings] == [Verdict.LOCKSTEP]
+    assert [group.units for group in diagnosis.groups] == [(2, 5)]
 
 
 def test_state_round_trips() -> None:
