@@ -14,7 +14,7 @@ from lightning_symmetry import Finding, LayerDiagnosis, Verdict
 from lightning_symmetry.matrices.rows import Rows
 from lightning_symmetry.units.discovery import find_layers
 from lightning_symmetry.units.layers import Layer
-from lightning_symmetry.verdicts.diagnoses import Cause, Origin
+from lightning_symmetry.verdicts.diagnoses import Cause, Origin, Reason
 from lightning_symmetry.verdicts.history import History
 from lightning_symmetry.verdicts.looks import Gradients, Look, Sighting
 
@@ -271,6 +271,13 @@ def test_groups_that_become_one_are_a_new_group() -> None:
     assert (group.first_step, group.origin) == (1, Origin.COLLAPSE)
 
 
+def test_groups_that_were_told_of_and_become_one_stay_told() -> None:
+    history, news, _ = play([see([0, 1]), see([2, 3])], [see([0, 1, 2, 3])])
+    assert [len(new) for new in news] == [2, 0]
+    [finding] = history.findings
+    assert (finding.units, finding.verdict, finding.reason) == ((0, 1, 2, 3), "locked", Reason.EQUAL_FROM_START)
+
+
 def test_each_part_of_a_group_that_was_not_told_is_news() -> None:
     history, news, _ = play([see(range(8), NONE)], [see([0, 1, 2, 3, 4]), see([5, 6, 7])])
     assert [len(new) for new in news] == [0, 2]
@@ -295,6 +302,9 @@ def test_a_part_of_a_broken_group_opens_its_record_and_other_units_do_not() -> N
     history, _, _ = play(*[[see([2, 5, 7])]] * 4, [], [see([2, 7])], [see([2, 8])])
     records = history["0"].records or []
     assert [(record.units, record.broken_step) for record in records] == [((2, 7), 6), ((2, 8), None)]
+    history, _, _ = play(*[[see([2, 5, 7])]] * 4, [], [see([2, 8])])
+    records = history["0"].records or []
+    assert [(record.units, record.broken_step) for record in records] == [((2, 5, 7), 4), ((2, 8), None)]
     history, _, _ = play(
         [see([0, 1], equal_weights=False)], *[[see(range(16), equal_weights=False)]] * 3, [], [see([0, 1])]
     )
