@@ -19,6 +19,8 @@ from lightning_symmetry.verdicts.diagnoses import Cause, Origin
 from lightning_symmetry.verdicts.layer_state import LayerState
 from lightning_symmetry.verdicts.looks import Gradients, Look, Sighting
 from lightning_symmetry.verdicts.records import Record
+from tests.test_tracker import tracked
+from tests.training import fill
 
 
 def layer_of(module: nn.Module) -> Layer:
@@ -191,6 +193,14 @@ def test_a_group_without_a_verdict_is_not_steady_however_short_the_patience_has_
     assert resumed.steady() is None
     resumed.update(look_of(LAYER, 4, [see()]), 4)
     assert resumed.steady() is not None
+
+
+def test_equal_units_of_a_layer_that_no_training_was_ever_wanted_of_are_no_doubt() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(fill(nn.Linear(12, 16), 0.1).requires_grad_(False), nn.Linear(16, 4))
+    tracker = tracked(net, steps=4, every_n_steps=1)
+    assert tracker.report.layers["0"].redundant_units == 15
+    assert (tracker.report.status, tracker.report.reasons) == ("healthy", [])
 
 
 def everything_known(state: LayerState) -> tuple[object, ...]:
