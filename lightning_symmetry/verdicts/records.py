@@ -213,7 +213,7 @@ class Lineage:
         """A record of a new group, which replaces the records of the groups that it takes in."""
         units = set(sighting.units)
         kin = [self._as_before(record) for record in self._kin(sighting) if record]
-        parts = {id(record): record for record in kin if set(record.units) < units}.values()
+        parts = {id(record): record for record in kin if units.issuperset(record.units)}.values()
         told = next((part for part in parts if part.warned), None)
         return Record(
             units=sighting.units,
