@@ -28,7 +28,7 @@ class History:
         dead_share: the share of a layer's units that must be dead before the user is warned of them.
     """
 
-    def __init__(self, patience: int, dead_share: float = 0.5) -> None:
+    def __init__(self, patience: int, dead_share: float) -> None:
         self._patience, self._dead_share = patience, dead_share
         self._states: dict[str, LayerState] = {}
         self._ended: list[Finding] = []

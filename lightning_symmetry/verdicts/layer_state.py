@@ -143,7 +143,7 @@ class LayerState:
     def _has_settled(self, record: Record) -> bool:
         """Return whether the group is locked for good: more equal checks would not change its verdict."""
         is_locked = record.verdict is Verdict.LOCKED and record.gradients is Gradients.EQUAL
-        is_plain = record.has_equal_weights and not record.mirrored and not record.row_names
+        is_plain = not record.mirrored and not record.row_names
         return is_locked and is_plain and record.streak >= self.patience
 
     # ---------------------------------------------------------------- a check
@@ -216,7 +216,7 @@ class LayerState:
                 groups.append(record.to_group())
             if is_news:
                 news.append(record.to_finding(name))
-        self.records = _bounded(lineage.end(holding, step)) + holding
+        self.records = records = _bounded(lineage.end(holding, step)) + holding
         self.last = None if seen.fingerprint is None else (seen.fingerprint, seen.has_gradient)
         dead, died = self.deaths.update(seen, step, is_fresh=is_fresh, is_unused=is_unused)
         if self.deaths.group:
@@ -225,18 +225,7 @@ class LayerState:
         units = [record.units for record in holding]
         self._steady = Steady.of(units, seen.layer.num_units) if has_settled else None
         self.diagnosis = to_diagnosis(seen, groups, dead, self.orientations.update(seen))
-        return self._not_told(news) + ([died.to_finding(name)] if died else [])
-
-    def _not_told(self, news: Sequence[Finding]) -> list[Finding]:
-        """Return the news but for those of a kind most of which was told before: pairs are judged one by one."""
-        fresh = []
-        for kind in dict.fromkeys((finding.verdict, finding.origin) for finding in news):
-            alike = [finding for finding in news if (finding.verdict, finding.origin) == kind]
-            known = [record for record in self.records or () if (record.warned, record.origin) == kind]
-            told = sum(len(record.warned_units) for record in known) - sum(len(finding.units) for finding in alike)
-            if sum(len(finding.units) for finding in alike) >= told:
-                fresh += alike
-        return fresh
+        return _not_told(news, records) + ([died.to_finding(name)] if died else [])
 
     # ---------------------------------------------------------------- checkpoints
 
@@ -277,9 +266,18 @@ def _identities(layer: Comparable) -> tuple[tuple[int, int], ...]:
 
 
 def _bounded(gone: list[Record]) -> list[Record]:
-    """Return the latest of the records of groups that are gone."""
-    if len(gone) <= _MAX_GONE:
-        return gone
-    in_order = sorted(gone, key=lambda record: record.broken_step or 0)
-    at_the_latest = sum(record.broken_step == in_order[-1].broken_step for record in gone)
-    return in_order[-max(_MAX_GONE, at_the_latest) :]
+    """Return the latest of the records of groups that are gone, which stand in the order in which these were gone."""
+    at_the_latest = sum(record.broken_step == gone[-1].broken_step for record in gone)
+    return gone[-max(_MAX_GONE, at_the_latest) :]
+
+
+def _not_told(news: Sequence[Finding], records: Sequence[Record]) -> list[Finding]:
+    """Return the news but for those of a kind most of which was told before: pairs are judged one by one."""
+    fresh = []
+    for kind in dict.fromkeys((finding.verdict, finding.origin) for finding in news):
+        alike = [finding for finding in news if (finding.verdict, finding.origin) == kind]
+        known = [record for record in records if (record.warned, record.origin) == kind]
+        told = sum(len(record.warned_units) for record in known) - sum(len(finding.units) for finding in alike)
+        if sum(len(finding.units) for finding in alike) >= told:
+            fresh += alike
+    return fresh

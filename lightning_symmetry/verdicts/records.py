@@ -252,7 +252,8 @@ class Lineage:
         """A record of a new group, which replaces the records of the groups that it takes in."""
         units = set(sighting.units)
         kin = [self._as_before(record) for record in self._kin(sighting) if record]
-        parts = {id(record): record for record in kin if set(record.units) < units}.values()
+        parts = {id(record): record for record in kin if units.issuperset(record.units)}.values()
+        told = next((part for part in parts if part.warned), None)
         return Record(
             units=sighting.units,
             has_equal_weights=sighting.has_equal_weights,
@@ -262,7 +263,8 @@ class Lineage:
             first_step=step,
             last_step=step,
             origin=origin,
-            warned=next((part.warned for part in parts if part.warned), None),
+            warned=told.warned if told else None,
+            warned_reason=told.warned_reason if told else Reason.UNDECIDED,
             warned_units=tuple(sorted({unit for part in parts for unit in part.warned_units})),
             row_names=row_names,
             mirrored=sighting.mirrored,
@@ -276,8 +278,8 @@ class Lineage:
             step: completed optimizer steps.
 
         Returns:
-            The records that hold no longer and that the user was warned of, without those that became part of a larger
-            group: its record speaks for them.
+            The records that hold no longer and that the user was warned of, in the order in which they ended, without
+            those that became part of a larger group: its record speaks for them.
         """
         home = {(record.has_equal_weights, unit): record for record in holding for unit in record.units}
         ended = []
@@ -301,10 +303,9 @@ class Lineage:
         return self._before.get(id(record), record)
 
     def _broken(self, sighting: Sighting) -> Record | None:
-        """A broken record that held all of these units."""
+        """A broken record that held all of these units; no open one did, since it would be carried on."""
         units = set(sighting.units)
         for record in self._records:
-            is_kin = record.has_equal_weights == sighting.has_equal_weights
-            if record.broken_step is not None and is_kin and units <= set(record.units):
+            if record.has_equal_weights == sighting.has_equal_weights and units <= set(record.units):
                 return record
         return None

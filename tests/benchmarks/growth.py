@@ -62,7 +62,7 @@ class Check:
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self.layers = find_layers(model).layers
-        self.history = History(3)
+        self.history = History(3, 0.5)
         self.history.attend(self.layers, 0)
 
     def __call__(self) -> None:

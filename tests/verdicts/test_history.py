@@ -14,7 +14,7 @@ from lightning_symmetry import Finding, LayerDiagnosis, Verdict
 from lightning_symmetry.matrices.rows import Rows
 from lightning_symmetry.units.discovery import find_layers
 from lightning_symmetry.units.layers import Layer
-from lightning_symmetry.verdicts.diagnoses import Cause, Origin
+from lightning_symmetry.verdicts.diagnoses import Cause, Origin, Reason
 from lightning_symmetry.verdicts.history import History
 from lightning_symmetry.verdicts.looks import Gradients, Look, Sighting
 
@@ -55,7 +55,7 @@ def play(
     *checks: list[Sighting], history: History | None = None
 ) -> tuple[History, list[list[Finding]], LayerDiagnosis]:
     """Let checks see what is listed, one after the other; returns the news of each and the last diagnosis."""
-    history = history or History(patience=3)
+    history = history or History(patience=3, dead_share=0.5)
     news = []
     for step, sightings in enumerate(checks):
         news.append(take_in(history, Look(LAYER, read, tuple(sightings), step, True), step))
@@ -111,6 +111,14 @@ def test_pairs_that_reach_their_verdicts_one_by_one_do_not_fill_the_console() ->
     assert [len(new) for new in news] == [1, 1, 0, 0, 0, 0, 0, 0]
 
 
+def test_news_of_every_kind_are_told_at_one_check() -> None:
+    _, news, _ = play([see([0, 1], ZERO), see([2, 3])], history=History(patience=1, dead_share=0.5))
+    assert [(finding.units, finding.verdict) for finding in news[0]] == [
+        ((0, 1), Verdict.FROZEN),
+        ((2, 3), Verdict.LOCKED),
+    ]
+
+
 def test_a_group_that_appears_later_needs_patience_and_is_a_collapse() -> None:
     history, news, _ = play([], [], *[[see([3, 9])]] * 3)
     assert [len(new) for new in news] == [0, 0, 0, 0, 1]
@@ -118,7 +126,7 @@ def test_a_group_that_appears_later_needs_patience_and_is_a_collapse() -> None:
 
 
 def test_a_group_of_a_first_look_in_the_middle_is_no_collapse() -> None:
-    history = History(patience=1)
+    history = History(patience=1, dead_share=0.5)
     take_in(history, Look(LAYER, read, (see([3, 9]),), 0, True), 700)
     assert [(f.origin, f.first_step) for f in history.findings] == [(Origin.FIRST_LOOK, 700)]
 
@@ -157,7 +165,7 @@ def test_the_rest_of_a_group_that_falls_apart_needs_patience_from_its_last_loss(
 
 
 def test_looks_between_which_nothing_moved_count_once() -> None:
-    history = History(patience=3)
+    history = History(patience=3, dead_share=0.5)
     history.attend([LAYER], 0)
     zero = (see([0, 1], ZERO),)
     for step in range(6):
@@ -172,7 +180,7 @@ def test_looks_between_which_nothing_moved_count_once() -> None:
 
 @pytest.mark.parametrize("has_gradient", [True, False])
 def test_a_model_without_any_gradient_need_not_move(has_gradient: bool) -> None:
-    history = History(patience=3)
+    history = History(patience=3, dead_share=0.5)
     history.attend([LAYER], 0)
     for step in range(3):
         looks = [Look(LAYER, read, (see([0, 1], ZERO),), 7, has_gradient)]
@@ -180,17 +188,36 @@ def test_a_model_without_any_gradient_need_not_move(has_gradient: bool) -> None:
     assert bool(history.findings) != has_gradient
 
 
+def test_gradients_of_layers_that_were_read_quickly_count_too() -> None:
+    history = History(patience=3, dead_share=0.5)
+    seen = Look(LAYER, read, (), 7, has_gradient=False)
+    take_in(history, seen, 0)
+    assert history.is_fresh([seen], had_gradient=False)
+    assert not history.is_fresh([seen], had_gradient=True)
+
+
+def test_the_latest_thousand_findings_in_layers_that_are_gone_are_remembered() -> None:
+    history = History(patience=1, dead_share=0.5)
+    for step, num_units in enumerate((4, 2000, 4)):
+        layer = layer_of(num_units)
+        pairs = tuple(see([unit, unit + 1]) for unit in range(0, num_units, 2))
+        history.attend([layer], step)
+        history[layer.name].update(Look(layer, read, pairs, step, True), step)
+    assert [finding.broken_step for finding in history.findings] == [2] * 1000 + [None] * 2
+
+
 def test_lockstep_of_some_units_takes_time_too() -> None:
     some = [see([2, 5], equal_weights=False)]
-    history, _, _ = play(*[some] * 50)
-    assert history.findings == []
-    history, _, _ = play(*[some] * 51)
+    history, _, diagnosis = play(*[some] * 50)
+    assert (history.findings, diagnosis.groups) == ([], [])
+    history, _, diagnosis = play(*[some] * 51)
     assert [finding.verdict for finding in history.findings] == [Verdict.LOCKSTEP]
+    assert [group.units for group in diagnosis.groups] == [(2, 5)]
 
 
 def test_state_round_trips() -> None:
     history, _, _ = play([see([0, 1]), see([2, 3], ZERO), see([4, 5], DIFFERENT)], [see([0, 1]), see([2, 3], ZERO)])
-    other = History(patience=3)
+    other = History(patience=3, dead_share=0.5)
     other.load_state_dict(history.state_dict())
     assert other.state_dict() == history.state_dict()
     assert other.findings == history.findings
@@ -203,7 +230,7 @@ def test_news_come_in_the_same_order_in_every_process() -> None:
     code = """
 from tests.verdicts.test_history import *
 first = [see([0, 1], ZERO), see([2, 3], EQUAL), see([4, 5, 6], EQUAL), see([7, 8, 9], ZERO)]
-history = History(patience=1)
+history = History(patience=1, dead_share=0.5)
 looks = Look(LAYER, read, tuple(first), 0, True)
 print([(f.units, str(f.verdict)) for f in take_in(history, looks, 60)])
 """
@@ -218,7 +245,7 @@ print([(f.units, str(f.verdict)) for f in take_in(history, looks, 60)])
 
 
 def test_asking_whether_looks_are_fresh_changes_nothing() -> None:
-    history = History(patience=3)
+    history = History(patience=3, dead_share=0.5)
     history.attend([LAYER], 0)
     looks = [Look(LAYER, read, (see([0, 1], ZERO),), 7, True)]
     assert [history.is_fresh(looks) for _ in range(3)] == [True] * 3
@@ -242,6 +269,13 @@ def test_groups_that_become_one_are_a_new_group() -> None:
     _, _, diagnosis = play([see([0, 1]), see([2, 3])], *[[see([0, 1, 2, 3])]] * 3)
     [group] = diagnosis.groups
     assert (group.first_step, group.origin) == (1, Origin.COLLAPSE)
+
+
+def test_groups_that_were_told_of_and_become_one_stay_told() -> None:
+    history, news, _ = play([see([0, 1]), see([2, 3])], [see([0, 1, 2, 3])])
+    assert [len(new) for new in news] == [2, 0]
+    [finding] = history.findings
+    assert (finding.units, finding.verdict, finding.reason) == ((0, 1, 2, 3), "locked", Reason.EQUAL_FROM_START)
 
 
 def test_each_part_of_a_group_that_was_not_told_is_news() -> None:
@@ -268,6 +302,9 @@ def test_a_part_of_a_broken_group_opens_its_record_and_other_units_do_not() -> N
     history, _, _ = play(*[[see([2, 5, 7])]] * 4, [], [see([2, 7])], [see([2, 8])])
     records = history["0"].records or []
     assert [(record.units, record.broken_step) for record in records] == [((2, 7), 6), ((2, 8), None)]
+    history, _, _ = play(*[[see([2, 5, 7])]] * 4, [], [see([2, 8])])
+    records = history["0"].records or []
+    assert [(record.units, record.broken_step) for record in records] == [((2, 5, 7), 4), ((2, 8), None)]
     history, _, _ = play(
         [see([0, 1], equal_weights=False)], *[[see(range(16), equal_weights=False)]] * 3, [], [see([0, 1])]
     )

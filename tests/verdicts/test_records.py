@@ -24,6 +24,8 @@ def record_of(*, has_equal_weights: bool = True) -> Record:
 @pytest.mark.parametrize("silent", [Gradients.NONE, Gradients.UNCLEAR])
 def test_gradients_that_say_nothing_leave_what_was_said(silent: Gradients, is_fresh: bool) -> None:
     record = record_of()
+    record.take_in(see(silent), is_fresh)
+    assert (record.gradients, record.streak) == (Gradients.NONE, 0)
     for gradients in (EQUAL, EQUAL, silent):
         record.take_in(see(gradients), is_fresh or gradients is EQUAL)
     assert (record.gradients, record.streak, record.was_different) == (EQUAL, 2, False)
@@ -114,6 +116,7 @@ def test_a_state_is_made_of_plain_lists_strings_and_numbers() -> None:
     record = record_of()
     record.conclude(Verdict.LOCKED, Reason.EQUAL_AGAIN)
     record.row_names, record.mirrored = ("a", "b", "c", "d"), (1,)
+    assert record.to_group().units == (0, 1, 2, 3)
     state = record.to_state()
     assert {type(value) for value in state.values()} == {list, str, int, float, bool, type(None)}
     assert Record.from_state(state) == record
