@@ -358,7 +358,7 @@ def test_summary_without_rich(capsys: pytest.CaptureFixture[str], monkeypatch: p
     monkeypatch.setitem(sys.modules, "rich.console", None)
     with pytest.warns(SymmetryWarning):
         fit(Classifier(fill(mlp(), 0.5)), SymmetryMonitor())
-    assert "net.0     16         1     0  locked: all 16 units" in capsys.readouterr().out
+    assert "net.0     16        1     0  locked: all 16 units" in capsys.readouterr().out
 
 
 def test_a_fit_that_does_not_start_says_nothing_of_an_earlier_model(

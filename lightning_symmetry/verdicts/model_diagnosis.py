@@ -101,7 +101,7 @@ class ModelDiagnosis:
         counted: dict[str, LayerDiagnosis] = {}
         for layer in self.distinct_layers:
             known = counted.setdefault(layer.slices_of or layer.name, layer)
-            if layer.redundant_units > known.redundant_units:
+            if known is not layer and layer.redundant_units > known.redundant_units:
                 counted[layer.slices_of] = layer
         return list(counted.values())
 
