@@ -125,8 +125,8 @@ def take_gallery() -> None:
         said = subprocess.run(command, capture_output=True, encoding="utf-8", check=True, env=wide).stdout
         rows = _table_rows(said)
         for name, *cells in rows:
-            _draw_run(Path(folder), name, widths=cells[1:3])
-    # The last layer is left out: its units are always distinct.
+            _draw_run(Path(folder), name, working=cells[1:3])
+    # The last layer is left out: all its units work, whatever the start.
     kept = [["initialisation", "test accuracy", "fc1", "fc2", "verdict"], ["---", "---:", "---:", "---:", "---"]]
     kept += [[name, accuracy, fc1, fc2, verdict] for name, accuracy, fc1, fc2, _, verdict in rows]
     text = page.read_text(encoding="utf-8")
@@ -155,7 +155,7 @@ def _filled_in(text: str, mark: str, content: str) -> str:
     return f"{before}{begin}\n{content}\n{end}{rest.partition(end)[2]}"
 
 
-def _draw_run(logdir: Path, name: str, widths: list[str]) -> None:
+def _draw_run(logdir: Path, name: str, working: list[str]) -> None:
     """Draw the loss of a run of the demo, over that of the healthy start, and what its hidden layers look like."""
     figure = Figure(figsize=(7.4, 2.3), layout="constrained")
     loss, *squares = figure.subplots(1, 3, width_ratios=[1.5, 1, 1])
@@ -165,9 +165,9 @@ def _draw_run(logdir: Path, name: str, widths: list[str]) -> None:
     loss.set_title("training loss by step", fontsize=9, color=INK)
     loss.spines[["top", "right"]].set_visible(False)
     events = _events(logdir / run_name(name))
-    for plot, layer, width in zip(squares, ("fc1", "fc2"), widths, strict=True):
+    for plot, layer, units in zip(squares, ("fc1", "fc2"), working, strict=True):
         _draw_square(plot, events.Tensors(MATRIX_TAG + layer)[-1].tensor_proto.string_val[0])
-        plot.set_title(f"{layer}: {width.replace('/', ' of ')} distinct", fontsize=9, color=INK)
+        plot.set_title(f"{layer}: {units.replace('/', ' of ')} working", fontsize=9, color=INK)
     for plot in (loss, *squares):
         plot.tick_params(colors=INK, labelsize=8, length=2)
         for spine in plot.spines.values():

@@ -346,11 +346,11 @@ def test_summary_at_the_end_of_fit(
         fit(Classifier(fill(mlp(), 0.5)), SymmetryMonitor())
     out = capsys.readouterr().out
     assert "locked: all 16 units" in out
-    assert "Symmetry at step 7: 6 of 28 units of 3 layers are distinct." in out
+    assert "Symmetry at step 7: 6 of 28 units of 3 layers are working (22 redundant)." in out
     with caplog.at_level("INFO"):
         fit(Classifier(mlp()), SymmetryMonitor())
     # Of a healthy model through Lightning's own log, like all that Lightning says.
-    assert "Symmetry at step 7: all 28 units of 3 layers are distinct." in caplog.messages
+    assert "Symmetry at step 7: all 28 units of 3 layers are working." in caplog.messages
     assert capsys.readouterr().out == ""
 
 
@@ -358,7 +358,7 @@ def test_summary_without_rich(capsys: pytest.CaptureFixture[str], monkeypatch: p
     monkeypatch.setitem(sys.modules, "rich.console", None)
     with pytest.warns(SymmetryWarning):
         fit(Classifier(fill(mlp(), 0.5)), SymmetryMonitor())
-    assert "net.0     16         1     0  locked: all 16 units" in capsys.readouterr().out
+    assert "net.0     16        1     0  locked: all 16 units" in capsys.readouterr().out
 
 
 def test_a_fit_that_does_not_start_says_nothing_of_an_earlier_model(
@@ -425,7 +425,7 @@ def test_the_last_line_says_how_much_was_looked_at(caplog: pytest.LogCaptureFixt
     with caplog.at_level("INFO"):
         fit(Classifier(Odd()), SymmetryMonitor(exclude=["*.kernel"]))
     # 48 of 192: parameters of two or more dimensions.
-    last = "Symmetry at step 7: all 4 units of 1 layer are distinct; 25 % of the weights were looked at."
+    last = "Symmetry at step 7: all 4 units of 1 layer are working; 25 % of the weights were looked at."
     assert last in caplog.messages
 
 
@@ -843,7 +843,7 @@ def test_a_monitor_shows_itself_in_notebooks() -> None:
     fit(Classifier(mlp()), monitor)
     assert repr(monitor).startswith("<SymmetryMonitor: <SymmetryReport at step 7: healthy")
     assert len(repr(monitor)) < 300
-    assert "healthy</strong> Step 7: all 28 units of 3 layers are distinct" in monitor._repr_html_()
+    assert "healthy</strong> Step 7: all 28 units of 3 layers are working" in monitor._repr_html_()
 
 
 def test_nothing_reaches_a_logger_if_nothing_is_wanted(tmp_path: Path) -> None:

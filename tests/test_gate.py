@@ -286,7 +286,7 @@ def test_the_plugin_gives_a_fixture_and_prints_the_report(tmp_path: Path) -> Non
     output = output_of_pytest(tmp_path, TESTS)
     assert "1 failed, 1 passed" in output, output
     assert "Symmetry report" in output
-    assert "    0      8         1     0  locked: all 8 units" in output
+    assert "    0      8        1     0  locked: all 8 units" in output
     assert "SymmetryError: 0: all 8 units are identical in weights and gradients" in output
 
 

@@ -37,7 +37,7 @@ def run(logdir: Path) -> dict[str, SymmetryMonitor]:
 
 def _row(name: str, accuracy: float, monitor: SymmetryMonitor) -> tuple[str, ...]:
     assert monitor.report is not None
-    widths = [f"{layer.effective_width}/{layer.num_units}" for layer in monitor.report.layers.values()]
+    widths = [f"{layer.working_units}/{layer.num_units}" for layer in monitor.report.layers.values()]
     found = {verdict: [f.layer for f in monitor.findings if f.verdict is verdict] for verdict in Verdict}
     verdicts = [f"{verdict}: {', '.join(dict.fromkeys(layers))}" for verdict, layers in found.items() if layers]
     condensed = [
@@ -52,7 +52,7 @@ def _print_result(
     monitors: dict[str, SymmetryMonitor], rows: list[tuple[str, ...]], logdir: Path, seconds: float
 ) -> None:
     print_table(("initialisation", "test accuracy", "fc1", "fc2", "fc3", "verdict"), rows)
-    print("fc1, fc2, fc3: distinct units of all units of the layer after training.")
+    print("fc1, fc2, fc3: working units, neither redundant nor dead, of all units of the layer after training.")
     print("condensed: no finding, but most units point in the same few directions, up to sign.\n")
     print("What the monitor says on the console, one message per verdict:\n")
     for name, monitor in monitors.items():

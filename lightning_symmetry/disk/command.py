@@ -132,7 +132,7 @@ def _table(report: SymmetryReport) -> list[str]:
     """The layers with groups, those with the most redundant units first, and what to know of the groups."""
     with_groups = [layer for layer in report.distinct_layers if layer.groups]
     with_groups.sort(key=lambda layer: -layer.redundant_units)
-    lines = [plain_table(("layer", "units", "distinct", "groups"), [_row(layer) for layer in with_groups[:_MAX_LINES]])]
+    lines = [plain_table(("layer", "units", "working", "groups"), [_row(layer) for layer in with_groups[:_MAX_LINES]])]
     rest, others = len(with_groups) - _MAX_LINES, len(report.distinct_layers) - len(with_groups)
     if rest > 0:
         lines.append(f"and {rest} more layers with groups; --json lists all of them")
@@ -143,7 +143,7 @@ def _table(report: SymmetryReport) -> list[str]:
 
 def _row(layer: LayerDiagnosis) -> tuple[str, ...]:
     name = " = ".join([layer.name, *layer.also])
-    return name, str(layer.num_units), str(layer.effective_width), summarise(layer)
+    return name, str(layer.num_units), str(layer.working_units), summarise(layer)
 
 
 def _not_inspected(report: SymmetryReport) -> list[str]:

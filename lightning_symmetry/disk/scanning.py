@@ -78,10 +78,10 @@ def scan(path: str | os.PathLike[str], *, model: Model | None = None) -> Symmetr
         >>> file = tempfile.mkdtemp() + "/model.pt"
         >>> torch.save({"fc.weight": torch.full((4, 3), 0.5), "fc.bias": torch.zeros(4)}, file)
         >>> print(scan(file))
-        Symmetry at step 0: 1 of 4 units of 1 layer are distinct.
-        layer  units  distinct  dead  groups
-        -----  -----  --------  ----  ----------------------
-        fc         4         1     0  duplicate: all 4 units
+        Symmetry at step 0: 1 of 4 units of 1 layer are working (3 redundant).
+        layer  units  working  dead  groups
+        -----  -----  -------  ----  ----------------------
+        fc         4        1     0  duplicate: all 4 units
         duplicate: equal units whose gradients say nothing so far: ...
     """
     if not isinstance(path, str | os.PathLike):

@@ -61,10 +61,10 @@ def diagnose(
         >>> _ = torch.nn.init.constant_(layer.weight, 0.5)
         >>> _ = torch.nn.init.zeros_(layer.bias)
         >>> print(diagnose(torch.nn.Sequential(layer)))
-        Symmetry at step 0: 1 of 4 units of 1 layer are distinct.
-        layer  units  distinct  dead  groups
-        -----  -----  --------  ----  ----------------------
-        0          4         1     0  duplicate: all 4 units
+        Symmetry at step 0: 1 of 4 units of 1 layer are working (3 redundant).
+        layer  units  working  dead  groups
+        -----  -----  -------  ----  ----------------------
+        0          4        1     0  duplicate: all 4 units
         duplicate: equal units whose gradients say nothing so far: ...
     """
     check_module(model)

@@ -20,16 +20,17 @@ def findings_json(findings: Sequence[Finding], report: SymmetryReport) -> str:
     """All findings of a training so far and its latest report, as JSON.
 
     Fields may be added; none changes its meaning while ``schema`` is 1: ``schema``, ``status``, ``reasons``, ``step``,
-    ``redundant_units``, ``effective_width_fraction``, ``report`` (:meth:`SymmetryReport.to_dict`) and ``findings``, a
-    list of objects with ``layer``, ``units``, ``verdict``, ``cause``, ``value``, ``origin``, ``reason``,
-    ``first_step``, ``last_step``, ``broken_step`` (null while it holds), ``modules``, ``mirrored`` and
-    ``message``.
+    ``working_units``, ``redundant_units``, ``effective_width_fraction``, ``report``
+    (:meth:`SymmetryReport.to_dict`) and ``findings``, a list of objects with ``layer``, ``units``, ``verdict``,
+    ``cause``, ``value``, ``origin``, ``reason``, ``first_step``, ``last_step``, ``broken_step`` (null while it holds),
+    ``modules``, ``mirrored`` and ``message``.
     """
     values = {
         "schema": 1,
         "status": report.status,
         "reasons": report.reasons,
         "step": report.step,
+        "working_units": report.working_units,
         "redundant_units": report.redundant_units,
         "effective_width_fraction": report.effective_width_fraction,
         "findings": [_to_dict(finding, report) for finding in findings],

@@ -22,7 +22,7 @@ Pixels = npt.NDArray[np.uint8]
 MAX_UNITS = 160
 """Units a side; larger layers are thinned out."""
 
-_INK, _PAPER, _PALE, _DISTINCT = "#20242c", "#ffffff", "#6b7280", "#dfe3e8"
+_INK, _PAPER, _PALE, _IN_NO_GROUP = "#20242c", "#ffffff", "#6b7280", "#dfe3e8"
 # Similarities of 1 are bright, those of 0 dark, and negative ones blue, which the colour-blind can tell from orange.
 _STOPS = (-1.0, -0.5, 0.0, 0.5, 0.9, 1.0)
 _COLOURS = ((120, 200, 255), (38, 98, 160), (16, 18, 32), (128, 46, 44), (236, 124, 46), (255, 240, 170))
@@ -114,7 +114,7 @@ def draw_layer(layer: LayerDiagnosis, weights: Rows, gradients: Rows | None) -> 
     image.paste(Image.fromarray(square), (_LEFT, _TOP))
     draw = ImageDraw.Draw(image)
     shown = "" if len(units) == layer.num_units else f" ({len(units)} shown)"
-    heading = f"{layer.num_units} units{shown}, {layer.effective_width} distinct"
+    heading = f"{layer.num_units} units{shown}, {layer.working_units} working"
     draw.text((_LEFT, 4), heading, _INK, _font(_LARGE))
     draw.text((_LEFT, 25), "cosine of gradients above, of weights below", _PALE, _font(_SMALL))
     _draw_frames(draw, layer.groups, parts, cell)
@@ -148,26 +148,26 @@ def draw_overview(report: SymmetryReport) -> Pixels:
     bar, line = 260, 24
     heading = f"Step {report.step}: {report.totals()}"
     width = max(left + bar + 120, 520, 24 + int(_font(_LARGE).getlength(heading)))
-    keys = {"distinct": _DISTINCT, **{str(verdict): verdict.traits.colour for verdict in Verdict}}
+    keys = {"in no group": _IN_NO_GROUP, **{str(verdict): verdict.traits.colour for verdict in Verdict}}
     num_lines = -(-len(keys) // _KEYS_IN_A_LINE)
     image = Image.new("RGB", (width, 66 + line * len(layers) + num_lines * _LINE + 10), _PAPER)
     draw = ImageDraw.Draw(image)
     draw.text((12, 6), heading, _INK, _font(_LARGE))
-    draw.text((left + bar + 10, 34), "distinct / units", _PALE, font)
+    draw.text((left + bar + 10, 34), "working / units", _PALE, font)
     left_out = len(report.distinct_layers) - len(layers)
     if left_out:
         draw.text((12, 34), f"{left_out} more layers not shown", _PALE, font)
     y = 56
     for layer, name in zip(layers, names, strict=True):
         draw.text((12, y + 1), name, _INK, font)
-        draw.rectangle((left, y + 2, left + bar, y + line - 5), fill=_DISTINCT)
+        draw.rectangle((left, y + 2, left + bar, y + line - 5), fill=_IN_NO_GROUP)
         x = float(left)
         for verdict in Verdict:
             part = bar * layer.count(verdict) / layer.num_units
             if part:
                 draw.rectangle((x, y + 2, x + max(1.0, part), y + line - 5), fill=verdict.traits.colour)
             x += part
-        draw.text((left + bar + 10, y + 1), f"{layer.effective_width} / {layer.num_units}", _INK, font)
+        draw.text((left + bar + 10, y + 1), f"{layer.working_units} / {layer.num_units}", _INK, font)
         y += line
     for i, (text, colour) in enumerate(keys.items()):
         row, column = divmod(i, _KEYS_IN_A_LINE)

@@ -22,8 +22,12 @@ class ScalarChoice:
         >>> from lightning_symmetry.verdicts.diagnoses import LayerDiagnosis
         >>> from lightning_symmetry.verdicts.report import SymmetryReport
         >>> report = SymmetryReport(3, {"fc": LayerDiagnosis("fc", 8, 4)})
-        >>> ScalarChoice("summary").of(Check(report, [], [], set()))
-        {'symmetry/redundant_units': 0.0, 'symmetry/effective_width_fraction': 1.0, 'symmetry/dead_units': 0.0}
+        >>> for tag, value in ScalarChoice("summary").of(Check(report, [], [], set())).items():
+        ...     print(tag, value)
+        symmetry/working_units 8.0
+        symmetry/redundant_units 0.0
+        symmetry/effective_width_fraction 1.0
+        symmetry/dead_units 0.0
         >>> list(ScalarChoice("layers").of(Check(report, [], [], set())))[-1]
         'symmetry/effective_width/fc'
     """

@@ -171,6 +171,7 @@ def _layer_values(layer: LayerDiagnosis) -> dict[str, Any]:
         "fan_in": layer.fan_in,
         "width": layer.effective_width,
         "dead": layer.dead_units,
+        "both": layer.working_units - layer.effective_width + layer.dead_units,  # dead and redundant
         "orientations": layer.orientations,
         "counts": {verdict: number for verdict, number in counts.items() if number},
         "groups": [_group_values(group) for group in groups],

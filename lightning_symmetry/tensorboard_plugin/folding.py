@@ -104,6 +104,7 @@ class State:
         num_units: number of units.
         fan_in: number of weights that feed one unit.
         width: number of distinct units.
+        both: number of units that are dead as well as redundant; 0 where the file does not tell, as of version 0.2.
         counts: number of units by verdict, where it is not zero; known verdicts first, the most serious of them first.
         groups: the groups, the first ones if there are very many.
         num_groups: number of all groups.
@@ -113,6 +114,7 @@ class State:
     num_units: int
     fan_in: int
     width: int
+    both: int
     counts: dict[str, int]
     groups: tuple[Group, ...]
     num_groups: int
@@ -247,7 +249,9 @@ class RunHistory:
             "units": latest.num_units,
             "fan_in": latest.fan_in,
             "states": [
-                {"check": check, "width": state.width if state else None, "counts": state.counts if state else {}}
+                {"check": check, "width": state.width, "both": state.both, "counts": state.counts}
+                if state
+                else {"check": check, "width": None, "both": 0, "counts": {}}
                 for check, state in layer.states
             ],
             "dead": [{"check": check, "units": number} for check, number in layer.dead],
@@ -306,6 +310,7 @@ def _merge(layer: Layer | None, changes: Mapping[str, Any], is_full: bool) -> tu
         num_units=_count(values, "units"),
         fan_in=_count(values, "fan_in"),
         width=_count(values, "width"),
+        both=_count(values, "both", 0),
         counts=_counts(_typed(values, "counts", dict)),
         groups=tuple(map(_group, groups)),
         num_groups=_count(values, "num_groups"),

@@ -157,6 +157,23 @@ class LayerDiagnosis:
         """Number of distinct units: ``num_units - redundant_units``."""
         return self.num_units - self.redundant_units
 
+    @property
+    def working_units(self) -> int:
+        """Number of units that are neither redundant nor dead; of equal units one counts that is not dead.
+
+        Example:
+            >>> pair = UnitGroup((0, 1), Verdict.LOCKED, Cause.COPIED)
+            >>> LayerDiagnosis("fc", 8, 4, dead=(2, 3), groups=[pair]).working_units
+            5
+        """
+        if not self.dead:
+            return self.effective_width
+        dead = set(self.dead)
+        equal = [group.units for group in self.groups if group.verdict.traits.is_redundant]
+        # The unit of a group that is not redundant is one that lives, if any does.
+        counted_twice = sum(min(len(dead.intersection(units)), len(units) - 1) for units in equal)
+        return self.effective_width - len(dead) + counted_twice
+
     def count(self, verdict: Verdict) -> int:
         """Number of units in groups of this verdict; of dead units all, also those too few to warn of."""
         if verdict is Verdict.DEAD:
@@ -166,8 +183,8 @@ class LayerDiagnosis:
     def __repr__(self) -> str:
         counts = {verdict: self.count(verdict) for verdict in Verdict}
         of_groups = "".join(f", {number:,} {verdict}" for verdict, number in counts.items() if number)
-        distinct = f"{self.effective_width:,} of {self.num_units:,} units distinct"
-        return f"<LayerDiagnosis {shorten(self.name)}: {distinct}{of_groups}>"
+        working = f"{self.working_units:,} of {self.num_units:,} units working"
+        return f"<LayerDiagnosis {shorten(self.name)}: {working}{of_groups}>"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, ready for JSON; :meth:`SymmetryReport.to_dict` says what the fields mean."""
@@ -175,6 +192,7 @@ class LayerDiagnosis:
             "num_units": self.num_units,
             "fan_in": self.fan_in,
             "effective_width": self.effective_width,
+            "working_units": self.working_units,
             "redundant_units": self.redundant_units,
             "dead_units": self.dead_units,
             "dead": list(self.dead),

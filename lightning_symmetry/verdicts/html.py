@@ -27,7 +27,7 @@ _MAX_NAME = 120
 
 # Both greys can be seen on white and on black.
 _LINE = "1px solid rgba(128,128,128,.4)"
-_DISTINCT = "rgba(128,128,128,.3)"
+_IN_NO_GROUP = "rgba(128,128,128,.3)"
 _PALE = "opacity:.75"
 # Every property that the styles of notebooks set for tables is set here too.
 _CELL = f"padding:3px 10px 3px 0;border:0;border-bottom:{_LINE};vertical-align:top;background:none;white-space:normal"
@@ -90,7 +90,7 @@ def _table(report: ModelDiagnosis) -> str:
     head = [
         _head_cell("layer", _TEXT),
         _head_cell("units", _NUMBER),
-        _head_cell("distinct", _NUMBER),
+        _head_cell("working", _NUMBER),
         _head_cell("dead", _NUMBER) if has_dead else "",
         _head_cell("share of the units", _TEXT),
         _head_cell("groups", _TEXT),
@@ -120,7 +120,7 @@ def _layer_row(layer: LayerDiagnosis, has_dead: bool) -> str:
     cells = [
         f'<td style="{_TEXT};overflow-wrap:anywhere;min-width:8em">{_layer_name(layer)}</td>',
         f'<td style="{_NUMBER}">{layer.num_units:,}</td>',
-        f'<td style="{_NUMBER}">{layer.effective_width:,}</td>',
+        f'<td style="{_NUMBER}">{layer.working_units:,}</td>',
         f'<td style="{_NUMBER}">{layer.dead_units:,}</td>' if has_dead else "",
         f'<td style="{_TEXT}">{_bar(layer)}</td>',
         f'<td style="{_TEXT};min-width:16em">{_groups(layer)}</td>',
@@ -152,7 +152,7 @@ def _bar(layer: LayerDiagnosis) -> str:
     label = f"{said}, of {layer.num_units:,} units"
     return (
         f'<div role="img" aria-label="{label}" title="{label}" style="display:flex;width:160px;height:12px;'
-        f'margin-top:3px;overflow:hidden;border-radius:3px;background:{_DISTINCT}">{"".join(segments)}</div>'
+        f'margin-top:3px;overflow:hidden;border-radius:3px;background:{_IN_NO_GROUP}">{"".join(segments)}</div>'
     )
 
 

@@ -103,7 +103,7 @@ class ModelDiagnosis:
         counted: dict[str, LayerDiagnosis] = {}
         for layer in self.distinct_layers:
             known = counted.setdefault(layer.slices_of or layer.name, layer)
-            if layer.redundant_units > known.redundant_units:
+            if known is not layer and layer.redundant_units > known.redundant_units:
                 counted[layer.slices_of] = layer
         return list(counted.values())
 
@@ -113,21 +113,26 @@ class ModelDiagnosis:
         return self._totals[0]
 
     @property
+    def working_units(self) -> int:
+        """Number of units of all layers that are neither redundant nor dead."""
+        return self._totals[1]
+
+    @property
     def redundant_units(self) -> int:
         """Number of redundant units of all layers."""
-        return self._totals[1]
+        return self._totals[2]
 
     @property
     def dead_units(self) -> int:
         """Number of dead units of all layers."""
-        return self._totals[2]
+        return self._totals[3]
 
     @cached_property
-    def _totals(self) -> tuple[int, int, int]:
-        """Numbers of units, of redundant and of dead ones; every check asks for them several times."""
+    def _totals(self) -> tuple[int, int, int, int]:
+        """Numbers of units, of working, redundant and dead ones; every check asks for them several times."""
         counted = self.counted_layers
-        redundant, dead = sum(x.redundant_units for x in counted), sum(x.dead_units for x in counted)
-        return sum(x.num_units for x in counted), redundant, dead
+        working, redundant = sum(x.working_units for x in counted), sum(x.redundant_units for x in counted)
+        return sum(x.num_units for x in counted), working, redundant, sum(x.dead_units for x in counted)
 
     @property
     def effective_width_fraction(self) -> float:
@@ -142,6 +147,7 @@ class ModelDiagnosis:
         """
         names = self.layers if layers is None else layers
         scalars = {
+            "symmetry/working_units": float(self.working_units),
             "symmetry/redundant_units": float(self.redundant_units),
             "symmetry/effective_width_fraction": self.effective_width_fraction,
             "symmetry/dead_units": float(self.dead_units),
@@ -164,11 +170,12 @@ class ModelDiagnosis:
 
             - ``schema``: 1.
             - ``step``: completed optimizer steps at the time.
-            - ``num_units``, ``redundant_units``, ``dead_units``: of all layers, those that share a weight once, and
-              those that are slices of one parameter once.
+            - ``num_units``, ``working_units``, ``redundant_units``, ``dead_units``: of all layers, those that share a
+              weight once, and those that are slices of one parameter once.
             - ``layers``: by layer name, also under each name of layers that share a weight, a dict with
               ``num_units``; ``fan_in``, the number of weights that feed one unit; ``effective_width``, the number of
-              distinct units; ``redundant_units``, the others; ``dead``, the indices of the dead units, and
+              distinct units; ``working_units``, that of units that are neither redundant nor dead;
+              ``redundant_units``, those that are not distinct; ``dead``, the indices of the dead units, and
               ``dead_units``, their number; ``orientations``, the number of directions among the living units, null
               if they were not counted; and ``groups``.
             - ``layers.*.groups``: a list of dicts with ``units``, their indices; ``verdict`` (:class:`Verdict`);
@@ -185,13 +192,14 @@ class ModelDiagnosis:
         Example:
             >>> from lightning_symmetry import LayerDiagnosis, SymmetryReport
             >>> report = SymmetryReport(3, {"fc": LayerDiagnosis("fc", 4, 8)})
-            >>> report.to_dict()["layers"]["fc"]["effective_width"]
+            >>> report.to_dict()["layers"]["fc"]["working_units"]
             4
         """
         return {
             "schema": 1,
             "step": self.step,
             "num_units": self.num_units,
+            "working_units": self.working_units,
             "redundant_units": self.redundant_units,
             "dead_units": self.dead_units,
             "layers": {name: layer.to_dict() for name, layer in self.layers.items()},
@@ -204,14 +212,25 @@ class ModelDiagnosis:
         }
 
     def __repr__(self) -> str:
-        num_layers = len(self.counted_layers)
         num_findings = self._num_findings
-        units = f"{self.num_units:,} units of {num_layers:,} layer{'s' if num_layers != 1 else ''}"
-        said = f"all {units} are distinct"
-        if not num_layers:
-            said = "no layer was inspected"
-        elif self.redundant_units:
-            said = f"{self.redundant_units:,} of {units} are redundant"
-        if num_findings and not self.redundant_units:  # units in lockstep, or whole modules
+        said = describe_work(self)
+        if num_findings and self.working_units == self.num_units:  # units in lockstep, or whole modules
             said = f"{num_findings:,} finding{'s' if num_findings > 1 else ''}, {said}"
         return f"<{type(self).__name__} at step {self.step}: {self.status}; {said}>"
+
+
+def describe_work(report: ModelDiagnosis) -> str:
+    """How many units of a model work, and why the others do not, in a few words.
+
+    Example:
+        >>> describe_work(ModelDiagnosis(3, {"fc": LayerDiagnosis("fc", 4, 8, dead=(0,))}))
+        '3 of 4 units of 1 layer are working (1 dead)'
+    """
+    num_layers = len(report.counted_layers)
+    if not num_layers:
+        return "no layer was inspected"
+    working = "all" if report.working_units == report.num_units else f"{report.working_units:,} of"
+    layers = f"{num_layers:,} layer{'s' if num_layers > 1 else ''}"
+    others = {"redundant": report.redundant_units, "dead": report.dead_units}
+    why = ", ".join(f"{number:,} {kind}" for kind, number in others.items() if number)
+    return f"{working} {report.num_units:,} units of {layers} are working{f' ({why})' if why else ''}"

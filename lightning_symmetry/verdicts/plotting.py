@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _MAX_LAYERS = 40
 _NAME_LENGTHS = range(32, 81, 4)  # characters, the least that tells all names apart
 _MAX_LINE = 60  # characters in a line of the title
-_DISTINCT = "#c9ced6"
+_IN_NO_GROUP = "#c9ced6"
 _INCHES_OF_BARS = 6  # with the numbers beside them
 _INCHES_PER_CHARACTER = 0.07
 _INCHES_PER_BAR = 0.27
@@ -70,9 +70,9 @@ def _draw_bars(ax: Axes, layers: Sequence[LayerDiagnosis], labels: Sequence[str]
         ax.spines[side].set_visible(False)
     ax.tick_params(axis="y", length=0)
     for place, layer in zip(places, layers, strict=True):
-        ax.text(1.01, place, f"{layer.effective_width:,} / {layer.num_units:,}", va="center", fontsize="small")
+        ax.text(1.01, place, f"{layer.working_units:,} / {layer.num_units:,}", va="center", fontsize="small")
     if layers:
-        ax.annotate("distinct / units", (1.01, 1), (0, 3), "axes fraction", "offset points", fontsize="small")
+        ax.annotate("working / units", (1.01, 1), (0, 3), "axes fraction", "offset points", fontsize="small")
         _draw_legend(ax)
 
 
@@ -88,7 +88,7 @@ def _series(layers: Sequence[LayerDiagnosis]) -> dict[str, tuple[str, list[int]]
     series = {str(verdict): (verdict.traits.colour, [layer.count(verdict) for layer in layers]) for verdict in Verdict}
     grouped = [sum(counts) for counts in zip(*(counts for _, counts in series.values()), strict=True)]
     rest = [layer.num_units - number for layer, number in zip(layers, grouped, strict=True)]
-    series["in no group"] = (_DISTINCT, rest)
+    series["in no group"] = (_IN_NO_GROUP, rest)
     return {label: (colour, counts) for label, (colour, counts) in series.items() if any(counts)}
 
 

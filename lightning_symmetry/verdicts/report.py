@@ -64,8 +64,8 @@ class SymmetryReport(ModelDiagnosis):
 
         Returns:
             A row per layer, those that share a weight once. The index, ``layer``, is the name; the columns are
-            ``units``, ``distinct`` and ``redundant``, then one per verdict with the number of its units, such as
-            ``dead``, and ``groups``, the groups in words.
+            ``units``, ``working``, ``redundant`` and ``distinct``, then one per verdict with the number of its units,
+            such as ``dead``, and ``groups``, the groups in words.
 
         Raises:
             ModuleNotFoundError: if pandas is not installed.
@@ -73,8 +73,8 @@ class SymmetryReport(ModelDiagnosis):
         Example:
             >>> from lightning_symmetry import LayerDiagnosis
             >>> report = SymmetryReport(3, {"fc": LayerDiagnosis("fc", 4, 8, dead=(0,))})
-            >>> report.to_dataframe().loc["fc", ["units", "distinct", "dead"]].tolist()
-            [4, 4, 1]
+            >>> report.to_dataframe().loc["fc", ["units", "working", "dead"]].tolist()
+            [4, 3, 1]
         """
         return text.layer_frame(self)
 

@@ -9,7 +9,7 @@ import math
 from typing import TYPE_CHECKING
 
 from lightning_symmetry.verdicts.diagnoses import LayerDiagnosis, Reason
-from lightning_symmetry.verdicts.model_diagnosis import ModelDiagnosis
+from lightning_symmetry.verdicts.model_diagnosis import ModelDiagnosis, describe_work
 from lightning_symmetry.verdicts.tables import describe_groups, plain_table
 from lightning_symmetry.verdicts.verdict import Verdict
 
@@ -35,15 +35,9 @@ def report_text(report: ModelDiagnosis) -> str:
 
 def totals(report: ModelDiagnosis) -> str:
     """Return one line on the whole model."""
-    num_layers = len(report.counted_layers)
-    if not num_layers:
-        return "no layer was inspected."
-    layers = f"{num_layers} layer{'s' if num_layers != 1 else ''}"
-    distinct = f"{report.num_units - report.redundant_units} of" if report.redundant_units else "all"
-    seen = "" if report.coverage == 1 else f"; {_percent_below(report.coverage)} % of the weights were looked at"
-    are = "is" if report.dead_units == 1 else "are"
-    dead = f", but {report.dead_units} {are} dead" if report.dead_units else ""
-    return f"{distinct} {report.num_units} units of {layers} are distinct{dead}{seen}."
+    is_partial = report.layers and report.coverage < 1
+    seen = f"; {_percent_below(report.coverage)} % of the weights were looked at" if is_partial else ""
+    return f"{describe_work(report)}{seen}."
 
 
 def _percent_below(share: float) -> int:
@@ -53,12 +47,12 @@ def _percent_below(share: float) -> int:
 
 def layer_table(report: ModelDiagnosis) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """Return head and rows of a table for people: one row per layer."""
-    head = ("layer", "units", "distinct", "dead", "groups")
+    head = ("layer", "units", "working", "dead", "groups")
     rows: list[tuple[str, ...]] = [
         (
             " = ".join([layer.name, *layer.also]),
             str(layer.num_units),
-            str(layer.effective_width),
+            str(layer.working_units),
             str(layer.dead_units),
             summarise(layer),
         )
@@ -78,8 +72,9 @@ def layer_frame(report: ModelDiagnosis) -> DataFrame:
     layers = report.distinct_layers
     columns: dict[str, list[int] | list[str]] = {
         "units": [layer.num_units for layer in layers],
-        "distinct": [layer.effective_width for layer in layers],
+        "working": [layer.working_units for layer in layers],
         "redundant": [layer.redundant_units for layer in layers],
+        "distinct": [layer.effective_width for layer in layers],
         **{str(verdict): [layer.count(verdict) for layer in layers] for verdict in Verdict},
         "groups": [summarise(layer) for layer in layers],
     }

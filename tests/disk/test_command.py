@@ -59,9 +59,9 @@ def test_text(sick: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["scan", str(sick)])
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == str(sick)
-    assert lines[1] == "Symmetry at step 0: 14 of 28 units of 3 layers are distinct."
-    assert lines[2].split() == ["layer", "units", "distinct", "groups"]
-    assert lines[4].startswith("    0     16         8  duplicate: all 16 units in 8 groups, {0, 8}, {1, 9}")
+    assert lines[1] == "Symmetry at step 0: 14 of 28 units of 3 layers are working (14 redundant)."
+    assert lines[2].split() == ["layer", "units", "working", "groups"]
+    assert lines[4].startswith("    0     16        8  duplicate: all 16 units in 8 groups, {0, 8}, {1, 9}")
     assert [line.split()[0] for line in lines[4:7]] == ["0", "2", "4"]  # most redundant first
 
 
@@ -84,7 +84,7 @@ def test_json_is_one_object_per_line_and_nothing_else(
     first, second, third = map(json.loads, capsys.readouterr().out.splitlines())
     assert [first["path"], second["path"], third["path"]] == [str(clean), str(broken), str(sick)]
     assert set(second) == {"path", "error"}
-    assert first["redundant_units"] == 0
+    assert (first["working_units"], first["redundant_units"]) == (28, 0)
     assert first["findings"] == []
     assert third["report"]["layers"]["0"]["groups"][0]["units"] == [0, 8]
 

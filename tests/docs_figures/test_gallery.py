@@ -18,7 +18,7 @@ from tests.outputs.test_tensorboard import read
 DOCS = Path(__file__).parents[2] / "docs"
 PAGE = (DOCS / "gallery.md").read_text("utf-8")
 SECTIONS = {part.partition("\n")[0]: part for part in PAGE.split("\n## ")[1:]}
-# Accuracy, distinct units of fc1 and of fc2, and verdict.
+# Accuracy, working units of fc1 and of fc2, and verdict.
 ROWS = {
     name: cells
     for name, *cells in re.findall(r"^\| (.+?) \| ([\d.]+%) \| (\S+) \| (\S+) \| (.+) \|$", PAGE, re.MULTILINE)
@@ -35,10 +35,16 @@ def test_page_has_every_initialisation_in_the_order_of_the_demo() -> None:
     assert list(ROWS) == list(SECTIONS) == list(GALLERY)
 
 
-def test_widths_are_those_of_the_run(run: tuple[str, RunHistory]) -> None:
+def test_working_units_are_those_of_the_run(run: tuple[str, RunHistory]) -> None:
     name, seen = run
-    latest = {layer: data.states[-1][1] for layer, data in seen.layers.items()}
-    assert ROWS[name][1:3] == [f"{state.width}/{state.num_units}" for state in (latest["fc1"], latest["fc2"]) if state]
+    for layer, cell in zip(("fc1", "fc2"), ROWS[name][1:3], strict=True):
+        (_, state), (_, dead) = seen.layers[layer].states[-1], seen.layers[layer].dead[-1]
+        assert state is not None
+        working, units = map(int, cell.split("/"))
+        assert units == state.num_units
+        # How many units of a healthy network are shut at the last checks is not the same on every machine.
+        margin = 8 if 0 < dead < units else 0
+        assert abs(working - (state.width - dead)) <= margin
 
 
 def test_verdicts_are_those_of_the_run(run: tuple[str, RunHistory]) -> None:

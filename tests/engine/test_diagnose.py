@@ -101,6 +101,7 @@ def test_report_as_dict_and_as_table() -> None:
         "num_units": 4,
         "fan_in": 3,
         "effective_width": 1,
+        "working_units": 1,
         "redundant_units": 3,
         "dead_units": 0,
         "dead": [],
@@ -117,10 +118,10 @@ def test_report_as_dict_and_as_table() -> None:
         ],
     }
     assert str(report).splitlines() == [
-        "Symmetry at step 0: 1 of 4 units of 1 layer are distinct.",
-        "layer  units  distinct  dead  groups",
-        "-----  -----  --------  ----  ----------------------",
-        "fc         4         1     0  duplicate: all 4 units",
+        "Symmetry at step 0: 1 of 4 units of 1 layer are working (3 redundant).",
+        "layer  units  working  dead  groups",
+        "-----  -----  -------  ----  ----------------------",
+        "fc         4        1     0  duplicate: all 4 units",
         "duplicate: equal units whose gradients say nothing so far: none, zero, rounding noise, or too few checks. "
         "A few more steps will tell.",
         "not inspected: norm (LayerNorm has one scale and shift per unit and no incoming row to compare)",

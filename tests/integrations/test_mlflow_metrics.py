@@ -66,9 +66,9 @@ def test_layers_of_any_name_have_curves_and_pictures(is_raw: bool, tmp_path: Pat
         assert logger.run_id is not None
         run_id = logger.run_id
     metrics = metrics_of(client, run_id)
-    # Three totals; a width and a number of directions of each symmetric layer, and of the last one, whose rows are
+    # Four totals; a width and a number of directions of each symmetric layer, and of the last one, whose rows are
     # nearly parallel when they have parted.
-    assert len(metrics) == 3 + 2 * (len(NAMES) + 1)
+    assert len(metrics) == 4 + 2 * (len(NAMES) + 1)
     widths = {key: value for key, value in metrics.items() if key.startswith("symmetry/effective_width/")}
     assert len(widths) == len(NAMES) + 1
     assert len(client.list_artifacts(run_id, "symmetry/heatmaps")) == len(NAMES)
@@ -80,7 +80,7 @@ def test_more_curves_than_fit_into_one_request(tmp_path: Path) -> None:
     fit(Classifier(Wide(1200, 0)), monitor, logger=logger, max_steps=1)
     assert logger.run_id is not None
     metrics = metrics_of(logger.experiment, logger.run_id)
-    assert len(metrics) == 3 + 2 * 1201
+    assert len(metrics) == 4 + 2 * 1201
     assert "mine-symmetry/effective_width/net.layers.1199" in metrics
 
 

@@ -179,6 +179,19 @@ def test_a_step_that_comes_again_is_told_in_full(tmp_path: Path) -> None:
     assert widths(history(read(tmp_path)), "fc") == {0: 8, 5: 6}
 
 
+def test_units_that_are_dead_as_well_as_redundant_are_told(tmp_path: Path) -> None:
+    groups = [UnitGroup((0, 1, 2), Verdict.LOCKED, Cause.COPIED, None, 0)]
+    layers = [LayerDiagnosis("fc", 8, 3, (1, 2, 5), groups), LayerDiagnosis("fc", 8, 3, (5,), groups)]
+    with SummaryWriter(str(tmp_path)) as out:
+        writer = TabWriter()
+        for step, layer in enumerate(layers):
+            writer.write([out], SymmetryReport(step, {"fc": layer}), [], [], "findings")
+    told = history(read(tmp_path)).layers["fc"]
+    assert [state and (state.width, state.both) for _, state in told.states] == [(6, 2), (6, 0)]
+    assert told.dead == [(0, 3), (1, 1)]
+    assert [layer.working_units for layer in layers] == [6 - 3 + 2, 6 - 1 + 0]
+
+
 def test_very_many_groups_are_cut_and_counted(tmp_path: Path) -> None:
     groups = [UnitGroup((i, i + 4096), Verdict.LOCKED, Cause.COPIED, None, 0) for i in range(4096)]
     report = SymmetryReport(0, {"fc": LayerDiagnosis("fc", 8192, 3, (), groups)})

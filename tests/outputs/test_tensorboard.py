@@ -69,6 +69,7 @@ def test_scalars_text_and_pictures_of_a_sick_run(tmp_path: Path) -> None:
     layers = ["net.0", "net.2", "net.4"]
     ours = {tag for tag in tags["scalars"] if tag.startswith("symmetry/")}
     assert ours == {
+        "symmetry/working_units",
         "symmetry/redundant_units",
         "symmetry/effective_width_fraction",
         "symmetry/dead_units",
@@ -80,6 +81,7 @@ def test_scalars_text_and_pictures_of_a_sick_run(tmp_path: Path) -> None:
         (0, 15.0 + 7 + 3),
         *((step, 15.0 + 7) for step in steps[1:]),
     ]
+    assert [e.value for e in events.Scalars("symmetry/working_units")] == [3.0] + [6.0] * 4
     fractions = [e.value for e in events.Scalars("symmetry/effective_width_fraction")]
     assert fractions == pytest.approx([3 / 28] + [6 / 28] * 4)
 
@@ -120,7 +122,7 @@ def test_healthy_run_has_an_overview_and_no_heatmaps(tmp_path: Path) -> None:
     events = train(mlp(), tmp_path, SymmetryMonitor(every_n_steps=1))
     assert events.Tags()["images"] == ["symmetry/overview"]
     (text,) = events.Tensors("symmetry/findings/text_summary")
-    assert text.tensor_proto.string_val[0].decode() == "Nothing to warn of: all 28 units of 3 layers are distinct."
+    assert text.tensor_proto.string_val[0].decode() == "Nothing to warn of: all 28 units of 3 layers are working."
     assert not has_colour(pixels(events, "symmetry/overview")[:130], Verdict.LOCKED.traits.colour)
 
 

@@ -39,7 +39,7 @@ def test_it_is_broken_once_said_loudly_and_noted(value: float, caplog: pytest.Lo
     assert monitor.report is not None
     assert monitor.report.redundant_units == 0
     assert all(finding.broken_step is not None for finding in monitor.findings)
-    assert "Symmetry at step 29: all 28 units of 3 layers are distinct." in caplog.messages
+    assert "Symmetry at step 29: all 28 units of 3 layers are working." in caplog.messages
 
 
 def test_a_healthy_training_is_the_same_to_the_last_bit() -> None:

@@ -150,11 +150,11 @@ def test_changes_build_on_what_was_there() -> None:
     told = history.to_json()
     assert [row["name"] for row in told["layers"]] == ["fc", "head"]
     assert told["layers"][0]["states"] == [
-        {"check": 0, "width": 1, "counts": {"duplicate": 8}},
-        {"check": 1, "width": 1, "counts": {"locked": 8}},
-        {"check": 3, "width": 8, "counts": {}},
+        {"check": 0, "width": 1, "both": 0, "counts": {"duplicate": 8}},
+        {"check": 1, "width": 1, "both": 0, "counts": {"locked": 8}},
+        {"check": 3, "width": 8, "both": 0, "counts": {}},
     ]
-    assert told["layers"][1]["states"] == [{"check": 0, "width": 8, "counts": {}}]
+    assert told["layers"][1]["states"] == [{"check": 0, "width": 8, "both": 0, "counts": {}}]
     group = {"units": "0-7", "size": 8, "since": 0, "mirrored": ""}
     assert history.layer_to_json("fc")["groups"] == [
         {"check": 0, "groups": [{**group, "verdict": "duplicate"}], "num_groups": 1},
@@ -186,7 +186,7 @@ def test_layers_that_are_there_no_longer_end() -> None:
         (0, full(fc=layer(), old=layer(2))), (1, full(fc=layer())), (2, full(fc=layer(), old=layer(3)))
     )
     assert states(history, "old") == [(0, 2), (1, None), (2, 3)]
-    assert history.to_json()["layers"][1]["states"][1] == {"check": 1, "width": None, "counts": {}}
+    assert history.to_json()["layers"][1]["states"][1] == {"check": 1, "width": None, "both": 0, "counts": {}}
     assert history.layer_to_json("old")["groups"] == [{"check": 0, "groups": [], "num_groups": 0}]
 
 
@@ -292,6 +292,7 @@ def test_findings_tell_the_units_of_their_groups() -> None:
         {"width": 1 << 60},
         {"width": 0.5},
         {"dead": None},
+        {"both": -1},
         {"counts": []},
         {"counts": {"locked": "many"}},
         {"groups": [["0-7", 8, "x" * 100, 0]]},

@@ -69,30 +69,35 @@ def test_one_look_tells_the_sick_runs_from_the_healthy(page: Page, server: Serve
     wait_for(lambda: {node.get_attribute("data-run") for node in page.all("[data-run]")} == DRAWN)
     assert page.run("return window.top.document.body.innerText").upper().count("SYMMETRY") >= 1
     pale = strip(page, "He_normal", "fc1", 18)[0]
+    darkest = sum(pale)  # of the healthy, a few units of which are shut behind their ReLU
     for run in HEALTHY:
         assert ("condensed" in card(page, run).text) == (run == "tiny_tanh_Adam")
         assert "no finding" in card(page, run).text
         # But for the last one, where the cursor may be.
-        assert {colour for layer in ("fc1", "fc2", "fc3") for colour in strip(page, run, layer, 18)[:-1]} == {pale}
+        strips = [colour for layer in ("fc1", "fc2", "fc3") for colour in strip(page, run, layer, 18)[:-1]]
+        darkest = min(darkest, *map(sum, strips))
+        assert run != "tiny_tanh_Adam" or set(strips) == {pale}
     for run in DEAD:
         assert card(page, run).find_element(By.CSS_SELECTOR, ".headline").text == "dead"
         assert "dead" in page.texts(f'[data-run="{run}"] .totals dt')
         assert "dead" not in page.texts('[data-run="tiny_tanh_Adam"] .totals dt')
+        assert strip(page, run, "fc2", 18)[0] == pale
+        assert sum(strip(page, run, "fc2", 18)[12]) < darkest - 100
     for run, verdict in SICK.items():
         assert card(page, run).find_element(By.CSS_SELECTOR, ".headline").text == verdict
         (dark,) = set(strip(page, run, "fc1", 18))
-        assert sum(dark) < sum(pale) - 100
+        assert sum(dark) < darkest - 100
         assert strip(page, run, "fc3", 18)[9] == pale
     assert sum(strip(page, "zeros", "fc1", 18)[9]) < sum(strip(page, "copied_half", "fc1", 18)[9]) - 50
     assert page.texts('[data-run="constant_0.02"] .totals dt, [data-run="constant_0.02"] .totals dd') == [
-        *("units", "106", "effective", "12", "findings", "2", "step", "260"),
+        *("units", "106", "working", "12", "redundant", "94", "findings", "2", "step", "260"),
     ]
 
 
 def test_every_mark_has_a_text_and_every_picture_a_table(page: Page, fast_server: Server) -> None:
     page.open(fast_server)
     label = row(page, "zeros", "fc1").get_attribute("aria-label")
-    assert label == "fc1: 1 of 64 units distinct; 64 frozen, step 260"
+    assert label == "fc1: 1 of 64 units working; 64 frozen, step 260"
     table = card(page, "zeros").find_element(By.CSS_SELECTOR, "summary")
     table.click()
     texts = wait_for(lambda: page.texts('[data-run="zeros"] td'))  # the browser tells of the click a moment later
@@ -149,7 +154,9 @@ def test_findings_are_told_in_the_words_of_the_console(page: Page, fast_server: 
     assert "They are identical in weights and gradients (locked since step 0): they train as 1 unit." in text
     assert "Every weight is 0.02: constant initialisation. Initialise with" in text
     wait_for(lambda: page.texts(".groups td") == ["1", "locked", f"0{DASH}63", "64", "0", DASH])
-    assert " ".join(page.texts(".facts > *")) == "64 units 64 inputs each 1 distinct 0 dead 1 direction locked"
+    assert (
+        " ".join(page.texts(".facts > *")) == "64 units 64 inputs each 1 working 63 redundant 0 dead 1 direction locked"
+    )
 
 
 def test_slider_and_play_move_through_the_checks(page: Page, fast_server: Server) -> None:
@@ -278,6 +285,35 @@ def test_files_that_do_not_tell_the_units_of_findings_leave_it_open(page: Page, 
         assert wait_for(lambda: page.texts(".groups td"))[5::6] == ["", ""]
 
 
+def test_dead_units_do_not_work(page: Page, tmp_path: Path) -> None:
+    """Shown are the units that work, also from files that do not tell which dead units are redundant too."""
+    plain = {"units": 8, "fan_in": 3, "width": 6, "counts": {"locked": 3}, "groups": [["0-2", 3, "locked", 0]]}
+    layer = {**plain, "dead": 0, "num_groups": 1}
+    with SummaryWriter(str(tmp_path / "run")) as writer:
+        for step, layers in enumerate(
+            [{"old": layer, "new": {**layer, "both": 0}}, {"old": {"dead": 3}, "new": {"dead": 3, "both": 2}}, {}]
+        ):
+            summary = {"version": 1, "layers": layers, **({"full": True} if step == 0 else {})}
+            add_event(writer, SUMMARY_TAG, pack_summary(summary), step)
+    with tensorboard(tmp_path) as server:
+        page.open(server)
+        assert wait_for(lambda: page.texts(".row .numbers")) == ["3 / 8", "5 / 8"]
+        old, new = (strip(page, "run", name, 3) for name in ("old", "new"))
+        assert old[0] == new[0]
+        assert sum(old[0]) > sum(new[1]) > sum(old[1])
+        assert page.texts(".totals dt, .totals dd") == [
+            *("units", "16", "working", "8", "redundant", "4", "dead", "6", "findings", "0", "step", "2"),
+        ]
+        page.open(server, {"view": "layer", "run": "run", "layer": "new", "step": 0})
+        assert wait_for(lambda: page.texts(".facts > *"))[2:5] == ["6 working", "2 redundant", "0 dead"]
+        page.open(server, {"view": "timeline", "run": "run"})
+        assert wait_for(lambda: page.texts(".layers .numbers")) == ["3 / 8", "5 / 8"]
+        lines = "return [...document.querySelectorAll('.chart .line')].map((line) => line.getAttribute('d'))"
+        heights = [[float(y) for y in re.findall(r"[ML][\d.]+ ([\d.]+)", line)] for line in page.run(lines)]
+        plot = 260 - 16 - 34
+        assert [low - high for high, low in heights] == pytest.approx([plot * 3 / 8, plot / 8])
+
+
 def test_verdicts_of_a_newer_version_are_shown_as_text(page: Page, tmp_path: Path) -> None:
     finding = {"who": "two", "verdict": "entangled", "origin": "rewound", "what": "They are.", "why": "Who knows."}
     plain = {"units": 8, "fan_in": 3, "dead": 0}
@@ -305,9 +341,9 @@ def test_verdicts_of_a_newer_version_are_shown_as_text(page: Page, tmp_path: Pat
     with tensorboard(tmp_path) as server:
         page.open(server)
         label = row(page, "newer", "both").get_attribute("aria-label")
-        assert label == "both: 6 of 8 units distinct; 2 locked, 2 breaking, 2 entangled, step 0"
+        assert label == "both: 6 of 8 units working; 2 locked, 2 breaking, 2 entangled, step 0"
         label = row(page, "newer", "new").get_attribute("aria-label")
-        assert label == "new: 8 of 8 units distinct; 2 entangled, step 0"
+        assert label == "new: 8 of 8 units working; 2 entangled, step 0"
         assert page.texts(".headline") == ["locked"]
         assert page.texts(".note") == ["two: They are. Who knows."]
         page.open(server, {"view": "layer", "run": "newer", "layer": "new"})
@@ -481,7 +517,7 @@ def test_empty_then_live_then_gone(page: Page, tmp_path: Path) -> None:
                 tab.write([writer], SymmetryReport(step, {"fc": layer}), [], [], "findings")
                 writer.flush()
                 wait_for(lambda step=step: page.texts(".totals dd")[-1:] == [str(step)])
-                assert page.texts(".row .numbers") == [f"{layer.effective_width} / 8"]
+                assert page.texts(".row .numbers") == [f"{layer.working_units} / 8"]
         server.stop()
         assert page.wait(".error", "TensorBoard does not answer. Is it still running?")
         assert page.texts(".row .numbers") == ["8 / 8"]  # what was there stays

@@ -120,9 +120,18 @@ def test_event_files_of_version_0_1_are_read() -> None:
     told = reader.history("run").to_json()
     assert (told["unreadable"], told["steps"]) == (1, [0, 10, 20, 30, 40, 50])
     assert [row["states"] for row in told["layers"]] == [
-        [{"check": 0, "width": 16, "counts": {}}, {"check": 2, "width": 13, "counts": {"locked": 4}}],
-        [{"check": 0, "width": 1, "counts": {"locked": 16}}, {"check": 3, "width": 16, "counts": {}}],
-        [{"check": 0, "width": 16, "counts": {}}, {"check": 4, "width": 16, "counts": {"lockstep": 2}}],
+        [
+            {"check": 0, "width": 16, "both": 0, "counts": {}},
+            {"check": 2, "width": 13, "both": 0, "counts": {"locked": 4}},
+        ],
+        [
+            {"check": 0, "width": 1, "both": 0, "counts": {"locked": 16}},
+            {"check": 3, "width": 16, "both": 0, "counts": {}},
+        ],
+        [
+            {"check": 0, "width": 16, "both": 0, "counts": {}},
+            {"check": 4, "width": 16, "both": 0, "counts": {"lockstep": 2}},
+        ],
     ]
     parting = reader.layer("run", "parting")
     assert parting["groups"][0]["groups"] == [

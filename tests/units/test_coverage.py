@@ -42,10 +42,13 @@ def test_the_share_of_weights_that_were_looked_at() -> None:
     assert report.coverage == 20 / 32
     assert json.loads(json.dumps(report.to_dict()))["coverage"] == 20 / 32
     assert str(report).splitlines()[0] == (
-        "Symmetry at step 0: all 5 units of 1 layer are distinct; 62 % of the weights were looked at."
+        "Symmetry at step 0: all 5 units of 1 layer are working; 62 % of the weights were looked at."
     )
     fill(model["known"], 0.5)
-    assert diagnose(model).totals() == "1 of 5 units of 1 layer are distinct; 62 % of the weights were looked at."
+    assert (
+        diagnose(model).totals()
+        == "1 of 5 units of 1 layer are working (4 redundant); 62 % of the weights were looked at."
+    )
 
 
 def test_all_weights_of_a_model_without_weights_were_looked_at() -> None:
@@ -113,11 +116,11 @@ def test_weights_that_are_not_there_yet_are_not_counted() -> None:
 )
 def test_coverage_in_words_is_rounded_down(coverage: float, text: str) -> None:
     report = SymmetryReport(0, {"fc": LayerDiagnosis("fc", 3, 4)}, coverage=coverage)
-    assert report.totals() == f"all 3 units of 1 layer are distinct; {text} % of the weights were looked at."
+    assert report.totals() == f"all 3 units of 1 layer are working; {text} % of the weights were looked at."
 
 
 def test_full_coverage_goes_without_saying() -> None:
-    assert SymmetryReport(0, {"fc": LayerDiagnosis("fc", 3, 4)}).totals() == "all 3 units of 1 layer are distinct."
+    assert SymmetryReport(0, {"fc": LayerDiagnosis("fc", 3, 4)}).totals() == "all 3 units of 1 layer are working."
 
 
 def coverages(num_ranks: int, folder: Path) -> dict[str, float | int]:

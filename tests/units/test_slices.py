@@ -144,7 +144,7 @@ def test_every_parameter_counts_once_in_the_totals() -> None:
     model: Any = nn.ModuleDict({"bare": Bare(4, 6), "stack": Stack(3, 5, 4)})
     report = diagnose(model)
     assert (report.num_units, report.redundant_units) == (6 + 3 + 3, 0)
-    assert report.totals() == "all 12 units of 3 layers are distinct."
+    assert report.totals() == "all 12 units of 3 layers are working."
     with torch.no_grad():
         model["bare"].kernel[:, 1:3] = model["bare"].kernel[:, :1]
     report = diagnose(model)

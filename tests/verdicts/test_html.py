@@ -57,7 +57,7 @@ def test_heading() -> None:
     head = parse(report._repr_html_())[0]
     assert (
         text_of(head)
-        == "symmetric Step 12: 19 of 20 units of 1 layer are distinct; 50 % of the weights were looked at."
+        == "symmetric Step 12: 19 of 20 units of 1 layer are working (1 redundant); 50 % of the weights were looked at."
     )
 
 

@@ -11,6 +11,8 @@ from dataclasses import replace
 
 import matplotlib as mpl
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from matplotlib import pyplot as plt
 from matplotlib.colors import to_hex
 from matplotlib.container import BarContainer
@@ -34,6 +36,7 @@ WIDE = LayerDiagnosis("wide", 4096, 3, groups=pairs(4096))
 HEALTHY = LayerDiagnosis("healthy", 8, 3)
 WAITING = LayerDiagnosis("waiting", 8, 3, groups=pairs(8, Verdict.DUPLICATE))
 PARALLEL = LayerDiagnosis("parallel", 8, 3, groups=pairs(4, Verdict.LOCKSTEP))
+DEAD = LayerDiagnosis("dead", 8, 3, tuple(range(8)), [UnitGroup(tuple(range(8)), Verdict.DEAD, Cause.CUT_OFF)])
 
 
 @pytest.mark.parametrize(
@@ -41,12 +44,16 @@ PARALLEL = LayerDiagnosis("parallel", 8, 3, groups=pairs(4, Verdict.LOCKSTEP))
     [
         (
             report_of(WIDE, HEALTHY),
-            "<SymmetryReport at step 12: symmetric; 2,048 of 4,104 units of 2 layers are redundant>",
+            "<SymmetryReport at step 12: symmetric; 2,056 of 4,104 units of 2 layers are working (2,048 redundant)>",
         ),
-        (report_of(HEALTHY), "<SymmetryReport at step 12: healthy; all 8 units of 1 layer are distinct>"),
+        (report_of(HEALTHY), "<SymmetryReport at step 12: healthy; all 8 units of 1 layer are working>"),
         (
             report_of(PARALLEL),
-            "<SymmetryReport at step 12: symmetric; 2 findings, all 8 units of 1 layer are distinct>",
+            "<SymmetryReport at step 12: symmetric; 2 findings, all 8 units of 1 layer are working>",
+        ),
+        (
+            report_of(DEAD, WAITING),
+            "<SymmetryReport at step 12: symmetric; 4 of 16 units of 2 layers are working (4 redundant, 8 dead)>",
         ),
         (
             SymmetryReport(reasons=["nobody looked"]),
@@ -56,6 +63,37 @@ PARALLEL = LayerDiagnosis("parallel", 8, 3, groups=pairs(4, Verdict.LOCKSTEP))
 )
 def test_repr_of_a_report(report: SymmetryReport, expected: str) -> None:
     assert repr(report) == expected
+
+
+@settings(max_examples=200, deadline=None)
+@given(data=st.data())
+def test_working_units_are_neither_redundant_nor_dead(data: st.DataObject) -> None:
+    labels = data.draw(st.lists(st.integers(0, 5), min_size=1, max_size=12))
+    dead = data.draw(st.sets(st.integers(0, len(labels) - 1)))
+    verdicts = data.draw(st.lists(st.sampled_from(Verdict), min_size=6, max_size=6))
+    members = {label: tuple(i for i, other in enumerate(labels) if other == label) for label in labels}
+    groups = [UnitGroup(units, verdicts[label], Cause.COPIED) for label, units in members.items() if len(units) > 1]
+    layer = LayerDiagnosis("fc", len(labels), 3, tuple(sorted(dead)), groups)
+    equal = [set(group.units) for group in groups if group.verdict.traits.is_redundant]
+    alone = set(range(len(labels))) - dead - set().union(*equal)
+    assert layer.working_units == len(alone) + sum(not units <= dead for units in equal)
+    if not any(units & dead for units in equal):
+        assert layer.working_units == layer.num_units - layer.redundant_units - layer.dead_units
+    report = report_of(layer, WAITING)
+    assert report.working_units == layer.working_units + 4
+    assert report.metrics()["symmetry/working_units"] == report.working_units
+    as_dict = report.to_dict()
+    assert as_dict["working_units"] == report.working_units
+    assert as_dict["layers"]["fc"]["working_units"] == layer.working_units
+
+
+def test_what_does_not_work_is_named_after_what_does() -> None:
+    assert report_of(HEALTHY).totals() == "all 8 units of 1 layer are working."
+    assert report_of(DEAD).totals() == "0 of 8 units of 1 layer are working (8 dead)."
+    assert report_of(WIDE, HEALTHY).totals() == "2,056 of 4,104 units of 2 layers are working (2,048 redundant)."
+    assert replace(report_of(DEAD, WAITING), coverage=0.5).totals() == (
+        "4 of 16 units of 2 layers are working (4 redundant, 8 dead); 50 % of the weights were looked at."
+    )
 
 
 def test_reprs_are_short_whatever_they_are_of() -> None:
@@ -81,7 +119,7 @@ def test_reprs_say_what_matters() -> None:
     (group, *_) = WIDE.groups
     (finding, *_) = report_of(WIDE).findings
     assert repr(group) == "<UnitGroup locked, copied: 2 units, {0, 1}>"
-    assert repr(WIDE) == "<LayerDiagnosis wide: 2,048 of 4,096 units distinct, 4,096 locked>"
+    assert repr(WIDE) == "<LayerDiagnosis wide: 2,048 of 4,096 units working, 4,096 locked>"
     assert repr(finding) == "<Finding in wide: locked since step 0; 2 units, {0, 1}>"
     gone = replace(finding, broken_step=30)
     assert repr(gone) == "<Finding in wide: locked since step 0, broken at step 30; 2 units, {0, 1}>"
@@ -131,12 +169,13 @@ def test_dataframe() -> None:
     table = report.to_dataframe()
     assert table.index.name == "layer"
     assert list(table.index) == ["healthy", "tied"]
-    assert list(table.columns) == ["units", "distinct", "redundant", *Verdict, "groups"]
+    assert list(table.columns) == ["units", "working", "redundant", "distinct", *Verdict, "groups"]
     assert table.loc["tied"].to_dict() == {
         **dict.fromkeys(map(str, Verdict), 0),
         "units": 8,
-        "distinct": 6,
+        "working": 5,
         "redundant": 2,
+        "distinct": 6,
         "dead": 1,
         "locked": 4,
         "lockstep": 3,

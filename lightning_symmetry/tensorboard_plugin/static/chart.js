@@ -1,4 +1,4 @@
-// A chart of the share of distinct units over steps, with events as marks.
+// A chart of the share of working units over steps, with events as marks.
 import {svg} from './dom.js';
 import {eventText, signOf} from './marks.js';
 import {ticks} from './model.js';
@@ -73,11 +73,11 @@ export class Chart {
 
   path(layer) {
     let d = '';
-    layer.states.forEach(({check, width}, i) => {
-      if (width === null) return;
-      const end = layer.states[i + 1]?.check ?? this.run.steps.length - 1;
-      const continues = d && layer.states[i - 1].width !== null;
-      d += `${continues ? 'L' : 'M'}${this.x(check)} ${this.y(width / layer.units)}H${this.x(end)}`;
+    layer.working.forEach(({check, units}, i) => {
+      if (units === null) return;
+      const end = layer.working[i + 1]?.check ?? this.run.steps.length - 1;
+      const continues = d && layer.working[i - 1].units !== null;
+      d += `${continues ? 'L' : 'M'}${this.x(check)} ${this.y(units / layer.units)}H${this.x(end)}`;
     });
     return d;
   }
@@ -100,8 +100,7 @@ export class Chart {
       layer.events.map((event) => {
         const {step, text} = event;
         const check = this.run.checkAt(step);
-        const state = layer.at(check);
-        const y = this.y(state ? state.width / layer.units : 0);
+        const y = this.y((layer.workingAt(check) ?? 0) / layer.units);
         let x = this.x(check);
         while (taken.some(([a, b]) => Math.abs(a - x) < 13 && Math.abs(b - y) < 13) && x < this.width - 14) x += 14;
         taken.push([x, y]);

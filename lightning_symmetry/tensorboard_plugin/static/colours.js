@@ -1,7 +1,7 @@
 // Colour maps. The lightness of each changes evenly, so that it can be read by people who do not see its hues.
 
-/** The colour of a share of redundant units from 0 to 1, as [red, green, blue]; 0 is closest to the background. */
-export function redundancy(share, isDark) {
+/** The colour of a share of units that do not work from 0 to 1, as [red, green, blue]; 0 is closest to the background. */
+export function shade(share, isDark) {
   const t = Math.min(1, Math.max(0, share));
   const lightness = isDark ? 0.4 + 0.46 * t : 0.945 - 0.525 * t;
   const hue = isDark ? 15 + 70 * t : 85 - 70 * t;

@@ -34,7 +34,7 @@ export class LayerView {
     this.findings = element('div', {});
     this.groups = element('div', {class: 'groups'});
     this.groupsHead = element('h3', {}, 'Groups');
-    this.chart = new Chart(app, 'Share of distinct units of this layer over steps; its events are in the timeline.');
+    this.chart = new Chart(app, 'Share of working units of this layer over steps; its events are in the timeline.');
     this.node = element(
       'div',
       {class: 'view layer'},
@@ -58,7 +58,7 @@ export class LayerView {
           element('section', {class: 'panel'}, this.groupsHead, this.groups),
         ),
       ),
-      element('section', {class: 'panel'}, element('h3', {}, 'Distinct units over steps'), this.chart.node),
+      element('section', {class: 'panel'}, element('h3', {}, 'Working units over steps'), this.chart.node),
     );
     this.setPlaying(false);
   }
@@ -234,7 +234,8 @@ export class LayerView {
     const texts = [
       plural(layer.units, 'unit'),
       `${plural(layer.fan_in, 'input')} each`,
-      state ? `${state.width.toLocaleString('en')} distinct` : 'not looked at here',
+      state ? `${layer.workingAt(check).toLocaleString('en')} working` : 'not looked at here',
+      state ? `${(layer.units - state.width).toLocaleString('en')} redundant` : '',
       `${dead.toLocaleString('en')} dead`,
       orientations === null ? '' : plural(orientations, 'direction'),
     ];

@@ -25,7 +25,8 @@ export class Run {
     const states = this.layers.map((layer) => [layer, layer.at(check)]).filter(([, state]) => state);
     return {
       units: states.reduce((sum, [layer]) => sum + layer.units, 0),
-      width: states.reduce((sum, [, state]) => sum + state.width, 0),
+      working: states.reduce((sum, [layer]) => sum + layer.workingAt(check), 0),
+      redundant: states.reduce((sum, [layer, state]) => sum + layer.units - state.width, 0),
       dead: states.reduce((sum, [layer]) => sum + layer.deadAt(check), 0),
     };
   }
@@ -43,6 +44,8 @@ class Layer {
     this.steps = history.steps;
     this.findings = history.findings.filter((finding) => finding.layer === values.name);
     this.checks = values.states.map(({check}) => check);
+    this.working = workingOverTime(values);
+    this.workingChecks = this.working.map(({check}) => check);
   }
 
   get title() {
@@ -53,6 +56,11 @@ class Layer {
   at(check) {
     const state = this.states[lastAtMost(this.checks, check)];
     return state && state.width !== null ? state : null;
+  }
+
+  /** The number of units at a check that are neither redundant nor dead; null where the model does not have the layer. */
+  workingAt(check) {
+    return this.working[lastAtMost(this.workingChecks, check)]?.units ?? null;
   }
 
   /** The number of dead units at a check. */
@@ -87,23 +95,34 @@ class Layer {
     return this.verdicts.sort(Object.keys(counts)).map((verdict) => `${counts[verdict]} ${verdict}`).join(', ');
   }
 
-  /** Call a function for each state, with the share of redundant units, its first check and the one after its last. */
+  /** Call a function with each share of units that do not work, its first check and the one after its last. */
   spans(tell) {
-    this.states.forEach(({check, width}, i) => {
-      if (width === null) return;
-      tell(1 - width / Math.max(1, this.units), check, this.states[i + 1]?.check ?? this.steps.length);
+    this.working.forEach(({check, units}, i) => {
+      if (units === null) return;
+      tell(1 - units / Math.max(1, this.units), check, this.working[i + 1]?.check ?? this.steps.length);
     });
   }
 
   describe(check) {
-    const state = this.at(check);
-    if (!state) return `${this.title}: not looked at`;
+    if (!this.at(check)) return `${this.title}: not looked at`;
     const counts = this.countsText(check);
     const dead = this.deadAt(check);
     const orientations = this.isCondensed(check) ? this.orientationsAt(check) : null;
     const more = [counts || (dead ? `${dead} dead` : ''), orientations === null ? '' : plural(orientations, 'direction')];
-    return [`${this.title}: ${state.width} of ${this.units} units distinct`, ...more.filter(Boolean)].join('; ');
+    return [`${this.title}: ${this.workingAt(check)} of ${this.units} units working`, ...more.filter(Boolean)].join('; ');
   }
+}
+
+/** The number of working units of a layer at each check at which it may have changed; null while there is no layer. */
+function workingOverTime({states, dead}) {
+  const checks = [...new Set([...states, ...dead].map(({check}) => check))].sort((a, b) => a - b);
+  let [i, j] = [0, 0]; // How many states and numbers of dead units there are up to a check.
+  return checks.map((check) => {
+    while (states[i]?.check <= check) i++;
+    while (dead[j]?.check <= check) j++;
+    const {width = null, both} = states[i - 1] ?? {};
+    return {check, units: width === null ? null : Math.max(0, width - (dead[j - 1]?.units ?? 0) + both)};
+  });
 }
 
 /**

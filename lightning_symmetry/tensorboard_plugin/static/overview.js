@@ -1,5 +1,5 @@
 // The view of all runs: a card for each, with a row per layer and a column per check.
-import {css, redundancy} from './colours.js';
+import {css, shade} from './colours.js';
 import {element, prepare, table} from './dom.js';
 import {draw, eventSigns, eventText, label, mark, priority, signOf} from './marks.js';
 import {lastAtMost, plural, ticks} from './model.js';
@@ -21,7 +21,7 @@ export class Overview {
       element(
         'div',
         {class: 'legend'},
-        element('span', {class: 'scale'}, 'redundant units', element('span', {class: 'number'}, '0'), this.ramp, element('span', {class: 'number'}, '100 %')),
+        element('span', {class: 'scale'}, 'units that do not work', element('span', {class: 'number'}, '0'), this.ramp, element('span', {class: 'number'}, '100 %')),
         [...app.verdicts.warnings, ...eventSigns()].map((sign) => label(sign)),
       ),
       this.grid,
@@ -32,7 +32,7 @@ export class Overview {
   update() {
     const context = prepare(this.ramp, 120, 10);
     for (let x = 0; x < 120; x++) {
-      context.fillStyle = css(redundancy(x / 119, this.app.isDark));
+      context.fillStyle = css(shade(x / 119, this.app.isDark));
       context.fillRect(x, 0, 1, 10);
     }
     const runs = this.app.shownRuns();
@@ -143,18 +143,19 @@ class Card {
   summarise() {
     if (this.summarised === this.check) return;
     this.summarised = this.check;
-    const {units, width, dead} = this.run.totals(this.check);
+    const {units, working, redundant, dead} = this.run.totals(this.check);
     const findings = this.run.findings.filter((finding) => finding.broken === null).length;
     const worst = this.run.worst(this.check);
     const condensed = this.run.layers.filter((layer) => layer.isCondensed(this.check));
     const quiet = condensed.length ? 'no finding, condensed' : 'no finding';
     this.headline.replaceChildren(worst ? label(this.app.verdicts.get(worst)) : element('span', {class: 'quiet'}, quiet));
-    const share = units ? width / units : 1;
+    const share = units ? working / units : 1;
     const bar = element('span', {class: 'bar'}, element('span', {}));
     bar.firstChild.style.width = `${100 * share}%`;
     this.totals.replaceChildren(
       ...total('units', units.toLocaleString('en')),
-      ...total('effective', `${width.toLocaleString('en')}`, bar),
+      ...total('working', working.toLocaleString('en'), bar),
+      ...(redundant ? total('redundant', redundant.toLocaleString('en')) : []),
       ...(dead ? total('dead', dead.toLocaleString('en')) : []),
       ...(condensed.length ? total('directions', condensed.map((layer) => layer.orientationsAt(this.check)).join(' + ')) : []),
       ...total('findings', findings.toLocaleString('en')),
@@ -189,7 +190,7 @@ class Card {
     context.strokeRect(0.75, this.scroller.scrollTop * scale + 0.75, width - 1.5, MAX_HEIGHT * scale - 1.5);
   }
 
-  /** Draw all layers as a picture. Of several layers in one pixel, the most redundant one is drawn. */
+  /** Draw all layers as a picture. Of several layers in one pixel, the one of which the least works is drawn. */
   paintMap(columns, lines) {
     const {layers, steps} = this.run;
     const worst = new Float32Array(columns * lines).fill(NaN);
@@ -206,7 +207,7 @@ class Card {
     const context = picture.getContext('2d');
     const image = context.createImageData(columns, lines);
     worst.forEach((share, cell) => {
-      if (!Number.isNaN(share)) image.data.set([...redundancy(share, this.app.isDark), 255], 4 * cell);
+      if (!Number.isNaN(share)) image.data.set([...shade(share, this.app.isDark), 255], 4 * cell);
     });
     context.putImageData(image, 0, 0);
     return picture;
@@ -245,11 +246,11 @@ class Card {
       if (!details.open) return;
       const rows = this.run.layers.map((layer) => {
         const state = layer.at(this.check);
-        const numbers = state ? [state.width, layer.deadAt(this.check), layer.orientationsAt(this.check) ?? '–'].map(String) : ['–', '–', '–'];
+        const numbers = state ? [layer.workingAt(this.check), layer.deadAt(this.check), layer.orientationsAt(this.check) ?? '–'].map(String) : ['–', '–', '–'];
         return [layer.title, String(layer.units), ...numbers, layer.countsText(this.check)];
       });
       const caption = `Layers of run ${this.run.name} at step ${this.run.steps[this.check]}`;
-      details.append(table(caption, ['layer', 'units', 'distinct', 'dead', 'directions', 'units in groups'], rows));
+      details.append(table(caption, ['layer', 'units', 'working', 'dead', 'directions', 'units in groups'], rows));
     });
     return details;
   }
@@ -281,7 +282,7 @@ class Row {
 
   update() {
     const {app, run, check, width} = this.card;
-    const state = this.layer.at(check);
+    const working = this.layer.workingAt(check);
     const worst = this.layer.worst(check);
     const isChosen = run.name === app.state.run && this.layer.name === app.state.layer;
     const key = [width, app.isDark, check, isChosen, app.state.run === run.name].join();
@@ -289,7 +290,7 @@ class Row {
     this.key = key;
     this.node.classList.toggle('chosen', isChosen);
     this.node.setAttribute('aria-label', `${this.layer.describe(check)}, step ${run.steps[check]}`);
-    this.numbers.replaceChildren(state ? `${state.width} / ${this.layer.units}` : '–', worst ? mark(app.verdicts.get(worst)) : element('span', {class: 'mark'}));
+    this.numbers.replaceChildren(working === null ? '–' : `${working} / ${this.layer.units}`, worst ? mark(app.verdicts.get(worst)) : element('span', {class: 'mark'}));
     this.draw(width, check, app.state.run === run.name);
   }
 
@@ -299,9 +300,9 @@ class Row {
     const column = width / run.steps.length;
     const spans = [];
     this.layer.spans((...span) => spans.push(span));
-    if (column < 1) spans.sort(([a], [b]) => a - b); // The most redundant one is painted over others in its pixel.
+    if (column < 1) spans.sort(([a], [b]) => a - b); // Where the least works is painted over others in its pixel.
     for (const [share, from, to] of spans) {
-      context.fillStyle = css(redundancy(share, app.isDark));
+      context.fillStyle = css(shade(share, app.isDark));
       context.fillRect(from * column, 0, Math.max(1, (to - from) * column), STRIP);
     }
     if (column >= 6) {

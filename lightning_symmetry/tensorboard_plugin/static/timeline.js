@@ -1,4 +1,4 @@
-// The view of a run over time: the share of distinct units of some layers, and their events.
+// The view of a run over time: the share of working units of some layers, and their events.
 import {Chart, lineStyle} from './chart.js';
 import {element, select, svg, table} from './dom.js';
 import {eventText, label, signOf} from './marks.js';
@@ -10,7 +10,7 @@ const MAX_EVENTS = 200;
 export class Timeline {
   constructor(app) {
     this.app = app;
-    this.chart = new Chart(app, 'Share of distinct units over steps; the events are in the table below.');
+    this.chart = new Chart(app, 'Share of working units over steps; the events are in the table below.');
     this.head = element('div', {class: 'bar-of-choices'});
     this.search = element('input', {type: 'search', placeholder: 'Filter layers', 'aria-label': 'Filter layers', input: () => this.list()});
     this.layers = element('div', {class: 'layers'});
@@ -22,7 +22,7 @@ export class Timeline {
       element(
         'div',
         {class: 'panel beside'},
-        element('div', {class: 'plot'}, element('h3', {}, 'Distinct units'), this.chart.node),
+        element('div', {class: 'plot'}, element('h3', {}, 'Working units'), this.chart.node),
         element('fieldset', {}, element('legend', {}, 'Layers'), this.search, this.layers),
       ),
       element('section', {class: 'panel'}, element('h3', {}, 'Events'), this.events),
@@ -61,8 +61,8 @@ export class Timeline {
         },
       });
       const swatch = svg('svg', {class: 'swatch', viewBox: '0 0 24 10', 'aria-hidden': 'true'}, svg('path', {d: 'M0 5H24', ...lineStyle(line)}));
-      const state = layer.at(this.run.steps.length - 1);
-      const numbers = element('span', {class: 'numbers'}, state ? `${state.width} / ${layer.units}` : '–');
+      const working = layer.workingAt(this.run.steps.length - 1);
+      const numbers = element('span', {class: 'numbers'}, working === null ? '–' : `${working} / ${layer.units}`);
       return [element('label', {'data-layer': layer.name, title: layer.title}, box, swatch, element('span', {class: 'name'}, layer.title), numbers)];
     });
     this.layers.replaceChildren(...rows);
@@ -97,8 +97,8 @@ function choose(run, layer) {
   const rank = ({name, events}) => (name === layer ? 2 : 0) + (events.length > 0);
   const ordered = [...run.layers].sort((a, b) => rank(b) - rank(a));
   const told = new Set();
-  const first = ordered.filter(({states, units}) => {
-    const story = states.map(({check, width}) => [check, width / units]).join();
+  const first = ordered.filter(({working, units: total}) => {
+    const story = working.map(({check, units}) => [check, units === null ? null : units / total]).join();
     return !told.has(story) && told.add(story);
   });
   return new Set([...first, ...ordered].slice(0, NUM_CHOSEN).map(({name}) => name));
