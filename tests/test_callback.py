@@ -388,7 +388,8 @@ def test_many_alike_layers_share_one_warning_and_a_short_table(capsys: pytest.Ca
     monitor = SymmetryMonitor(every_n_steps=1)
     assert warnings_of(Classifier(fill(Deep(40), 0.0)), monitor) == [
         "net.0, net.2, ..., net.78 (40 layers): all units of each layer have equal weights and exactly zero gradients "
-        "(frozen since step 0): they do not train at all. Every weight is 0: zero initialisation. Behind a ReLU, or "
+        "(frozen since step 0): they do not train at all. That was so in all of the 3 steps watched. Every weight is 0: "
+        "zero initialisation. Behind a ReLU, or "
         "with zero weights before or after them, no gradient reaches such units. Initialise with e.g. "
         "torch.nn.init.kaiming_uniform_."
     ]
@@ -607,7 +608,7 @@ def test_model_without_a_supported_layer_says_so_once() -> None:
     [
         ("lightning_symmetry.engine.examiner.find_layers", "check"),
         ("lightning_symmetry.engine.examiner.look", "check"),
-        ("lightning_symmetry.engine.examiner.unused_layers", "check"),
+        ("lightning_symmetry.engine.examiner.Usage.is_used", "check"),
         ("lightning_symmetry.outputs.tensorboard.write_findings", "findings and pictures in TensorBoard"),
         ("lightning_symmetry.outputs.tensorboard.write_heatmap", "findings and pictures in TensorBoard"),
         ("lightning_symmetry.outputs.console.print_summary", "summary"),

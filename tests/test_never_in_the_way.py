@@ -194,6 +194,7 @@ class Strange(nn.Module):
 
 
 @pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
+@pytest.mark.filterwarnings("ignore:Symmetry.*parts of the model do not train")
 def test_strange_tensors() -> None:
     torch.manual_seed(0)
     monitor = SymmetryMonitor(every_n_steps=1)

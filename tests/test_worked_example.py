@@ -137,6 +137,7 @@ def test_random_second_layer_breaks_the_symmetry_of_the_first() -> None:
     assert monitor.findings == []
 
 
+@pytest.mark.filterwarnings("ignore:Symmetry.*no gradient has reached it. third")
 def test_zero_weights_never_move() -> None:
     with pytest.warns(SymmetryWarning, match="frozen since step 0"):
         monitor, follow = train(fill(0.0), steps=20)
@@ -150,6 +151,7 @@ def test_zero_weights_never_move() -> None:
     }
 
 
+@pytest.mark.filterwarnings("ignore:Symmetry.*no gradient has reached it. third")
 def test_patience_decides_when_zero_gradients_are_said_to_be_frozen() -> None:
     with pytest.warns(SymmetryWarning, match="frozen"):
         _, follow = train(fill(0.0), steps=8, patience=6)

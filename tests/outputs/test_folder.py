@@ -236,6 +236,7 @@ def test_a_conclusion_is_there_before_the_training_ends(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan"), 3e38])
+@pytest.mark.filterwarnings("ignore:Symmetry.*parts of the model do not train")
 def test_weights_that_are_no_numbers_leave_json_that_is(value: float, tmp_path: Path) -> None:
     def refuse(name: str) -> None:
         raise ValueError(f"{name} is no JSON")
@@ -288,6 +289,7 @@ def test_what_cannot_be_written_leaves_no_scraps(tmp_path: Path) -> None:
     assert files(tmp_path / "out") == ALL
 
 
+@pytest.mark.filterwarnings("ignore:Symmetry.*parts of the model do not train")
 def test_names_of_layers_may_hold_anything(tmp_path: Path) -> None:
     net = nn.Sequential()
     names = ["a/b", "a_b", "..", "<b>", "x" * 300, "ä", file_name("a/b")]

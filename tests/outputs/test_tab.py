@@ -96,6 +96,7 @@ def test_all_heatmaps_means_a_matrix_at_every_check_that_shows_a_change(tmp_path
     assert len(history(events).steps) == 12
 
 
+@pytest.mark.filterwarnings("ignore:Symmetry.*parts of the model do not train")
 def test_a_matrix_that_looks_the_same_is_not_written_again(tmp_path: Path) -> None:
     model = Classifier(mlp(), lambda parameters: torch.optim.SGD(parameters, lr=0.0))
     logger = TensorBoardLogger(tmp_path, name="", version="")
