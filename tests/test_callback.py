@@ -388,8 +388,8 @@ def test_many_alike_layers_share_one_warning_and_a_short_table(capsys: pytest.Ca
     monitor = SymmetryMonitor(every_n_steps=1)
     assert warnings_of(Classifier(fill(Deep(40), 0.0)), monitor) == [
         "net.0, net.2, ..., net.78 (40 layers): all units of each layer have equal weights and exactly zero gradients "
-        "(frozen since step 0): they do not train at all. That was so in all of the 3 steps watched. Every weight is 0: "
-        "zero initialisation. Behind a ReLU, or "
+        "(frozen since step 0): they do not train at all. That was so in all of the 3 steps watched. Every weight is "
+        "0: zero initialisation. Behind a ReLU, or "
         "with zero weights before or after them, no gradient reaches such units. Initialise with e.g. "
         "torch.nn.init.kaiming_uniform_."
     ]

@@ -22,6 +22,7 @@ from lightning_symmetry.units.naming import readable_modules
 from lightning_symmetry.units.progress import Ledger
 from lightning_symmetry.units.screening import Distinct, LayerScreen
 from lightning_symmetry.units.usage import Usage
+from lightning_symmetry.verdicts.deadness import unread_layers
 from lightning_symmetry.verdicts.diagnoses import Finding, LayerDiagnosis, under_all_names
 from lightning_symmetry.verdicts.doubts import (
     may_be_dead,
@@ -61,7 +62,7 @@ class _Model:
         structure: what :func:`structure_of` says of the model.
         found: its layers.
         copies: whole modules that are copies and still equal; None until they are searched for.
-        members: the names of the layers in members of lists of modules.
+        members: by member of a list or dict of modules, the names of its layers.
         is_attended: whether the history is tied to these layers.
         screens: by the identities of the layers of an optimizer, what reads them quickly.
         ledger: what was seen of all parameters.
@@ -74,7 +75,7 @@ class _Model:
     structure: object = None
     found: Found = field(default_factory=lambda: Found([], {}, 1.0, {}, {}))
     copies: list[Copies] | None = None
-    members: Set[str] = frozenset()
+    members: dict[str, list[str]] = field(default_factory=dict)
     is_attended: bool = False
     screens: dict[tuple[int, ...], LayerScreen] = field(default_factory=dict)
     ledger: Ledger = field(default_factory=Ledger)
@@ -192,6 +193,7 @@ class Examiner:
         is_fresh = quick.have_moved or history.is_fresh(looks, had_gradient=quick.had_gradient)
         silent = [seen.layer.name for seen in looks if isinstance(seen.layer, Layer) and _has_zeros(seen)]
         unused = {name for name in silent if self._is_unused(name)}
+        unread = unread_layers(looks, self._model.members, found.layers)
         updated = self._model.updated_by(trained_by_any, history)
         has_news = len(passed_over) + sum(seen.stands for seen in looks) < len(chosen)
         if has_news:
@@ -204,7 +206,7 @@ class Examiner:
                 if seen.stands:
                     state.hold(seen, step)
                 else:
-                    news += state.update(seen, step, is_fresh, name in unused)
+                    news += state.update(seen, step, is_fresh, name in unused, name in unread)
             except Exception as error:
                 self._leave_out(seen.layer, error)
                 continue
@@ -283,7 +285,8 @@ class Examiner:
         """Return whether the module of a layer without gradients is known, or may be thought, to go unused just now."""
         is_used = self._usage.is_used(name)
         # Before any module is watched, members of a list may be experts without a token.
-        return name in self._model.members if is_used is None else not is_used
+        is_member = any(name in layers for layers in self._model.members.values())
+        return is_member if is_used is None else not is_used
 
     def _attend(self, model: nn.Module, found: Found, step: int, team: Team | None) -> list[Copies]:
         """Tie the history to the layers of a model; returns the copies in it that are to be looked at."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import index
 from typing import Any, NamedTuple
@@ -388,6 +388,43 @@ class Deaths:
     def num_units(self) -> int | None:
         """The number of units of the layer; None if no gradient was zero so far."""
         return None if self._streaks is None else len(self._streaks.since)
+
+
+def unread_layers(
+    looks: Sequence[Look], members: Mapping[str, Sequence[str]], layers: Iterable[Comparable]
+) -> set[str]:
+    """Return the layers whose outputs may go unread, as those of experts that compute all rows and that no row chooses.
+
+    No layer of such a member of a list of modules has a gradient other than zero, while another member with layers of
+    the same shapes does have one, and nothing in the rows of its layers tells why.
+
+    Args:
+        looks: what the check saw.
+        members: by member of a list or dict of modules, the names of its layers.
+        layers: all layers; those without a look have gradients.
+    """
+    silent = {seen.layer.name: seen for seen in looks if not seen.has_gradient}
+    if not silent:
+        return set()
+    shapes = {layer.name: (layer.num_units, layer.fan_in) for layer in layers}
+
+    def kind(member: str) -> object:
+        """The same for members of one list whose layers have the same names and shapes."""
+        return member.rpartition(".")[0], tuple((name[len(member) :], shapes.get(name)) for name in members[member])
+
+    read = {kind(member) for member, names in members.items() if not silent.keys() >= set(names)}
+    unread: set[str] = set()
+    for member, names in members.items():
+        if silent.keys() >= set(names) and kind(member) in read and not any(map(_tells_why, map(silent.get, names))):
+            unread |= set(names)
+    return unread
+
+
+def _tells_why(seen: Look | None) -> bool:
+    """Return whether the rows of a layer tell why its units have no gradient."""
+    if seen is None or seen.idle is None or not seen.idle.any():
+        return False
+    return cause_of_death(seen, np.flatnonzero(seen.idle)) in (Cause.LOW_BIAS, Cause.NEGATIVE, Cause.SATURATED)
 
 
 def cause_of_death(seen: Look, dead: Indices) -> Cause:

@@ -180,7 +180,9 @@ class LayerState:
                 record.watch(is_zero, is_unseen)
         self.deaths.watch(is_zero, is_unseen, self._layer.blocks if self._layer is not None else 1, step)
 
-    def update(self, seen: Look, step: int, is_fresh: bool = True, is_unused: bool = False) -> list[Finding]:
+    def update(
+        self, seen: Look, step: int, is_fresh: bool = True, is_unused: bool = False, is_unread: bool = False
+    ) -> list[Finding]:
         """Record what a look showed, and conclude.
 
         Args:
@@ -188,6 +190,7 @@ class LayerState:
             step: completed optimizer steps.
             is_fresh: whether this look counts among those that must agree, see :meth:`History.is_fresh`.
             is_unused: whether the module of the layer takes no part in this step: zero gradients say nothing then.
+            is_unread: whether it may be that nobody reads what the layer puts out.
 
         Returns:
             The findings that the user has not been told of yet.
@@ -218,7 +221,7 @@ class LayerState:
                 news.append(record.to_finding(name))
         self.records = records = _bounded(lineage.end(holding, step)) + holding
         self.last = None if seen.fingerprint is None else (seen.fingerprint, seen.has_gradient)
-        dead, died = self.deaths.update(seen, step, is_fresh=is_fresh, is_unused=is_unused)
+        dead, died = self.deaths.update(seen, step, is_fresh=is_fresh, is_unused=is_unused or is_unread)
         if self.deaths.group:
             groups.append(self.deaths.group)
         has_settled = holding and not self.deaths.are_open and all(map(self._has_settled, holding))

@@ -233,12 +233,11 @@ class Lineage:
                 record = replace(before, warned_units=sighting.units if before.warned else ())
             elif (record.units, record.mirrored) != (sighting.units, sighting.mirrored):
                 self._before[id(record)] = replace(record)
-                if record.verdict is Verdict.BREAKING and len(sighting.units) < len(record.units):
-                    # Those that are left are not known to differ from one another.
-                    record.verdict = Verdict.DUPLICATE
             self._continued.add(id(record))
             if record.was_different and len(sighting.units) < len(record.units):
                 record.streak = 0  # what is left of a group that falls apart must hold for a while to count
+                if record.verdict is Verdict.BREAKING:  # those that are left are not known to differ from one another
+                    record.verdict = Verdict.DUPLICATE
         else:
             broken = self._broken(sighting)
             if broken is None:

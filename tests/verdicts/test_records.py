@@ -120,3 +120,13 @@ def test_a_state_is_made_of_plain_lists_strings_and_numbers() -> None:
     state = record.to_state()
     assert {type(value) for value in state.values()} == {list, str, int, float, bool, type(None)}
     assert Record.from_state(state) == record
+
+
+def test_the_rest_of_a_group_that_falls_apart_is_not_known_to_break() -> None:
+    record = record_of()
+    record.verdict, record.was_different = Verdict.BREAKING, True
+    lineage = Lineage([record])
+    for units in ((0, 1), (2, 3)):  # the first part carries the record on, the second a copy of it
+        rest = lineage.carry_on(see(Gradients.NONE, units), 3)
+        assert rest is not None
+        assert (rest.units, rest.verdict, rest.was_different) == (units, Verdict.DUPLICATE, True)
