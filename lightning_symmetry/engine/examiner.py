@@ -19,6 +19,7 @@ from lightning_symmetry.units.copies import Copies, find_copies
 from lightning_symmetry.units.discovery import Found, find_layers, structure_of
 from lightning_symmetry.units.layers import Layer
 from lightning_symmetry.units.naming import readable_modules
+from lightning_symmetry.units.norms import rounding_gain
 from lightning_symmetry.units.progress import Ledger
 from lightning_symmetry.units.screening import Distinct, LayerScreen
 from lightning_symmetry.units.usage import Usage
@@ -63,6 +64,7 @@ class _Model:
         found: its layers.
         copies: whole modules that are copies and still equal; None until they are searched for.
         members: by member of a list or dict of modules, the names of its layers.
+        rounding_gain: by how much it enlarges rounding errors in gradients.
         is_attended: whether the history is tied to these layers.
         screens: by the identities of the layers of an optimizer, what reads them quickly.
         ledger: what was seen of all parameters.
@@ -76,6 +78,7 @@ class _Model:
     found: Found = field(default_factory=lambda: Found([], {}, 1.0, {}, {}))
     copies: list[Copies] | None = None
     members: dict[str, list[str]] = field(default_factory=dict)
+    rounding_gain: float = 0.0
     is_attended: bool = False
     screens: dict[tuple[int, ...], LayerScreen] = field(default_factory=dict)
     ledger: Ledger = field(default_factory=Ledger)
@@ -105,6 +108,10 @@ class _Model:
                     updated.add(layer.name)
             self._updated = (trained, wanted), updated
         return self._updated[1]
+
+    def largest_elsewhere(self, trained: Set[int]) -> float:
+        """Return the largest norm of a gradient of parameters of no layer, where small ones may be rounding errors."""
+        return self.ledger.largest_loose_gradient(trained) if self.rounding_gain else 0.0
 
     @cached_property
     def _originals(self) -> list[Tensor]:
@@ -149,7 +156,8 @@ class Examiner:
             include, exclude = self._options.include, self._options.exclude
             ledger = Ledger.of(model, found.layers, include, exclude, self._model.ledger)
             members = members_of_lists(model, [layer.name for layer in found.layers])
-            self._model = _Model(structure, found, self._copies_in(model), members, ledger=ledger)
+            gain = rounding_gain(model)
+            self._model = _Model(structure, found, self._copies_in(model), members, gain, ledger=ledger)
             self._usage.end()
         return self._model.found
 
@@ -238,7 +246,8 @@ class Examiner:
         is_open = model.ledger.take_in(trained, not_finite, step)
         if is_open or model.untrained is None or model.optimized != trained_by_any:
             untrained = untrained_parts(model.ledger.by_layer(), trained_by_any, self._options.patience)
-            if untrained != model.untrained:
+            idle = model.ledger.idle_inputs(self._options.patience)
+            if untrained != model.untrained or self.report is None or idle != self.report.idle_inputs:
                 model.latest = None
             # As long as it is open, each check may tell more.
             model.untrained, model.optimized = untrained, trained_by_any
@@ -272,14 +281,15 @@ class Examiner:
             team: the ranks that hold the model; None: it is all here.
         """
         found = self._model.found.layers
-        layers = [layer for layer in found if layer.name in self._suspects and layer.is_trained_by(trained)]
+        suspects = [layer for layer in found if layer.name in self._suspects and layer.is_trained_by(trained)]
+        layers = [(layer, self.history[layer.name].floor) for layer in suspects]
         for layer, is_zero, is_unseen in zero_gradients(layers, trained, self._leave_out, team):
             state = self.history[layer.name]
             if not self._is_unused(layer.name):
                 state.watch(is_zero, is_unseen, step)
             if not state.is_to_be_watched:
                 self._suspects.discard(layer.name)
-        self._usage.end_step(layer.name for layer in layers)
+        self._usage.end_step(layer.name for layer in suspects)
 
     def _is_unused(self, name: str) -> bool:
         """Return whether the module of a layer without gradients is known, or may be thought, to go unused just now."""
@@ -310,7 +320,8 @@ class Examiner:
 
     def _read_quickly(self, layers: Sequence[Layer | Copies], trained: Set[int], team: Team | None) -> Distinct:
         """Return which layers, of those in which no groups are known, have distinct units as before."""
-        if team is not None or self._options.heatmaps == "all":  # which takes a look at all of them
+        # Which takes a look at all of them, as does what is zero but for rounding.
+        if team is not None or self._options.heatmaps == "all" or self._model.rounding_gain:
             return Distinct()
         every = [layer for layer in layers if isinstance(layer, Layer)]
         without_groups = [layer for layer in every if self.history[layer.name].is_without_groups]
@@ -350,7 +361,8 @@ class Examiner:
                 known={layer.name: history[layer.name].known for layer in chosen},
                 steady=self._steady(chosen) if team is None else {},
                 without=self._due_for_orientations(chosen),
-                largest=quick.largest,
+                largest=max(quick.largest, self._model.largest_elsewhere(trained)),
+                rounding_gain=self._model.rounding_gain,
                 on_error=self._leave_out,
                 team=team,
             )
@@ -405,7 +417,8 @@ class Examiner:
         in_order = under_all_names(known.values())
         draw = HeatmapsOnDemand(model, list(known.values()), self._options.include, self._options.exclude)
         skipped = {**found.skipped, **failed}
-        return SymmetryReport(step, in_order, skipped, groups, found.coverage, reasons, untrained, draw)
+        idle_inputs = self._model.ledger.idle_inputs(self._options.patience)
+        return SymmetryReport(step, in_order, skipped, groups, found.coverage, reasons, untrained, idle_inputs, draw)
 
     def state_dict(self) -> dict[str, Any]:
         """Return plain numbers, strings, lists and dicts."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass, field
+from math import isfinite
 from typing import Any
 
 import torch
@@ -18,6 +19,8 @@ from lightning_symmetry.units.patterns import is_chosen
 
 # So many numbers of a parameter tell whether it moves, beside those with the largest gradients.
 _NUM_SAMPLED = 1024
+# At so many checks it is seen which weights have gradients in no unit.
+_NUM_CHECKS_OF_INPUTS = 16
 
 
 @dataclass
@@ -93,6 +96,49 @@ def _local(tensor: Tensor) -> Tensor:
 
 
 @dataclass
+class Inputs:
+    """Which of the weights that feed each unit of a layer have a gradient in any unit.
+
+    Attributes:
+        layer: the layer.
+        num_checks: at how many checks its gradients were seen.
+        are_fed: which weights had a gradient in any unit at any of them, ``(fan_in,)``; None before the first.
+    """
+
+    layer: Layer
+    num_checks: int = 0
+    are_fed: Tensor | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether more checks are to be seen."""
+        is_known = self.are_fed is not None and bool(self.are_fed.all())
+        return self.num_checks < _NUM_CHECKS_OF_INPUTS and not is_known
+
+    @property
+    def num_idle(self) -> int:
+        """How many weights of each unit had no gradient so far."""
+        return 0 if self.are_fed is None else len(self.are_fed) - int(self.are_fed.count_nonzero())
+
+    def take_in(self) -> None:
+        """See the gradients of one check, if there are any."""
+        weight = self.layer.tensors[0]
+        gradient = weight.weights.grad
+        if gradient is not None and gradient.layout == torch.strided and gradient.count_nonzero():
+            fed = weight.view(gradient.detach()).flatten(1).any(dim=0)
+            self.are_fed = fed if self.are_fed is None else self.are_fed | fed
+            self.num_checks += 1
+
+
+def _tells_of_inputs(layer: Layer) -> bool:
+    """Return whether all units of a layer have the same inputs, and weights and gradients lie here as they are used."""
+    weight = layer.tensors[0]
+    is_as_it_is = weight.part is None and all(original is weight.weights for original in weight.originals)
+    is_as_it_is &= not is_sharded(weight.weights)
+    return is_as_it_is and layer.can_freeze and not layer.slices_of and layer.blocks == 1
+
+
+@dataclass
 class Ledger:
     """What was seen of the parameters of a model, check after check.
 
@@ -105,6 +151,8 @@ class Ledger:
     _loose: list[Progress] = field(default_factory=list)  # those that belong to no layer that is looked at
     _open: list[Progress] = field(default_factory=list)  # those that are not known to train
     _not_finite: set[int] = field(default_factory=set)  # identities
+    _inputs: list[Inputs] = field(default_factory=list)
+    _open_inputs: list[Inputs] = field(default_factory=list)  # those of which not all is known
 
     @classmethod
     def of(
@@ -134,7 +182,8 @@ class Ledger:
                 entries[id(parameter)] = entry if entry is not None and is_same else Progress(name, parameter)
         loose = [entry for identity, entry in entries.items() if identity not in of_layers]
         not_finite = {identity for identity, entry in entries.items() if entry.not_finite_since is not None}
-        return cls(entries, layers, loose, list(entries.values()), not_finite)
+        inputs = [Inputs(layer) for layer in layers if _tells_of_inputs(layer)]
+        return cls(entries, layers, loose, list(entries.values()), not_finite, inputs, list(inputs))
 
     def take_in(self, trained: Set[int], not_finite: Iterable[Layer], step: int) -> bool:
         """Note what a check shows; returns whether anything but an optimizer could be a reason that some do not train.
@@ -144,13 +193,17 @@ class Ledger:
             not_finite: the layers that hold numbers that are not finite.
             step: completed optimizer steps.
         """
-        was_open = bool(self._open)
+        was_open = bool(self._open or self._open_inputs)
         for entry in self._open:
             entry.is_wanted |= entry.parameter.requires_grad
             if not entry.is_settled and is_trained(entry.parameter, trained):
                 entry.num_checks += 1
                 entry.see_gradient()
                 entry.see_numbers()
+        for inputs in self._open_inputs:
+            if is_trained(inputs.layer.tensors[0].weights, trained):
+                inputs.take_in()
+        self._open_inputs = [inputs for inputs in self._open_inputs if inputs.is_open]
         self._open = [entry for entry in self._open if not entry.is_settled or not entry.is_wanted]
         suspects = {id(original) for layer in not_finite for original in layer.originals}
         suspects |= self._not_finite
@@ -179,6 +232,27 @@ class Ledger:
     def lacks_gradients(self) -> bool:
         """Whether there are parameters that have had no gradient so far."""
         return not all(entry.had_gradient for entry in self._open)
+
+    def idle_inputs(self, patience: int) -> dict[str, int]:
+        """Return how many weights of each unit have had a gradient in no unit so far, by layer, where there are any.
+
+        Args:
+            patience: at how many checks gradients must have been seen.
+        """
+        return {
+            each.layer.name: each.num_idle for each in self._inputs if each.num_idle and each.num_checks >= patience
+        }
+
+    def largest_loose_gradient(self, trained: Set[int]) -> float:
+        """Return the largest norm of a gradient of the parameters that belong to no layer; 0 if there are none."""
+        loose = [entry.parameter for entry in self._loose if is_trained(entry.parameter, trained)]
+        gradients = [
+            parameter.grad.detach()
+            for parameter in loose
+            if parameter.grad is not None and parameter.grad.layout == torch.strided and not is_sharded(parameter)
+        ]
+        norms = [float(norm) for norm in torch._foreach_norm(gradients)] if gradients else []
+        return max((norm for norm in norms if isfinite(norm)), default=0.0)
 
     def by_layer(self) -> Iterator[tuple[str, list[Progress]]]:
         """Yield the parameters of each layer with its name, and then each other one with its own.

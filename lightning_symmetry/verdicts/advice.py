@@ -134,6 +134,10 @@ def _effect(finding: Finding, num_groups: int) -> str:
         return f"are copies in weights and gradients ({since}): they train as one."
     if finding.verdict is Verdict.FROZEN and finding.reason is Reason.ROUNDING_AGAIN:
         return f"have equal weights and gradients that are zero but for rounding ({since}): they do not train."
+    if finding.verdict is Verdict.DEAD and finding.reason is Reason.ROUNDING_AGAIN:
+        return (
+            f"have gradients that are zero but for rounding, though weights of their own ({since}): they do not train."
+        )
     if finding.mirrored:
         are = f"are equal up to sign in weights and gradients ({since})"
         return f"{are}: they train as {num_groups} unit{'s' if num_groups > 1 else ''}."
@@ -190,6 +194,11 @@ def why(finding: Finding) -> str:
 
 def _why_dead(finding: Finding) -> str:
     """The likely cause of dead units and the way out."""
+    if finding.reason is Reason.ROUNDING_AGAIN:
+        return (
+            "The model has a norm over a single number, whose output is constant, so that it passes back nothing but "
+            "rounding errors. Normalise over more than one number, or leave this norm out."
+        )
     if finding.origin is Origin.COLLAPSE:
         cause = f"They trained until step {finding.first_step}, and died"
         way_out = "Use a smaller learning rate, a bias that starts at 0, or an activation with a slope everywhere"

@@ -181,6 +181,7 @@ class DeadUnits:
         first_step: optimizer step of the check since which all of them have been dead.
         last_step: optimizer step of the latest check.
         num_watched: at how many steps in a row their gradients had been zero when the user was warned of them.
+        reason: whether their gradients are exactly zero, or zero but for rounding.
         broken_step: optimizer step of the check at which too few of them were dead; None while they are.
     """
 
@@ -191,6 +192,7 @@ class DeadUnits:
     first_step: int
     last_step: int
     num_watched: int = 0
+    reason: Reason = Reason.ZERO_AGAIN
     broken_step: int | None = None
 
     def to_finding(self, layer: str) -> Finding:
@@ -205,7 +207,7 @@ class DeadUnits:
             self.last_step,
             self.broken_step,
             self.origin,
-            reason=Reason.ZERO_AGAIN,
+            reason=self.reason,
             num_watched=self.num_watched,
         )
 
@@ -218,14 +220,14 @@ class DeadUnits:
             None,
             self.first_step,
             self.origin,
-            Reason.ZERO_AGAIN,
+            self.reason,
             num_watched=self.num_watched,
         )
 
     def to_state(self) -> dict[str, Any]:
         """Return plain numbers, strings and lists."""
         lists = {"units": list(self.units), "warned_units": list(self.warned_units)}
-        return {**vars(self), **lists, "cause": str(self.cause), "origin": str(self.origin)}
+        return {**vars(self), **lists, "cause": str(self.cause), "origin": str(self.origin), "reason": str(self.reason)}
 
     @classmethod
     def from_state(cls, values: Mapping[str, Any]) -> DeadUnits:
@@ -238,6 +240,7 @@ class DeadUnits:
             first_step=index(values["first_step"]),
             last_step=index(values["last_step"]),
             num_watched=index(values.get("num_watched", 0)),
+            reason=Reason(values.get("reason", Reason.ZERO_AGAIN)),
             broken_step=None if values["broken_step"] is None else index(values["broken_step"]),
         )
 
@@ -363,7 +366,8 @@ class Deaths:
             first_step = max(dead.died_at)  # since then all of them are dead
             origin = Origin.COLLAPSE if has_died else Origin.FIRST_LOOK if first_step else Origin.START
             cause = cause_of_death(seen, np.array(dead.units))
-            self.warned = warned = DeadUnits(dead.units, (), cause, origin, first_step, step)
+            reason = Reason.ROUNDING_AGAIN if seen.floor else Reason.ZERO_AGAIN
+            self.warned = warned = DeadUnits(dead.units, (), cause, origin, first_step, step, reason=reason)
         warned.units, warned.last_step, warned.broken_step = dead.units, step, None
         if len(warned.units) < 2 * len(warned.warned_units):
             return None

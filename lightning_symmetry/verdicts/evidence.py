@@ -35,6 +35,7 @@ def look(
     without: Mapping[str, Collection[int]] | None = None,
     steady: Mapping[str, Steady] | None = None,
     largest: float = 0.0,
+    rounding_gain: float = 0.0,
     on_error: Callable[[Comparable, Exception], None] | None = None,
     team: Team | None = None,
 ) -> list[Look]:
@@ -50,6 +51,8 @@ def look(
             no directions are counted.
         steady: by layer name, groups of which it is enough to see that they hold.
         largest: the largest norm of a gradient row among other layers of the model.
+        rounding_gain: by how much the model enlarges rounding errors in gradients; 0: a gradient is zero only if it is
+            exactly so.
         on_error: called with the layer and the exception when a layer cannot be looked at; it is then left out. None:
             the exception is raised.
         team: the ranks that hold the layers; None: they are all here.
@@ -101,11 +104,12 @@ def look(
             name, of_weights = item.layer.name, suspected[id(item.weights)]
             of_gradients = suspected[id(item.gradients)] if item.gradients else None
             with guarded(item.layer):
-                if _is_unremarkable(item, of_weights, of_gradients, known.get(name, ())):
+                floor = rounding_gain * noise_floor(item.gradients, scale) if item.gradients else 0.0
+                if _is_unremarkable(item, of_weights, of_gradients, known.get(name, ()), floor):
                     seen = look_at_distinct(item.layer, item.rows, fingerprint=_fingerprint(item))
                 else:
-                    judge = GradientEvidence(item.layer, item.gradients, of_gradients, scale)
-                    seen = _look_at(item, of_weights, judge, known.get(name, ()))
+                    judge = GradientEvidence(item.layer, item.gradients, of_gradients, scale, floor)
+                    seen = replace(_look_at(item, of_weights, judge, known.get(name, ())), floor=floor)
                 if without is not None and name in without:
                     seen = _with_orientations(seen, item.weights, without[name])
                 looks.append(seen)
@@ -187,15 +191,18 @@ def _read(matrices: Sequence[_Matrices], tolerance: float | None) -> list[_Sketc
 
 
 def _is_unremarkable(
-    item: _Sketched, of_weights: Indices, of_gradients: Indices | None, known: Sequence[Mirrored]
+    item: _Sketched, of_weights: Indices, of_gradients: Indices | None, known: Sequence[Mirrored], floor: float
 ) -> bool:
-    """Whether no rows of weights or gradients of a layer may agree, be zero or not finite, as in most layers."""
+    """Whether no rows of weights or gradients of a layer may agree, be zero or not finite, as in most layers.
+
+    Gradients count as zero up to the floor.
+    """
     if np.isnan(item.weights.sketch.norms).any():
         return False
     if len(of_weights) or known or item.gradients is None or of_gradients is None or len(of_gradients):
         return False
     norms = item.gradients.sketch.norms
-    return len(norms) > 0 and bool(norms.min() > 0)  # neither zero nor NaN
+    return len(norms) > 0 and bool(norms.min() > floor)  # neither zero nor NaN
 
 
 def _are_steady(item: _Sketched, steady: Steady, scale: float) -> bool:

@@ -62,10 +62,18 @@ class GradientEvidence:
         question: which of its gradient rows agree; None if there are no gradients to see.
         suspected: the gradient rows that may agree with another one; None with ``question``.
         scale: the largest norm of a gradient row of the model.
+        floor: the norm up to which gradients of units with rows of their own are taken for zero.
     """
 
-    def __init__(self, layer: Comparable, question: Question | None, suspected: Indices | None, scale: float) -> None:
-        self._layer, self._question = layer, question
+    def __init__(
+        self,
+        layer: Comparable,
+        question: Question | None,
+        suspected: Indices | None,
+        scale: float,
+        floor: float = 0.0,
+    ) -> None:
+        self._layer, self._question, self._floor_of_idle = layer, question, floor
         self._groups: list[tuple[int, ...]] = []
         if question is None or suspected is None:
             return
@@ -165,9 +173,9 @@ class GradientEvidence:
         """
         if self._question is None or not self._layer.can_freeze:
             return None, None
-        if self._norms.min(initial=np.inf) > 0:  # neither zero nor NaN, as in most layers
+        if self._norms.min(initial=np.inf) > self._floor_of_idle:  # neither zero nor NaN, as in most layers
             return none_of(len(self._norms)), none_of(len(self._norms))
-        idle = (self._norms == 0) & (weight_norms > 0)
+        idle = (self._norms <= self._floor_of_idle) & (weight_norms > 0)
         if exclude:
             idle[list(exclude)] = False
         return idle, np.isnan(self._norms)

@@ -37,6 +37,7 @@ class LayerState:
         diagnosis: what the latest look came to; None before the first one of this process.
         last: of the latest check, a hash of the weights, and whether there was a gradient; None if it was read quickly.
         is_wanted: whether any parameter was ever seen to require a gradient.
+        floor: the norm up to which the latest look took gradients for zero.
         failure: why the layer is left out; empty while it is looked at.
     """
 
@@ -50,6 +51,7 @@ class LayerState:
     diagnosis: LayerDiagnosis | None = None
     last: tuple[int, bool] | None = None
     is_wanted: bool = False
+    floor: float = 0.0
     failure: str = ""
     _layer: Comparable | None = None
     _released: tuple[tuple[int, int], ...] = ()
@@ -195,7 +197,7 @@ class LayerState:
         Returns:
             The findings that the user has not been told of yet.
         """
-        name = seen.layer.name
+        name, self.floor = seen.layer.name, seen.floor
         origin = Origin.COLLAPSE
         if self.records is None:
             origin = Origin.START if step == 0 else Origin.FIRST_LOOK

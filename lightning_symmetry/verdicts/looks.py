@@ -86,7 +86,7 @@ class Look:
         sightings: disjoint sets of units.
         fingerprint: a hash of the weights, which changes if any row does; None if the layer was read quickly.
         has_gradient: whether any gradient is not zero; it may be infinite.
-        idle: which units have a gradient of exactly zero, and weights that are not zero and their own,
+        idle: which units have a gradient of zero, and weights that are not zero and their own,
             ``(num_units,)``; None if there are no gradients to see, or if zeros say nothing.
         unseen: which units have a gradient that is not finite; None with ``idle``.
         orientations: number of directions of the rows, up to sign; None if they were not counted at this look.
@@ -94,6 +94,7 @@ class Look:
         stands: whether the steady groups of the layer are as they were, and there is nothing else to see; then
             ``sightings`` does not tell of them.
         is_finite: whether all weights are.
+        floor: the norm up to which ``idle`` takes gradients for zero, since they are rounding errors; 0 as a rule.
     """
 
     layer: Comparable
@@ -107,6 +108,7 @@ class Look:
     num_living: int = 0
     stands: bool = False
     is_finite: bool = True
+    floor: float = 0.0
 
     @cached_property
     def _rows(self) -> tuple[Rows, Rows | None]:

@@ -27,6 +27,7 @@ class ModelDiagnosis:
     coverage: float = 1.0
     reasons: list[str] = field(default_factory=list)
     untrained: dict[str, str] = field(default_factory=dict)
+    idle_inputs: dict[str, int] = field(default_factory=dict)
 
     @property
     def status(self) -> Status:
@@ -188,6 +189,8 @@ class ModelDiagnosis:
             - ``status``: ``"healthy"``, ``"symmetric"`` or ``"inconclusive"``.
             - ``reasons``: a list of texts, why nothing can be concluded of parts of the model.
             - ``untrained``: by name of a layer or parameter, why it does not train.
+            - ``idle_inputs``: by layer, how many weights of each unit have had a gradient in no unit; layers without
+              such weights are left out.
 
         Example:
             >>> from lightning_symmetry import LayerDiagnosis, SymmetryReport
@@ -209,6 +212,7 @@ class ModelDiagnosis:
             "status": self.status,
             "reasons": list(self.reasons),
             "untrained": dict(self.untrained),
+            "idle_inputs": dict(self.idle_inputs),
         }
 
     def __repr__(self) -> str:

@@ -35,6 +35,8 @@ class SymmetryReport(ModelDiagnosis):
         untrained: by name of a layer, or of a parameter where only some of a layer are concerned, why it does not
             train: no optimizer updates it, no gradient has reached it, it is not finite since a step, or it has not
             moved. Each is among the ``reasons`` too.
+        idle_inputs: by layer, how many weights of each unit have had a gradient in no unit at the first checks, as
+            those of inputs that are always zero.
         draw_heatmaps: draws heatmaps of layers with groups, for notebooks: PNG files by layer name, from the weights
             that the model has when it is called. None if there is no model at hand: a report that was copied or has
             come from another process has no such function.

@@ -13,6 +13,9 @@ from lightning_symmetry.verdicts.model_diagnosis import ModelDiagnosis, describe
 from lightning_symmetry.verdicts.tables import describe_groups, plain_table
 from lightning_symmetry.verdicts.verdict import Verdict
 
+# Inputs from units that are shut for all samples are common in healthy networks, and few.
+_TOLD_INPUTS = 0.25
+
 if TYPE_CHECKING:
     from pandas import DataFrame
 
@@ -93,6 +96,12 @@ def notes(report: ModelDiagnosis) -> list[str]:
         lines.append(
             f"{pruned} rows of zeros without gradients, in layers whose other rows are not zero: pruned or padded"
         )
+    for name, number in report.idle_inputs.items():
+        if name in report.layers and number >= _TOLD_INPUTS * report.layers[name].fan_in:
+            lines.append(
+                f"{name}: {number} of the {report.layers[name].fan_in} weights of each unit have had no gradient, as "
+                "those of inputs that are always zero"
+            )
     if any(layer.slices_of and layer.groups for layer in report.distinct_layers):
         lines.append(
             "[dim 0]: slices of a parameter along its dimension 0, which were compared because no adapter knows "

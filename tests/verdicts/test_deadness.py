@@ -230,6 +230,41 @@ def test_steps_of_other_optimizers_do_not_count() -> None:
         assert tracker.report.layers["0"].dead_units == num_dead
 
 
+class BesideASkip(nn.Module):
+    """A branch behind whose end stands a norm, added to a linear layer.
+
+    Args:
+        width: over how many numbers the norm goes.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.branch = nn.Sequential(nn.Linear(12, 16), nn.GELU(), nn.Linear(16, 4 * width))
+        self.norm, self.skip, self.width = nn.LayerNorm(width), nn.Linear(12, 4), width
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        out: Tensor = self.norm(self.branch(inputs).view(-1, 4, self.width)).mean(-1) + self.skip(inputs)
+        return out
+
+
+def test_behind_a_norm_over_one_number_there_is_nothing_but_rounding() -> None:
+    torch.manual_seed(0)
+    tracker = tracked(BesideASkip(1), steps=120, every_n_steps=20)
+    assert {finding.layer for finding in tracker.findings} == {"branch.0", "branch.2"}
+    for message in tracker.report.messages():
+        assert "have gradients that are zero but for rounding, though weights of their own" in message
+        assert "a norm over a single number" in message
+    assert tracked(BesideASkip(3), steps=120, every_n_steps=20).report.status == "healthy"
+
+
+@pytest.mark.filterwarnings("ignore:SymmetryTracker.*it has not moved. 0")  # at this learning rate it is too little
+def test_gradients_that_vanish_are_not_taken_for_rounding() -> None:
+    torch.manual_seed(0)
+    layers = [module for _ in range(10) for module in (nn.Linear(12, 12), nn.Sigmoid())]
+    tracker = tracked(nn.Sequential(*layers, nn.Linear(12, 4)), steps=120, every_n_steps=20)
+    assert tracker.findings == []
+
+
 def test_pruned_units_are_not_called_dead() -> None:
     net = mlp()
     prune.ln_structured(net.linear(0), "weight", amount=0.75, n=2, dim=0)

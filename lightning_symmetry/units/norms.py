@@ -1,0 +1,28 @@
+"""Norms over a single number, whose output is constant: what they pass back is rounding errors, and large ones."""
+
+from __future__ import annotations
+
+from math import prod
+from typing import Any
+
+import torch
+from torch import nn
+
+from lightning_symmetry.modules import modules_of
+
+
+def rounding_gain(model: nn.Module) -> float:
+    """Return by how much norms over a single number enlarge the rounding errors of gradients; 0 if there are none.
+
+    The gradient of such a norm is zero but for rounding, and is divided by the standard deviation of one number, which
+    is the square root of ``eps``.
+
+    Example:
+        >>> round(rounding_gain(nn.Sequential(nn.Linear(4, 1), nn.LayerNorm(1))))
+        316
+        >>> rounding_gain(nn.Sequential(nn.Linear(4, 2), nn.LayerNorm(2)))
+        0.0
+    """
+    norms: list[Any] = [module for module in modules_of(model) if issubclass(type(module), (nn.LayerNorm, nn.RMSNorm))]
+    over_one = [norm.eps or torch.finfo(torch.float32).eps for norm in norms if prod(norm.normalized_shape) == 1]
+    return max((eps**-0.5 for eps in over_one), default=0.0)

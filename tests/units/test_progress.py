@@ -1,0 +1,242 @@
+"""Which parameters train, of what is seen at every step and at checks; and what a report says of the others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from lightning_symmetry import SymmetryError, SymmetryMonitor, SymmetryTracker, assert_no_symmetry
+from lightning_symmetry.units.discovery import find_layers
+from lightning_symmetry.units.progress import Ledger, Progress
+from tests.test_tracker import endless, loss_of, tracked
+from tests.training import Classifier, batches, fit, mlp
+
+NO_OPTIMIZER, NO_GRADIENT, UNMOVED = "no optimizer updates it", "no gradient has reached it", "it has not moved"
+
+pytestmark = pytest.mark.filterwarnings("ignore:Symmetry.*parts of the model do not train")
+
+
+def sgd(parameters: Any) -> torch.optim.SGD:
+    return torch.optim.SGD(parameters, lr=0.05)
+
+
+def run(net: nn.Module, optimizers: Any, steps: int = 60, before_step: Callable[[int], object] = id) -> SymmetryTracker:
+    several = optimizers if isinstance(optimizers, list) else [optimizers]
+    with SymmetryTracker(net, optimizers, every_n_steps=10) as tracker:
+        for i, batch in zip(range(steps), endless(), strict=False):
+            for optimizer in several:
+                optimizer.zero_grad()
+            loss_of(net, batch).backward()
+            before_step(i)
+            for optimizer in several:
+                optimizer.step()
+    return tracker
+
+
+def untrained(tracker: SymmetryTracker) -> dict[str, str]:
+    report = tracker.report
+    assert report is not None
+    reasons = [f"{name} does not train: {reason}" for name, reason in report.untrained.items()]
+    assert report.reasons[: len(reasons)] == reasons
+    assert report.to_dict()["untrained"] == report.untrained
+    assert (report.status == "healthy") == (not report.reasons and not report.findings)
+    return report.untrained
+
+
+def test_what_trains_is_not_named() -> None:
+    assert untrained(tracked(mlp(), steps=20)) == {}
+
+
+@pytest.mark.parametrize("layer", ["0", "2", "4"])
+def test_a_layer_that_no_optimizer_updates(layer: str) -> None:
+    net = mlp()
+    rest = [parameter for name, parameter in net.named_parameters() if not name.startswith(layer)]
+    assert untrained(run(net, sgd(rest))) == {layer: NO_OPTIMIZER}
+    net = mlp()
+    rest = [parameter for name, parameter in net.named_parameters() if name != f"{layer}.bias"]
+    assert untrained(run(net, sgd(rest))) == {f"{layer}.bias": NO_OPTIMIZER}
+
+
+def test_what_is_switched_off_is_meant_to_be() -> None:
+    net = mlp()
+    net.linear(0).requires_grad_(False)
+    rest = [parameter for parameter in net.parameters() if parameter.requires_grad]
+    assert untrained(run(net, sgd(rest))) == {}
+
+
+class Detached(nn.Module):
+    def __init__(self, until: int = 1000) -> None:
+        super().__init__()
+        self.encoder, self.head = nn.Sequential(nn.Linear(12, 8), nn.LayerNorm(8), nn.Tanh()), nn.Linear(8, 4)
+        self.num_calls, self.until = 0, until
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        self.num_calls += 1
+        hidden = self.encoder(inputs)
+        out: Tensor = self.head(hidden.detach() if self.num_calls <= self.until else hidden)
+        return out
+
+
+def test_what_no_gradient_reaches_until_one_does() -> None:
+    names = ["encoder.0", "encoder.1.weight", "encoder.1.bias"]
+    for until, expected in ((1000, dict.fromkeys(names, NO_GRADIENT)), (40, {})):
+        net = Detached(until)
+        assert untrained(run(net, sgd(net.parameters()))) == expected
+
+
+def test_gradients_that_are_erased_before_the_step() -> None:
+    net = mlp()
+    optimizer = sgd(net.parameters())
+    erased = run(net, optimizer, before_step=lambda i: optimizer.zero_grad())
+    assert untrained(erased) == dict.fromkeys("024", NO_GRADIENT)
+
+    class Erasing(Classifier):
+        def on_before_optimizer_step(self, optimizer: Any) -> None:
+            for parameter in self.net[2].parameters():  # type: ignore[index]
+                parameter.grad = None
+
+    monitor = SymmetryMonitor()
+    fit(Erasing(mlp()), monitor, max_steps=20)
+    assert monitor.report is not None
+    assert monitor.report.untrained == {"net.2": NO_GRADIENT}
+
+
+def test_a_gradient_at_any_step_counts_whichever_are_checked() -> None:
+    net, extra = mlp(), nn.Parameter(torch.ones(3))
+    net.register_parameter("extra", extra)
+    optimizer = sgd(net.parameters())
+    seen = []
+    for first in (5, 1000):
+        optimizer.zero_grad()
+        with SymmetryTracker(net, optimizer, every_n_steps=10) as tracker:
+            for i, batch in zip(range(21), endless(), strict=False):
+                optimizer.zero_grad()
+                (loss_of(net, batch) + float(i % 10 == first) * extra.sum()).backward()
+                optimizer.step()
+        seen.append(untrained(tracker))
+    assert seen == [{}, {"extra": NO_GRADIENT}]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_numbers_that_are_not_finite_until_they_are_mended(value: float) -> None:
+    linear, norm = nn.Linear(12, 8), nn.LayerNorm(8)
+    net = nn.Sequential(linear, norm, nn.Linear(8, 4))
+    layers = find_layers(net).layers
+    ledger = Ledger.of(net, layers, None, (), Ledger())
+    trained = set(map(id, net.parameters()))
+    told = []
+    for step, (in_weight, in_bias) in enumerate([(0.0, 0.0), (value, 0.0), (value, value), (0.0, value), (0.0, 0.0)]):
+        linear.weight.data[2, 1], norm.bias.data[3] = in_weight, in_bias
+        ledger.take_in(trained, layers[:1] if in_weight else [], step)
+        every = [entry for _, entries in ledger.by_layer() for entry in entries]
+        told.append({entry.name: entry.not_finite_since for entry in every if entry.not_finite_since is not None})
+    assert told == [{}, {"0.weight": 1}, {"0.weight": 1, "1.bias": 2}, {"1.bias": 2}, {}]
+
+
+def test_a_training_that_diverges_is_not_healthy() -> None:
+    net = mlp()
+    tracker = run(net, torch.optim.SGD(net.parameters(), lr=1e30), steps=30)
+    assert untrained(tracker) == dict.fromkeys("024", "not finite since step 3")
+
+
+@pytest.mark.parametrize("group", [0, 1])
+def test_what_does_not_move(group: int) -> None:
+    net = mlp()
+    groups: Any = [{"params": net.linear(0).parameters()}, {"params": [*net[2].parameters(), *net[4].parameters()]}]
+    optimizer = torch.optim.SGD(groups, lr=0.05)
+    optimizer.param_groups[group]["lr"] = 0.0
+    assert untrained(run(net, optimizer)) == dict.fromkeys("0" if group == 0 else "24", UNMOVED)
+
+
+def test_weights_that_are_written_over_in_each_pass() -> None:
+    class Fixed(nn.Linear):
+        def forward(self, inputs: Tensor) -> Tensor:
+            self.weight.data.copy_(torch.eye(12))
+            return super().forward(inputs)
+
+    net = nn.Sequential(Fixed(12, 12, bias=False), nn.Linear(12, 4))
+    assert untrained(run(net, sgd(net.parameters()))) == {"0": UNMOVED}
+
+
+def test_the_gate_raises_and_a_training_says_it_in_one_line() -> None:
+    with pytest.raises(SymmetryError, match=r"encoder.0 does not train: no gradient has reached it"):
+        assert_no_symmetry(Detached(), loss_of, batches())
+    net = Detached()
+    line = "do not train. no gradient has reached it: encoder.0, encoder.1.weight, encoder.1.bias.$"
+    with pytest.warns(UserWarning, match=line) as said:
+        run(net, sgd(net.parameters()))
+    assert len(said) == 1
+    optimizer = sgd(net.parameters())
+    tracker = SymmetryTracker(net, optimizer, require_conclusion=True)
+    for _, batch in zip(range(20), endless(), strict=False):
+        optimizer.zero_grad()
+        loss_of(net, batch).backward()
+        optimizer.step()
+    with pytest.raises(SymmetryError, match="comes to no conclusion"):
+        tracker.close()
+
+
+@pytest.mark.filterwarnings("ignore:.*will run with no optimizer")
+def test_a_trainer_without_an_optimizer() -> None:
+    class Idle(Classifier):
+        def configure_optimizers(self) -> Any:
+            return None
+
+    monitor = SymmetryMonitor()
+    fit(Idle(mlp()), monitor, max_epochs=1, max_steps=-1)
+    assert monitor.report is not None
+    assert monitor.report.untrained == dict.fromkeys(["net.0", "net.2", "net.4"], NO_OPTIMIZER)
+
+
+def test_weights_of_inputs_that_are_always_zero_are_counted() -> None:
+    net = nn.Sequential(nn.Linear(20, 16), nn.Tanh(), nn.Linear(16, 4))
+    optimizer = sgd(net.parameters())
+    with SymmetryTracker(net, optimizer) as tracker:
+        for _, (inputs, labels) in zip(range(20), endless(), strict=False):
+            optimizer.zero_grad()
+            loss_of(net, [nn.functional.pad(inputs, (3, 5)), labels]).backward()
+            optimizer.step()
+    assert untrained(tracker) == {}
+    assert tracker.report is not None
+    assert tracker.report.idle_inputs == {"0": 8}
+    assert "0: 8 of the 20 weights of each unit have had no gradient" in str(tracker.report)
+
+
+def test_an_lstm_over_one_step_never_uses_what_feeds_it_back() -> None:
+    class Single(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn, self.head = nn.LSTM(12, 8), nn.Linear(8, 4)
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            out: Tensor = self.head(self.rnn(inputs[None])[0][0])
+            return out
+
+    net = Single()
+    assert untrained(run(net, sgd(net.parameters()))) == {"rnn.weight_hh_l0": NO_GRADIENT}
+
+
+@given(st.data())
+def test_what_is_seen_of_a_parameter_is_what_happened(data: Any) -> None:
+    shape = data.draw(st.lists(st.integers(0, 4), min_size=1, max_size=3))
+    parameter = nn.Parameter(torch.ones(shape, dtype=data.draw(st.sampled_from([torch.float32, torch.complex64]))))
+    seen = Progress("p", parameter)
+    had_gradient, moved, before = False, parameter.numel() == 0, parameter.detach().clone()
+    for kind in data.draw(st.lists(st.sampled_from(["none", "zero", "nan", "one", "move"]), max_size=6)):
+        if kind == "move" and parameter.numel():
+            parameter.data.view(-1)[data.draw(st.integers(0, parameter.numel() - 1))] += 1
+        values: dict[str, float] = {"zero": 0.0, "nan": float("nan"), "one": -1.0}
+        parameter.grad = torch.full_like(parameter, values[kind]) if kind in values else None
+        had_gradient |= kind == "one" and parameter.numel() > 0
+        moved |= not torch.equal(parameter, before)
+        before = parameter.detach().clone()
+        seen.see_gradient()
+        seen.see_numbers()
+        assert seen.had_gradient == had_gradient
+        assert seen.has_moved == moved  # of larger parameters only some numbers are looked at
