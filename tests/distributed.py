@@ -404,12 +404,12 @@ class Counting(SymmetryMonitor):
         super().__init__(every_n_steps=1, heatmaps="none", scalars="none")
         self.messages: list[list[int]] = []
 
-    def on_before_optimizer_step(self, *args: Any) -> None:
+    def _before_step(self, *args: Any) -> None:
         messages: list[int] = []
         with pytest.MonkeyPatch.context() as patch:
             for name, times in (("broadcast", 1), ("reduce", 1), ("all_reduce", 2)):
                 patch.setattr(torch.distributed, name, self._counted(getattr(torch.distributed, name), times, messages))
-            super().on_before_optimizer_step(*args)
+            super()._before_step(*args)
         self.messages.append(messages)
 
     @staticmethod

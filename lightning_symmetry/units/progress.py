@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from lightning_symmetry.modules import own_parameters
+from lightning_symmetry.ranks.fsdp1 import flattened_modules
 from lightning_symmetry.ranks.pieces import is_sharded
 from lightning_symmetry.units.layers import Layer, is_trained
 from lightning_symmetry.units.naming import readable_names
@@ -172,6 +173,8 @@ class Ledger:
             exclude: patterns of what the user does not want to know of.
             before: the ledger of the same model before it changed; what it says of parameters that are kept stands.
         """
+        if flattened_modules(model):  # FSDP1 hands out parts of parameters, other ones on each rank
+            return cls()
         of_layers = {id(original) for layer in layers for original in layer.originals}
         entries: dict[int, Progress] = {}
         for name, module_name, parameter in _named(model):

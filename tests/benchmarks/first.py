@@ -62,9 +62,9 @@ class Timed(SymmetryMonitor):
     def on_train_batch_start(self, *args: Any) -> None:
         self._began = time.perf_counter()
 
-    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+    def _before_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         began = time.perf_counter()
-        super().on_before_optimizer_step(trainer, pl_module, optimizer)
+        super()._before_step(trainer, pl_module, optimizer)
         self.checks.append(time.perf_counter() - began)
 
     def on_train_batch_end(self, *args: Any) -> None:
