@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lightning_symmetry.engine.options import Options
 from lightning_symmetry.engine.pictures import HeatmapsOnDemand
+from lightning_symmetry.matrices.numerics import Indices
 from lightning_symmetry.matrices.rows import Rows
 from lightning_symmetry.ranks.team import Team, describe
 from lightning_symmetry.units.choices import members_of_lists
@@ -38,7 +39,7 @@ from lightning_symmetry.verdicts.history import History
 from lightning_symmetry.verdicts.judging import copy_groups
 from lightning_symmetry.verdicts.looks import Gradients, Look, Steady
 from lightning_symmetry.verdicts.report import SymmetryReport
-from lightning_symmetry.verdicts.watching import zero_gradients
+from lightning_symmetry.verdicts.watching import Suspects, zero_gradients
 
 
 class Examination(NamedTuple):
@@ -137,7 +138,8 @@ class Examiner:
         self.report: SymmetryReport | None = None
         self._model = _Model()
         self._usage = Usage()
-        self._suspects: set[str] = set()  # the names of layers that are watched at each step until the next check
+        # The units that are watched at each step until the next check, by layer; None: they are to be found out.
+        self._suspects: dict[str, Indices | None] = {}
 
     def release(self) -> None:
         """Let go of the model, its layers and the memory for reading them; what was found stays."""
@@ -221,10 +223,11 @@ class Examiner:
             if name in updated and name in trained_now:
                 state.num_checks += is_fresh and seen.has_gradient
         self._usage.end_step(layer.name for layer in chosen)
-        looked_at = {seen.layer.name for seen in looks if not seen.stands}
-        self._suspects -= looked_at
-        self._suspects |= {name for name in looked_at if history[name].is_to_be_watched}
-        self._usage.watch(model, [*silent, *self._suspects])
+        for seen in looks:
+            if isinstance(seen.layer, Layer) and not seen.stands:
+                self._suspect(seen.layer)
+        if silent or self._suspects or self._usage.is_watching:
+            self._usage.watch(model, [*silent, *self._suspects])
         for layer in passed_over:
             history[layer.name].pass_over(layer)
             history[layer.name].num_checks += is_fresh
@@ -256,7 +259,7 @@ class Examiner:
     @property
     def suspects(self) -> Set[str]:
         """The names of the layers that are to be watched at each step until the next check."""
-        return self._suspects
+        return self._suspects.keys()
 
     @property
     def layers(self) -> Found:
@@ -270,7 +273,7 @@ class Examiner:
 
     def follow_suspects(self, names: Set[str]) -> None:
         """Take over which layers are watched from the first rank."""
-        self._suspects = set(names)
+        self._suspects = dict.fromkeys(names)
 
     def watch(self, trained: Set[int], step: int, team: Team | None) -> None:
         """See at a step between two checks whether the gradients of suspected layers are still zero.
@@ -280,16 +283,25 @@ class Examiner:
             step: completed optimizer steps.
             team: the ranks that hold the model; None: it is all here.
         """
-        found = self._model.found.layers
-        suspects = [layer for layer in found if layer.name in self._suspects and layer.is_trained_by(trained)]
-        layers = [(layer, self.history[layer.name].floor) for layer in suspects]
-        for layer, is_zero, is_unseen in zero_gradients(layers, trained, self._leave_out, team):
-            state = self.history[layer.name]
+        layers = [layer for layer in self._model.found.layers if layer.name in self._suspects]
+        suspects = [self._suspects_of(layer) for layer in layers if layer.is_trained_by(trained)]
+        for layer, is_zero, is_unseen in zero_gradients(suspects, trained, self._leave_out, team):
             if not self._is_unused(layer.name):
-                state.watch(is_zero, is_unseen, step)
-            if not state.is_to_be_watched:
-                self._suspects.discard(layer.name)
-        self._usage.end_step(layer.name for layer in suspects)
+                self.history[layer.name].watch(is_zero, is_unseen, step)
+                self._suspect(layer)
+        self._usage.end_step(suspect.layer.name for suspect in suspects)
+
+    def _suspect(self, layer: Layer) -> None:
+        """Find out which units of a layer are to be watched."""
+        units = self.history[layer.name].suspected(layer.blocks)
+        if len(units):
+            self._suspects[layer.name] = units
+        else:
+            self._suspects.pop(layer.name, None)
+
+    def _suspects_of(self, layer: Layer) -> Suspects:
+        state, units = self.history[layer.name], self._suspects[layer.name]
+        return Suspects(layer, state.suspected(layer.blocks) if units is None else units, state.floor)
 
     def _is_unused(self, name: str) -> bool:
         """Return whether the module of a layer without gradients is known, or may be thought, to go unused just now."""
@@ -431,7 +443,7 @@ class Examiner:
             Exception: of any kind, if it did not write this; nothing has been taken over then.
         """
         self.history.load_state_dict(state if "layers" in state else _from_earlier_version(state))
-        self._suspects = set(map(str, state.get("suspects", ())))
+        self._suspects = dict.fromkeys(map(str, state.get("suspects", ())))
 
     def follow(self, report: SymmetryReport | None, state: dict[str, Any]) -> None:
         """Take over what the first rank has concluded."""

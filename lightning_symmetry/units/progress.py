@@ -45,7 +45,7 @@ class Progress:
     had_gradient: bool = False
     has_moved: bool = False
     not_finite_since: int | None = None
-    _places: Tensor | None = None
+    _places: Tensor | slice | None = None
     _before: Tensor | None = None
 
     @property
@@ -63,8 +63,8 @@ class Progress:
         elif gradient.layout != torch.strided:
             self.had_gradient = bool(gradient._nnz())
         elif gradient.numel():
-            extremes = torch.stack(torch.aminmax(_real(gradient.detach())))
-            self.had_gradient = bool(extremes.isfinite().all()) and bool(extremes.count_nonzero())
+            extremes = torch.stack(torch.aminmax(_real(gradient.detach()))).tolist()
+            self.had_gradient = any(extremes) and all(map(isfinite, extremes))
 
     def see_numbers(self) -> None:
         """Note whether the numbers have changed since the check before."""
@@ -78,11 +78,12 @@ class Progress:
         if self.has_moved:
             self._places = self._before = None
             return
-        self._places = torch.arange(0, len(flat), max(1, len(flat) // _NUM_SAMPLED), device=flat.device)
-        if is_here and gradient is not None and gradient.layout == torch.strided:
+        self._places = slice(0, None, max(1, len(flat) // _NUM_SAMPLED))
+        if self.num_checks > 1 and is_here and gradient is not None and gradient.layout == torch.strided:
+            # Where none of these has moved, as of a table few of whose rows are used: those that move if any do.
             steps = _real(gradient.detach())
-            # These numbers move if any do; the sampled ones also where an optimizer goes by something else.
-            self._places = torch.cat([self._places, torch.stack([steps.argmax(), steps.argmin()]).to(flat.device)])
+            sampled = torch.arange(len(flat), device=flat.device)[self._places]
+            self._places = torch.cat([sampled, torch.stack([steps.argmax(), steps.argmin()]).to(flat.device)])
         self._before = flat[self._places].clone()
 
 

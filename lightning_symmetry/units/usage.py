@@ -27,7 +27,7 @@ class Usage:
         self._modules: dict[str, nn.Module] = {}
         self._calls: dict[str, bool] = {}  # by name of a module that was called, whether it was handed rows
         self._ever: set[str] = set()  # the names of modules that were called at least once
-        self._layers: set[str] = set()
+        self._chains: dict[str, list[str]] = {}  # by layer that is watched
 
     def watch(self, model: nn.Module, layers: Iterable[str]) -> None:
         """Watch the modules of some layers from now on, and no others.
@@ -42,8 +42,10 @@ class Usage:
             return
         if not self._modules:
             self._modules = dict(readable_modules(model))
-        self._layers = set(wanted)
-        chains = {name for layer in wanted for name in self._chain(layer)}
+        if self._chains.keys() == wanted.keys():
+            return
+        self._chains = {layer: self._chain(layer) for layer in wanted}
+        chains = {name for chain in self._chains.values() for name in chain}
         for name in self._handles.keys() - chains:
             self._handles.pop(name).remove()
         if any(_is_compiled(module) for module in self._modules.values()):
@@ -62,14 +64,19 @@ class Usage:
     def __getstate__(self) -> dict[str, Any]:
         return vars(Usage())  # the modules stay in their process
 
+    @property
+    def is_watching(self) -> bool:
+        """Whether any module is watched."""
+        return bool(self._chains)
+
     def is_used(self, layer: str) -> bool | None:
         """Return whether the module of a layer took part in the step; None if it has not been watched since the last.
 
         Of a module that cannot be watched it is assumed.
         """
-        if layer not in self._layers:
+        chain = self._chains.get(layer)
+        if chain is None:
             return None
-        chain = self._chain(layer)
         for name in chain if chain and chain[0] in self._handles else ():
             if name in self._calls:
                 return self._calls[name]
@@ -80,7 +87,7 @@ class Usage:
     def end_step(self, layers: Iterable[str]) -> None:
         """Forget what was called, once the step of some layers has been looked at."""
         for layer in layers:
-            for name in self._chain(layer):
+            for name in self._chains.get(layer, ()):
                 self._calls.pop(name, None)
 
     def _note(self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

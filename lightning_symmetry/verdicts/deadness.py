@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from operator import index
 from typing import Any, NamedTuple
 
@@ -11,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from lightning_symmetry.matrices.numerics import Indices, Mask
+from lightning_symmetry.matrices.numerics import Floats, Indices, Mask
 from lightning_symmetry.units.comparable import Comparable
 from lightning_symmetry.verdicts.diagnoses import Cause, Finding, Origin, Reason, UnitGroup
 from lightning_symmetry.verdicts.gradients import in_unused_blocks
@@ -23,6 +24,9 @@ from lightning_symmetry.verdicts.verdict import Verdict
 _DEAD_STEPS = 50
 # Of so many dead units it is seen whether their rows move.
 _MAX_FOLLOWED = 16
+# Units behind a ReLU often have no gradient for a while: after some steps at which they were watched, they are left in
+# peace for so many times as many.
+_REST = 8
 # What decay leaves of a row points in the same direction, but for rounding of so many times the precision of its dtype.
 _TURNED = 32.0
 # As many rows as this tell why units are dead.
@@ -88,7 +92,9 @@ class ZeroStreaks:
         """Whether the gradient of any unit was zero at the latest check, or whether that of some was never seen."""
         return bool(self.num_checks.any()) or not self.was_alive.all()
 
-    def take_in(self, idle: Mask, is_unseen: Mask, step: int, patience: int, *, is_fresh: bool) -> None:
+    def take_in(
+        self, idle: Mask, is_unseen: Mask, step: int, patience: int, *, is_fresh: bool, was_resting: bool = False
+    ) -> None:
         """Note which gradients are zero at this check.
 
         Args:
@@ -97,8 +103,11 @@ class ZeroStreaks:
             step: completed optimizer steps.
             patience: the number of checks in a row that makes a unit dead.
             is_fresh: whether the weights have moved since the check before; if not, the same evidence counts once.
+            was_resting: whether of the units that have had a gradient none was watched since the check before.
         """
         awake = ~(idle | is_unseen)
+        # Of other units the steps before were not watched.
+        self.num_watched *= self.is_dead | self.suspected(patience, is_resting=was_resting)
         self._end(awake, step)
         self.was_alive |= awake
         self.num_checks += idle & (is_fresh | (self.num_checks == 0))
@@ -129,10 +138,18 @@ class ZeroStreaks:
         self.num_watched *= ~awake
         np.copyto(self.since, _NEVER, where=awake)
 
-    @property
-    def are_to_be_watched(self) -> bool:
-        """Whether there are units whose gradient was zero, but not for so long that they are dead."""
-        return bool(((self.since != _NEVER) & ~self.is_dead).any())
+    def suspected(self, patience: int, *, is_resting: bool = False) -> Mask:
+        """Return the units that may be dead, as far as is known.
+
+        Of a unit that has had a gradient, ``patience`` checks in a row at which it had none are needed: behind a ReLU
+        that is common.
+
+        Args:
+            patience: the number of checks.
+            is_resting: whether only units count that have never had a gradient.
+        """
+        is_open: Mask = (self.since != _NEVER) & ~self.is_dead
+        return is_open & (~self.was_alive if is_resting else ~self.was_alive | (self.num_checks >= patience))
 
     def dead(self, patience: int) -> Dead:
         """The units that were dead at the latest check."""
@@ -262,6 +279,9 @@ class Deaths:
         self._num_checks = 0
         self._directions: dict[int, float] = {}  # of some dead units, that of their rows at the latest check
         self._num_left = 0  # steps to watch dead units again
+        self._num_watched = 0  # steps at which units that have had a gradient were watched since the latest rest
+        self._rest_until = 0  # the step up to which they are not
+        self._is_resting = False
         self.warned: DeadUnits | None = None
 
     @property
@@ -297,11 +317,22 @@ class Deaths:
             idle = idle & ~in_unused_blocks(idle, seen.layer.blocks)
         if self._streaks is None:
             self._streaks = ZeroStreaks.of(len(idle), was_alive=self._num_checks > 1)
-        self._streaks.take_in(idle, seen.unseen | seen.idle, step, self._patience, is_fresh=is_fresh)
+        self._streaks.take_in(
+            idle, seen.unseen | seen.idle, step, self._patience, is_fresh=is_fresh, was_resting=self._is_resting
+        )
         dead = self._dead()
-        if dead.units and self._have_turned(seen, dead.units[:_MAX_FOLLOWED]):
+        news = self._conclude(seen, dead, step)
+        if self.group is not None and self._have_turned(seen, dead.units[:_MAX_FOLLOWED]):
             self._num_left = _DEAD_STEPS
-        return dead, self._conclude(seen, dead, step)
+        self._plan(step)
+        return dead, news
+
+    def _plan(self, step: int) -> None:
+        """Decide at a check whether units that have had a gradient are watched until the next one."""
+        is_over = not (self._num_left or self._streaks is None or self._streaks.suspected(self._patience).any())
+        if self._num_watched and (is_over or self._num_watched > 2 * _DEAD_STEPS):
+            self._rest_until, self._num_watched = step + _REST * self._num_watched, 0
+        self._is_resting = step < self._rest_until
 
     def watch(self, is_zero: Mask, is_unseen: Mask, blocks: int, step: int) -> None:
         """Note what is seen between two checks.
@@ -312,15 +343,21 @@ class Deaths:
             blocks: number of blocks of consecutive units.
             step: completed optimizer steps.
         """
-        self._num_left = max(0, self._num_left - 1)
         if self._streaks is not None:
+            if not self._is_resting:
+                may_have_died = self._streaks.suspected(self._patience) & self._streaks.was_alive
+                self._num_watched += bool(self._num_left or may_have_died.any())
+                self._num_left = max(0, self._num_left - 1)
             idle = is_zero & ~in_unused_blocks(is_zero, blocks) if blocks < len(is_zero) else is_zero
             self._streaks.watch(idle, is_unseen | is_zero, step)
 
-    @property
-    def are_to_be_watched(self) -> bool:
-        """Whether each step is to be watched: some units may be dead, or some that are have moved all the same."""
-        return self._num_left > 0 or (self._streaks is not None and self._streaks.are_to_be_watched)
+    def suspected(self) -> Indices:
+        """Return the units that are to be watched at each step: those that may be dead, and dead ones that move."""
+        if self._streaks is None:
+            return np.zeros(0, dtype=np.intp)
+        is_suspected = self._streaks.suspected(self._patience, is_resting=self._is_resting)
+        is_followed = self._num_left > 0 and not self._is_resting
+        return np.flatnonzero(is_suspected | self._streaks.is_dead if is_followed else is_suspected)
 
     def _have_turned(self, seen: Look, units: Sequence[int]) -> bool:
         """Return whether rows of dead units point elsewhere than at the check before.
@@ -331,8 +368,9 @@ class Deaths:
         rows = seen.weights.fetch(np.array(units)).to("cpu", copy=False)
         tolerance = _TURNED * torch.finfo(rows.dtype).eps
         numbers = rows.double().numpy()
-        vector = np.random.default_rng(0).standard_normal(numbers.shape[1])
-        directions = numbers @ vector / np.maximum(np.linalg.norm(numbers, axis=1), np.finfo(np.float64).tiny)
+        directions = (
+            numbers @ _vector(numbers.shape[1]) / np.maximum(np.linalg.norm(numbers, axis=1), np.finfo(np.float64).tiny)
+        )
         before, self._directions = self._directions, dict(zip(units, directions.tolist(), strict=True))
         return any(abs(now - before.get(unit, now)) > tolerance for unit, now in self._directions.items())
 
@@ -392,6 +430,12 @@ class Deaths:
     def num_units(self) -> int | None:
         """The number of units of the layer; None if no gradient was zero so far."""
         return None if self._streaks is None else len(self._streaks.since)
+
+
+@cache
+def _vector(width: int) -> Floats:
+    """Return a random vector of so many numbers, always the same."""
+    return np.random.default_rng(0).standard_normal(width)
 
 
 def unread_layers(

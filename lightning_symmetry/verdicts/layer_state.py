@@ -7,8 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+import numpy as np
+
 from lightning_symmetry.matrices.mirrors import Mirrored
-from lightning_symmetry.matrices.numerics import Mask
+from lightning_symmetry.matrices.numerics import Indices, Mask
 from lightning_symmetry.units.comparable import Comparable
 from lightning_symmetry.verdicts.deadness import Deaths
 from lightning_symmetry.verdicts.diagnoses import Finding, LayerDiagnosis, Origin, UnitGroup
@@ -164,10 +166,19 @@ class LayerState:
         for record in self.holding:
             record.last_step = step  # how often they have agreed makes no difference any more
 
-    @property
-    def is_to_be_watched(self) -> bool:
-        """Whether each step until the next check is to be watched, since some units may be dead or frozen."""
-        return self.deaths.are_to_be_watched or any(record.is_to_be_watched for record in self.holding)
+    def suspected(self, blocks: int) -> Indices:
+        """Return the units that are to be watched at each step until the next check, since they may be dead or frozen.
+
+        Args:
+            blocks: number of blocks of units, of which one may go unused as a whole; then all units are watched.
+        """
+        units = self.deaths.suspected()
+        in_groups = [unit for record in self.holding if record.is_to_be_watched for unit in record.units]
+        if in_groups:
+            units = np.union1d(units, in_groups)
+        if blocks > 1 and len(units) and self.size is not None:
+            return np.arange(self.size[0])
+        return units
 
     def watch(self, is_zero: Mask, is_unseen: Mask, step: int) -> None:
         """Record what is seen of the gradients at a step between two checks.

@@ -7,6 +7,7 @@ import json
 import re
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from torch.nn.utils import prune
 
 from lightning_symmetry import SymmetryError, SymmetryTracker, SymmetryWarning, assert_no_symmetry, diagnose
 from lightning_symmetry.units.discovery import find_layers
-from lightning_symmetry.verdicts.deadness import Deaths, ZeroStreaks
+from lightning_symmetry.verdicts.deadness import Dead, Deaths, ZeroStreaks
 from lightning_symmetry.verdicts.diagnoses import Origin
 from lightning_symmetry.verdicts.looks import Look
 from tests import zoo
@@ -332,50 +333,70 @@ def test_gradients_that_are_not_finite_say_nothing() -> None:
     assert [finding.first_step for finding in tracker.findings] == [0]
 
 
+@dataclass
+class Unit:
+    """The streak of one unit by its definition."""
+
+    since: int = -1
+    num_checks: int = 0
+    num_watched: int = 0
+    was_alive: bool = False
+    is_dead: bool = False
+    woke_at: int = -1
+
+    def is_watched(self, patience: int) -> bool:
+        return self.since >= 0 and not self.is_dead and (not self.was_alive or self.num_checks >= patience)
+
+    def end(self, step: int) -> None:
+        self.woke_at = step if self.is_dead else self.woke_at
+        self.since, self.num_checks, self.num_watched, self.is_dead = -1, 0, 0, False
+
+    def see(self, state: str, step: int, patience: int, *, is_check: bool, is_fresh: bool) -> None:
+        is_watched = self.is_watched(patience)
+        if is_check:
+            if not is_watched and not self.is_dead:
+                self.num_watched = 0  # what was between the checks is not known
+            self.was_alive |= state == "a"
+        elif not is_watched:
+            return
+        if state == "a":
+            self.end(step)
+        if state != "z":
+            return
+        self.num_watched += 1
+        if is_check:
+            self.since = step if self.since < 0 else self.since
+            self.num_checks += is_fresh or self.num_checks == 0
+            self.is_dead |= self.num_checks >= patience and self.num_watched > 50
+
+
 @given(st.data())
 def test_streaks_are_those_of_the_definition(data: Any) -> None:
-    num_units, patience = 4, data.draw(st.integers(1, 4))
-    streaks = ZeroStreaks.of(num_units, was_alive=False)
-    seen: list[tuple[int, str, bool, bool]] = []  # the step, the units, whether it was a check, and a fresh one
-    woke: dict[int, int] = {}
-    was_dead: set[int] = set()
+    patience = data.draw(st.integers(1, 4))
+    units = [Unit() for _ in range(4)]
+    streaks = ZeroStreaks.of(4, was_alive=False)
     step = 0
     for _ in range(data.draw(st.integers(1, 8))):
-        states = data.draw(st.text("zau", min_size=num_units, max_size=num_units))  # zero, awake, unseen
+        states = data.draw(st.text("zau", min_size=4, max_size=4))  # zero, awake, unseen
         is_check, is_fresh = data.draw(st.booleans()), data.draw(st.booleans())
         for _ in range(1 if is_check else data.draw(st.integers(1, 60))):
             idle, unseen = (np.array([state == kind for state in states]) for kind in "zu")
+            is_watched = streaks.suspected(patience)
+            assert is_watched.tolist() == [unit.is_watched(patience) for unit in units]
             if is_check:
                 streaks.take_in(idle, unseen, step, patience, is_fresh=is_fresh)
             else:
-                streaks.watch(idle, unseen, step)
-            seen.append((step, states, is_check, is_fresh))
-            dead = {}
-            for unit in range(num_units):
-                tail: list[tuple[int, bool, bool]] = []
-                for at, of_all, was_check, was_fresh in reversed(seen):
-                    if of_all[unit] == "a":
-                        break
-                    if of_all[unit] == "z":
-                        tail.insert(0, (at, was_check, was_fresh))
-                # A streak begins with a check.
-                first = next((i for i, (_, is_one, _) in enumerate(tail) if is_one), len(tail))
-                tail = tail[first:]
-                checks = [fresh for _, is_one, fresh in tail if is_one]
-                counted = sum(checks[1:]) + bool(checks)
-                # Whether a unit is dead is concluded at checks at which its gradient is zero.
-                concluded = is_check and states[unit] == "z" and counted >= patience and len(tail) > 50
-                if tail and (concluded or unit in was_dead):
-                    dead[unit] = tail[0][0]
-                    woke.pop(unit, None) if unit not in was_dead else None
-                elif unit in was_dead:
-                    woke[unit] = step
-            was_dead = set(dead)
+                streaks.watch(idle & is_watched, unseen | ~is_watched, step)
+            for unit, state in zip(units, states, strict=True):
+                unit.see(state, step, patience, is_check=is_check, is_fresh=is_fresh)
             step += 1
         found = streaks.dead(1)
+        dead = {i: unit.since for i, unit in enumerate(units) if unit.is_dead}
         assert dict(zip(found.units, found.died_at, strict=True)) == dead
-        assert {unit: at for unit, at in found.woke_at.items() if unit in woke} == woke
-        assert streaks.are_to_be_watched == bool(((streaks.since >= 0) & ~streaks.is_dead).any())
+        if found != Dead():
+            assert found.woke_at == {
+                i: unit.woke_at for i, unit in enumerate(units) if unit.woke_at >= 0 and i not in dead
+            }
     again = ZeroStreaks.from_state(json.loads(json.dumps(streaks.to_state())))
     assert again.dead(patience) == streaks.dead(patience)
 
@@ -392,7 +413,7 @@ def played(*checks: str, patience: int = 3) -> Deaths:
         seen = Look(layer, lambda: (layer.weights(), None), (), i, True, idle, unseen)
         deaths.update(seen, 20 * i, is_fresh=True, is_unused=False)
         for step in range(20 * i + 1, 20 * i + 20):
-            if deaths.are_to_be_watched:
+            if len(deaths.suspected()):
                 deaths.watch(idle, unseen, 1, step)
     return deaths
 
@@ -400,22 +421,24 @@ def played(*checks: str, patience: int = 3) -> Deaths:
 def test_a_check_without_any_idle_unit_ends_the_streaks() -> None:
     assert played(*["zzzz"] * 4).units == (0, 1, 2, 3)
     assert played("zzzz", "zzzz", "aaaa", "zzzz", "zzzz").units == ()
-    assert played("zzzz", "zzzz", "aaaa", *["zzzz"] * 4).units == (0, 1, 2, 3)
+    # Units that have had a gradient are watched only once they were idle at three checks in a row.
+    assert played("zzzz", "zzzz", "aaaa", *["zzzz"] * 5).units == ()
+    assert played("zzzz", "zzzz", "aaaa", *["zzzz"] * 6).units == (0, 1, 2, 3)
 
 
 @pytest.mark.parametrize(
     ("checks", "origin"),
     [
-        (["zzzz"] * 4, Origin.START),
-        (["aaaa", *["zzzz"] * 4], Origin.COLLAPSE),
-        (["zuuu", "zuuu", "auuu", "aaaa", *["zzzz"] * 4], Origin.COLLAPSE),  # seen awake though none was idle
-        (["zuuu", "zuuu", "auuu", *["zzzz"] * 4], Origin.FIRST_LOOK),  # of most it is not known
+        ([], Origin.START),
+        (["aaaa"], Origin.COLLAPSE),
+        (["zuuu", "zuuu", "auuu", "aaaa"], Origin.COLLAPSE),  # seen awake though none was idle
+        (["zuuu", "zuuu", "auuu"], Origin.FIRST_LOOK),  # of most it is not known
     ],
 )
 def test_whether_dead_units_have_trained_is_what_was_seen_of_them(checks: list[str], origin: Origin) -> None:
-    warned = played(*checks).warned
+    warned = played(*checks, *["zzzz"] * 6).warned
     assert warned is not None
-    assert (warned.origin, warned.first_step) == (origin, 20 * (len(checks) - 4))
+    assert (warned.origin, warned.first_step) == (origin, 20 * len(checks))
 
 
 def test_too_few_dead_units_end_the_finding_and_as_many_again_reopen_it() -> None:
@@ -433,9 +456,9 @@ def test_too_few_dead_units_end_the_finding_and_as_many_again_reopen_it() -> Non
 def test_what_was_warned_of_is_news_again_once_it_has_doubled() -> None:
     told = played(*["zzaaaa"] * 4).warned
     assert told is None
-    deaths = played(*["zzzaaa"] * 4, *["zzzzza"] * 4)
+    deaths = played(*["zzzaaa"] * 4, *["zzzzza"] * 6)
     assert deaths.warned is not None
     assert (deaths.warned.units, deaths.warned.warned_units) == ((0, 1, 2, 3, 4), (0, 1, 2))
-    deaths = played(*["zzzaaa"] * 4, *["zzzzzz"] * 4)
+    deaths = played(*["zzzaaa"] * 4, *["zzzzzz"] * 6)
     assert deaths.warned is not None
     assert deaths.warned.warned_units == (0, 1, 2, 3, 4, 5)
