@@ -395,7 +395,7 @@ class SymmetryEngine:
 
     def _watch_here(self, trained: set[int], step: int) -> Set[str]:
         self._examiner.watch(trained, step, self._team)
-        return self._examiner.suspects
+        return set(self._examiner.suspects)
 
     def _conclude(
         self, model: nn.Module, find: FindLayers, trained: set[int], step: int, outputs: Sequence[Output]

@@ -20,6 +20,7 @@ from torch import nn
 from torch.distributed.algorithms.join import Join
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from lightning_symmetry import SymmetryError, SymmetryTracker
@@ -246,6 +247,38 @@ def resumed(layout: str) -> list[dict[int, int]]:
 @pytest.mark.parametrize("layout", ["DDP", "FSDP2"])
 def test_a_resume_with_several_optimizers(ranks: RankPool, layout: str) -> None:
     assert ranks.call(resumed, layout) == [[{0: 3, 1: 15}, {0: 6, 1: 30}]] * 2
+
+
+def watched(layout: str, is_watched: bool) -> tuple[list[tuple[str, str, int, int]], list[torch.Tensor]]:
+    """Train a network whose first layer is shut; what is found, and the weights that this rank holds in the end."""
+    net = network(None)
+    nn.init.constant_(net[0].bias, -100.0)  # type: ignore[index]
+    model: nn.Module = net
+    if layout == "DDP":
+        model = DistributedDataParallel(net)
+    else:
+        fully_shard(net, mesh=init_device_mesh("cpu", (2,)))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    found = []
+    with warnings.catch_warnings(), contextlib.ExitStack() as stack:
+        warnings.simplefilter("ignore")
+        options = {**OPTIONS, "every_n_steps": 10}
+        tracker = stack.enter_context(SymmetryTracker(model, optimizer, **options)) if is_watched else None
+        for _ in range(61):
+            step(model, optimizer)
+        if tracker is not None:
+            found = [(f.layer, str(f.verdict), f.first_step, f.num_watched) for f in tracker.findings]
+    held = [p.to_local() if isinstance(p, DTensor) else p for p in model.parameters()]
+    return found, [numbers.detach().clone() for numbers in held]
+
+
+@pytest.mark.parametrize("layout", ["DDP", "FSDP2"])
+def test_the_steps_between_the_checks_are_watched(ranks: RankPool, layout: str) -> None:
+    without = ranks.call(watched, layout, False)
+    with_it = ranks.call(watched, layout, True)
+    for (_, before), (found, after) in zip(without, with_it, strict=True):
+        assert ("0", "dead", 0, 51) in found
+        assert all(map(torch.equal, before, after))
 
 
 def fit_twice(num_ranks: int, layout_name: str, folder: Path) -> list[Any]:
