@@ -272,6 +272,8 @@ class SymmetryEngine:
         """End a training: let the outputs say what became of the model, and let go of the model."""
         # A Trainer that has reached its last step before ends a fit that it never started.
         was_running, self._is_running = self._is_running, False
+        if self._team is None or self._team.is_first:
+            self._examiner.bring_up_to_date()
         if was_running and self._is_speaking:
             self._never_stepped = [
                 f"optimizer {place} ({type(optimizer).__name__})"

@@ -256,6 +256,16 @@ class Examiner:
             model.untrained, model.optimized = untrained, trained_by_any
         return model.untrained
 
+    def bring_up_to_date(self) -> None:
+        """Say in the report what steps since the latest check have shown of parameters without a gradient before."""
+        if self.report is not None and self._model.untrained is not None:
+            untrained = untrained_parts(self._model.ledger.by_layer(), self._model.optimized, self._options.patience)
+            if untrained != self.report.untrained:
+                known = set(untrained_reasons(self.report.untrained))
+                others = [reason for reason in self.report.reasons if reason not in known]
+                reasons = [*untrained_reasons(untrained), *others]
+                self.report = replace(self.report, untrained=untrained, reasons=reasons)
+
     @property
     def suspects(self) -> Set[str]:
         """The names of the layers that are to be watched at each step until the next check."""
@@ -395,6 +405,7 @@ class Examiner:
     def _leave_out(self, layer: Comparable, error: Exception) -> None:
         state = self.history[layer.name]
         state.failure = f"the check failed with {describe(error)}"
+        self._suspects.pop(layer.name, None)
         self._on_failure(layer, state.failure)
 
     def _report(

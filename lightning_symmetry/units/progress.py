@@ -32,6 +32,7 @@ class Progress:
         name: its readable path.
         parameter: the parameter.
         num_checks: at how many checks the optimizer that updates it was at work.
+        num_checks_since: at how many of these it had had a gradient.
         is_wanted: whether it ever required a gradient.
         had_gradient: whether its gradient was ever seen to be finite and not zero.
         has_moved: whether its numbers have changed from one check to another.
@@ -41,6 +42,7 @@ class Progress:
     name: str
     parameter: Tensor
     num_checks: int = 0
+    num_checks_since: int = 0
     is_wanted: bool = False
     had_gradient: bool = False
     has_moved: bool = False
@@ -204,6 +206,7 @@ class Ledger:
                 entry.num_checks += 1
                 entry.see_gradient()
                 entry.see_numbers()
+                entry.num_checks_since += entry.had_gradient
         for inputs in self._open_inputs:
             if is_trained(inputs.layer.tensors[0].weights, trained):
                 inputs.take_in()

@@ -53,7 +53,7 @@ def _why_untrained(seen: Progress, updated: Set[int], patience: int) -> str:
         return Untrained.NO_OPTIMIZER
     if seen.num_checks >= patience and not seen.had_gradient:
         return Untrained.NO_GRADIENT
-    if seen.num_checks >= patience and not seen.has_moved:
+    if seen.num_checks_since >= max(patience, 2) and not seen.has_moved:
         return Untrained.UNMOVED
     return ""
 
