@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import re
 import warnings
@@ -214,6 +215,49 @@ def test_a_layer_that_trains_every_few_steps_is_alive_whichever_are_looked_at(pe
     assert tracker.report.status != "symmetric"
     assert tracker.report.untrained == {}
     assert (latest[list(tracker.report.layers["rare.0"].dead)] < 209 - 50).all()
+
+
+def network_with_shut_units(seed: int) -> nn.Sequential:
+    """A network of random widths and activations, some units of which are shut from the start."""
+    generator = torch.Generator().manual_seed(seed)
+    torch.manual_seed(seed)
+    widths = [12, *torch.randint(2, 24, (int(torch.randint(1, 4, (), generator=generator)),), generator=generator), 4]
+    net = nn.Sequential()
+    for fan_in, width in itertools.pairwise(map(int, widths)):
+        layer, kind = (
+            nn.Linear(fan_in, width),
+            [nn.ReLU, nn.ReLU, nn.Tanh, nn.GELU][torch.randint(4, (), generator=generator)],
+        )
+        shut = torch.rand(width, generator=generator) < torch.rand((), generator=generator)
+        if width != 4 or len(net) < 2 * len(widths) - 4:
+            layer.bias.data[shut] = -100.0
+        net.extend([layer, kind()])
+    del net[-1]
+    return net
+
+
+@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("batch_size", [1, 4, 32])
+def test_no_unit_that_trains_is_called_dead_and_none_that_never_does_is_missed(seed: int, batch_size: int) -> None:
+    net = network_with_shut_units(seed)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3) if seed % 2 else sgd(net)
+    layers = {name: layer for name, layer in net.named_children() if isinstance(layer, nn.Linear)}
+    latest = {name: torch.full((layer.out_features,), -1) for name, layer in layers.items()}
+    tracker = SymmetryTracker(net, optimizer, on_symmetry="ignore")
+    for i, (inputs, labels) in zip(range(201), endless(), strict=False):
+        optimizer.zero_grad()
+        loss_of(net, [inputs[:batch_size], labels[:batch_size]]).backward()
+        for name, layer in layers.items():
+            rows = torch.cat([layer.weight.grad, layer.bias.grad[:, None]], 1)  # type: ignore[list-item, index]
+            latest[name][rows.any(1)] = i
+        optimizer.step()
+    tracker.close()
+    assert tracker.report is not None
+    for name, steps in latest.items():
+        dead = set(tracker.report.layers[name].dead)
+        grouped = {unit for group in tracker.report.layers[name].groups for unit in group.units} - dead
+        assert dead <= set((steps < 200 - 50).nonzero()[:, 0].tolist()), name
+        assert set((steps < 0).nonzero()[:, 0].tolist()) - grouped <= dead, name
 
 
 def test_steps_of_other_optimizers_do_not_count() -> None:
