@@ -42,7 +42,7 @@ def untrained(names: Iterable[tuple[str, Sequence[Progress]]], updated: Set[int]
         is_small = have_vectors_moved and all(one.parameter.dim() < 2 for one in several)
         if is_small or any(one.has_moved for one in several):
             found = {each: reason for each, reason in found.items() if reason != Untrained.UNMOVED}
-        reasons |= {each: reason for each, reason in found.items() if reason}
+        reasons |= {each: str(reason) for each, reason in found.items() if reason}
     return reasons
 
 
@@ -75,7 +75,7 @@ def untrained_text(untrained: Mapping[str, str]) -> str:
     """
     by_reason: dict[str, list[str]] = {}
     for name, reason in untrained.items():
-        by_reason.setdefault(str(reason), []).append(name)
+        by_reason.setdefault(reason, []).append(name)
     return "; ".join(f"{reason}: {_names(names, '')}" for reason, names in by_reason.items())
 
 

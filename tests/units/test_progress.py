@@ -45,6 +45,7 @@ def untrained(tracker: SymmetryTracker) -> dict[str, str]:
     reasons = [f"{name} does not train: {reason}" for name, reason in report.untrained.items()]
     assert report.reasons[: len(reasons)] == reasons
     assert report.to_dict()["untrained"] == report.untrained
+    assert {type(reason) for reason in report.untrained.values()} <= {str}
     assert (report.status == "healthy") == (not report.reasons and not report.findings)
     return report.untrained
 
