@@ -161,6 +161,8 @@ class Examiner:
             gain = rounding_gain(model)
             self._model = _Model(structure, found, self._copies_in(model), members, gain, ledger=ledger)
             self._usage.end()
+            names = {layer.name for layer in found.layers}
+            self._suspects = {name: None for name in self._suspects if name in names}
         return self._model.found
 
     def _copies_in(self, model: nn.Module) -> list[Copies] | None:

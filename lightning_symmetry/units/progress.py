@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence, Set
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import isfinite
 from typing import Any
@@ -201,12 +202,13 @@ class Ledger:
         """
         was_open = bool(self._open or self._open_inputs)
         for entry in self._open:
-            entry.is_wanted |= entry.parameter.requires_grad
-            if not entry.is_settled and is_trained(entry.parameter, trained):
-                entry.num_checks += 1
-                entry.see_gradient()
-                entry.see_numbers()
-                entry.num_checks_since += entry.had_gradient
+            with self._leaving_out(entry):
+                entry.is_wanted |= entry.parameter.requires_grad
+                if not entry.is_settled and is_trained(entry.parameter, trained):
+                    entry.num_checks += 1
+                    entry.see_gradient()
+                    entry.see_numbers()
+                    entry.num_checks_since += entry.had_gradient
         for inputs in self._open_inputs:
             if is_trained(inputs.layer.tensors[0].weights, trained):
                 inputs.take_in()
@@ -217,12 +219,13 @@ class Ledger:
         suspects |= _not_finite([entry.parameter for entry in self._loose])
         for identity in suspects & self.entries.keys():
             entry = self.entries[identity]
-            if bool(entry.parameter.detach().isfinite().all()):
-                entry.not_finite_since = None
-                self._not_finite.discard(identity)
-            elif entry.not_finite_since is None:
-                entry.not_finite_since = step
-                self._not_finite.add(identity)
+            with self._leaving_out(entry):
+                if bool(entry.parameter.detach().isfinite().all()):
+                    entry.not_finite_since = None
+                    self._not_finite.discard(identity)
+                elif entry.not_finite_since is None:
+                    entry.not_finite_since = step
+                    self._not_finite.add(identity)
         return was_open or bool(suspects)
 
     def watch(self, trained: Set[int]) -> None:
@@ -233,7 +236,18 @@ class Ledger:
         """
         for entry in self._open:
             if not entry.had_gradient and is_trained(entry.parameter, trained):
-                entry.see_gradient()
+                with self._leaving_out(entry):
+                    entry.see_gradient()
+
+    @contextmanager
+    def _leaving_out(self, entry: Progress) -> Iterator[None]:
+        """Say nothing more of a parameter whose numbers cannot be read, as some kinds of tensors refuse."""
+        try:
+            yield
+        except Exception:
+            self.entries.pop(id(entry.parameter), None)
+            self._open = [other for other in self._open if other is not entry]
+            self._loose = [other for other in self._loose if other is not entry]
 
     @property
     def lacks_gradients(self) -> bool:
@@ -298,7 +312,10 @@ def _not_finite(parameters: Sequence[Tensor]) -> set[int]:
     here = [parameter for parameter in parameters if not is_sharded(parameter) and parameter.numel()]
     if not here:
         return set()
-    norms = torch._foreach_norm([parameter.detach() for parameter in here])
+    try:
+        norms = torch._foreach_norm([parameter.detach() for parameter in here])
+    except Exception:  # each of them is asked for itself then
+        return set(map(id, here))
     by_device: dict[torch.device, list[int]] = {}
     for i, norm in enumerate(norms):
         by_device.setdefault(norm.device, []).append(i)

@@ -251,3 +251,32 @@ def test_what_is_seen_of_a_parameter_is_what_happened(data: Any) -> None:
         assert seen.has_moved == (
             moved or parameter.numel() == 0
         )  # of larger parameters only some numbers are looked at
+
+
+class Refusing(Tensor):
+    """A tensor that lets nobody read its numbers, as those of some quantisations."""
+
+    is_locked = False
+
+    @classmethod
+    def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if cls.is_locked and getattr(function, "__name__", "") in {"detach", "_foreach_norm", "isfinite"}:
+            raise RuntimeError("mine")
+        return super().__torch_function__(function, types, args, kwargs or {})  # type: ignore[no-untyped-call]
+
+
+def test_a_parameter_that_cannot_be_read_is_left_out_and_the_others_are_judged(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    net = mlp()
+    net.register_parameter("odd", nn.Parameter(torch.ones(3).as_subclass(Refusing)))
+    net.register_parameter("lost", nn.Parameter(torch.ones(3)))
+    ledger = Ledger.of(net, find_layers(net).layers, None, (), Ledger())
+    assert {entry.name for entry in ledger.entries.values()} >= {"odd", "lost"}
+    loss_of(net, next(endless())).backward()
+    monkeypatch.setattr(Refusing, "is_locked", True)
+    for step in range(3):
+        ledger.take_in(set(map(id, net.parameters())), [], step)
+        ledger.watch(set(map(id, net.parameters())))
+    assert {entry.name for entry in ledger.entries.values()} & {"odd", "lost"} == {"lost"}
+    assert not ledger.entries[id(net.lost)].had_gradient
