@@ -24,9 +24,8 @@ from lightning_symmetry.verdicts.verdict import Verdict
 _DEAD_STEPS = 50
 # Of so many dead units it is seen whether their rows move.
 _MAX_FOLLOWED = 16
-# Units behind a ReLU often have no gradient for a while: after some steps at which they were watched, they are left in
-# peace for so many times as many.
-_REST = 8
+# A unit that was watched and had a gradient so many times needs no more patience than that.
+_MAX_REFUTED = 7
 # What decay leaves of a row points in the same direction, but for rounding of so many times the precision of its dtype.
 _TURNED = 32.0
 # As many rows as this tell why units are dead.
@@ -65,6 +64,7 @@ class ZeroStreaks:
             not zero at the latest one.
         num_checks: at how many of these checks the weights of the model had moved since the one before.
         num_watched: at how many steps of the optimizer in a row the gradient was seen to be zero, checks included.
+        num_refuted: how often a gradient was seen at a watched step, up to seven times.
         is_dead: whether a unit was dead at the latest check.
         woke_at: of each unit that was dead, the step of the check at which its gradient was not zero any more; else -1.
         was_alive: whether the gradient of a unit was ever seen not to be zero.
@@ -73,6 +73,7 @@ class ZeroStreaks:
     since: npt.NDArray[np.int64]
     num_checks: npt.NDArray[np.int64]
     num_watched: npt.NDArray[np.int64]
+    num_refuted: npt.NDArray[np.int64]
     woke_at: npt.NDArray[np.int64]
     is_dead: Mask
     was_alive: Mask
@@ -82,7 +83,8 @@ class ZeroStreaks:
         """The streaks of a layer none of whose gradients has been zero so far."""
         never = np.full(num_units, _NEVER)
         zeros = np.zeros(num_units, dtype=np.int64)
-        return cls(never, zeros, zeros.copy(), never.copy(), zeros.astype(np.bool_), np.full(num_units, was_alive))
+        is_dead, is_alive = zeros.astype(np.bool_), np.full(num_units, was_alive)
+        return cls(never, zeros, zeros.copy(), zeros.copy(), never.copy(), is_dead, is_alive)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return ZeroStreaks.from_state, (self.to_state(),)  # which is short, however many units there are
@@ -92,9 +94,7 @@ class ZeroStreaks:
         """Whether the gradient of any unit was zero at the latest check, or whether that of some was never seen."""
         return bool(self.num_checks.any()) or not self.was_alive.all()
 
-    def take_in(
-        self, idle: Mask, is_unseen: Mask, step: int, patience: int, *, is_fresh: bool, was_resting: bool = False
-    ) -> None:
+    def take_in(self, idle: Mask, is_unseen: Mask, step: int, patience: int, *, is_fresh: bool) -> None:
         """Note which gradients are zero at this check.
 
         Args:
@@ -103,11 +103,9 @@ class ZeroStreaks:
             step: completed optimizer steps.
             patience: the number of checks in a row that makes a unit dead.
             is_fresh: whether the weights have moved since the check before; if not, the same evidence counts once.
-            was_resting: whether of the units that have had a gradient none was watched since the check before.
         """
         awake = ~(idle | is_unseen)
-        # Of other units the steps before were not watched.
-        self.num_watched *= self.is_dead | self.suspected(patience, is_resting=was_resting)
+        self.num_watched *= self.is_dead | self.suspected(patience)  # of others the steps before were not watched
         self._end(awake, step)
         self.was_alive |= awake
         self.num_checks += idle & (is_fresh | (self.num_checks == 0))
@@ -127,7 +125,10 @@ class ZeroStreaks:
         """
         has_streak = self.since != _NEVER
         self.num_watched += idle & has_streak
-        self._end(has_streak & ~(idle | is_unseen), step)
+        awake = has_streak & ~(idle | is_unseen)
+        self.num_refuted += awake & (self.num_refuted < _MAX_REFUTED)
+        self.was_alive |= awake
+        self._end(awake, step)
 
     def _end(self, awake: Mask, step: int) -> None:
         """End the streaks of units that have a gradient."""
@@ -138,18 +139,14 @@ class ZeroStreaks:
         self.num_watched *= ~awake
         np.copyto(self.since, _NEVER, where=awake)
 
-    def suspected(self, patience: int, *, is_resting: bool = False) -> Mask:
+    def suspected(self, patience: int) -> Mask:
         """Return the units that may be dead, as far as is known.
 
-        Of a unit that has had a gradient, ``patience`` checks in a row at which it had none are needed: behind a ReLU
-        that is common.
-
-        Args:
-            patience: the number of checks.
-            is_resting: whether only units count that have never had a gradient.
+        Of a unit that has had a gradient, ``patience`` checks in a row at which it had none are needed, and as many
+        more for each time that it was watched and had one: behind a ReLU units come and go.
         """
         is_open: Mask = (self.since != _NEVER) & ~self.is_dead
-        return is_open & (~self.was_alive if is_resting else ~self.was_alive | (self.num_checks >= patience))
+        return is_open & (~self.was_alive | (self.num_checks >= patience * (1 + self.num_refuted)))
 
     def dead(self, patience: int) -> Dead:
         """The units that were dead at the latest check."""
@@ -165,7 +162,7 @@ class ZeroStreaks:
 
     def to_state(self) -> dict[str, Any]:
         """Plain numbers and lists; of most units there is nothing to tell."""
-        told = np.flatnonzero((self.since != _NEVER) | (self.woke_at != _NEVER))
+        told = np.flatnonzero((self.since != _NEVER) | (self.woke_at != _NEVER) | (self.num_refuted > 0))
         return {
             "num_units": len(self.since),
             "units": told.tolist(),
@@ -183,7 +180,7 @@ class ZeroStreaks:
         return streaks
 
 
-_COLUMNS = {"since", "num_checks", "num_watched", "woke_at", "is_dead"}
+_COLUMNS = {"since", "num_checks", "num_watched", "num_refuted", "woke_at", "is_dead"}
 
 
 @dataclass
@@ -279,9 +276,6 @@ class Deaths:
         self._num_checks = 0
         self._directions: dict[int, float] = {}  # of some dead units, that of their rows at the latest check
         self._num_left = 0  # steps to watch dead units again
-        self._num_watched = 0  # steps at which units that have had a gradient were watched since the latest rest
-        self._rest_until = 0  # the step up to which they are not
-        self._is_resting = False
         self.warned: DeadUnits | None = None
 
     @property
@@ -317,22 +311,12 @@ class Deaths:
             idle = idle & ~in_unused_blocks(idle, seen.layer.blocks)
         if self._streaks is None:
             self._streaks = ZeroStreaks.of(len(idle), was_alive=self._num_checks > 1)
-        self._streaks.take_in(
-            idle, seen.unseen | seen.idle, step, self._patience, is_fresh=is_fresh, was_resting=self._is_resting
-        )
+        self._streaks.take_in(idle, seen.unseen | seen.idle, step, self._patience, is_fresh=is_fresh)
         dead = self._dead()
         news = self._conclude(seen, dead, step)
         if self.group is not None and self._have_turned(seen, dead.units[:_MAX_FOLLOWED]):
             self._num_left = _DEAD_STEPS
-        self._plan(step)
         return dead, news
-
-    def _plan(self, step: int) -> None:
-        """Decide at a check whether units that have had a gradient are watched until the next one."""
-        is_over = not (self._num_left or self._streaks is None or self._streaks.suspected(self._patience).any())
-        if self._num_watched and (is_over or self._num_watched > 2 * _DEAD_STEPS):
-            self._rest_until, self._num_watched = step + _REST * self._num_watched, 0
-        self._is_resting = step < self._rest_until
 
     def watch(self, is_zero: Mask, is_unseen: Mask, blocks: int, step: int) -> None:
         """Note what is seen between two checks.
@@ -343,11 +327,8 @@ class Deaths:
             blocks: number of blocks of consecutive units.
             step: completed optimizer steps.
         """
+        self._num_left = max(0, self._num_left - 1)
         if self._streaks is not None:
-            if not self._is_resting:
-                may_have_died = self._streaks.suspected(self._patience) & self._streaks.was_alive
-                self._num_watched += bool(self._num_left or may_have_died.any())
-                self._num_left = max(0, self._num_left - 1)
             idle = is_zero & ~in_unused_blocks(is_zero, blocks) if blocks < len(is_zero) else is_zero
             self._streaks.watch(idle, is_unseen | is_zero, step)
 
@@ -355,9 +336,8 @@ class Deaths:
         """Return the units that are to be watched at each step: those that may be dead, and dead ones that move."""
         if self._streaks is None:
             return np.zeros(0, dtype=np.intp)
-        is_suspected = self._streaks.suspected(self._patience, is_resting=self._is_resting)
-        is_followed = self._num_left > 0 and not self._is_resting
-        return np.flatnonzero(is_suspected | self._streaks.is_dead if is_followed else is_suspected)
+        is_suspected = self._streaks.suspected(self._patience)
+        return np.flatnonzero(is_suspected | self._streaks.is_dead if self._num_left else is_suspected)
 
     def _have_turned(self, seen: Look, units: Sequence[int]) -> bool:
         """Return whether rows of dead units point elsewhere than at the check before.

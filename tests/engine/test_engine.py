@@ -133,7 +133,7 @@ def test_the_state_of_version_0_2_is_taken_over() -> None:
     assert {name: layer["num_checks"] for name, layer in layers.items()} == state["num_looks"]
     assert {name: layer["orientations"] for name, layer in layers.items()} == state["history"]["orientations"]
     streaks = layers["net.2"]["deaths"]["streaks"]
-    assert streaks.pop("num_watched") == [0] * 8  # which that version did not count
+    assert streaks.pop("num_watched") == streaks.pop("num_refuted") == [0] * 8  # which that version did not count
     assert streaks == state["history"]["deaths"]["net.2"]["streaks"]
     again = SymmetryMonitor()
     again.load_state_dict(monitor.state_dict())

@@ -384,12 +384,14 @@ class Unit:
     since: int = -1
     num_checks: int = 0
     num_watched: int = 0
+    num_refuted: int = 0
     was_alive: bool = False
     is_dead: bool = False
     woke_at: int = -1
 
     def is_watched(self, patience: int) -> bool:
-        return self.since >= 0 and not self.is_dead and (not self.was_alive or self.num_checks >= patience)
+        needed = 0 if not self.was_alive else patience * (1 + self.num_refuted)
+        return self.since >= 0 and not self.is_dead and self.num_checks >= needed
 
     def end(self, step: int) -> None:
         self.woke_at = step if self.is_dead else self.woke_at
@@ -403,6 +405,8 @@ class Unit:
             self.was_alive |= state == "a"
         elif not is_watched:
             return
+        elif state == "a":
+            self.was_alive, self.num_refuted = True, min(7, self.num_refuted + 1)
         if state == "a":
             self.end(step)
         if state != "z":
