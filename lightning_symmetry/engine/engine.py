@@ -85,6 +85,7 @@ class SymmetryEngine:
         self._board: Board | None = None  # where ranks leave notes for one another, if there are several
         self._shares_decisions = False  # whether ranks that have a model each agree what to do about it
         self._optimizers: list[weakref.ref[Any]] = []  # in the order of their places
+        self._updated: dict[int, set[int]] = {}  # by identity of an optimizer, of the parameters that it updates
         self.reset()
 
     def reset(self) -> None:
@@ -104,6 +105,7 @@ class SymmetryEngine:
         # Optimizers and processes stay where they are.
         here: dict[str, Any] = {
             "_optimizers": [],
+            "_updated": {},
             "_team": None,
             "_board": None,
             "_is_settled": False,
@@ -282,7 +284,7 @@ class SymmetryEngine:
             ]
             if self.report is not None:
                 self._delivery.close(outputs, self.report)
-        self._optimizers = []
+        self._optimizers, self._updated = [], {}
         self._team = self._board = None
         self._examiner.release()
 
@@ -364,7 +366,7 @@ class SymmetryEngine:
         return conclusion if conclusion is None else replace(conclusion, news=[], texts=[])
 
     def _check(self, model: nn.Module, optimizer: Any, step: int, outputs: Sequence[Output]) -> Conclusion:
-        trained = updated_by([optimizer])
+        trained = self._updated[id(optimizer)] = updated_by([optimizer])
         # On all ranks at once: adapters are other people's code, and may well communicate.
         find = attempt(self._examiner.find, model)
         conclude = partial(self._conclude, model, find, trained, step, outputs)
@@ -383,7 +385,8 @@ class SymmetryEngine:
         ledger, suspects = self._examiner.ledger, self._examiner.suspects
         if not suspects and not ledger.lacks_gradients:
             return
-        trained = updated_by([optimizer])
+        known = self._updated.get(id(optimizer))
+        trained = updated_by([optimizer]) if known is None else known
         ledger.watch(trained)
         if not suspects:
             return

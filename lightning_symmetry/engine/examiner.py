@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from lightning_symmetry.engine.options import Options
 from lightning_symmetry.engine.pictures import HeatmapsOnDemand
-from lightning_symmetry.matrices.numerics import Indices
 from lightning_symmetry.matrices.rows import Rows
 from lightning_symmetry.ranks.team import Team, describe
 from lightning_symmetry.units.choices import members_of_lists
@@ -39,7 +38,7 @@ from lightning_symmetry.verdicts.history import History
 from lightning_symmetry.verdicts.judging import copy_groups
 from lightning_symmetry.verdicts.looks import Gradients, Look, Steady
 from lightning_symmetry.verdicts.report import SymmetryReport
-from lightning_symmetry.verdicts.watching import Suspects, zero_gradients
+from lightning_symmetry.verdicts.watching import Suspects, are_still_zero, zero_gradients
 
 
 class Examination(NamedTuple):
@@ -139,16 +138,18 @@ class Examiner:
         self._model = _Model()
         self._usage = Usage()
         # The units that are watched at each step until the next check, by layer; None: they are to be found out.
-        self._suspects: dict[str, Indices | None] = {}
+        self._suspects: dict[str, Suspects | None] = {}
 
     def release(self) -> None:
         """Let go of the model, its layers and the memory for reading them; what was found stays."""
         self._model = _Model()
+        self._suspects = dict.fromkeys(self._suspects)
         self._usage.end()
         self.history.release()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_model": _Model()}  # the layers hold the weights
+        # The layers hold the weights.
+        return {**self.__dict__, "_model": _Model(), "_suspects": dict.fromkeys(self._suspects)}
 
     def find(self, model: nn.Module) -> Found:
         """Return what :func:`find_layers` says of a model, asked again only when the model has changed."""
@@ -295,25 +296,31 @@ class Examiner:
             step: completed optimizer steps.
             team: the ranks that hold the model; None: it is all here.
         """
-        layers = [layer for layer in self._model.found.layers if layer.name in self._suspects]
-        suspects = [self._suspects_of(layer) for layer in layers if layer.is_trained_by(trained)]
-        for layer, is_zero, is_unseen in zero_gradients(suspects, trained, self._leave_out, team):
-            if not self._is_unused(layer.name):
-                self.history[layer.name].watch(is_zero, is_unseen, step)
-                self._suspect(layer)
-        self._usage.end_step(suspect.layer.name for suspect in suspects)
+        if None in self._suspects.values():  # the names alone are known, from a checkpoint or another rank
+            for layer in self._model.found.layers:
+                if layer.name in self._suspects:
+                    self._suspect(layer)
+        known = [each for each in self._suspects.values() if each is not None]
+        suspects = [each for each in known if each.layer.is_trained_by(trained)]
+        used = [each for each in suspects if not self._is_unused(each.layer.name)]
+        are_zero = [False] * len(used) if team is not None else are_still_zero(used, trained)
+        for each, is_still_zero in zip(used, are_zero, strict=True):
+            if is_still_zero:
+                self.history[each.layer.name].watch_zeros()
+        others = [each for each, is_still_zero in zip(used, are_zero, strict=True) if not is_still_zero]
+        for layer, is_zero, is_unseen in zero_gradients(others, trained, self._leave_out, team):
+            self.history[layer.name].watch(is_zero, is_unseen, step)
+            self._suspect(layer)
+        self._usage.end_step(each.layer.name for each in suspects)
 
     def _suspect(self, layer: Layer) -> None:
         """Find out which units of a layer are to be watched."""
-        units = self.history[layer.name].suspected(layer.blocks)
+        state = self.history[layer.name]
+        units = state.suspected(layer.blocks)
         if len(units):
-            self._suspects[layer.name] = units
+            self._suspects[layer.name] = Suspects.of(layer, units, state.floor)
         else:
             self._suspects.pop(layer.name, None)
-
-    def _suspects_of(self, layer: Layer) -> Suspects:
-        state, units = self.history[layer.name], self._suspects[layer.name]
-        return Suspects(layer, state.suspected(layer.blocks) if units is None else units, state.floor)
 
     def _is_unused(self, name: str) -> bool:
         """Return whether the module of a layer without gradients is known, or may be thought, to go unused just now."""

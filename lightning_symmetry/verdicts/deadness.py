@@ -24,6 +24,9 @@ from lightning_symmetry.verdicts.verdict import Verdict
 _DEAD_STEPS = 50
 # Of so many dead units it is seen whether their rows move.
 _MAX_FOLLOWED = 16
+# Where so few units of a layer may be dead that nobody is warned of them, they are watched for so many steps, and then
+# left in peace for three times as many.
+_RUN = 2 * _DEAD_STEPS
 # A unit that was watched and had a gradient so many times needs no more patience than that.
 _MAX_REFUTED = 7
 # What decay leaves of a row points in the same direction, but for rounding of so many times the precision of its dtype.
@@ -94,7 +97,9 @@ class ZeroStreaks:
         """Whether the gradient of any unit was zero at the latest check, or whether that of some was never seen."""
         return bool(self.num_checks.any()) or not self.was_alive.all()
 
-    def take_in(self, idle: Mask, is_unseen: Mask, step: int, patience: int, *, is_fresh: bool) -> None:
+    def take_in(
+        self, idle: Mask, is_unseen: Mask, step: int, patience: int, *, is_fresh: bool, was_resting: bool = False
+    ) -> None:
         """Note which gradients are zero at this check.
 
         Args:
@@ -103,9 +108,11 @@ class ZeroStreaks:
             step: completed optimizer steps.
             patience: the number of checks in a row that makes a unit dead.
             is_fresh: whether the weights have moved since the check before; if not, the same evidence counts once.
+            was_resting: whether of the units that have had a gradient none was watched since the check before.
         """
         awake = ~(idle | is_unseen)
-        self.num_watched *= self.is_dead | self.suspected(patience)  # of others the steps before were not watched
+        # Of other units the steps before were not watched.
+        self.num_watched *= self.is_dead | self.suspected(patience, is_resting=was_resting)
         self._end(awake, step)
         self.was_alive |= awake
         self.num_checks += idle & (is_fresh | (self.num_checks == 0))
@@ -139,13 +146,19 @@ class ZeroStreaks:
         self.num_watched *= ~awake
         np.copyto(self.since, _NEVER, where=awake)
 
-    def suspected(self, patience: int) -> Mask:
+    def suspected(self, patience: int, *, is_resting: bool = False) -> Mask:
         """Return the units that may be dead, as far as is known.
 
         Of a unit that has had a gradient, ``patience`` checks in a row at which it had none are needed, and as many
         more for each time that it was watched and had one: behind a ReLU units come and go.
+
+        Args:
+            patience: the number of checks.
+            is_resting: whether only units count that have never had a gradient.
         """
         is_open: Mask = (self.since != _NEVER) & ~self.is_dead
+        if is_resting:
+            return is_open & ~self.was_alive
         return is_open & (~self.was_alive | (self.num_checks >= patience * (1 + self.num_refuted)))
 
     def dead(self, patience: int) -> Dead:
@@ -276,6 +289,8 @@ class Deaths:
         self._num_checks = 0
         self._directions: dict[int, float] = {}  # of some dead units, that of their rows at the latest check
         self._num_left = 0  # steps to watch dead units again
+        self._is_resting = False  # whether no units are watched that have had a gradient
+        self._changes_at = 0  # the step of the check at which that changes, if few units are concerned
         self.warned: DeadUnits | None = None
 
     @property
@@ -311,12 +326,26 @@ class Deaths:
             idle = idle & ~in_unused_blocks(idle, seen.layer.blocks)
         if self._streaks is None:
             self._streaks = ZeroStreaks.of(len(idle), was_alive=self._num_checks > 1)
-        self._streaks.take_in(idle, seen.unseen | seen.idle, step, self._patience, is_fresh=is_fresh)
+        self._streaks.take_in(
+            idle, seen.unseen | seen.idle, step, self._patience, is_fresh=is_fresh, was_resting=self._is_resting
+        )
         dead = self._dead()
+        self._take_turns(step)
         news = self._conclude(seen, dead, step)
         if self.group is not None and self._have_turned(seen, dead.units[:_MAX_FOLLOWED]):
             self._num_left = _DEAD_STEPS
         return dead, news
+
+    def _take_turns(self, step: int) -> None:
+        """Decide at a check whether units that have had a gradient are watched until the next one."""
+        assert self._streaks is not None
+        may_be_dead = self._streaks.suspected(self._patience)
+        is_at_stake = (may_be_dead | self._streaks.is_dead).mean() >= self._dead_share
+        if is_at_stake or not may_be_dead.any():
+            self._is_resting, self._changes_at = False, step + _RUN
+        elif step >= self._changes_at:
+            self._is_resting = not self._is_resting
+            self._changes_at = step + (3 * _RUN if self._is_resting else _RUN)
 
     def watch(self, is_zero: Mask, is_unseen: Mask, blocks: int, step: int) -> None:
         """Note what is seen between two checks.
@@ -332,11 +361,17 @@ class Deaths:
             idle = is_zero & ~in_unused_blocks(is_zero, blocks) if blocks < len(is_zero) else is_zero
             self._streaks.watch(idle, is_unseen | is_zero, step)
 
+    def watch_zeros(self) -> None:
+        """Note between two checks that all suspected units still have a gradient of zero: as :meth:`watch`, faster."""
+        if self._streaks is not None:
+            self._streaks.num_watched[self.suspected()] += 1
+        self._num_left = max(0, self._num_left - 1)
+
     def suspected(self) -> Indices:
         """Return the units that are to be watched at each step: those that may be dead, and dead ones that move."""
         if self._streaks is None:
             return np.zeros(0, dtype=np.intp)
-        is_suspected = self._streaks.suspected(self._patience)
+        is_suspected = self._streaks.suspected(self._patience, is_resting=self._is_resting)
         return np.flatnonzero(is_suspected | self._streaks.is_dead if self._num_left else is_suspected)
 
     def _have_turned(self, seen: Look, units: Sequence[int]) -> bool:

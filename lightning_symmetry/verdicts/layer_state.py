@@ -180,6 +180,12 @@ class LayerState:
             return np.arange(self.size[0])
         return units
 
+    def watch_zeros(self) -> None:
+        """Record at a step between two checks that all suspected units still have a gradient of zero."""
+        for record in self.holding:
+            record.num_watched += record.is_to_be_watched
+        self.deaths.watch_zeros()
+
     def watch(self, is_zero: Mask, is_unseen: Mask, step: int) -> None:
         """Record what is seen of the gradients at a step between two checks.
 

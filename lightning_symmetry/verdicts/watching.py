@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Set
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from typing import NamedTuple
 
 import numpy as np
@@ -13,9 +13,10 @@ from lightning_symmetry.matrices.dense import DenseRows
 from lightning_symmetry.matrices.numerics import Floats, Indices, Mask, to_host
 from lightning_symmetry.matrices.rows import Rows
 from lightning_symmetry.matrices.sketching import sketch_all
+from lightning_symmetry.ranks.pieces import is_sharded
 from lightning_symmetry.ranks.reading import read
 from lightning_symmetry.ranks.team import Name, Team
-from lightning_symmetry.units.layers import Layer
+from lightning_symmetry.units.layers import Incoming, Layer
 
 
 class Suspects(NamedTuple):
@@ -25,11 +26,55 @@ class Suspects(NamedTuple):
         layer: the layer.
         units: their sorted indices.
         floor: the norm up to which their gradients are zero but for rounding.
+        places: their indices, on the device of the weights.
     """
 
     layer: Layer
     units: Indices
     floor: float
+    places: Tensor
+
+    @classmethod
+    def of(cls, layer: Layer, units: Indices, floor: float) -> Suspects:
+        """Make suspects of some units of a layer."""
+        return cls(layer, units, floor, torch.from_numpy(units).to(layer.device))
+
+
+def are_still_zero(suspects: Sequence[Suspects], trained: Set[int]) -> list[bool]:
+    """Return of each layer whether it is seen at a glance that the gradients of all suspected units are exactly zero.
+
+    Where they are not, or cannot be read at a glance, :func:`zero_gradients` tells more. This takes a few calls of
+    PyTorch for each layer, and one transfer to the host for all of them.
+
+    Args:
+        suspects: the units, by layer.
+        trained: identities (``id``) of the parameters whose gradients are up to date.
+    """
+    answers = [False] * len(suspects)
+    seen: list[int] = []
+    found: list[Tensor] = []
+    for i, each in enumerate(suspects):
+        parts = each.layer.all_tensors()
+        if each.floor or not trained >= set(each.layer.identity) or not all(map(_is_plain, parts)):
+            continue
+        rows = [part.view(part.weights.grad).index_select(0, each.places) for part in parts]  # type: ignore[arg-type]
+        found += [each_rows.any() for each_rows in rows]
+        seen += [i] * len(rows)
+    if found:
+        first = found[0].device
+        for i in seen:
+            answers[i] = True
+        for i, is_found in zip(seen, torch.stack([one.to(first) for one in found]).tolist(), strict=True):
+            answers[i] &= not is_found
+    return answers
+
+
+def _is_plain(part: Incoming) -> bool:
+    """Return whether a tensor that feeds units is a parameter as it is, with a gradient that lies here."""
+    weights = part.weights
+    is_parameter = part.part is None and len(part.originals) == 1 and part.originals[0] is weights
+    gradient = weights.grad if is_parameter and not is_sharded(weights) and weights.requires_grad else None
+    return gradient is not None and gradient.layout == torch.strided
 
 
 def zero_gradients(
