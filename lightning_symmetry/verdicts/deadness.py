@@ -341,7 +341,7 @@ class Deaths:
         assert self._streaks is not None
         may_be_dead = self._streaks.suspected(self._patience)
         is_at_stake = (may_be_dead | self._streaks.is_dead).mean() >= self._dead_share
-        if is_at_stake or not may_be_dead.any():
+        if is_at_stake or not (may_be_dead & self._streaks.was_alive).any():
             self._is_resting, self._changes_at = False, step + _RUN
         elif step >= self._changes_at:
             self._is_resting = not self._is_resting

@@ -260,6 +260,51 @@ def test_no_unit_that_trains_is_called_dead_and_none_that_never_does_is_missed(s
         assert set((steps < 0).nonzero()[:, 0].tolist()) - grouped <= dead, name
 
 
+# What each does to a row without a gradient: decay scales it, or moves all of it by a step; momentum goes on for long.
+OPTIMIZERS: dict[str, dict[str, Any]] = {
+    "SGD": {"momentum": 0.9, "weight_decay": 1e-3},
+    "ASGD": {"weight_decay": 1e-3},
+    "Adadelta": {"weight_decay": 1e-3, "lr": 0.05},
+    "Adafactor": {"weight_decay": 1e-3},
+    "Adagrad": {"weight_decay": 1e-3},
+    "Adam": {"weight_decay": 1e-3},
+    "AdamW": {"weight_decay": 1e-2},
+    "Adamax": {"weight_decay": 1e-3},
+    "NAdam": {"weight_decay": 1e-3},
+    "RAdam": {"weight_decay": 1e-3},
+    "RMSprop": {"momentum": 0.9, "weight_decay": 1e-3},
+    "Rprop": {"lr": 1e-3},
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_whatever_moves_rows_without_a_gradient_does_not_wake_them(name: str) -> None:
+    net = mlp()
+    options = {"lr": 1e-3, **OPTIMIZERS[name]}
+    optimizer = getattr(torch.optim, name)(net.parameters(), **options)
+    num_seen, shut, seen = torch.zeros(16), torch.zeros(16, dtype=torch.bool), []
+    with SymmetryTracker(net, optimizer, every_n_steps=10, on_symmetry="ignore") as tracker:
+        for i, batch in zip(range(141), endless(), strict=False):
+            if i == 30:
+                shut[num_seen.argsort()[-3:]] = True  # those that have trained most
+                net.linear(0).bias.data[shut] = -100.0
+            optimizer.zero_grad()
+            loss_of(net, batch).backward()
+            optimizer.step()
+            num_seen += net.linear(0).weight.grad.any(1)  # type: ignore[union-attr]
+            assert tracker.report is not None
+            seen.append({unit for unit in tracker.report.layers["0"].dead if shut[unit]})
+    assert len(seen[-1]) == 3
+    assert not any(seen[:80])
+
+
+def test_all_optimizers_are_tried() -> None:
+    base = torch.optim.Optimizer
+    kinds = {name for name, kind in vars(torch.optim).items() if isinstance(kind, type) and issubclass(kind, base)}
+    # Muon takes no vectors, SparseAdam no dense gradients, and LBFGS diverges where each step has another batch.
+    assert kinds - {"Optimizer", "Muon", "SparseAdam", "LBFGS"} == OPTIMIZERS.keys()
+
+
 def test_steps_of_other_optimizers_do_not_count() -> None:
     net = mlp()
     zoo.with_bias(net, "0", -100.0)
