@@ -48,7 +48,7 @@ def findings_rows(findings: Sequence[Finding], report: SymmetryReport) -> list[l
             str(alike[0].verdict),
             alike[0].first_step,
             alike[0].broken_step,
-            f"They {what(alike[0], len(alike))}",
+            f"They {what(alike)}",
             why(alike[0]),
         ]
         for alike in alike_findings(findings, report)[:_MAX_ROWS]
@@ -71,5 +71,5 @@ def _to_dict(finding: Finding, report: SymmetryReport) -> dict[str, Any]:
         "broken_step": finding.broken_step,
         "modules": list(finding.modules),
         "mirrored": list(finding.mirrored),
-        "message": f"{who}: they {what(finding)} {why(finding)}",
+        "message": f"{who}: they {what([finding])} {why(finding)}",
     }

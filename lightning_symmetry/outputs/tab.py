@@ -193,7 +193,7 @@ def _findings_values(findings: Sequence[Finding], report: SymmetryReport) -> lis
             "since": alike[0].first_step,
             "broken": alike[0].broken_step,
             "origin": str(alike[0].origin),
-            "what": f"They {what(alike[0], len(alike))}",
+            "what": f"They {what(alike)}",
             "why": why(alike[0]),
             "groups": [pack_units(finding.units) for finding in alike[:_MAX_GROUPS]],
             "num_groups": len(alike),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from itertools import groupby
 
 from lightning_symmetry.verdicts.diagnoses import Cause, CopyGroup, Finding, Origin, Reason
@@ -49,20 +48,19 @@ def messages(findings: Sequence[Finding], report: ModelDiagnosis) -> list[str]:
 
 def _message(story: Sequence[Sequence[Finding]], report: ModelDiagnosis) -> str:
     """What is to be said of some layers, of each of which the same is to be said."""
-    num_watched = min(finding.num_watched for alike in story for finding in alike)
-    first = replace(story[0][0], num_watched=num_watched)
+    first, every = story[0][0], [finding for alike in story for finding in alike]
     if len(story) > 1:
         names = [alike[0].layer for alike in story]
         who = f"{names[0]}, {names[1]}, ..., {names[-1]} ({len(names)} layers):"
         num_groups = sum(map(len, story))
         if _is_whole_layer(story[0], report):
-            return f"{who} all units of each layer {what(first)} {why(first)}"
-        num_units = sum(len(finding.units) for alike in story for finding in alike)
-        return f"{who} {num_units} units in {num_groups} groups {what(first, num_groups)} {why(first)}"
+            return f"{who} all units of each layer {what(every)} {why(first)}"
+        num_units = sum(len(finding.units) for finding in every)
+        return f"{who} {num_units} units in {num_groups} groups {what(every)} {why(first)}"
     units = describe_units(story[0], report)
     comma = "," if units.endswith(("}", "...")) else ""
     who = f"{units}: these modules" if first.modules else f"{first.layer}: {units}{comma}"
-    return f"{who} {what(first, len(story[0]))} {why(first)}{_whose_slices(first, report)}"
+    return f"{who} {what(every)} {why(first)}{_whose_slices(first, report)}"
 
 
 def _whose_slices(finding: Finding, report: ModelDiagnosis) -> str:
@@ -115,16 +113,17 @@ def describe_units(alike: Sequence[Finding], report: ModelDiagnosis) -> str:
     return describe_groups([finding.units for finding in alike], layer.num_units if layer else None)
 
 
-def what(finding: Finding, num_groups: int = 1) -> str:
-    """What happens to the units of a finding, and for how long that was seen, as sentences without their subject."""
-    return _effect(finding, num_groups) + _watched(finding)
+def what(alike: Sequence[Finding]) -> str:
+    """What happens to the units of alike findings, and for how long that was seen, in sentences without a subject."""
+    return _effect(alike[0], len(alike)) + _watched(alike)
 
 
-def _watched(finding: Finding) -> str:
-    """For how long a gradient of zero was seen; nothing of findings that rest on something else."""
-    if not finding.num_watched or finding.verdict not in (Verdict.DEAD, Verdict.FROZEN):
+def _watched(alike: Sequence[Finding]) -> str:
+    """For how long gradients of zero were seen; nothing of findings that rest on something else."""
+    num_watched = min(finding.num_watched for finding in alike)
+    if not num_watched or alike[0].verdict not in (Verdict.DEAD, Verdict.FROZEN):
         return ""
-    return f" That was so in all of the {finding.num_watched} steps watched."
+    return f" That was so in all of the {num_watched} steps watched."
 
 
 def _effect(finding: Finding, num_groups: int) -> str:

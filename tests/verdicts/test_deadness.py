@@ -465,33 +465,48 @@ class Unit:
 
 @given(st.data())
 def test_streaks_are_those_of_the_definition(data: Any) -> None:
-    patience = data.draw(st.integers(1, 4))
+    patience = data.draw(st.integers(1, 3))
     units = [Unit() for _ in range(4)]
     streaks = ZeroStreaks.of(4, was_alive=False)
     step = 0
-    for _ in range(data.draw(st.integers(1, 8))):
-        states = data.draw(st.text("zau", min_size=4, max_size=4))  # zero, awake, unseen
-        is_check, is_fresh = data.draw(st.booleans()), data.draw(st.booleans())
-        for _ in range(1 if is_check else data.draw(st.integers(1, 60))):
+    for _ in range(data.draw(st.integers(1, 10))):
+        # zero, awake, unseen; runs of zeros are what matters
+        states = "".join(data.draw(st.lists(st.sampled_from("zzzzzau"), min_size=4, max_size=4)))
+        is_check, is_fresh = data.draw(st.booleans()), data.draw(st.sampled_from([True, True, False]))
+        for _ in range(1 if is_check else data.draw(st.sampled_from([1, 2, 20, 48, 49, 50, 51]))):
             idle, unseen = (np.array([state == kind for state in states]) for kind in "zu")
             is_watched = streaks.suspected(patience)
             assert is_watched.tolist() == [unit.is_watched(patience) for unit in units]
             if is_check:
-                streaks.take_in(idle, unseen, step, patience, is_fresh=is_fresh)
+                streaks.take_in(idle, unseen | idle, step, patience, is_fresh=is_fresh)
             else:
                 streaks.watch(idle & is_watched, unseen | ~is_watched, step)
             for unit, state in zip(units, states, strict=True):
                 unit.see(state, step, patience, is_check=is_check, is_fresh=is_fresh)
+            for name in ("since", "num_checks", "num_watched", "num_refuted", "was_alive", "is_dead", "woke_at"):
+                assert getattr(streaks, name).tolist() == [getattr(unit, name) for unit in units], name
             step += 1
-        found = streaks.dead(1)
-        dead = {i: unit.since for i, unit in enumerate(units) if unit.is_dead}
-        assert dict(zip(found.units, found.died_at, strict=True)) == dead
-        if found != Dead():
-            assert found.woke_at == {
-                i: unit.woke_at for i, unit in enumerate(units) if unit.woke_at >= 0 and i not in dead
-            }
+        found = streaks.dead(patience)
+        dead = [i for i, unit in enumerate(units) if unit.is_dead]
+        if dead:
+            assert (found.units, found.died_at) == (tuple(dead), tuple(units[i].since for i in dead))
+            assert found.num_watched == min(units[i].num_watched for i in dead)
+        assert found.num_idle == sum(unit.num_checks >= patience for unit in units) or found == Dead()
+        awake = {i: unit.woke_at for i, unit in enumerate(units) if unit.woke_at >= 0 and not unit.is_dead}
+        assert found.woke_at == awake
+        assert streaks.are_open == any(unit.num_checks or not unit.was_alive for unit in units)
     again = ZeroStreaks.from_state(json.loads(json.dumps(streaks.to_state())))
-    assert again.dead(patience) == streaks.dead(patience)
+    assert vars(again).keys() == vars(streaks).keys()
+    assert all(np.array_equal(getattr(again, name), getattr(streaks, name)) for name in vars(streaks))
+
+
+def test_while_few_are_left_in_peace_only_those_that_never_had_a_gradient_are_watched() -> None:
+    streaks = ZeroStreaks.of(2, was_alive=False)
+    for step, idle in enumerate([[True, False], *[[True, True]] * 4]):
+        streaks.take_in(np.array(idle), np.array([False, False]), step, 3, is_fresh=True, was_resting=True)
+    assert streaks.suspected(3).tolist() == [True, True]
+    assert streaks.suspected(3, is_resting=True).tolist() == [True, False]
+    assert streaks.num_watched.tolist() == [5, 1]
 
 
 def played(*checks: str, patience: int = 3) -> Deaths:
