@@ -37,6 +37,7 @@ class Record:
         is_pruned: whether these are rows of zeros in a layer with others, and had no gradient at the latest check.
         warned: the verdict that the user was warned of first; None if the user was not warned.
         warned_units: the units that the user was warned of.
+        warned_watched: ``num_watched`` at that time.
         warned_reason: why that verdict was given.
         row_names: names of the rows, if they are whole modules.
         mirrored: units whose row is the negative of the first unit's.
@@ -59,6 +60,7 @@ class Record:
     is_pruned: bool = False
     warned: Verdict | None = None
     warned_units: tuple[int, ...] = ()
+    warned_watched: int = 0
     row_names: tuple[str, ...] = ()
     warned_reason: Reason = Reason.UNDECIDED
     mirrored: tuple[int, ...] = ()
@@ -117,7 +119,7 @@ class Record:
         if self.warned is None:
             self.warned, self.warned_reason = verdict, reason
         if self.has_grown:
-            self.warned_units = self.units
+            self.warned_units, self.warned_watched = self.units, self.num_watched
 
     def to_finding(self, layer: str) -> Finding:
         """What the user is told of the group."""
@@ -135,7 +137,7 @@ class Record:
             tuple(self.row_names[unit] for unit in self.warned_units) if self.row_names else (),
             self.warned_reason,
             tuple(sorted({*self.mirrored}.intersection(self.warned_units))) if self.mirrored else (),
-            self.num_watched,
+            self.warned_watched,
         )
 
     def to_group(self) -> UnitGroup:
@@ -177,7 +179,7 @@ class Record:
             **{
                 **values,
                 **{name: index(values[name]) for name in ("first_step", "last_step", "streak")},
-                "num_watched": index(values.get("num_watched", 0)),
+                **{name: index(values.get(name, 0)) for name in ("num_watched", "warned_watched")},
                 "broken_step": None if values["broken_step"] is None else index(values["broken_step"]),
                 "units": units_from_state(values["units"]),
                 "row_names": tuple(values["row_names"]),
