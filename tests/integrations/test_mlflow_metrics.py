@@ -52,6 +52,7 @@ class Named(nn.Module):
 
 
 @pytest.mark.parametrize("is_raw", [False, True])
+@pytest.mark.filterwarnings("ignore:Symmetry.*parts of the model do not train")
 def test_layers_of_any_name_have_curves_and_pictures(is_raw: bool, tmp_path: Path) -> None:
     logger = logger_of(tmp_path)
     client = MlflowClient(f"sqlite:///{tmp_path}/runs.db")
