@@ -30,9 +30,9 @@ from lightning_symmetry.verdicts.doubts import (
     not_looked_at,
     too_few_checks,
     undecided_layers,
+    untrained_parts,
     untrained_reasons,
 )
-from lightning_symmetry.verdicts.doubts import untrained as untrained_parts
 from lightning_symmetry.verdicts.evidence import look, look_at_distinct
 from lightning_symmetry.verdicts.history import History
 from lightning_symmetry.verdicts.judging import copy_groups
@@ -325,9 +325,10 @@ class Examiner:
     def _is_unused(self, name: str) -> bool:
         """Return whether the module of a layer without gradients is known, or may be thought, to go unused just now."""
         is_used = self._usage.is_used(name)
+        if is_used is not None:
+            return not is_used
         # Before any module is watched, members of a list may be experts without a token.
-        is_member = any(name in layers for layers in self._model.members.values())
-        return is_member if is_used is None else not is_used
+        return any(name in layers for layers in self._model.members.values())
 
     def _attend(self, model: nn.Module, found: Found, step: int, team: Team | None) -> list[Copies]:
         """Tie the history to the layers of a model; returns the copies in it that are to be looked at."""

@@ -63,6 +63,12 @@ class Incoming:
         """One value for each parameter in question; other layers with the same parameter have the same value."""
         return tuple(map(id, self.originals)) if self.part is None else (self.part.key,)
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether this is a parameter that lies here in full and is used as it is."""
+        is_parameter = len(self.originals) == 1 and self.originals[0] is self.weights
+        return self.part is None and is_parameter and not is_sharded(self.weights)
+
     def rows(self) -> Tensor | Piece:
         """The weights as ``(num_units, ...)``; if they are sharded, what this rank holds of them."""
         if self.part is not None:

@@ -137,10 +137,7 @@ class Inputs:
 
 def _tells_of_inputs(layer: Layer) -> bool:
     """Return whether all units of a layer have the same inputs, and weights and gradients lie here as they are used."""
-    weight = layer.tensors[0]
-    is_as_it_is = weight.part is None and all(original is weight.weights for original in weight.originals)
-    is_as_it_is &= not is_sharded(weight.weights)
-    return is_as_it_is and layer.can_freeze and not layer.slices_of and layer.blocks == 1
+    return layer.tensors[0].is_plain and layer.can_freeze and not layer.slices_of and layer.blocks == 1
 
 
 @dataclass

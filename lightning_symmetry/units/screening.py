@@ -13,7 +13,7 @@ from lightning_symmetry.matrices.dense import DenseRows
 from lightning_symmetry.matrices.numerics import Integers, Mask, exact_arithmetic
 from lightning_symmetry.matrices.question import TOLERANCES
 from lightning_symmetry.matrices.screening import Screen
-from lightning_symmetry.ranks.pieces import View, is_sharded
+from lightning_symmetry.ranks.pieces import View
 from lightning_symmetry.units.layers import Incoming, Layer, is_trained
 
 # A parameter, and how the units come first in it; None if they do as it is.
@@ -112,8 +112,7 @@ class LayerScreen:
 
 def _can_be_read(layer: Layer) -> bool:
     for tensor in layer.all_tensors():
-        is_as_it_is = tensor.part is None and len(tensor.originals) == 1 and tensor.originals[0] is tensor.weights
-        if not is_as_it_is or is_sharded(tensor.weights) or tensor.weights.dtype == torch.float64:
+        if not tensor.is_plain or tensor.weights.dtype == torch.float64:
             return False
     return DenseRows([_rows(tensor) for tensor in layer.all_tensors()]).is_small
 

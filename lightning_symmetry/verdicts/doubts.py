@@ -21,7 +21,9 @@ class Untrained(StrEnum):
     UNMOVED = "it has not moved"
 
 
-def untrained(names: Iterable[tuple[str, Sequence[Progress]]], updated: Set[int], patience: int) -> dict[str, str]:
+def untrained_parts(
+    names: Iterable[tuple[str, Sequence[Progress]]], updated: Set[int], patience: int
+) -> dict[str, str]:
     """Return by layer, or by parameter where only some of a layer are concerned, why it does not train.
 
     Args:

@@ -9,11 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_symmetry.matrices.dense import DenseRows
-from lightning_symmetry.matrices.numerics import Floats, Indices, Mask, to_host
+from lightning_symmetry.matrices.numerics import Indices, Mask
 from lightning_symmetry.matrices.rows import Rows
 from lightning_symmetry.matrices.sketching import sketch_all
-from lightning_symmetry.ranks.pieces import is_sharded
 from lightning_symmetry.ranks.reading import read
 from lightning_symmetry.ranks.team import Name, Team
 from lightning_symmetry.units.layers import Incoming, Layer
@@ -55,7 +53,7 @@ def are_still_zero(suspects: Sequence[Suspects], trained: Set[int]) -> list[bool
     found: list[Tensor] = []
     for i, each in enumerate(suspects):
         parts = each.layer.all_tensors()
-        if each.floor or not trained >= set(each.layer.identity) or not all(map(_is_plain, parts)):
+        if each.floor or not trained >= set(each.layer.identity) or not all(map(_can_be_seen, parts)):
             continue
         rows = [part.view(part.weights.grad).index_select(0, each.places) for part in parts]  # type: ignore[arg-type]
         found += [each_rows.any() for each_rows in rows]
@@ -69,11 +67,9 @@ def are_still_zero(suspects: Sequence[Suspects], trained: Set[int]) -> list[bool
     return answers
 
 
-def _is_plain(part: Incoming) -> bool:
-    """Return whether a tensor that feeds units is a parameter as it is, with a gradient that lies here."""
-    weights = part.weights
-    is_parameter = part.part is None and len(part.originals) == 1 and part.originals[0] is weights
-    gradient = weights.grad if is_parameter and not is_sharded(weights) and weights.requires_grad else None
+def _can_be_seen(part: Incoming) -> bool:
+    """Return whether a tensor that feeds units has a gradient that lies here and is that of the tensor itself."""
+    gradient = part.weights.grad if part.is_plain and part.weights.requires_grad else None
     return gradient is not None and gradient.layout == torch.strided
 
 
@@ -105,29 +101,14 @@ def zero_gradients(
     if team is not None:
         failures = read(team, {_name(each): gradients for each, gradients in several})
         several = [(each, gradients) for each, gradients in several if _name(each) not in failures]
-    for (each, _), sizes in zip(several, _sizes(several), strict=True):
+    sketches = sketch_all([gradients for _, gradients in several])
+    for (each, _), sketch in zip(several, sketches, strict=True):
         is_zero = np.zeros(each.layer.num_units, dtype=np.bool_)
         is_unseen = np.ones(each.layer.num_units, dtype=np.bool_)
-        is_zero[each.units], is_unseen[each.units] = sizes <= each.floor, np.isnan(sizes)
+        norms = sketch.norms[each.units]
+        is_zero[each.units], is_unseen[each.units] = norms <= each.floor, np.isnan(norms)
         yield each.layer, is_zero, is_unseen
 
 
 def _name(suspects: Suspects) -> Name:
     return "gradients", suspects.layer.name
-
-
-def _sizes(several: list[tuple[Suspects, Rows]]) -> Iterator[Floats]:
-    """Yield of each layer the norm of each suspected row, or its largest number where only zero matters."""
-    if all(isinstance(rows, DenseRows) and not each.floor for each, rows in several):
-        largest = [_largest(each.units, rows) for each, rows in several if isinstance(rows, DenseRows)]
-        ends = np.cumsum([len(each.units) for each, _ in several])[:-1]
-        yield from np.split(to_host(torch.cat(largest)), ends) if largest else []
-    else:
-        for (each, _), sketch in zip(several, sketch_all([rows for _, rows in several]), strict=True):
-            yield sketch.norms[each.units]
-
-
-def _largest(units: Indices, rows: DenseRows) -> Tensor:
-    """Return the largest absolute number of some rows, ``(m,)``; NaN where one is not a number."""
-    largest: Tensor = torch.linalg.vector_norm(rows.fetch(units), ord=torch.inf, dim=1)
-    return largest.to(torch.float64)
