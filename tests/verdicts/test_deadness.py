@@ -187,6 +187,36 @@ def test_shapes_alone_are_no_evidence_that_an_expert_goes_unused(how: str) -> No
     assert [(finding.layer, str(finding.verdict)) for finding in tracker.findings] == [("experts.1.0", "dead")]
 
 
+class Residual(nn.Module):
+    """Equal residual blocks of two layers, held by a list or one after the other."""
+
+    def __init__(self, holder: type[nn.Sequential] | type[nn.ModuleList]) -> None:
+        super().__init__()
+        blocks = [nn.Sequential(nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 12), nn.ReLU()) for _ in range(3)]
+        self.blocks = nn.Sequential(*blocks) if holder is nn.Sequential else nn.ModuleList(blocks)
+        self.head = nn.Linear(12, 4)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        for block in self.blocks:
+            inputs = inputs + block(inputs)
+        logits: Tensor = self.head(inputs)
+        return logits
+
+
+@pytest.mark.parametrize("holder", [nn.Sequential, nn.ModuleList])
+def test_a_dead_block_among_equal_ones_is_found_whatever_holds_it(
+    holder: type[nn.Sequential] | type[nn.ModuleList],
+) -> None:
+    torch.manual_seed(0)
+    # The first look at a member of a list counts for nothing: it may be an expert without a token.
+    tracker = tracked(zoo.with_bias(Residual(holder), "blocks.1.2", -100.0), steps=70, every_n_steps=10)
+    # Only the rows of the second layer tell why; they cut off the first one.
+    assert {(finding.layer, str(finding.verdict)) for finding in tracker.findings} == {
+        ("blocks.1.0", "dead"),
+        ("blocks.1.2", "dead"),
+    }
+
+
 def test_parts_that_do_not_train_on_purpose_are_passed_over() -> None:
     net = nn.Sequential(nn.Linear(12, 16).requires_grad_(False), nn.Tanh(), nn.Linear(16, 4))
     tracker = tracked(net, steps=70, every_n_steps=10)
