@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from lightning_symmetry.units.registry import Units, register_layer
     from lightning_symmetry.verdicts.diagnoses import CopyGroup, Finding, LayerDiagnosis, UnitGroup
     from lightning_symmetry.verdicts.report import SymmetryReport
+    from lightning_symmetry.verdicts.stops import GradientStop, StopKind
     from lightning_symmetry.verdicts.verdict import Verdict
 
 __version__ = "0.2.0"
@@ -28,8 +29,10 @@ __all__ = [
     "Change",
     "CopyGroup",
     "Finding",
+    "GradientStop",
     "LayerDiagnosis",
     "Merged",
+    "StopKind",
     "SymmetryError",
     "SymmetryMonitor",
     "SymmetryReport",
@@ -55,8 +58,10 @@ _ROOMS = {
     "Change": "repair.breaking",
     "CopyGroup": "verdicts.diagnoses",
     "Finding": "verdicts.diagnoses",
+    "GradientStop": "verdicts.stops",
     "LayerDiagnosis": "verdicts.diagnoses",
     "Merged": "merging.merge",
+    "StopKind": "verdicts.stops",
     "SymmetryError": "engine.saying",
     "SymmetryMonitor": "callback",
     "SymmetryReport": "verdicts.report",

@@ -63,9 +63,9 @@ def _add_scan(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     scan.add_argument(
         "--fail-on",
         type=_verdicts,
-        default=[verdict for verdict in Verdict if verdict is not Verdict.BREAKING],
+        default=[verdict for verdict in Verdict if verdict not in (Verdict.BREAKING, Verdict.IDLE)],
         metavar="VERDICT,...",
-        help=f"the verdicts that make the exit status 1, of {', '.join(Verdict)} (default: all but breaking)",
+        help=f"the verdicts that make the exit status 1, of {', '.join(Verdict)} (default: all but breaking and idle)",
     )
     scan.add_argument(
         "--model",

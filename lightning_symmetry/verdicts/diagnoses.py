@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from lightning_symmetry.verdicts.stops import GradientStop
 from lightning_symmetry.verdicts.tables import describe_groups, shorten
 from lightning_symmetry.verdicts.verdict import Verdict
 
@@ -67,6 +68,8 @@ class UnitGroup:
             zero, of which nobody is warned.
         mirrored: those of the units whose row is the negative of the first unit's.
         num_watched: at how many optimizer steps in a row the gradients of all units were seen to be exactly zero.
+        stop: where their gradient stops; None if it does not, or if no step was traced.
+        follows: name of the layer that stops it, if that is another one with zero gradients; else empty.
     """
 
     units: tuple[int, ...]
@@ -78,6 +81,8 @@ class UnitGroup:
     reason: Reason = Reason.UNDECIDED
     mirrored: tuple[int, ...] = ()
     num_watched: int = 0
+    stop: GradientStop | None = None
+    follows: str = ""
 
     def __repr__(self) -> str:
         return f"<UnitGroup {self.verdict}, {self.cause}: {describe_groups([self.units], None)}>"
@@ -91,6 +96,8 @@ class UnitGroup:
             "value": self.value,
             "first_step": self.first_step,
             "mirrored": list(self.mirrored),
+            "stop": None if self.stop is None else self.stop.to_dict(),
+            "follows": self.follows,
         }
 
 
@@ -251,6 +258,9 @@ class Finding:
         mirrored: those of the units whose row is the negative of the first unit's.
         num_watched: at how many optimizer steps in a row the gradients of all units were seen to be exactly zero, when
             the user was warned of them.
+        stop: where the gradient of the units stops, for frozen and dead ones, measured by tracing one step; None if no
+            step was traced.
+        follows: name of the layer with zero gradients of which this finding is a consequence; empty for a root.
     """
 
     layer: str
@@ -266,6 +276,8 @@ class Finding:
     reason: Reason = Reason.UNDECIDED
     mirrored: tuple[int, ...] = ()
     num_watched: int = 0
+    stop: GradientStop | None = None
+    follows: str = ""
 
     def __repr__(self) -> str:
         what = f"{len(self.modules):,} modules" if self.modules else describe_groups([self.units], None)

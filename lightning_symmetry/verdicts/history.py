@@ -13,6 +13,7 @@ from lightning_symmetry.verdicts.diagnoses import Cause, Finding, Origin, Reason
 from lightning_symmetry.verdicts.layer_state import LayerState
 from lightning_symmetry.verdicts.looks import Look
 from lightning_symmetry.verdicts.records import units_from_state
+from lightning_symmetry.verdicts.stops import GradientStop
 from lightning_symmetry.verdicts.verdict import Verdict
 
 # Of the findings in layers that are gone, so many are remembered.
@@ -109,7 +110,8 @@ class History:
 
 
 def _to_plain(finding: Finding) -> dict[str, Any]:
-    return {key: str(value) if isinstance(value, StrEnum) else value for key, value in asdict(finding).items()}
+    plain = {key: str(value) if isinstance(value, StrEnum) else value for key, value in asdict(finding).items()}
+    return {**plain, "stop": None if finding.stop is None else finding.stop.to_dict()}
 
 
 def _from_plain(values: Mapping[str, Any]) -> Finding:
@@ -123,5 +125,7 @@ def _from_plain(values: Mapping[str, Any]) -> Finding:
             "origin": Origin(values["origin"]),
             "reason": Reason(values["reason"]),
             "modules": tuple(values["modules"]),
+            "stop": GradientStop.from_dict(values["stop"]) if values.get("stop") else None,
+            "follows": str(values.get("follows", "")),
         }
     )

@@ -66,6 +66,8 @@ class ModelDiagnosis:
                 reason=group.reason,
                 mirrored=group.mirrored,
                 num_watched=group.num_watched,
+                stop=group.stop,
+                follows=group.follows,
             )
             for layer in self.distinct_layers
             for group in layer.groups
@@ -182,7 +184,9 @@ class ModelDiagnosis:
             - ``layers.*.groups``: a list of dicts with ``units``, their indices; ``verdict`` (:class:`Verdict`);
               ``cause`` (:class:`Cause`); ``value``, the number that every weight was, null if they were not all
               one number; ``first_step``, the step of the check that saw the group first, null after a single look;
-              ``mirrored``, those of the units whose row is the negative of the first unit's.
+              ``mirrored``, those of the units whose row is the negative of the first unit's; ``stop``, where their
+              gradient stops, a dict with ``kind``, ``at`` and ``detail``, null where no step was traced; ``follows``,
+              the layer of which that is a consequence, empty for a root.
             - ``skipped``: by module name, why it was not inspected.
             - ``copies``: a list of dicts with ``modules``, the names of modules that are equal, and ``verdict``.
             - ``coverage``: share of the weights that were looked at, between 0 and 1.

@@ -125,6 +125,20 @@ class Verdict(StrEnum):
             "A few more steps will tell.",
         ),
     )
+    IDLE = (
+        "idle",
+        Traits(
+            is_warning=False,
+            is_redundant=False,
+            colour="#5f7f95",
+            dark_colour="#9dbccf",
+            mark="M2.5 1h7v1.6h-7zM2.5 9.4h7v1.6h-7zM3.4 3.2h5.2l-1.9 2.8l1.9 2.8h-5.2l1.9 -2.8z",
+            meaning="zero gradients that are not the units' own doing: nobody reads them, or the loss gives none",
+            note="units without a gradient for a reason that lies elsewhere: nobody reads their outputs, or the loss "
+            "gives no gradient.",
+            gone="have a gradient now",
+        ),
+    )
 
     def __new__(cls, name: str, traits: Traits | None = None) -> Verdict:
         """A string that carries its traits; ``Verdict("locked")`` looks one up by its name alone."""

@@ -83,7 +83,7 @@ def test_bars_show_shares_and_say_them() -> None:
     (bar,) = (e for e in parse(report_of(layer_of("fc", *Verdict))._repr_html_()).iter("div") if e.get("role") == "img")
     widths = [re.findall(r"width:([\d.]+)%.*background:(#\w+)", segment.get("style", "")) for segment in bar]
     assert widths == [[("10.00", verdict.traits.colour)] for verdict in Verdict]
-    expected = "2 locked, 2 frozen, 2 lockstep, 2 dead, 2 breaking, 2 duplicate, of 20 units"
+    expected = "2 locked, 2 frozen, 2 lockstep, 2 dead, 2 breaking, 2 duplicate, 2 idle, of 20 units"
     assert (bar.get("aria-label"), bar.get("title")) == (expected, expected)
 
 

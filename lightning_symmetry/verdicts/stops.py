@@ -1,0 +1,64 @@
+"""Where the gradient of units stops on its way back from the loss, as plain data.
+
+Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+
+class StopKind(StrEnum):
+    """Why a gradient goes into an operation and zero comes out."""
+
+    CLOSED = "closed"  # an activation is shut, or clipped, for all samples seen
+    SATURATED = "saturated"  # a sigmoid or tanh is so far out that its slope is zero in this dtype
+    ZERO_WEIGHTS = "zero weights"  # the weights that read these units are zero: a matrix, the gain of a norm, a gate
+    FLAT = "flat"  # the operation has no slope, as rounding
+    ONE_VALUE = "one value"  # a softmax or a norm over a single number, whose output is constant
+    DROPPED = "dropped"  # multiplied by zero: dropout of 1, or everything masked
+    UNREAD = "unread"  # nobody reads these outputs: they are sliced off or dropped
+    LOSS = "loss"  # the loss gives no gradient: it has weight 0, is met, or has nothing to compare with
+    DETACHED = "detached"  # used in the forward pass, but the loss cannot be reached from it
+    ROUNDING = "rounding"  # underflow, or nothing but rounding errors
+    ERASED = "erased"  # a gradient went through, and was zero when the optimizer stepped
+    UNKNOWN = "unknown"  # the step was not traced, or what was seen fits nothing above
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether the zero gradient is not the units' own doing."""
+        return self in (StopKind.UNREAD, StopKind.LOSS, StopKind.DETACHED)
+
+
+@dataclass(frozen=True)
+class GradientStop:
+    """Where the gradient of units stops, as measured by tracing one step.
+
+    Attributes:
+        kind: why it stops there.
+        at: the name of the module, or the operation and the module before it, such as ``"relu after fc1"``.
+        detail: the measurement in words, without a full stop; may be empty.
+
+    Example:
+        >>> print(GradientStop(StopKind.CLOSED, "relu after fc1", "its input is at most -3.1 in all 512 values seen"))
+        closed at relu after fc1: its input is at most -3.1 in all 512 values seen
+    """
+
+    kind: StopKind
+    at: str = ""
+    detail: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.kind}{f' at {self.at}' if self.at else ''}{f': {self.detail}' if self.detail else ''}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data, ready for JSON."""
+        return {"kind": str(self.kind), "at": self.at, "detail": self.detail}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> GradientStop:
+        """Read what :meth:`to_dict` wrote."""
+        return cls(StopKind(values["kind"]), str(values["at"]), str(values["detail"]))
