@@ -1,0 +1,181 @@
+"""Which modules are called in the forward passes of one step, and the range of what they put out."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.loss import _Loss
+from torch.utils.hooks import RemovableHandle
+
+from lightning_symmetry.units.naming import readable_modules
+
+# Under this key a node of autograd's graph notes of which calls it is an output.
+MARK = "lightning_symmetry"
+# In evaluation mode these compute something else, but for rounding, if they have hooks.
+_WITH_FAST_PATHS = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerEncoder)
+
+
+class Range(NamedTuple):
+    """The range of numbers, by index of one dimension of a tensor.
+
+    Attributes:
+        lowest: the smallest number at each index, ``(size,)``.
+        highest: the largest one.
+        nearest: the smallest absolute value.
+        num_each: how many numbers there are at each index.
+    """
+
+    lowest: Tensor
+    highest: Tensor
+    nearest: Tensor
+    num_each: int
+
+    @classmethod
+    def of(cls, numbers: Tensor, dim: int) -> Range:
+        """Measure a tensor with at least one number."""
+        flat = numbers.movedim(dim, 0).flatten(1)
+        return cls(flat.amin(1), flat.amax(1), flat.abs().amin(1), flat.shape[1])
+
+
+@dataclass
+class Call:
+    """One call of a module.
+
+    Attributes:
+        name: the readable name of the module.
+        module: the module.
+        first: the number that autograd gives the next operation as the call begins.
+        last: the same as the call ends.
+        has_calls: whether it has called other modules.
+        ranges: the ranges of what it puts out, along the last dimension and the second one, if it calls no modules.
+    """
+
+    name: str
+    module: nn.Module
+    first: int
+    last: int = -1
+    has_calls: bool = False
+    ranges: list[Range] = field(default_factory=list)
+
+    @property
+    def is_loss(self) -> bool:
+        """Whether the module is a loss of ``torch.nn``."""
+        return isinstance(self.module, _Loss)
+
+    @property
+    def is_leaf(self) -> bool:
+        """Whether it computes something itself, instead of calling other modules."""
+        return not self.has_calls and not self.is_loss
+
+
+class ModuleCalls:
+    """Notes the calls of all modules of a model that have a graph of autograd, until :meth:`end`.
+
+    Args:
+        model: the model.
+        on_gradient: called in a backward pass with the key of a mark and the gradients, when they arrive at what an
+            outermost module has put out.
+
+    Attributes:
+        calls: all calls that have ended, in this order.
+        parameters: by identity of a tensor that was the parameter of a module as it was called, the identity of the
+            parameter that the module holds otherwise: FSDP2 puts others in its place for the call.
+        is_sealed: whether tensors that autograd has saved may be computed anew when they are read.
+    """
+
+    def __init__(self, model: nn.Module, on_gradient: Callable[[int, Sequence[Tensor | None]], None]) -> None:
+        self.calls: list[Call] = []
+        self.parameters: dict[int, int] = {}
+        self.is_sealed = False
+        self._on_gradient = on_gradient
+        self._open: list[Call] = []
+        self._handles: list[RemovableHandle] = []
+        self._marks = 0
+        for name, module in readable_modules(model):
+            if issubclass(type(module), _WITH_FAST_PATHS) and not module.training:
+                continue
+            own = {key: id(tensor) for key, tensor in module.__dict__.get("_parameters", {}).items()}
+            begin = torch.compiler.disable(partial(self._begin, name, own))
+            end = torch.compiler.disable(partial(self._end, name))
+            with suppress(Exception):  # modules of TorchScript take no hooks
+                self._handles.append(module.register_forward_pre_hook(begin))
+                self._handles.append(module.register_forward_hook(end))
+
+    def end(self) -> None:
+        """Take off all hooks of modules."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def _begin(self, name: str, own: Mapping[str, int], module: nn.Module, args: tuple[Any, ...]) -> None:
+        if not _is_recording():
+            return
+        if torch._C._autograd._top_saved_tensors_default_hooks(False) is not None:
+            self.is_sealed = True
+        for key, tensor in module.__dict__.get("_parameters", {}).items():
+            if tensor is not None and key in own:
+                self.parameters[id(tensor)] = own[key]
+        if self._open:
+            self._open[-1].has_calls = True
+        self._open.append(Call(name, module, torch._C._autograd._get_sequence_nr()))
+
+    def _end(self, name: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if not _is_recording() or name not in [call.name for call in self._open]:
+            return
+        while (call := self._open.pop()).name != name:
+            pass  # one that has raised
+        call.last = torch._C._autograd._get_sequence_nr()
+        self.calls.append(call)
+        outputs = [each for each in _tensors_in(output) if each.grad_fn is not None]
+        if call.is_leaf:
+            call.ranges = _ranges(outputs)
+        for each in outputs:
+            self._mark(each, is_outermost=not self._open, is_loss=call.is_loss or each.ndim == 0)
+
+    def _mark(self, output: Tensor, *, is_outermost: bool, is_loss: bool) -> None:
+        node: Any = output.grad_fn
+        marks: dict[str, Any] = node.metadata.setdefault(MARK, {"is_output": False, "key": None})
+        marks["is_output"] |= not is_loss
+        if is_outermost and marks["key"] is None:
+            self._marks += 1
+            marks["key"] = self._marks
+            node.register_prehook(partial(self._on_gradient, self._marks))
+
+
+def _is_recording() -> bool:
+    """Return whether autograd records a forward pass, and not one that is computed again for a backward pass."""
+    is_forward = torch.is_grad_enabled() and torch._C._current_graph_task_id() == -1
+    return is_forward and not torch.compiler.is_compiling()
+
+
+def _tensors_in(value: Any, depth: int = 4) -> Iterator[Tensor]:
+    """Yield the tensors in what a module puts out."""
+    if isinstance(value, Tensor):
+        yield value
+    elif depth and isinstance(value, Mapping):
+        for each in value.values():
+            yield from _tensors_in(each, depth - 1)
+    elif depth and isinstance(value, list | tuple):
+        for each in value:
+            yield from _tensors_in(each, depth - 1)
+    elif depth and dataclasses.is_dataclass(value):
+        for each in vars(value).values():
+            yield from _tensors_in(each, depth - 1)
+
+
+@torch.no_grad()
+def _ranges(outputs: Sequence[Tensor]) -> list[Range]:
+    """Return the ranges of the first output; none if its numbers do not all lie here."""
+    if not outputs or type(outputs[0]) is not Tensor or not outputs[0].is_floating_point():
+        return []
+    numbers = outputs[0].detach()
+    if not numbers.numel() or numbers.ndim == 0 or numbers.is_meta:
+        return []
+    return [Range.of(numbers, dim) for dim in ((-1, 1) if numbers.ndim > 2 else (-1,))]

@@ -1,0 +1,342 @@
+"""Autograd's graph of one backward pass, and which gradients arrive at its nodes, unit by unit."""
+
+from __future__ import annotations
+
+import heapq
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from lightning_symmetry.tracing.calls import MARK, Call
+from lightning_symmetry.tracing.kinds import Factor, factor_of
+from lightning_symmetry.tracing.labels import MANY, Labels, carry, join, shapes_of
+
+# What autograd says of nodes that no operation has made, as those that store the gradients of parameters.
+_NO_NUMBER = 2**64 - 1
+
+
+class Place(NamedTuple):
+    """An output of an operation: a tensor that the step has computed.
+
+    Attributes:
+        node: the node of the operation.
+        output: which of its outputs.
+    """
+
+    node: Any
+    output: int
+
+
+class Use(NamedTuple):
+    """The use of a tensor by an operation.
+
+    Attributes:
+        node: the node of the operation that uses it.
+        number: as which of its inputs.
+    """
+
+    node: Any
+    number: int
+
+
+@dataclass
+class Target:
+    """Units whose gradient is traced.
+
+    Attributes:
+        layer: the name of their layer.
+        parameter: the tensor that feeds them.
+        labels: for each of its numbers the unit, counted from 1, ``0`` for units that are not traced; None: all of its
+            numbers are traced as one.
+        units: the units; their labels are their places in this tuple, and 1.
+    """
+
+    layer: str
+    parameter: Tensor
+    labels: Labels
+    units: tuple[int, ...]
+
+    @property
+    def num_labels(self) -> int:
+        """The number of labels."""
+        return 1 if self.labels is None else len(self.units)
+
+
+@dataclass
+class Path:
+    """All operations between the parameter of a target and the loss.
+
+    Attributes:
+        start: the node that stores the gradient of the parameter.
+        labels: by tensor, which of its numbers come from which units.
+        uses: by tensor, the operations on the path that use it.
+        is_left_out: whether an operation leaves all numbers of a label out, by use and label.
+        outputs: by node, those of its outputs that are on the path.
+        left_out: the labels of which an operation leaves all numbers out, by use, where there are any.
+        arrived: by tensor that has labels, whether a gradient arrives for each of them, ``(num_labels + 1,)``, the last
+            for none; absent where none was seen.
+    """
+
+    start: Place
+    labels: dict[Place, Labels] = field(default_factory=dict)
+    outputs: dict[Any, list[Place]] = field(default_factory=dict)
+    left_out: dict[Use, set[int]] = field(default_factory=dict)
+    arrived: dict[Place, Tensor] = field(default_factory=dict)
+
+    def add(self, place: Place, labels: Labels) -> bool:
+        """Add a tensor to the path, or labels to one that is there; returns whether it is new."""
+        is_new = place not in self.labels
+        self.labels[place] = labels if is_new else join(self.labels[place], labels)
+        if is_new:
+            self.outputs.setdefault(place.node, []).append(place)
+        return is_new
+
+
+class BackwardPass:
+    """One backward pass: its graph, and what arrives at the nodes on the paths of the targets.
+
+    Args:
+        model: the model.
+        roots: the nodes at which it starts.
+        targets: what to trace.
+        calls: the calls of modules in the forward pass.
+        originals: as :attr:`ModuleCalls.parameters`.
+        may_read: whether tensors that autograd has saved may be read.
+
+    Attributes:
+        paths: by place of a target among the targets, its path, where its parameter is part of the graph.
+        calls: by node, the innermost call of a module that it belongs to.
+        in_model: the nodes that belong to the model, and not to the loss.
+        factors: by use, what the operation multiplies its input by.
+        arrived: by tensor on any path, whether a gradient other than zero arrives.
+        largest: by node, the largest absolute gradient that arrives.
+        fired: the nodes at which it was seen whether a gradient arrives.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        roots: Iterable[Any],
+        targets: Sequence[Target],
+        calls: Sequence[Call],
+        originals: Mapping[int, int],
+        *,
+        may_read: bool,
+    ) -> None:
+        self._model = model
+        self._may_read = may_read
+        self._targets = targets
+        self._users: dict[Place, list[Use]] = {}
+        self._carried: dict[Use, list[Labels]] = {}  # where nothing is known of the labels of the input
+        self._nodes: list[Any] = []
+        self._by_key: dict[int, Any] = {}
+        self._handles: list[RemovableHandle] = []
+        self._walk(roots)
+        self.calls = _innermost_calls(self._nodes, calls)
+        self.in_model = self._find_model()
+        self.factors: dict[Use, Factor | None] = {}
+        self.arrived: dict[Place, Tensor] = {}
+        self.largest: dict[Any, Tensor] = {}
+        self.fired: set[Any] = set()
+        starts = {
+            originals.get(id(node.variable), id(node.variable)): node
+            for node in self._nodes
+            if hasattr(node, "variable")
+        }
+        self.paths: dict[int, Path] = {}
+        for i, target in enumerate(targets):
+            start = starts.get(id(target.parameter))
+            if start is not None:
+                self.paths[i] = self._find_path(start, target)
+
+    def node_of(self, key: int) -> Any | None:
+        """Return the node with the mark of this key; None if it is not part of this pass."""
+        return self._by_key.get(key)
+
+    def watch(self, running: Any | None) -> None:
+        """Put a hook on every node on the paths.
+
+        Args:
+            running: the node that is at work, of which no more hooks can be called.
+        """
+        nodes = {place.node for path in self.paths.values() for place in path.labels}
+        for node in nodes:
+            if node is not running:
+                self._handles.append(node.register_prehook(_Arrival(self, node)))
+
+    def uses(self, place: Place) -> list[Use]:
+        """Return the operations that use a tensor."""
+        return self._users.get(place, [])
+
+    def has_arrived(self, path: Path, place: Place, label: int) -> bool:
+        """Return whether a gradient other than zero arrives at the numbers of a label."""
+        seen = path.arrived.get(place)
+        if seen is not None:
+            return bool(seen[label - 1])
+        return place in self.arrived and bool(self.arrived[place])
+
+    def is_whole_model(self, call: Call) -> bool:
+        """Return whether a call is that of the model itself, whose name tells nothing of where in the model."""
+        return call.module is self._model
+
+    def end(self) -> None:
+        """Take off all hooks."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    @torch.no_grad()
+    def arrive(self, node: Any, gradients: Sequence[Tensor | None]) -> None:
+        """Note the gradients of what an operation has put out."""
+        self.fired.add(node)
+        every = {Place(node, i): _local(each) for i, each in enumerate(gradients) if each is not None}
+        here = [each.abs().amax() for each in every.values() if each.numel()]
+        if here:
+            self.largest[node] = torch.stack([each.double() for each in here]).amax()
+        for place, gradient in every.items():
+            is_there = gradient != 0
+            self.arrived[place] = is_there.any()
+            for i, path in self.paths.items():
+                labels = path.labels.get(place)
+                if labels is not None and labels.shape == gradient.shape:
+                    path.arrived[place] = _by_label(is_there, labels, self._targets[i].num_labels)
+        for index, (child, output) in enumerate(node.next_functions):
+            if any(Place(child, output) in path.labels for path in self.paths.values()):
+                call = self.calls.get(node)
+                self.factors[Use(node, index)] = factor_of(node, index, call, may_read=self._may_read)
+
+    def _walk(self, roots: Iterable[Any]) -> None:
+        left = [root for root in roots if root is not None]
+        seen: set[Any] = set()
+        while left:
+            node = left.pop()
+            if node in seen:
+                continue
+            seen.add(node)
+            self._nodes.append(node)
+            key = node.metadata.get(MARK, {}).get("key") if hasattr(node, "metadata") else None
+            if key is not None:
+                self._by_key[key] = node
+            for index, (child, output) in enumerate(node.next_functions):
+                if child is not None:
+                    self._users.setdefault(Place(child, output), []).append(Use(node, index))
+                    left.append(child)
+
+    def _find_model(self) -> set[Any]:
+        """Return the nodes that come before something that a module has put out, or are part of such a call."""
+        left = []
+        for node in self._nodes:
+            call = self.calls.get(node)
+            is_output = hasattr(node, "metadata") and node.metadata.get(MARK, {}).get("is_output", False)
+            if is_output or (call is not None and call.is_leaf and call.ranges):
+                left.append(node)
+        found: set[Any] = set()
+        while left:
+            node = left.pop()
+            if node not in found:
+                found.add(node)
+                left += [child for child, _ in node.next_functions if child is not None]
+        return found
+
+    @torch.no_grad()
+    def _find_path(self, start: Any, target: Target) -> Path:
+        path = Path(Place(start, 0))
+        path.add(path.start, target.labels)
+        # In the order in which they were computed, so that what goes into an operation is known before what comes out.
+        waiting = [(-1, 0, path.start)]
+        num_found = 1
+        while waiting:
+            _, _, place = heapq.heappop(waiting)
+            for use in self.uses(place):
+                behind = self._carry(use, path.labels[place], place, target)
+                if path.labels[place] is not None:
+                    every = range(1, target.num_labels + 1)
+                    left_out = {label for label in every if not any(_holds(each, label) for each in behind)}
+                    if left_out:
+                        path.left_out[use] = left_out
+                for output, each in enumerate(behind):
+                    if path.add(Place(use.node, output), each):
+                        heapq.heappush(waiting, (use.node._sequence_nr(), num_found, Place(use.node, output)))
+                        num_found += 1
+        return path
+
+    def _carry(self, use: Use, labels: Labels, place: Place, target: Target) -> list[Labels]:
+        if labels is None and use in self._carried:
+            return self._carried[use]
+        is_parameter = hasattr(place.node, "variable")
+        shape = target.parameter.shape if is_parameter else shapes_of(place.node)[place.output]
+        behind = carry(use.node, use.number, labels, shape, may_read=self._may_read)
+        if labels is None:
+            self._carried[use] = behind
+        return behind
+
+
+class _Arrival:
+    """The hook of a node, which hands on what arrives there."""
+
+    def __init__(self, of: BackwardPass, node: Any) -> None:
+        self._of, self._node = of, node
+
+    def __call__(self, gradients: Sequence[Tensor | None]) -> None:
+        self._of.arrive(self._node, gradients)
+
+
+def roots_of_running_pass(thread: int) -> list[Any]:
+    """Return the nodes at which the backward pass starts that is running; none if that cannot be found out.
+
+    There is no other way to learn of them where nobody hands us the loss: they are arguments of PyTorch's function.
+
+    Args:
+        thread: the identity of the thread that has called it.
+    """
+    frame = sys._current_frames().get(thread)
+    while frame is not None:
+        if frame.f_code.co_name == "_engine_run_backward":
+            outputs = frame.f_locals.get("t_outputs", ())
+            return [each.grad_fn for each in outputs if isinstance(each, Tensor) and each.grad_fn is not None]
+        frame = frame.f_back
+    return []
+
+
+def _local(gradient: Tensor) -> Tensor:
+    """Return what this rank holds of a gradient, as numbers that can be compared with zero."""
+    if type(gradient) is not Tensor and hasattr(gradient, "to_local"):
+        gradient = gradient.to_local()
+    return gradient.coalesce().values() if gradient.layout == torch.sparse_coo else gradient
+
+
+def _by_label(is_there: Tensor, labels: Tensor, num_labels: int) -> Tensor:
+    """Return for each label whether any of its numbers is there, then whether any is that has none."""
+    counts = torch.bincount((labels[is_there] - MANY).long(), minlength=num_labels + 2)
+    return (counts[1:] > 0).roll(-1) | (counts[0] > 0)
+
+
+def _holds(labels: Labels, label: int) -> bool:
+    """Return whether any number may come from the units of a label."""
+    return labels is None or bool(((labels == label) | (labels == MANY)).any())
+
+
+def _innermost_calls(nodes: Iterable[Any], calls: Sequence[Call]) -> dict[Any, Call]:
+    """Return for each node the innermost call of a module during which its operation ran."""
+    # Calls that contain one another: the inner one begins later, or ends earlier.
+    ordered = sorted(calls, key=lambda call: (call.first, -call.last))
+    found: dict[Any, Call] = {}
+    open_calls: list[Call] = []
+    left = iter(ordered)
+    upcoming = next(left, None)
+    numbered = [(node._sequence_nr(), node) for node in nodes]
+    for number, node in sorted(((n, node) for n, node in numbered if n != _NO_NUMBER), key=lambda pair: pair[0]):
+        while upcoming is not None and upcoming.first <= number:
+            open_calls.append(upcoming)
+            upcoming = next(left, None)
+        while open_calls and open_calls[-1].last <= number:
+            open_calls.pop()
+        holding = [call for call in open_calls if call.last > number]
+        if holding:
+            found[node] = holding[-1]
+    return found

@@ -1,0 +1,344 @@
+"""Why a gradient goes into an operation and zero comes out: one function for each kind of reason."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_symmetry.tracing.calls import Call, Range
+from lightning_symmetry.tracing.labels import operation_of, shapes_of
+from lightning_symmetry.verdicts.stops import GradientStop, StopKind
+
+
+@dataclass(frozen=True)
+class Factor:
+    """What an operation multiplies one of its inputs by.
+
+    Attributes:
+        node: the node that has computed it; None if it was not computed from parameters.
+        is_parameter: whether it is a parameter, or belongs to the module whose operation this is.
+        is_there: whether any of its numbers is other than zero, by place along the dimension in which it meets the
+            input, or a single answer, ``(size,)`` or ``()``.
+        largest: its largest absolute value, ``()``.
+    """
+
+    node: Any | None
+    is_parameter: bool
+    is_there: Tensor
+    largest: Tensor
+
+    def is_zero(self, places: Tensor | None) -> bool:
+        """Return whether all of it is zero that meets the input at some places; None: at any."""
+        is_there = self.is_there
+        if places is not None and is_there.ndim and places.shape == is_there.shape:
+            is_there = is_there[places]
+        return not bool(is_there.any())
+
+
+@dataclass(frozen=True)
+class Stop:
+    """An operation into which a gradient goes that does not come out on the side of its input.
+
+    Attributes:
+        node: the node of the operation.
+        index: which of its inputs.
+        call: the call of a module that it belongs to, if that calls no other modules.
+        in_model: whether it is part of the model, and not of the loss.
+        given: the range of its input; None if it is not known.
+        factor: what the input is multiplied by; None if it is not, or if that is not known.
+        is_factor_zero: whether the factor is zero where it meets the units.
+        source: the call of a module that has computed the factor.
+        largest: the largest absolute value of the gradient that goes in.
+    """
+
+    node: Any
+    index: int
+    call: Call | None
+    in_model: bool
+    given: Range | None
+    factor: Factor | None
+    is_factor_zero: bool
+    source: Call | None
+    largest: float
+
+    @property
+    def operation(self) -> str:
+        """The operation, as autograd calls it."""
+        return operation_of(self.node)
+
+    def is_of(self, *kinds: type[nn.Module]) -> bool:
+        """Return whether it belongs to a module of one of these classes."""
+        return self.call is not None and isinstance(self.call.module, kinds)
+
+
+_FIRST_WORDS = {"ScaledDotProduct": "scaled_dot_product_attention", "Addmm": "linear", "Mm": "linear", "Bmm": "matmul"}
+
+
+def words_for(node: Any) -> str:
+    """Return what users call an operation.
+
+    >>> words_for(torch.nn.functional.log_softmax(torch.ones(2, requires_grad=True), 0).grad_fn)
+    'log_softmax'
+    """
+    operation = operation_of(node)
+    for start, words in _FIRST_WORDS.items():
+        if operation.startswith(start):
+            return words
+    plain = re.sub(r"^Native|^Cudnn|^Mkldnn|WithIndices$|Kernel$|(?<=D)imn$", "", operation)
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", plain).lower()
+
+
+# ---------------------------------------------------------------- what an input is multiplied by
+
+# By operation, for each input the name under which autograd saves what it is multiplied by, which input that is, and
+# the dimension of it that meets the last dimension of the input; None: they meet number by number.
+_FACTORS: dict[str, dict[int, tuple[str, int, int | None]]] = {
+    "Mul": {0: ("other", 1, None), 1: ("self", 0, None)},
+    "Mm": {0: ("mat2", 1, 0), 1: ("self", 0, 1)},
+    "Bmm": {0: ("mat2", 1, 1), 1: ("self", 0, 2)},
+    "Addmm": {1: ("mat2", 2, 0), 2: ("mat1", 1, 1)},
+    "Baddbmm": {1: ("batch2", 2, 1), 2: ("batch1", 1, 2)},
+    "Convolution": {0: ("weight", 1, 1), 1: ("input", 0, 1)},
+    "NativeLayerNorm": {0: ("weight", 1, None)},
+    "NativeBatchNorm": {0: ("weight", 1, 0)},
+    "CudnnBatchNorm": {0: ("weight", 1, 0)},
+    "NativeGroupNorm": {0: ("weight", 1, 0)},
+}
+_SAVED_BY_ATTENTION: dict[int, tuple[str, int, int | None]] = {
+    0: ("value", 2, None),
+    1: ("value", 2, None),
+    2: ("query", 0, None),
+}
+# Behind these a number is where it was, or somewhere else; nothing is computed.
+_THROUGH = {"T", "Transpose", "View", "UnsafeView", "ReshapeAlias", "Permute", "ToCopy", "Expand", "Clone", "Unsqueeze"}
+
+
+@torch.no_grad()
+def factor_of(node: Any, index: int, call: Call | None, *, may_read: bool) -> Factor | None:
+    """Return what an operation multiplies one of its inputs by; None if nothing, or if that may not be read.
+
+    To be called before the backward pass gives up what autograd has saved.
+
+    Args:
+        node: the node of the operation.
+        index: which of its inputs.
+        call: the call of a module that the operation belongs to.
+        may_read: whether tensors that autograd has saved may be read.
+    """
+    operation = operation_of(node)
+    known = _FACTORS.get(operation, {})
+    if operation.startswith("ScaledDotProduct"):
+        known = _SAVED_BY_ATTENTION
+    if index not in known:
+        return None
+    name, other, dim = known[index]
+    before = node.next_functions[other][0] if other < len(node.next_functions) else None
+    source = before
+    while source is not None and operation_of(source) in _THROUGH and not hasattr(source, "variable"):
+        source = source.next_functions[0][0]
+    numbers = getattr(node, f"_saved_{name}", None) if may_read else getattr(source, "variable", None)
+    if not isinstance(numbers, Tensor) or type(numbers.data) is not Tensor or not numbers.numel():
+        return None
+    numbers = numbers.detach()
+    if not may_read:
+        dim = None  # it may lie transposed
+    sizes = numbers.abs()
+    others = [each for each in range(sizes.ndim) if each != dim]
+    is_there = sizes.amax(others) if dim is not None and others else sizes if dim is not None else sizes.amax()
+    is_own = source is None and before is None and call is not None and bool(call.module.__dict__.get("_parameters"))
+    is_parameter = hasattr(source, "variable") or (is_own and index == 0 and operation != "Mul")
+    if operation == "Addmm" and index == 1 and source is None:
+        is_parameter = is_own
+    return Factor(source, is_parameter, is_there != 0, sizes.amax().double())
+
+
+# ---------------------------------------------------------------- the kinds, in the order in which they are asked
+
+_Kind = Callable[[Stop], str | None]
+_KINDS: list[tuple[StopKind, _Kind]] = []
+
+
+def _kind(kind: StopKind) -> Callable[[_Kind], _Kind]:
+    def register(tell: _Kind) -> _Kind:
+        _KINDS.append((kind, tell))
+        return tell
+
+    return register
+
+
+def kind_of(stop: Stop) -> GradientStop:
+    """Return why a gradient stops, without the place."""
+    for kind, tell in _KINDS:
+        detail = tell(stop)
+        if detail is not None:
+            return GradientStop(kind, detail=detail)
+    return GradientStop(StopKind.UNKNOWN)
+
+
+def constant_output(node: Any, index: int = 0) -> str | None:
+    """Return in words that an operation works on a single number at a time, so that its output is constant."""
+    operation, shapes = operation_of(node), shapes_of(node)
+    if operation in ("Softmax", "LogSoftmax"):
+        dim = node._saved_dim
+        return "it is taken over a single number" if shapes[0][dim - 2**64 if dim >= 2**63 else dim] == 1 else None
+    if operation in ("NativeLayerNorm", "FusedRmsNorm"):
+        return "it normalises single numbers" if math.prod(node._saved_normalized_shape) == 1 else None
+    if operation == "NativeGroupNorm":
+        size = node._saved_C // node._saved_group * node._saved_HxW
+        return "it normalises single numbers" if size == 1 else None
+    if operation.startswith("ScaledDotProduct") and index < 2:
+        return "there is a single key, whose weight is always 1" if _num_keys(node) == 1 else None
+    return None
+
+
+def _num_keys(node: Any) -> int:
+    key = node.next_functions[1][0]
+    return shapes_of(key)[0][-2] if key is not None and not hasattr(key, "variable") else 0
+
+
+@_kind(StopKind.ONE_VALUE)
+def _one_value(stop: Stop) -> str | None:
+    if stop.is_of(nn.RMSNorm) and math.prod(stop.call.module.normalized_shape) == 1:  # type: ignore[union-attr, arg-type]
+        return "it normalises single numbers"
+    return constant_output(stop.node, stop.index)
+
+
+@_kind(StopKind.FLAT)
+def _flat(stop: Stop) -> str | None:
+    flat = {"Round", "Sign", "Sgn", "Floor", "Ceil", "Trunc", "Heaviside", "FloorDivide"}
+    return f"{words_for(stop.node)} has no slope" if stop.operation in flat else None
+
+
+@_kind(StopKind.DROPPED)
+def _dropped(stop: Stop) -> str | None:
+    if not stop.in_model:
+        return None
+    if stop.is_of(nn.modules.dropout._DropoutNd) or stop.operation in ("NativeDropout", "FusedDropout"):
+        return "it dropped all of them"
+    if stop.operation == "MaskedFill":
+        return "all of them were masked"
+    is_constant = stop.factor is not None and stop.factor.node is None and not stop.factor.is_parameter
+    if stop.operation in ("Mul", "Bmm") and is_constant and stop.is_factor_zero:
+        return "they are multiplied by zeros, which no parameter is behind"
+    return None
+
+
+@_kind(StopKind.ZERO_WEIGHTS)
+def _zero_weights(stop: Stop) -> str | None:
+    if stop.factor is None or not stop.is_factor_zero or not stop.in_model:
+        return None
+    if stop.factor.is_parameter:
+        gains = stop.operation in ("Mul", "NativeLayerNorm", "NativeBatchNorm", "CudnnBatchNorm", "NativeGroupNorm")
+        return "its gains for them are zero" if gains else "its weights for them are zero"
+    if stop.source is not None and has_zero_weights(stop.source.module):
+        return f"they are multiplied by what {stop.source.name} puts out, whose weights are zero"
+    return None
+
+
+def has_zero_weights(module: nn.Module) -> bool:
+    """Return whether all matrices among the parameters of a module are zero, and there are some."""
+    weights = [each for each in module.__dict__.get("_parameters", {}).values() if each is not None and each.ndim > 1]
+    here = [each.detach() for each in weights if type(each.data) is Tensor and not each.is_meta]
+    return bool(here) and not any(bool(each.any()) for each in here)
+
+
+_NO_SLOPE = "its slope is zero wherever a gradient arrives"
+_CLOSING = {
+    *("Relu", "Relu6", "Threshold", "Hardtanh", "Hardswish", "Hardsigmoid", "Clamp", "ClampMin", "ClampMax"),
+    *("Softshrink", "Hardshrink", "LeakyRelu", "PreluKernel", "Gelu", "Silu", "Mish", "RreluWithNoise"),
+    *("Maximum", "Minimum", "Where"),
+}
+# These are shut on both sides of zero.
+_CLIPPING = {"Hardtanh", "Hardsigmoid", "Clamp"}
+_SELECTING = {"Topk", "Sort", "Kthvalue", "Amax", "Amin", "Max", "Min"}
+
+
+@_kind(StopKind.CLOSED)
+def _closed(stop: Stop) -> str | None:
+    if not stop.in_model:
+        return None
+    if stop.operation in _CLOSING:
+        return range_in_words(stop.given, is_clip=stop.operation in _CLIPPING) or _NO_SLOPE
+    if "MaxPool" in stop.operation:
+        return "none of them is ever the largest"
+    if stop.operation in _SELECTING:
+        return "none of them is ever selected"
+    if stop.factor is not None and stop.is_factor_zero:
+        return "what they are multiplied by is zero in all values seen"
+    return None
+
+
+_SATURATING = {"Sigmoid", "Tanh", "Softplus", "LogSigmoid", "Elu", "Celu", "Erf", "Atan", "Exp", "Softsign"}
+
+
+@_kind(StopKind.SATURATED)
+def _saturated(stop: Stop) -> str | None:
+    if not stop.in_model or stop.operation not in _SATURATING:
+        return None
+    return range_in_words(stop.given, is_clip=True) or _NO_SLOPE
+
+
+@_kind(StopKind.ROUNDING)
+def _rounding(stop: Stop) -> str | None:
+    if stop.factor is not None and not stop.is_factor_zero:
+        product = stop.largest * float(stop.factor.largest)
+        if product < 100 * torch.finfo(torch.float32).tiny:
+            return f"the largest gradient that goes in is {stop.largest:.1g}, and underflows"
+    if stop.operation == "ToCopy" or (stop.in_model and 0 < stop.largest < 100 * torch.finfo(torch.float32).tiny):
+        return f"the largest gradient that goes in is {stop.largest:.1g}, and underflows"
+    return None
+
+
+@_kind(StopKind.LOSS)
+def _loss(stop: Stop) -> str | None:
+    return None if stop.in_model else f"{words_for(stop.node)} in the loss lets none through"
+
+
+def range_in_words(given: Range | None, *, is_clip: bool) -> str:
+    """Return the range of an input in words; empty if it does not tell why there is no slope.
+
+    Args:
+        given: the range.
+        is_clip: whether there is no slope on both sides of zero; otherwise only below.
+
+    Example:
+        >>> numbers = torch.tensor([[-3.5, -3.125], [-4.0, -5.0]])
+        >>> range_in_words(Range.of(numbers, -1), is_clip=False)
+        'its input is at most -3.1 in all 4 values seen'
+    """
+    if given is None:
+        return ""
+    lowest, highest = float(given.lowest.amin()), float(given.highest.amax())
+    nearest, count = float(given.nearest.amin()), given.num_each * len(given.lowest)
+    if not all(map(math.isfinite, (lowest, highest))):
+        return ""
+    seen = f"in all {count:,} values seen" if count > 1 else "in the only value seen"
+    if highest <= 0:
+        return f"its input is at most {_up(highest)} {seen}"
+    if not is_clip:
+        return ""
+    if lowest > 0:
+        return f"its input is at least {_down(lowest)} {seen}"
+    return f"its input is at least {_down(nearest)} from zero {seen}" if nearest > 0 else ""
+
+
+def _up(number: float) -> str:
+    """Return a number with two digits, rounded up: 'at most' stays true."""
+    return _two_digits(number, math.ceil)
+
+
+def _down(number: float) -> str:
+    return _two_digits(number, math.floor)
+
+
+def _two_digits(number: float, rounded: Callable[[float], int]) -> str:
+    if not number:
+        return "0"
+    unit = 10.0 ** (math.floor(math.log10(abs(number))) - 1)
+    return f"{rounded(round(number / unit, 9)) * unit:.2g}"

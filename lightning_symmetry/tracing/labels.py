@@ -1,0 +1,274 @@
+"""Which numbers of a tensor come from which units: labels, carried through one operation after the other.
+
+Labels of a tensor are whole numbers of its shape: 0 where no unit in question has any effect, ``k > 0`` where only unit
+``k - 1`` has, and :data:`MANY` where several have or it is not known. None stands for :data:`MANY` everywhere.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+MANY = -1
+
+Labels = Tensor | None
+_Rule = Callable[[Any, int, Tensor, Sequence[tuple[int, ...]]], Tensor]
+
+
+def operation_of(node: Any) -> str:
+    """Return the operation that a node of autograd's graph belongs to.
+
+    >>> operation_of(torch.ones(2, requires_grad=True).relu().grad_fn)
+    'Relu'
+    """
+    name: str = node.name().rpartition("::")[2]
+    return name.partition("Backward")[0] or name
+
+
+def shapes_of(node: Any) -> list[tuple[int, ...]]:
+    """Return the shapes of what the operation of a node has put out."""
+    return [tuple(each.shape) for each in node._input_metadata]
+
+
+def has_saved_tensors(node: Any) -> bool:
+    """Return whether autograd has saved tensors for a node."""
+    return any(name.startswith("_raw_saved_") for name in dir(type(node)))
+
+
+def carry(node: Any, index: int, labels: Labels, shape: Sequence[int], *, may_read: bool) -> list[Labels]:
+    """Return the labels of each output of an operation, from those of one of its inputs.
+
+    Args:
+        node: the node of the operation.
+        index: which input it is.
+        labels: its labels.
+        shape: its shape.
+        may_read: whether tensors that autograd has saved may be read.
+    """
+    operation = operation_of(node)
+    shapes = shapes_of(node)
+    every: list[Labels] = [None] * len(shapes)
+    is_move = operation in _MOVES
+    if labels is None:
+        if operation not in _JOINING:
+            return every
+        labels = torch.full(tuple(shape), MANY, dtype=torch.int32, device=_device_of(node))
+    try:
+        if is_move:
+            if has_saved_tensors(node) and not may_read:
+                return every
+            return [_shortened(each) for each in _moved(node, index, labels, shapes)]
+        rule = _RULES.get(operation)
+        if rule is None and operation in _ELEMENTWISE:
+            rule = _elementwise
+        if rule is None:
+            return every
+        every[0] = _shortened(rule(node, index, labels, shapes).expand(shapes[0]))
+    except Exception:  # a shape that the rule does not know
+        return [None] * len(shapes)
+    return every
+
+
+def merge(labels: Tensor, dims: Sequence[int]) -> Tensor:
+    """Return the labels of what is computed from all numbers along some dimensions, which are kept with size 1.
+
+    >>> merge(torch.tensor([[1, 1, 0], [1, 2, 0], [0, 0, 0]]), [1]).tolist()
+    [[1], [-1], [0]]
+    """
+    if not dims:
+        return labels
+    highest = labels.amax(tuple(dims), keepdim=True)
+    lowest = labels.masked_fill(labels == 0, torch.iinfo(labels.dtype).max).amin(tuple(dims), keepdim=True)
+    is_one = (lowest == highest) | (highest == 0) & (lowest > 0)
+    return torch.where(is_one, highest, MANY)
+
+
+def join(one: Labels, other: Labels) -> Labels:
+    """Return the labels of a sum of two tensors."""
+    if one is None or other is None:
+        return None
+    return _shortened(torch.where(one == 0, other, torch.where((other == 0) | (other == one), one, MANY)))
+
+
+def _shortened(labels: Tensor) -> Labels:
+    return None if bool((labels == MANY).all()) else labels
+
+
+def _device_of(node: Any) -> torch.device:
+    device: torch.device = node._input_metadata[0].device
+    return device
+
+
+def _moved(node: Any, index: int, labels: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
+    """Return the labels behind an operation that only moves numbers, or leaves some out.
+
+    Its backward function moves gradients the other way: numbers in place of gradients tell where each one comes from.
+    """
+    sizes = [math.prod(shape) for shape in shapes]
+    ends = [sum(sizes[: i + 1]) for i in range(len(sizes))]
+    places = [
+        torch.arange(end - size + 1, end + 1, device=labels.device).view(shape)
+        for size, end, shape in zip(sizes, ends, shapes, strict=True)
+    ]
+    try:
+        back = node(*places)
+    except RuntimeError:  # some insist on the dtype of the forward pass
+        dtypes = [each.dtype for each in node._input_metadata]
+        if not all(dtype.is_floating_point and ends[-1] <= 2 / torch.finfo(dtype).eps for dtype in dtypes):
+            raise
+        back = node(*(each.to(dtype) for each, dtype in zip(places, dtypes, strict=True)))
+    source = (back if isinstance(back, tuple) else (back,))[index].long().flatten()
+    moved = torch.zeros(ends[-1] + 1, dtype=labels.dtype, device=labels.device)
+    moved[source] = labels.flatten()  # those that are left out go to the first place
+    return [moved[1 + end - size : 1 + end].view(shape) for size, end, shape in zip(sizes, ends, shapes, strict=True)]
+
+
+def _elementwise(node: Any, index: int, labels: Tensor, shapes: Sequence[tuple[int, ...]]) -> Tensor:
+    return labels
+
+
+def _of_matrix(rows: int, columns: int) -> _Rule:
+    """Return the rule of a product of two matrices, which are the inputs of these indices."""
+
+    def rule(node: Any, index: int, labels: Tensor, shapes: Sequence[tuple[int, ...]]) -> Tensor:
+        if index == rows:
+            return merge(labels, [labels.ndim - 1])
+        return merge(labels, [labels.ndim - 2]) if index == columns else labels
+
+    return rule
+
+
+def _of_convolution(node: Any, index: int, labels: Tensor, shapes: Sequence[tuple[int, ...]]) -> Tensor:
+    batch, channels, *spatial = shapes[0]
+    groups, ones = node._saved_groups, [1] * len(spatial)
+    if index == 0:
+        grouped = labels.reshape(batch, groups, -1)
+        per_group = merge(grouped, [2]).expand(-1, -1, channels // groups)
+        return per_group.reshape(batch, channels, *ones)
+    if index == 2:
+        return labels.view(1, channels, *ones)
+    if node._saved_transposed:  # (inputs, outputs of a group, ...)
+        grouped = labels.reshape(groups, labels.shape[0] // groups, labels.shape[1], -1)
+        return merge(grouped, [1, 3]).reshape(1, channels, *ones)
+    return merge(labels.reshape(channels, -1), [1]).reshape(1, channels, *ones)
+
+
+def _of_embedding(node: Any, index: int, labels: Tensor, shapes: Sequence[tuple[int, ...]]) -> Tensor:
+    return merge(labels, [0])
+
+
+def _of_attention(node: Any, index: int, labels: Tensor, shapes: Sequence[tuple[int, ...]]) -> Tensor:
+    last = labels.ndim - 1
+    return merge(labels, {0: [last], 1: [last - 1, last], 2: [last - 1]}[index])
+
+
+def _of_softmax(node: Any, index: int, labels: Tensor, shapes: Sequence[tuple[int, ...]]) -> Tensor:
+    return merge(labels, [_signed(node._saved_dim) % labels.ndim])
+
+
+def _of_layer_norm(node: Any, index: int, labels: Tensor, shapes: Sequence[tuple[int, ...]]) -> Tensor:
+    if index:
+        return labels
+    return merge(labels, list(range(labels.ndim - len(node._saved_normalized_shape), labels.ndim)))
+
+
+def _of_batch_norm(node: Any, index: int, labels: Tensor, shapes: Sequence[tuple[int, ...]]) -> Tensor:
+    if index:
+        return labels.view(1, -1, *[1] * (len(shapes[0]) - 2))
+    return merge(labels, [dim for dim in range(labels.ndim) if dim != 1])
+
+
+def _of_group_norm(node: Any, index: int, labels: Tensor, shapes: Sequence[tuple[int, ...]]) -> Tensor:
+    batch, channels, *spatial = shapes[0]
+    if index:
+        return labels.view(1, -1, *[1] * len(spatial))
+    grouped = merge(labels.reshape(batch, node._saved_group, -1), [2])
+    return grouped.expand(-1, -1, channels // node._saved_group).reshape(batch, channels, *[1] * len(spatial))
+
+
+def _of_pooling(num_dims: int) -> _Rule:
+    def rule(node: Any, index: int, labels: Tensor, shapes: Sequence[tuple[int, ...]]) -> Tensor:
+        return merge(labels, list(range(labels.ndim - num_dims, labels.ndim)))
+
+    return rule
+
+
+def _of_reduction(node: Any, index: int, labels: Tensor, shapes: Sequence[tuple[int, ...]]) -> Tensor:
+    dims = [_signed(dim) % labels.ndim for dim in _listed(getattr(node, "_saved_dim", None), labels.ndim)]
+    merged = merge(labels, dims)
+    return merged.reshape(shapes[0])
+
+
+def _listed(dims: Any, ndim: int) -> list[int]:
+    if dims is None or (isinstance(dims, Sequence) and not dims):
+        return list(range(ndim))
+    return list(dims) if isinstance(dims, Sequence) else [dims]
+
+
+def _signed(number: int) -> int:
+    """Return a number that autograd shows as one without a sign: -1 as 2^64 - 1."""
+    return number - 2**64 if number >= 2**63 else number
+
+
+def _of_glu(node: Any, index: int, labels: Tensor, shapes: Sequence[tuple[int, ...]]) -> Tensor:
+    one, other = labels.chunk(2, _signed(node._saved_dim))
+    joined = join(one, other)
+    return torch.full_like(one, MANY) if joined is None else joined
+
+
+_POOLING = {
+    f"{name}{n}D{rest}": _of_pooling(n)
+    for n in (1, 2, 3)
+    for name in ("MaxPool", "AvgPool", "AdaptiveAvgPool", "AdaptiveMaxPool", "MkldnnMaxPool", "MkldnnAdaptiveAvgPool")
+    for rest in ("", "WithIndices")
+}
+_POOLING |= {
+    f"Upsample{kind}{n}D": _of_pooling(n)
+    for kind, n in (("Nearest", 1), ("Nearest", 2), ("Nearest", 3), ("Bilinear", 2), ("Bicubic", 2), ("Trilinear", 3))
+}
+_ATTENTION = [
+    f"ScaledDotProduct{kind}"
+    for kind in ("FlashAttentionForCpu", "FlashAttention", "EfficientAttention", "CudnnAttention", "AttentionMath")
+]
+_RULES: dict[str, _Rule] = {
+    "Mm": _of_matrix(0, 1),
+    "Bmm": _of_matrix(0, 1),
+    "Addmm": _of_matrix(1, 2),
+    "Baddbmm": _of_matrix(1, 2),
+    "Convolution": _of_convolution,
+    "Embedding": _of_embedding,
+    "Softmax": _of_softmax,
+    "LogSoftmax": _of_softmax,
+    "NativeLayerNorm": _of_layer_norm,
+    "NativeBatchNorm": _of_batch_norm,
+    "CudnnBatchNorm": _of_batch_norm,
+    "MiopenBatchNorm": _of_batch_norm,
+    "NativeGroupNorm": _of_group_norm,
+    "Glu": _of_glu,
+    **dict.fromkeys(_ATTENTION, _of_attention),
+    **dict.fromkeys(("Sum", "Mean", "Amax", "Amin", "Logsumexp", "Prod", "Var", "Std", "Norm"), _of_reduction),
+    **_POOLING,
+}
+_ELEMENTWISE = {
+    *("Abs", "Add", "Sub", "Rsub", "Mul", "Div", "Neg", "Pow", "Exp", "Expm1", "Log", "Log1P", "Sqrt", "Rsqrt"),
+    *("Reciprocal", "Erf", "Sin", "Cos", "Sinh", "Cosh", "Atan", "Lerp", "Addcmul", "Addcdiv", "Expand", "Copy"),
+    *("Relu", "Relu6", "LeakyRelu", "PreluKernel", "Elu", "Gelu", "Silu", "Mish", "Tanh", "Sigmoid", "Hardtanh"),
+    *("Hardswish", "Hardsigmoid", "Softplus", "Softshrink", "Hardshrink", "Threshold", "Clamp", "ClampMin", "ClampMax"),
+    *("LogSigmoid", "Celu", "RreluWithNoise", "Round", "Sign", "Sgn", "Floor", "Ceil", "Trunc", "Frac", "NanToNum"),
+    *("MaskedFill", "Where", "Maximum", "Minimum", "NativeDropout", "ToCopy", "Clone", "WeightNormInterface"),
+    *("MseLoss", "SmoothL1Loss", "HuberLoss", "BinaryCrossEntropy", "BinaryCrossEntropyWithLogits"),
+}
+# What these put out comes from several inputs, side by side.
+_JOINING = {"Cat", "Stack", "ConstantPadNd"}
+_MOVES = {
+    *_JOINING,
+    *("T", "Transpose", "Permute", "View", "UnsafeView", "ReshapeAlias", "Squeeze", "Unsqueeze", "Flip", "Roll"),
+    *("Alias", "Movedim", "PixelShuffle", "PixelUnshuffle"),
+    *("Slice", "Select", "Split", "SplitWithSizes", "UnsafeSplit", "UnsafeSplitWithSizes", "Unbind"),
+    *("Index", "IndexSelect", "Gather", "MaskedSelect", "AsStrided", "Diagonal", "Narrow"),
+    *("Topk", "Sort", "Kthvalue"),
+}
