@@ -91,6 +91,10 @@ class SymmetryMonitor(Watcher, Callback, OtherCallback):
         self._engine.guarded(self._begin, trainer, pl_module)
 
     @override
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: torch.Tensor) -> None:
+        self._engine.guarded(self._engine.before_backward, loss)
+
+    @override
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         # What changes the gradients after this hook, as the module's own hook or clipping may, is seen by a later one.
         if id(optimizer) in self._hooked:

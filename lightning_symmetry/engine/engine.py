@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_symmetry.engine.delivery import Delivery
 from lightning_symmetry.engine.examiner import Examiner
@@ -24,11 +24,12 @@ from lightning_symmetry.ranks.reading import has_group, team_of
 from lightning_symmetry.ranks.team import Team, TeamError, attempt, describe
 from lightning_symmetry.repair.breaking import Change, break_symmetry
 from lightning_symmetry.repair.writing import CannotChangeError
+from lightning_symmetry.tracing.trace import GradientTrace
 from lightning_symmetry.units.comparable import Comparable
 from lightning_symmetry.units.discovery import Found
 from lightning_symmetry.units.lookup import FindLayers, rows_by_name
 from lightning_symmetry.units.patterns import unmatched_text
-from lightning_symmetry.verdicts.advice import copies_text, messages
+from lightning_symmetry.verdicts.advice import copies_text, idle_text, messages
 from lightning_symmetry.verdicts.diagnoses import Finding
 from lightning_symmetry.verdicts.doubts import Untrained, untrained_text
 from lightning_symmetry.verdicts.report import SymmetryReport
@@ -38,6 +39,9 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _AGREEMENT = "agreement with the other ranks"
+_TRACE = "trace of gradients"
+# A step that is traced takes longer than others, so in one training there are not more of them.
+_MAX_TRACES = 100
 
 
 @dataclass(frozen=True)
@@ -98,6 +102,8 @@ class SymmetryEngine:
         self._never_stepped: list[str] = []  # the optimizers of which the training that has ended made no step
         self._team: Team | None = None
         self._is_settled = False  # whether it is known who holds the model
+        self._trace: tuple[int, GradientTrace] | None = None  # until the next step of the optimizer at this place
+        self._num_traces = 0
         # By all ranks of a sharded model, at the latest check.
         self._agreed: tuple[SymmetryReport | None, dict[str, Any]] = (None, self._examiner.state_dict())
 
@@ -110,6 +116,7 @@ class SymmetryEngine:
             "_board": None,
             "_is_settled": False,
             "_is_running": False,
+            "_trace": None,
         }
         return {**self.__dict__, **here}
 
@@ -211,13 +218,27 @@ class SymmetryEngine:
         is_first = self.report is None and not self._guard.is_off("check")
         is_due = self._schedule.is_due(place, every_n_steps) or is_first
         self._schedule.count(place, step)
+        self._guard.run(_TRACE, self._end_trace, place, step)
         if not is_due:
             self._guard.run("check", self._watch, model, optimizer, step)
+            if self._schedule.is_due(place, every_n_steps):
+                self._guard.run(_TRACE, self._begin_trace, model, place, step)
             return None
         conclusion = self._guard.run("check", self._check, model, optimizer, step, outputs)
+        if self._schedule.is_due(place, every_n_steps):
+            self._guard.run(_TRACE, self._begin_trace, model, place, step)
         if self._board is None or self._team is not None or not self._shares_decisions:
             return conclusion
         return self._decided_by_all(conclusion, self._board)
+
+    def before_backward(self, loss: Tensor) -> None:
+        """Take notice of a loss before its backward pass; to be called if it is known.
+
+        Args:
+            loss: the loss.
+        """
+        if self._trace is not None:
+            self._guard.run(_TRACE, self._trace[1].expect, loss)
 
     def act(self, conclusion: Conclusion, model: nn.Module) -> bool:
         """Do what ``on_symmetry`` asks for; whether the training should stop.
@@ -286,6 +307,9 @@ class SymmetryEngine:
                 self._delivery.close(outputs, self.report)
         self._optimizers, self._updated = [], {}
         self._team = self._board = None
+        if self._trace is not None:
+            self._trace[1].finish()
+            self._trace = None
         self._examiner.release()
 
     def doubts(self) -> list[str]:
@@ -330,6 +354,23 @@ class SymmetryEngine:
             for name, reason in self.report.untrained.items()
             if name not in told and (name in self.report.layers or reason not in followed)
         }
+
+    # ---------------------------------------------------------------- one traced step
+
+    def _begin_trace(self, model: nn.Module, place: int, step: int) -> None:
+        """Trace the next step of an optimizer, which is checked, if it may be called dead what has no gradient then."""
+        answers_others = self._team is not None and not self._team.is_first
+        if self._trace is not None or self._num_traces >= _MAX_TRACES or answers_others or self._guard.is_off("check"):
+            return
+        trace = self._examiner.trace(model, step + 1)
+        if trace is not None:
+            self._trace = place, trace
+            self._num_traces += 1
+
+    def _end_trace(self, place: int, step: int) -> None:
+        if self._trace is not None and self._trace[0] == place:
+            (_, trace), self._trace = self._trace, None
+            self._examiner.take_traced(trace.finish(), step)
 
     # ---------------------------------------------------------------- one check
 
@@ -411,11 +452,14 @@ class SymmetryEngine:
         if is_first:
             self._warn_of_what_is_not_looked_at(found)
         trained_by_any = updated_by(self._present_optimizers())
-        report, looks, news = self._examiner.examine(
+        report, looks, news, idle = self._examiner.examine(
             model, found, trained=trained, trained_by_any=trained_by_any, step=step, team=self._team
         )
         if is_first and self.options.on_symmetry != "ignore":
             self._tell_of_copies(report)
+        if self.options.on_symmetry != "ignore":
+            for name, group in idle:
+                self._tell(idle_text(name, group, report))
         if self._is_speaking and outputs:
             self._delivery.write(outputs, report, self.findings, looks)
         state = {} if self._team is None else self._examiner.state_dict()

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from lightning_symmetry.engine.options import Options
 from lightning_symmetry.engine.pictures import HeatmapsOnDemand
 from lightning_symmetry.matrices.rows import Rows
+from lightning_symmetry.modules import modules_of
 from lightning_symmetry.ranks.team import Team, describe
+from lightning_symmetry.tracing.trace import GradientTrace, Suspected
 from lightning_symmetry.units.choices import members_of_lists
 from lightning_symmetry.units.comparable import Comparable
 from lightning_symmetry.units.copies import Copies, find_copies
@@ -22,9 +24,9 @@ from lightning_symmetry.units.naming import readable_modules
 from lightning_symmetry.units.norms import rounding_gain
 from lightning_symmetry.units.progress import Ledger
 from lightning_symmetry.units.screening import Distinct, LayerScreen
-from lightning_symmetry.units.usage import Usage
+from lightning_symmetry.units.usage import Usage, is_compiled
 from lightning_symmetry.verdicts.deadness import unread_layers
-from lightning_symmetry.verdicts.diagnoses import Finding, LayerDiagnosis, under_all_names
+from lightning_symmetry.verdicts.diagnoses import Finding, LayerDiagnosis, UnitGroup, under_all_names
 from lightning_symmetry.verdicts.doubts import (
     may_be_dead,
     not_looked_at,
@@ -38,6 +40,7 @@ from lightning_symmetry.verdicts.history import History
 from lightning_symmetry.verdicts.judging import copy_groups
 from lightning_symmetry.verdicts.looks import Gradients, Look, Steady
 from lightning_symmetry.verdicts.report import SymmetryReport
+from lightning_symmetry.verdicts.stops import GradientStop, StopKind, Stopped, Traced
 from lightning_symmetry.verdicts.watching import Suspects, are_still_zero, zero_gradients
 
 
@@ -48,11 +51,13 @@ class Examination(NamedTuple):
         report: the state of the model.
         looks: what was seen, a look per layer that was looked at.
         news: what is found for the first time.
+        idle: units whose zero gradients are not their own doing and that were not idle before, with their layer.
     """
 
     report: SymmetryReport
     looks: list[Look]
     news: list[Finding]
+    idle: list[tuple[str, UnitGroup]]
 
 
 @dataclass
@@ -137,6 +142,7 @@ class Examiner:
         self.report: SymmetryReport | None = None
         self._model = _Model()
         self._usage = Usage()
+        self._told_idle: set[tuple[str, str]] = set()  # the layers of which it was said that units are idle, and where
         # The units that are watched at each step until the next check, by layer; None: they are to be found out.
         self._suspects: dict[str, Suspects | None] = {}
 
@@ -242,7 +248,58 @@ class Examiner:
             self._model.latest = None if self.report.reasons else updated
         else:  # nothing has changed
             self.report = replace(self.report, step=step)
-        return Examination(self.report, looks, news)
+        return Examination(self.report, looks, self._with_known_roots(news), self._newly_idle(looks))
+
+    def _with_known_roots(self, news: Sequence[Finding]) -> list[Finding]:
+        """Return findings that follow from layers only of which something was found."""
+        found = {finding.layer for name in self._model.found.names for finding in self.history.findings_in(name)}
+        return [finding if finding.follows in found else replace(finding, follows="") for finding in news]
+
+    def _newly_idle(self, looks: Sequence[Look]) -> list[tuple[str, UnitGroup]]:
+        """Return the groups of idle units that nobody was told of."""
+        told: list[tuple[str, UnitGroup]] = []
+        for seen in looks:
+            name = seen.layer.name
+            for group in self.history[name].idle:
+                key = (name, "" if group.stop is None else group.stop.at)
+                if key not in self._told_idle:
+                    self._told_idle.add(key)
+                    told.append((name, group))
+        return told
+
+    def trace(self, model: nn.Module, step: int) -> GradientTrace | None:
+        """Return a trace of the backward passes of the next step, if a verdict on zero gradients is near; else None.
+
+        Args:
+            model: the model.
+            step: the number of the next step.
+        """
+        layers = [layer for layer in self._model.found.layers if not self.history[layer.name].failure]
+        if not any(self.history[layer.name].is_to_be_traced(step) for layer in layers):
+            return None
+        suspects = [
+            Suspected(layer, units, state.floor > 0 or state.is_faint)
+            for layer in layers
+            if len(units := (state := self.history[layer.name]).units_without_gradient())
+        ]
+        if any(is_compiled(module) for module in modules_of(model)):
+            stopped = Stopped(GradientStop(StopKind.UNKNOWN, detail="a compiled model is not traced"))
+            traced = {each.layer.name: [Traced(tuple(each.units.tolist()), stopped)] for each in suspects}
+            self.take_traced(traced, step)
+            return None
+        return GradientTrace(model, suspects)
+
+    def take_traced(self, traced: Mapping[str, Sequence[Traced]], step: int) -> None:
+        """Take in what a trace has found.
+
+        Args:
+            traced: by layer, where the gradients of its units stop.
+            step: completed optimizer steps.
+        """
+        for name, every in traced.items():
+            if any(each.stopped.stop.kind is StopKind.ONE_VALUE for each in every):
+                self._model.rounding_gain = max(1.0, self._model.rounding_gain)
+            self.history[name].trace(every, step)
 
     def _untrained(
         self, trained: Set[int], trained_by_any: Set[int], not_finite: Sequence[Layer], step: int
@@ -395,6 +452,7 @@ class Examiner:
                 without=self._due_for_orientations(chosen),
                 largest=max(quick.largest, self._model.largest_elsewhere(trained)),
                 rounding_gain=self._model.rounding_gain,
+                exact={layer.name for layer in chosen if history[layer.name].is_exact},
                 on_error=self._leave_out,
                 team=team,
             )

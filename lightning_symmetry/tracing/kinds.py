@@ -184,7 +184,7 @@ def kind_of(stop: Stop) -> GradientStop:
 def constant_output(node: Any, index: int = 0) -> str | None:
     """Return in words that an operation works on a single number at a time, so that its output is constant."""
     operation, shapes = operation_of(node), shapes_of(node)
-    if operation in ("Softmax", "LogSoftmax"):
+    if operation in ("Softmax", "LogSoftmax", "SafeSoftmax"):
         dim = node._saved_dim
         return "it is taken over a single number" if shapes[0][dim - 2**64 if dim >= 2**63 else dim] == 1 else None
     if operation in ("NativeLayerNorm", "FusedRmsNorm"):
@@ -192,9 +192,25 @@ def constant_output(node: Any, index: int = 0) -> str | None:
     if operation == "NativeGroupNorm":
         size = node._saved_C // node._saved_group * node._saved_HxW
         return "it normalises single numbers" if size == 1 else None
+    if operation == "Div" and _is_over_own_sum(node):
+        return "a single number is divided by itself"
     if operation.startswith("ScaledDotProduct") and index < 2:
         return "there is a single key, whose weight is always 1" if _num_keys(node) == 1 else None
     return None
+
+
+def _is_over_own_sum(node: Any) -> bool:
+    """Return whether numbers are divided by their sum or norm along a dimension of size 1."""
+    numbers, divisor = node.next_functions[0][0], node.next_functions[1][0]
+    while divisor is not None and operation_of(divisor) in ("Expand", "ClampMin", "Add"):
+        divisor = divisor.next_functions[0][0]
+    if divisor is None or operation_of(divisor) not in ("Sum", "LinalgVectorNorm"):
+        return False
+    summed, dims = divisor.next_functions[0][0], getattr(divisor, "_saved_dim", None)
+    if summed is None or summed is not numbers or not dims:
+        return False
+    shape = shapes_of(numbers)[node.next_functions[0][1]]
+    return all(shape[dim - 2**64 if dim >= 2**63 else dim] == 1 for dim in dims)
 
 
 def _num_keys(node: Any) -> int:
@@ -340,5 +356,6 @@ def _down(number: float) -> str:
 def _two_digits(number: float, rounded: Callable[[float], int]) -> str:
     if not number:
         return "0"
-    unit = 10.0 ** (math.floor(math.log10(abs(number))) - 1)
-    return f"{rounded(round(number / unit, 9)) * unit:.2g}"
+    exponent = math.floor(math.log10(abs(number))) - 1
+    shown = rounded(round(number / 10.0**exponent, 9)) * 10.0**exponent
+    return f"{shown:.{max(0, -exponent)}f}".rstrip("0").rstrip(".") if -5 < exponent < 0 else f"{shown:.6g}"

@@ -243,6 +243,7 @@ _RULES: dict[str, _Rule] = {
     "Embedding": _of_embedding,
     "Softmax": _of_softmax,
     "LogSoftmax": _of_softmax,
+    "SafeSoftmax": _of_softmax,
     "NativeLayerNorm": _of_layer_norm,
     "NativeBatchNorm": _of_batch_norm,
     "CudnnBatchNorm": _of_batch_norm,

@@ -20,7 +20,7 @@ from lightning_symmetry.tracing.kinds import Stop, constant_output, has_zero_wei
 from lightning_symmetry.tracing.labels import MANY, Labels, merge, operation_of
 from lightning_symmetry.units.layers import Layer
 from lightning_symmetry.units.naming import readable_modules
-from lightning_symmetry.verdicts.stops import GradientStop, StopKind
+from lightning_symmetry.verdicts.stops import GradientStop, StopKind, Stopped, Traced
 
 # Of the backward passes between two steps, as with accumulated gradients, so many are traced.
 _MAX_PASSES = 8
@@ -28,26 +28,12 @@ _MAX_PASSES = 8
 _MAX_STOPS = 8
 
 
-class Traced(NamedTuple):
-    """Where the gradient of some units of a layer stops.
-
-    Attributes:
-        units: sorted indices of the units.
-        stop: where their gradient stops.
-        follows: the name of the traced layer that stops it, if that is another one; else empty.
-    """
-
-    units: tuple[int, ...]
-    stop: GradientStop
-    follows: str
-
-
 class _Told(NamedTuple):
     """Where a gradient stops, and what that is read off.
 
     Attributes:
         stop: where it stops.
-        follows: as :attr:`Traced.follows`.
+        follows: as :attr:`Stopped.follows`.
         given: the range of the input of an activation that stops it.
     """
 
@@ -62,12 +48,12 @@ class Suspected(NamedTuple):
     Attributes:
         layer: the layer.
         units: their sorted indices.
-        floor: the norm up to which their gradients are rounding errors.
+        may_be_rounding: whether gradients other than zero may arrive that are rounding errors.
     """
 
     layer: Layer
     units: Indices
-    floor: float
+    may_be_rounding: bool
 
 
 @dataclass
@@ -116,10 +102,10 @@ class GradientTrace:
         >>> nn.init.constant_(model[0].bias, -100.0).sum()
         tensor(-800., grad_fn=<SumBackward0>)
         >>> first = find_layers(model).layers[0]
-        >>> trace = GradientTrace(model, [Suspected(first, np.arange(8), 0.0)])
+        >>> trace = GradientTrace(model, [Suspected(first, np.arange(8), False)])
         >>> model(torch.zeros(16, 4)).square().sum().backward()
         >>> for each in trace.finish()["0"]:
-        ...     print(each.stop)
+        ...     print(each.stopped.stop)
         closed at 1: its input is at most -100 in all 128 values seen
     """
 
@@ -159,7 +145,7 @@ class GradientTrace:
             labels: Iterable[int] = range(1, target.num_labels + 1)
             alike: dict[tuple[StopKind, str, str], list[tuple[tuple[int, ...], _Told]]] = {}
             for label in labels:
-                told = self._tell(i, label, suspected.floor)
+                told = self._tell(i, label, suspected.may_be_rounding)
                 if told is not None:
                     units = target.units if target.labels is None else (target.units[label - 1],)
                     alike.setdefault((told.stop.kind, told.stop.at, told.follows), []).append((units, told))
@@ -203,11 +189,11 @@ class GradientTrace:
 
     # ---------------------------------------------------------------- what was seen
 
-    def _tell(self, i: int, label: int, floor: float, depth: int = 0) -> _Told | None:
+    def _tell(self, i: int, label: int, may_be_rounding: bool, depth: int = 0) -> _Told | None:
         """Return where the gradient of the units of a label stops, and which layer stops it."""
         told = None
         for each in self._relevant[i]:
-            constant = _constant_behind(each, each.paths[i], self._targets[i].layer) if floor else None
+            constant = _constant_behind(each, each.paths[i], self._targets[i].layer) if may_be_rounding else None
             if constant is not None:
                 return _Told(constant)
             found = _search(each, each.paths[i], label)
@@ -280,7 +266,7 @@ class GradientTrace:
         detail = f"the inputs of {layer} are zero in all values seen"
         names = [target.layer for target in self._targets]
         if source is not None and source.name in names and source.name != layer and depth < len(names):
-            told = self._tell(names.index(source.name), 1, 0.0, depth + 1)
+            told = self._tell(names.index(source.name), 1, False, depth + 1)
             if told is not None:
                 return _Told(replace(told.stop, detail=detail), source.name)
         node = seen.factors[use].node  # type: ignore[union-attr] # there is one, as it is zero
@@ -381,8 +367,8 @@ def _laid_together(alike: Sequence[tuple[tuple[int, ...], _Told]]) -> Traced:
         high = torch.cat([each.highest for each in given])
         near = torch.cat([each.nearest for each in given])
         words = range_in_words(Range(low, high, near, given[0].num_each), is_clip=False)
-        return Traced(units, replace(first.stop, detail=words or first.stop.detail), first.follows)
-    return Traced(units, first.stop, first.follows)
+        return Traced(units, Stopped(replace(first.stop, detail=words or first.stop.detail), first.follows))
+    return Traced(units, Stopped(first.stop, first.follows))
 
 
 def _of_parameter(seen: BackwardPass, path: Path) -> list[Place]:

@@ -23,6 +23,12 @@ def rounding_gain(model: nn.Module) -> float:
         >>> rounding_gain(nn.Sequential(nn.Linear(4, 2), nn.LayerNorm(2)))
         0.0
     """
-    norms: list[Any] = [module for module in modules_of(model) if issubclass(type(module), (nn.LayerNorm, nn.RMSNorm))]
-    over_one = [norm.eps or torch.finfo(torch.float32).eps for norm in norms if prod(norm.normalized_shape) == 1]
-    return max((eps**-0.5 for eps in over_one), default=0.0)
+    over_one: list[Any] = [module for module in modules_of(model) if _may_be_over_one(module)]
+    return max(((module.eps or torch.finfo(torch.float32).eps) ** -0.5 for module in over_one), default=0.0)
+
+
+def _may_be_over_one(module: Any) -> bool:
+    if issubclass(type(module), (nn.LayerNorm, nn.RMSNorm)):
+        return bool(prod(module.normalized_shape) == 1)
+    # With as many groups as channels, on maps of one pixel.
+    return issubclass(type(module), nn.GroupNorm) and bool(module.num_groups == module.num_channels)

@@ -48,7 +48,7 @@ class Usage:
         chains = {name for chain in self._chains.values() for name in chain}
         for name in self._handles.keys() - chains:
             self._handles.pop(name).remove()
-        if any(_is_compiled(module) for module in self._modules.values()):
+        if any(is_compiled(module) for module in self._modules.values()):
             return  # a new hook would have it compiled anew
         for name in chains - self._handles.keys():
             note = torch.compiler.disable(partial(self._note, name))
@@ -114,5 +114,6 @@ class Usage:
         return issubclass(type(self._modules.get(name.rpartition(".")[0])), LISTS)
 
 
-def _is_compiled(module: nn.Module) -> bool:
+def is_compiled(module: nn.Module) -> bool:
+    """Return whether a module is compiled, or is what ``torch.compile`` puts around one."""
     return hasattr(module, "_orig_mod") or module.__dict__.get("_compiled_call_impl") is not None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import groupby
 
-from lightning_symmetry.verdicts.diagnoses import Cause, CopyGroup, Finding, Origin, Reason
+from lightning_symmetry.verdicts.diagnoses import Cause, CopyGroup, Finding, Origin, Reason, UnitGroup
 from lightning_symmetry.verdicts.model_diagnosis import ModelDiagnosis
 from lightning_symmetry.verdicts.tables import describe_groups
 from lightning_symmetry.verdicts.verdict import Verdict
@@ -92,6 +92,12 @@ def copies_text(group: CopyGroup) -> str:
         f"{group.describe()} start as exact copies of one another. That is how copy.deepcopy and "
         "nn.TransformerEncoder make them; to start them apart, initialise each anew."
     )
+
+
+def idle_text(layer: str, group: UnitGroup, report: ModelDiagnosis) -> str:
+    """What to know of units whose zero gradients are not their own doing."""
+    units = describe_groups([group.units], report.layers[layer].num_units)
+    return f"{layer}: {units} have no gradient: {group.stop}. Nothing is wrong with them."
 
 
 def alike_findings(findings: Sequence[Finding], report: ModelDiagnosis) -> list[list[Finding]]:

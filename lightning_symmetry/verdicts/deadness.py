@@ -17,7 +17,8 @@ from lightning_symmetry.units.comparable import Comparable
 from lightning_symmetry.verdicts.diagnoses import Cause, Finding, Origin, Reason, UnitGroup
 from lightning_symmetry.verdicts.gradients import in_unused_blocks
 from lightning_symmetry.verdicts.looks import Look
-from lightning_symmetry.verdicts.records import units_from_state
+from lightning_symmetry.verdicts.records import stopped_from_state, units_from_state
+from lightning_symmetry.verdicts.stops import Stopped, most_common
 from lightning_symmetry.verdicts.verdict import Verdict
 
 # A ReLU that is shut for a few batches opens again as a rule.
@@ -161,13 +162,28 @@ class ZeroStreaks:
             return is_open & ~self.was_alive
         return is_open & (~self.was_alive | (self.num_checks >= patience * (1 + self.num_refuted)))
 
-    def dead(self, patience: int) -> Dead:
-        """The units that were dead at the latest check."""
-        num_idle = np.count_nonzero(self.num_checks >= patience)
+    def restart(self, units: Sequence[int]) -> None:
+        """Begin the streaks of some units anew: what was seen so far was due to something that is over."""
+        several = list(units)
+        self.since[several], self.num_checks[several], self.num_watched[several] = _NEVER, 0, 0
+        self.is_dead[several], self.was_alive[several] = False, False
+
+    def dead(self, patience: int, spared: Sequence[int] = ()) -> Dead:
+        """The units that were dead at the latest check.
+
+        Args:
+            patience: at how many checks in a row the gradient of an idle unit was zero.
+            spared: units that do not count: their zero gradients are not their own doing.
+        """
+        counts = self.num_checks >= patience
+        counts[list(spared)] = False
+        num_idle = np.count_nonzero(counts)
         has_woken = self.woke_at.max(initial=_NEVER) != _NEVER
         if not num_idle and not has_woken:
             return Dead()
-        units = np.flatnonzero(self.is_dead)
+        is_dead = self.is_dead.copy()
+        is_dead[list(spared)] = False
+        units = np.flatnonzero(is_dead)
         awake = np.flatnonzero((self.woke_at != _NEVER) & ~self.is_dead)
         woke_at = dict(zip(awake.tolist(), self.woke_at[awake].tolist(), strict=True))
         num_watched = int(self.num_watched[units].min(initial=np.iinfo(np.int64).max)) if len(units) else 0
@@ -209,6 +225,7 @@ class DeadUnits:
         last_step: optimizer step of the latest check.
         num_watched: at how many steps in a row their gradients had been zero when the user was warned of them.
         reason: whether their gradients are exactly zero, or zero but for rounding.
+        stopped: where the gradients of most of them stop; None if no step was traced.
         broken_step: optimizer step of the check at which too few of them were dead; None while they are.
     """
 
@@ -221,6 +238,7 @@ class DeadUnits:
     num_watched: int = 0
     reason: Reason = Reason.ZERO_AGAIN
     broken_step: int | None = None
+    stopped: Stopped | None = None
 
     def to_finding(self, layer: str) -> Finding:
         """Return what the user is told of the units."""
@@ -234,8 +252,11 @@ class DeadUnits:
             self.last_step,
             self.broken_step,
             self.origin,
-            reason=self.reason,
-            num_watched=self.num_watched,
+            (),
+            self.reason,
+            (),
+            self.num_watched,
+            *(self.stopped or ()),
         )
 
     def to_group(self) -> UnitGroup:
@@ -248,13 +269,17 @@ class DeadUnits:
             self.first_step,
             self.origin,
             self.reason,
-            num_watched=self.num_watched,
+            (),
+            self.num_watched,
+            *(self.stopped or ()),
         )
 
     def to_state(self) -> dict[str, Any]:
         """Return plain numbers, strings and lists."""
         lists = {"units": list(self.units), "warned_units": list(self.warned_units)}
-        return {**vars(self), **lists, "cause": str(self.cause), "origin": str(self.origin), "reason": str(self.reason)}
+        texts = {name: str(getattr(self, name)) for name in ("cause", "origin", "reason")}
+        stopped = None if self.stopped is None else [self.stopped.stop.to_dict(), self.stopped.follows]
+        return {**vars(self), **lists, **texts, "stopped": stopped}
 
     @classmethod
     def from_state(cls, values: Mapping[str, Any]) -> DeadUnits:
@@ -269,6 +294,7 @@ class DeadUnits:
             num_watched=index(values.get("num_watched", 0)),
             reason=Reason(values.get("reason", Reason.ZERO_AGAIN)),
             broken_step=None if values["broken_step"] is None else index(values["broken_step"]),
+            stopped=stopped_from_state(values.get("stopped")),
         )
 
 
@@ -291,6 +317,7 @@ class Deaths:
         self._num_left = 0  # steps to watch dead units again
         self._is_resting = False  # whether no units are watched that have had a gradient
         self._changes_at = 0  # the step of the check at which that changes, if few units are concerned
+        self._stopped: Mapping[int, Stopped] = {}  # by unit, where its gradient was found to stop
         self.warned: DeadUnits | None = None
 
     @property
@@ -302,6 +329,43 @@ class Deaths:
     def group(self) -> UnitGroup | None:
         """The dead units, if they are so many that the user is warned of them."""
         return self.warned.to_group() if self.warned is not None and self.warned.broken_step is None else None
+
+    @property
+    def idle(self) -> list[UnitGroup]:
+        """The units that would be dead, if their zero gradients were their own doing; as groups of one reason each."""
+        groups: dict[Stopped, list[int]] = {}
+        for unit in self._spared():
+            groups.setdefault(self._stopped[unit], []).append(unit)
+        return [
+            UnitGroup(tuple(units), Verdict.IDLE, Cause.DEAD, reason=Reason.ZERO_AGAIN, stop=stopped.stop)
+            for stopped, units in groups.items()
+        ]
+
+    def _spared(self) -> list[int]:
+        if self._streaks is None or not self._stopped:
+            return []
+        is_dead = self._streaks.is_dead
+        return [unit for unit, stopped in self._stopped.items() if is_dead[unit] and stopped.stop.kind.is_idle]
+
+    def trace(self, stopped: Mapping[int, Stopped]) -> None:
+        """Note where the gradients of units were found to stop; units that are idle no more are watched anew.
+
+        Args:
+            stopped: by unit; it is changed when units have a gradient again.
+        """
+        active = [unit for unit in self._spared() if not (unit in stopped and stopped[unit].stop.kind.is_idle)]
+        if active and self._streaks is not None:
+            self._streaks.restart(active)
+        self._stopped = stopped
+
+    def is_about_to_conclude(self) -> bool:
+        """Return whether the next check may warn of dead units some of which were not traced."""
+        if self._streaks is None:
+            return False
+        soon = self._streaks.suspected(self._patience) & (self._streaks.num_checks + 1 >= self._patience)
+        soon &= self._streaks.num_watched + 1 > _DEAD_STEPS
+        is_told = (soon | self._streaks.is_dead).mean() >= self._dead_share
+        return bool(soon.any()) and bool(is_told) and not set(np.flatnonzero(soon).tolist()) <= self._stopped.keys()
 
     def update(self, seen: Look, step: int, *, is_fresh: bool, is_unused: bool) -> tuple[Dead, DeadUnits | None]:
         """Take in a look at the layer.
@@ -404,7 +468,7 @@ class Deaths:
         self._num_checks += can_tell
 
     def _dead(self) -> Dead:
-        return Dead() if self._streaks is None else self._streaks.dead(self._patience)
+        return Dead() if self._streaks is None else self._streaks.dead(self._patience, self._spared())
 
     def _conclude(self, seen: Look, dead: Dead, step: int) -> DeadUnits | None:
         """Bring what the user is warned of up to date; returned if there is news to tell."""
@@ -425,6 +489,7 @@ class Deaths:
         if len(warned.units) < 2 * len(warned.warned_units):
             return None
         warned.warned_units, warned.num_watched = warned.units, dead.num_watched
+        warned.stopped = most_common(map(self._stopped.get, warned.units))
         return warned
 
     def to_state(self) -> dict[str, Any]:

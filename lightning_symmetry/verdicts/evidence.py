@@ -36,6 +36,7 @@ def look(
     steady: Mapping[str, Steady] | None = None,
     largest: float = 0.0,
     rounding_gain: float = 0.0,
+    exact: Collection[str] = (),
     on_error: Callable[[Comparable, Exception], None] | None = None,
     team: Team | None = None,
 ) -> list[Look]:
@@ -53,6 +54,7 @@ def look(
         largest: the largest norm of a gradient row among other layers of the model.
         rounding_gain: by how much the model enlarges rounding errors in gradients; 0: a gradient is zero only if it is
             exactly so.
+        exact: names of layers of which that holds in any case.
         on_error: called with the layer and the exception when a layer cannot be looked at; it is then left out. None:
             the exception is raised.
         team: the ranks that hold the layers; None: they are all here.
@@ -104,12 +106,15 @@ def look(
             name, of_weights = item.layer.name, suspected[id(item.weights)]
             of_gradients = suspected[id(item.gradients)] if item.gradients else None
             with guarded(item.layer):
-                floor = rounding_gain * noise_floor(item.gradients, scale) if item.gradients else 0.0
+                noise = noise_floor(item.gradients, scale) if item.gradients else 0.0
+                floor = 0.0 if name in exact else rounding_gain * noise
                 if _is_unremarkable(item, of_weights, of_gradients, known.get(name, ()), floor):
                     seen = look_at_distinct(item.layer, item.rows, fingerprint=_fingerprint(item))
                 else:
                     judge = GradientEvidence(item.layer, item.gradients, of_gradients, scale, floor)
                     seen = replace(_look_at(item, of_weights, judge, known.get(name, ())), floor=floor)
+                if item.gradients and 0 < item.largest_gradient() <= noise:
+                    seen = replace(seen, is_faint=True)
                 if without is not None and name in without:
                     seen = _with_orientations(seen, item.weights, without[name])
                 looks.append(seen)

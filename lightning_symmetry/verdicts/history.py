@@ -74,6 +74,10 @@ class History:
         """Every group that was warned of: those in layers that are gone, and then in the order of the layers."""
         return [*self._ended, *(finding for name, state in self._states.items() for finding in state.findings(name))]
 
+    def findings_in(self, layer: str) -> list[Finding]:
+        """Return every group of one layer that was warned of."""
+        return self._states[layer].findings(layer) if layer in self._states else []
+
     def is_fresh(self, looks: Sequence[Look], *, had_gradient: bool = False) -> bool:
         """Return whether these looks tell more than the last ones at the same layers.
 

@@ -15,9 +15,10 @@ from lightning_symmetry.units.comparable import Comparable
 from lightning_symmetry.verdicts.deadness import Deaths
 from lightning_symmetry.verdicts.diagnoses import Finding, LayerDiagnosis, Origin, UnitGroup
 from lightning_symmetry.verdicts.judging import judge, to_diagnosis
-from lightning_symmetry.verdicts.looks import Gradients, Look, Steady
+from lightning_symmetry.verdicts.looks import Gradients, Look, Sighting, Steady
 from lightning_symmetry.verdicts.orientations import Orientations
 from lightning_symmetry.verdicts.records import Lineage, Record
+from lightning_symmetry.verdicts.stops import StopKind, Stopped, Traced, most_common
 from lightning_symmetry.verdicts.verdict import Verdict
 
 # Of the groups that are gone, so many are remembered, and all that were found gone at the same check as the latest.
@@ -40,6 +41,9 @@ class LayerState:
         last: of the latest check, a hash of the weights, and whether there was a gradient; None if it was read quickly.
         is_wanted: whether any parameter was ever seen to require a gradient.
         floor: the norm up to which the latest look took gradients for zero.
+        is_faint: whether all gradients of the latest look may be rounding errors.
+        is_exact: whether it is known from a trace that its gradients are small and no rounding errors.
+        traced_at: the step before which its gradients were traced; None if they were not.
         failure: why the layer is left out; empty while it is looked at.
     """
 
@@ -54,7 +58,11 @@ class LayerState:
     last: tuple[int, bool] | None = None
     is_wanted: bool = False
     floor: float = 0.0
+    is_faint: bool = False
+    is_exact: bool = False
+    traced_at: int | None = None
     failure: str = ""
+    _stopped: dict[int, Stopped] = field(default_factory=dict)  # by unit, where its gradient stops
     _layer: Comparable | None = None
     _released: tuple[tuple[int, int], ...] = ()
     _steady: Steady | None = None
@@ -198,6 +206,59 @@ class LayerState:
             if record.is_to_be_watched:
                 record.watch(is_zero, is_unseen)
         self.deaths.watch(is_zero, is_unseen, self._layer.blocks if self._layer is not None else 1, step)
+        self._forget_stops(is_zero | is_unseen)
+
+    def _forget_stops(self, is_silent: Mask) -> None:
+        """Forget where the gradients of units stopped that have one."""
+        for unit in [unit for unit in self._stopped if not is_silent[unit]]:
+            del self._stopped[unit]
+
+    def is_to_be_traced(self, step: int) -> bool:
+        """Return whether the next step should be traced: a verdict on zero gradients is near, or idle ones last.
+
+        What is idle is traced again after twice as many steps each time.
+
+        Args:
+            step: the number of the next step.
+        """
+        untraced = [record for record in self.holding if not set(record.units) <= self._stopped.keys()]
+        near = any(record.is_to_be_watched and record.streak + 1 >= self.patience for record in untraced)
+        if near or self.is_faint or self.deaths.is_about_to_conclude():
+            return True
+        is_due = self.traced_at is not None and step >= 2 * max(self.traced_at, 25)
+        return is_due and bool(self.idle)
+
+    @property
+    def idle(self) -> list[UnitGroup]:
+        """The units without a gradient that is not their own doing."""
+        return [*(r.to_group() for r in self.holding if r.verdict is Verdict.IDLE), *self.deaths.idle]
+
+    def units_without_gradient(self) -> Indices:
+        """Return the units that have had no gradient lately, or none but rounding errors."""
+        in_groups = [unit for record in self.holding if record.gradients is Gradients.ZERO for unit in record.units]
+        if self.is_faint and self.size is not None:
+            return np.arange(self.size[0])
+        idle = [unit for group in self.deaths.idle for unit in group.units]
+        return np.union1d(self.deaths.suspected(), np.array([*in_groups, *idle, *self.deaths.units], dtype=np.intp))
+
+    def trace(self, traced: Sequence[Traced], step: int) -> None:
+        """Record where the gradients of units were found to stop.
+
+        Args:
+            traced: the units, by where it is.
+            step: completed optimizer steps.
+        """
+        if self.floor or self.is_faint:
+            # What arrives is small, but there is nothing behind the layer that only passes on rounding errors.
+            self.is_exact = any(each.stopped.stop.kind is StopKind.ERASED for each in traced)
+            traced = [] if self.is_exact else traced
+            self.is_faint = False
+        self._stopped = {unit: each.stopped for each in traced for unit in each.units}
+        self.traced_at = step
+        for record in self.holding:
+            if record.gradients is Gradients.ZERO:
+                record.trace(most_common(map(self._stopped.get, record.units)))
+        self.deaths.trace(self._stopped)
 
     def update(
         self, seen: Look, step: int, is_fresh: bool = True, is_unused: bool = False, is_unread: bool = False
@@ -214,7 +275,7 @@ class LayerState:
         Returns:
             The findings that the user has not been told of yet.
         """
-        name, self.floor = seen.layer.name, seen.floor
+        name, self.floor, self.is_faint = seen.layer.name, seen.floor, seen.is_faint and not self.is_exact
         origin = Origin.COLLAPSE
         if self.records is None:
             origin = Origin.START if step == 0 else Origin.FIRST_LOOK
@@ -227,11 +288,18 @@ class LayerState:
         for sighting in sorted(seen.sightings, key=lambda sighting: -len(sighting.units)):
             if is_unused and sighting.gradients is Gradients.ZERO:
                 sighting = replace(sighting, gradients=Gradients.NONE)
+            if origin is Origin.COLLAPSE and self._moves_in_parallel(sighting):
+                # Their distance is what it was: it has become small beside rows that have grown.
+                sighting = replace(sighting, has_equal_weights=False)
             record = lineage.carry_on(sighting, step) or lineage.begin(sighting, step, origin, seen.layer.row_names)
             holding.append(record)
             record.take_in(sighting, is_fresh)
             is_whole_layer = len(record.units) * seen.layer.blocks == seen.layer.num_units
             verdict, reason = judge(record, sighting, self.patience, is_whole_layer=is_whole_layer)
+            if record.stopped is None and sighting.gradients is Gradients.ZERO:
+                record.stopped = most_common(map(self._stopped.get, record.units))
+            if verdict is Verdict.FROZEN and record.stopped is not None and record.stopped.stop.kind.is_idle:
+                verdict = Verdict.IDLE
             is_news = verdict.is_warning and record.has_grown
             record.conclude(verdict, reason)
             if verdict is Verdict.LOCKSTEP or record.has_equal_weights:
@@ -240,14 +308,29 @@ class LayerState:
                 news.append(record.to_finding(name))
         self.records = records = _bounded(lineage.end(holding, step)) + holding
         self.last = None if seen.fingerprint is None else (seen.fingerprint, seen.has_gradient)
+        if self._stopped and seen.idle is not None:
+            is_silent = seen.idle.copy()
+            for sighting in seen.sightings:
+                is_silent[list(sighting.units)] |= sighting.gradients in (Gradients.ZERO, Gradients.NONE)
+            self._forget_stops(is_silent)
         dead, died = self.deaths.update(seen, step, is_fresh=is_fresh, is_unused=is_unused or is_unread)
         if self.deaths.group:
             groups.append(self.deaths.group)
+        groups += self.deaths.idle
         has_settled = holding and not self.deaths.are_open and all(map(self._has_settled, holding))
         units = [record.units for record in holding]
         self._steady = Steady.of(units, seen.layer.num_units) if has_settled else None
         self.diagnosis = to_diagnosis(seen, groups, dead, self.orientations.update(seen))
         return _not_told(news, records) + ([died.to_finding(name)] if died else [])
+
+    def _moves_in_parallel(self, sighting: Sighting) -> bool:
+        """Return whether units of equal weights are known to have had equal gradients since before they were equal."""
+        units = set(sighting.units)
+        parallel = [
+            record for record in self.holding if not record.has_equal_weights and record.streak >= self.patience
+        ]
+        is_equal = sighting.has_equal_weights and sighting.gradients is Gradients.EQUAL
+        return is_equal and any(units <= set(record.units) for record in parallel)
 
     # ---------------------------------------------------------------- checkpoints
 

@@ -94,6 +94,7 @@ class Look:
         stands: whether the steady groups of the layer are as they were, and there is nothing else to see; then
             ``sightings`` does not tell of them.
         is_finite: whether all weights are.
+        is_faint: whether there are gradients, and all of them may be rounding errors.
         floor: the norm up to which ``idle`` takes gradients for zero, since they are rounding errors; 0 as a rule.
     """
 
@@ -108,6 +109,7 @@ class Look:
     num_living: int = 0
     stands: bool = False
     is_finite: bool = True
+    is_faint: bool = False
     floor: float = 0.0
 
     @cached_property

@@ -11,6 +11,7 @@ from typing import Any
 from lightning_symmetry.matrices.numerics import Mask
 from lightning_symmetry.verdicts.diagnoses import Cause, Finding, Origin, Reason, UnitGroup
 from lightning_symmetry.verdicts.looks import Gradients, Sighting
+from lightning_symmetry.verdicts.stops import GradientStop, Stopped
 from lightning_symmetry.verdicts.verdict import Verdict
 
 
@@ -41,6 +42,7 @@ class Record:
         warned_reason: why that verdict was given.
         row_names: names of the rows, if they are whole modules.
         mirrored: units whose row is the negative of the first unit's.
+        stopped: where the gradient stops that is zero; None if it is not, or if no step was traced.
     """
 
     units: tuple[int, ...]
@@ -64,6 +66,7 @@ class Record:
     row_names: tuple[str, ...] = ()
     warned_reason: Reason = Reason.UNDECIDED
     mirrored: tuple[int, ...] = ()
+    stopped: Stopped | None = None
     _group: UnitGroup | None = field(default=None, init=False, repr=False, compare=False)
 
     @property
@@ -83,9 +86,9 @@ class Record:
             self.streak = self.streak + 1 if gradients is self.gradients else 1
             self.gradients = gradients
         if gradients is Gradients.ZERO:
-            self.num_watched += self.verdict is not Verdict.FROZEN
+            self.num_watched += self.verdict not in (Verdict.FROZEN, Verdict.IDLE)
         elif gradients is not Gradients.NONE:
-            self.num_watched = 0
+            self.num_watched, self.stopped = 0, None
         if gradients is Gradients.DIFFERENT and self.has_equal_weights:
             self.was_different = True
 
@@ -93,7 +96,8 @@ class Record:
     def is_to_be_watched(self) -> bool:
         """Whether each step is to be watched: the gradients were zero, and it is open whether they stay so."""
         is_silent = self.gradients is Gradients.ZERO and self.has_equal_weights and not self.was_different
-        is_open = self.broken_step is None and self.verdict is not Verdict.FROZEN and not self.is_pruned
+        is_decided = self.verdict in (Verdict.FROZEN, Verdict.IDLE)
+        is_open = self.broken_step is None and not is_decided and not self.is_pruned
         return is_silent and is_open
 
     def watch(self, is_zero: Mask, is_unseen: Mask) -> None:
@@ -107,7 +111,13 @@ class Record:
         if is_zero[units].all():
             self.num_watched += 1
         elif not is_unseen[units].any():
-            self.gradients, self.streak, self.num_watched = Gradients.NONE, 0, 0
+            self.gradients, self.streak, self.num_watched, self.stopped = Gradients.NONE, 0, 0, None
+
+    def trace(self, stopped: Stopped | None) -> None:
+        """Note where the gradient was found to stop; a group that is idle no more is watched from the start."""
+        if self.verdict is Verdict.IDLE and not (stopped and stopped.stop.kind.is_idle):
+            self.verdict, self.gradients, self.streak, self.num_watched = Verdict.DUPLICATE, Gradients.NONE, 0, 0
+        self.stopped = stopped
 
     def conclude(self, verdict: Verdict, reason: Reason) -> None:
         """Note what is concluded at this check, and that the user is warned of it if it is serious."""
@@ -138,16 +148,18 @@ class Record:
             self.warned_reason,
             tuple(sorted({*self.mirrored}.intersection(self.warned_units))) if self.mirrored else (),
             self.warned_watched,
+            *(self.stopped or ()),
         )
 
     def to_group(self) -> UnitGroup:
         """What the report says of the group; the same object as long as that is the same."""
         known = self._group
         reason = Reason.PRUNED if self.is_pruned else self.warned_reason
-        now = self.units, self.verdict, self.cause, reason, self.mirrored, self.num_watched
+        stop, follows = self.stopped or (None, "")
+        now = self.units, self.verdict, self.cause, reason, self.mirrored, self.num_watched, stop, follows
         if known is None or now != (
             *(known.units, known.verdict, known.cause, known.reason, known.mirrored),
-            known.num_watched,
+            *(known.num_watched, known.stop, known.follows),
         ):
             self._group = known = UnitGroup(
                 self.units,
@@ -159,6 +171,8 @@ class Record:
                 reason,
                 self.mirrored,
                 self.num_watched,
+                stop,
+                follows,
             )
         return known
 
@@ -170,6 +184,7 @@ class Record:
             "row_names": list(self.row_names),
             "warned_units": list(self.warned_units),
             "mirrored": list(self.mirrored),
+            "stopped": None if self.stopped is None else [self.stopped.stop.to_dict(), self.stopped.follows],
         }
 
     @classmethod
@@ -192,8 +207,14 @@ class Record:
                 "gradients": Gradients(values["gradients"]),
                 "warned": None if values["warned"] is None else Verdict(values["warned"]),
                 "warned_reason": Reason(values.get("warned_reason", Reason.UNDECIDED)),
+                "stopped": stopped_from_state(values.get("stopped")),
             }
         )
+
+
+def stopped_from_state(values: Sequence[Any] | None) -> Stopped | None:
+    """Return where a gradient stops, as a state holds it: what :meth:`GradientStop.to_dict` wrote, and the layer."""
+    return None if values is None else Stopped(GradientStop.from_dict(values[0]), str(values[1]))
 
 
 def units_from_state(values: Sequence[Any]) -> tuple[int, ...]:

@@ -5,10 +5,11 @@ Nothing here imports torch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 
 class StopKind(StrEnum):
@@ -62,3 +63,38 @@ class GradientStop:
     def from_dict(cls, values: Mapping[str, Any]) -> GradientStop:
         """Read what :meth:`to_dict` wrote."""
         return cls(StopKind(values["kind"]), str(values["at"]), str(values["detail"]))
+
+
+class Stopped(NamedTuple):
+    """Where the gradient of a unit stops, and because of which layer.
+
+    Attributes:
+        stop: where it stops.
+        follows: the name of the layer that stops it, if that is another one with zero gradients; else empty.
+    """
+
+    stop: GradientStop
+    follows: str = ""
+
+
+class Traced(NamedTuple):
+    """Where the gradient of some units of a layer stops.
+
+    Attributes:
+        units: sorted indices of the units.
+        stopped: where it stops, and because of which layer.
+    """
+
+    units: tuple[int, ...]
+    stopped: Stopped
+
+
+def most_common(every: Iterable[Stopped | None]) -> Stopped | None:
+    """Return where the gradients of most units stop; None if that is known of none.
+
+    >>> shut, unread = Stopped(GradientStop(StopKind.CLOSED)), Stopped(GradientStop(StopKind.UNREAD))
+    >>> most_common([None, unread, shut, shut]).stop.kind
+    <StopKind.CLOSED: 'closed'>
+    """
+    counts = Counter(each for each in every if each is not None)
+    return counts.most_common(1)[0][0] if counts else None
