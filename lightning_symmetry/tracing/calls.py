@@ -16,10 +16,20 @@ from torch.utils.hooks import RemovableHandle
 
 from lightning_symmetry.units.naming import readable_modules
 
-# Under this key a node of autograd's graph notes of which calls it is an output.
-MARK = "lightning_symmetry"
 # In evaluation mode these compute something else, but for rounding, if they have hooks.
 _WITH_FAST_PATHS = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerEncoder)
+
+
+class Mark(NamedTuple):
+    """What a trace notes at the node of something that a module has put out.
+
+    Attributes:
+        is_output: whether a module that is no loss has put it out.
+        key: a number of its own, if an outermost module has put it out.
+    """
+
+    is_output: bool
+    key: int | None
 
 
 class Range(NamedTuple):
@@ -80,6 +90,7 @@ class ModuleCalls:
 
     Args:
         model: the model.
+        on_error: called with what fails in a hook.
         on_gradient: called in a backward pass with the key of a mark and the gradients, when they arrive at what an
             outermost module has put out.
 
@@ -90,23 +101,45 @@ class ModuleCalls:
         is_sealed: whether tensors that autograd has saved may be computed anew when they are read.
     """
 
-    def __init__(self, model: nn.Module, on_gradient: Callable[[int, Sequence[Tensor | None]], None]) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        on_error: Callable[[Exception], None],
+        on_gradient: Callable[[int, Sequence[Tensor | None]], None],
+    ) -> None:
         self.calls: list[Call] = []
         self.parameters: dict[int, int] = {}
         self.is_sealed = False
-        self._on_gradient = on_gradient
+        self._on_error, self._on_gradient = on_error, on_gradient
         self._open: list[Call] = []
         self._handles: list[RemovableHandle] = []
-        self._marks = 0
+        self._num_keys = 0
         for name, module in readable_modules(model):
-            if issubclass(type(module), _WITH_FAST_PATHS) and not module.training:
+            has_fast_path = issubclass(type(module), _WITH_FAST_PATHS) and not module.training
+            # Of what computes weights, hooks would keep others from computing them, as another monitor does.
+            if has_fast_path or "parametrizations" in name.split("."):
                 continue
             own = {key: id(tensor) for key, tensor in module.__dict__.get("_parameters", {}).items()}
-            begin = torch.compiler.disable(partial(self._begin, name, own))
-            end = torch.compiler.disable(partial(self._end, name))
+            begin = torch.compiler.disable(self._guarded(partial(self._begin, name, own)))
+            end = torch.compiler.disable(self._guarded(partial(self._end, name)))
             with suppress(Exception):  # modules of TorchScript take no hooks
                 self._handles.append(module.register_forward_pre_hook(begin))
                 self._handles.append(module.register_forward_hook(end))
+
+    def mark_of(self, node: Any) -> Mark | None:
+        """Return what is noted at a node of autograd's graph; None of what no module has put out."""
+        return node.metadata.get(self) if hasattr(node, "metadata") else None
+
+    def _guarded(self, hook: Callable[..., None]) -> Callable[..., None]:
+        """Return a hook that never fails: it would end the training."""
+
+        def guarded(*args: Any) -> None:
+            try:
+                hook(*args)
+            except Exception as error:
+                self._on_error(error)
+
+        return guarded
 
     def end(self) -> None:
         """Take off all hooks of modules."""
@@ -141,12 +174,13 @@ class ModuleCalls:
 
     def _mark(self, output: Tensor, *, is_outermost: bool, is_loss: bool) -> None:
         node: Any = output.grad_fn
-        marks: dict[str, Any] = node.metadata.setdefault(MARK, {"is_output": False, "key": None})
-        marks["is_output"] |= not is_loss
-        if is_outermost and marks["key"] is None:
-            self._marks += 1
-            marks["key"] = self._marks
-            node.register_prehook(partial(self._on_gradient, self._marks))
+        before = self.mark_of(node) or Mark(is_output=False, key=None)
+        key = before.key
+        if is_outermost and key is None:
+            self._num_keys += 1
+            key = self._num_keys
+            node.register_prehook(self._guarded(partial(self._on_gradient, key)))
+        node.metadata[self] = Mark(before.is_output or not is_loss, key)
 
 
 def _is_recording() -> bool:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import heapq
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from lightning_symmetry.tracing.calls import MARK, Call
+from lightning_symmetry.tracing.calls import Call, ModuleCalls
 from lightning_symmetry.tracing.kinds import Factor, factor_of
 from lightning_symmetry.tracing.labels import MANY, Labels, carry, join, shapes_of
 
@@ -104,9 +105,8 @@ class BackwardPass:
         model: the model.
         roots: the nodes at which it starts.
         targets: what to trace.
-        calls: the calls of modules in the forward pass.
-        originals: as :attr:`ModuleCalls.parameters`.
-        may_read: whether tensors that autograd has saved may be read.
+        noted: the calls of modules in the forward pass.
+        on_error: called with what fails in a hook.
 
     Attributes:
         paths: by place of a target among the targets, its path, where its parameter is part of the graph.
@@ -123,13 +123,12 @@ class BackwardPass:
         model: nn.Module,
         roots: Iterable[Any],
         targets: Sequence[Target],
-        calls: Sequence[Call],
-        originals: Mapping[int, int],
-        *,
-        may_read: bool,
+        noted: ModuleCalls,
+        on_error: Callable[[Exception], None],
     ) -> None:
         self._model = model
-        self._may_read = may_read
+        self._noted, self._on_error = noted, on_error
+        self._may_read = not noted.is_sealed
         self._targets = targets
         self._users: dict[Place, list[Use]] = {}
         self._carried: dict[Use, list[Labels]] = {}  # where nothing is known of the labels of the input
@@ -137,14 +136,14 @@ class BackwardPass:
         self._by_key: dict[int, Any] = {}
         self._handles: list[RemovableHandle] = []
         self._walk(roots)
-        self.calls = _innermost_calls(self._nodes, calls)
+        self.calls = _innermost_calls(self._nodes, noted.calls)
         self.in_model = self._find_model()
         self.factors: dict[Use, Factor | None] = {}
         self.arrived: dict[Place, Tensor] = {}
         self.largest: dict[Any, Tensor] = {}
         self.fired: set[Any] = set()
         starts = {
-            originals.get(id(node.variable), id(node.variable)): node
+            noted.parameters.get(id(node.variable), id(node.variable)): node
             for node in self._nodes
             if hasattr(node, "variable")
         }
@@ -167,7 +166,7 @@ class BackwardPass:
         nodes = {place.node for path in self.paths.values() for place in path.labels}
         for node in nodes:
             if node is not running:
-                self._handles.append(node.register_prehook(_Arrival(self, node)))
+                self._handles.append(node.register_prehook(partial(self._hook, node)))
 
     def uses(self, place: Place) -> list[Use]:
         """Return the operations that use a tensor."""
@@ -189,6 +188,16 @@ class BackwardPass:
         for handle in self._handles:
             handle.remove()
         self._handles = []
+
+    def is_output(self, node: Any) -> bool:
+        """Return whether a module has put out what an operation has computed."""
+        return self._noted.mark_of(node) is not None
+
+    def _hook(self, node: Any, gradients: Sequence[Tensor | None]) -> None:
+        try:
+            self.arrive(node, gradients)
+        except Exception as error:  # it would end the training
+            self._on_error(error)
 
     @torch.no_grad()
     def arrive(self, node: Any, gradients: Sequence[Tensor | None]) -> None:
@@ -219,9 +228,9 @@ class BackwardPass:
                 continue
             seen.add(node)
             self._nodes.append(node)
-            key = node.metadata.get(MARK, {}).get("key") if hasattr(node, "metadata") else None
-            if key is not None:
-                self._by_key[key] = node
+            mark = self._noted.mark_of(node)
+            if mark is not None and mark.key is not None:
+                self._by_key[mark.key] = node
             for index, (child, output) in enumerate(node.next_functions):
                 if child is not None:
                     self._users.setdefault(Place(child, output), []).append(Use(node, index))
@@ -232,8 +241,8 @@ class BackwardPass:
         left = []
         for node in self._nodes:
             call = self.calls.get(node)
-            is_output = hasattr(node, "metadata") and node.metadata.get(MARK, {}).get("is_output", False)
-            if is_output or (call is not None and call.is_leaf and call.ranges):
+            mark = self._noted.mark_of(node)
+            if (mark is not None and mark.is_output) or (call is not None and call.is_leaf and call.ranges):
                 left.append(node)
         found: set[Any] = set()
         while left:
@@ -274,16 +283,6 @@ class BackwardPass:
         if labels is None:
             self._carried[use] = behind
         return behind
-
-
-class _Arrival:
-    """The hook of a node, which hands on what arrives there."""
-
-    def __init__(self, of: BackwardPass, node: Any) -> None:
-        self._of, self._node = of, node
-
-    def __call__(self, gradients: Sequence[Tensor | None]) -> None:
-        self._of.arrive(self._node, gradients)
 
 
 def roots_of_running_pass(thread: int) -> list[Any]:

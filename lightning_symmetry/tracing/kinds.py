@@ -146,6 +146,8 @@ def factor_of(node: Any, index: int, call: Call | None, *, may_read: bool) -> Fa
     if not isinstance(numbers, Tensor) or type(numbers.data) is not Tensor or not numbers.numel():
         return None
     numbers = numbers.detach()
+    if numbers.dtype is torch.bool:
+        numbers = numbers.float()
     if not may_read:
         dim = None  # it may lie transposed
     sizes = numbers.abs()
@@ -298,6 +300,16 @@ def _saturated(stop: Stop) -> str | None:
     if not stop.in_model or stop.operation not in _SATURATING:
         return None
     return range_in_words(stop.given, is_clip=True) or _NO_SLOPE
+
+
+def explains(node: Any, given: Range | None) -> bool:
+    """Return whether an activation has no slope anywhere in the range of its input."""
+    operation = operation_of(node)
+    if given is None or operation not in _CLOSING | _SATURATING:
+        return False
+    if operation in ("Sigmoid", "Tanh"):  # beyond that the slope is zero in float32
+        return float(given.nearest.amin()) > 17
+    return operation in ("Relu", "Relu6", "Threshold") and float(given.highest.amax()) <= 0
 
 
 @_kind(StopKind.ROUNDING)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -14,9 +13,17 @@ from torch import Tensor, nn
 
 from lightning_symmetry.matrices.numerics import Indices
 from lightning_symmetry.ranks.pieces import is_sharded
-from lightning_symmetry.tracing.calls import MARK, Call, ModuleCalls, Range
+from lightning_symmetry.tracing.calls import Call, ModuleCalls, Range
 from lightning_symmetry.tracing.graph import BackwardPass, Path, Place, Target, Use, roots_of_running_pass
-from lightning_symmetry.tracing.kinds import Stop, constant_output, has_zero_weights, kind_of, range_in_words, words_for
+from lightning_symmetry.tracing.kinds import (
+    Stop,
+    constant_output,
+    explains,
+    has_zero_weights,
+    kind_of,
+    range_in_words,
+    words_for,
+)
 from lightning_symmetry.tracing.labels import MANY, Labels, merge, operation_of
 from lightning_symmetry.units.layers import Layer
 from lightning_symmetry.units.naming import readable_modules
@@ -124,7 +131,9 @@ class GradientTrace:
             for parameter in module.__dict__.get("_parameters", {}).values()
             if parameter is not None
         }
-        self._calls = ModuleCalls(model, self._arrive)
+        self._failure: Exception | None = None
+        self._is_finished = False  # a graph may be kept, and its hooks called, for longer
+        self._calls = ModuleCalls(model, self._fail, self._arrive)
 
     def expect(self, loss: Tensor) -> None:
         """Take notice of a loss whose backward pass comes next: the operations of the loss are then traced as well."""
@@ -136,8 +145,14 @@ class GradientTrace:
 
         Returns:
             By layer, where the gradients of its units stop; nothing of layers of which no backward pass was seen.
+
+        Raises:
+            Exception: what has failed in a hook, if any has.
         """
+        self._is_finished = True
         self._calls.end()
+        if self._failure is not None:
+            raise self._failure
         for each in self._passes:
             each.end()
         found: dict[str, list[Traced]] = {}
@@ -159,25 +174,25 @@ class GradientTrace:
 
     def _arrive(self, key: int, gradients: Sequence[Tensor | None]) -> None:
         """See a gradient arrive at what an outermost module has put out: the first time, begin a pass."""
-        with suppress(Exception):  # nothing that fails in here may end a training
-            task = torch._C._current_graph_task_id()
-            if task != self._task:
-                self._task = task
-                expected, self._expected = self._expected, None
-                if expected is not None and expected.node_of(key) is not None:
-                    return
-                if len(self._passes) >= _MAX_PASSES:
-                    return
-                roots = roots_of_running_pass(self._thread)
-                self._begin(roots, running=key)
-            if self._passes and (node := self._passes[-1].node_of(key)) is not None:
-                self._passes[-1].arrive(node, gradients)
+        if self._is_finished:
+            return
+        task = torch._C._current_graph_task_id()
+        if task != self._task:
+            self._task = task
+            expected, self._expected = self._expected, None
+            if expected is not None and expected.node_of(key) is not None:
+                return
+            if len(self._passes) >= _MAX_PASSES:
+                return
+            self._begin(roots_of_running_pass(self._thread), running=key)
+        if self._passes and (node := self._passes[-1].node_of(key)) is not None:
+            self._passes[-1].arrive(node, gradients)
+
+    def _fail(self, error: Exception) -> None:
+        self._failure = self._failure or error
 
     def _begin(self, roots: Sequence[Any], running: int | None) -> BackwardPass:
-        calls = [*self._calls.calls]
-        made = BackwardPass(
-            self._model, roots, self._targets, calls, self._calls.parameters, may_read=not self._calls.is_sealed
-        )
+        made = BackwardPass(self._model, roots, self._targets, self._calls, self._fail)
         made.watch(None if running is None else made.node_of(running))
         self._passes.append(made)
         for i in made.paths:
@@ -216,7 +231,7 @@ class GradientTrace:
         layer = self._targets[i].layer
         if found.unseen:
             use, place = found.unseen[0]
-            stop = _why_in_loss(seen, use, place, found, layer)
+            stop = _why_in_loss(seen, use, place, found, layer, _given(seen, place, seen.paths[i].labels[place], label))
             return _Told(stop, "" if stop is _LOSS else self._follows(seen, i, found, place))
         if found.left_out:
             use, place = found.left_out[0]
@@ -410,11 +425,25 @@ def _constant_behind(seen: BackwardPass, path: Path, layer: str) -> GradientStop
     return None
 
 
-def _why_in_loss(seen: BackwardPass, use: Use, place: Place, found: _Found, layer: str) -> GradientStop:
-    """Return why no gradient comes out of a loss, as far as its operations tell, whose gradients were not seen."""
+def _why_in_loss(
+    seen: BackwardPass, use: Use, place: Place, found: _Found, layer: str, given: Range | None
+) -> GradientStop:
+    """Return why no gradient comes out of a loss, as far as its operations tell, whose gradients were not seen.
+
+    Args:
+        seen: the backward pass.
+        use: the first operation of the loss.
+        place: what the model has put out.
+        found: the search that has led there.
+        layer: the layer whose gradient is traced.
+        given: the range of what the model has put out.
+    """
     node: Any = use.node
     index = use.number
     route = found.route(place)
+    if explains(use.node, given):
+        told = kind_of(Stop(use.node, index, None, True, given, None, False, None, 1.0))
+        return replace(told, at=_place_in_words(seen, node, route, layer))
     for _ in range(100):
         constant = constant_output(node, index)
         at = _place_in_words(seen, node, route, layer)
@@ -433,8 +462,7 @@ def _why_in_loss(seen: BackwardPass, use: Use, place: Place, found: _Found, laye
 def _given(seen: BackwardPass, place: Place, labels: Labels, label: int) -> Range | None:
     """Return the range of what a module has put out, of the units of a label where they are known; else None."""
     call = seen.calls.get(place.node)
-    is_output = hasattr(place.node, "metadata") and MARK in place.node.metadata
-    if call is None or not is_output or not call.is_leaf:
+    if call is None or not seen.is_output(place.node) or not call.is_leaf:
         return None
     for each, dim in zip(call.ranges, (-1, 1), strict=False):
         places = _places(labels, label, dim)

@@ -275,7 +275,9 @@ class LayerState:
         Returns:
             The findings that the user has not been told of yet.
         """
-        name, self.floor, self.is_faint = seen.layer.name, seen.floor, seen.is_faint and not self.is_exact
+        name, self.floor = seen.layer.name, seen.floor
+        # Later looks may be quick, and would not tell.
+        self.is_faint = seen.is_faint and not self.is_exact and self.orientations.num_looks < self.patience
         origin = Origin.COLLAPSE
         if self.records is None:
             origin = Origin.START if step == 0 else Origin.FIRST_LOOK

@@ -87,7 +87,8 @@ def test_a_gradient_of_another_optimizer_is_not_read() -> None:
 def test_a_group_is_frozen_only_if_no_step_between_the_checks_has_shown_a_gradient(
     first: int, num_findings: int
 ) -> None:
-    # The checks are at steps 0, 1, 3, 7; the loss of this head counts at step 2 and at every tenth after it.
+    # The checks are at steps 0, 1, 3, 7; the ReLU behind this head, which is shut, is left out at step 2 and at every
+    # tenth after it.
     head, body = fill(nn.Linear(12, 4, bias=False), 0.0), mlp()
     net = nn.ModuleDict({"head": head, "body": body})
     groups: Any = [{"params": body.parameters()}, {"params": head.parameters(), "lr": 0.0}]
@@ -95,7 +96,8 @@ def test_a_group_is_frozen_only_if_no_step_between_the_checks_has_shown_a_gradie
     tracker = SymmetryTracker(net, optimizer, on_symmetry="ignore")
     for i, batch in zip(range(8), endless(), strict=False):
         optimizer.zero_grad()
-        (loss_of(body, batch) + float(i % 10 == first) * head(batch[0]).square().add(head(batch[0])).sum()).backward()
+        out = head(batch[0])
+        (loss_of(body, batch) + (out if i % 10 == first else out.relu()).sum()).backward()
         optimizer.step()
     tracker.abandon()
     assert len(tracker.findings) == num_findings
