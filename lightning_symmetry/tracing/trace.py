@@ -231,7 +231,9 @@ class GradientTrace:
         layer = self._targets[i].layer
         if found.unseen:
             use, place = found.unseen[0]
-            stop = _why_in_loss(seen, use, place, found, layer, _given(seen, place, seen.paths[i].labels[place], label))
+            is_only = self._targets[i].labels is None
+            given = _given(seen, place, seen.paths[i].labels[place], label, is_only=is_only)
+            stop = _why_in_loss(seen, use, place, found, layer, given)
             return _Told(stop, "" if stop is _LOSS else self._follows(seen, i, found, place))
         if found.left_out:
             use, place = found.left_out[0]
@@ -250,8 +252,9 @@ class GradientTrace:
         call = seen.calls.get(use.node)
         factor = seen.factors.get(use)
         labels = path.labels[place]
+        is_only = self._targets[i].labels is None
         dim = 1 if operation_of(use.node) in _ALONG_CHANNELS else -1
-        is_zero = factor is not None and factor.is_zero(_places(labels, label, dim))
+        is_zero = factor is not None and factor.is_zero(_places(labels, label, dim, is_only=is_only))
         source = None if factor is None or factor.node is None else _source(seen, factor.node)
         if place in _of_parameter(seen, path):
             return self._why_inputs_are_zero(seen, use, is_zero, source, layer, depth)
@@ -260,7 +263,7 @@ class GradientTrace:
             use.number,
             call if call is not None and call.is_leaf else None,
             use.node in seen.in_model,
-            _given(seen, place, labels, label),
+            _given(seen, place, labels, label, is_only=is_only),
             factor,
             is_zero,
             source,
@@ -459,24 +462,26 @@ def _why_in_loss(
     return _LOSS
 
 
-def _given(seen: BackwardPass, place: Place, labels: Labels, label: int) -> Range | None:
+def _given(seen: BackwardPass, place: Place, labels: Labels, label: int, *, is_only: bool) -> Range | None:
     """Return the range of what a module has put out, of the units of a label where they are known; else None."""
     call = seen.calls.get(place.node)
     if call is None or not seen.is_output(place.node) or not call.is_leaf:
         return None
     for each, dim in zip(call.ranges, (-1, 1), strict=False):
-        places = _places(labels, label, dim)
+        places = _places(labels, label, dim, is_only=is_only)
         if places is not None and places.shape == each.lowest.shape and places.any():
             return Range(each.lowest[places], each.highest[places], each.nearest[places], each.num_each)
     return call.ranges[0] if call.ranges else None
 
 
-def _places(labels: Labels, label: int, dim: int) -> Tensor | None:
+def _places(labels: Labels, label: int, dim: int, *, is_only: bool) -> Tensor | None:
     """Return at which places along a dimension the units of a label are, and no others; None if that is unknown."""
     if labels is None or labels.ndim <= abs(dim) - (dim < 0):
         return None
     dim %= labels.ndim
     along = merge(labels, [each for each in range(labels.ndim) if each != dim]).flatten()
+    if is_only:
+        return along != 0
     return None if bool((along == MANY).any()) else along == label
 
 
