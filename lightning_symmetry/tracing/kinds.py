@@ -314,11 +314,10 @@ def explains(node: Any, given: Range | None) -> bool:
 
 @_kind(StopKind.ROUNDING)
 def _rounding(stop: Stop) -> str | None:
-    if stop.factor is not None and not stop.is_factor_zero:
-        product = stop.largest * float(stop.factor.largest)
-        if product < 100 * torch.finfo(torch.float32).tiny:
-            return f"the largest gradient that goes in is {stop.largest:.1g}, and underflows"
-    if stop.operation == "ToCopy" or (stop.in_model and 0 < stop.largest < 100 * torch.finfo(torch.float32).tiny):
+    dtype = stop.node._input_metadata[0].dtype
+    tiny = torch.finfo(dtype).tiny if dtype.is_floating_point else 0.0
+    factor = 1.0 if stop.factor is None or stop.is_factor_zero else float(stop.factor.largest)
+    if stop.operation == "ToCopy" or 0 < stop.largest * factor < tiny:
         return f"the largest gradient that goes in is {stop.largest:.1g}, and underflows"
     return None
 

@@ -213,7 +213,7 @@ class GradientTrace:
                 return _Told(constant)
             found = _search(each, each.paths[i], label)
             if found.has_arrived:
-                return _Told(GradientStop(StopKind.ERASED, "", "a gradient arrived, and was zero before the step"))
+                return _ERASED
             told = told or self._why(each, i, label, found, depth)
         if told is not None or not self._passes:
             return told
@@ -257,6 +257,8 @@ class GradientTrace:
         is_zero = factor is not None and factor.is_zero(_places(labels, label, dim, is_only=is_only))
         source = None if factor is None or factor.node is None else _source(seen, factor.node)
         if place in _of_parameter(seen, path):
+            if operation_of(use.node) in _MOVED or self._targets[i].parameter._backward_hooks:
+                return _ERASED
             return self._why_inputs_are_zero(seen, use, is_zero, source, layer, depth)
         stop = Stop(
             use.node,
@@ -315,6 +317,7 @@ class GradientTrace:
         return ""
 
 
+_ERASED = _Told(GradientStop(StopKind.ERASED, "", "a gradient arrived, and was zero before the step"))
 _LOSS = GradientStop(StopKind.LOSS, "the loss", "its gradient is zero where it leaves the loss")
 # What meets the factor of these is the second dimension of their input.
 _ALONG_CHANNELS = {"Convolution", "NativeBatchNorm", "CudnnBatchNorm", "NativeGroupNorm"}
