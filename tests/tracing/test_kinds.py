@@ -172,7 +172,8 @@ class Gated(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         gate = self.scale if self.how == "parameter" else self.gate(inputs)
-        return inputs + gate * self.branch(inputs)
+        outputs: Tensor = inputs + gate * self.branch(inputs)
+        return outputs
 
 
 @pytest.mark.parametrize(("how", "at"), [("parameter", "mul after branch"), ("layer", "mul after branch")])
@@ -186,7 +187,7 @@ def test_gates_of_zero(how: str, at: str) -> None:
 @pytest.mark.parametrize("kind", [nn.Conv2d, nn.ConvTranspose2d])
 def test_convolutions(kind: Any, groups: int) -> None:
     torch.manual_seed(0)
-    first = kind(2, 8, 3, padding=1, groups=groups)
+    first: Any = kind(2, 8, 3, padding=1, groups=groups)
     with torch.no_grad():
         first.bias[[1, 6]] = -100.0
     net = nn.Sequential(first, nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(8, 4, 3), nn.Flatten(), nn.Linear(16, 3))
@@ -195,7 +196,7 @@ def test_convolutions(kind: Any, groups: int) -> None:
 
 
 def test_a_channel_that_is_never_the_largest() -> None:
-    net = nn.Sequential(nn.Conv2d(2, 4, 1), nn.MaxPool3d((4, 1, 1)), nn.Flatten(), nn.Linear(64, 3))
+    net: Any = nn.Sequential(nn.Conv2d(2, 4, 1), nn.MaxPool3d((4, 1, 1)), nn.Flatten(), nn.Linear(64, 3))
     with torch.no_grad():
         net[0].bias[:] = torch.tensor([100.0, 0.0, 0.0, 0.0])
     [found] = trace(net, loss_of(net, images()))["0"]
