@@ -265,6 +265,7 @@ class SymmetryEngine:
 
     def _break(self, conclusion: Conclusion, model: nn.Module) -> None:
         """Part the units that are found for the first time; on all ranks, which draw the same."""
+        self._drop_trace()  # whose hooks would be taken for the user's own
         found = {finding.layer for finding in conclusion.news if not finding.modules}
         modules = {finding.modules for finding in conclusion.news}
         report = conclusion.report
@@ -307,9 +308,7 @@ class SymmetryEngine:
                 self._delivery.close(outputs, self.report)
         self._optimizers, self._updated = [], {}
         self._team = self._board = None
-        if self._trace is not None:
-            self._trace[1].finish()
-            self._trace = None
+        self._drop_trace()
         self._examiner.release()
 
     def doubts(self) -> list[str]:
@@ -371,6 +370,11 @@ class SymmetryEngine:
         if self._trace is not None and self._trace[0] == place:
             (_, trace), self._trace = self._trace, None
             self._examiner.take_traced(trace.finish(), step)
+
+    def _drop_trace(self) -> None:
+        if self._trace is not None:
+            (_, trace), self._trace = self._trace, None
+            self._guard.run(_TRACE, trace.finish)
 
     # ---------------------------------------------------------------- one check
 

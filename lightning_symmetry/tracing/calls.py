@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.loss import _Loss
 from torch.utils.hooks import RemovableHandle
 
+from lightning_symmetry.units.hooks import ModuleHook
 from lightning_symmetry.units.naming import readable_modules
 
 # In evaluation mode these compute something else, but for rounding, if they have hooks.
@@ -120,8 +121,8 @@ class ModuleCalls:
             if has_fast_path or "parametrizations" in name.split("."):
                 continue
             own = {key: id(tensor) for key, tensor in module.__dict__.get("_parameters", {}).items()}
-            begin = torch.compiler.disable(self._guarded(partial(self._begin, name, own)))
-            end = torch.compiler.disable(self._guarded(partial(self._end, name)))
+            begin = ModuleHook(partial(self._begin, name, own), on_error)
+            end = ModuleHook(partial(self._end, name), on_error)
             with suppress(Exception):  # modules of TorchScript take no hooks
                 self._handles.append(module.register_forward_pre_hook(begin))
                 self._handles.append(module.register_forward_hook(end))
@@ -129,17 +130,6 @@ class ModuleCalls:
     def mark_of(self, node: Any) -> Mark | None:
         """Return what is noted at a node of autograd's graph; None of what no module has put out."""
         return node.metadata.get(self) if hasattr(node, "metadata") else None
-
-    def _guarded(self, hook: Callable[..., None]) -> Callable[..., None]:
-        """Return a hook that never fails: it would end the training."""
-
-        def guarded(*args: Any) -> None:
-            try:
-                hook(*args)
-            except Exception as error:
-                self._on_error(error)
-
-        return guarded
 
     def end(self) -> None:
         """Take off all hooks of modules."""
@@ -179,7 +169,7 @@ class ModuleCalls:
         if is_outermost and key is None:
             self._num_keys += 1
             key = self._num_keys
-            node.register_prehook(self._guarded(partial(self._on_gradient, key)))
+            node.register_prehook(ModuleHook(partial(self._on_gradient, key), self._on_error))
         node.metadata[self] = Mark(before.is_output or not is_loss, key)
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from lightning_symmetry.units.choices import LISTS
+from lightning_symmetry.units.hooks import ModuleHook
 from lightning_symmetry.units.naming import readable_modules
 
 
@@ -51,7 +52,7 @@ class Usage:
         if any(is_compiled(module) for module in self._modules.values()):
             return  # a new hook would have it compiled anew
         for name in chains - self._handles.keys():
-            note = torch.compiler.disable(partial(self._note, name))
+            note = ModuleHook(partial(self._note, name), on_error=_pass_over)
             with suppress(Exception):  # modules of TorchScript take no hooks
                 self._handles[name] = self._modules[name].register_forward_pre_hook(note, with_kwargs=True)
 
@@ -112,6 +113,10 @@ class Usage:
 
     def _is_member(self, name: str) -> bool:
         return issubclass(type(self._modules.get(name.rpartition(".")[0])), LISTS)
+
+
+def _pass_over(error: Exception) -> None:
+    """Take a module whose call could not be noted for one that was not called."""
 
 
 def is_compiled(module: nn.Module) -> bool:

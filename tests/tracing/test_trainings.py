@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import io
 import logging
 import warnings
 import weakref
@@ -435,3 +436,18 @@ def test_a_training_that_ends_in_a_traced_step_leaves_no_hooks() -> None:
     tracker = train(net, plain_step, steps=3)  # the next check is at step 3
     assert tracker is not None
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in net.modules())
+
+
+def test_a_model_can_be_saved_and_copied_at_every_step() -> None:
+    net, copies = Shut(), []
+
+    def step_of(net: nn.Module, optimizer: Any, step: int) -> None:
+        plain_step(net, optimizer, step)
+        file = io.BytesIO()
+        torch.save(net, file)
+        file.seek(0)
+        copies.extend([copy.deepcopy(net), torch.load(file, weights_only=False)])
+
+    train(net, step_of, steps=60)
+    for twin in copies:
+        assert twin(inputs_of(0)[0]).shape == (16, 4)
