@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lightning_symmetry.engine.options import Options
 from lightning_symmetry.engine.pictures import HeatmapsOnDemand
+from lightning_symmetry.engine.reaching import access_to
 from lightning_symmetry.matrices.rows import Rows
 from lightning_symmetry.ranks.team import Team, describe
 from lightning_symmetry.units.choices import members_of_lists
@@ -23,6 +24,7 @@ from lightning_symmetry.units.norms import rounding_gain
 from lightning_symmetry.units.progress import Ledger
 from lightning_symmetry.units.screening import Distinct, LayerScreen
 from lightning_symmetry.units.usage import Usage
+from lightning_symmetry.verdicts.access import Access
 from lightning_symmetry.verdicts.deadness import unread_layers
 from lightning_symmetry.verdicts.diagnoses import Finding, LayerDiagnosis, under_all_names
 from lightning_symmetry.verdicts.doubts import (
@@ -86,6 +88,13 @@ class _Model:
     optimized: Set[int] = frozenset()
     latest: Set[str] | None = None
     _updated: tuple[object, Set[str]] | None = None
+    _access: dict[str, Access] | None = None
+
+    def access_in(self, model: nn.Module) -> dict[str, Access]:
+        """Return how code reaches the layers and modules of the model; found out once."""
+        if self._access is None:
+            self._access = access_to(model, self.found.layers)
+        return self._access
 
     def updated_by(self, trained: Set[int], history: History) -> Set[str]:
         """Return the names of the layers that an optimizer updates, and for which gradients were ever wanted.
@@ -451,7 +460,18 @@ class Examiner:
         draw = HeatmapsOnDemand(model, list(known.values()), self._options.include, self._options.exclude)
         skipped = {**found.skipped, **failed}
         idle_inputs = self._model.ledger.idle_inputs(self._options.patience)
-        return SymmetryReport(step, in_order, skipped, groups, found.coverage, reasons, untrained, idle_inputs, draw)
+        report = SymmetryReport(
+            step,
+            in_order,
+            skipped,
+            groups,
+            found.coverage,
+            reasons,
+            untrained,
+            idle_inputs,
+            draw_heatmaps=draw,
+        )
+        return replace(report, access=self._model.access_in(model)) if report.status == "symmetric" else report
 
     def state_dict(self) -> dict[str, Any]:
         """Return plain numbers, strings, lists and dicts."""
