@@ -115,14 +115,19 @@ def notes(report: ModelDiagnosis) -> list[str]:
 
 def _idle_notes(report: ModelDiagnosis) -> list[str]:
     """Return for layers with idle units why they have no gradient, and where it stops."""
-    texts = [
-        idle_text(layer.name, group, layer.num_units)
+    by_layer = [
+        [
+            idle_text(layer.name, group, layer.num_units)
+            for group in layer.groups
+            if group.verdict is Verdict.IDLE and group.stop is not None
+        ]
         for layer in report.distinct_layers
-        for group in layer.groups
-        if group.verdict is Verdict.IDLE and group.stop is not None
     ]
-    rest = len(texts) - _MAX_IDLE
-    return texts[:_MAX_IDLE] + ([f"and {rest} more groups of idle units"] if rest > 0 else [])
+    told = [texts for texts in by_layer if texts]
+    rest = len(told) - _MAX_IDLE
+    return [text for texts in told[:_MAX_IDLE] for text in texts] + (
+        [f"and {rest} more layer{'s' if rest > 1 else ''} with idle units"] if rest > 0 else []
+    )
 
 
 def summarise(layer: LayerDiagnosis) -> str:
