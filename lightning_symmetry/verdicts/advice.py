@@ -414,11 +414,14 @@ def _part(alike: Sequence[Finding], report: ModelDiagnosis, *, of_followers: boo
     equal = [finding for finding in alike if finding.verdict is Verdict.FROZEN]
     if not equal:
         return ""
-    line = _line_to_draw(equal, report)
+    if all(finding.value is None and finding.cause is not Cause.ZERO for finding in equal):
+        line = _line_of_noise(equal, report)  # rows that were copied are worth keeping
+    else:
+        line = _line_to_draw(equal, report)
     if of_followers:
         return _with_line(f"The units of {_names(_layers(equal))} are equal, too, and need weights that differ", line)
     if not line:
-        return "Give these units weights that differ, e.g. with torch.nn.init.kaiming_uniform_."
+        return "Give these units weights that differ."
     return f"Give these units weights that differ, e.g. `{line}`."
 
 
@@ -463,12 +466,18 @@ def _reset_line(names: Sequence[str], report: ModelDiagnosis) -> str:
 
 def _add_noise(alike: Sequence[Finding], report: ModelDiagnosis) -> str:
     """How to part copies."""
-    accesses = [_access(name, report) for name in _layers(alike)]
-    weights = [weight for access in accesses for weight in access.weights]
-    has_all = all(access.weights for access in accesses)
-    line = line_for("{0}.data += 0.02 * torch.randn_like({0})", weights, each="weight") if has_all else ""
+    line = _line_of_noise(alike, report)
     noise = f"Add noise to the copies, e.g. `{line}`," if line else "Add noise to the copies,"
     return f"{noise} or keep only one of each if they are hidden units."
+
+
+def _line_of_noise(alike: Sequence[Finding], report: ModelDiagnosis) -> str:
+    """A line of code that adds noise to the weights of some layers; empty if none is known."""
+    accesses = [_access(name, report) for name in _layers(alike)]
+    if not all(access.weights for access in accesses):
+        return ""
+    weights = [weight for access in accesses for weight in access.weights]
+    return line_for("{0}.data += 0.02 * torch.randn_like({0})", weights, each="weight")
 
 
 def _with_line(text: str, line: str) -> str:

@@ -91,7 +91,7 @@ def notes(report: ModelDiagnosis) -> list[str]:
     present = {group.verdict for layer in report.distinct_layers for group in layer.groups}
     told = [verdict for verdict in Verdict if verdict in present and verdict.traits.note]
     lines = [f"{verdict}: {verdict.traits.note}" for verdict in told]
-    lines += _idle_notes(report)
+    lines += idle_notes(report)
     pruned = sum(
         len(group.units) for layer in report.distinct_layers for group in layer.groups if group.reason is Reason.PRUNED
     )
@@ -113,7 +113,7 @@ def notes(report: ModelDiagnosis) -> list[str]:
     return lines
 
 
-def _idle_notes(report: ModelDiagnosis) -> list[str]:
+def idle_notes(report: ModelDiagnosis) -> list[str]:
     """Return for layers with idle units why they have no gradient, and where it stops."""
     by_layer = [
         [

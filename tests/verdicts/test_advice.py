@@ -147,6 +147,8 @@ def test_what_idle_units_wait_for_is_said() -> None:
     assert "for a reason that lies elsewhere" in idle_text("fc", replace(group, stop=None), 30)
     report = SymmetryReport(3, {"fc": LayerDiagnosis("fc", 30, 8, groups=[group])})
     assert text in str(report).splitlines()
+    assert "<strong>Idle</strong><ul" in report._repr_html_()
+    assert text in report._repr_html_()
     many = {name: LayerDiagnosis(name, 30, 8, groups=[group]) for name in "abcdefgh"}
     assert "and 3 more layers with idle units" in str(SymmetryReport(3, many)).splitlines()
 
