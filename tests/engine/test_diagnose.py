@@ -114,6 +114,8 @@ def test_report_as_dict_and_as_table() -> None:
                 "value": 0.5,
                 "first_step": None,
                 "mirrored": [],
+                "stop": None,
+                "follows": "",
             }
         ],
     }
