@@ -82,16 +82,16 @@ def test_message_names_layer_units_verdict_cause_and_way_out() -> None:
     assert messages == [
         f"{layer}: all {units} units are identical in weights and gradients (locked since step 0): "
         "they train as 1 unit. Every weight is 0.5: constant initialisation. "
-        "Initialise with e.g. torch.nn.init.kaiming_uniform_."
-        for layer, units in (("net.0", 16), ("net.2", 8))
+        f"Initialise at random, e.g. `torch.nn.init.kaiming_uniform_(model.net[{place}].weight)`. [SYM101]"
+        for layer, place, units in (("net.0", 0, 16), ("net.2", 2, 8))
     ]
 
 
 @pytest.mark.parametrize(
     ("value", "cause", "text"),
     [
-        (0.0, "zero", "Every weight is 0: zero initialisation"),
-        (-0.5, "dead", "Every weight is -0.5: a negative constant, so the units are dead behind a ReLU"),
+        (0.0, "zero", "Every weight is 0."),
+        (-0.5, "dead", "Every weight is -0.5."),
     ],
 )
 def test_frozen_layers_and_their_cause(value: float, cause: str, text: str) -> None:
@@ -388,10 +388,8 @@ def test_many_alike_layers_share_one_warning_and_a_short_table(capsys: pytest.Ca
     monitor = SymmetryMonitor(every_n_steps=1)
     assert warnings_of(Classifier(fill(Deep(40), 0.0)), monitor) == [
         "net.0, net.2, ..., net.78 (40 layers): all units of each layer have equal weights and exactly zero gradients "
-        "(frozen since step 0): they do not train at all. That was so in all of the 3 steps watched. Every weight is "
-        "0: zero initialisation. Behind a ReLU, or "
-        "with zero weights before or after them, no gradient reaches such units. Initialise with e.g. "
-        "torch.nn.init.kaiming_uniform_."
+        "(frozen since step 0): they do not train at all. That was so in all of the 3 steps watched. Where the "
+        "gradient stops was not measured. Every weight is 0. Give these units weights that differ. [SYM309]"
     ]
     assert len(monitor.findings) == 40
     out = capsys.readouterr().out

@@ -57,7 +57,7 @@ def test_lockstep_says_why() -> None:
     assert monitor.report is not None
     (text,) = messages(monitor.findings, monitor.report)
     assert "all 4 units have different weights but identical gradients (lockstep since step 0)" in text
-    assert "a loss that sums the outputs, or equal outgoing weights" in text
+    assert "such as a loss that sums the outputs" in text
 
 
 def test_copies_are_reported_whole() -> None:
@@ -103,8 +103,9 @@ def test_locked_copies_are_warned_of_in_words_that_fit() -> None:
     assert [(group.modules, group.verdict) for group in monitor.report.copies] == [(finding.modules, "locked")]
     assert messages(monitor.findings, monitor.report) == [
         "net.branches.0, net.branches.1: these modules are copies in weights and gradients (locked since step 0): "
-        "they train as one. Initialise each anew, for example with torch.nn.Module.reset_parameters, or keep only one "
-        "of them."
+        "they train as one. Build each of them anew instead of copying one, or keep only one of them. Or add noise to "
+        "the others: `for weight in model.net.branches[1].parameters(): weight.data += 0.02 * "
+        "torch.randn_like(weight)`. [SYM106]"
     ]
 
 

@@ -100,6 +100,7 @@ class SymmetryEngine:
         self._schedule = Schedule()
         self.changes: list[Change] = []
         self._never_stepped: list[str] = []  # the optimizers of which the training that has ended made no step
+        self._known_idle: set[str] = set()  # the layers of which it was said that units are idle
         self._team: Team | None = None
         self._is_settled = False  # whether it is known who holds the model
         self._trace: tuple[int, GradientTrace] | None = None  # until the next step of the optimizer at this place
@@ -456,14 +457,12 @@ class SymmetryEngine:
         if is_first:
             self._warn_of_what_is_not_looked_at(found)
         trained_by_any = updated_by(self._present_optimizers())
-        report, looks, news, idle = self._examiner.examine(
+        report, looks, news = self._examiner.examine(
             model, found, trained=trained, trained_by_any=trained_by_any, step=step, team=self._team
         )
         if is_first and self.options.on_symmetry != "ignore":
             self._tell_of_copies(report)
-        if self.options.on_symmetry != "ignore":
-            for name, group in idle:
-                self._tell(idle_text(name, group, report))
+        self._tell_of_idle_units(report)
         if self._is_speaking and outputs:
             self._delivery.write(outputs, report, self.findings, looks)
         state = {} if self._team is None else self._examiner.state_dict()
@@ -498,6 +497,17 @@ class SymmetryEngine:
         for group in report.copies:
             if not group.verdict.is_warning:
                 self._tell(copies_text(group))
+
+    def _tell_of_idle_units(self, report: SymmetryReport) -> None:
+        """Say of each layer once why units of it have no gradient that are not to blame for it."""
+        if self.options.on_symmetry == "ignore":
+            return
+        for layer in report.distinct_layers:
+            idle = [group for group in layer.groups if group.verdict is Verdict.IDLE and group.stop is not None]
+            if idle and layer.name not in self._known_idle:
+                self._known_idle.add(layer.name)
+                for group in idle:
+                    self._tell(idle_text(layer.name, group, layer.num_units))
 
     def _leave_out(self, layer: Comparable, reason: str) -> None:
         self._warn(f"{self._who} leaves out {layer.name}: {reason}. Training goes on.")

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lightning_symmetry.engine.options import Options
 from lightning_symmetry.engine.pictures import HeatmapsOnDemand
+from lightning_symmetry.engine.reaching import access_to
 from lightning_symmetry.matrices.rows import Rows
 from lightning_symmetry.modules import modules_of
 from lightning_symmetry.ranks.team import Team, describe
@@ -25,8 +26,9 @@ from lightning_symmetry.units.norms import rounding_gain
 from lightning_symmetry.units.progress import Ledger
 from lightning_symmetry.units.screening import Distinct, LayerScreen
 from lightning_symmetry.units.usage import Usage, is_compiled
+from lightning_symmetry.verdicts.access import Access
 from lightning_symmetry.verdicts.deadness import unread_layers
-from lightning_symmetry.verdicts.diagnoses import Finding, LayerDiagnosis, UnitGroup, under_all_names
+from lightning_symmetry.verdicts.diagnoses import Finding, LayerDiagnosis, under_all_names
 from lightning_symmetry.verdicts.doubts import (
     may_be_dead,
     not_looked_at,
@@ -51,13 +53,11 @@ class Examination(NamedTuple):
         report: the state of the model.
         looks: what was seen, a look per layer that was looked at.
         news: what is found for the first time.
-        idle: units whose zero gradients are not their own doing and that were not idle before, with their layer.
     """
 
     report: SymmetryReport
     looks: list[Look]
     news: list[Finding]
-    idle: list[tuple[str, UnitGroup]]
 
 
 @dataclass
@@ -91,6 +91,13 @@ class _Model:
     optimized: Set[int] = frozenset()
     latest: Set[str] | None = None
     _updated: tuple[object, Set[str]] | None = None
+    _access: dict[str, Access] | None = None
+
+    def access_in(self, model: nn.Module) -> dict[str, Access]:
+        """Return how code reaches the layers and modules of the model; found out once."""
+        if self._access is None:
+            self._access = access_to(model, self.found.layers)
+        return self._access
 
     def updated_by(self, trained: Set[int], history: History) -> Set[str]:
         """Return the names of the layers that an optimizer updates, and for which gradients were ever wanted.
@@ -142,7 +149,6 @@ class Examiner:
         self.report: SymmetryReport | None = None
         self._model = _Model()
         self._usage = Usage()
-        self._told_idle: set[tuple[str, str]] = set()  # the layers of which it was said that units are idle, and where
         # The units that are watched at each step until the next check, by layer; None: they are to be found out.
         self._suspects: dict[str, Suspects | None] = {}
 
@@ -248,24 +254,12 @@ class Examiner:
             self._model.latest = None if self.report.reasons else updated
         else:  # nothing has changed
             self.report = replace(self.report, step=step)
-        return Examination(self.report, looks, self._with_known_roots(news), self._newly_idle(looks))
+        return Examination(self.report, looks, self._with_known_roots(news))
 
     def _with_known_roots(self, news: Sequence[Finding]) -> list[Finding]:
         """Return findings that follow from layers only of which something was found."""
         found = {finding.layer for name in self._model.found.names for finding in self.history.findings_in(name)}
         return [finding if finding.follows in found else replace(finding, follows="") for finding in news]
-
-    def _newly_idle(self, looks: Sequence[Look]) -> list[tuple[str, UnitGroup]]:
-        """Return the groups of idle units that nobody was told of."""
-        told: list[tuple[str, UnitGroup]] = []
-        for seen in looks:
-            name = seen.layer.name
-            for group in self.history[name].idle:
-                key = (name, "" if group.stop is None else group.stop.at)
-                if key not in self._told_idle:
-                    self._told_idle.add(key)
-                    told.append((name, group))
-        return told
 
     def trace(self, model: nn.Module, step: int) -> GradientTrace | None:
         """Return a trace of the backward passes of the next step, if a verdict on zero gradients is near; else None.
@@ -509,7 +503,18 @@ class Examiner:
         draw = HeatmapsOnDemand(model, list(known.values()), self._options.include, self._options.exclude)
         skipped = {**found.skipped, **failed}
         idle_inputs = self._model.ledger.idle_inputs(self._options.patience)
-        return SymmetryReport(step, in_order, skipped, groups, found.coverage, reasons, untrained, idle_inputs, draw)
+        report = SymmetryReport(
+            step,
+            in_order,
+            skipped,
+            groups,
+            found.coverage,
+            reasons,
+            untrained,
+            idle_inputs,
+            draw_heatmaps=draw,
+        )
+        return replace(report, access=self._model.access_in(model)) if report.status == "symmetric" else report
 
     def state_dict(self) -> dict[str, Any]:
         """Return plain numbers, strings, lists and dicts."""

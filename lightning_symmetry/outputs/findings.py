@@ -21,9 +21,10 @@ def findings_json(findings: Sequence[Finding], report: SymmetryReport) -> str:
 
     Fields may be added; none changes its meaning while ``schema`` is 1: ``schema``, ``status``, ``reasons``, ``step``,
     ``working_units``, ``redundant_units``, ``effective_width_fraction``, ``report``
-    (:meth:`SymmetryReport.to_dict`) and ``findings``, a list of objects with ``layer``, ``units``, ``verdict``,
-    ``cause``, ``value``, ``origin``, ``reason``, ``first_step``, ``last_step``, ``broken_step`` (null while it holds),
-    ``modules``, ``mirrored`` and ``message``.
+    (:meth:`SymmetryReport.to_dict`) and ``findings``, a list of objects with ``code``, ``layer``, ``units``,
+    ``verdict``, ``cause``, ``value``, ``origin``, ``reason``, ``first_step``, ``last_step``, ``broken_step`` (null
+    while it holds), ``modules``, ``mirrored``, ``stop`` (null or an object with ``kind``, ``at`` and ``detail``),
+    ``follows`` and ``message``.
     """
     values = {
         "schema": 1,
@@ -49,7 +50,7 @@ def findings_rows(findings: Sequence[Finding], report: SymmetryReport) -> list[l
             alike[0].first_step,
             alike[0].broken_step,
             f"They {what(alike)}",
-            why(alike[0]),
+            why(alike, report),
         ]
         for alike in alike_findings(findings, report)[:_MAX_ROWS]
     ]
@@ -59,6 +60,7 @@ def _to_dict(finding: Finding, report: SymmetryReport) -> dict[str, Any]:
     units = describe_units([finding], report)
     who = units if finding.modules else f"{finding.layer}, {units}"
     return {
+        "code": finding.code,
         "layer": finding.layer,
         "units": list(finding.units),
         "verdict": str(finding.verdict),
@@ -71,5 +73,7 @@ def _to_dict(finding: Finding, report: SymmetryReport) -> dict[str, Any]:
         "broken_step": finding.broken_step,
         "modules": list(finding.modules),
         "mirrored": list(finding.mirrored),
-        "message": f"{who}: they {what([finding])} {why(finding)}",
+        "stop": None if finding.stop is None else finding.stop.to_dict(),
+        "follows": finding.follows,
+        "message": f"{who}: they {what([finding])} {why([finding], report)}",
     }

@@ -194,7 +194,7 @@ def _findings_values(findings: Sequence[Finding], report: SymmetryReport) -> lis
             "broken": alike[0].broken_step,
             "origin": str(alike[0].origin),
             "what": f"They {what(alike)}",
-            "why": why(alike[0]),
+            "why": why(alike, report),
             "groups": [pack_units(finding.units) for finding in alike[:_MAX_GROUPS]],
             "num_groups": len(alike),
         }

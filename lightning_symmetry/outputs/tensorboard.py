@@ -216,7 +216,7 @@ def findings_table(findings: Sequence[Finding], report: SymmetryReport) -> str:
         cells = [first.layer, describe_units(alike, report), f"{first.verdict}{ended}", str(first.first_step)]
         table.append("| " + " | ".join(map(_escape, cells)) + " |")
         # The long text stands below the table, where it does not squeeze the other columns.
-        note = f"They {what(alike)} {why(first)}"
+        note = f"They {what(alike)} {why(alike, report)}"
         notes.append(f"- **{_escape(first.layer)}**, {first.verdict}: {_escape(note)}")
     if len(rows) > _MAX_ROWS:
         notes.append(f"\n{len(rows) - _MAX_ROWS} more are in the list `findings`.")

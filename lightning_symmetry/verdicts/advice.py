@@ -1,66 +1,176 @@
-"""Findings in words: what happens, why, and the way out."""
+"""Findings in words: where, what was seen, what it means, and the way out, as a line of code that runs if there is one.
+
+Nothing is guessed: where a gradient stops is said if it was measured.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import groupby
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import chain, groupby
 
-from lightning_symmetry.verdicts.diagnoses import Cause, CopyGroup, Finding, Origin, Reason, UnitGroup
+from lightning_symmetry.verdicts.access import Access, line_for
+from lightning_symmetry.verdicts.diagnoses import Cause, CopyGroup, Finding, Origin, Reason, UnitGroup, gradients_cancel
 from lightning_symmetry.verdicts.model_diagnosis import ModelDiagnosis
+from lightning_symmetry.verdicts.stops import StopKind
 from lightning_symmetry.verdicts.tables import describe_groups
 from lightning_symmetry.verdicts.verdict import Verdict
-
-_RANDOM_INIT = "Initialise with e.g. torch.nn.init.kaiming_uniform_."
-
-_DEATHS = {
-    Cause.LOW_BIAS: ": their biases lie far below zero now",
-    Cause.NEGATIVE: ": none of their weights is positive now",
-    Cause.SATURATED: ": their weights or biases are so large now that a sigmoid or tanh is saturated",
-}
 
 # Up to so many layers of which the same is to be said get a message each; more of them share one.
 _MAX_ALIKE = 3
 _MAX_MESSAGES = 10
 
+# What is seen where a gradient stops; a sentence goes on with it after the place.
+_STOPPED = {
+    StopKind.CLOSED: "which is closed",
+    StopKind.SATURATED: "which is saturated",
+    StopKind.ZERO_WEIGHTS: "whose weights for these units are zero",
+    StopKind.FLAT: "which has no slope",
+    StopKind.ONE_VALUE: "whose output is constant, since it goes over a single number",
+    StopKind.DROPPED: "which multiplies by zero",
+    StopKind.UNREAD: "since nobody reads the outputs",
+    StopKind.LOSS: "since the loss gives no gradient",
+    StopKind.DETACHED: "since the loss cannot be reached from there",
+    StopKind.ROUNDING: "which passes back nothing but rounding errors",
+}
+
+_WAYS_OUT = {
+    StopKind.FLAT: "Use a straight-through estimator, or move this operation out of the path to the loss.",
+    StopKind.ONE_VALUE: "Let it go over more than one number, or leave it out.",
+    StopKind.DROPPED: "Use a dropout probability below 1, and check the mask.",
+    StopKind.ERASED: "Call zero_grad() after step(), not between backward() and step().",
+    StopKind.ROUNDING: "Train in float32, or scale the loss, as torch.amp.GradScaler does.",
+    StopKind.UNREAD: "Nothing is wrong with these units: read their outputs, or leave them out.",
+    StopKind.LOSS: "Nothing is wrong with these units: see that the loss has a slope.",
+    StopKind.DETACHED: "Nothing is wrong with these units: see that the loss can be reached from them.",
+}
+
+_WHY_IDLE = {
+    StopKind.UNREAD: "since nobody reads their outputs",
+    StopKind.LOSS: "since the loss gives none",
+    StopKind.DETACHED: "since the loss cannot be reached from them",
+}
+
+
+@dataclass(frozen=True)
+class _Story:
+    """Findings of some layers, of each of which the same is to be said.
+
+    Attributes:
+        layers: the findings, those of one layer together.
+        followers: findings that are a consequence of these, and are told with them.
+    """
+
+    layers: list[list[Finding]]
+    followers: list[Finding]
+
+    @property
+    def findings(self) -> list[Finding]:
+        return list(chain.from_iterable(self.layers))
+
 
 def messages(findings: Sequence[Finding], report: ModelDiagnosis) -> list[str]:
     """The findings in words: one message for all that can be told in one, in the order of the layers.
 
-    Layers of which the same is to be said share a message if there are more than three of them. After ten messages a
-    last one counts the findings that are left.
+    Findings that follow from others among them are told together with these. Layers of which the same is to be said
+    share a message if there are more than three of them. After ten messages a last one counts the findings that are
+    left.
     """
-    stories: dict[object, list[list[Finding]]] = {}
-    for alike in alike_findings(findings, report):
+    roots, followers = _roots_and_followers(findings)
+    alikes: dict[object, list[list[Finding]]] = {}
+    for alike in alike_findings(roots, report):
         # Each set of modules that are copies gets a message of its own.
-        key = alike[0].layer if alike[0].modules else (*_story(alike[0]), _is_whole_layer(alike, report))
-        stories.setdefault(key, []).append(alike)
+        key = alike[0].layer if alike[0].modules else (*_kind(alike[0]), _is_whole_layer(alike, report))
+        alikes.setdefault(key, []).append(alike)
     told: list[list[list[Finding]]] = []
-    for story in stories.values():
-        told += [story] if len(story) > _MAX_ALIKE else [[alike] for alike in story]
+    for layers in alikes.values():
+        told += [layers] if len(layers) > _MAX_ALIKE else [[alike] for alike in layers]
     order = {name: i for i, name in enumerate(report.layers)}
-    told.sort(key=lambda story: order.get(story[0][0].layer, len(order)))
-    texts = [_message(story, report) for story in told[:_MAX_MESSAGES]]
-    if len(told) > _MAX_MESSAGES:
-        rest = sum(len(alike) for story in told[_MAX_MESSAGES:] for alike in story)
+    told.sort(key=lambda layers: order.get(layers[0][0].layer, len(order)))
+    stories = []
+    for layers in told:
+        # A layer may have several stories; the consequences are told with the first.
+        names = [alike[0].layer for alike in layers if _has_no_gradient(alike[0])]
+        stories.append(_Story(layers, [each for name in names for each in followers.pop(name, [])]))
+    texts = [_message(story, report) for story in stories[:_MAX_MESSAGES]]
+    if len(stories) > _MAX_MESSAGES:
+        rest = sum(len(story.layers) for story in stories[_MAX_MESSAGES:])
         texts.append(f"and {rest} more finding{'s' if rest > 1 else ''}: `findings` lists all of them.")
     return texts
 
 
-def _message(story: Sequence[Sequence[Finding]], report: ModelDiagnosis) -> str:
+def _roots_and_followers(findings: Sequence[Finding]) -> tuple[list[Finding], dict[str, list[Finding]]]:
+    """Return the findings to be told by themselves, and by layer of such a finding those that follow from it."""
+    without_gradient = [finding for finding in findings if _has_no_gradient(finding)]
+    present = {finding.layer for finding in without_gradient}
+    leads_to = {finding.layer: finding.follows for finding in without_gradient if finding.follows in present}
+    roots: list[Finding] = []
+    followers: dict[str, list[Finding]] = {}
+    for finding in findings:
+        root = finding.layer
+        passed = {root}
+        while root in leads_to and finding.follows and leads_to[root] not in passed:
+            root = leads_to[root]
+            passed.add(root)
+        if root == finding.layer or root in leads_to:  # a circle has no root
+            roots.append(finding)
+        else:
+            followers.setdefault(root, []).append(finding)
+    return roots, followers
+
+
+def _has_no_gradient(finding: Finding) -> bool:
+    return finding.verdict in (Verdict.DEAD, Verdict.FROZEN)
+
+
+def idle_text(layer_name: str, group: UnitGroup, num_units: int | None = None) -> str:
+    """Say why units get no gradient that are not to blame for it.
+
+    Args:
+        layer_name: name of their layer.
+        group: the units.
+        num_units: number of units of the layer, if it is known.
+
+    Example:
+        >>> from lightning_symmetry.verdicts.stops import GradientStop
+        >>> stop = GradientStop(StopKind.UNREAD, "slice after fc")
+        >>> print(idle_text("fc", UnitGroup((4, 5), Verdict.IDLE, Cause.DEAD, stop=stop), 6))
+        fc: 2 of its 6 units get no gradient, since nobody reads their outputs (at slice after fc). Nothing is wrong
+        with them. [SYM401]
+    """
+    number = len(group.units)
+    if num_units is None:
+        units = f"{number} units get"
+    else:
+        units = f"all {number} units get" if number == num_units else f"{number} of its {num_units} units get"
+    code = f" [{group.code}]" if group.stop is not None and group.stop.kind.is_idle else ""
+    return f"{layer_name}: {units} no gradient, {_why_idle(group)}. Nothing is wrong with them.{code}"
+
+
+def _why_idle(group: UnitGroup) -> str:
+    """Say in half a sentence why idle units have no gradient, and where it stops."""
+    stop = group.stop
+    if stop is None or stop.kind not in _WHY_IDLE:
+        return "for a reason that lies elsewhere"
+    place = ": ".join(filter(None, (f"at {stop.at}" if stop.at else "", stop.detail)))
+    return f"{_WHY_IDLE[stop.kind]}{f' ({place})' if place else ''}"
+
+
+def _message(story: _Story, report: ModelDiagnosis) -> str:
     """What is to be said of some layers, of each of which the same is to be said."""
-    first, every = story[0][0], [finding for alike in story for finding in alike]
-    if len(story) > 1:
-        names = [alike[0].layer for alike in story]
+    first, every = story.layers[0][0], story.findings
+    reason = _why(every, story.followers, report)
+    if len(story.layers) > 1:
+        names = [alike[0].layer for alike in story.layers]
         who = f"{names[0]}, {names[1]}, ..., {names[-1]} ({len(names)} layers):"
-        num_groups = sum(map(len, story))
-        if _is_whole_layer(story[0], report):
-            return f"{who} all units of each layer {what(every)} {why(first)}"
+        if _is_whole_layer(story.layers[0], report):
+            return f"{who} all units of each layer {what(every)} {reason}"
         num_units = sum(len(finding.units) for finding in every)
-        return f"{who} {num_units} units in {num_groups} groups {what(every)} {why(first)}"
-    units = describe_units(story[0], report)
+        return f"{who} {num_units} units in {len(every)} groups {what(every)} {reason}"
+    units = describe_units(story.layers[0], report)
     comma = "," if units.endswith(("}", "...")) else ""
     who = f"{units}: these modules" if first.modules else f"{first.layer}: {units}{comma}"
-    return f"{who} {what(every)} {why(first)}{_whose_slices(first, report)}"
+    return f"{who} {what(every)} {reason}"
 
 
 def _whose_slices(finding: Finding, report: ModelDiagnosis) -> str:
@@ -69,7 +179,7 @@ def _whose_slices(finding: Finding, report: ModelDiagnosis) -> str:
     if layer is None or not layer.slices_of:
         return ""
     return (
-        f" No adapter knows {layer.slices_of}, so that its slices were compared; "
+        f"No adapter knows {layer.slices_of}, so that its slices were compared; "
         "`register_layer` says what the units of a module are."
     )
 
@@ -80,10 +190,12 @@ def _is_whole_layer(alike: Sequence[Finding], report: ModelDiagnosis) -> bool:
     return layer is not None and len(alike) == 1 and len(alike[0].units) == layer.num_units
 
 
-def _story(finding: Finding) -> tuple[object, ...]:
-    """The same for findings that differ in layer and units only."""
+def _kind(finding: Finding) -> tuple[object, ...]:
+    """The same for findings of which the same is to be said, at whatever place their gradient stops."""
     past = (finding.first_step, finding.broken_step is not None, finding.broken_step or 0)
-    return (finding.verdict, finding.cause, str(finding.value), finding.origin, finding.reason, *past)
+    kind = "" if finding.stop is None else str(finding.stop.kind)
+    seen = (finding.verdict, finding.cause, str(finding.value), finding.origin, finding.reason)
+    return (*seen, *past, kind, finding.follows)
 
 
 def copies_text(group: CopyGroup) -> str:
@@ -94,17 +206,11 @@ def copies_text(group: CopyGroup) -> str:
     )
 
 
-def idle_text(layer: str, group: UnitGroup, report: ModelDiagnosis) -> str:
-    """What to know of units whose zero gradients are not their own doing."""
-    units = describe_groups([group.units], report.layers[layer].num_units)
-    return f"{layer}: {units} have no gradient: {group.stop}. Nothing is wrong with them."
-
-
 def alike_findings(findings: Sequence[Finding], report: ModelDiagnosis) -> list[list[Finding]]:
     """Findings put together if they differ in their units only, in the order of the layers."""
 
     def kind(finding: Finding) -> tuple[object, ...]:
-        return (finding.layer, *_story(finding))
+        return (finding.layer, *_kind(finding), "" if finding.stop is None else finding.stop.at)
 
     order = {name: i for i, name in enumerate(report.layers)}
     ordered = sorted(findings, key=lambda finding: (order.get(finding.layer, len(order)), kind(finding), finding.units))
@@ -150,87 +256,252 @@ def _effect(finding: Finding, num_groups: int) -> str:
     return finding.verdict.traits.effect.format(since=since, as_units=as_units)
 
 
-def why(finding: Finding) -> str:
-    """The likely cause of a finding and the way out, in full sentences."""
-    if finding.modules:
-        return "Initialise each anew, for example with torch.nn.Module.reset_parameters, or keep only one of them."
-    if finding.verdict is Verdict.LOCKSTEP:
-        return (
-            "Whatever follows them treats them alike: a loss that sums the outputs, or equal outgoing weights. "
-            "Make their outgoing weights differ."
-        )
-    if finding.verdict is Verdict.DEAD:
-        return _why_dead(finding)
-    if finding.origin is Origin.COLLAPSE:
-        return (
-            f"They were distinct before step {finding.first_step}: they collapsed onto one another during training. "
-            "A smaller learning rate, less weight decay or less gradient noise counters this."
-        )
-    if finding.reason is Reason.ROUNDING_AGAIN:
-        return (
+def why(alike: Sequence[Finding], report: ModelDiagnosis) -> str:
+    """The cause of alike findings, as far as it was measured, and the way out, in full sentences; their code last."""
+    return _why(alike, [], report)
+
+
+def _why(alike: Sequence[Finding], followers: Sequence[Finding], report: ModelDiagnosis) -> str:
+    first = alike[0]
+    if first.modules:
+        sentences = _why_copies(first, report)
+    elif first.verdict is Verdict.LOCKSTEP:
+        sentences = [
+            "Whatever follows them treats them alike, such as a loss that sums the outputs, or equal weights in the "
+            "layer that reads them.",
+            "Let the loss tell them apart, or, if a layer reads them, initialise that one at random.",
+        ]
+    elif _has_no_gradient(first) and not gradients_cancel(first):
+        sentences = _why_no_gradient(alike, followers, report)
+    else:
+        sentences = _why_as_one(alike, report)
+    return " ".join(filter(None, [*sentences, _whose_slices(first, report), f"[{first.code}]"]))
+
+
+def _why_as_one(alike: Sequence[Finding], report: ModelDiagnosis) -> list[str]:
+    """Why units train as one, and the way out."""
+    first = alike[0]
+    if gradients_cancel(first):
+        cause = (
             "Every weight is 0: zero initialisation, and what follows treats all of these units alike, so that their "
-            f"gradients cancel out. {_RANDOM_INIT}"
+            "gradients cancel out."
         )
-    if finding.cause is Cause.ZERO:
-        blocked = "Behind a ReLU, or with zero weights before or after them, no gradient reaches such units. "
-        is_frozen = finding.verdict is Verdict.FROZEN
-        return f"Every weight is 0: zero initialisation. {blocked if is_frozen else ''}{_RANDOM_INIT}"
-    if finding.cause is Cause.CONSTANT:
-        return f"Every weight is {_number(finding)}: constant initialisation. {_RANDOM_INIT}"
-    if finding.cause is Cause.DEAD:
-        if finding.value is not None and finding.value < 0:
-            dead = "a negative constant, so the units are dead behind a ReLU and never open."
-            return f"Every weight is {_number(finding)}: {dead} {_RANDOM_INIT}"
-        weights = "Their rows are copies" if finding.value is None else f"Every weight is {_number(finding)}"
-        return (
-            f"{weights}, and no gradient reaches them: dead behind a ReLU, saturated, or cut off by zero weights "
-            f"after them. {_RANDOM_INIT}"
-        )
-    if finding.cause is Cause.MIRRORED:
-        return (
+        return [cause, _draw_anew(alike, report)]
+    if first.origin is Origin.COLLAPSE:
+        return [
+            f"They were distinct before step {first.first_step}: they collapsed onto one another during training.",
+            "A smaller learning rate, less weight decay or less gradient noise counters this.",
+        ]
+    if first.cause is Cause.MIRRORED:
+        cause = (
             "Some of their rows are mirror images, the negatives, of others: behind an odd or even activation, such as "
-            f"tanh, they stay so. {_RANDOM_INIT}"
+            "tanh, they stay so."
         )
-    return (
-        "Their rows are copies of one another: tiled, copied or padded weights. "
-        "Add noise to the copies, or keep only one of each if they are hidden units."
-    )
+        return [cause, _draw_anew(alike, report)]
+    if first.value is not None or first.cause is Cause.ZERO:
+        kind = "zero" if first.cause is Cause.ZERO else "constant"
+        return [f"Every weight is {_number(first)}: {kind} initialisation.", _draw_anew(alike, report)]
+    return ["Their rows are copies of one another: tiled, copied or padded weights.", _add_noise(alike, report)]
 
 
-def _why_dead(finding: Finding) -> str:
-    """The likely cause of dead units and the way out."""
-    if finding.reason is Reason.ROUNDING_AGAIN:
-        return (
-            "The model has a norm over a single number, whose output is constant, so that it passes back nothing but "
-            "rounding errors. Normalise over more than one number, or leave this norm out."
-        )
-    if finding.origin is Origin.COLLAPSE:
-        cause = f"They trained until step {finding.first_step}, and died"
-        way_out = "Use a smaller learning rate, a bias that starts at 0, or an activation with a slope everywhere"
-        return f"{cause}{_DEATHS.get(finding.cause, '')}. {way_out}, such as torch.nn.LeakyReLU or torch.nn.GELU."
-    if finding.cause is Cause.LOW_BIAS:
-        return "Their biases lie so far below zero that a ReLU after them never opens. Start the biases at 0."
-    if finding.cause is Cause.NEGATIVE:
-        return (
-            "None of their weights is positive: on inputs that are never negative, a ReLU after them never opens. "
-            f"{_RANDOM_INIT}"
-        )
-    if finding.cause is Cause.SATURATED:
-        return (
-            "Their weights or biases are so large that a sigmoid or tanh after them is saturated, where it has no "
-            "slope. Initialise with smaller ones, and scale the inputs."
-        )
-    if finding.cause is Cause.CUT_OFF:
-        return (
-            "Their weights look healthy, but no gradient reaches any of them: cut off by `detach`, or by zero weights "
-            "or dead units in the layers before or after them. Mend those."
-        )
-    return (
-        "No gradient reaches them: dead behind a ReLU, saturated behind a sigmoid or tanh, or cut off by zero weights "
-        "after them. Initialise these units anew, centre the inputs, or use an activation with a slope everywhere, "
-        "such as torch.nn.LeakyReLU."
-    )
+def _why_copies(finding: Finding, report: ModelDiagnosis) -> list[str]:
+    """The way out for whole modules that are copies."""
+    others = [_access(name, report).module for name in finding.modules[1:]]
+    line = ""
+    if all(others) and len(others) <= _MAX_ALIKE:
+        several = others[0] if len(others) == 1 else f"torch.nn.ModuleList([{', '.join(others)}])"
+        line = f"for weight in {several}.parameters(): weight.data += 0.02 * torch.randn_like(weight)"
+    noise = f" Or add noise to the others: `{line}`." if line else ""
+    return [f"Build each of them anew instead of copying one, or keep only one of them.{noise}"]
+
+
+def _why_no_gradient(alike: Sequence[Finding], followers: Sequence[Finding], report: ModelDiagnosis) -> list[str]:
+    """Where the gradient of units stops, what their own rows show, and the way out."""
+    first = alike[0]
+    died = f"They trained until step {first.first_step}." if first.origin is Origin.COLLAPSE else ""
+    followed = _followers_text(followers, report)
+    if first.follows:
+        source = f"This follows from {first.follows}, which lets no gradient through: fix {first.follows} first."
+        return [died, source, followed, _part(alike, report)]
+    of_followers = _part(followers, report, of_followers=True)
+    return [died, _where(alike), followed, _observed(first), *_ways_out(alike, report), of_followers]
+
+
+def _where(alike: Sequence[Finding]) -> str:
+    """Where the gradient of these units stops, with the measurement."""
+    stops = [finding.stop for finding in alike if finding.stop is not None]
+    if not stops or stops[0].kind is StopKind.UNKNOWN:
+        detail = f" ({stops[0].detail})" if stops and stops[0].detail else ""
+        return f"Where the gradient stops was not measured{detail}."
+    details = list(dict.fromkeys(stop.detail for stop in stops if stop.detail))
+    detail = f": {'for example, ' if len(details) > 1 else ''}{details[0]}" if details else ""
+    if stops[0].kind is StopKind.ERASED:
+        return f"A gradient reached them, and was zero when the optimizer stepped{detail}."
+    places = list(dict.fromkeys(stop.at for stop in stops if stop.at))
+    at = f" at {_names(places)}" if places else ""
+    return f"The gradient stops{at}, {_STOPPED[stops[0].kind]}{detail}."
+
+
+def _observed(finding: Finding) -> str:
+    """What the rows of units without a gradient show."""
+    if finding.verdict is Verdict.FROZEN:
+        if finding.value is not None or finding.cause is Cause.ZERO:
+            return f"Every weight is {_number(finding)}."
+        if finding.mirrored:
+            return "Their rows are equal up to sign."
+        return "Their rows are copies of one another."
+    if finding.reason is Reason.ROUNDING_AGAIN and finding.stop is None:
+        return "The model has a norm over a single number, which passes back nothing but rounding errors."
+    now = " now" if finding.origin is Origin.COLLAPSE else ""
+    return {
+        Cause.LOW_BIAS: f"Their biases lie far below zero{now}.",
+        Cause.NEGATIVE: f"None of their weights is positive{now}.",
+        Cause.SATURATED: f"Their weights or biases are large{now}.",
+    }.get(finding.cause, "")
+
+
+def _ways_out(alike: Sequence[Finding], report: ModelDiagnosis) -> list[str]:
+    """What to do about units whose gradient stops: sentences."""
+    first = alike[0]
+    part = _part(alike, report)
+    kind = StopKind.UNKNOWN if first.stop is None else first.stop.kind
+    if kind is StopKind.CLOSED:
+        # Rows that are all one number are drawn anew, which opens what they have closed.
+        return [part] if part and first.value is not None else [_open(alike, report), part]
+    if kind is StopKind.SATURATED:
+        return [_scale_down(alike, report), part]
+    if kind is StopKind.ZERO_WEIGHTS:
+        return [_fill(alike, report), part]
+    return [_WAYS_OUT.get(kind, ""), part]
+
+
+def _open(alike: Sequence[Finding], report: ModelDiagnosis) -> str:
+    """How to open an activation."""
+    first = alike[0]
+    with_slope = "an activation with a slope everywhere, such as torch.nn.LeakyReLU"
+    if first.origin is Origin.COLLAPSE:
+        return f"Use a smaller learning rate, or {with_slope}."
+    if first.cause is Cause.LOW_BIAS:
+        biases = [_access(name, report).biases for name in _layers(alike)]
+        line = line_for("torch.nn.init.zeros_({})", list(chain.from_iterable(biases)), each="bias")
+        return _with_line("Start the biases at 0", line if all(biases) else "")
+    if first.cause is Cause.NEGATIVE:
+        return _draw_anew(alike, report)
+    if first.cause is Cause.SATURATED:
+        return _scale_down(alike, report)
+    return f"Start the biases at 0, centre or scale what goes in, or use {with_slope}."
+
+
+def _scale_down(alike: Sequence[Finding], report: ModelDiagnosis) -> str:
+    """How to bring the inputs of an activation into the range where it has a slope."""
+    if alike[0].cause is not Cause.SATURATED:
+        return "Scale what goes in, or use smaller weights."
+    return _with_line("Use smaller weights and biases, or scale what goes in", _reset_line(_layers(alike), report))
+
+
+def _fill(alike: Sequence[Finding], report: ModelDiagnosis) -> str:
+    """How to fill the zero weights at which gradients stop."""
+    places = list(dict.fromkeys(finding.stop.at for finding in alike if finding.stop is not None))
+    line = _reset_line(places, report)
+    if not line and all(_access(name, report).weights for name in places):
+        weights = [weight for name in places for weight in _access(name, report).weights]
+        line = line_for("torch.nn.init.kaiming_uniform_({})", weights, each="weight")
+    return _with_line(f"Initialise {_names(places)}, or give it weights other than zero", line)
+
+
+def _part(alike: Sequence[Finding], report: ModelDiagnosis, *, of_followers: bool = False) -> str:
+    """How to part those of these units that are equal, too; empty if none are."""
+    equal = [finding for finding in alike if finding.verdict is Verdict.FROZEN]
+    if not equal:
+        return ""
+    if all(finding.value is None and finding.cause is not Cause.ZERO for finding in equal):
+        line = _line_of_noise(equal, report)  # rows that were copied are worth keeping
+    else:
+        line = _line_to_draw(equal, report)
+    if of_followers:
+        return _with_line(f"The units of {_names(_layers(equal))} are equal, too, and need weights that differ", line)
+    if not line:
+        return "Give these units weights that differ."
+    return f"Give these units weights that differ, e.g. `{line}`."
+
+
+def _followers_text(followers: Sequence[Finding], report: ModelDiagnosis) -> str:
+    """Which layers get no gradient either."""
+    order = {name: i for i, name in enumerate(report.layers)}
+    names = sorted(_layers(followers), key=lambda name: order.get(name, len(order)))
+    if not names:
+        return ""
+    rest = len(names) - 1
+    more = f" and {rest} more layer{'s' if rest > 1 else ''} get" if rest else " gets"
+    return f"{names[0]}{more} no gradient for this reason."
+
+
+def _draw_anew(alike: Sequence[Finding], report: ModelDiagnosis) -> str:
+    """How to initialise layers at random."""
+    line = _line_to_draw(alike, report)
+    if line:
+        return f"Initialise at random, e.g. `{line}`."
+    return "Initialise the weights at random, e.g. with torch.nn.init.kaiming_uniform_."
+
+
+def _line_to_draw(alike: Sequence[Finding], report: ModelDiagnosis) -> str:
+    """A line of code that draws the weights of some layers anew; empty if none is known."""
+    names = _layers(alike)
+    accesses = [_access(name, report) for name in names]
+    if not all(access.weights for access in accesses):
+        return ""
+    weights = [weight for access in accesses for weight in access.weights]
+    has_several = any(len(access.weights) > 1 for access in accesses)
+    reset = _reset_line(names, report) if has_several else ""
+    return reset or line_for("torch.nn.init.kaiming_uniform_({})", weights, each="weight")
+
+
+def _reset_line(names: Sequence[str], report: ModelDiagnosis) -> str:
+    """A line of code that initialises modules as torch does; empty if one of them cannot be."""
+    accesses = [_access(name, report) for name in names]
+    if not all(access.can_reset and access.module for access in accesses):
+        return ""
+    return line_for("{}.reset_parameters()", [access.module for access in accesses], each="module")
+
+
+def _add_noise(alike: Sequence[Finding], report: ModelDiagnosis) -> str:
+    """How to part copies."""
+    line = _line_of_noise(alike, report)
+    noise = f"Add noise to the copies, e.g. `{line}`," if line else "Add noise to the copies,"
+    return f"{noise} or keep only one of each if they are hidden units."
+
+
+def _line_of_noise(alike: Sequence[Finding], report: ModelDiagnosis) -> str:
+    """A line of code that adds noise to the weights of some layers; empty if none is known."""
+    accesses = [_access(name, report) for name in _layers(alike)]
+    if not all(access.weights for access in accesses):
+        return ""
+    weights = [weight for access in accesses for weight in access.weights]
+    return line_for("{0}.data += 0.02 * torch.randn_like({0})", weights, each="weight")
+
+
+def _with_line(text: str, line: str) -> str:
+    """A sentence, with a line of code if there is one."""
+    return f"{text}: `{line}`." if line else f"{text}."
+
+
+def _layers(findings: Iterable[Finding]) -> list[str]:
+    """The names of the layers of findings, each once."""
+    return list(dict.fromkeys(finding.layer for finding in findings))
+
+
+def _access(name: str, report: ModelDiagnosis) -> Access:
+    return report.access.get(name, Access())
+
+
+def _names(names: Sequence[str]) -> str:
+    """Some names in a few words.
+
+    >>> _names(["a", "b", "c", "d"])
+    'a, b, ..., d'
+    """
+    return ", ".join(names if len(names) <= 3 else (*names[:2], "...", names[-1]))
 
 
 def _number(finding: Finding) -> str:
-    return f"{finding.value:.6g}"
+    return "0" if finding.value is None else f"{finding.value:.6g}"

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from lightning_symmetry.verdicts.stops import GradientStop
+from lightning_symmetry.verdicts.codes import CODE_OF_STOP, Code
+from lightning_symmetry.verdicts.stops import GradientStop, StopKind
 from lightning_symmetry.verdicts.tables import describe_groups, shorten
 from lightning_symmetry.verdicts.verdict import Verdict
 
@@ -83,6 +84,11 @@ class UnitGroup:
     num_watched: int = 0
     stop: GradientStop | None = None
     follows: str = ""
+
+    @property
+    def code(self) -> str:
+        """The code of what is said of the units, such as ``"SYM101"``; empty where there is nothing to say."""
+        return _code_of(self)
 
     def __repr__(self) -> str:
         return f"<UnitGroup {self.verdict}, {self.cause}: {describe_groups([self.units], None)}>"
@@ -279,10 +285,52 @@ class Finding:
     stop: GradientStop | None = None
     follows: str = ""
 
+    @property
+    def code(self) -> str:
+        """The code of what is said of it, such as ``"SYM101"``; each has a section on the page of codes.
+
+        Example:
+            >>> group = UnitGroup((0, 1), Verdict.LOCKED, Cause.CONSTANT, value=0.5)
+            >>> group.code
+            'SYM101'
+        """
+        return Code.COPIED_MODULES.value if self.modules else _code_of(self)
+
     def __repr__(self) -> str:
         what = f"{len(self.modules):,} modules" if self.modules else describe_groups([self.units], None)
         until = "" if self.broken_step is None else f", broken at step {self.broken_step}"
         return f"<Finding in {shorten(self.layer)}: {self.verdict} since step {self.first_step}{until}; {what}>"
+
+
+def gradients_cancel(group: UnitGroup | Finding) -> bool:
+    """Return whether rows of zeros get nothing but rounding errors: all that follows treats their units alike."""
+    return group.verdict is Verdict.FROZEN and group.cause is Cause.ZERO and group.reason is Reason.ROUNDING_AGAIN
+
+
+def _code_of(group: UnitGroup | Finding) -> str:
+    """Return the code of what is said of units; empty for verdicts of which nothing is said."""
+    if group.verdict in (Verdict.FROZEN, Verdict.DEAD, Verdict.IDLE):
+        return _code_without_gradient(group).value
+    if group.verdict is Verdict.LOCKSTEP:
+        return Code.LOCKSTEP.value
+    if group.verdict is not Verdict.LOCKED:
+        return ""
+    if group.origin is Origin.COLLAPSE:
+        return Code.COLLAPSED.value
+    if group.cause is Cause.MIRRORED:
+        return Code.MIRRORED_ROWS.value
+    if group.cause is Cause.ZERO:
+        return Code.ZERO_INIT.value
+    return (Code.COPIED_ROWS if group.value is None else Code.CONSTANT_INIT).value
+
+
+def _code_without_gradient(group: UnitGroup | Finding) -> Code:
+    if group.stop is not None and group.stop.kind is not StopKind.UNKNOWN:
+        is_rounding = group.stop.kind is StopKind.ROUNDING
+        return Code.ZERO_INIT if is_rounding and gradients_cancel(group) else CODE_OF_STOP[group.stop.kind]
+    if group.reason is Reason.ROUNDING_AGAIN:
+        return Code.ZERO_INIT if gradients_cancel(group) else Code.ROUNDING
+    return Code.NOT_MEASURED
 
 
 def under_all_names(diagnoses: Iterable[LayerDiagnosis]) -> dict[str, LayerDiagnosis]:

@@ -17,7 +17,7 @@ from lightning_symmetry.verdicts.advice import messages
 from lightning_symmetry.verdicts.diagnoses import LayerDiagnosis, worst_first
 from lightning_symmetry.verdicts.model_diagnosis import ModelDiagnosis, Status
 from lightning_symmetry.verdicts.tables import shorten
-from lightning_symmetry.verdicts.text import groups_in_words, totals
+from lightning_symmetry.verdicts.text import groups_in_words, idle_notes, totals
 from lightning_symmetry.verdicts.verdict import Verdict
 
 _MAX_ROWS = 40
@@ -50,7 +50,7 @@ def report_html(report: ModelDiagnosis, heatmaps: Mapping[str, bytes]) -> str:
 
     Returns:
         A fragment of HTML: a heading, a table of the layers with the worst of them first, what the verdicts mean, the
-        findings with advice, the heatmaps, and what was not looked at.
+        findings with advice, idle units, the heatmaps, and what was not looked at.
 
     Example:
         >>> html = report_html(ModelDiagnosis(3, {"<b>": LayerDiagnosis("<b>", 4, 8)}), {})
@@ -62,6 +62,7 @@ def report_html(report: ModelDiagnosis, heatmaps: Mapping[str, bytes]) -> str:
         _table(report),
         _legend(report),
         _list("Findings", messages(report.findings, report)),
+        _list("Idle", idle_notes(report)),
         # The findings speak of the others.
         _list(
             "Copies", [f"{copy.describe()} ({copy.verdict})" for copy in report.copies if not copy.verdict.is_warning]

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
+from lightning_symmetry.verdicts.access import Access
 from lightning_symmetry.verdicts.diagnoses import Cause, CopyGroup, Finding, LayerDiagnosis, Origin
 
 Status = Literal["healthy", "symmetric", "inconclusive"]
@@ -28,6 +29,7 @@ class ModelDiagnosis:
     reasons: list[str] = field(default_factory=list)
     untrained: dict[str, str] = field(default_factory=dict)
     idle_inputs: dict[str, int] = field(default_factory=dict)
+    access: dict[str, Access] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def status(self) -> Status:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from lightning_symmetry.verdicts.advice import idle_text
 from lightning_symmetry.verdicts.diagnoses import LayerDiagnosis, Reason
 from lightning_symmetry.verdicts.model_diagnosis import ModelDiagnosis, describe_work
 from lightning_symmetry.verdicts.tables import describe_groups, plain_table
@@ -15,6 +16,7 @@ from lightning_symmetry.verdicts.verdict import Verdict
 
 # Inputs from units that are shut for all samples are common in healthy networks, and few.
 _TOLD_INPUTS = 0.25
+_MAX_IDLE = 5
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -89,6 +91,7 @@ def notes(report: ModelDiagnosis) -> list[str]:
     present = {group.verdict for layer in report.distinct_layers for group in layer.groups}
     told = [verdict for verdict in Verdict if verdict in present and verdict.traits.note]
     lines = [f"{verdict}: {verdict.traits.note}" for verdict in told]
+    lines += idle_notes(report)
     pruned = sum(
         len(group.units) for layer in report.distinct_layers for group in layer.groups if group.reason is Reason.PRUNED
     )
@@ -108,6 +111,23 @@ def notes(report: ModelDiagnosis) -> list[str]:
             "the module; `register_layer` says what its units are"
         )
     return lines
+
+
+def idle_notes(report: ModelDiagnosis) -> list[str]:
+    """Return for layers with idle units why they have no gradient, and where it stops."""
+    by_layer = [
+        [
+            idle_text(layer.name, group, layer.num_units)
+            for group in layer.groups
+            if group.verdict is Verdict.IDLE and group.stop is not None
+        ]
+        for layer in report.distinct_layers
+    ]
+    told = [texts for texts in by_layer if texts]
+    rest = len(told) - _MAX_IDLE
+    return [text for texts in told[:_MAX_IDLE] for text in texts] + (
+        [f"and {rest} more layer{'s' if rest > 1 else ''} with idle units"] if rest > 0 else []
+    )
 
 
 def summarise(layer: LayerDiagnosis) -> str:

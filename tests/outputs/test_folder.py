@@ -49,7 +49,7 @@ def test_a_sick_training_leaves_everything(tmp_path: Path) -> None:
     first = found["findings"][0]
     assert first.keys() == {
         *("layer", "units", "verdict", "cause", "value", "origin", "reason", "first_step", "last_step"),
-        *("broken_step", "modules", "mirrored", "message"),
+        *("broken_step", "modules", "mirrored", "message", "code", "stop", "follows"),
     }
     assert (first["layer"], first["units"], first["verdict"]) == ("0", list(range(16)), "locked")
     assert first["message"].startswith(

@@ -64,7 +64,9 @@ def test_one_summary_per_check_tells_what_the_report_told(tmp_path: Path) -> Non
         told = [(group.size, group.verdict, group.since) for group in state.groups]
         assert told == [(len(group.units), group.verdict, group.first_step) for group in layer.groups]
     assert widths(folded, "net.0") == {0: 1, 1: 1}  # frozen at first sight, locked at the next
-    assert {finding["why"] for finding in folded.to_json()["findings"]} == {why(found) for found in monitor.findings}
+    assert {finding["why"] for finding in folded.to_json()["findings"]} == {
+        why([found], monitor.report) for found in monitor.findings
+    }
     assert [finding["who"] for finding in folded.to_json()["findings"]] == ["all 16 units", "all 8 units"]
 
 

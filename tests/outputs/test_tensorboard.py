@@ -101,7 +101,8 @@ def test_scalars_text_and_pictures_of_a_sick_run(tmp_path: Path) -> None:
         *(
             f"- **net.{layer}**, locked: They are identical in weights and gradients (locked since step 0): they "
             "train as 1 unit. Every weight is 0.5: constant initialisation. "
-            "Initialise with e.g. torch.nn.init.kaiming&#95;uniform&#95;."
+            "Initialise at random, e.g. &#96;torch.nn.init.kaiming&#95;uniform&#95;(model.net&#91;"
+            f"{layer}&#93;.weight)&#96;. &#91;SYM101&#93;"
             for layer in (0, 2)
         ),
     ]

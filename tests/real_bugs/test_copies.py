@@ -148,7 +148,7 @@ CASES = [
         ("https://github.com/EdanToledo/Stoix/issues/72", "https://github.com/EdanToledo/Stoix/pull/73"),
         lambda: Critics(twins(2)),
         lambda: Critics([Critic() for _ in range(2)]),
-        (Found("critics.0, critics.1", "locked", "copied", ((0, 1),), "Initialise each anew"),),
+        (Found("critics.0, critics.1", "locked", "copied", ((0, 1),), "Build each of them anew"),),
         loss=clipped_double_q,
     ),
     Case(
@@ -162,7 +162,7 @@ CASES = [
                 "locked",
                 "copied",
                 ((0, 1, 2, 3, 4),),
-                "Initialise each anew",
+                "Build each of them anew",
             ),
         ),
         loss=clipped_double_q,

@@ -38,7 +38,7 @@ CASES = [
                 "dead",
                 "negative weights",
                 (tuple(unit for unit in range(16) if unit not in (3, 10)),),
-                way_out="Use a smaller learning rate",
+                way_out="They trained until step 3.",
             ),
         ),
         lr=80.0,
@@ -52,7 +52,7 @@ CASES = [
         ),
         negative,
         hidden,
-        (Found("0", "dead", "negative weights"),),
+        (Found("0", "dead", "negative weights", way_out="None of their weights is positive."),),
         steps=80,
     ),
 ]

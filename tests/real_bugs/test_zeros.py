@@ -167,7 +167,7 @@ CASES = [
         (
             Found("first", "frozen", "zero"),
             Found("last", "frozen", "zero"),
-            Found("other", "dead", "cut off", way_out="Mend those"),
+            Found("other", "dead", "cut off", way_out="[SYM3"),
         ),
     ),
     Case(
@@ -182,7 +182,7 @@ CASES = [
         ("https://github.com/TencentARC/LLaMA-Pro/issues/28",),
         lambda: expanded(0.0, is_output_zero=False),
         lambda: expanded(1.0, is_output_zero=True),
-        tuple(Found(f"1.{name}", "dead", "cut off", way_out="Mend those") for name in ("gate", "up", "down")),
+        tuple(Found(f"1.{name}", "dead", "cut off", way_out="[SYM3") for name in ("gate", "up", "down")),
         steps=80,
     ),
 ]
@@ -202,6 +202,6 @@ def test_the_fix_is_silent(case: Case) -> None:
 
 
 def test_the_message_does_not_point_behind_a_zero_that_lies_before() -> None:
-    cut_off = [text for text in train_buggy(EXPANDED).said if "cut off" in text]
-    assert cut_off
-    assert all("before or after them" in text for text in cut_off)
+    said = train_buggy(EXPANDED).said
+    assert said
+    assert not any("after them" in text for text in said)

@@ -56,7 +56,7 @@ def test_the_plugin_needs_no_torch() -> None:
             for room in ("events", "folding", "legend", "plugin", "reading")
         ),
         "lightning_symmetry.verdicts",
-        *(f"lightning_symmetry.verdicts.{room}" for room in ("diagnoses", "stops", "tables", "verdict")),
+        *(f"lightning_symmetry.verdicts.{room}" for room in ("codes", "diagnoses", "stops", "tables", "verdict")),
     }
 
 

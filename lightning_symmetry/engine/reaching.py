@@ -1,0 +1,83 @@
+"""How a line of code reaches the layers and modules of a model, so that advice can be code that runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from torch import Tensor, nn
+
+from lightning_symmetry.modules import held, own_parameters
+from lightning_symmetry.units.layers import Layer
+from lightning_symmetry.units.naming import readable_names
+from lightning_symmetry.verdicts.access import Access, module_expression
+
+
+def access_to(model: nn.Module, layers: Iterable[Layer]) -> dict[str, Access]:
+    """Return by name how code reaches each module of a model, and each of its layers.
+
+    Args:
+        model: the model; code calls it ``model``.
+        layers: its layers.
+
+    Example:
+        >>> net = nn.Sequential(nn.ReLU(), nn.Linear(2, 3))
+        >>> access_to(net, [])["1"]
+        Access(module='model[1]', weights=('model[1].weight',), biases=('model[1].bias',), can_reset=True)
+    """
+    every = list(readable_names(model))
+    modules = {path: module for _, path, module in every}
+    accesses: dict[str, Access] = {}
+    expressions: dict[int, str] = {}  # by identity of a parameter
+    owners: dict[int, Access] = {}  # likewise
+    for name, path, module in every:
+        expression = module_expression(path) if _leads_to(path, modules) else ""
+        if not expression:
+            continue
+        own = own_parameters(module)
+        expressions |= {
+            id(parameter): f"{expression}.{each}"
+            for each, parameter in own.items()
+            if module_expression(each) and id(parameter) not in expressions
+        }
+        accesses[name] = _access(expression, own.values(), expressions, can_reset=_can_reset(module))
+        owners |= {id(parameter): accesses[name] for parameter in own.values()}
+    for layer in layers:
+        tensors = layer.all_tensors()
+        owner = owners.get(id(tensors[0].weights), Access())
+        plain = [tensor.weights for tensor in tensors if tensor.is_plain]
+        accesses[layer.name] = _access(owner.module, plain, expressions, can_reset=owner.can_reset)
+    return accesses
+
+
+def _access(module: str, parameters: Iterable[Tensor], expressions: Mapping[int, str], *, can_reset: bool) -> Access:
+    known = [(tensor, expressions[id(tensor)]) for tensor in parameters if id(tensor) in expressions]
+    weights = tuple(expression for tensor, expression in known if tensor.dim() >= 2)
+    biases = tuple(expression for tensor, expression in known if tensor.dim() == 1 and _is_bias(expression))
+    return Access(module, weights, biases, can_reset)
+
+
+def _leads_to(path: str, modules: Mapping[str, nn.Module]) -> bool:
+    """Return whether attributes and places in lists, step by step, lead from the model to a module."""
+    before = ""
+    for step in path.split(".") if path else []:
+        parent = modules.get(before)
+        if parent is None:
+            return False
+        if step.isdecimal():
+            in_order = isinstance(parent, (nn.Sequential, nn.ModuleList)) and list(held(parent, "_modules"))
+            if not in_order or in_order.index(step) != int(step):
+                return False
+        elif hasattr(type(parent), step):
+            return False
+        before = f"{before}.{step}" if before else step
+    return path in modules
+
+
+def _is_bias(expression: str) -> bool:
+    return "bias" in expression.rpartition(".")[2]
+
+
+def _can_reset(module: nn.Module) -> bool:
+    """Return whether a module has the ``reset_parameters`` of torch, which initialises all that it holds."""
+    reset = getattr(type(module), "reset_parameters", None)
+    return getattr(reset, "__module__", "").startswith("torch.nn.modules")

@@ -1,0 +1,72 @@
+"""How a line of code reaches what a name in a report stands for.
+
+Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from keyword import iskeyword
+
+# More targets make a line that nobody reads.
+_MAX_TARGETS = 8
+
+
+@dataclass(frozen=True)
+class Access:
+    """How code reaches a module, or the part of one that is a layer.
+
+    Attributes:
+        module: an expression for the module; of a layer that is a part of a module, for that one; empty if it is
+            not known.
+        weights: expressions for the parameters of two or more dimensions that feed its units.
+        biases: expressions for its biases.
+        can_reset: whether the module has the method ``reset_parameters`` of its class in torch, which initialises all
+            of its parameters anew.
+    """
+
+    module: str = ""
+    weights: tuple[str, ...] = ()
+    biases: tuple[str, ...] = ()
+    can_reset: bool = False
+
+
+def module_expression(name: str) -> str:
+    """Return an expression for the module of this name in ``model``; empty if the name is not made of plain steps.
+
+    Whether there is such a module, and whether it holds its children by number, the name alone does not tell.
+
+    Example:
+        >>> module_expression("net.0.fc"), module_expression("0"), module_expression(""), module_expression("q (part)")
+        ('model.net[0].fc', 'model[0]', 'model', '')
+    """
+    expression = "model"
+    for step in name.split(".") if name else []:
+        if step.isdecimal() and step.isascii():
+            expression += f"[{int(step)}]"
+        elif step.isidentifier() and not iskeyword(step):
+            expression += f".{step}"
+        else:
+            return ""
+    return expression
+
+
+def line_for(call: str, targets: Sequence[str], *, each: str) -> str:
+    """Return a line of code that does the same to all targets; empty if there are none, or too many for a line.
+
+    Args:
+        call: the code, in which ``{}`` stands for a target.
+        targets: expressions.
+        each: the name of one of them in a loop.
+
+    Example:
+        >>> print(line_for("{}.reset_parameters()", ["model.a", "model.b"], each="module"))
+        for module in (model.a, model.b): module.reset_parameters()
+    """
+    distinct = list(dict.fromkeys(targets))
+    if not distinct or len(distinct) > _MAX_TARGETS:
+        return ""
+    if len(distinct) == 1:
+        return call.format(distinct[0])
+    return f"for {each} in ({', '.join(distinct)}): {call.format(each)}"
