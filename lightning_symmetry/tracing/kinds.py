@@ -190,10 +190,10 @@ def constant_output(node: Any, index: int = 0) -> str | None:
         dim = node._saved_dim
         return "it is taken over a single number" if shapes[0][dim - 2**64 if dim >= 2**63 else dim] == 1 else None
     if operation in ("NativeLayerNorm", "FusedRmsNorm"):
-        return "it normalises single numbers" if math.prod(node._saved_normalized_shape) == 1 else None
+        return "it normalises over a single number" if math.prod(node._saved_normalized_shape) == 1 else None
     if operation == "NativeGroupNorm":
         size = node._saved_C // node._saved_group * node._saved_HxW
-        return "it normalises single numbers" if size == 1 else None
+        return "it normalises over a single number" if size == 1 else None
     if operation == "Div" and _is_over_own_sum(node):
         return "a single number is divided by itself"
     if operation.startswith("ScaledDotProduct") and index < 2:
@@ -223,7 +223,7 @@ def _num_keys(node: Any) -> int:
 @_kind(StopKind.ONE_VALUE)
 def _one_value(stop: Stop) -> str | None:
     if stop.is_of(nn.RMSNorm) and math.prod(stop.call.module.normalized_shape) == 1:  # type: ignore[union-attr, arg-type]
-        return "it normalises single numbers"
+        return "it normalises over a single number"
     return constant_output(stop.node, stop.index)
 
 
@@ -243,7 +243,7 @@ def _dropped(stop: Stop) -> str | None:
         return "all of them were masked"
     is_constant = stop.factor is not None and stop.factor.node is None and not stop.factor.is_parameter
     if stop.operation in ("Mul", "Bmm") and is_constant and stop.is_factor_zero:
-        return "they are multiplied by zeros, which no parameter is behind"
+        return "it multiplies them by a constant or a mask of zeros"
     return None
 
 
@@ -253,7 +253,7 @@ def _zero_weights(stop: Stop) -> str | None:
         return None
     if stop.factor.is_parameter:
         gains = stop.operation in ("Mul", "NativeLayerNorm", "NativeBatchNorm", "CudnnBatchNorm", "NativeGroupNorm")
-        return "its gains for them are zero" if gains else "its weights for them are zero"
+        return "its gains for these units are zero" if gains else "its weights for these units are zero"
     if stop.source is not None and has_zero_weights(stop.source.module):
         return f"they are multiplied by what {stop.source.name} puts out, whose weights are zero"
     return None

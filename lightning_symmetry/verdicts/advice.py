@@ -339,7 +339,11 @@ def _where(alike: Sequence[Finding]) -> str:
         return f"A gradient reached them, and was zero when the optimizer stepped{detail}."
     places = list(dict.fromkeys(stop.at for stop in stops if stop.at))
     at = f" at {_names(places)}" if places else ""
-    return f"The gradient stops{at}, {_STOPPED[stops[0].kind]}{detail}."
+    # Of an activation the detail is a range, which tells nothing alone; elsewhere it says all.
+    is_activation = stops[0].kind in (StopKind.CLOSED, StopKind.SATURATED)
+    return (
+        f"The gradient stops{at}{detail if detail and not is_activation else f', {_STOPPED[stops[0].kind]}{detail}'}."
+    )
 
 
 def _observed(finding: Finding) -> str:
