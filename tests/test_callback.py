@@ -88,17 +88,19 @@ def test_message_names_layer_units_verdict_cause_and_way_out() -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "cause", "text"),
+    ("value", "cause", "text", "place"),
     [
-        (0.0, "zero", "Every weight is 0."),
-        (-0.5, "dead", "Every weight is -0.5."),
+        (0.0, "zero", "Every weight is 0.", "net.4: its weights for these units are zero"),
+        (-0.5, "dead", "Every weight is -0.5.", "net.3, which is closed: its input is at most 0 in all"),
     ],
 )
-def test_frozen_layers_and_their_cause(value: float, cause: str, text: str) -> None:
+def test_frozen_layers_and_their_cause(value: float, cause: str, text: str, place: str) -> None:
     monitor = SymmetryMonitor()
-    messages = warnings_of(Classifier(fill(mlp(), value)), monitor)
-    assert len(messages) == 2
-    assert all(text in message and "frozen since step 0" in message for message in messages)
+    [message] = warnings_of(Classifier(fill(mlp(), value)), monitor)
+    assert text in message
+    assert "frozen since step 0" in message
+    assert f"The gradient stops at {place}" in message
+    assert " gets no gradient for this reason." in message
     assert {(finding.verdict, finding.cause) for finding in monitor.findings} == {(Verdict.FROZEN, cause)}
 
 
@@ -387,9 +389,12 @@ class Deep(nn.Sequential):
 def test_many_alike_layers_share_one_warning_and_a_short_table(capsys: pytest.CaptureFixture[str]) -> None:
     monitor = SymmetryMonitor(every_n_steps=1)
     assert warnings_of(Classifier(fill(Deep(40), 0.0)), monitor) == [
-        "net.0, net.2, ..., net.78 (40 layers): all units of each layer have equal weights and exactly zero gradients "
-        "(frozen since step 0): they do not train at all. That was so in all of the 3 steps watched. Where the "
-        "gradient stops was not measured. Every weight is 0. Give these units weights that differ. [SYM309]"
+        "net.78: all 12 units have equal weights and exactly zero gradients (frozen since step 0): they do not train "
+        "at all. That was so in all of the 3 steps watched. The gradient stops at net.80: its weights for these units "
+        "are zero. net.0 and 38 more layers get no gradient for this reason. Every weight is 0. Initialise net.80, or "
+        "give it weights other than zero: `model.net[80].reset_parameters()`. Give these units weights that differ, "
+        "e.g. `torch.nn.init.kaiming_uniform_(model.net[78].weight)`. The units of net.0, net.2, ..., net.76 are "
+        "equal, too, and need weights that differ. [SYM303]"
     ]
     assert len(monitor.findings) == 40
     out = capsys.readouterr().out

@@ -29,7 +29,7 @@ from lightning_symmetry.units.comparable import Comparable
 from lightning_symmetry.units.discovery import Found
 from lightning_symmetry.units.lookup import FindLayers, rows_by_name
 from lightning_symmetry.units.patterns import unmatched_text
-from lightning_symmetry.verdicts.advice import copies_text, idle_text, messages
+from lightning_symmetry.verdicts.advice import copies_text, idle_texts, messages
 from lightning_symmetry.verdicts.diagnoses import Finding
 from lightning_symmetry.verdicts.doubts import Untrained, untrained_text
 from lightning_symmetry.verdicts.report import SymmetryReport
@@ -502,12 +502,10 @@ class SymmetryEngine:
         """Say of each layer once why units of it have no gradient that are not to blame for it."""
         if self.options.on_symmetry == "ignore":
             return
-        for layer in report.distinct_layers:
-            idle = [group for group in layer.groups if group.verdict is Verdict.IDLE and group.stop is not None]
-            if idle and layer.name not in self._known_idle:
-                self._known_idle.add(layer.name)
-                for group in idle:
-                    self._tell(idle_text(layer.name, group, layer.num_units))
+        layers = [layer for layer in report.distinct_layers if layer.name not in self._known_idle]
+        for text in idle_texts(layers):
+            self._tell(text)
+        self._known_idle |= {layer.name for layer in layers if any(g.verdict is Verdict.IDLE for g in layer.groups)}
 
     def _leave_out(self, layer: Comparable, reason: str) -> None:
         self._warn(f"{self._who} leaves out {layer.name}: {reason}. Training goes on.")

@@ -208,9 +208,9 @@ class GradientTrace:
         """Return where the gradient of the units of a label stops, and which layer stops it."""
         told = None
         for each in self._relevant[i]:
-            constant = _constant_behind(each, each.paths[i], self._targets[i].layer) if may_be_rounding else None
+            constant = self._constant_behind(each, i) if may_be_rounding else None
             if constant is not None:
-                return _Told(constant)
+                return constant
             found = _search(each, each.paths[i], label)
             if found.has_arrived:
                 return _ERASED
@@ -220,6 +220,26 @@ class GradientTrace:
         name = self._holders.get(id(self._targets[i].parameter), "")
         if any(call.name == name for call in self._calls.calls):
             return _Told(GradientStop(StopKind.DETACHED, name, "it is called, and the loss does not depend on it"))
+        return None
+
+    def _constant_behind(self, seen: BackwardPass, i: int) -> _Told | None:
+        """Return the first operation behind a layer whose output is constant: it passes on rounding errors only."""
+        path, layer = seen.paths[i], self._targets[i].layer
+        found = _Found(before={path.start: None})
+        left = deque([path.start])
+        while left:
+            place = left.popleft()
+            for use in seen.uses(place):
+                call = seen.calls.get(use.node)
+                leaf = call if call is not None and call.is_leaf else None
+                told = kind_of(Stop(use.node, use.number, leaf, True, None, None, False, None, 0.0))
+                if told.kind is StopKind.ONE_VALUE:
+                    at = _place_in_words(seen, use.node, found.route(place), layer)
+                    return _Told(replace(told, at=at), self._follows(seen, i, found, place))
+                for each in path.outputs.get(use.node, ()):
+                    if each not in found.before:
+                        found.before[each] = place
+                        left.append(each)
         return None
 
     def _why(self, seen: BackwardPass, i: int, label: int, found: _Found, depth: int) -> _Told:
@@ -410,25 +430,6 @@ def _operations_of(seen: BackwardPass, path: Path) -> set[Any]:
     moved = _of_parameter(seen, path)
     nodes = {place.node for place in moved}
     return {use.node for place in moved for use in seen.uses(place)} - nodes
-
-
-def _constant_behind(seen: BackwardPass, path: Path, layer: str) -> GradientStop | None:
-    """Return the first operation behind a layer whose output is constant, so that it passes on rounding errors only."""
-    found = _Found(before={path.start: None})
-    left = deque([path.start])
-    while left:
-        place = left.popleft()
-        for use in seen.uses(place):
-            call = seen.calls.get(use.node)
-            leaf = call if call is not None and call.is_leaf else None
-            told = kind_of(Stop(use.node, use.number, leaf, True, None, None, False, None, 0.0))
-            if told.kind is StopKind.ONE_VALUE:
-                return replace(told, at=_place_in_words(seen, use.node, found.route(place), layer))
-            for each in path.outputs.get(use.node, ()):
-                if each not in found.before:
-                    found.before[each] = place
-                    left.append(each)
-    return None
 
 
 def _why_in_loss(

@@ -10,9 +10,18 @@ from dataclasses import dataclass
 from itertools import chain, groupby
 
 from lightning_symmetry.verdicts.access import Access, line_for
-from lightning_symmetry.verdicts.diagnoses import Cause, CopyGroup, Finding, Origin, Reason, UnitGroup, gradients_cancel
+from lightning_symmetry.verdicts.diagnoses import (
+    Cause,
+    CopyGroup,
+    Finding,
+    LayerDiagnosis,
+    Origin,
+    Reason,
+    UnitGroup,
+    gradients_cancel,
+)
 from lightning_symmetry.verdicts.model_diagnosis import ModelDiagnosis
-from lightning_symmetry.verdicts.stops import StopKind
+from lightning_symmetry.verdicts.stops import GradientStop, StopKind
 from lightning_symmetry.verdicts.tables import describe_groups
 from lightning_symmetry.verdicts.verdict import Verdict
 
@@ -123,28 +132,39 @@ def _has_no_gradient(finding: Finding) -> bool:
     return finding.verdict in (Verdict.DEAD, Verdict.FROZEN)
 
 
-def idle_text(layer_name: str, group: UnitGroup, num_units: int | None = None) -> str:
-    """Say why units get no gradient that are not to blame for it.
+def idle_texts(layers: Iterable[LayerDiagnosis]) -> list[str]:
+    """Say why units get no gradient that are not to blame for it: a sentence for all layers with one reason.
 
     Args:
-        layer_name: name of their layer.
-        group: the units.
-        num_units: number of units of the layer, if it is known.
+        layers: the layers.
 
     Example:
         >>> from lightning_symmetry.verdicts.stops import GradientStop
         >>> stop = GradientStop(StopKind.UNREAD, "slice after fc")
-        >>> print(idle_text("fc", UnitGroup((4, 5), Verdict.IDLE, Cause.DEAD, stop=stop), 6))
-        fc: 2 of its 6 units get no gradient, since nobody reads their outputs (at slice after fc). Nothing is wrong
-        with them. [SYM401]
+        >>> layer = LayerDiagnosis("fc", 6, 3, groups=[UnitGroup((4, 5), Verdict.IDLE, Cause.DEAD, stop=stop)])
+        >>> print(*idle_texts([layer]))
+        fc: 2 of 6 units, {4, 5}, get no gradient, since nobody reads their outputs (at slice after fc). Nothing is
+        wrong with them. [SYM401]
     """
-    number = len(group.units)
-    if num_units is None:
-        units = f"{number} units get"
-    else:
-        units = f"all {number} units get" if number == num_units else f"{number} of its {num_units} units get"
-    code = f" [{group.code}]" if group.stop is not None and group.stop.kind.is_idle else ""
-    return f"{layer_name}: {units} no gradient, {_why_idle(group)}. Nothing is wrong with them.{code}"
+    alike: dict[GradientStop | None, list[tuple[LayerDiagnosis, UnitGroup]]] = {}
+    for layer in layers:
+        for group in layer.groups:
+            if group.verdict is Verdict.IDLE:
+                alike.setdefault(group.stop, []).append((layer, group))
+    texts = []
+    for several in alike.values():
+        layer, group = several[0]
+        names = list(dict.fromkeys(layer.name for layer, _ in several))
+        if len(names) == 1:
+            units = describe_groups([group.units for _, group in several], layer.num_units)
+            comma = "," if units.endswith(("}", "...")) else ""
+            who = f"{layer.name}: {units}{comma}"
+        else:
+            num_units = sum(len(group.units) for _, group in several)
+            who = f"{_names(names)} ({len(names)} layers): {num_units} units"
+        code = f" [{group.code}]" if group.code else ""
+        texts.append(f"{who} get no gradient, {_why_idle(group)}. Nothing is wrong with them.{code}")
+    return texts
 
 
 def _why_idle(group: UnitGroup) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from lightning_symmetry.verdicts.advice import idle_text
+from lightning_symmetry.verdicts.advice import idle_texts
 from lightning_symmetry.verdicts.diagnoses import LayerDiagnosis, Reason
 from lightning_symmetry.verdicts.model_diagnosis import ModelDiagnosis, describe_work
 from lightning_symmetry.verdicts.tables import describe_groups, plain_table
@@ -115,19 +115,9 @@ def notes(report: ModelDiagnosis) -> list[str]:
 
 def idle_notes(report: ModelDiagnosis) -> list[str]:
     """Return for layers with idle units why they have no gradient, and where it stops."""
-    by_layer = [
-        [
-            idle_text(layer.name, group, layer.num_units)
-            for group in layer.groups
-            if group.verdict is Verdict.IDLE and group.stop is not None
-        ]
-        for layer in report.distinct_layers
-    ]
-    told = [texts for texts in by_layer if texts]
+    told = idle_texts(report.distinct_layers)
     rest = len(told) - _MAX_IDLE
-    return [text for texts in told[:_MAX_IDLE] for text in texts] + (
-        [f"and {rest} more layer{'s' if rest > 1 else ''} with idle units"] if rest > 0 else []
-    )
+    return [*told[:_MAX_IDLE], *([f"and {rest} more reasons of idle units"] if rest > 0 else [])]
 
 
 def summarise(layer: LayerDiagnosis) -> str:

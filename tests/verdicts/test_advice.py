@@ -14,7 +14,7 @@ from lightning_symmetry.engine.options import Options
 from lightning_symmetry.engine.reaching import access_to
 from lightning_symmetry.units.discovery import find_layers
 from lightning_symmetry.verdicts.access import Access
-from lightning_symmetry.verdicts.advice import idle_text, messages, why
+from lightning_symmetry.verdicts.advice import idle_texts, messages, why
 from lightning_symmetry.verdicts.diagnoses import Cause, Finding, Origin, Reason
 from lightning_symmetry.verdicts.stops import GradientStop, StopKind
 
@@ -139,18 +139,22 @@ def test_the_module_with_the_zeros_is_initialised_and_not_the_layer() -> None:
 def test_what_idle_units_wait_for_is_said() -> None:
     group = UnitGroup(tuple(range(24)), Verdict.IDLE, Cause.DEAD, stop=GradientStop(StopKind.UNREAD, "slice after fc"))
     text = (
-        "fc: 24 of its 30 units get no gradient, since nobody reads their outputs (at slice after fc). "
-        "Nothing is wrong with them. [SYM401]"
+        "fc: 24 of 30 units, {0, 1, 2, 3, 4, 5, 6, 7, ...}, get no gradient, since nobody reads their outputs (at "
+        "slice after fc). Nothing is wrong with them. [SYM401]"
     )
-    assert idle_text("fc", group, 30) == text
-    assert idle_text("fc", group, 24).startswith("fc: all 24 units get")
-    assert "for a reason that lies elsewhere" in idle_text("fc", replace(group, stop=None), 30)
+    fc, other = LayerDiagnosis("fc", 30, 8, groups=[group]), LayerDiagnosis("other", 24, 8, groups=[group])
+    assert idle_texts([fc]) == [text]
+    [both] = idle_texts([fc, other])
+    assert both.startswith("fc, other (2 layers): 48 units get no gradient, since nobody reads")
+    unknown = replace(other, groups=[replace(group, stop=None)])
+    assert idle_texts([unknown])[0].startswith("other: all 24 units get no gradient, for a reason that lies elsewhere")
     report = SymmetryReport(3, {"fc": LayerDiagnosis("fc", 30, 8, groups=[group])})
     assert text in str(report).splitlines()
     assert "<strong>Idle</strong><ul" in report._repr_html_()
     assert text in report._repr_html_()
-    many = {name: LayerDiagnosis(name, 30, 8, groups=[group]) for name in "abcdefgh"}
-    assert "and 3 more layers with idle units" in str(SymmetryReport(3, many)).splitlines()
+    elsewhere = {name: replace(group, stop=GradientStop(StopKind.UNREAD, f"slice after {name}")) for name in "abcdefgh"}
+    many = {name: LayerDiagnosis(name, 30, 8, groups=[each]) for name, each in elsewhere.items()}
+    assert "and 3 more reasons of idle units" in str(SymmetryReport(3, many)).splitlines()
 
 
 def test_idle_units_of_a_layer_are_told_of_once() -> None:
