@@ -11,6 +11,7 @@ from itertools import chain, groupby
 
 from lightning_symmetry.verdicts.access import Access, line_for
 from lightning_symmetry.verdicts.diagnoses import (
+    THE_LOSS,
     Cause,
     CopyGroup,
     Finding,
@@ -286,16 +287,37 @@ def _why(alike: Sequence[Finding], followers: Sequence[Finding], report: ModelDi
     if first.modules:
         sentences = _why_copies(first, report)
     elif first.verdict is Verdict.LOCKSTEP:
-        sentences = [
-            "Whatever follows them treats them alike, such as a loss that sums the outputs, or equal weights in the "
-            "layer that reads them.",
-            "Let the loss tell them apart, or, if a layer reads them, initialise that one at random.",
-        ]
+        sentences = _why_parallel(first, report)
     elif _has_no_gradient(first) and not gradients_cancel(first):
         sentences = _why_no_gradient(alike, followers, report)
     else:
         sentences = _why_as_one(alike, report)
     return " ".join(filter(None, [*sentences, _whose_slices(first, report), f"[{first.code}]"]))
+
+
+def _why_parallel(finding: Finding, report: ModelDiagnosis) -> list[str]:
+    """Why units move in parallel, and the way out."""
+    if finding.kept_by == THE_LOSS:
+        return [_kept(finding), "Use a loss in which each of them counts differently: their sum tells no two apart."]
+    if finding.kept_by:
+        weights = _access(finding.kept_by, report).weights
+        line = line_for("torch.nn.init.kaiming_uniform_({})", weights, each="weight")
+        return [_kept(finding), _with_line(f"Initialise {finding.kept_by} at random", line)]
+    return [
+        "Whatever follows them treats them alike, such as a loss that sums the outputs, or equal weights in the layer "
+        "that reads them.",
+        "Let the loss tell them apart, or, if a layer reads them, initialise that one at random.",
+    ]
+
+
+def _kept(finding: Finding) -> str:
+    """What keeps units equal; empty if that is not known."""
+    if finding.kept_by == THE_LOSS:
+        return "They are outputs of the model, and the loss treats them alike."
+    if not finding.kept_by:
+        return ""
+    sign = " up to sign" if finding.mirrored else ""
+    return f"{finding.kept_by} reads them alike: its weights for them are equal{sign}."
 
 
 def _why_as_one(alike: Sequence[Finding], report: ModelDiagnosis) -> list[str]:
@@ -317,11 +339,12 @@ def _why_as_one(alike: Sequence[Finding], report: ModelDiagnosis) -> list[str]:
             "Some of their rows are mirror images, the negatives, of others: behind an odd or even activation, such as "
             "tanh, they stay so."
         )
-        return [cause, _draw_anew(alike, report)]
+        return [cause, _kept(first), _draw_anew(alike, report)]
     if first.value is not None or first.cause is Cause.ZERO:
         kind = "zero" if first.cause is Cause.ZERO else "constant"
-        return [f"Every weight is {_number(first)}: {kind} initialisation.", _draw_anew(alike, report)]
-    return ["Their rows are copies of one another: tiled, copied or padded weights.", _add_noise(alike, report)]
+        return [f"Every weight is {_number(first)}: {kind} initialisation.", _kept(first), _draw_anew(alike, report)]
+    copied = "Their rows are copies of one another: tiled, copied or padded weights."
+    return [copied, _kept(first), _add_noise(alike, report)]
 
 
 def _why_copies(finding: Finding, report: ModelDiagnosis) -> list[str]:

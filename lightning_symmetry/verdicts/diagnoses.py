@@ -15,6 +15,9 @@ from lightning_symmetry.verdicts.stops import GradientStop, StopKind
 from lightning_symmetry.verdicts.tables import describe_groups, shorten
 from lightning_symmetry.verdicts.verdict import Verdict
 
+# What keeps outputs of the model equal.
+THE_LOSS = "the loss"
+
 
 class Cause(StrEnum):
     """How a group came to be, as far as its weights and gradients tell."""
@@ -71,6 +74,7 @@ class UnitGroup:
         num_watched: at how many optimizer steps in a row the gradients of all units were seen to be exactly zero.
         stop: where their gradient stops; None if it does not, or if no step was traced.
         follows: name of the layer that stops it, if that is another one with zero gradients; else empty.
+        kept_by: as :attr:`Finding.kept_by`.
     """
 
     units: tuple[int, ...]
@@ -84,6 +88,7 @@ class UnitGroup:
     num_watched: int = 0
     stop: GradientStop | None = None
     follows: str = ""
+    kept_by: str = ""
 
     @property
     def code(self) -> str:
@@ -104,6 +109,7 @@ class UnitGroup:
             "mirrored": list(self.mirrored),
             "stop": None if self.stop is None else self.stop.to_dict(),
             "follows": self.follows,
+            "kept_by": self.kept_by,
         }
 
 
@@ -267,6 +273,8 @@ class Finding:
         stop: where the gradient of the units stops, for frozen and dead ones, measured by tracing one step; None if no
             step was traced.
         follows: name of the layer with zero gradients of which this finding is a consequence; empty for a root.
+        kept_by: what keeps units equal that train as one: the name of the layer that reads them with equal weights, or
+            ``"the loss"`` of outputs of the model; empty if that is not known.
     """
 
     layer: str
@@ -284,6 +292,7 @@ class Finding:
     num_watched: int = 0
     stop: GradientStop | None = None
     follows: str = ""
+    kept_by: str = ""
 
     @property
     def code(self) -> str:

@@ -131,5 +131,6 @@ def _from_plain(values: Mapping[str, Any]) -> Finding:
             "modules": tuple(values["modules"]),
             "stop": GradientStop.from_dict(values["stop"]) if values.get("stop") else None,
             "follows": str(values.get("follows", "")),
+            "kept_by": str(values.get("kept_by", "")),
         }
     )

@@ -213,6 +213,12 @@ class LayerState:
         for unit in [unit for unit in self._stopped if not is_silent[unit]]:
             del self._stopped[unit]
 
+    def note_keeper(self, units: tuple[int, ...], kept_by: str) -> None:
+        """Note what keeps some units equal."""
+        for record in self.holding:
+            if record.warned_units == units:
+                record.kept_by = kept_by
+
     def is_to_be_traced(self, step: int) -> bool:
         """Return whether the next step should be traced: a verdict on zero gradients is near, or idle ones last.
 

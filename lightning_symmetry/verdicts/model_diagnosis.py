@@ -70,6 +70,7 @@ class ModelDiagnosis:
                 num_watched=group.num_watched,
                 stop=group.stop,
                 follows=group.follows,
+                kept_by=group.kept_by,
             )
             for layer in self.distinct_layers
             for group in layer.groups
@@ -188,7 +189,8 @@ class ModelDiagnosis:
               one number; ``first_step``, the step of the check that saw the group first, null after a single look;
               ``mirrored``, those of the units whose row is the negative of the first unit's; ``stop``, where their
               gradient stops, a dict with ``kind``, ``at`` and ``detail``, null where no step was traced; ``follows``,
-              the layer of which that is a consequence, empty for a root.
+              the layer of which that is a consequence, empty for a root; ``kept_by``, what keeps equal units equal, a
+              layer or ``"the loss"``, empty if that is not known.
             - ``skipped``: by module name, why it was not inspected.
             - ``copies``: a list of dicts with ``modules``, the names of modules that are equal, and ``verdict``.
             - ``coverage``: share of the weights that were looked at, between 0 and 1.

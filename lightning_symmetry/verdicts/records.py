@@ -43,6 +43,7 @@ class Record:
         row_names: names of the rows, if they are whole modules.
         mirrored: units whose row is the negative of the first unit's.
         stopped: where the gradient stops that is zero; None if it is not, or if no step was traced.
+        kept_by: as :attr:`Finding.kept_by`.
     """
 
     units: tuple[int, ...]
@@ -67,6 +68,7 @@ class Record:
     warned_reason: Reason = Reason.UNDECIDED
     mirrored: tuple[int, ...] = ()
     stopped: Stopped | None = None
+    kept_by: str = ""
     _group: UnitGroup | None = field(default=None, init=False, repr=False, compare=False)
 
     @property
@@ -134,6 +136,7 @@ class Record:
     def to_finding(self, layer: str) -> Finding:
         """What the user is told of the group."""
         assert self.warned is not None
+        stop, follows = self.stopped or (None, "")
         return Finding(
             layer,
             self.warned_units,
@@ -148,7 +151,9 @@ class Record:
             self.warned_reason,
             tuple(sorted({*self.mirrored}.intersection(self.warned_units))) if self.mirrored else (),
             self.warned_watched,
-            *(self.stopped or ()),
+            stop,
+            follows,
+            self.kept_by,
         )
 
     def to_group(self) -> UnitGroup:
@@ -156,10 +161,10 @@ class Record:
         known = self._group
         reason = Reason.PRUNED if self.is_pruned else self.warned_reason
         stop, follows = self.stopped or (None, "")
-        now = self.units, self.verdict, self.cause, reason, self.mirrored, self.num_watched, stop, follows
+        now = self.units, self.verdict, self.cause, reason, self.mirrored, self.num_watched, stop, follows, self.kept_by
         if known is None or now != (
             *(known.units, known.verdict, known.cause, known.reason, known.mirrored),
-            *(known.num_watched, known.stop, known.follows),
+            *(known.num_watched, known.stop, known.follows, known.kept_by),
         ):
             self._group = known = UnitGroup(
                 self.units,
@@ -173,6 +178,7 @@ class Record:
                 self.num_watched,
                 stop,
                 follows,
+                self.kept_by,
             )
         return known
 
@@ -208,6 +214,7 @@ class Record:
                 "warned": None if values["warned"] is None else Verdict(values["warned"]),
                 "warned_reason": Reason(values.get("warned_reason", Reason.UNDECIDED)),
                 "stopped": stopped_from_state(values.get("stopped")),
+                "kept_by": str(values.get("kept_by", "")),
             }
         )
 

@@ -116,6 +116,7 @@ def test_report_as_dict_and_as_table() -> None:
                 "mirrored": [],
                 "stop": None,
                 "follows": "",
+                "kept_by": "",
             }
         ],
     }
