@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.loss import _Loss
 from torch.utils.hooks import RemovableHandle
 
+from lightning_symmetry.modules import modules_of, own_parameters
 from lightning_symmetry.units.hooks import ModuleHook
 from lightning_symmetry.units.naming import readable_modules
 
@@ -51,7 +52,7 @@ class Range(NamedTuple):
     @classmethod
     def of(cls, numbers: Tensor, dim: int) -> Range:
         """Measure a tensor with at least one number."""
-        flat = numbers.movedim(dim, 0).flatten(1)
+        flat = numbers.movedim(dim, 0).reshape(numbers.shape[dim], -1)
         return cls(flat.amin(1), flat.amax(1), flat.abs().amin(1), flat.shape[1])
 
 
@@ -65,6 +66,7 @@ class Call:
         first: the number that autograd gives the next operation as the call begins.
         last: the same as the call ends.
         has_calls: whether it has called other modules.
+        is_of_loss: whether it is part of a loss.
         ranges: the ranges of what it puts out, along the last dimension and the second one, if it calls no modules.
     """
 
@@ -73,6 +75,7 @@ class Call:
     first: int
     last: int = -1
     has_calls: bool = False
+    is_of_loss: bool = False
     ranges: list[Range] = field(default_factory=list)
 
     @property
@@ -99,6 +102,8 @@ class ModuleCalls:
         calls: all calls that have ended, in this order.
         parameters: by identity of a tensor that was the parameter of a module as it was called, the identity of the
             parameter that the module holds otherwise: FSDP2 puts others in its place for the call.
+        unrecorded: the names of modules that were called where autograd records nothing.
+        recomputed: the names of those that were called again in a backward pass, as in a checkpointed segment.
         is_sealed: whether tensors that autograd has saved may be computed anew when they are read.
     """
 
@@ -110,6 +115,8 @@ class ModuleCalls:
     ) -> None:
         self.calls: list[Call] = []
         self.parameters: dict[int, int] = {}
+        self.unrecorded: set[str] = set()
+        self.recomputed: set[str] = set()
         self.is_sealed = False
         self._on_error, self._on_gradient = on_error, on_gradient
         self._open: list[Call] = []
@@ -125,7 +132,7 @@ class ModuleCalls:
             end = ModuleHook(partial(self._end, name), on_error)
             with suppress(Exception):  # modules of TorchScript take no hooks
                 self._handles.append(module.register_forward_pre_hook(begin))
-                self._handles.append(module.register_forward_hook(end))
+                self._handles.append(module.register_forward_hook(end, always_call=True))  # also if it raises
 
     def mark_of(self, node: Any) -> Mark | None:
         """Return what is noted at a node of autograd's graph; None of what no module has put out."""
@@ -139,6 +146,7 @@ class ModuleCalls:
 
     def _begin(self, name: str, own: Mapping[str, int], module: nn.Module, args: tuple[Any, ...]) -> None:
         if not _is_recording():
+            (self.recomputed if torch.is_grad_enabled() else self.unrecorded).add(name)
             return
         if torch._C._autograd._top_saved_tensors_default_hooks(False) is not None:
             self.is_sealed = True
@@ -159,8 +167,13 @@ class ModuleCalls:
         outputs = [each for each in _tensors_in(output) if each.grad_fn is not None]
         if call.is_leaf:
             call.ranges = _ranges(outputs)
+        # What has no parameters and belongs to no other module may be a loss of the user's own.
+        is_loss = call.is_loss or (not self._open and not any(map(own_parameters, modules_of(module))))
+        if is_loss:
+            for inner in self.calls:
+                inner.is_of_loss |= call.first <= inner.first
         for each in outputs:
-            self._mark(each, is_outermost=not self._open, is_loss=call.is_loss or each.ndim == 0)
+            self._mark(each, is_outermost=not self._open, is_loss=is_loss or each.ndim < 2)
 
     def _mark(self, output: Tensor, *, is_outermost: bool, is_loss: bool) -> None:
         node: Any = output.grad_fn

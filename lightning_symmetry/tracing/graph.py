@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
@@ -52,20 +52,22 @@ class Target:
     Attributes:
         layer: the name of their layer.
         parameter: the tensor that feeds them.
-        labels: for each of its numbers the unit, counted from 1, ``0`` for units that are not traced; None: all of its
-            numbers are traced as one.
-        units: the units; their labels are their places in this tuple, and 1.
+        labels: for each of its numbers its label, counted from 1, or ``0`` if its unit is not traced; None: all of its
+            numbers have label 1.
+        units: the units of each label.
+        is_known: whether it is known which numbers feed which units; if not, more than these have label 1.
     """
 
     layer: str
     parameter: Tensor
     labels: Labels
-    units: tuple[int, ...]
+    units: tuple[tuple[int, ...], ...]
+    is_known: bool = True
 
     @property
     def num_labels(self) -> int:
         """The number of labels."""
-        return 1 if self.labels is None else len(self.units)
+        return len(self.units)
 
 
 @dataclass
@@ -103,8 +105,9 @@ class BackwardPass:
 
     Args:
         model: the model.
-        roots: the nodes at which it starts.
+        outputs: what it starts from.
         targets: what to trace.
+        parameters: identities of the storages of all parameters of the model.
         noted: the calls of modules in the forward pass.
         on_error: called with what fails in a hook.
 
@@ -113,6 +116,8 @@ class BackwardPass:
         calls: by node, the innermost call of a module that it belongs to.
         in_model: the nodes that belong to the model, and not to the loss.
         factors: by use, what the operation multiplies its input by.
+        passed: by use, whether the operation has handed a gradient other than zero to this input.
+        value: the sum of what the pass starts from: of a loss its value; None if that is not known.
         arrived: by tensor on any path, whether a gradient other than zero arrives.
         largest: by node, the largest absolute gradient that arrives.
         fired: the nodes at which it was seen whether a gradient arrives.
@@ -121,8 +126,9 @@ class BackwardPass:
     def __init__(
         self,
         model: nn.Module,
-        roots: Iterable[Any],
+        outputs: Sequence[Tensor],
         targets: Sequence[Target],
+        parameters: Set[int],
         noted: ModuleCalls,
         on_error: Callable[[Exception], None],
     ) -> None:
@@ -130,15 +136,19 @@ class BackwardPass:
         self._noted, self._on_error = noted, on_error
         self._may_read = not noted.is_sealed
         self._targets = targets
+        self._parameters = parameters
+        plain = [each.detach().sum().double() for each in outputs if type(each) is Tensor and each.numel()]
+        self.value = float(sum(plain, torch.zeros(()))) if len(plain) == len(outputs) else None
         self._users: dict[Place, list[Use]] = {}
         self._carried: dict[Use, list[Labels]] = {}  # where nothing is known of the labels of the input
         self._nodes: list[Any] = []
         self._by_key: dict[int, Any] = {}
         self._handles: list[RemovableHandle] = []
-        self._walk(roots)
+        self._walk([each.grad_fn for each in outputs])
         self.calls = _innermost_calls(self._nodes, noted.calls)
         self.in_model = self._find_model()
         self.factors: dict[Use, Factor | None] = {}
+        self.passed: dict[Use, Tensor] = {}
         self.arrived: dict[Place, Tensor] = {}
         self.largest: dict[Any, Tensor] = {}
         self.fired: set[Any] = set()
@@ -157,20 +167,19 @@ class BackwardPass:
         """Return the node with the mark of this key; None if it is not part of this pass."""
         return self._by_key.get(key)
 
-    def watch(self, running: Any | None) -> None:
-        """Put a hook on every node on the paths.
-
-        Args:
-            running: the node that is at work, of which no more hooks can be called.
-        """
-        nodes = {place.node for path in self.paths.values() for place in path.labels}
-        for node in nodes:
-            if node is not running:
-                self._handles.append(node.register_prehook(partial(self._hook, node)))
+    def watch(self) -> None:
+        """Put a hook on every node on the paths."""
+        for node in {place.node for path in self.paths.values() for place in path.labels}:
+            self._handles.append(node.register_hook(partial(self._hook, node)))
 
     def uses(self, place: Place) -> list[Use]:
         """Return the operations that use a tensor."""
         return self._users.get(place, [])
+
+    def has_arrived_at_all(self, i: int) -> bool:
+        """Return whether any gradient other than zero arrives at the parameter of a target."""
+        start = self.paths[i].start
+        return start in self.arrived and bool(self.arrived[start])
 
     def has_arrived(self, path: Path, place: Place, label: int) -> bool:
         """Return whether a gradient other than zero arrives at the numbers of a label."""
@@ -193,17 +202,17 @@ class BackwardPass:
         """Return whether a module has put out what an operation has computed."""
         return self._noted.mark_of(node) is not None
 
-    def _hook(self, node: Any, gradients: Sequence[Tensor | None]) -> None:
+    def _hook(self, node: Any, handed_on: Sequence[Tensor | None], arriving: Sequence[Tensor | None]) -> None:
         try:
-            self.arrive(node, gradients)
+            self._note(node, handed_on, arriving)
         except Exception as error:  # it would end the training
             self._on_error(error)
 
     @torch.no_grad()
-    def arrive(self, node: Any, gradients: Sequence[Tensor | None]) -> None:
-        """Note the gradients of what an operation has put out."""
+    def _note(self, node: Any, handed_on: Sequence[Tensor | None], arriving: Sequence[Tensor | None]) -> None:
+        """Note the gradients that arrive at a node, and those that it hands on."""
         self.fired.add(node)
-        every = {Place(node, i): _local(each) for i, each in enumerate(gradients) if each is not None}
+        every = {Place(node, i): _local(each) for i, each in enumerate(arriving) if each is not None}
         here = [each.abs().amax() for each in every.values() if each.numel()]
         if here:
             self.largest[node] = torch.stack([each.double() for each in here]).amax()
@@ -216,8 +225,11 @@ class BackwardPass:
                     path.arrived[place] = _by_label(is_there, labels, self._targets[i].num_labels)
         for index, (child, output) in enumerate(node.next_functions):
             if any(Place(child, output) in path.labels for path in self.paths.values()):
-                call = self.calls.get(node)
-                self.factors[Use(node, index)] = factor_of(node, index, call, may_read=self._may_read)
+                use = Use(node, index)
+                self.factors[use] = factor_of(node, index, self.calls, self._parameters, may_read=self._may_read)
+                given = handed_on[index] if index < len(handed_on) else None
+                if given is not None:
+                    self.passed[use] = (_local(given) != 0).any()
 
     def _walk(self, roots: Iterable[Any]) -> None:
         left = [root for root in roots if root is not None]
@@ -242,7 +254,8 @@ class BackwardPass:
         for node in self._nodes:
             call = self.calls.get(node)
             mark = self._noted.mark_of(node)
-            if (mark is not None and mark.is_output) or (call is not None and call.is_leaf and call.ranges):
+            is_inside = call is not None and call.is_leaf and bool(call.ranges) and not call.is_of_loss
+            if (mark is not None and mark.is_output) or is_inside:
                 left.append(node)
         found: set[Any] = set()
         while left:
@@ -263,11 +276,10 @@ class BackwardPass:
             _, _, place = heapq.heappop(waiting)
             for use in self.uses(place):
                 behind = self._carry(use, path.labels[place], place, target)
-                if path.labels[place] is not None:
-                    every = range(1, target.num_labels + 1)
-                    left_out = {label for label in every if not any(_holds(each, label) for each in behind)}
-                    if left_out:
-                        path.left_out[use] = left_out
+                if path.labels[place] is not None and None not in behind:
+                    kept = {label for each in behind for label in _unique(each)}
+                    if MANY not in kept:
+                        path.left_out[use] = set(range(1, target.num_labels + 1)) - kept
                 for output, each in enumerate(behind):
                     if path.add(Place(use.node, output), each):
                         heapq.heappush(waiting, (use.node._sequence_nr(), num_found, Place(use.node, output)))
@@ -285,8 +297,8 @@ class BackwardPass:
         return behind
 
 
-def roots_of_running_pass(thread: int) -> list[Any]:
-    """Return the nodes at which the backward pass starts that is running; none if that cannot be found out.
+def outputs_of_running_pass(thread: int) -> list[Tensor]:
+    """Return the tensors from which the backward pass starts that is running; none if that cannot be found out.
 
     There is no other way to learn of them where nobody hands us the loss: they are arguments of PyTorch's function.
 
@@ -297,7 +309,7 @@ def roots_of_running_pass(thread: int) -> list[Any]:
     while frame is not None:
         if frame.f_code.co_name == "_engine_run_backward":
             outputs = frame.f_locals.get("t_outputs", ())
-            return [each.grad_fn for each in outputs if isinstance(each, Tensor) and each.grad_fn is not None]
+            return [each for each in outputs if isinstance(each, Tensor) and each.grad_fn is not None]
         frame = frame.f_back
     return []
 
@@ -315,9 +327,10 @@ def _by_label(is_there: Tensor, labels: Tensor, num_labels: int) -> Tensor:
     return (counts[1:] > 0).roll(-1) | (counts[0] > 0)
 
 
-def _holds(labels: Labels, label: int) -> bool:
-    """Return whether any number may come from the units of a label."""
-    return labels is None or bool(((labels == label) | (labels == MANY)).any())
+def _unique(labels: Labels) -> list[int]:
+    assert labels is not None
+    found: list[int] = labels.unique().tolist()
+    return found
 
 
 def _innermost_calls(nodes: Iterable[Any], calls: Sequence[Call]) -> dict[Any, Call]:

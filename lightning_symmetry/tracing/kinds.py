@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from lightning_symmetry.tracing.calls import Call, Range
-from lightning_symmetry.tracing.labels import operation_of, shapes_of
+from lightning_symmetry.tracing.labels import Labels, along, operation_of, shapes_of
 from lightning_symmetry.verdicts.stops import GradientStop, StopKind
 
 
@@ -22,23 +23,26 @@ class Factor:
 
     Attributes:
         node: the node that has computed it; None if it was not computed from parameters.
-        is_parameter: whether it is a parameter, or belongs to the module whose operation this is.
-        is_there: whether any of its numbers is other than zero, by place along the dimension in which it meets the
-            input, or a single answer, ``(size,)`` or ``()``.
+        is_parameter: whether it is a parameter of the model, or computed by the module whose operation this is.
+        is_any: whether any of its numbers is other than zero, ``()``.
+        is_there: whether any is that meets the input at a place, ``(size,)``, by dimension of the input.
         largest: its largest absolute value, ``()``.
     """
 
     node: Any | None
     is_parameter: bool
-    is_there: Tensor
+    is_any: Tensor
+    is_there: dict[int, Tensor]
     largest: Tensor
 
-    def is_zero(self, places: Tensor | None) -> bool:
-        """Return whether all of it is zero that meets the input at some places; None: at any."""
-        is_there = self.is_there
-        if places is not None and is_there.ndim and places.shape == is_there.shape:
-            is_there = is_there[places]
-        return not bool(is_there.any())
+    def are_zero(self, labels: Labels, num_labels: int) -> list[bool]:
+        """Return for each label whether all of it is zero that meets the numbers of the label in the input."""
+        for dim, is_there in self.is_there.items():
+            places = along(labels, dim)
+            if places is not None and places.shape == is_there.shape:
+                met = set(places[is_there].tolist())
+                return [label not in met for label in range(1, num_labels + 1)]
+        return [not bool(self.is_any)] * num_labels
 
 
 @dataclass(frozen=True)
@@ -90,37 +94,35 @@ def words_for(node: Any) -> str:
     for start, words in _FIRST_WORDS.items():
         if operation.startswith(start):
             return words
-    plain = re.sub(r"^Native|^Cudnn|^Mkldnn|WithIndices$|Kernel$|(?<=D)imn$", "", operation)
-    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", plain).lower()
+    plain = re.sub(r"^Native|^Cudnn|^Mkldnn|WithIndices$|Kernel$", "", operation)
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z][a-z])", "_", plain).lower()
 
 
 # ---------------------------------------------------------------- what an input is multiplied by
 
-# By operation, for each input the name under which autograd saves what it is multiplied by, which input that is, and
-# the dimension of it that meets the last dimension of the input; None: they meet number by number.
-_FACTORS: dict[str, dict[int, tuple[str, int, int | None]]] = {
-    "Mul": {0: ("other", 1, None), 1: ("self", 0, None)},
-    "Mm": {0: ("mat2", 1, 0), 1: ("self", 0, 1)},
-    "Bmm": {0: ("mat2", 1, 1), 1: ("self", 0, 2)},
-    "Addmm": {1: ("mat2", 2, 0), 2: ("mat1", 1, 1)},
-    "Baddbmm": {1: ("batch2", 2, 1), 2: ("batch1", 1, 2)},
-    "Convolution": {0: ("weight", 1, 1), 1: ("input", 0, 1)},
-    "NativeLayerNorm": {0: ("weight", 1, None)},
-    "NativeBatchNorm": {0: ("weight", 1, 0)},
-    "CudnnBatchNorm": {0: ("weight", 1, 0)},
-    "NativeGroupNorm": {0: ("weight", 1, 0)},
+# By operation, for each input: the name under which autograd saves what it is multiplied by, which input that is, the
+# dimension of it that meets a dimension of the input, and that one.
+_FACTORS: dict[str, dict[int, tuple[str, int, int, int]]] = {
+    "Mm": {0: ("mat2", 1, 0, -1), 1: ("self", 0, 1, 0)},
+    "Bmm": {0: ("mat2", 1, 1, -1), 1: ("self", 0, 2, 1)},
+    "Addmm": {1: ("mat2", 2, 0, -1), 2: ("mat1", 1, 1, 0)},
+    "Baddbmm": {1: ("batch2", 2, 1, -1), 2: ("batch1", 1, 2, 1)},
+    "Convolution": {0: ("weight", 1, 1, 1), 1: ("input", 0, 1, 1)},
+    "NativeLayerNorm": {0: ("weight", 1, -1, -1)},
+    "NativeBatchNorm": {0: ("weight", 1, 0, 1)},
+    "CudnnBatchNorm": {0: ("weight", 1, 0, 1)},
+    "NativeGroupNorm": {0: ("weight", 1, 0, 1)},
+    "Mul": {0: ("other", 1, -1, -1), 1: ("self", 0, -1, -1)},
 }
-_SAVED_BY_ATTENTION: dict[int, tuple[str, int, int | None]] = {
-    0: ("value", 2, None),
-    1: ("value", 2, None),
-    2: ("query", 0, None),
-}
+_OF_ATTENTION = {0: ("value", 2, -1, 0), 1: ("value", 2, -1, 0), 2: ("query", 0, -1, 0)}
 # Behind these a number is where it was, or somewhere else; nothing is computed.
 _THROUGH = {"T", "Transpose", "View", "UnsafeView", "ReshapeAlias", "Permute", "ToCopy", "Expand", "Clone", "Unsqueeze"}
 
 
 @torch.no_grad()
-def factor_of(node: Any, index: int, call: Call | None, *, may_read: bool) -> Factor | None:
+def factor_of(
+    node: Any, index: int, calls: Mapping[Any, Call], parameters: Set[int], *, may_read: bool
+) -> Factor | None:
     """Return what an operation multiplies one of its inputs by; None if nothing, or if that may not be read.
 
     To be called before the backward pass gives up what autograd has saved.
@@ -128,36 +130,68 @@ def factor_of(node: Any, index: int, call: Call | None, *, may_read: bool) -> Fa
     Args:
         node: the node of the operation.
         index: which of its inputs.
-        call: the call of a module that the operation belongs to.
+        calls: the innermost call of a module that each node belongs to.
+        parameters: identities of the storages of all parameters of the model.
         may_read: whether tensors that autograd has saved may be read.
     """
     operation = operation_of(node)
-    known = _FACTORS.get(operation, {})
-    if operation.startswith("ScaledDotProduct"):
-        known = _SAVED_BY_ATTENTION
+    known = _OF_ATTENTION if operation.startswith("ScaledDotProduct") else _FACTORS.get(operation, {})
     if index not in known:
         return None
-    name, other, dim = known[index]
+    name, other, dim, input_dim = known[index]
     before = node.next_functions[other][0] if other < len(node.next_functions) else None
     source = before
     while source is not None and operation_of(source) in _THROUGH and not hasattr(source, "variable"):
         source = source.next_functions[0][0]
-    numbers = getattr(node, f"_saved_{name}", None) if may_read else getattr(source, "variable", None)
-    if not isinstance(numbers, Tensor) or type(numbers.data) is not Tensor or not numbers.numel():
+    saved = getattr(node, f"_saved_{name}", None) if may_read else getattr(source, "variable", None)
+    if not isinstance(saved, Tensor) or type(saved.data) is not Tensor or not saved.numel():
         return None
-    numbers = numbers.detach()
-    if numbers.dtype is torch.bool:
-        numbers = numbers.float()
-    if not may_read:
-        dim = None  # it may lie transposed
-    sizes = numbers.abs()
-    others = [each for each in range(sizes.ndim) if each != dim]
-    is_there = sizes.amax(others) if dim is not None and others else sizes if dim is not None else sizes.amax()
-    is_own = source is None and before is None and call is not None and bool(call.module.__dict__.get("_parameters"))
-    is_parameter = hasattr(source, "variable") or (is_own and index == 0 and operation != "Mul")
-    if operation == "Addmm" and index == 1 and source is None:
-        is_parameter = is_own
-    return Factor(source, is_parameter, is_there != 0, sizes.amax().double())
+    numbers = saved.detach()
+    sizes = (numbers.float() if numbers.dtype is torch.bool else numbers).abs()
+    is_there: dict[int, Tensor] = {}
+    if operation == "Convolution" and index == 0:
+        is_there[1] = _by_channel(node, sizes) != 0
+    elif operation == "Mul":
+        is_there = _by_number(sizes, len(shapes_of(node)[0]))
+    elif may_read and not operation.startswith("ScaledDotProduct"):  # else it may lie transposed
+        is_there[input_dim] = _over_others(sizes, dim) != 0
+    call = calls.get(node)
+    is_own = before is not None and call is not None and call.is_leaf and calls.get(before) is call
+    is_held = numbers.untyped_storage().data_ptr() in parameters or _is_held(numbers, call)
+    is_parameter = hasattr(source, "variable") or is_own or is_held
+    largest = sizes.amax()
+    return Factor(source, is_parameter, largest != 0, is_there, largest.double())
+
+
+def _over_others(sizes: Tensor, dim: int) -> Tensor:
+    """Return the largest numbers over all dimensions but one."""
+    others = [each for each in range(sizes.ndim) if each != dim % sizes.ndim]
+    return sizes.amax(others) if others else sizes
+
+
+def _by_channel(node: Any, sizes: Tensor) -> Tensor:
+    """Return the largest weights by input channel of a convolution."""
+    if node._saved_transposed:
+        return sizes.flatten(1).amax(1)
+    grouped = sizes.reshape(node._saved_groups, -1, sizes.shape[1], math.prod(sizes.shape[2:]))
+    return grouped.amax((1, 3)).flatten()
+
+
+def _by_number(sizes: Tensor, ndim: int) -> dict[int, Tensor]:
+    """Return whether factors are there that meet numbers one by one, along the last dimension and that of channels."""
+    is_there = {}
+    if sizes.ndim and sizes.shape[-1] > 1:
+        is_there[-1] = _over_others(sizes, -1) != 0
+    channels = 1 - ndim  # counted from the end
+    if ndim > 2 and sizes.ndim >= -channels and sizes.shape[channels] > 1:
+        is_there[1] = _over_others(sizes, channels) != 0
+    return is_there
+
+
+def _is_held(numbers: Tensor, call: Call | None) -> bool:
+    """Return whether a module holds a tensor as its weight, as pruning leaves it there."""
+    held = None if call is None else call.module.__dict__.get("weight")
+    return isinstance(held, Tensor) and held.data_ptr() == numbers.data_ptr()
 
 
 # ---------------------------------------------------------------- the kinds, in the order in which they are asked
@@ -267,7 +301,8 @@ def has_zero_weights(module: nn.Module) -> bool:
 
 
 _NO_SLOPE = "its slope is zero wherever a gradient arrives"
-_CLOSING = {
+# Activations that are shut on one side.
+CLOSING = {
     *("Relu", "Relu6", "Threshold", "Hardtanh", "Hardswish", "Hardsigmoid", "Clamp", "ClampMin", "ClampMax"),
     *("Softshrink", "Hardshrink", "LeakyRelu", "PreluKernel", "Gelu", "Silu", "Mish", "RreluWithNoise"),
     *("Maximum", "Minimum", "Where"),
@@ -281,10 +316,12 @@ _SELECTING = {"Topk", "Sort", "Kthvalue", "Amax", "Amin", "Max", "Min"}
 def _closed(stop: Stop) -> str | None:
     if not stop.in_model:
         return None
-    if stop.operation in _CLOSING:
+    if stop.operation in CLOSING:
         return range_in_words(stop.given, is_clip=stop.operation in _CLIPPING) or _NO_SLOPE
     if "MaxPool" in stop.operation:
         return "none of them is ever the largest"
+    if stop.operation == "Glu":
+        return "what they are multiplied by is zero wherever a gradient arrives"
     if stop.operation in _SELECTING:
         return "none of them is ever selected"
     if stop.factor is not None and stop.is_factor_zero:
@@ -292,7 +329,20 @@ def _closed(stop: Stop) -> str | None:
     return None
 
 
-_SATURATING = {"Sigmoid", "Tanh", "Softplus", "LogSigmoid", "Elu", "Celu", "Erf", "Atan", "Exp", "Softsign"}
+_SATURATING = {
+    "Softmax",
+    "SafeSoftmax",
+    "Sigmoid",
+    "Tanh",
+    "Softplus",
+    "LogSigmoid",
+    "Elu",
+    "Celu",
+    "Erf",
+    "Atan",
+    "Exp",
+    "Softsign",
+}
 
 
 @_kind(StopKind.SATURATED)
@@ -302,14 +352,41 @@ def _saturated(stop: Stop) -> str | None:
     return range_in_words(stop.given, is_clip=True) or _NO_SLOPE
 
 
+# Activations whose slope grows towards zero, as functions.
+_FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "Sigmoid": torch.sigmoid,
+    "Tanh": torch.tanh,
+    "Relu": torch.relu,
+    "Softplus": functional.softplus,
+    "LogSigmoid": functional.logsigmoid,
+    "Hardsigmoid": functional.hardsigmoid,
+}
+
+
 def explains(node: Any, given: Range | None) -> bool:
-    """Return whether an activation has no slope anywhere in the range of its input."""
+    """Return whether an activation has no slope anywhere in the range of its input.
+
+    >>> node = torch.ones(1, requires_grad=True).sigmoid().grad_fn
+    >>> explains(node, Range.of(torch.tensor([[30.0, 40.0]]), -1)), explains(node, Range.of(torch.ones(1, 2), -1))
+    (True, False)
+    """
     operation = operation_of(node)
-    if given is None or operation not in _CLOSING | _SATURATING:
+    if given is None:
         return False
-    if operation in ("Sigmoid", "Tanh"):  # beyond that the slope is zero in float32
-        return float(given.nearest.amin()) > 17
-    return operation in ("Relu", "Relu6", "Threshold") and float(given.highest.amax()) <= 0
+    lowest, highest, nearest = given.lowest.amin(), given.highest.amax(), given.nearest.amin()
+    points = torch.stack([lowest, highest, nearest.clamp(max=highest), (-nearest).clamp(min=lowest)])
+    function = _FUNCTIONS.get(operation)
+    if operation in ("Clamp", "Hardtanh"):
+        low = getattr(node, "_saved_min", getattr(node, "_saved_min_val", None))
+        high = getattr(node, "_saved_max", getattr(node, "_saved_max_val", None))
+        is_below = isinstance(low, int | float) and bool(highest < low)
+        return is_below or (isinstance(high, int | float) and bool(lowest > high))
+    if function is None:
+        return False
+    with torch.enable_grad():
+        points = points.detach().requires_grad_()
+        [slopes] = torch.autograd.grad(function(points).sum(), [points])
+    return not bool(slopes.any())
 
 
 @_kind(StopKind.ROUNDING)

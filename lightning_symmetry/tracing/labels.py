@@ -57,6 +57,9 @@ def carry(node: Any, index: int, labels: Labels, shape: Sequence[int], *, may_re
         if operation not in _JOINING:
             return every
         labels = torch.full(tuple(shape), MANY, dtype=torch.int32, device=_device_of(node))
+    if node.name() == "BackwardHookFunctionBackward":  # puts out what is put in, for hooks of whole modules
+        every[index] = labels
+        return every
     try:
         if is_move:
             if has_saved_tensors(node) and not may_read:
@@ -85,6 +88,18 @@ def merge(labels: Tensor, dims: Sequence[int]) -> Tensor:
     lowest = labels.masked_fill(labels == 0, torch.iinfo(labels.dtype).max).amin(tuple(dims), keepdim=True)
     is_one = (lowest == highest) | (highest == 0) & (lowest > 0)
     return torch.where(is_one, highest, MANY)
+
+
+def along(labels: Labels, dim: int) -> Tensor | None:
+    """Return the labels along one dimension, ``(size,)``; None if at any place there is more than one.
+
+    >>> along(torch.tensor([[1, 0, 2], [1, 0, 0]]), -1).tolist()
+    [1, 0, 2]
+    """
+    if labels is None or not -labels.ndim <= dim < labels.ndim:
+        return None
+    merged = merge(labels, [each for each in range(labels.ndim) if each != dim % labels.ndim]).flatten()
+    return None if bool((merged == MANY).any()) else merged
 
 
 def join(one: Labels, other: Labels) -> Labels:
@@ -214,6 +229,11 @@ def _signed(number: int) -> int:
     return number - 2**64 if number >= 2**63 else number
 
 
+def _of_repeat(node: Any, index: int, labels: Tensor, shapes: Sequence[tuple[int, ...]]) -> Tensor:
+    times = [size // max(1, before) for size, before in zip(shapes[0][-labels.ndim :], labels.shape, strict=True)]
+    return labels.repeat(*shapes[0][: -labels.ndim], *times) if labels.ndim else labels
+
+
 def _of_glu(node: Any, index: int, labels: Tensor, shapes: Sequence[tuple[int, ...]]) -> Tensor:
     one, other = labels.chunk(2, _signed(node._saved_dim))
     joined = join(one, other)
@@ -250,6 +270,7 @@ _RULES: dict[str, _Rule] = {
     "MiopenBatchNorm": _of_batch_norm,
     "NativeGroupNorm": _of_group_norm,
     "Glu": _of_glu,
+    "Repeat": _of_repeat,
     **dict.fromkeys(_ATTENTION, _of_attention),
     **dict.fromkeys(("Sum", "Mean", "Amax", "Amin", "Logsumexp", "Prod", "Var", "Std", "Norm"), _of_reduction),
     **_POOLING,
@@ -268,7 +289,7 @@ _JOINING = {"Cat", "Stack", "ConstantPadNd"}
 _MOVES = {
     *_JOINING,
     *("T", "Transpose", "Permute", "View", "UnsafeView", "ReshapeAlias", "Squeeze", "Unsqueeze", "Flip", "Roll"),
-    *("Alias", "Movedim", "PixelShuffle", "PixelUnshuffle"),
+    *("Alias", "Movedim", "PixelShuffle", "PixelUnshuffle", "NativeChannelShuffle", "ChannelShuffle"),
     *("Slice", "Select", "Split", "SplitWithSizes", "UnsafeSplit", "UnsafeSplitWithSizes", "Unbind"),
     *("Index", "IndexSelect", "Gather", "MaskedSelect", "AsStrided", "Diagonal", "Narrow"),
     *("Topk", "Sort", "Kthvalue"),

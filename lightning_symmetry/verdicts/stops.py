@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any, NamedTuple
 
@@ -90,11 +90,18 @@ class Traced(NamedTuple):
 
 
 def most_common(every: Iterable[Stopped | None]) -> Stopped | None:
-    """Return where the gradients of most units stop; None if that is known of none.
+    """Return where the gradients of most units stop, and of how many if not of all; None if that is known of none.
 
     >>> shut, unread = Stopped(GradientStop(StopKind.CLOSED)), Stopped(GradientStop(StopKind.UNREAD))
-    >>> most_common([None, unread, shut, shut]).stop.kind
-    <StopKind.CLOSED: 'closed'>
+    >>> print(most_common([unread, shut, shut]).stop)
+    closed: so of 2 of these 3 units
     """
-    counts = Counter(each for each in every if each is not None)
-    return counts.most_common(1)[0][0] if counts else None
+    units = list(every)
+    counts = Counter(each for each in units if each is not None)
+    if not counts:
+        return None
+    stopped, number = counts.most_common(1)[0]
+    if number == len(units):
+        return stopped
+    detail = "; ".join(filter(None, (stopped.stop.detail, f"so of {number} of these {len(units)} units")))
+    return Stopped(replace(stopped.stop, detail=detail), stopped.follows)
