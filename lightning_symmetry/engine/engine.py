@@ -103,7 +103,7 @@ class SymmetryEngine:
         self._known_idle: set[str] = set()  # the layers of which it was said that units are idle
         self._team: Team | None = None
         self._is_settled = False  # whether it is known who holds the model
-        self._trace: tuple[int, GradientTrace] | None = None  # until the next step of the optimizer at this place
+        self._traces: dict[int, GradientTrace] = {}  # by place of an optimizer, until its next step
         self._num_traces = 0
         # By all ranks of a sharded model, at the latest check.
         self._agreed: tuple[SymmetryReport | None, dict[str, Any]] = (None, self._examiner.state_dict())
@@ -117,7 +117,7 @@ class SymmetryEngine:
             "_board": None,
             "_is_settled": False,
             "_is_running": False,
-            "_trace": None,
+            "_traces": {},
         }
         return {**self.__dict__, **here}
 
@@ -238,8 +238,8 @@ class SymmetryEngine:
         Args:
             loss: the loss.
         """
-        if self._trace is not None:
-            self._guard.run(_TRACE, self._trace[1].expect, loss)
+        for trace in self._traces.values():
+            self._guard.run(_TRACE, trace.expect, loss)
 
     def act(self, conclusion: Conclusion, model: nn.Module) -> bool:
         """Do what ``on_symmetry`` asks for; whether the training should stop.
@@ -266,7 +266,7 @@ class SymmetryEngine:
 
     def _break(self, conclusion: Conclusion, model: nn.Module) -> None:
         """Part the units that are found for the first time; on all ranks, which draw the same."""
-        self._drop_trace()  # whose hooks would be taken for the user's own
+        self._drop_traces()  # whose hooks would be taken for the user's own
         found = {finding.layer for finding in conclusion.news if not finding.modules}
         modules = {finding.modules for finding in conclusion.news}
         report = conclusion.report
@@ -309,7 +309,7 @@ class SymmetryEngine:
                 self._delivery.close(outputs, self.report)
         self._optimizers, self._updated = [], {}
         self._team = self._board = None
-        self._drop_trace()
+        self._drop_traces()
         self._examiner.release()
 
     def doubts(self) -> list[str]:
@@ -360,22 +360,23 @@ class SymmetryEngine:
     def _begin_trace(self, model: nn.Module, place: int, step: int) -> None:
         """Trace the next step of an optimizer, which is checked, if it may be called dead what has no gradient then."""
         answers_others = self._team is not None and not self._team.is_first
-        if self._trace is not None or self._num_traces >= _MAX_TRACES or answers_others or self._guard.is_off("check"):
+        is_enough = place in self._traces or self._num_traces >= _MAX_TRACES
+        if is_enough or answers_others or self._guard.is_off("check"):
             return
         trace = self._examiner.trace(model, step + 1)
         if trace is not None:
-            self._trace = place, trace
+            self._traces[place] = trace
             self._num_traces += 1
 
     def _end_trace(self, place: int, step: int) -> None:
-        if self._trace is not None and self._trace[0] == place:
-            (_, trace), self._trace = self._trace, None
+        trace = self._traces.pop(place, None)
+        if trace is not None:
             self._examiner.take_traced(trace.finish(), step)
 
-    def _drop_trace(self) -> None:
-        if self._trace is not None:
-            (_, trace), self._trace = self._trace, None
+    def _drop_traces(self) -> None:
+        for trace in self._traces.values():
             self._guard.run(_TRACE, trace.finish)
+        self._traces = {}
 
     # ---------------------------------------------------------------- one check
 

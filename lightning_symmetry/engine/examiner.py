@@ -31,6 +31,7 @@ from lightning_symmetry.verdicts.access import Access
 from lightning_symmetry.verdicts.deadness import unread_layers
 from lightning_symmetry.verdicts.diagnoses import Finding, LayerDiagnosis, under_all_names
 from lightning_symmetry.verdicts.doubts import (
+    Untrained,
     may_be_dead,
     not_looked_at,
     too_few_checks,
@@ -250,7 +251,7 @@ class Examiner:
             history[layer.name].pass_over(layer)
             history[layer.name].num_checks += is_fresh
         not_finite = [seen.layer for seen in looks if not seen.is_finite and isinstance(seen.layer, Layer)]
-        untrained = self._untrained(trained, trained_by_any, not_finite, step)
+        untrained = {**self._untrained(trained, trained_by_any, not_finite, step), **self._detached()}
         if has_news or self.report is None or self._model.latest is not updated:
             self.report = self._report(model, found, updated, untrained, step)
             # As long as there are reasons, every check may do away with some.
@@ -324,10 +325,16 @@ class Examiner:
             model.untrained, model.optimized = untrained, trained_by_any
         return model.untrained
 
+    def _detached(self) -> dict[str, str]:
+        """Return the layers that the loss does not depend on any more, as a trace has shown; earlier it did."""
+        names = [layer.name for layer in self._model.found.layers if self.history[layer.name].is_detached]
+        return dict.fromkeys(names, str(Untrained.NO_GRADIENT))
+
     def bring_up_to_date(self) -> None:
         """Say in the report what steps since the latest check have shown of parameters without a gradient before."""
         if self.report is not None and self._model.untrained is not None:
-            untrained = untrained_parts(self._model.ledger.by_layer(), self._model.optimized, self._options.patience)
+            parts = untrained_parts(self._model.ledger.by_layer(), self._model.optimized, self._options.patience)
+            untrained = {**parts, **self._detached()}
             if untrained != self.report.untrained:
                 known = set(untrained_reasons(self.report.untrained))
                 others = [reason for reason in self.report.reasons if reason not in known]

@@ -15,8 +15,8 @@ from lightning_symmetry.units.readers import Reader, ReadingGraph
 from lightning_symmetry.verdicts.diagnoses import THE_LOSS, Finding
 from lightning_symmetry.verdicts.verdict import Verdict
 
-# Of so many findings it is said; more of them are hardly read, and each takes a look at the graph of the model.
-_MAX_FINDINGS = 20
+# Of so many findings it is said: nobody reads more of them.
+_MAX_FINDINGS = 1000
 
 
 class Keepers:
@@ -39,30 +39,41 @@ class Keepers:
         self._paths = {name: path for name, path, _ in every}
         self._modules = {path: module for _, path, module in every}
         self._graphs: dict[str, ReadingGraph] = {}
+        self._readers: dict[str, tuple[str, list[Reader] | None]] = {}  # by layer, with what comes before their names
 
     def of(self, findings: Sequence[Finding]) -> list[str]:
         """Return for each finding the name of the layer that reads its units alike, or the loss; empty if unknown."""
-        alike = (Verdict.LOCKED, Verdict.LOCKSTEP)
-        asked = [finding for finding in findings if finding.verdict in alike and not finding.modules][:_MAX_FINDINGS]
-        return [self._of(finding) if finding in asked else "" for finding in findings]
+        return [self._of(finding) if i < _MAX_FINDINGS else "" for i, finding in enumerate(findings)]
 
     def _of(self, finding: Finding) -> str:
-        path = self._paths.get(finding.layer)
+        if finding.verdict not in (Verdict.LOCKED, Verdict.LOCKSTEP) or finding.modules:
+            return ""
+        if finding.layer not in self._readers:
+            self._readers[finding.layer] = self._readers_of(finding.layer)
+        start, readers = self._readers[finding.layer]
+        return _reading_alike(readers, finding, start) if readers else start
+
+    def _readers_of(self, layer: str) -> tuple[str, list[Reader] | None]:
+        """Return what reads the units of a layer, and the path of the part of the model that they are named in.
+
+        If the model puts them out, there are no readers, and the name of the loss.
+        """
+        path = self._paths.get(layer)
         module: Any = None if path is None else self._modules[path]
         if path is None or not isinstance(module, nn.Linear | _ConvNd):
-            return ""
+            return "", None
         num_units = module.out_features if isinstance(module, nn.Linear) else module.out_channels
         # The forward pass of a LightningModule may be that of its training step alone: then a part of it may do.
         steps = path.split(".")
         for length in range(len(steps)):
             root = ".".join(steps[:length])
             graph = self._graph(root)
-            if graph.is_output(module) and not root:
-                return THE_LOSS
+            if not root and graph.is_output(module):
+                return THE_LOSS, None
             readers = graph.readers_of(module, num_units)
             if readers:
-                return _reading_alike(readers, finding, f"{root}." if root else "")
-        return ""
+                return (f"{root}." if root else ""), readers
+        return "", None
 
     def _graph(self, path: str) -> ReadingGraph:
         if path not in self._graphs:

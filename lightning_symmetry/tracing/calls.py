@@ -102,6 +102,7 @@ class ModuleCalls:
         calls: all calls that have ended, in this order.
         parameters: by identity of a tensor that was the parameter of a module as it was called, the identity of the
             parameter that the module holds otherwise: FSDP2 puts others in its place for the call.
+        constants: by identity of its storage, the call that has put out a tensor without a graph.
         unrecorded: the names of modules that were called where autograd records nothing.
         recomputed: the names of those that were called again in a backward pass, as in a checkpointed segment.
         is_sealed: whether tensors that autograd has saved may be computed anew when they are read.
@@ -115,6 +116,7 @@ class ModuleCalls:
     ) -> None:
         self.calls: list[Call] = []
         self.parameters: dict[int, int] = {}
+        self.constants: dict[int, Call] = {}
         self.unrecorded: set[str] = set()
         self.recomputed: set[str] = set()
         self.is_sealed = False
@@ -164,7 +166,11 @@ class ModuleCalls:
             pass  # one that has raised
         call.last = torch._C._autograd._get_sequence_nr()
         self.calls.append(call)
-        outputs = [each for each in _tensors_in(output) if each.grad_fn is not None]
+        every = list(_tensors_in(output))
+        outputs = [each for each in every if each.grad_fn is not None]
+        if not call.has_calls and own_parameters(module):
+            plain = [each for each in every if each.grad_fn is None and type(each) is Tensor and not each.is_meta]
+            self.constants |= {storage_of(each): call for each in plain}
         if call.is_leaf:
             call.ranges = _ranges(outputs)
         # What has no parameters and belongs to no other module may be a loss of the user's own.
@@ -216,3 +222,11 @@ def _ranges(outputs: Sequence[Tensor]) -> list[Range]:
     if not numbers.numel() or numbers.ndim == 0 or numbers.is_meta:
         return []
     return [Range.of(numbers, dim) for dim in ((-1, 1) if numbers.ndim > 2 else (-1,))]
+
+
+def storage_of(numbers: Tensor) -> int:
+    """Return the address of the numbers of a tensor; 0 if it has none."""
+    try:
+        return numbers.untyped_storage().data_ptr()
+    except (NotImplementedError, RuntimeError):  # inside a transformation of torch.func there is none
+        return 0

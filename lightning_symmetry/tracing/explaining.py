@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -81,11 +81,14 @@ class Explanation:
     Args:
         seen: the backward pass.
         targets: what is traced.
-        owners: by name of a module, the layer among the targets that it is, or that is a part of it.
+        modules: of each target the name of the module that holds its parameter.
     """
 
-    def __init__(self, seen: BackwardPass, targets: Sequence[Target], owners: Mapping[str, str]) -> None:
-        self._seen, self._targets, self._owners = seen, targets, owners
+    def __init__(self, seen: BackwardPass, targets: Sequence[Target], modules: Sequence[str]) -> None:
+        self._seen, self._targets, self._modules = seen, targets, modules
+        self._owners: dict[str, str] = {}  # by name of a module, the layer among the targets that it is, or has
+        for module, target in zip(modules, targets, strict=True):
+            self._owners.setdefault(module, target.layer)
         self._moved: dict[int, list[Place]] = {}
         self._users: dict[Any, str] | None = None
 
@@ -202,7 +205,9 @@ class Explanation:
                 return Stopped(_ERASED)
             return self._inputs_are_zero(i, use, depth)
         stop = self._stop(i, labels, use, place)
-        if use in seen.passed and bool(seen.passed[use]) and not self._is_partly_there(i, place):
+        # Where several operations use a tensor, what they hand back may cancel out.
+        is_only_use = len(seen.uses(place)) == 1 and not self._is_partly_there(i, place)
+        if is_only_use and use in seen.passed and bool(seen.passed[use]):
             at = self._place(use.node, route, i)
             return Stopped(GradientStop(StopKind.ERASED, at, "a hook on what goes in there makes its gradient zero"))
         if stop.operation == "Pow" and operation_of(place.node) in CLOSING and len(route) > 1:
@@ -219,6 +224,8 @@ class Explanation:
             # An activation of the outputs that stands beside the model, in the loop that trains it.
             activation = kind_of(replace(stop, in_model=True))
             told = activation if activation.kind in (StopKind.CLOSED, StopKind.SATURATED) else told
+        if told.kind in (StopKind.CLOSED, StopKind.SATURATED) and self._seen.value == 0 and self._is_last(use.node):
+            told = _LOSS  # a loss of zero that has nothing to ask for
         if told.kind is StopKind.LOSS:
             return Stopped(replace(told, at="the loss"))
         return Stopped(replace(told, at=self._place(use.node, route, i)), self._follows(route, i))
@@ -235,7 +242,7 @@ class Explanation:
             self._given(i, place, labels),
             factor,
             is_zero,
-            None if factor is None or factor.node is None else self._source(factor.node),
+            None if factor is None else factor.source or (self._source(factor.node) if factor.node else None),
             float(seen.largest.get(use.node, torch.tensor(0.0))),
         )
 
@@ -305,6 +312,23 @@ class Explanation:
         return Stopped(_LOSS)
 
     # ---------------------------------------------------------------- modules and tensors
+
+    def _is_last(self, node: Any) -> bool:
+        """Return whether no module with parameters comes after an operation."""
+        left, known = [node], set()
+        while left:
+            node = left.pop()
+            if node in known:
+                continue
+            known.add(node)
+            call = self._leaf(node)
+            if call is not None and len(known) > 1 and call.module.__dict__.get("_parameters"):
+                return False
+            left += [use.node for output in range(len(node._input_metadata)) for use in self._uses(node, output)]
+        return True
+
+    def _uses(self, node: Any, output: int) -> list[Use]:
+        return self._seen.uses(Place(node, output))
 
     def _leaf(self, node: Any) -> Call | None:
         call = self._seen.calls.get(node)
@@ -384,6 +408,8 @@ class Explanation:
         layer = self._targets[i].layer
         for place in route:  # from where it stops back to the parameter
             call = self._leaf(place.node)
+            if call is not None and call.name == self._modules[i]:
+                return ""
             owner = (self._owners.get(call.name, "") if call is not None else "") or self._users.get(place.node, "")
             if owner:
                 return "" if owner == layer else owner

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import sys
-from collections.abc import Callable, Iterable, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
@@ -107,7 +107,7 @@ class BackwardPass:
         model: the model.
         outputs: what it starts from.
         targets: what to trace.
-        parameters: identities of the storages of all parameters of the model.
+        parameters: by identity of a storage, None for each parameter of the model.
         noted: the calls of modules in the forward pass.
         on_error: called with what fails in a hook.
 
@@ -128,7 +128,7 @@ class BackwardPass:
         model: nn.Module,
         outputs: Sequence[Tensor],
         targets: Sequence[Target],
-        parameters: Set[int],
+        parameters: Mapping[int, None],
         noted: ModuleCalls,
         on_error: Callable[[Exception], None],
     ) -> None:
@@ -136,7 +136,8 @@ class BackwardPass:
         self._noted, self._on_error = noted, on_error
         self._may_read = not noted.is_sealed
         self._targets = targets
-        self._parameters = parameters
+        # By identity of a storage, the module whose parameter, or constant output, lies there.
+        self._held = {**noted.constants, **parameters}
         plain = [each.detach().sum().double() for each in outputs if type(each) is Tensor and each.numel()]
         self.value = float(sum(plain, torch.zeros(()))) if len(plain) == len(outputs) else None
         self._users: dict[Place, list[Use]] = {}
@@ -144,6 +145,7 @@ class BackwardPass:
         self._nodes: list[Any] = []
         self._by_key: dict[int, Any] = {}
         self._handles: list[RemovableHandle] = []
+        self._task: int | None = None  # which of autograd's passes this is
         self._walk([each.grad_fn for each in outputs])
         self.calls = _innermost_calls(self._nodes, noted.calls)
         self.in_model = self._find_model()
@@ -204,7 +206,10 @@ class BackwardPass:
 
     def _hook(self, node: Any, handed_on: Sequence[Tensor | None], arriving: Sequence[Tensor | None]) -> None:
         try:
-            self._note(node, handed_on, arriving)
+            task = torch._C._current_graph_task_id()
+            self._task = task if self._task is None else self._task
+            if task == self._task:  # a graph that is kept may be gone through again
+                self._note(node, handed_on, arriving)
         except Exception as error:  # it would end the training
             self._on_error(error)
 
@@ -226,7 +231,7 @@ class BackwardPass:
         for index, (child, output) in enumerate(node.next_functions):
             if any(Place(child, output) in path.labels for path in self.paths.values()):
                 use = Use(node, index)
-                self.factors[use] = factor_of(node, index, self.calls, self._parameters, may_read=self._may_read)
+                self.factors[use] = factor_of(node, index, self.calls, self._held, may_read=self._may_read)
                 given = handed_on[index] if index < len(handed_on) else None
                 if given is not None:
                     self.passed[use] = (_local(given) != 0).any()
@@ -254,7 +259,9 @@ class BackwardPass:
         for node in self._nodes:
             call = self.calls.get(node)
             mark = self._noted.mark_of(node)
-            is_inside = call is not None and call.is_leaf and bool(call.ranges) and not call.is_of_loss
+            if call is not None and call.is_of_loss:
+                continue
+            is_inside = call is not None and call.is_leaf and bool(call.ranges)
             if (mark is not None and mark.is_output) or is_inside:
                 left.append(node)
         found: set[Any] = set()

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.modules.conv import _ConvNd
 
-from lightning_symmetry.tracing.calls import Call, Range
+from lightning_symmetry.tracing.calls import Call, Range, storage_of
 from lightning_symmetry.tracing.labels import Labels, along, operation_of, shapes_of
 from lightning_symmetry.verdicts.stops import GradientStop, StopKind
 
@@ -22,14 +23,16 @@ class Factor:
     """What an operation multiplies one of its inputs by.
 
     Attributes:
-        node: the node that has computed it; None if it was not computed from parameters.
-        is_parameter: whether it is a parameter of the model, or computed by the module whose operation this is.
+        node: the node that has computed it; None if it was not computed from parameters that are trained.
+        source: the call of a module without a graph that has put it out, if one has.
+        is_parameter: whether it is a parameter of the model, or computed from nothing but parameters.
         is_any: whether any of its numbers is other than zero, ``()``.
         is_there: whether any is that meets the input at a place, ``(size,)``, by dimension of the input.
         largest: its largest absolute value, ``()``.
     """
 
     node: Any | None
+    source: Call | None
     is_parameter: bool
     is_any: Tensor
     is_there: dict[int, Tensor]
@@ -115,13 +118,28 @@ _FACTORS: dict[str, dict[int, tuple[str, int, int, int]]] = {
     "Mul": {0: ("other", 1, -1, -1), 1: ("self", 0, -1, -1)},
 }
 _OF_ATTENTION = {0: ("value", 2, -1, 0), 1: ("value", 2, -1, 0), 2: ("query", 0, -1, 0)}
+# A weight that is computed from so many operations is taken for something else.
+_MAX_NODES = 100
+_NORMS = {"NativeLayerNorm", "NativeBatchNorm", "CudnnBatchNorm", "NativeGroupNorm"}
 # Behind these a number is where it was, or somewhere else; nothing is computed.
-_THROUGH = {"T", "Transpose", "View", "UnsafeView", "ReshapeAlias", "Permute", "ToCopy", "Expand", "Clone", "Unsqueeze"}
+_THROUGH = {
+    "T",
+    "Transpose",
+    "View",
+    "UnsafeView",
+    "ReshapeAlias",
+    "Permute",
+    "ToCopy",
+    "Expand",
+    "Clone",
+    "Unsqueeze",
+    "Repeat",
+}
 
 
 @torch.no_grad()
 def factor_of(
-    node: Any, index: int, calls: Mapping[Any, Call], parameters: Set[int], *, may_read: bool
+    node: Any, index: int, calls: Mapping[Any, Call], held: Mapping[int, Call | None], *, may_read: bool
 ) -> Factor | None:
     """Return what an operation multiplies one of its inputs by; None if nothing, or if that may not be read.
 
@@ -131,7 +149,7 @@ def factor_of(
         node: the node of the operation.
         index: which of its inputs.
         calls: the innermost call of a module that each node belongs to.
-        parameters: identities of the storages of all parameters of the model.
+        held: by identity of a storage, None for a parameter, or the call that has put out a tensor without a graph.
         may_read: whether tensors that autograd has saved may be read.
     """
     operation = operation_of(node)
@@ -156,11 +174,42 @@ def factor_of(
     elif may_read and not operation.startswith("ScaledDotProduct"):  # else it may lie transposed
         is_there[input_dim] = _over_others(sizes, dim) != 0
     call = calls.get(node)
-    is_own = before is not None and call is not None and call.is_leaf and calls.get(before) is call
-    is_held = numbers.untyped_storage().data_ptr() in parameters or _is_held(numbers, call)
-    is_parameter = hasattr(source, "variable") or is_own or is_held
+    is_leaf = call is not None and call.is_leaf
+    is_computed_there = is_leaf and before is not None and calls.get(before) is call
+    # Of these modules it is known that they multiply by nothing but weights, frozen or computed ones too.
+    is_weight = is_leaf and isinstance(call.module, nn.Linear | _ConvNd) and operation != "Mul"  # type: ignore[union-attr]
+    is_own = is_computed_there or is_weight or (operation in _NORMS and index == 0)
+    place = storage_of(numbers)
+    is_held = (place in held and held[place] is None) or _is_held(numbers, call)
+    is_parameter = is_held or is_own or (before is not None and _is_of_parameters(before))
     largest = sizes.amax()
-    return Factor(source, is_parameter, largest != 0, is_there, largest.double())
+    return Factor(source, held.get(place), is_parameter, largest != 0, is_there, largest.double())
+
+
+def _is_of_parameters(node: Any) -> bool:
+    """Return whether a tensor was computed from parameters that are trained, and from nothing else."""
+    left, known = [node], {node}
+    while left:
+        node = left.pop()
+        if hasattr(node, "variable"):
+            continue
+        children = [child for child, _ in node.next_functions]
+        if None in children:
+            # A constant, such as a mask or a scale, leaves the shape as it is; data would add a batch.
+            others = [child for child in children if child is not None]
+            is_scaled = operation_of(node) in ("Mul", "Div", "Add", "Sub") and len(others) == 1
+            if not is_scaled or _shape_of(others[0]) != shapes_of(node)[0]:
+                return False
+            children = others
+        left += [child for child in children if child not in known]
+        known.update(children)
+        if len(known) > _MAX_NODES:
+            return False
+    return True
+
+
+def _shape_of(node: Any) -> tuple[int, ...]:
+    return tuple(node.variable.shape) if hasattr(node, "variable") else shapes_of(node)[0]
 
 
 def _over_others(sizes: Tensor, dim: int) -> Tensor:
@@ -191,7 +240,7 @@ def _by_number(sizes: Tensor, ndim: int) -> dict[int, Tensor]:
 def _is_held(numbers: Tensor, call: Call | None) -> bool:
     """Return whether a module holds a tensor as its weight, as pruning leaves it there."""
     held = None if call is None else call.module.__dict__.get("weight")
-    return isinstance(held, Tensor) and held.data_ptr() == numbers.data_ptr()
+    return isinstance(held, Tensor) and 0 != storage_of(held) == storage_of(numbers)
 
 
 # ---------------------------------------------------------------- the kinds, in the order in which they are asked
@@ -275,7 +324,8 @@ def _dropped(stop: Stop) -> str | None:
         return "it dropped all of them"
     if stop.operation == "MaskedFill":
         return "all of them were masked"
-    is_constant = stop.factor is not None and stop.factor.node is None and not stop.factor.is_parameter
+    factor = stop.factor
+    is_constant = factor is not None and factor.node is None and factor.source is None and not factor.is_parameter
     if stop.operation in ("Mul", "Bmm") and is_constant and stop.is_factor_zero:
         return "it multiplies them by a constant or a mask of zeros"
     return None
@@ -286,7 +336,7 @@ def _zero_weights(stop: Stop) -> str | None:
     if stop.factor is None or not stop.is_factor_zero or not stop.in_model:
         return None
     if stop.factor.is_parameter:
-        gains = stop.operation in ("Mul", "NativeLayerNorm", "NativeBatchNorm", "CudnnBatchNorm", "NativeGroupNorm")
+        gains = stop.operation == "Mul" or stop.operation in _NORMS
         return "its gains for these units are zero" if gains else "its weights for these units are zero"
     if stop.source is not None and has_zero_weights(stop.source.module):
         return f"they are multiplied by what {stop.source.name} puts out, whose weights are zero"

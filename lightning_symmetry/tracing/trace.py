@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lightning_symmetry.matrices.numerics import Indices
 from lightning_symmetry.ranks.pieces import is_sharded
-from lightning_symmetry.tracing.calls import ModuleCalls
+from lightning_symmetry.tracing.calls import ModuleCalls, storage_of
 from lightning_symmetry.tracing.explaining import Explanation
 from lightning_symmetry.tracing.graph import BackwardPass, Target, outputs_of_running_pass
 from lightning_symmetry.units.layers import Layer
@@ -77,7 +77,7 @@ class GradientTrace:
         ]
         self._holders = {id(parameter): name for name, parameter in parameters}
         plain = [parameter for _, parameter in parameters if type(parameter.data) is Tensor]
-        self._storages = {parameter.untyped_storage().data_ptr() for parameter in plain}
+        self._storages = dict.fromkeys(map(storage_of, plain))
         self._failure: Exception | None = None
         self._is_finished = False  # a graph may be kept, and its hooks called, for longer
         self._calls = ModuleCalls(model, self._fail, self._arrive)
@@ -142,11 +142,9 @@ class GradientTrace:
     # ---------------------------------------------------------------- what was seen
 
     def _tell(self) -> dict[str, list[Traced]]:
-        owners: dict[str, str] = {}
-        for target in self._targets:
-            name = self._holders.get(id(target.parameter), "")
-            owners.setdefault(name.partition(".parametrizations.")[0], target.layer)
-        explained = {id(each): Explanation(each, self._targets, owners) for each in self._passes}
+        names = (self._holders.get(id(target.parameter), "") for target in self._targets)
+        modules = [name.partition(".parametrizations.")[0] for name in names]
+        explained = {id(each): Explanation(each, self._targets, modules) for each in self._passes}
         found: dict[str, list[Traced]] = {}
         for i, (suspected, target) in enumerate(zip(self._suspects, self._targets, strict=True)):
             explanations = [explained[id(each)] for each in self._relevant[i]]

@@ -239,6 +239,12 @@ class LayerState:
         """The units without a gradient that is not their own doing."""
         return [*(r.to_group() for r in self.holding if r.verdict is Verdict.IDLE), *self.deaths.idle]
 
+    @property
+    def is_detached(self) -> bool:
+        """Whether the loss does not depend on any of its units."""
+        units = [unit for group in self.idle if _is_detached(group) for unit in group.units]
+        return self.size is not None and len(units) == self.size[0]
+
     def units_without_gradient(self) -> Indices:
         """Return the units that have had no gradient lately, or none but rounding errors."""
         in_groups = [unit for record in self.holding if record.gradients is Gradients.ZERO for unit in record.units]
@@ -368,6 +374,10 @@ class LayerState:
         if values["size"] is not None:
             num_units, fan_in = map(operator.index, values["size"])
             self.size = num_units, fan_in
+
+
+def _is_detached(group: UnitGroup) -> bool:
+    return group.stop is not None and group.stop.kind is StopKind.DETACHED
 
 
 def _identities(layer: Comparable) -> tuple[tuple[int, int], ...]:
