@@ -52,9 +52,9 @@ def carry(node: Any, index: int, labels: Labels, shape: Sequence[int], *, may_re
     operation = operation_of(node)
     shapes = shapes_of(node)
     every: list[Labels] = [None] * len(shapes)
-    is_move = operation in _MOVES
+    is_move = operation in _MOVES and not getattr(node, "_saved_accumulate", False)  # what is added up is not moved
     if labels is None:
-        if operation not in _JOINING:
+        if operation not in _JOINING or not is_move:
             return every
         labels = torch.full(tuple(shape), MANY, dtype=torch.int32, device=_device_of(node))
     try:
@@ -264,7 +264,7 @@ _ELEMENTWISE = {
     *("MseLoss", "SmoothL1Loss", "HuberLoss", "BinaryCrossEntropy", "BinaryCrossEntropyWithLogits"),
 }
 # What these put out comes from several inputs, side by side.
-_JOINING = {"Cat", "Stack", "ConstantPadNd"}
+_JOINING = {"Cat", "Stack", "ConstantPadNd", "IndexPut"}
 _MOVES = {
     *_JOINING,
     *("T", "Transpose", "Permute", "View", "UnsafeView", "ReshapeAlias", "Squeeze", "Unsqueeze", "Flip", "Roll"),
