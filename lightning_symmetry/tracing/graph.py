@@ -15,7 +15,7 @@ from torch.utils.hooks import RemovableHandle
 
 from lightning_symmetry.tracing.calls import Call, ModuleCalls
 from lightning_symmetry.tracing.kinds import Factor, factor_of
-from lightning_symmetry.tracing.labels import MANY, Labels, carry, join, shapes_of
+from lightning_symmetry.tracing.labels import MANY, Labels, carry, held_labels, join, merge, shapes_of, without_copies
 
 # What autograd says of nodes that no operation has made, as those that store the gradients of parameters.
 _NO_NUMBER = 2**64 - 1
@@ -88,6 +88,8 @@ class Path:
     outputs: dict[Any, list[Place]] = field(default_factory=dict)
     left_out: dict[Use, set[int]] = field(default_factory=dict)
     arrived: dict[Place, Tensor] = field(default_factory=dict)
+    _held: dict[Place, set[int]] = field(default_factory=dict)
+    _along: dict[tuple[Place, int], Labels] = field(default_factory=dict)
 
     def add(self, place: Place, labels: Labels) -> bool:
         """Add a tensor to the path, or labels to one that is there; returns whether it is new."""
@@ -96,6 +98,27 @@ class Path:
         if is_new:
             self.outputs.setdefault(place.node, []).append(place)
         return is_new
+
+    def may_hold(self, place: Place, label: int) -> bool:
+        """Return whether any number of a tensor may come from the units of a label."""
+        labels = self.labels[place]
+        if labels is None:
+            return True
+        if place not in self._held:
+            self._held[place] = held_labels(labels)
+        return label in self._held[place] or MANY in self._held[place]
+
+    def labels_along(self, place: Place, dim: int) -> Labels:
+        """Return the labels of a tensor by index of one of its dimensions; None if they are not known."""
+        key = place, dim
+        if key not in self._along:
+            labels = self.labels[place]
+            along = None
+            if labels is not None and labels.ndim > abs(dim) - (dim < 0):
+                dim %= labels.ndim
+                along = merge(labels, [each for each in range(labels.ndim) if each != dim]).flatten()
+            self._along[key] = along
+        return self._along[key]
 
 
 class BackwardPass:
@@ -116,6 +139,7 @@ class BackwardPass:
         arrived: by tensor on any path, whether a gradient other than zero arrives.
         largest: by node, the largest absolute gradient that arrives.
         fired: the nodes at which it was seen whether a gradient arrives.
+        roots: the nodes at which it starts.
     """
 
     def __init__(
@@ -135,7 +159,8 @@ class BackwardPass:
         self._nodes: list[Any] = []
         self._by_key: dict[int, Any] = {}
         self._handles: list[RemovableHandle] = []
-        self._walk(roots)
+        self.roots = {root for root in roots if root is not None}
+        self._walk()
         self.calls = _innermost_calls(self._nodes, noted.calls)
         self.in_model = self._find_model()
         self.factors: dict[Use, Factor | None] = {}
@@ -219,8 +244,8 @@ class BackwardPass:
                 call = self.calls.get(node)
                 self.factors[Use(node, index)] = factor_of(node, index, call, may_read=self._may_read)
 
-    def _walk(self, roots: Iterable[Any]) -> None:
-        left = [root for root in roots if root is not None]
+    def _walk(self) -> None:
+        left = list(self.roots)
         seen: set[Any] = set()
         while left:
             node = left.pop()
@@ -264,8 +289,10 @@ class BackwardPass:
             for use in self.uses(place):
                 behind = self._carry(use, path.labels[place], place, target)
                 if path.labels[place] is not None:
-                    every = range(1, target.num_labels + 1)
-                    left_out = {label for label in every if not any(_holds(each, label) for each in behind)}
+                    left_out = set(range(1, target.num_labels + 1))
+                    for each in behind:
+                        held = {MANY} if each is None else held_labels(each)
+                        left_out = set() if MANY in held else left_out - held
                     if left_out:
                         path.left_out[use] = left_out
                 for output, each in enumerate(behind):
@@ -311,13 +338,13 @@ def _local(gradient: Tensor) -> Tensor:
 
 def _by_label(is_there: Tensor, labels: Tensor, num_labels: int) -> Tensor:
     """Return for each label whether any of its numbers is there, then whether any is that has none."""
-    counts = torch.bincount((labels[is_there] - MANY).long(), minlength=num_labels + 2)
+    kept = without_copies(labels)
+    copied = [dim for dim in range(labels.ndim) if kept.shape[dim] < labels.shape[dim]]
+    if copied:
+        is_there = is_there.any(copied, keepdim=True)
+    beyond = num_labels + 2  # what counts as the label of all that is not there
+    counts = torch.bincount((kept - MANY).masked_fill(~is_there, beyond).flatten(), minlength=beyond)[:beyond]
     return (counts[1:] > 0).roll(-1) | (counts[0] > 0)
-
-
-def _holds(labels: Labels, label: int) -> bool:
-    """Return whether any number may come from the units of a label."""
-    return labels is None or bool(((labels == label) | (labels == MANY)).any())
 
 
 def _innermost_calls(nodes: Iterable[Any], calls: Sequence[Call]) -> dict[Any, Call]:

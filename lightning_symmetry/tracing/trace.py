@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -24,7 +24,7 @@ from lightning_symmetry.tracing.kinds import (
     range_in_words,
     words_for,
 )
-from lightning_symmetry.tracing.labels import MANY, Labels, merge, operation_of
+from lightning_symmetry.tracing.labels import MANY, operation_of
 from lightning_symmetry.units.layers import Layer
 from lightning_symmetry.units.naming import readable_modules
 from lightning_symmetry.verdicts.stops import GradientStop, StopKind, Stopped, Traced
@@ -157,12 +157,11 @@ class GradientTrace:
             each.end()
         found: dict[str, list[Traced]] = {}
         for i, (suspected, target) in enumerate(zip(self._suspects, self._targets, strict=True)):
-            labels: Iterable[int] = range(1, target.num_labels + 1)
             alike: dict[tuple[StopKind, str, str], list[tuple[tuple[int, ...], _Told]]] = {}
-            for label in labels:
-                told = self._tell(i, label, suspected.may_be_rounding)
+            for labels in self._alike(i):
+                told = self._tell(i, labels, suspected.may_be_rounding)
                 if told is not None:
-                    units = target.units if target.labels is None else (target.units[label - 1],)
+                    units = target.units if target.labels is None else tuple(target.units[each - 1] for each in labels)
                     alike.setdefault((told.stop.kind, told.stop.at, told.follows), []).append((units, told))
             if alike:
                 found[suspected.layer.name] = sorted(map(_laid_together, alike.values()), key=lambda t: -len(t.units))
@@ -204,17 +203,28 @@ class GradientTrace:
 
     # ---------------------------------------------------------------- what was seen
 
-    def _tell(self, i: int, label: int, may_be_rounding: bool, depth: int = 0) -> _Told | None:
-        """Return where the gradient of the units of a label stops, and which layer stops it."""
+    def _alike(self, i: int) -> list[tuple[int, ...]]:
+        """Return the labels of a target in groups of which the same was seen, so that each is looked into once."""
+        every = range(1, self._targets[i].num_labels + 1)
+        if len(every) == 1:
+            return [(1,)]
+        seen = [column for each in self._relevant[i] for column in _seen_of_labels(each, each.paths[i], every)]
+        alike: dict[tuple[bool, ...], list[int]] = {}
+        for label in every:
+            alike.setdefault(tuple(column[label - 1] for column in seen), []).append(label)
+        return [tuple(labels) for labels in alike.values()]
+
+    def _tell(self, i: int, labels: tuple[int, ...], may_be_rounding: bool, depth: int = 0) -> _Told | None:
+        """Return where the gradient of units stops, and which layer stops it, of labels of which the same was seen."""
         told = None
         for each in self._relevant[i]:
             constant = _constant_behind(each, each.paths[i], self._targets[i].layer) if may_be_rounding else None
             if constant is not None:
                 return _Told(constant)
-            found = _search(each, each.paths[i], label)
+            found = _search(each, each.paths[i], labels[0])
             if found.has_arrived:
                 return _ERASED
-            told = told or self._why(each, i, label, found, depth)
+            told = told or self._why(each, i, labels, found, depth)
         if told is not None or not self._passes:
             return told
         name = self._holders.get(id(self._targets[i].parameter), "")
@@ -222,8 +232,8 @@ class GradientTrace:
             return _Told(GradientStop(StopKind.DETACHED, name, "it is called, and the loss does not depend on it"))
         return None
 
-    def _why(self, seen: BackwardPass, i: int, label: int, found: _Found, depth: int) -> _Told:
-        told = [self._why_at(seen, i, label, found, *stop, depth) for stop in found.stops[:_MAX_STOPS]]
+    def _why(self, seen: BackwardPass, i: int, labels: tuple[int, ...], found: _Found, depth: int) -> _Told:
+        told = [self._why_at(seen, i, labels, found, *stop, depth) for stop in found.stops[:_MAX_STOPS]]
         for kinds in ({*StopKind} - {StopKind.UNKNOWN, StopKind.LOSS}, {StopKind.LOSS}, {StopKind.UNKNOWN}):
             for each in told:
                 if each.stop.kind in kinds:
@@ -231,8 +241,7 @@ class GradientTrace:
         layer = self._targets[i].layer
         if found.unseen:
             use, place = found.unseen[0]
-            is_only = self._targets[i].labels is None
-            given = _given(seen, place, seen.paths[i].labels[place], label, is_only=is_only)
+            given = _given(seen, seen.paths[i], place, labels)
             stop = _why_in_loss(seen, use, place, found, layer, given)
             return _Told(stop, "" if stop is _LOSS else self._follows(seen, i, found, place))
         if found.left_out:
@@ -246,15 +255,12 @@ class GradientTrace:
         return _Told(GradientStop(StopKind.UNREAD, layer, "nothing that the loss depends on reads them"))
 
     def _why_at(
-        self, seen: BackwardPass, i: int, label: int, found: _Found, use: Use, place: Place, depth: int
+        self, seen: BackwardPass, i: int, labels: tuple[int, ...], found: _Found, use: Use, place: Place, depth: int
     ) -> _Told:
         layer, path = self._targets[i].layer, seen.paths[i]
         call = seen.calls.get(use.node)
         factor = seen.factors.get(use)
-        labels = path.labels[place]
-        is_only = self._targets[i].labels is None
-        dim = 1 if operation_of(use.node) in _ALONG_CHANNELS else -1
-        is_zero = factor is not None and factor.is_zero(_places(labels, label, dim, is_only=is_only))
+        is_zero = factor is not None and factor.is_zero(_places(path, place, labels, _dim_of_factor(use.node)))
         source = None if factor is None or factor.node is None else _source(seen, factor.node)
         if place in _of_parameter(seen, path):
             if operation_of(use.node) in _MOVED or self._targets[i].parameter._backward_hooks:
@@ -265,7 +271,7 @@ class GradientTrace:
             use.number,
             call if call is not None and call.is_leaf else None,
             use.node in seen.in_model,
-            _given(seen, place, labels, label, is_only=is_only),
+            _given(seen, path, place, labels),
             factor,
             is_zero,
             source,
@@ -286,7 +292,7 @@ class GradientTrace:
         detail = f"the inputs of {layer} are zero in all values seen"
         names = [target.layer for target in self._targets]
         if source is not None and source.name in names and source.name != layer and depth < len(names):
-            told = self._tell(names.index(source.name), 1, False, depth + 1)
+            told = self._tell(names.index(source.name), (1,), False, depth + 1)
             if told is not None:
                 return _Told(replace(told.stop, detail=detail), source.name)
         node = seen.factors[use].node  # type: ignore[union-attr] # there is one, as it is zero
@@ -335,8 +341,8 @@ def _target_of(suspected: Suspected) -> Target:
     numbers = torch.arange(parameter.numel(), device=parameter.device).view(parameter.shape)
     rows = weight.view(numbers).reshape(layer.num_units, -1)
     labels = torch.zeros(parameter.numel(), dtype=torch.int32, device=parameter.device)
-    for label, unit in enumerate(units.tolist(), start=1):
-        labels[rows[unit]] = label
+    traced = torch.as_tensor(units, device=parameter.device)
+    labels[rows[traced]] = torch.arange(1, len(units) + 1, dtype=torch.int32, device=parameter.device)[:, None]
     return replace(every, labels=labels.view(parameter.shape))
 
 
@@ -359,8 +365,11 @@ def _search(seen: BackwardPass, path: Path, label: int) -> _Found:
     while left:
         place = left.popleft()
         uses = seen.uses(place)
-        if not uses:
+        came_from = found.before[place]
+        if not uses and (place.node in seen.roots or came_from is None):
             found.end = place
+        elif not uses and came_from is not None:
+            found.left_out.append((Use(place.node, 0), came_from))
         for use in uses:
             if label in path.left_out.get(use, ()):
                 found.left_out.append((use, place))
@@ -372,7 +381,7 @@ def _search(seen: BackwardPass, path: Path, label: int) -> _Found:
                 found.stops.append((use, place))
             else:
                 for each in outputs:
-                    if each not in found.before:
+                    if each not in found.before and path.may_hold(each, label):
                         found.before[each] = place
                         left.append(each)
     return found
@@ -465,27 +474,55 @@ def _why_in_loss(
     return _LOSS
 
 
-def _given(seen: BackwardPass, place: Place, labels: Labels, label: int, *, is_only: bool) -> Range | None:
-    """Return the range of what a module has put out, of the units of a label where they are known; else None."""
+def _given(seen: BackwardPass, path: Path, place: Place, labels: tuple[int, ...]) -> Range | None:
+    """Return the range of what a module has put out, of the units of some labels where they are known; else None."""
     call = seen.calls.get(place.node)
     if call is None or not seen.is_output(place.node) or not call.is_leaf:
         return None
     for each, dim in zip(call.ranges, (-1, 1), strict=False):
-        places = _places(labels, label, dim, is_only=is_only)
+        places = _places(path, place, labels, dim)
         if places is not None and places.shape == each.lowest.shape and places.any():
             return Range(each.lowest[places], each.highest[places], each.nearest[places], each.num_each)
     return call.ranges[0] if call.ranges else None
 
 
-def _places(labels: Labels, label: int, dim: int, *, is_only: bool) -> Tensor | None:
-    """Return at which places along a dimension the units of a label are, and no others; None if that is unknown."""
-    if labels is None or labels.ndim <= abs(dim) - (dim < 0):
+def _places(path: Path, place: Place, labels: tuple[int, ...], dim: int) -> Tensor | None:
+    """Return at which places along a dimension the units of some labels are, and no others; None if that is unknown."""
+    along = path.labels_along(place, dim)
+    if along is None:
         return None
-    dim %= labels.ndim
-    along = merge(labels, [each for each in range(labels.ndim) if each != dim]).flatten()
-    if is_only:
+    if path.labels[path.start] is None:  # all of the parameter is traced as one
         return along != 0
-    return None if bool((along == MANY).any()) else along == label
+    return None if bool((along == MANY).any()) else torch.isin(along, torch.tensor(labels, device=along.device))
+
+
+def _dim_of_factor(node: Any) -> int:
+    """Return the dimension in which the input of an operation meets the factor."""
+    return 1 if operation_of(node) in _ALONG_CHANNELS else -1
+
+
+def _seen_of_labels(seen: BackwardPass, path: Path, labels: Sequence[int]) -> Iterator[list[bool]]:
+    """Yield all that was seen of each label, on which it depends where its gradient stops, and why."""
+    for arrived in path.arrived.values():
+        yield arrived[:-1].tolist()
+    for left_out in path.left_out.values():
+        yield [label in left_out for label in labels]
+    for outputs in path.outputs.values():
+        if len(outputs) > 1:
+            for place in outputs:
+                yield [path.may_hold(place, label) for label in labels]
+    for use, factor in seen.factors.items():
+        place = Place(*use.node.next_functions[use.number])
+        if factor is None or not factor.is_there.ndim or path.labels.get(place) is None:
+            continue
+        along = path.labels_along(place, _dim_of_factor(use.node))
+        if along is not None and along.shape == factor.is_there.shape:
+            multiplied = set(along[factor.is_there].tolist())
+            yield [label in multiplied for label in labels]
+    for place, known in path.labels.items():
+        for use in seen.uses(place) if known is not None and seen.is_output(place.node) else ():
+            if use.node not in seen.fired:
+                yield [explains(use.node, _given(seen, path, place, (label,))) for label in labels]
 
 
 def _source(seen: BackwardPass, node: Any) -> Call | None:
