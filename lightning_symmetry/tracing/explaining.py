@@ -131,6 +131,8 @@ class Explanation:
             return [[1]]
         columns = [each[:number].tolist() for each in path.arrived.values()]
         columns += [[label in left_out for label in range(1, number + 1)] for left_out in path.left_out.values()]
+        several = [place for outputs in path.outputs.values() if len(outputs) > 1 for place in outputs]
+        columns += [[path.may_hold(place, label) for label in range(1, number + 1)] for place in several]
         for place, labels in path.labels.items():
             for use in self._seen.uses(place) if labels is not None else ():
                 factor = self._seen.factors.get(use)
@@ -177,9 +179,11 @@ class Explanation:
         left = deque([path.start])
         while left:
             place = left.popleft()
-            uses = seen.uses(place)
-            if not uses:
+            uses, came_from = seen.uses(place), search.before[place]
+            if not uses and (place.node in seen.roots or came_from is None):
                 search.end = place
+            elif not uses and came_from is not None:  # one of several outputs, which nobody reads
+                search.left_out.append((Use(place.node, 0), came_from))
             for use in uses:
                 outputs = path.outputs[use.node]
                 if label in path.left_out.get(use, ()):
@@ -190,7 +194,7 @@ class Explanation:
                     search.stops.append((use, place))
                 else:
                     for each in outputs:
-                        if each not in search.before:
+                        if each not in search.before and path.may_hold(each, label):
                             search.before[each] = place
                             left.append(each)
         return search

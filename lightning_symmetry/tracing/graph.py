@@ -15,7 +15,7 @@ from torch.utils.hooks import RemovableHandle
 
 from lightning_symmetry.tracing.calls import Call, ModuleCalls
 from lightning_symmetry.tracing.kinds import Factor, factor_of
-from lightning_symmetry.tracing.labels import MANY, Labels, carry, join, shapes_of
+from lightning_symmetry.tracing.labels import MANY, Labels, carry, held_labels, join, shapes_of, without_copies
 
 # What autograd says of nodes that no operation has made, as those that store the gradients of parameters.
 _NO_NUMBER = 2**64 - 1
@@ -90,6 +90,16 @@ class Path:
     outputs: dict[Any, list[Place]] = field(default_factory=dict)
     left_out: dict[Use, set[int]] = field(default_factory=dict)
     arrived: dict[Place, Tensor] = field(default_factory=dict)
+    _held: dict[Place, set[int]] = field(default_factory=dict)
+
+    def may_hold(self, place: Place, label: int) -> bool:
+        """Return whether any number of a tensor may come from the units of a label."""
+        labels = self.labels[place]
+        if labels is None:
+            return True
+        if place not in self._held:
+            self._held[place] = held_labels(labels)
+        return label in self._held[place] or MANY in self._held[place]
 
     def add(self, place: Place, labels: Labels) -> bool:
         """Add a tensor to the path, or labels to one that is there; returns whether it is new."""
@@ -117,6 +127,7 @@ class BackwardPass:
         in_model: the nodes that belong to the model, and not to the loss.
         factors: by use, what the operation multiplies its input by.
         passed: by use, whether the operation has handed a gradient other than zero to this input.
+        roots: the nodes at which it starts.
         value: the sum of what the pass starts from: of a loss its value; None if that is not known.
         arrived: by tensor on any path, whether a gradient other than zero arrives.
         largest: by node, the largest absolute gradient that arrives.
@@ -146,7 +157,8 @@ class BackwardPass:
         self._by_key: dict[int, Any] = {}
         self._handles: list[RemovableHandle] = []
         self._task: int | None = None  # which of autograd's passes this is
-        self._walk([each.grad_fn for each in outputs])
+        self.roots: set[Any] = {each.grad_fn for each in outputs}
+        self._walk()
         self.calls = _innermost_calls(self._nodes, noted.calls)
         self.in_model = self._find_model()
         self.factors: dict[Use, Factor | None] = {}
@@ -236,8 +248,8 @@ class BackwardPass:
                 if given is not None:
                     self.passed[use] = (_local(given) != 0).any()
 
-    def _walk(self, roots: Iterable[Any]) -> None:
-        left = [root for root in roots if root is not None]
+    def _walk(self) -> None:
+        left = list(self.roots)
         seen: set[Any] = set()
         while left:
             node = left.pop()
@@ -284,7 +296,7 @@ class BackwardPass:
             for use in self.uses(place):
                 behind = self._carry(use, path.labels[place], place, target)
                 if path.labels[place] is not None and None not in behind:
-                    kept = {label for each in behind for label in _unique(each)}
+                    kept = {label for each in behind if each is not None for label in held_labels(each)}
                     if MANY not in kept:
                         path.left_out[use] = set(range(1, target.num_labels + 1)) - kept
                 for output, each in enumerate(behind):
@@ -330,14 +342,13 @@ def _local(gradient: Tensor) -> Tensor:
 
 def _by_label(is_there: Tensor, labels: Tensor, num_labels: int) -> Tensor:
     """Return for each label whether any of its numbers is there, then whether any is that has none."""
-    counts = torch.bincount((labels[is_there] - MANY).long(), minlength=num_labels + 2)
+    kept = without_copies(labels)
+    copied = [dim for dim in range(labels.ndim) if kept.shape[dim] < labels.shape[dim]]
+    if copied:
+        is_there = is_there.any(copied, keepdim=True)
+    beyond = num_labels + 2  # what counts as the label of all that is not there
+    counts = torch.bincount((kept - MANY).masked_fill(~is_there, beyond).flatten(), minlength=beyond)[:beyond]
     return (counts[1:] > 0).roll(-1) | (counts[0] > 0)
-
-
-def _unique(labels: Labels) -> list[int]:
-    assert labels is not None
-    found: list[int] = labels.unique().tolist()
-    return found
 
 
 def _innermost_calls(nodes: Iterable[Any], calls: Sequence[Call]) -> dict[Any, Call]:

@@ -52,9 +52,9 @@ def carry(node: Any, index: int, labels: Labels, shape: Sequence[int], *, may_re
     operation = operation_of(node)
     shapes = shapes_of(node)
     every: list[Labels] = [None] * len(shapes)
-    is_move = operation in _MOVES
+    is_move = operation in _MOVES and not getattr(node, "_saved_accumulate", False)  # what is added up is not moved
     if labels is None:
-        if operation not in _JOINING:
+        if operation not in _JOINING or not is_move:
             return every
         labels = torch.full(tuple(shape), MANY, dtype=torch.int32, device=_device_of(node))
     if node.name() == "BackwardHookFunctionBackward":  # puts out what is put in, for hooks of whole modules
@@ -84,10 +84,33 @@ def merge(labels: Tensor, dims: Sequence[int]) -> Tensor:
     """
     if not dims:
         return labels
+    labels = without_copies(labels, dims)
     highest = labels.amax(tuple(dims), keepdim=True)
     lowest = labels.masked_fill(labels == 0, torch.iinfo(labels.dtype).max).amin(tuple(dims), keepdim=True)
     is_one = (lowest == highest) | (highest == 0) & (lowest > 0)
     return torch.where(is_one, highest, MANY)
+
+
+def without_copies(labels: Tensor, dims: Sequence[int] | None = None) -> Tensor:
+    """Return labels with size 1 along those of some dimensions, or of all, along which they were expanded.
+
+    >>> without_copies(torch.tensor([[1], [2]]).expand(2, 1000)).shape
+    torch.Size([2, 1])
+    """
+    for dim in range(labels.ndim) if dims is None else dims:
+        if labels.shape[dim] > 1 and labels.stride(dim) == 0:
+            labels = labels.narrow(dim, 0, 1)
+    return labels
+
+
+def held_labels(labels: Tensor) -> set[int]:
+    """Return the labels of which there are any numbers.
+
+    >>> sorted(held_labels(torch.tensor([0, 2, 2, MANY])))
+    [-1, 0, 2]
+    """
+    counts = torch.bincount((without_copies(labels) - MANY).flatten())
+    return {label + MANY for label in counts.nonzero().flatten().tolist()}
 
 
 def along(labels: Labels, dim: int) -> Tensor | None:
@@ -110,7 +133,7 @@ def join(one: Labels, other: Labels) -> Labels:
 
 
 def _shortened(labels: Tensor) -> Labels:
-    return None if bool((labels == MANY).all()) else labels
+    return None if bool((without_copies(labels) == MANY).all()) else labels
 
 
 def _device_of(node: Any) -> torch.device:
@@ -285,7 +308,7 @@ _ELEMENTWISE = {
     *("MseLoss", "SmoothL1Loss", "HuberLoss", "BinaryCrossEntropy", "BinaryCrossEntropyWithLogits"),
 }
 # What these put out comes from several inputs, side by side.
-_JOINING = {"Cat", "Stack", "ConstantPadNd"}
+_JOINING = {"Cat", "Stack", "ConstantPadNd", "IndexPut"}
 _MOVES = {
     *_JOINING,
     *("T", "Transpose", "Permute", "View", "UnsafeView", "ReshapeAlias", "Squeeze", "Unsqueeze", "Flip", "Roll"),

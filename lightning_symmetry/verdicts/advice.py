@@ -62,6 +62,13 @@ _WHY_IDLE = {
 }
 
 
+_IF_ON_PURPOSE = {
+    StopKind.UNREAD: "If that is on purpose, nothing is wrong; else read them.",
+    StopKind.DETACHED: "If that is on purpose, nothing is wrong; else let the loss depend on them.",
+    None: "The units are not to blame.",
+}
+
+
 @dataclass(frozen=True)
 class _Story:
     """Findings of some layers, of each of which the same is to be said.
@@ -144,8 +151,8 @@ def idle_texts(layers: Iterable[LayerDiagnosis]) -> list[str]:
         >>> stop = GradientStop(StopKind.UNREAD, "slice after fc")
         >>> layer = LayerDiagnosis("fc", 6, 3, groups=[UnitGroup((4, 5), Verdict.IDLE, Cause.DEAD, stop=stop)])
         >>> print(*idle_texts([layer]))
-        fc: 2 of 6 units, {4, 5}, get no gradient, since nobody reads their outputs (at slice after fc). Nothing is
-        wrong with them. [SYM401]
+        fc: 2 of 6 units, {4, 5}, get no gradient, since nobody reads their outputs (at slice after fc). If that is
+        on purpose, nothing is wrong; else read them. [SYM401]
     """
     alike: dict[GradientStop | None, list[tuple[LayerDiagnosis, UnitGroup]]] = {}
     for layer in layers:
@@ -164,8 +171,14 @@ def idle_texts(layers: Iterable[LayerDiagnosis]) -> list[str]:
             num_units = sum(len(group.units) for _, group in several)
             who = f"{_names(names)} ({len(names)} layers): {num_units} units"
         code = f" [{group.code}]" if group.code else ""
-        texts.append(f"{who} get no gradient, {_why_idle(group)}. Nothing is wrong with them.{code}")
+        texts.append(f"{who} get no gradient, {_why_idle(group)}. {_what_of_idle(group)}{code}")
     return texts
+
+
+def _what_of_idle(group: UnitGroup) -> str:
+    """Say what to make of idle units."""
+    kind = None if group.stop is None else group.stop.kind
+    return _IF_ON_PURPOSE.get(kind, _IF_ON_PURPOSE[None])
 
 
 def _why_idle(group: UnitGroup) -> str:

@@ -26,6 +26,7 @@ from tests.benchmarks import (
     resident,
     sharded,
     shares,
+    trace,
 )
 
 PARTS = {
@@ -43,6 +44,7 @@ PARTS = {
     "memory": memory.run,
     "resident": resident.run,
     "growth": growth.run,
+    "trace": trace.run,
     "gpu": gpu.run,
 }
 RESULTS = Path("build/benchmarks.json")

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from lightning_symmetry import SymmetryTracker, SymmetryWarning
+from lightning_symmetry import SymmetryTracker, SymmetryWarning, Verdict
+from lightning_symmetry.verdicts.stops import GradientStop
 from tests import zoo
 
 RANDOM_INIT = "torch.nn.init.kaiming_uniform_"
@@ -27,7 +28,9 @@ class Found:
         verdict: what must be said of the units.
         cause: what the weights must be said to look like.
         units: the sets of units that must be named, one set per finding; None: one set, all units of the layer.
-        way_out: what the message must recommend.
+        way_out: what the message must recommend, or say of units that are idle.
+        stop: the kind of the place at which the gradient must be said to stop, and the place; None: either may be any.
+        begins: what the message must begin with, of layers that are told of together; empty: the name of the layer.
     """
 
     layer: str
@@ -35,6 +38,8 @@ class Found:
     cause: str
     units: tuple[tuple[int, ...], ...] | None = None
     way_out: str = RANDOM_INIT
+    stop: tuple[str, str] | None = None
+    begins: str = ""
 
 
 def classify(net: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
@@ -52,6 +57,7 @@ class Case:
         buggy: makes the network with the bug. Both makers find the global random numbers seeded.
         fixed: makes the network as the report, or an answer to it, mends it.
         found: the findings that the bug leads to; nothing else may be found.
+        idle: the units that must be told of in the log as idle, without a warning; no others may be.
         mentioned: modules that must be mentioned as copies, in these words and without a warning; empty if none.
         loss: what is minimised, of a network, inputs and labels.
         lr: learning rate of SGD.
@@ -64,6 +70,7 @@ class Case:
     buggy: Callable[[], nn.Module]
     fixed: Callable[[], nn.Module]
     found: tuple[Found, ...] = ()
+    idle: tuple[Found, ...] = ()
     mentioned: str = ""
     loss: Loss = classify
     lr: float = 0.05
@@ -114,7 +121,7 @@ def _train(case: Case, build: Callable[[], nn.Module], lr: float) -> Outcome:
 
 
 class _Notes(logging.Handler):
-    """Keeps what is logged of copies; the closing line on the whole model is no news."""
+    """Keeps what is logged of copies and of idle units; the closing line on the whole model is no news."""
 
     def __init__(self, said: list[str]) -> None:
         super().__init__()
@@ -155,14 +162,38 @@ def assert_found(case: Case, outcome: Outcome) -> None:
     assert found == {(each.layer, each.verdict, each.cause): _units(each, outcome.tracker) for each in case.found}, (
         outcome.said
     )
+    _assert_stops(case.found, {finding.layer: finding.stop for finding in outcome.tracker.findings})
+    _assert_idle(case, outcome.tracker)
     followers = {finding.layer for finding in outcome.tracker.findings if finding.follows}
-    for each in case.found:
+    for each in (*case.found, *case.idle):
         if each.layer in followers:  # told together with the layer that they follow from
             continue
         first, *_ = each.layer.split(", ")  # of several modules a message may leave out some
-        assert any(text.startswith(first) and each.way_out in text for text in outcome.said), outcome.said
+        begins = each.begins or first
+        assert any(text.startswith(begins) and each.way_out in text for text in outcome.said), outcome.said
     mentioned = [text.partition(" start as exact copies")[0] for text in outcome.said if "start as exact" in text]
     assert mentioned == ([case.mentioned] if case.mentioned else [])
+
+
+def _assert_idle(case: Case, tracker: SymmetryTracker) -> None:
+    assert tracker.report is not None
+    groups = {
+        name: group
+        for name, layer in tracker.report.layers.items()
+        for group in layer.groups
+        if group.verdict is Verdict.IDLE
+    }
+    told = {name: {group.units} for name, group in groups.items()}
+    assert told == {each.layer: _units(each, tracker) for each in case.idle}
+    _assert_stops(case.idle, {name: group.stop for name, group in groups.items()})
+
+
+def _assert_stops(expected: Iterable[Found], stops: Mapping[str, GradientStop | None]) -> None:
+    for each in expected:
+        if each.stop is not None:
+            stop = stops[each.layer]
+            assert stop is not None
+            assert (str(stop.kind), stop.at) == each.stop
 
 
 def assert_silent(outcome: Outcome) -> None:

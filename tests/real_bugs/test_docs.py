@@ -7,12 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from tests.real_bugs import test_copies, test_dead_relu, test_missing_weights, test_zeros
+from tests.real_bugs import test_copies, test_dead_relu, test_forecasting, test_missing_weights, test_zeros
 from tests.real_bugs.cases import Case, train_buggy
 
 PAGE = (Path(__file__).parents[2] / "docs" / "real_bugs.md").read_text(encoding="utf-8")
 ROWS = {cells[0]: cells for cells in (line.strip("| ").split(" | ") for line in PAGE.splitlines() if line[:2] == "| ")}
-CASES = [*test_copies.CASES, *test_zeros.CASES, *test_missing_weights.CASES, *test_dead_relu.CASES]
+CASES = [
+    *test_copies.CASES,
+    *test_zeros.CASES,
+    *test_missing_weights.CASES,
+    *test_dead_relu.CASES,
+    *test_forecasting.CASES,
+]
 NOT_FOUND = test_copies.NOT_FOUND
 
 

@@ -213,6 +213,19 @@ def test_outputs_that_nobody_reads_among_others(is_known: bool) -> None:
     assert (found.units, found.stopped.stop.kind) == ((0, 1), StopKind.UNREAD)
 
 
+@pytest.mark.parametrize("accumulate", [False, True])
+def test_outputs_that_are_put_where_nobody_reads(accumulate: bool) -> None:
+    def put(hidden: Tensor) -> Tensor:
+        places = torch.tensor([7, 6, 5, 1, 0, 4, 2, 3])
+        return torch.zeros(8, 32).index_put((places,), hidden.T, accumulate=accumulate)[:5].T
+
+    net = Between(put, last=nn.Linear(5, 4))
+    [found] = trace(net, loss_of(net, rows()))["first"]
+    assert found.units == (0, 1, 2)
+    kinds = (StopKind.UNKNOWN, "index_put after first") if accumulate else (StopKind.UNREAD, "slice after first")
+    assert (found.stopped.stop.kind, found.stopped.stop.at) == kinds
+
+
 @pytest.mark.parametrize("is_known", [False, True])
 def test_units_of_one_layer_have_reasons_of_their_own(is_known: bool) -> None:
     net = Functional(0.0, lambda hidden: functional.relu(hidden))

@@ -140,7 +140,7 @@ def test_what_idle_units_wait_for_is_said() -> None:
     group = UnitGroup(tuple(range(24)), Verdict.IDLE, Cause.DEAD, stop=GradientStop(StopKind.UNREAD, "slice after fc"))
     text = (
         "fc: 24 of 30 units, {0, 1, 2, 3, 4, 5, 6, 7, ...}, get no gradient, since nobody reads their outputs (at "
-        "slice after fc). Nothing is wrong with them. [SYM401]"
+        "slice after fc). If that is on purpose, nothing is wrong; else read them. [SYM401]"
     )
     fc, other = LayerDiagnosis("fc", 30, 8, groups=[group]), LayerDiagnosis("other", 24, 8, groups=[group])
     assert idle_texts([fc]) == [text]
@@ -165,7 +165,7 @@ def test_idle_units_of_a_layer_are_told_of_once() -> None:
     for _ in range(3):
         engine._tell_of_idle_units(report)
     assert heard == [
-        "fc: all 2 units get no gradient, since the loss gives none (its weight is 0). Nothing is wrong with them. "
+        "fc: all 2 units get no gradient, since the loss gives none (its weight is 0). The units are not to blame. "
         "[SYM402]"
     ]
 
