@@ -162,7 +162,7 @@ class Explanation:
             at = self._place(use.node, search.route(place), i)
             if operation_of(use.node) in _SELECTING:
                 return Stopped(GradientStop(StopKind.CLOSED, at, "none of them is ever selected"))
-            return Stopped(GradientStop(StopKind.UNREAD, at, "nobody reads what is left out there"))
+            return Stopped(GradientStop(StopKind.UNREAD, at, "it leaves them out"))
         if search.end is not None:
             return Stopped(_LOSS)
         return Stopped(
@@ -209,9 +209,10 @@ class Explanation:
                 return Stopped(_ERASED)
             return self._inputs_are_zero(i, use, depth)
         stop = self._stop(i, labels, use, place)
-        # Where several operations use a tensor, what they hand back may cancel out.
-        is_only_use = len(seen.uses(place)) == 1 and not self._is_partly_there(i, place)
-        if is_only_use and use in seen.passed and bool(seen.passed[use]):
+        if use in seen.passed and bool(seen.passed[use]) and not self._is_partly_there(i, place):
+            if len(seen.uses(place)) > 1:
+                detail = "what several operations hand back cancels out"
+                return Stopped(GradientStop(StopKind.UNKNOWN, self._place(use.node, route, i), detail))
             at = self._place(use.node, route, i)
             return Stopped(GradientStop(StopKind.ERASED, at, "a hook on what goes in there makes its gradient zero"))
         if stop.operation == "Pow" and operation_of(place.node) in CLOSING and len(route) > 1:

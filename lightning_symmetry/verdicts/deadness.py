@@ -479,7 +479,8 @@ class Deaths:
             return None
         if warned is None:
             assert self._streaks is not None
-            has_died = self._streaks.was_alive[list(dead.units)].mean() > 0.5
+            # What was seen before it was known that there is nothing but rounding was rounding, too.
+            has_died = not seen.floor and self._streaks.was_alive[list(dead.units)].mean() > 0.5
             first_step = max(dead.died_at)  # since then all of them are dead
             origin = Origin.COLLAPSE if has_died else Origin.FIRST_LOOK if first_step else Origin.START
             cause = cause_of_death(seen, np.array(dead.units))
