@@ -371,7 +371,7 @@ class SymmetryEngine:
     def _end_trace(self, place: int, step: int) -> None:
         trace = self._traces.pop(place, None)
         if trace is not None:
-            self._examiner.take_traced(trace.finish(), step)
+            self._examiner.end_trace(trace, step)
 
     def _drop_traces(self) -> None:
         for trace in self._traces.values():

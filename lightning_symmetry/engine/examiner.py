@@ -9,14 +9,13 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from lightning_symmetry.engine.keeping import Keepers
 from lightning_symmetry.engine.options import Options
 from lightning_symmetry.engine.pictures import HeatmapsOnDemand
 from lightning_symmetry.engine.reaching import access_to
 from lightning_symmetry.matrices.rows import Rows
 from lightning_symmetry.modules import modules_of
 from lightning_symmetry.ranks.team import Team, describe
-from lightning_symmetry.tracing.trace import GradientTrace, Suspected
+from lightning_symmetry.tracing.trace import Alike, GradientTrace, Suspected
 from lightning_symmetry.units.choices import members_of_lists
 from lightning_symmetry.units.comparable import Comparable
 from lightning_symmetry.units.copies import Copies, find_copies
@@ -45,7 +44,6 @@ from lightning_symmetry.verdicts.judging import copy_groups
 from lightning_symmetry.verdicts.looks import Gradients, Look, Steady
 from lightning_symmetry.verdicts.report import SymmetryReport
 from lightning_symmetry.verdicts.stops import GradientStop, StopKind, Stopped, Traced
-from lightning_symmetry.verdicts.verdict import Verdict
 from lightning_symmetry.verdicts.watching import Suspects, are_still_zero, zero_gradients
 
 
@@ -246,7 +244,6 @@ class Examiner:
                 self._suspect(seen.layer)
         if silent or self._suspects or self._usage.is_watching:
             self._usage.watch(model, [*silent, *self._suspects])
-        news = self._with_keepers(model, self._with_known_roots(news))
         for layer in passed_over:
             history[layer.name].pass_over(layer)
             history[layer.name].num_checks += is_fresh
@@ -258,23 +255,12 @@ class Examiner:
             self._model.latest = None if self.report.reasons else updated
         else:  # nothing has changed
             self.report = replace(self.report, step=step)
-        return Examination(self.report, looks, news)
+        return Examination(self.report, looks, self._with_known_roots(news))
 
     def _with_known_roots(self, news: Sequence[Finding]) -> list[Finding]:
         """Return findings that follow from layers only of which something was found."""
         found = {finding.layer for name in self._model.found.names for finding in self.history.findings_in(name)}
         return [finding if finding.follows in found else replace(finding, follows="") for finding in news]
-
-    def _with_keepers(self, model: nn.Module, news: Sequence[Finding]) -> list[Finding]:
-        """Return findings that say what keeps their units equal, where that is known."""
-        if not any(finding.verdict in (Verdict.LOCKED, Verdict.LOCKSTEP) for finding in news):
-            return list(news)
-        told = []
-        for finding, kept_by in zip(news, Keepers(model).of(news), strict=True):
-            if kept_by:
-                self.history[finding.layer].note_keeper(finding.units, kept_by)
-            told.append(replace(finding, kept_by=kept_by))
-        return told
 
     def trace(self, model: nn.Module, step: int) -> GradientTrace | None:
         """Return a trace of the backward passes of the next step, if a verdict on zero gradients is near; else None.
@@ -296,10 +282,22 @@ class Examiner:
             traced = {each.layer.name: [Traced(tuple(each.units.tolist()), stopped)] for each in suspects}
             self.take_traced(traced, step)
             return None
-        return GradientTrace(model, suspects)
+        alike = [Alike(layer, groups) for layer in layers if (groups := self.history[layer.name].unexplained())]
+        return GradientTrace(model, suspects, alike)
+
+    def end_trace(self, trace: GradientTrace, step: int) -> None:
+        """Take in what a trace has found.
+
+        Args:
+            trace: the trace.
+            step: completed optimizer steps.
+        """
+        self.take_traced(trace.finish(), step)
+        for name, keepers in trace.keepers.items():
+            self.history[name].note_keepers(keepers)
 
     def take_traced(self, traced: Mapping[str, Sequence[Traced]], step: int) -> None:
-        """Take in what a trace has found.
+        """Take in where gradients stop.
 
         Args:
             traced: by layer, where the gradients of its units stop.

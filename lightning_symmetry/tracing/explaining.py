@@ -404,7 +404,9 @@ class Explanation:
         """Return the traced layer that comes last on a route to where a gradient stops, if it is another one."""
         if self._users is None:
             self._users = {}
-            for j in self._seen.paths:
+            for j in range(len(self._targets)):
+                if j not in self._seen.paths:
+                    continue
                 moved = self._of_parameter(j)
                 nodes = {place.node for place in moved}
                 for use in (use for place in moved for use in self._seen.uses(place)):

@@ -41,7 +41,8 @@ class Factor:
     def are_zero(self, labels: Labels, num_labels: int) -> list[bool]:
         """Return for each label whether all of it is zero that meets the numbers of the label in the input."""
         for dim, is_there in self.is_there.items():
-            places = along(labels, dim)
+            # Of a single label, several of the same are one.
+            places = along(labels.abs() if labels is not None and num_labels == 1 else labels, dim)
             if places is not None and places.shape == is_there.shape:
                 met = set(places[is_there].tolist())
                 return [label not in met for label in range(1, num_labels + 1)]

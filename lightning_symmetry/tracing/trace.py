@@ -7,14 +7,17 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lightning_symmetry.matrices.mirrors import Mirrored
 from lightning_symmetry.matrices.numerics import Indices
 from lightning_symmetry.ranks.pieces import is_sharded
 from lightning_symmetry.tracing.calls import ModuleCalls, storage_of
 from lightning_symmetry.tracing.explaining import Explanation
 from lightning_symmetry.tracing.graph import BackwardPass, Target, outputs_of_running_pass
+from lightning_symmetry.tracing.keeping import kept_by, readers_of
 from lightning_symmetry.units.layers import Layer
 from lightning_symmetry.units.naming import readable_modules
 from lightning_symmetry.verdicts.stops import GradientStop, StopKind, Stopped, Traced
@@ -37,6 +40,18 @@ class Suspected(NamedTuple):
     may_be_rounding: bool
 
 
+class Alike(NamedTuple):
+    """Units of a layer that train as one, of which it is asked what keeps them equal.
+
+    Attributes:
+        layer: the layer.
+        groups: disjoint groups of its units, with signs.
+    """
+
+    layer: Layer
+    groups: Sequence[Mirrored]
+
+
 class GradientTrace:
     """Follows the next backward passes of a model, until :meth:`finish`, and says where gradients stop.
 
@@ -45,6 +60,11 @@ class GradientTrace:
     Args:
         model: the model.
         suspects: the units to trace.
+        alike: units of which it is asked what keeps them equal.
+
+    Attributes:
+        keepers: by layer and units of a group, the name of the layer that reads them alike, or of the loss, or nothing
+            if that was not found; once the trace is finished.
 
     Example:
         >>> import numpy as np
@@ -60,10 +80,15 @@ class GradientTrace:
         closed at 1: its input is at most -100 in all 128 values seen
     """
 
-    def __init__(self, model: nn.Module, suspects: Sequence[Suspected]) -> None:
+    def __init__(self, model: nn.Module, suspects: Sequence[Suspected], alike: Sequence[Alike] = ()) -> None:
         self._model = model
         self._suspects = list(suspects)
-        self._targets = [_target_of(each) for each in self._suspects]
+        self._alike = list(alike)
+        self.keepers: dict[str, dict[tuple[int, ...], str]] = {}
+        self._targets = [
+            *(_target_of(each.layer, each.units) for each in self._suspects),
+            *(_target_of(each.layer, _units_of(each), is_apart=True) for each in self._alike),
+        ]
         self._thread = threading.get_ident()
         self._passes: list[BackwardPass] = []
         self._relevant: list[list[BackwardPass]] = [[] for _ in self._targets]
@@ -102,6 +127,7 @@ class GradientTrace:
             each.end()
         failure = self._failure
         try:
+            self.keepers = self._find_keepers() if failure is None else {}
             return self._tell() if failure is None else {}
         finally:
             # A graph that is kept keeps its hooks, and with them this trace.
@@ -142,11 +168,9 @@ class GradientTrace:
     # ---------------------------------------------------------------- what was seen
 
     def _tell(self) -> dict[str, list[Traced]]:
-        names = (self._holders.get(id(target.parameter), "") for target in self._targets)
-        modules = [name.partition(".parametrizations.")[0] for name in names]
-        explained = {id(each): Explanation(each, self._targets, modules) for each in self._passes}
+        explained = self._explanations()
         found: dict[str, list[Traced]] = {}
-        for i, (suspected, target) in enumerate(zip(self._suspects, self._targets, strict=True)):
+        for i, (suspected, target) in enumerate(zip(self._suspects, self._targets, strict=False)):
             explanations = [explained[id(each)] for each in self._relevant[i]]
             by_stop: dict[Stopped, list[int]] = {}
             for labels, stopped in self._labels_by_stop(i, explanations, is_rounding=suspected.may_be_rounding):
@@ -155,6 +179,23 @@ class GradientTrace:
             if every:
                 found[suspected.layer.name] = sorted(every, key=lambda traced: -len(traced.units))
         return found
+
+    def _explanations(self) -> dict[int, Explanation]:
+        """Return what explains each pass, by its identity."""
+        number = len(self._suspects)
+        names = (self._holders.get(id(target.parameter), "") for target in self._targets[:number])
+        modules = [name.partition(".parametrizations.")[0] for name in names]
+        return {id(each): Explanation(each, self._targets[:number], modules) for each in self._passes}
+
+    def _find_keepers(self) -> dict[str, dict[tuple[int, ...], str]]:
+        keepers: dict[str, dict[tuple[int, ...], str]] = {}
+        for i, each in enumerate(self._alike, start=len(self._suspects)):
+            readers = readers_of(self._relevant[i][0], i) if self._relevant[i] else None
+            label = {unit: place for place, (unit,) in enumerate(self._targets[i].units, start=1)}
+            keepers[each.layer.name] = {
+                group.rows: kept_by(readers, [label[unit] for unit in group.rows], group.signs) for group in each.groups
+            }
+        return keepers
 
     def _labels_by_stop(
         self, i: int, explanations: Sequence[Explanation], *, is_rounding: bool
@@ -192,8 +233,18 @@ def _rank(kind: StopKind) -> int:
     return {StopKind.LOSS: 2, StopKind.UNREAD: 2, StopKind.UNKNOWN: 3}.get(kind, 1)
 
 
-def _target_of(suspected: Suspected) -> Target:
-    layer, units = suspected.layer, suspected.units
+def _units_of(alike: Alike) -> Indices:
+    return np.array(sorted(unit for group in alike.groups for unit in group.rows), dtype=np.intp)
+
+
+def _target_of(layer: Layer, units: Indices, *, is_apart: bool = False) -> Target:
+    """Return what to trace of some units of a layer.
+
+    Args:
+        layer: the layer.
+        units: their sorted indices.
+        is_apart: whether each of them needs a label of its own even if these are all units of the layer.
+    """
     weight = layer.tensors[0]
     parameter = next((each for each in weight.originals if each.shape == weight.weights.shape), weight.originals[0])
     whole = Target(layer.name, parameter, None, (tuple(units.tolist()),))
@@ -203,7 +254,7 @@ def _target_of(suspected: Suspected) -> Target:
         return replace(whole, is_known=is_known)
     numbers = torch.arange(parameter.numel(), device=parameter.device).view(parameter.shape)
     rows = weight.view(numbers).reshape(layer.num_units, -1)
-    is_only = len(units) == layer.num_units
+    is_only = len(units) == layer.num_units and not is_apart
     if is_only and rows.numel() == parameter.numel():
         return whole
     chosen = rows[torch.from_numpy(units).to(rows.device)]

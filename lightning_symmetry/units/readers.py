@@ -117,22 +117,6 @@ class ReadingGraph:
             return None
         return list(dict.fromkeys(reader for _, reader in found))
 
-    def is_output(self, module: nn.Module) -> bool:
-        """Return whether the model puts out what a layer computes, at most through operations on single numbers."""
-        try:
-            left = self._calls_of(module)
-        except _CannotTellError:
-            return False
-        while left:
-            for user in left.pop().users:
-                if user.op == "output":
-                    continue
-                known = self._modules.get(str(user.target)) if user.op == "call_module" else None
-                if _name_of(user, known) not in _ELEMENTWISE:
-                    return False
-                left.append(user)
-        return True
-
     def _calls_of(self, module: nn.Module) -> list[fx.Node]:
         """Return all uses of a layer.
 

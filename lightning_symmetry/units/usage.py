@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from lightning_symmetry.modules import held
 from lightning_symmetry.units.choices import LISTS
 from lightning_symmetry.units.hooks import ModuleHook
 from lightning_symmetry.units.naming import readable_modules
@@ -121,4 +122,4 @@ def _pass_over(error: Exception) -> None:
 
 def is_compiled(module: nn.Module) -> bool:
     """Return whether a module is compiled, or is what ``torch.compile`` puts around one."""
-    return hasattr(module, "_orig_mod") or module.__dict__.get("_compiled_call_impl") is not None
+    return "_orig_mod" in held(module, "_modules") or module.__dict__.get("_compiled_call_impl") is not None

@@ -213,11 +213,20 @@ class LayerState:
         for unit in [unit for unit in self._stopped if not is_silent[unit]]:
             del self._stopped[unit]
 
-    def note_keeper(self, units: tuple[int, ...], kept_by: str) -> None:
-        """Note what keeps some units equal."""
+    def unexplained(self) -> list[Mirrored]:
+        """Return the groups of units that train as one, with signs, for which no cause was looked for so far."""
+        return [Mirrored(r.units, r.mirrored) for r in self.holding if r.is_to_be_explained(self.patience)]
+
+    def note_keepers(self, keepers: Mapping[tuple[int, ...], str]) -> None:
+        """Record what keeps groups of units equal.
+
+        Args:
+            keepers: by units of a group, the name of a layer or of the loss, or nothing if that was not found.
+        """
         for record in self.holding:
-            if record.warned_units == units:
-                record.kept_by = kept_by
+            if record.units in keepers:
+                record.kept_by, record.is_explained = keepers[record.units], True
+        self._steady = None  # the report is to say so, too
 
     def is_to_be_traced(self, step: int) -> bool:
         """Return whether the next step should be traced: a verdict on zero gradients is near, or idle ones last.
@@ -229,7 +238,7 @@ class LayerState:
         """
         untraced = [record for record in self.holding if not set(record.units) <= self._stopped.keys()]
         near = any(record.is_to_be_watched and record.streak + 1 >= self.patience for record in untraced)
-        if near or self.is_faint or self.deaths.is_about_to_conclude():
+        if near or self.is_faint or self.unexplained() or self.deaths.is_about_to_conclude():
             return True
         is_due = self.traced_at is not None and step >= 2 * max(self.traced_at, 25)
         return is_due and bool(self.idle)

@@ -44,6 +44,7 @@ class Record:
         mirrored: units whose row is the negative of the first unit's.
         stopped: where the gradient stops that is zero; None if it is not, or if no step was traced.
         kept_by: as :attr:`Finding.kept_by`.
+        is_explained: whether that was looked for.
     """
 
     units: tuple[int, ...]
@@ -69,6 +70,7 @@ class Record:
     mirrored: tuple[int, ...] = ()
     stopped: Stopped | None = None
     kept_by: str = ""
+    is_explained: bool = False
     _group: UnitGroup | None = field(default=None, init=False, repr=False, compare=False)
 
     @property
@@ -101,6 +103,13 @@ class Record:
         is_decided = self.verdict in (Verdict.FROZEN, Verdict.IDLE)
         is_open = self.broken_step is None and not is_decided and not self.is_pruned
         return is_silent and is_open
+
+    def is_to_be_explained(self, patience: int) -> bool:
+        """Return whether it should be traced what keeps the units equal: the user was warned, or soon may be."""
+        if self.is_explained or self.row_names or self.broken_step is not None:
+            return False
+        is_near = self.gradients is Gradients.EQUAL and not self.has_equal_weights and self.streak + 1 >= patience
+        return is_near or self.verdict in (Verdict.LOCKED, Verdict.LOCKSTEP)
 
     def watch(self, is_zero: Mask, is_unseen: Mask) -> None:
         """Note what is seen between two checks of a group whose gradients were zero at the last one.
@@ -215,6 +224,7 @@ class Record:
                 "warned_reason": Reason(values.get("warned_reason", Reason.UNDECIDED)),
                 "stopped": stopped_from_state(values.get("stopped")),
                 "kept_by": str(values.get("kept_by", "")),
+                "is_explained": bool(values.get("is_explained", False)),
             }
         )
 

@@ -373,9 +373,9 @@ def count_traces(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     made: list[int] = []
     init = GradientTrace.__init__
 
-    def counted(self: GradientTrace, model: nn.Module, suspects: Any) -> None:
-        made.append(len(suspects))
-        init(self, model, suspects)
+    def counted(self: GradientTrace, model: nn.Module, suspects: Any, alike: Any = ()) -> None:
+        made.append(len(suspects) + len(alike))
+        init(self, model, suspects, alike)
 
     monkeypatch.setattr(GradientTrace, "__init__", counted)
     return made
@@ -385,6 +385,13 @@ def test_one_trace_for_all_findings_of_a_check(monkeypatch: pytest.MonkeyPatch) 
     made = count_traces(monkeypatch)
     train(Shut(), plain_step, steps=300)
     assert made == [2]
+
+
+def test_what_keeps_units_equal_is_looked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = count_traces(monkeypatch)
+    net = fill(nn.Sequential(nn.Linear(12, 8), nn.Softmax(1), nn.Linear(8, 4)), 0.1)  # it cannot be told
+    train(net, plain_step, steps=300)
+    assert 1 <= len(made) <= 3  # of 30 checks: once for each group, of which there is one more later on
 
 
 def test_a_healthy_network_is_not_traced(monkeypatch: pytest.MonkeyPatch) -> None:

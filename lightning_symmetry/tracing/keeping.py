@@ -1,0 +1,117 @@
+"""What keeps units equal that train as one: a layer that reads them alike, or the loss."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+
+from lightning_symmetry.matrices.numerics import Floats
+from lightning_symmetry.matrices.question import TOLERANCES
+from lightning_symmetry.tracing.graph import BackwardPass
+from lightning_symmetry.tracing.labels import along, operation_of
+from lightning_symmetry.verdicts.diagnoses import THE_LOSS
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A layer that reads units, or the loss.
+
+    Attributes:
+        name: the name of the layer, or of the loss.
+        columns: its weights with its inputs first, ``(num_inputs, k)``; None for the loss.
+        labels: of each input the label of the unit that it comes from, 0 for others, ``(num_inputs,)``.
+    """
+
+    name: str
+    columns: Tensor | None = None
+    labels: Tensor | None = None
+
+
+@torch.no_grad()
+def readers_of(seen: BackwardPass, i: int) -> list[Reader] | None:
+    """Return what reads the units of a target, in the order of the computation; None if that cannot be told.
+
+    Units are followed through operations that keep them apart, up to the first that do not.
+
+    Args:
+        seen: a backward pass.
+        i: the place of the target among those of the pass.
+    """
+    path = seen.paths[i]
+    readers: list[tuple[int, Reader]] = []  # each with the number of its operation
+    left, known = deque([path.start]), {path.start}
+    while left:
+        place = left.popleft()
+        for use in seen.uses(place):
+            outputs = path.outputs[use.node]
+            behind = [each for each in outputs if path.labels[each] is not None]
+            is_own = place is path.start or use.node in seen.in_model
+            if not is_own:
+                readers.append((use.node._sequence_nr(), Reader(THE_LOSS)))
+            elif behind:
+                left += [each for each in behind if each not in known]
+                known.update(behind)
+            else:
+                reader = _reader(seen, use.node, along(path.labels[place], 1 if _is_convolution(use.node) else -1))
+                if reader is None:
+                    return None
+                readers.append((use.node._sequence_nr(), reader))
+    return [reader for _, reader in sorted(readers, key=lambda pair: pair[0])]
+
+
+def _is_convolution(node: Any) -> bool:
+    return operation_of(node) == "Convolution"
+
+
+def _reader(seen: BackwardPass, node: Any, labels: Tensor | None) -> Reader | None:
+    """Return the linear layer or convolution that an operation belongs to; None if it is another one."""
+    call = seen.calls.get(node)
+    if call is None or labels is None or not isinstance(call.module, nn.Linear | _ConvNd):
+        return None
+    module: Any = call.module
+    weight = module._parameters.get("weight")
+    if weight is None or type(weight.data) is not Tensor:
+        return None
+    is_convolution = isinstance(module, _ConvNd)
+    if is_convolution and module.groups > 1:
+        return None
+    columns = weight.detach().movedim(0 if is_convolution and module.transposed else 1, 0).flatten(1)
+    return Reader(call.name, columns, labels) if len(columns) == len(labels) else None
+
+
+@torch.no_grad()
+def kept_by(readers: Iterable[Reader] | None, labels: Sequence[int], signs: Floats) -> str:
+    """Return the name of the first reader, if all of them read some units alike; else nothing.
+
+    Args:
+        readers: what reads the units; None if that is not known.
+        labels: the labels of the units.
+        signs: of each unit 1, or -1 if it is the mirror image of the first one; it may be read with either sign.
+
+    Example:
+        >>> import numpy as np
+        >>> reader = Reader("fc2", torch.tensor([[1.0, 2.0], [1.0, 2.0], [3.0, 4.0]]), torch.tensor([1, 2, 3]))
+        >>> kept_by([reader], [1, 2], np.ones(2)), kept_by([reader], [1, 3], np.ones(2))
+        ('fc2', '')
+    """
+    every = list(readers or ())
+    for reader in every:
+        if reader.columns is not None and reader.labels is not None:
+            columns = [reader.columns[reader.labels == label].flatten().double().cpu() for label in labels]
+            if len({len(each) for each in columns}) != 1:
+                return ""
+            rows, tolerance = torch.stack(columns), TOLERANCES[reader.columns.dtype]
+            signed = rows * torch.from_numpy(signs)[:, None]
+            if not (_agree(rows, tolerance) or _agree(signed, tolerance)):
+                return ""
+    return every[0].name if every else ""
+
+
+def _agree(rows: Tensor, tolerance: float) -> bool:
+    return bool(((rows - rows[0]).norm(dim=1) <= tolerance * rows.norm(dim=1).amax()).all())
