@@ -190,8 +190,10 @@ class GradientTrace:
     def _find_keepers(self) -> dict[str, dict[tuple[int, ...], str]]:
         keepers: dict[str, dict[tuple[int, ...], str]] = {}
         for i, each in enumerate(self._alike, start=len(self._suspects)):
-            readers = readers_of(self._relevant[i][0], i) if self._relevant[i] else None
-            label = {unit: place for place, (unit,) in enumerate(self._targets[i].units, start=1)}
+            units = self._targets[i].units
+            is_apart = all(len(of_label) == 1 for of_label in units)  # not where parameters are sharded or computed
+            readers = readers_of(self._relevant[i][0], i) if is_apart and self._relevant[i] else None
+            label = {unit: place for place, of_label in enumerate(units, start=1) for unit in of_label}
             keepers[each.layer.name] = {
                 group.rows: kept_by(readers, [label[unit] for unit in group.rows], group.signs) for group in each.groups
             }
