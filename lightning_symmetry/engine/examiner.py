@@ -259,7 +259,8 @@ class Examiner:
 
     def _with_known_roots(self, news: Sequence[Finding]) -> list[Finding]:
         """Return findings that follow from layers only of which something was found."""
-        found = {finding.layer for name in self._model.found.names for finding in self.history.findings_in(name)}
+        followed = {finding.follows for finding in news if finding.follows}
+        found = {name for name in followed if self.history.findings_in(name)}
         return [finding if finding.follows in found else replace(finding, follows="") for finding in news]
 
     def trace(self, model: nn.Module, step: int) -> GradientTrace | None:

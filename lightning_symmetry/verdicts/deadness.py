@@ -358,6 +358,11 @@ class Deaths:
             self._streaks.restart(active)
         self._stopped = stopped
 
+    @property
+    def are_suspect(self) -> bool:
+        """Whether any unit may be dead, or is, for whatever reason."""
+        return self._streaks is not None and bool((self._streaks.num_checks > 0).any())
+
     def is_about_to_conclude(self) -> bool:
         """Return whether the next check may warn of dead units some of which were not traced."""
         if self._streaks is None:

@@ -62,6 +62,7 @@ class LayerState:
     is_exact: bool = False
     traced_at: int | None = None
     failure: str = ""
+    _may_be_traced: bool = False  # whether that is to be looked into, which takes longer than to know that it is not
     _stopped: dict[int, Stopped] = field(default_factory=dict)  # by unit, where its gradient stops
     _layer: Comparable | None = None
     _released: tuple[tuple[int, int], ...] = ()
@@ -226,7 +227,7 @@ class LayerState:
         for record in self.holding:
             if record.units in keepers:
                 record.kept_by, record.is_explained = keepers[record.units], True
-        self._steady = None  # the report is to say so, too
+        self._steady = None  # the next look is a close one, so that the report says so, too
 
     def is_to_be_traced(self, step: int) -> bool:
         """Return whether the next step should be traced: a verdict on zero gradients is near, or idle ones last.
@@ -236,6 +237,8 @@ class LayerState:
         Args:
             step: the number of the next step.
         """
+        if not self._may_be_traced:
+            return False
         untraced = [record for record in self.holding if not set(record.units) <= self._stopped.keys()]
         near = any(record.is_to_be_watched and record.streak + 1 >= self.patience for record in untraced)
         if near or self.is_faint or self.unexplained() or self.deaths.is_about_to_conclude():
@@ -251,6 +254,8 @@ class LayerState:
     @property
     def is_detached(self) -> bool:
         """Whether the loss does not depend on any of its units."""
+        if not self._stopped:
+            return False
         units = [unit for group in self.idle if _is_detached(group) for unit in group.units]
         return self.size is not None and len(units) == self.size[0]
 
@@ -260,7 +265,8 @@ class LayerState:
         if self.is_faint and self.size is not None:
             return np.arange(self.size[0])
         idle = [unit for group in self.deaths.idle for unit in group.units]
-        return np.union1d(self.deaths.suspected(), np.array([*in_groups, *idle, *self.deaths.units], dtype=np.intp))
+        units = {*self.deaths.suspected().tolist(), *in_groups, *idle, *self.deaths.units}
+        return np.array(sorted(units), dtype=np.intp)
 
     def trace(self, traced: Sequence[Traced], step: int) -> None:
         """Record where the gradients of units were found to stop.
@@ -340,6 +346,8 @@ class LayerState:
         if self.deaths.group:
             groups.append(self.deaths.group)
         groups += self.deaths.idle
+        has_zeros = any(r.gradients is Gradients.ZERO or r.is_to_be_explained(self.patience) for r in holding)
+        self._may_be_traced = has_zeros or self.is_faint or self.deaths.are_suspect
         has_settled = holding and not self.deaths.are_open and all(map(self._has_settled, holding))
         units = [record.units for record in holding]
         self._steady = Steady.of(units, seen.layer.num_units) if has_settled else None
