@@ -93,22 +93,28 @@ class Explanation:
         self._users: dict[Any, str] | None = None
 
     def constant_behind(self, i: int) -> Stopped | None:
-        """Return the first operation behind a target whose output is constant: it passes on rounding errors only."""
-        path = self._seen.paths[i]
+        """Return the operation whose output is constant, so that a target gets nothing but rounding errors.
+
+        None if there is a way from the target to the loss that does not lead through such an operation.
+        """
+        path, seen = self._seen.paths[i], self._seen
         search = _Search(before={path.start: None})
-        left = deque([path.start])
+        left, first = deque([path.start]), None
         while left:
             place = left.popleft()
-            for use in self._seen.uses(place):
+            if not seen.uses(place):
+                return None
+            for use in seen.uses(place):
                 told = kind_of(_bare(use, self._leaf(use.node)))
                 if told.kind is StopKind.ONE_VALUE:
                     route = search.route(place)
-                    return Stopped(replace(told, at=self._place(use.node, route, i)), self._follows(route, i))
+                    first = first or Stopped(replace(told, at=self._place(use.node, route, i)), self._follows(route, i))
+                    continue
                 for each in path.outputs.get(use.node, ()):
                     if each not in search.before:
                         search.before[each] = place
                         left.append(each)
-        return None
+        return first
 
     def tell(self, i: int, depth: int = 0) -> list[Told]:
         """Return where the gradient of a target stops, for all labels of which the same is to be said together."""

@@ -13,7 +13,7 @@ from torch.nn.utils import parametrizations, prune
 
 from lightning_symmetry import StopKind, SymmetryTracker
 from lightning_symmetry.tracing.trace import GradientTrace
-from tests.tracing.tracing import images, loss_of, rows, stops, suspects_of, trace
+from tests.tracing.tracing import everything, images, loss_of, rows, stops, suspects_of, trace
 from tests.training import Classifier, fill, fit, quiet, sgd
 
 OPTIONS: dict[str, Any] = {"heatmaps": "none", "scalars": "none", "every_n_steps": 10, "on_symmetry": "ignore"}
@@ -395,3 +395,17 @@ def test_weights_of_a_single_expert_are_nothing_but_rounding() -> None:
     monitor = quiet(every_n_steps=10, on_symmetry="ignore")
     fit(Classifier(Net(together, **layers(router=(12, 8), a=(12, 8), b=(8, 4)))), monitor, max_steps=120)
     assert monitor.findings == []
+
+
+def test_a_way_beside_a_norm_over_one_number_brings_a_gradient() -> None:
+    def together(net: Any, inputs: Tensor) -> Tensor:
+        hidden = net.a(inputs)
+        outputs: Tensor = net.b(hidden) + 1e-9 * net.c(net.norm(hidden[:, :1]))
+        return outputs
+
+    net = Net(together, norm=nn.LayerNorm(1), **layers(a=(12, 8), b=(8, 4), c=(1, 4)))
+    every = [each for each in everything(net) if each.layer.name == "a"]
+    loss_of(net, rows())().backward()
+    traced = GradientTrace(net, every)
+    loss_of(net, rows())().backward()
+    assert traced.finish()["a"][0].stopped.stop.kind is StopKind.ERASED  # it arrives, and is no rounding error
