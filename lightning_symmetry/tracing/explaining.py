@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from lightning_symmetry.modules import own_parameters
 from lightning_symmetry.tracing.calls import Call, Range
 from lightning_symmetry.tracing.graph import BackwardPass, Place, Target, Use
 from lightning_symmetry.tracing.kinds import (
@@ -17,7 +18,6 @@ from lightning_symmetry.tracing.kinds import (
     Stop,
     constant_output,
     explains,
-    has_zero_weights,
     kind_of,
     words_for,
 )
@@ -231,6 +231,10 @@ class Explanation:
             if nearer is not None:
                 return nearer
         told = kind_of(stop)
+        if told.kind is StopKind.CLOSED and stop.is_factor_zero and _factor_node(stop) is not None:
+            zeros = self._zeros_before(_factor_node(stop))
+            if zeros is not None:
+                return Stopped(zeros, self._follows(route, i))
         if told.kind is StopKind.LOSS and self._seen.value != 0 and self._is_output(place):
             # An activation of the outputs that stands beside the model, in the loop that trains it.
             activation = kind_of(replace(stop, in_model=True))
@@ -286,9 +290,9 @@ class Explanation:
         detail = f"the inputs of {layer} are zero in all values seen"
         if factor.node is None or hasattr(factor.node, "variable"):
             return Stopped(GradientStop(StopKind.UNKNOWN, layer, detail))
-        source, owner = self._source(factor.node), self._owner_before(factor.node, layer)
-        if source is not None and has_zero_weights(source.module):
-            return Stopped(GradientStop(StopKind.ZERO_WEIGHTS, source.name, detail), owner)
+        owner, zeros = self._owner_before(factor.node, layer), self._zeros_before(factor.node)
+        if zeros is not None:
+            return Stopped(replace(zeros, detail=detail), owner)
         names = [target.layer for target in self._targets]
         if owner and depth < len(names) and names.index(owner) in self._seen.paths:
             told = self.tell(names.index(owner), depth + 1)[0].stopped
@@ -298,6 +302,18 @@ class Explanation:
             behind = [Place(child, output) for child, output in factor.node.next_functions if child is not None]
             return Stopped(GradientStop(StopKind.CLOSED, self._place(factor.node, behind, i), detail), owner)
         return Stopped(GradientStop(StopKind.UNKNOWN, layer, detail), owner)
+
+    def _zeros_before(self, node: Any) -> GradientStop | None:
+        """Return which module makes a tensor zero, if all that lies between has put out nothing but zeros."""
+        for call in self._calls_before(node):
+            if not call.ranges or not _is_zero(call.ranges[0]):
+                return None
+            own = own_parameters(call.module).values()
+            if own and not any(bool(each.detach().any()) for each in own):
+                return GradientStop(
+                    StopKind.ZERO_WEIGHTS, call.name, "its weights are zero, and so is what it puts out"
+                )
+        return None
 
     def _in_loss(self, i: int, labels: list[int], search: _Search, use: Use, place: Place) -> Stopped:
         """Return why no gradient comes out of a loss, as far as its operations tell, whose gradients were not seen."""
@@ -442,6 +458,11 @@ class Explanation:
         owners = (self._leaf(place.node) for place in route)
         known = (owner.name for owner in owners if owner is not None and not self._seen.is_whole_model(owner))
         return f"{words_for(node)} after {next(known, self._targets[i].layer)}"
+
+
+def _factor_node(stop: Stop) -> Any | None:
+    """Return the node that has computed what an operation multiplies by, if that is no parameter."""
+    return None if stop.factor is None or stop.factor.is_parameter else stop.factor.node
 
 
 def _bare(use: Use, leaf: Call | None) -> Stop:
