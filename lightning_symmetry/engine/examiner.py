@@ -305,9 +305,11 @@ class Examiner:
             step: completed optimizer steps.
         """
         for name, every in traced.items():
-            if any(each.stopped.stop.kind is StopKind.ONE_VALUE for each in every):
+            state = self.history[name]
+            is_rounding = state.floor > 0 or state.is_faint
+            if is_rounding and any(each.stopped.stop.kind is StopKind.ONE_VALUE for each in every):
                 self._model.rounding_gain = max(1.0, self._model.rounding_gain)
-            self.history[name].trace(every, step)
+            state.trace(every, step)
 
     def _untrained(
         self, trained: Set[int], trained_by_any: Set[int], not_finite: Sequence[Layer], step: int

@@ -21,13 +21,18 @@ from lightning_symmetry.tracing.kinds import (
     kind_of,
     words_for,
 )
-from lightning_symmetry.tracing.labels import Labels, along, operation_of
+from lightning_symmetry.tracing.labels import Labels, along, operation_of, shapes_of
 from lightning_symmetry.verdicts.stops import GradientStop, StopKind, Stopped
 
 # Of the operations at which the gradient of units stops, so many are asked why.
 _MAX_STOPS = 8
 # These move the numbers of a parameter, and compute nothing.
 _MOVING = {"T", "Transpose", "Permute", "View", "UnsafeView", "ReshapeAlias", "ToCopy", "Slice", "Split", "Unsqueeze"}
+# Between the scores of a choice, their softmax, and what is added up.
+_BETWEEN = {
+    *("View", "UnsafeView", "ReshapeAlias", "Unsqueeze", "Squeeze", "Transpose", "Permute", "Expand", "Clone", "Mul"),
+    *("Div", "Add", "Sub", "MaskedFill", "Select", "ToCopy", "NativeDropout"),
+}
 _SELECTING = ("Topk", "Sort", "Kthvalue")
 
 _ERASED = GradientStop(StopKind.ERASED, "", "a gradient arrived, and was zero before the step")
@@ -107,6 +112,7 @@ class Explanation:
             for use in seen.uses(place):
                 told = kind_of(_bare(use, self._leaf(use.node)))
                 if told.kind is StopKind.ONE_VALUE:
+                    told = replace(told, is_by_design=self._is_choice(use.node))
                     route = search.route(place)
                     first = first or Stopped(replace(told, at=self._place(use.node, route, i)), self._follows(route, i))
                     continue
@@ -231,6 +237,8 @@ class Explanation:
             if nearer is not None:
                 return nearer
         told = kind_of(stop)
+        if told.kind is StopKind.ONE_VALUE:
+            told = replace(told, is_by_design=self._is_choice(use.node))
         if told.kind is StopKind.CLOSED and stop.is_factor_zero and _factor_node(stop) is not None:
             zeros = self._zeros_before(_factor_node(stop))
             if zeros is not None:
@@ -289,7 +297,7 @@ class Explanation:
             return Stopped(GradientStop(StopKind.UNKNOWN, layer))
         detail = f"the inputs of {layer} are zero in all values seen"
         if factor.node is None or hasattr(factor.node, "variable"):
-            return Stopped(GradientStop(StopKind.UNKNOWN, layer, detail))
+            return Stopped(GradientStop(StopKind.UNKNOWN, layer, detail, is_by_design=factor.source is None))
         owner, zeros = self._owner_before(factor.node, layer), self._zeros_before(factor.node)
         if zeros is not None:
             return Stopped(replace(zeros, detail=detail), owner)
@@ -302,6 +310,27 @@ class Explanation:
             behind = [Place(child, output) for child, output in factor.node.next_functions if child is not None]
             return Stopped(GradientStop(StopKind.CLOSED, self._place(factor.node, behind, i), detail), owner)
         return Stopped(GradientStop(StopKind.UNKNOWN, layer, detail), owner)
+
+    def _is_choice(self, node: Any) -> bool:
+        """Return whether a softmax weighs what is added up, unless its scores are products, as those of attention."""
+        if operation_of(node) not in ("Softmax", "SafeSoftmax") or node not in self._seen.in_model:
+            return False
+        scores = node.next_functions[0][0]
+        while scores is not None and operation_of(scores) in _BETWEEN and not hasattr(scores, "variable"):
+            scores = scores.next_functions[0][0]
+        if scores is None or operation_of(scores) in ("Bmm", "Baddbmm"):
+            return False
+        left, known = [Place(node, 0)], {node}
+        while left:
+            place = left.pop()
+            for use in self._seen.uses(place):
+                if operation_of(use.node) in _BETWEEN:
+                    if use.node not in known:
+                        known.add(use.node)
+                        left.append(Place(use.node, 0))
+                elif not _adds_up_one(use, place):
+                    return False
+        return True
 
     def _zeros_before(self, node: Any) -> GradientStop | None:
         """Return which module makes a tensor zero, if all that lies between has put out nothing but zeros."""
@@ -468,6 +497,17 @@ def _factor_node(stop: Stop) -> Any | None:
 def _bare(use: Use, leaf: Call | None) -> Stop:
     """Return an operation of which nothing was measured."""
     return Stop(use.node, use.number, leaf, True, None, None, False, None, 1.0)
+
+
+def _adds_up_one(use: Use, place: Place) -> bool:
+    """Return whether an operation adds up along a dimension of size 1."""
+    shape = shapes_of(place.node)[place.output]
+    if operation_of(use.node) == "Sum":
+        dims = getattr(use.node, "_saved_dim", ())
+        return bool(dims) and all(shape[dim - 2**64 if dim >= 2**63 else dim] == 1 for dim in dims)
+    summed = {"Bmm": {0: -1, 1: -2}, "Mm": {0: -1, 1: -2}, "Addmm": {1: -1, 2: -2}}
+    dim = summed.get(operation_of(use.node), {}).get(use.number)
+    return dim is not None and shape[dim] == 1
 
 
 def _is_zero(given: Range) -> bool:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from itertools import chain, groupby
 
 from lightning_symmetry.verdicts.access import Access, line_for
+from lightning_symmetry.verdicts.codes import Code
 from lightning_symmetry.verdicts.diagnoses import (
     THE_LOSS,
     Cause,
@@ -56,16 +57,17 @@ _WAYS_OUT = {
 }
 
 _WHY_IDLE = {
-    StopKind.UNREAD: "since nobody reads their outputs",
-    StopKind.LOSS: "since the loss gives none",
-    StopKind.DETACHED: "since the loss cannot be reached from them",
+    Code.UNREAD: "since nobody reads their outputs",
+    Code.LOSS: "since the loss gives none",
+    Code.DETACHED: "since the loss cannot be reached from them",
+    Code.NO_CHOICE: "since there is a single one to choose from",
+    Code.NO_INPUT: "since their inputs are zero",
 }
 
-
-_IF_ON_PURPOSE = {
-    StopKind.UNREAD: "If that is on purpose, nothing is wrong; else read them.",
-    StopKind.DETACHED: "If that is on purpose, nothing is wrong; else let the loss depend on them.",
-    None: "The units are not to blame.",
+_WHAT_OF_IDLE = {
+    Code.UNREAD: "If that is on purpose, nothing is wrong; else read them.",
+    Code.DETACHED: "If that is on purpose, nothing is wrong; else let the loss depend on them.",
+    Code.NO_INPUT: "If they are meant to be zero, nothing is wrong.",
 }
 
 
@@ -170,24 +172,19 @@ def idle_texts(layers: Iterable[LayerDiagnosis]) -> list[str]:
         else:
             num_units = sum(len(group.units) for _, group in several)
             who = f"{_names(names)} ({len(names)} layers): {num_units} units"
-        code = f" [{group.code}]" if group.code else ""
-        texts.append(f"{who} get no gradient, {_why_idle(group)}. {_what_of_idle(group)}{code}")
+        what_of_it = _WHAT_OF_IDLE.get(Code(group.code), "The units are not to blame.")
+        code = f" [{group.code}]" if group.stop is not None and group.stop.is_idle else ""
+        texts.append(f"{who} get no gradient, {_why_idle(group)}. {what_of_it}{code}")
     return texts
-
-
-def _what_of_idle(group: UnitGroup) -> str:
-    """Say what to make of idle units."""
-    kind = None if group.stop is None else group.stop.kind
-    return _IF_ON_PURPOSE.get(kind, _IF_ON_PURPOSE[None])
 
 
 def _why_idle(group: UnitGroup) -> str:
     """Say in half a sentence why idle units have no gradient, and where it stops."""
     stop = group.stop
-    if stop is None or stop.kind not in _WHY_IDLE:
+    if stop is None or group.code not in _WHY_IDLE:
         return "for a reason that lies elsewhere"
     place = ": ".join(filter(None, (f"at {stop.at}" if stop.at else "", stop.detail)))
-    return f"{_WHY_IDLE[stop.kind]}{f' ({place})' if place else ''}"
+    return f"{_WHY_IDLE[Code(group.code)]}{f' ({place})' if place else ''}"
 
 
 def _message(story: _Story, report: ModelDiagnosis) -> str:

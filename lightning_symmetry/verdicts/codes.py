@@ -40,6 +40,8 @@ class Code(StrEnum):
     UNREAD = "SYM401"
     LOSS = "SYM402"
     DETACHED = "SYM403"
+    NO_CHOICE = "SYM404"
+    NO_INPUT = "SYM405"
 
     @property
     def meaning(self) -> str:
@@ -72,6 +74,8 @@ _MEANINGS = {
     Code.UNREAD: "idle: nobody reads the outputs",
     Code.LOSS: "idle: the loss gives no gradient",
     Code.DETACHED: "idle: the loss cannot be reached",
+    Code.NO_CHOICE: "idle: there is a single one to choose from",
+    Code.NO_INPUT: "idle: the inputs are zero",
 }
 
 CODE_OF_STOP: Mapping[StopKind, Code] = MappingProxyType(

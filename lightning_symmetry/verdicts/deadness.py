@@ -345,7 +345,7 @@ class Deaths:
         if self._streaks is None or not self._stopped:
             return []
         is_dead = self._streaks.is_dead
-        return [unit for unit, stopped in self._stopped.items() if is_dead[unit] and stopped.stop.kind.is_idle]
+        return [unit for unit, stopped in self._stopped.items() if is_dead[unit] and stopped.stop.is_idle]
 
     def trace(self, stopped: Mapping[int, Stopped]) -> None:
         """Note where the gradients of units were found to stop; units that are idle no more are watched anew.
@@ -353,7 +353,7 @@ class Deaths:
         Args:
             stopped: by unit; it is changed when units have a gradient again.
         """
-        active = [unit for unit in self._spared() if not (unit in stopped and stopped[unit].stop.kind.is_idle)]
+        active = [unit for unit in self._spared() if not (unit in stopped and stopped[unit].stop.is_idle)]
         if active and self._streaks is not None:
             self._streaks.restart(active)
         self._stopped = stopped

@@ -334,6 +334,8 @@ def _code_of(group: UnitGroup | Finding) -> str:
 
 
 def _code_without_gradient(group: UnitGroup | Finding) -> Code:
+    if group.stop is not None and group.stop.is_by_design:
+        return Code.NO_CHOICE if group.stop.kind is StopKind.ONE_VALUE else Code.NO_INPUT
     if group.stop is not None and group.stop.kind is not StopKind.UNKNOWN:
         is_rounding = group.stop.kind is StopKind.ROUNDING
         return Code.ZERO_INIT if is_rounding and gradients_cancel(group) else CODE_OF_STOP[group.stop.kind]

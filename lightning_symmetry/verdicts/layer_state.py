@@ -327,7 +327,7 @@ class LayerState:
             verdict, reason = judge(record, sighting, self.patience, is_whole_layer=is_whole_layer)
             if record.stopped is None and sighting.gradients is Gradients.ZERO:
                 record.stopped = most_common(map(self._stopped.get, record.units))
-            if verdict is Verdict.FROZEN and record.stopped is not None and record.stopped.stop.kind.is_idle:
+            if verdict is Verdict.FROZEN and record.stopped is not None and record.stopped.stop.is_idle:
                 verdict = Verdict.IDLE
             is_news = verdict.is_warning and record.has_grown
             record.conclude(verdict, reason)

@@ -126,7 +126,7 @@ class Record:
 
     def trace(self, stopped: Stopped | None) -> None:
         """Note where the gradient was found to stop; a group that is idle no more is watched from the start."""
-        if self.verdict is Verdict.IDLE and not (stopped and stopped.stop.kind.is_idle):
+        if self.verdict is Verdict.IDLE and not (stopped and stopped.stop.is_idle):
             self.verdict, self.gradients, self.streak, self.num_watched = Verdict.DUPLICATE, Gradients.NONE, 0, 0
         self.stopped = stopped
 

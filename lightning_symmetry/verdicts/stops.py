@@ -28,11 +28,6 @@ class StopKind(StrEnum):
     ERASED = "erased"  # a gradient went through, and was zero when the optimizer stepped
     UNKNOWN = "unknown"  # the step was not traced, or what was seen fits nothing above
 
-    @property
-    def is_idle(self) -> bool:
-        """Whether the zero gradient is not the units' own doing."""
-        return self in (StopKind.UNREAD, StopKind.LOSS, StopKind.DETACHED)
-
 
 @dataclass(frozen=True)
 class GradientStop:
@@ -42,6 +37,8 @@ class GradientStop:
         kind: why it stops there.
         at: the name of the module, or the operation and the module before it, such as ``"relu after fc1"``.
         detail: the measurement in words, without a full stop; may be empty.
+        is_by_design: whether nothing is broken, although no gradient can pass: there is a single one to choose from, or
+            the inputs are zeros that nothing has computed.
 
     Example:
         >>> print(GradientStop(StopKind.CLOSED, "relu after fc1", "its input is at most -3.1 in all 512 values seen"))
@@ -51,18 +48,25 @@ class GradientStop:
     kind: StopKind
     at: str = ""
     detail: str = ""
+    is_by_design: bool = False
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether the zero gradient is not the units' own doing."""
+        return self.is_by_design or self.kind in (StopKind.UNREAD, StopKind.LOSS, StopKind.DETACHED)
 
     def __str__(self) -> str:
         return f"{self.kind}{f' at {self.at}' if self.at else ''}{f': {self.detail}' if self.detail else ''}"
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data, ready for JSON."""
-        return {"kind": str(self.kind), "at": self.at, "detail": self.detail}
+        return {"kind": str(self.kind), "at": self.at, "detail": self.detail, "is_by_design": self.is_by_design}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> GradientStop:
         """Read what :meth:`to_dict` wrote."""
-        return cls(StopKind(values["kind"]), str(values["at"]), str(values["detail"]))
+        is_by_design = bool(values.get("is_by_design", False))
+        return cls(StopKind(values["kind"]), str(values["at"]), str(values["detail"]), is_by_design)
 
 
 class Stopped(NamedTuple):
