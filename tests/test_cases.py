@@ -57,7 +57,7 @@ def test_lockstep_says_why() -> None:
     assert monitor.report is not None
     (text,) = messages(monitor.findings, monitor.report)
     assert "all 4 units have different weights but identical gradients (lockstep since step 0)" in text
-    assert "such as a loss that sums the outputs" in text
+    assert "They are outputs of the model, and the loss treats them alike." in text
 
 
 def test_copies_are_reported_whole() -> None:

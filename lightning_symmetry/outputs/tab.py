@@ -131,7 +131,9 @@ class SymmetryTab(Output):
         told = {}
         for name, found in findings.items():
             # The last step is left out: it changes at every check, and the groups tell it.
-            state: list[object] = [(f.units, f.verdict, f.cause, f.first_step, f.broken_step) for f in found]
+            state: list[object] = [
+                (f.units, f.verdict, f.cause, f.first_step, f.broken_step, f.stop, f.follows, f.kept_by) for f in found
+            ]
             if state != self._findings.get(name):
                 told[name] = _findings_values(found, report)
                 self._findings[name] = state

@@ -403,7 +403,7 @@ def test_verdicts_have_the_colours_and_marks_of_the_package(figure: Page, scheme
             "badge.querySelector('path').getAttribute('d'), getComputedStyle(badge.querySelector('path')).fill])"
         ):
             shown[name] = (mark, colour)
-    for verdict in set(Verdict) - {Verdict.DEAD}:
+    for verdict in set(Verdict) - {Verdict.DEAD, Verdict.IDLE}:
         red, green, blue = bytes.fromhex(getattr(verdict.traits, trait)[1:])
         assert shown[verdict] == (verdict.traits.mark, f"rgb({red}, {green}, {blue})")
 
