@@ -17,7 +17,7 @@ from lightning_symmetry.units.comparable import Comparable
 from lightning_symmetry.verdicts.diagnoses import Cause, Finding, Origin, Reason, UnitGroup
 from lightning_symmetry.verdicts.gradients import in_unused_blocks
 from lightning_symmetry.verdicts.looks import Look
-from lightning_symmetry.verdicts.records import stopped_from_state, units_from_state
+from lightning_symmetry.verdicts.records import stopped_from_state, stopped_to_state, units_from_state
 from lightning_symmetry.verdicts.stops import Stopped, most_common
 from lightning_symmetry.verdicts.verdict import Verdict
 
@@ -278,8 +278,7 @@ class DeadUnits:
         """Return plain numbers, strings and lists."""
         lists = {"units": list(self.units), "warned_units": list(self.warned_units)}
         texts = {name: str(getattr(self, name)) for name in ("cause", "origin", "reason")}
-        stopped = None if self.stopped is None else [self.stopped.stop.to_dict(), self.stopped.follows]
-        return {**vars(self), **lists, **texts, "stopped": stopped}
+        return {**vars(self), **lists, **texts, "stopped": stopped_to_state(self.stopped)}
 
     @classmethod
     def from_state(cls, values: Mapping[str, Any]) -> DeadUnits:

@@ -40,6 +40,7 @@ class Record:
         warned_units: the units that the user was warned of.
         warned_watched: ``num_watched`` at that time.
         warned_reason: why that verdict was given.
+        warned_stopped: ``stopped`` at that time.
         row_names: names of the rows, if they are whole modules.
         mirrored: units whose row is the negative of the first unit's.
         stopped: where the gradient stops that is zero; None if it is not, or if no step was traced.
@@ -69,6 +70,7 @@ class Record:
     warned_reason: Reason = Reason.UNDECIDED
     mirrored: tuple[int, ...] = ()
     stopped: Stopped | None = None
+    warned_stopped: Stopped | None = None
     kept_by: str = ""
     is_explained: bool = False
     _group: UnitGroup | None = field(default=None, init=False, repr=False, compare=False)
@@ -141,11 +143,12 @@ class Record:
             self.warned, self.warned_reason = verdict, reason
         if self.has_grown:
             self.warned_units, self.warned_watched = self.units, self.num_watched
+            self.warned_stopped = self.stopped
 
     def to_finding(self, layer: str) -> Finding:
         """What the user is told of the group."""
         assert self.warned is not None
-        stop, follows = self.stopped or (None, "")
+        stop, follows = self.warned_stopped or (None, "")
         return Finding(
             layer,
             self.warned_units,
@@ -199,7 +202,8 @@ class Record:
             "row_names": list(self.row_names),
             "warned_units": list(self.warned_units),
             "mirrored": list(self.mirrored),
-            "stopped": None if self.stopped is None else [self.stopped.stop.to_dict(), self.stopped.follows],
+            "stopped": stopped_to_state(self.stopped),
+            "warned_stopped": stopped_to_state(self.warned_stopped),
         }
 
     @classmethod
@@ -223,10 +227,16 @@ class Record:
                 "warned": None if values["warned"] is None else Verdict(values["warned"]),
                 "warned_reason": Reason(values.get("warned_reason", Reason.UNDECIDED)),
                 "stopped": stopped_from_state(values.get("stopped")),
+                "warned_stopped": stopped_from_state(values.get("warned_stopped")),
                 "kept_by": str(values.get("kept_by", "")),
                 "is_explained": bool(values.get("is_explained", False)),
             }
         )
+
+
+def stopped_to_state(stopped: Stopped | None) -> list[Any] | None:
+    """Return where a gradient stops as plain data: what :meth:`GradientStop.to_dict` returns, and the layer."""
+    return None if stopped is None else [stopped.stop.to_dict(), stopped.follows]
 
 
 def stopped_from_state(values: Sequence[Any] | None) -> Stopped | None:

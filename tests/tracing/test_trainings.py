@@ -458,3 +458,29 @@ def test_a_model_can_be_saved_and_copied_at_every_step() -> None:
     train(net, step_of, steps=60)
     for twin in copies:
         assert twin(inputs_of(0)[0]).shape == (16, 4)
+
+
+def test_a_finding_keeps_where_the_gradient_stopped_when_it_was_told() -> None:
+    # Copies that are shut until step 20, when the biases open them.
+    torch.manual_seed(0)
+    net: Any = nn.Sequential(nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 4))
+    with torch.no_grad():
+        net[0].weight[4:], net[0].bias[4:] = net[0].weight[:4], -50.0
+        net[0].weight[4:] = net[0].weight[4]
+
+    def step_of(net: Any, optimizer: Any, step: int) -> None:
+        if step == 20:
+            with torch.no_grad():
+                net[0].bias[4:] = 1.0
+        plain_step(net, optimizer, step)
+
+    tracker = train(net, step_of)
+    assert tracker is not None
+    [finding, *_] = tracker.findings
+    assert (str(finding.verdict), finding.units) == ("frozen", (4, 5, 6, 7))
+    assert finding.stop is not None
+    assert finding.stop.kind is StopKind.CLOSED
+    other = SymmetryTracker(net, sgd(net.parameters()))
+    other.load_state_dict(tracker.state_dict())
+    assert other.findings[0].stop == finding.stop
+    other.abandon()
