@@ -77,8 +77,6 @@ class Path:
     Attributes:
         start: the node that stores the gradient of the parameter.
         labels: by tensor, which of its numbers come from which units.
-        uses: by tensor, the operations on the path that use it.
-        is_left_out: whether an operation leaves all numbers of a label out, by use and label.
         outputs: by node, those of its outputs that are on the path.
         left_out: the labels of which an operation leaves all numbers out, by use, where there are any.
         arrived: by tensor that has labels, whether a gradient arrives for each of them, ``(num_labels + 1,)``, the last
