@@ -232,8 +232,8 @@ def _kind(finding: Finding) -> tuple[object, ...]:
 def copies_text(group: CopyGroup) -> str:
     """What to know of modules that are copies, if there is nothing to warn of."""
     return (
-        f"{group.describe()} start as exact copies of one another. That is how copy.deepcopy and "
-        "nn.TransformerEncoder make them; to start them apart, initialise each anew."
+        f"{group.describe()} start as exact copies of one another, as copy.deepcopy, nn.TransformerEncoder or one seed "
+        "for all of them make them. To start them apart, initialise each anew."
     )
 
 
@@ -297,7 +297,7 @@ def _why(alike: Sequence[Finding], followers: Sequence[Finding], report: ModelDi
     if first.modules:
         sentences = _why_copies(first, report)
     elif first.verdict is Verdict.LOCKSTEP:
-        sentences = _why_parallel(first, report)
+        sentences = _why_parallel(alike, report)
     elif _has_no_gradient(first) and not gradients_cancel(first):
         sentences = _why_no_gradient(alike, followers, report)
     else:
@@ -305,23 +305,26 @@ def _why(alike: Sequence[Finding], followers: Sequence[Finding], report: ModelDi
     return " ".join(filter(None, [*sentences, _whose_slices(first, report), f"[{first.code}]"]))
 
 
-def _why_parallel(finding: Finding, report: ModelDiagnosis) -> list[str]:
+def _why_parallel(alike: Sequence[Finding], report: ModelDiagnosis) -> list[str]:
     """Why units move in parallel, and the way out."""
-    if finding.kept_by == THE_LOSS:
-        return [_kept(finding), "Use a loss in which each of them counts differently: their sum tells no two apart."]
-    if finding.kept_by:
-        weights = _access(finding.kept_by, report).weights
-        line = line_for("torch.nn.init.kaiming_uniform_({})", weights, each="weight")
-        return [_kept(finding), _with_line(f"Initialise {finding.kept_by} at random", line)]
-    return [
-        "Whatever follows them treats them alike, such as a loss that sums the outputs, or equal weights in the layer "
-        "that reads them.",
-        "Let the loss tell them apart, or, if a layer reads them, initialise that one at random.",
-    ]
+    kept_by, kept = alike[0].kept_by, _kept(alike)
+    if not kept:
+        return [
+            "Whatever follows them treats them alike, such as a loss that sums the outputs, or equal weights in the "
+            "layer that reads them.",
+            "Let the loss tell them apart, or, if a layer reads them, initialise that one at random.",
+        ]
+    if kept_by == THE_LOSS:
+        return [kept, "Use a loss in which each of them counts differently: their sum tells no two apart."]
+    line = line_for("torch.nn.init.kaiming_uniform_({})", _access(kept_by, report).weights, each="weight")
+    return [kept, _with_line(f"Initialise {kept_by} at random", line)]
 
 
-def _kept(finding: Finding) -> str:
-    """What keeps units equal; empty if that is not known."""
+def _kept(alike: Sequence[Finding]) -> str:
+    """What keeps units equal; empty if that is not known, or not the same of all."""
+    finding = alike[0]
+    if len({each.kept_by for each in alike}) > 1:
+        return ""
     if finding.kept_by == THE_LOSS:
         return "They are outputs of the model, and the loss treats them alike."
     if not finding.kept_by:
@@ -349,12 +352,12 @@ def _why_as_one(alike: Sequence[Finding], report: ModelDiagnosis) -> list[str]:
             "Some of their rows are mirror images, the negatives, of others: behind an odd or even activation, such as "
             "tanh, they stay so."
         )
-        return [cause, _kept(first), _draw_anew(alike, report)]
+        return [cause, _kept(alike), _draw_anew(alike, report)]
     if first.value is not None or first.cause is Cause.ZERO:
         kind = "zero" if first.cause is Cause.ZERO else "constant"
-        return [f"Every weight is {_number(first)}: {kind} initialisation.", _kept(first), _draw_anew(alike, report)]
+        return [f"Every weight is {_number(first)}: {kind} initialisation.", _kept(alike), _draw_anew(alike, report)]
     copied = "Their rows are copies of one another: tiled, copied or padded weights."
-    return [copied, _kept(first), _add_noise(alike, report)]
+    return [copied, _kept(alike), _add_noise(alike, report)]
 
 
 def _why_copies(finding: Finding, report: ModelDiagnosis) -> list[str]:
