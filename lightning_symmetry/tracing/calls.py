@@ -15,6 +15,7 @@ from torch.nn.modules.loss import _Loss
 from torch.utils.hooks import RemovableHandle
 
 from lightning_symmetry.modules import modules_of, own_parameters
+from lightning_symmetry.tracing.autograd import NO_PASS, may_recompute, next_operation, running_pass
 from lightning_symmetry.units.hooks import ModuleHook
 from lightning_symmetry.units.naming import readable_modules
 
@@ -150,21 +151,21 @@ class ModuleCalls:
         if not _is_recording():
             (self.recomputed if torch.is_grad_enabled() else self.unrecorded).add(name)
             return
-        if torch._C._autograd._top_saved_tensors_default_hooks(False) is not None:
+        if may_recompute():
             self.is_sealed = True
         for key, tensor in module.__dict__.get("_parameters", {}).items():
             if tensor is not None and key in own:
                 self.parameters[id(tensor)] = own[key]
         if self._open:
             self._open[-1].has_calls = True
-        self._open.append(Call(name, module, torch._C._autograd._get_sequence_nr()))
+        self._open.append(Call(name, module, next_operation()))
 
     def _end(self, name: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if not _is_recording() or name not in [call.name for call in self._open]:
             return
         while (call := self._open.pop()).name != name:
             pass  # one that has raised
-        call.last = torch._C._autograd._get_sequence_nr()
+        call.last = next_operation()
         self.calls.append(call)
         every = list(_tensors_in(output))
         outputs = [each for each in every if each.grad_fn is not None]
@@ -194,7 +195,7 @@ class ModuleCalls:
 
 def _is_recording() -> bool:
     """Return whether autograd records a forward pass, and not one that is computed again for a backward pass."""
-    is_forward = torch.is_grad_enabled() and torch._C._current_graph_task_id() == -1
+    is_forward = torch.is_grad_enabled() and running_pass() == NO_PASS
     return is_forward and not torch.compiler.is_compiling()
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import heapq
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from lightning_symmetry.tracing.autograd import number_of, running_pass
 from lightning_symmetry.tracing.calls import Call, ModuleCalls
 from lightning_symmetry.tracing.kinds import Factor, factor_of
 from lightning_symmetry.tracing.labels import MANY, Labels, carry, held_labels, join, shapes_of, without_copies
@@ -216,7 +216,7 @@ class BackwardPass:
 
     def _hook(self, node: Any, handed_on: Sequence[Tensor | None], arriving: Sequence[Tensor | None]) -> None:
         try:
-            task = torch._C._current_graph_task_id()
+            task = running_pass()
             self._task = task if self._task is None else self._task
             if task == self._task:  # a graph that is kept may be gone through again
                 self._note(node, handed_on, arriving)
@@ -299,7 +299,7 @@ class BackwardPass:
                         path.left_out[use] = set(range(1, target.num_labels + 1)) - kept
                 for output, each in enumerate(behind):
                     if path.add(Place(use.node, output), each):
-                        heapq.heappush(waiting, (use.node._sequence_nr(), num_found, Place(use.node, output)))
+                        heapq.heappush(waiting, (number_of(use.node), num_found, Place(use.node, output)))
                         num_found += 1
         return path
 
@@ -312,23 +312,6 @@ class BackwardPass:
         if labels is None:
             self._carried[use] = behind
         return behind
-
-
-def outputs_of_running_pass(thread: int) -> list[Tensor]:
-    """Return the tensors from which the backward pass starts that is running; none if that cannot be found out.
-
-    There is no other way to learn of them where nobody hands us the loss: they are arguments of PyTorch's function.
-
-    Args:
-        thread: the identity of the thread that has called it.
-    """
-    frame = sys._current_frames().get(thread)
-    while frame is not None:
-        if frame.f_code.co_name == "_engine_run_backward":
-            outputs = frame.f_locals.get("t_outputs", ())
-            return [each for each in outputs if isinstance(each, Tensor) and each.grad_fn is not None]
-        frame = frame.f_back
-    return []
 
 
 def _local(gradient: Tensor) -> Tensor:
@@ -357,7 +340,7 @@ def _innermost_calls(nodes: Iterable[Any], calls: Sequence[Call]) -> dict[Any, C
     open_calls: list[Call] = []
     left = iter(ordered)
     upcoming = next(left, None)
-    numbered = [(node._sequence_nr(), node) for node in nodes]
+    numbered = [(number_of(node), node) for node in nodes]
     for number, node in sorted(((n, node) for n, node in numbered if n != _NO_NUMBER), key=lambda pair: pair[0]):
         while upcoming is not None and upcoming.first <= number:
             open_calls.append(upcoming)

@@ -13,6 +13,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from lightning_symmetry.matrices.numerics import Floats
 from lightning_symmetry.matrices.question import TOLERANCES
+from lightning_symmetry.tracing.autograd import number_of
 from lightning_symmetry.tracing.graph import BackwardPass
 from lightning_symmetry.tracing.labels import along, operation_of
 from lightning_symmetry.verdicts.diagnoses import THE_LOSS
@@ -53,7 +54,7 @@ def readers_of(seen: BackwardPass, i: int) -> list[Reader] | None:
             behind = [each for each in outputs if path.labels[each] is not None]
             is_own = place is path.start or use.node in seen.in_model
             if not is_own:
-                readers.append((use.node._sequence_nr(), Reader(THE_LOSS)))
+                readers.append((number_of(use.node), Reader(THE_LOSS)))
             elif behind:
                 left += [each for each in behind if each not in known]
                 known.update(behind)
@@ -61,7 +62,7 @@ def readers_of(seen: BackwardPass, i: int) -> list[Reader] | None:
                 reader = _reader(seen, use.node, along(path.labels[place], 1 if _is_convolution(use.node) else -1))
                 if reader is None:
                     return None
-                readers.append((use.node._sequence_nr(), reader))
+                readers.append((number_of(use.node), reader))
     return [reader for _, reader in sorted(readers, key=lambda pair: pair[0])]
 
 

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from lightning_symmetry.matrices.mirrors import Mirrored
 from lightning_symmetry.matrices.numerics import Indices
 from lightning_symmetry.ranks.pieces import is_sharded
+from lightning_symmetry.tracing.autograd import NO_PASS, outputs_of_running_pass, running_pass
 from lightning_symmetry.tracing.calls import ModuleCalls, storage_of
 from lightning_symmetry.tracing.explaining import Explanation
-from lightning_symmetry.tracing.graph import BackwardPass, Target, outputs_of_running_pass
+from lightning_symmetry.tracing.graph import BackwardPass, Target
 from lightning_symmetry.tracing.keeping import kept_by, readers_of
 from lightning_symmetry.units.layers import Layer
 from lightning_symmetry.units.naming import readable_modules
@@ -92,7 +93,7 @@ class GradientTrace:
         self._thread = threading.get_ident()
         self._passes: list[BackwardPass] = []
         self._relevant: list[list[BackwardPass]] = [[] for _ in self._targets]
-        self._task = -1
+        self._task = NO_PASS
         self._expected: BackwardPass | None = None
         parameters = [
             (name, parameter)
@@ -141,7 +142,7 @@ class GradientTrace:
 
     def _arrive(self, key: int, gradients: Sequence[Tensor | None]) -> None:
         """See a gradient arrive at what an outermost module has put out: the first time, begin a pass."""
-        task = torch._C._current_graph_task_id()
+        task = running_pass()
         if self._is_finished or task == self._task:
             return
         self._task = task
