@@ -40,6 +40,8 @@ T = TypeVar("T")
 
 _AGREEMENT = "agreement with the other ranks"
 _TRACE = "trace of gradients"
+# A trace whose optimizer has not stepped after so many steps of others is given up.
+_MAX_STEPS_OF_A_TRACE = 20
 # A step that is traced takes longer than others, so in one training there are not more of them.
 _MAX_TRACES = 100
 
@@ -100,10 +102,13 @@ class SymmetryEngine:
         self._schedule = Schedule()
         self.changes: list[Change] = []
         self._never_stepped: list[str] = []  # the optimizers of which the training that has ended made no step
-        self._known_idle: set[str] = set()  # the layers of which it was said that units are idle
+        self._known_idle: set[tuple[str, str]] = set()  # the layers of which it was said that units are idle, and why
         self._team: Team | None = None
         self._is_settled = False  # whether it is known who holds the model
+        for trace in getattr(self, "_traces", {}).values():
+            trace.abandon()
         self._traces: dict[int, GradientTrace] = {}  # by place of an optimizer, until its next step
+        self._begun: dict[int, int] = {}  # by place, after how many steps of all optimizers the latest one was begun
         self._num_traces = 0
         # By all ranks of a sharded model, at the latest check.
         self._agreed: tuple[SymmetryReport | None, dict[str, Any]] = (None, self._examiner.state_dict())
@@ -220,14 +225,16 @@ class SymmetryEngine:
         is_due = self._schedule.is_due(place, every_n_steps) or is_first
         self._schedule.count(place, step)
         self._guard.run(_TRACE, self._end_trace, place, step)
+        if self._guard.is_off(_TRACE):
+            self._drop_traces()
         if not is_due:
             self._guard.run("check", self._watch, model, optimizer, step)
             if self._schedule.is_due(place, every_n_steps):
-                self._guard.run(_TRACE, self._begin_trace, model, place, step)
+                self._guard.run(_TRACE, self._begin_trace, model, optimizer, step)
             return None
         conclusion = self._guard.run("check", self._check, model, optimizer, step, outputs)
         if self._schedule.is_due(place, every_n_steps):
-            self._guard.run(_TRACE, self._begin_trace, model, place, step)
+            self._guard.run(_TRACE, self._begin_trace, model, optimizer, step)
         if self._board is None or self._team is not None or not self._shares_decisions:
             return conclusion
         return self._decided_by_all(conclusion, self._board)
@@ -281,7 +288,7 @@ class SymmetryEngine:
             self._warn(f"{self._who} cannot break the symmetry. {error} Training goes on.", SymmetryWarning)
             return
         self.changes += changes
-        what = " ".join(map(str, changes)) or "there is nothing that new weights of these units would part."
+        what = " ".join(map(str, changes)) or "re-initialising these units would not separate them."
         self._warn(f"{self._who} breaks the symmetry, as on_symmetry='break' asks: {what}", SymmetryWarning)
 
     def make_outputs(self, task: str, make: Callable[[], Sequence[Output]]) -> Sequence[Output] | None:
@@ -357,25 +364,31 @@ class SymmetryEngine:
 
     # ---------------------------------------------------------------- one traced step
 
-    def _begin_trace(self, model: nn.Module, place: int, step: int) -> None:
+    def _begin_trace(self, model: nn.Module, optimizer: Any, step: int) -> None:
         """Trace the next step of an optimizer, which is checked, if it may be called dead what has no gradient then."""
         answers_others = self._team is not None and not self._team.is_first
+        place, known = self._place_of(optimizer), self._updated.get(id(optimizer))
         is_enough = place in self._traces or self._num_traces >= _MAX_TRACES
         if is_enough or answers_others or self._guard.is_off("check"):
             return
-        trace = self._examiner.trace(model, step + 1)
+        trained = updated_by([optimizer]) if known is None else known
+        trace = self._examiner.trace(model, trained, step + 1)
         if trace is not None:
             self._traces[place] = trace
+            self._begun[place] = self.num_steps
             self._num_traces += 1
 
     def _end_trace(self, place: int, step: int) -> None:
+        for other, begun in self._begun.items():
+            if other in self._traces and self.num_steps > begun + _MAX_STEPS_OF_A_TRACE:
+                self._traces.pop(other).abandon()  # its optimizer steps no more
         trace = self._traces.pop(place, None)
         if trace is not None:
             self._examiner.end_trace(trace, step)
 
     def _drop_traces(self) -> None:
         for trace in self._traces.values():
-            self._guard.run(_TRACE, trace.finish)
+            trace.abandon()
         self._traces = {}
 
     # ---------------------------------------------------------------- one check
@@ -503,10 +516,16 @@ class SymmetryEngine:
         """Say of each layer once why units of it have no gradient that are not to blame for it."""
         if self.options.on_symmetry == "ignore":
             return
-        layers = [layer for layer in report.distinct_layers if layer.name not in self._known_idle]
-        for text in idle_texts(layers):
+        idle = [
+            (layer, group)
+            for layer in report.distinct_layers
+            for group in layer.groups
+            if group.verdict is Verdict.IDLE
+        ]
+        news = {layer.name: layer for layer, group in idle if (layer.name, group.code) not in self._known_idle}
+        for text in idle_texts(news.values()):
             self._tell(text)
-        self._known_idle |= {layer.name for layer in layers if any(g.verdict is Verdict.IDLE for g in layer.groups)}
+        self._known_idle |= {(layer.name, group.code) for layer, group in idle}
 
     def _leave_out(self, layer: Comparable, reason: str) -> None:
         self._warn(f"{self._who} leaves out {layer.name}: {reason}. Training goes on.")

@@ -150,6 +150,7 @@ class Examiner:
         self.report: SymmetryReport | None = None
         self._model = _Model()
         self._usage = Usage()
+        self._traced_gain = 0.0  # as `rounding_gain`, as far as a trace has shown
         # The units that are watched at each step until the next check, by layer; None: they are to be found out.
         self._suspects: dict[str, Suspects | None] = {}
 
@@ -172,7 +173,7 @@ class Examiner:
             include, exclude = self._options.include, self._options.exclude
             ledger = Ledger.of(model, found.layers, include, exclude, self._model.ledger)
             members = members_of_lists(model, [layer.name for layer in found.layers])
-            gain = rounding_gain(model)
+            gain = max(rounding_gain(model), self._traced_gain)
             self._model = _Model(structure, found, self._copies_in(model), members, gain, ledger=ledger)
             self._usage.end()
             names = {layer.name for layer in found.layers}
@@ -263,28 +264,35 @@ class Examiner:
         found = {name for name in followed if self.history.findings_in(name)}
         return [finding if finding.follows in found else replace(finding, follows="") for finding in news]
 
-    def trace(self, model: nn.Module, step: int) -> GradientTrace | None:
+    def trace(self, model: nn.Module, trained: Set[int], step: int) -> GradientTrace | None:
         """Return a trace of the backward passes of the next step, if a verdict on zero gradients is near; else None.
 
         Args:
             model: the model.
+            trained: identities of the parameters that the optimizer of that step updates.
             step: the number of the next step.
         """
-        layers = [layer for layer in self._model.found.layers if not self.history[layer.name].failure]
+        every = [layer for layer in self._model.found.layers if not self.history[layer.name].failure]
+        # Others have gradients at other steps; here they only tell what follows from them.
+        layers = [layer for layer in every if layer.is_trained_by(trained)]
         if not any(self.history[layer.name].is_to_be_traced(step) for layer in layers):
             return None
         suspects = [
             Suspected(layer, units, state.floor > 0 or state.is_faint)
-            for layer in layers
+            for layer in every
             if len(units := (state := self.history[layer.name]).units_without_gradient())
         ]
+        alike = [Alike(layer, groups) for layer in layers if (groups := self.history[layer.name].unexplained())]
         if any(is_compiled(module) for module in modules_of(model)):
             stopped = Stopped(GradientStop(StopKind.UNKNOWN, detail="a compiled model is not traced"))
-            traced = {each.layer.name: [Traced(tuple(each.units.tolist()), stopped)] for each in suspects}
+            names = {layer.name for layer in layers}
+            chosen = [each for each in suspects if each.layer.name in names]
+            traced = {each.layer.name: [Traced(tuple(each.units.tolist()), stopped)] for each in chosen}
             self.take_traced(traced, step)
+            for each in alike:
+                self.history[each.layer.name].note_keepers({group.rows: "" for group in each.groups})
             return None
-        alike = [Alike(layer, groups) for layer in layers if (groups := self.history[layer.name].unexplained())]
-        return GradientTrace(model, suspects, alike)
+        return GradientTrace(model, suspects, alike, wanted=[layer.name for layer in layers])
 
     def end_trace(self, trace: GradientTrace, step: int) -> None:
         """Take in what a trace has found.
@@ -293,7 +301,9 @@ class Examiner:
             trace: the trace.
             step: completed optimizer steps.
         """
-        self.take_traced(trace.finish(), step)
+        layers = trace.layers
+        traced = trace.finish()
+        self.take_traced({name: traced.get(name, []) for name in layers}, step)
         for name, keepers in trace.keepers.items():
             self.history[name].note_keepers(keepers)
 
@@ -308,6 +318,7 @@ class Examiner:
             state = self.history[name]
             is_rounding = state.floor > 0 or state.is_faint
             if is_rounding and any(each.stopped.stop.kind is StopKind.ONE_VALUE for each in every):
+                self._traced_gain = 1.0
                 self._model.rounding_gain = max(1.0, self._model.rounding_gain)
             state.trace(every, step)
 
@@ -540,7 +551,7 @@ class Examiner:
 
     def state_dict(self) -> dict[str, Any]:
         """Return plain numbers, strings, lists and dicts."""
-        return {**self.history.state_dict(), "suspects": sorted(self._suspects)}
+        return {**self.history.state_dict(), "suspects": sorted(self._suspects), "traced_gain": self._traced_gain}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what :meth:`state_dict` wrote, also in version 0.1 or 0.2.
@@ -550,6 +561,7 @@ class Examiner:
         """
         self.history.load_state_dict(state if "layers" in state else _from_earlier_version(state))
         self._suspects = dict.fromkeys(map(str, state.get("suspects", ())))
+        self._traced_gain = float(state.get("traced_gain", 0.0))
 
     def follow(self, report: SymmetryReport | None, state: dict[str, Any]) -> None:
         """Take over what the first rank has concluded."""

@@ -15,7 +15,7 @@ from torch.nn.modules.loss import _Loss
 from torch.utils.hooks import RemovableHandle
 
 from lightning_symmetry.modules import modules_of, own_parameters
-from lightning_symmetry.tracing.autograd import NO_PASS, may_recompute, next_operation, running_pass
+from lightning_symmetry.tracing.autograd import NO_PASS, is_capturing, may_recompute, next_operation, running_pass
 from lightning_symmetry.units.hooks import ModuleHook
 from lightning_symmetry.units.naming import readable_modules
 
@@ -145,7 +145,8 @@ class ModuleCalls:
         """Take off all hooks of modules."""
         for handle in self._handles:
             handle.remove()
-        self._handles = []
+        self._handles, self._open = [], []
+        self.calls, self.constants, self.parameters = [], {}, {}
 
     def _begin(self, name: str, own: Mapping[str, int], module: nn.Module, args: tuple[Any, ...]) -> None:
         if not _is_recording():
@@ -189,14 +190,15 @@ class ModuleCalls:
         if is_outermost and key is None:
             self._num_keys += 1
             key = self._num_keys
-            node.register_prehook(ModuleHook(partial(self._on_gradient, key), self._on_error))
+            handle = node.register_prehook(ModuleHook(partial(self._on_gradient, key), self._on_error))
+            self._handles.append(handle)
         node.metadata[self] = Mark(before.is_output or not is_loss, key)
 
 
 def _is_recording() -> bool:
     """Return whether autograd records a forward pass, and not one that is computed again for a backward pass."""
     is_forward = torch.is_grad_enabled() and running_pass() == NO_PASS
-    return is_forward and not torch.compiler.is_compiling()
+    return is_forward and not torch.compiler.is_compiling() and not is_capturing()
 
 
 def _tensors_in(value: Any, depth: int = 4) -> Iterator[Tensor]:

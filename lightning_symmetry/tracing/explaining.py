@@ -35,7 +35,9 @@ _BETWEEN = {
 }
 _SELECTING = ("Topk", "Sort", "Kthvalue")
 
-_ERASED = GradientStop(StopKind.ERASED, "", "a gradient arrived, and was zero before the step")
+_ERASED = GradientStop(
+    StopKind.ERASED, "", "a gradient arrived in the backward pass, and was zero when the optimizer stepped"
+)
 _LOSS = GradientStop(StopKind.LOSS, "the loss", "its gradient is zero where it leaves the loss")
 
 
@@ -95,6 +97,7 @@ class Explanation:
         for module, target in zip(modules, targets, strict=True):
             self._owners.setdefault(module, target.layer)
         self._moved: dict[int, list[Place]] = {}
+        self._told: dict[int, list[Told]] = {}
         self._users: dict[Any, str] | None = None
 
     def constant_behind(self, i: int) -> Stopped | None:
@@ -124,6 +127,8 @@ class Explanation:
 
     def tell(self, i: int, depth: int = 0) -> list[Told]:
         """Return where the gradient of a target stops, for all labels of which the same is to be said together."""
+        if i in self._told:
+            return self._told[i]
         alike: dict[tuple[StopKind, str, str], list[Told]] = {}
         for labels in self._alike(i):
             stopped = self._tell(i, labels, depth)
@@ -134,6 +139,7 @@ class Explanation:
             every = [label for each in several for label in each.labels]
             # What was measured of some is not true of all of them.
             told.append(several[0] if len(several) == 1 else Told(every, self._tell(i, every, depth)))
+        self._told[i] = told
         return told
 
     def _alike(self, i: int) -> list[list[int]]:
@@ -337,8 +343,9 @@ class Explanation:
         for call in self._calls_before(node):
             if not call.ranges or not _is_zero(call.ranges[0]):
                 return None
-            own = own_parameters(call.module).values()
-            if own and not any(bool(each.detach().any()) for each in own):
+            own = [each.detach() for each in own_parameters(call.module).values()]
+            are_here = all(type(each) is Tensor and each.numel() and not each.is_meta for each in own)
+            if own and are_here and not any(bool(each.any()) for each in own):
                 return GradientStop(
                     StopKind.ZERO_WEIGHTS, call.name, "its weights are zero, and so is what it puts out"
                 )

@@ -15,7 +15,16 @@ from torch.utils.hooks import RemovableHandle
 from lightning_symmetry.tracing.autograd import number_of, running_pass
 from lightning_symmetry.tracing.calls import Call, ModuleCalls
 from lightning_symmetry.tracing.kinds import Factor, factor_of
-from lightning_symmetry.tracing.labels import MANY, Labels, carry, held_labels, join, shapes_of, without_copies
+from lightning_symmetry.tracing.labels import (
+    MANY,
+    Labels,
+    carry,
+    held_labels,
+    join,
+    may_read_saved,
+    shapes_of,
+    without_copies,
+)
 
 # What autograd says of nodes that no operation has made, as those that store the gradients of parameters.
 _NO_NUMBER = 2**64 - 1
@@ -115,7 +124,7 @@ class BackwardPass:
         model: the model.
         outputs: what it starts from.
         targets: what to trace.
-        parameters: by identity of a storage, None for each parameter of the model.
+        parameters: by address of its numbers, None for each parameter of the model.
         noted: the calls of modules in the forward pass.
         on_error: called with what fails in a hook.
 
@@ -241,7 +250,8 @@ class BackwardPass:
         for index, (child, output) in enumerate(node.next_functions):
             if any(Place(child, output) in path.labels for path in self.paths.values()):
                 use = Use(node, index)
-                self.factors[use] = factor_of(node, index, self.calls, self._held, may_read=self._may_read)
+                may_read = self._may_read and may_read_saved(node)
+                self.factors[use] = factor_of(node, index, self.calls, self._held, may_read=may_read)
                 given = handed_on[index] if index < len(handed_on) else None
                 if given is not None:
                     self.passed[use] = (_local(given) != 0).any()
@@ -308,7 +318,8 @@ class BackwardPass:
             return self._carried[use]
         is_parameter = hasattr(place.node, "variable")
         shape = target.parameter.shape if is_parameter else shapes_of(place.node)[place.output]
-        behind = carry(use.node, use.number, labels, shape, may_read=self._may_read)
+        may_read = self._may_read and may_read_saved(use.node)
+        behind = carry(use.node, use.number, labels, shape, may_read=may_read)
         if labels is None:
             self._carried[use] = behind
         return behind

@@ -98,6 +98,7 @@ def words_for(node: Any) -> str:
     for start, words in _FIRST_WORDS.items():
         if operation.startswith(start):
             return words
+    operation = operation.removesuffix("Backward")
     plain = re.sub(r"^Native|^Cudnn|^Mkldnn|WithIndices$|Kernel$", "", operation)
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z][a-z])", "_", plain).lower()
 
@@ -181,7 +182,7 @@ def factor_of(
     is_weight = is_leaf and isinstance(call.module, nn.Linear | _ConvNd) and operation != "Mul"  # type: ignore[union-attr]
     is_own = is_computed_there or is_weight or (operation in _NORMS and index == 0)
     place = storage_of(numbers)
-    is_held = (place in held and held[place] is None) or _is_held(numbers, call)
+    is_held = (place != 0 and place in held and held[place] is None) or _is_held(numbers, call)
     is_parameter = is_held or is_own or (before is not None and _is_of_parameters(before))
     largest = sizes.amax()
     return Factor(source, held.get(place), is_parameter, largest != 0, is_there, largest.double())
@@ -347,7 +348,7 @@ def _zero_weights(stop: Stop) -> str | None:
 def has_zero_weights(module: nn.Module) -> bool:
     """Return whether all matrices among the parameters of a module are zero, and there are some."""
     weights = [each for each in module.__dict__.get("_parameters", {}).values() if each is not None and each.ndim > 1]
-    here = [each.detach() for each in weights if type(each.data) is Tensor and not each.is_meta]
+    here = [each.detach() for each in weights if type(each.data) is Tensor and not each.is_meta and each.numel()]
     return bool(here) and not any(bool(each.any()) for each in here)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import BackwardCFunction
 
 MANY = -1
 
@@ -26,6 +27,8 @@ def operation_of(node: Any) -> str:
     'Relu'
     """
     name: str = node.name().rpartition("::")[2]
+    if isinstance(node, BackwardCFunction):
+        return name  # a function of the user's, which may be called as one of PyTorch's
     return name.partition("Backward")[0] or name
 
 
@@ -37,6 +40,23 @@ def shapes_of(node: Any) -> list[tuple[int, ...]]:
 def has_saved_tensors(node: Any) -> bool:
     """Return whether autograd has saved tensors for a node."""
     return any(name.startswith("_raw_saved_") for name in dir(type(node)))
+
+
+def may_read_saved(node: Any) -> bool:
+    """Return whether what autograd has saved for a node can be read without being computed anew for it.
+
+    Only then may it be read: what a checkpointed segment computes anew can be had once.
+    """
+    for name in dir(type(node)):
+        if name.startswith("_raw_saved_"):
+            try:
+                saved = getattr(node, name)
+            except RuntimeError:  # it is given up already
+                return False
+            several = saved if isinstance(saved, tuple | list) else [saved]
+            if any(each is not None and getattr(each, "unpack_hook", each) is not None for each in several):
+                return False
+    return True
 
 
 def carry(node: Any, index: int, labels: Labels, shape: Sequence[int], *, may_read: bool) -> list[Labels]:
@@ -77,7 +97,7 @@ def carry(node: Any, index: int, labels: Labels, shape: Sequence[int], *, may_re
 
 
 def merge(labels: Tensor, dims: Sequence[int]) -> Tensor:
-    """Return the labels of what is computed from all numbers along some dimensions, which are kept with size 1.
+    """Merge labels along some dimensions, as a sum over them would; they are kept with size 1.
 
     >>> merge(torch.tensor([[1, 1, 0], [1, 2, 0], [0, 0, 0]]), [1]).tolist()
     [[1], [-1], [0]]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lightning_symmetry.matrices.mirrors import Mirrored
 from lightning_symmetry.matrices.numerics import Indices
 from lightning_symmetry.ranks.pieces import is_sharded
-from lightning_symmetry.tracing.autograd import NO_PASS, outputs_of_running_pass, running_pass
+from lightning_symmetry.tracing.autograd import NO_PASS, is_capturing, outputs_of_running_pass, running_pass
 from lightning_symmetry.tracing.calls import ModuleCalls, storage_of
 from lightning_symmetry.tracing.explaining import Explanation
 from lightning_symmetry.tracing.graph import BackwardPass, Target
@@ -62,6 +62,7 @@ class GradientTrace:
         model: the model.
         suspects: the units to trace.
         alike: units of which it is asked what keeps them equal.
+        wanted: the names of the suspected layers that an answer is wanted for; None: all of them.
 
     Attributes:
         keepers: by layer and units of a group, the name of the layer that reads them alike, or of the loss, or nothing
@@ -81,10 +82,17 @@ class GradientTrace:
         closed at 1: its input is at most -100 in all 128 values seen
     """
 
-    def __init__(self, model: nn.Module, suspects: Sequence[Suspected], alike: Sequence[Alike] = ()) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        suspects: Sequence[Suspected],
+        alike: Sequence[Alike] = (),
+        wanted: Collection[str] | None = None,
+    ) -> None:
         self._model = model
         self._suspects = list(suspects)
         self._alike = list(alike)
+        self._wanted = wanted
         self.keepers: dict[str, dict[tuple[int, ...], str]] = {}
         self._targets = [
             *(_target_of(each.layer, each.units) for each in self._suspects),
@@ -104,58 +112,72 @@ class GradientTrace:
         self._holders = {id(parameter): name for name, parameter in parameters}
         plain = [parameter for _, parameter in parameters if type(parameter.data) is Tensor]
         self._storages = dict.fromkeys(map(storage_of, plain))
+        self._has_missed_passes = False
         self._failure: Exception | None = None
         self._is_finished = False  # a graph may be kept, and its hooks called, for longer
         self._calls = ModuleCalls(model, self._fail, self._arrive)
 
+    @property
+    def layers(self) -> list[str]:
+        """The names of the suspected layers that an answer is wanted for."""
+        names = [each.layer.name for each in self._suspects]
+        return names if self._wanted is None else [name for name in names if name in self._wanted]
+
     def expect(self, loss: Tensor) -> None:
         """Take notice of a loss whose backward pass comes next: the operations of the loss are then traced as well."""
-        if loss.grad_fn is not None and len(self._passes) < _MAX_PASSES:
-            self._expected = self._begin([loss])
+        if self._is_finished or is_capturing() or loss.grad_fn is None:
+            return
+        self._expected = self._begin([loss])
 
     def finish(self) -> dict[str, list[Traced]]:
         """End the trace.
 
         Returns:
-            By layer, where the gradients of its units stop; nothing of layers of which no backward pass was seen.
+            By layer, where the gradients of its units stop; nothing of layers whose modules were not called.
 
         Raises:
             Exception: what has failed in a hook, if any has.
         """
+        failure = self._failure
+        try:
+            if failure is not None:
+                raise failure
+            self.keepers = self._find_keepers()
+            return self._tell()
+        finally:
+            self.abandon()
+
+    def abandon(self) -> None:
+        """End the trace without an answer, and let go of everything: a graph that is kept keeps its hooks, and this."""
         self._is_finished = True
         self._calls.end()
         for each in self._passes:
             each.end()
-        failure = self._failure
-        try:
-            self.keepers = self._find_keepers() if failure is None else {}
-            return self._tell() if failure is None else {}
-        finally:
-            # A graph that is kept keeps its hooks, and with them this trace.
-            self._passes, self._relevant, self._expected = [], [[] for _ in self._targets], None
-            self._calls.calls = []
-            self._failure = None
-            if failure is not None:
-                raise failure
+        self._passes, self._relevant, self._expected = [], [[] for _ in self._targets], None
+        self._suspects, self._alike, self._targets = [], [], []
+        self._failure = None
 
     # ---------------------------------------------------------------- what hooks call
 
     def _arrive(self, key: int, gradients: Sequence[Tensor | None]) -> None:
         """See a gradient arrive at what an outermost module has put out: the first time, begin a pass."""
         task = running_pass()
-        if self._is_finished or task == self._task:
+        if self._is_finished or task == self._task or is_capturing():
             return
         self._task = task
         expected, self._expected = self._expected, None
         is_known = expected is not None and expected.node_of(key) is not None
-        if not is_known and len(self._passes) < _MAX_PASSES:
+        if not is_known:
             self._begin(outputs_of_running_pass(self._thread))
 
     def _fail(self, error: Exception) -> None:
         # Its frames would keep the tensors of the step.
         self._failure = self._failure or error.with_traceback(None)
 
-    def _begin(self, outputs: Sequence[Tensor]) -> BackwardPass:
+    def _begin(self, outputs: Sequence[Tensor]) -> BackwardPass | None:
+        if not outputs or len(self._passes) >= _MAX_PASSES:
+            self._has_missed_passes = True  # from what is missing nothing follows
+            return None
         made = BackwardPass(self._model, outputs, self._targets, self._storages, self._calls, self._fail)
         made.watch()
         self._passes.append(made)
@@ -169,9 +191,11 @@ class GradientTrace:
     # ---------------------------------------------------------------- what was seen
 
     def _tell(self) -> dict[str, list[Traced]]:
-        explained = self._explanations()
+        explained, wanted = self._explanations(), set(self.layers)
         found: dict[str, list[Traced]] = {}
         for i, (suspected, target) in enumerate(zip(self._suspects, self._targets, strict=False)):
+            if target.layer not in wanted:
+                continue
             explanations = [explained[id(each)] for each in self._relevant[i]]
             by_stop: dict[Stopped, list[int]] = {}
             for labels, stopped in self._labels_by_stop(i, explanations, is_rounding=suspected.may_be_rounding):
@@ -207,20 +231,22 @@ class GradientTrace:
         every = list(range(1, self._targets[i].num_labels + 1))
         if not explanations:
             name = self._holders.get(id(self._targets[i].parameter), "")
-            stop = self._without_a_pass(name) if self._passes else None
+            stop = self._without_a_pass(name) if self._passes or self._has_missed_passes else None
             return [] if stop is None else [(every, Stopped(stop))]
         if is_rounding:
             for each in explanations:
                 constant = each.constant_behind(i)
                 if constant is not None:
                     return [(every, constant)]
-        # Of several passes the one tells most that gets as far as the model, and not the loss of a part that counts 0.
+        # A pass whose gradient reaches the model tells more than one whose loss has weight 0.
         several = [each.tell(i) for each in explanations]
         best = min(several, key=lambda told: max(_rank(each.stopped.stop.kind) for each in told))
         return [(labels, stopped) for labels, stopped in best]
 
     def _without_a_pass(self, name: str) -> GradientStop | None:
         """Return why a module is no part of any backward pass; None if it was not called."""
+        if self._has_missed_passes:
+            return GradientStop(StopKind.UNKNOWN, detail="not all backward passes could be traced")
         if name in self._calls.recomputed:
             return GradientStop(StopKind.UNKNOWN, detail="a segment that is computed again is not traced")
         if any(call.name == name for call in self._calls.calls):

@@ -1,8 +1,9 @@
-"""Hooks on the modules of a model that is trained, which must neither fail nor get into files and copies of it."""
+"""Hooks on the modules of a model that is trained, which must not fail, and do nothing in copies and files of it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -11,8 +12,8 @@ import torch
 class ModuleHook:
     """A hook of a module that looks and changes nothing.
 
-    A copy of it, or what is read from a file, does nothing: ``torch.save(model)`` and ``copy.deepcopy(model)`` take
-    hooks along. Compiled code calls it without looking inside.
+    A copy of it, or what is read from a file, does nothing and needs nothing of this package: ``torch.save(model)`` and
+    ``copy.deepcopy(model)`` take hooks along. Compiled code calls it without looking inside.
 
     Args:
         look: called as the hook.
@@ -40,8 +41,10 @@ class ModuleHook:
             self._on_error(error)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return ModuleHook, (_look_away, _look_away)
+        return getattr, (nullcontext(), "__exit__")  # which takes anything, does nothing, and is there without us
 
 
-def _look_away(*args: Any) -> None:
-    """Do nothing."""
+def is_of_user(hook: Any) -> bool:
+    """Return whether a hook of a module is neither one of ours nor what is left of one in a copy."""
+    is_left_over = type(getattr(hook, "__self__", None)) is nullcontext
+    return not isinstance(hook, ModuleHook) and not is_left_over

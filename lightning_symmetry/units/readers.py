@@ -19,7 +19,7 @@ from torch.nn.modules.conv import _ConvNd
 from lightning_symmetry.modules import num_holders
 from lightning_symmetry.randomness import preserved_random_numbers
 from lightning_symmetry.ranks.pieces import is_sharded
-from lightning_symmetry.units.hooks import ModuleHook
+from lightning_symmetry.units.hooks import is_of_user
 
 # Operations in which each number depends on one number of the input, by their names without underscores.
 _ELEMENTWISE = {
@@ -187,7 +187,7 @@ def _traces(model: nn.Module) -> Iterator[fx.Graph]:
 def _has_hooks(module: nn.Module) -> bool:
     """Return whether something other than the class of a module may change its outputs, or read them."""
     hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
-    return any(not isinstance(hook, ModuleHook) for hook in hooks) or "forward" in vars(module)
+    return any(map(is_of_user, hooks)) or "forward" in vars(module)
 
 
 def _written_at(module: nn.Module, num_units: int) -> _Place:

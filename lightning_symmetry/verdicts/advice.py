@@ -172,7 +172,7 @@ def idle_texts(layers: Iterable[LayerDiagnosis]) -> list[str]:
         else:
             num_units = sum(len(group.units) for _, group in several)
             who = f"{_names(names)} ({len(names)} layers): {num_units} units"
-        what_of_it = _WHAT_OF_IDLE.get(Code(group.code), "The units are not to blame.")
+        what_of_it = _WHAT_OF_IDLE.get(Code(group.code), "Nothing is wrong with these units.")
         code = f" [{group.code}]" if group.stop is not None and group.stop.is_idle else ""
         texts.append(f"{who} get no gradient, {_why_idle(group)}. {what_of_it}{code}")
     return texts
@@ -182,7 +182,7 @@ def _why_idle(group: UnitGroup) -> str:
     """Say in half a sentence why idle units have no gradient, and where it stops."""
     stop = group.stop
     if stop is None or group.code not in _WHY_IDLE:
-        return "for a reason that lies elsewhere"
+        return "for a reason that was not measured"
     place = ": ".join(filter(None, (f"at {stop.at}" if stop.at else "", stop.detail)))
     return f"{_WHY_IDLE[Code(group.code)]}{f' ({place})' if place else ''}"
 
@@ -392,7 +392,8 @@ def _where(alike: Sequence[Finding]) -> str:
     details = list(dict.fromkeys(stop.detail for stop in stops if stop.detail))
     detail = f": {'for example, ' if len(details) > 1 else ''}{details[0]}" if details else ""
     if stops[0].kind is StopKind.ERASED:
-        return f"A gradient reached them, and was zero when the optimizer stepped{detail}."
+        seen = details[0] if details else "a gradient reached them, and was zero when the optimizer stepped"
+        return f"{seen[0].upper()}{seen[1:]}."
     places = list(dict.fromkeys(stop.at for stop in stops if stop.at))
     at = f" at {_names(places)}" if places else ""
     # Of an activation the detail is a range, which tells nothing alone; elsewhere it says all.
@@ -470,7 +471,7 @@ def _fill(alike: Sequence[Finding], report: ModelDiagnosis) -> str:
 
 
 def _part(alike: Sequence[Finding], report: ModelDiagnosis, *, of_followers: bool = False) -> str:
-    """How to part those of these units that are equal, too; empty if none are."""
+    """Return how to make the equal ones among these units differ; empty if none are equal."""
     equal = [finding for finding in alike if finding.verdict is Verdict.FROZEN]
     if not equal:
         return ""

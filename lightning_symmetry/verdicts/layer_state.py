@@ -17,7 +17,7 @@ from lightning_symmetry.verdicts.diagnoses import Finding, LayerDiagnosis, Origi
 from lightning_symmetry.verdicts.judging import judge, to_diagnosis
 from lightning_symmetry.verdicts.looks import Gradients, Look, Sighting, Steady
 from lightning_symmetry.verdicts.orientations import Orientations
-from lightning_symmetry.verdicts.records import Lineage, Record
+from lightning_symmetry.verdicts.records import Lineage, Record, stopped_from_state, stopped_to_state
 from lightning_symmetry.verdicts.stops import StopKind, Stopped, Traced, most_common
 from lightning_symmetry.verdicts.verdict import Verdict
 
@@ -41,7 +41,7 @@ class LayerState:
         last: of the latest check, a hash of the weights, and whether there was a gradient; None if it was read quickly.
         is_wanted: whether any parameter was ever seen to require a gradient.
         floor: the norm up to which the latest look took gradients for zero.
-        is_faint: whether all gradients of the latest look may be rounding errors.
+        is_faint: whether all gradients of the latest look may be rounding errors, and no trace has told so far.
         is_exact: whether it is known from a trace that its gradients are small and no rounding errors.
         traced_at: the step before which its gradients were traced; None if they were not.
         failure: why the layer is left out; empty while it is looked at.
@@ -253,7 +253,7 @@ class LayerState:
 
     @property
     def is_detached(self) -> bool:
-        """Whether the loss does not depend on any of its units."""
+        """Whether the latest trace has shown that the loss depends on none of its units."""
         if not self._stopped:
             return False
         units = [unit for group in self.idle if _is_detached(group) for unit in group.units]
@@ -373,6 +373,9 @@ class LayerState:
             "deaths": self.deaths.to_state(),
             "orientations": asdict(self.orientations),
             "num_checks": self.num_checks,
+            "stopped": [[unit, stopped_to_state(stopped)] for unit, stopped in self._stopped.items()],
+            "traced_at": self.traced_at,
+            "is_exact": self.is_exact,
         }
 
     def load_state(self, values: Mapping[str, Any]) -> None:
@@ -388,6 +391,12 @@ class LayerState:
         if values["orientations"] is not None:
             self.orientations = Orientations.from_state(values["orientations"])
         self.num_checks = operator.index(values["num_checks"])
+        every = ((operator.index(unit), stopped_from_state(each)) for unit, each in values.get("stopped", ()))
+        self._stopped = {unit: stopped for unit, stopped in every if stopped is not None}
+        self.deaths.trace(self._stopped)
+        traced_at = values.get("traced_at")
+        self.traced_at = None if traced_at is None else operator.index(traced_at)
+        self.is_exact, self._may_be_traced = bool(values.get("is_exact", False)), bool(self._stopped)
         if values["size"] is not None:
             num_units, fan_in = map(operator.index, values["size"])
             self.size = num_units, fan_in

@@ -95,6 +95,8 @@ class Record:
             self.num_watched += self.verdict not in (Verdict.FROZEN, Verdict.IDLE)
         elif gradients is not Gradients.NONE:
             self.num_watched, self.stopped = 0, None
+            if self.verdict is Verdict.IDLE:
+                self.verdict = Verdict.DUPLICATE
         if gradients is Gradients.DIFFERENT and self.has_equal_weights:
             self.was_different = True
 
@@ -135,7 +137,8 @@ class Record:
     def conclude(self, verdict: Verdict, reason: Reason) -> None:
         """Note what is concluded at this check, and that the user is warned of it if it is serious."""
         self.verdict, self.is_pruned = verdict, reason is Reason.PRUNED
-        if self.warned is None and reason is Reason.ZERO_AGAIN and self.cause is not Cause.ZERO:
+        is_dead = verdict is Verdict.FROZEN and reason is Reason.ZERO_AGAIN
+        if self.warned is None and is_dead and self.cause is not Cause.ZERO:
             self.cause = Cause.DEAD
         if not verdict.is_warning:
             return

@@ -98,7 +98,7 @@ def most_common(every: Iterable[Stopped | None]) -> Stopped | None:
 
     >>> shut, unread = Stopped(GradientStop(StopKind.CLOSED)), Stopped(GradientStop(StopKind.UNREAD))
     >>> print(most_common([unread, shut, shut]).stop)
-    closed: so of 2 of these 3 units
+    closed: measured for 2 of these 3 units
     """
     units = list(every)
     counts = Counter(each for each in units if each is not None)
@@ -107,5 +107,5 @@ def most_common(every: Iterable[Stopped | None]) -> Stopped | None:
     stopped, number = counts.most_common(1)[0]
     if number == len(units):
         return stopped
-    detail = "; ".join(filter(None, (stopped.stop.detail, f"so of {number} of these {len(units)} units")))
+    detail = "; ".join(filter(None, (stopped.stop.detail, f"measured for {number} of these {len(units)} units")))
     return Stopped(replace(stopped.stop, detail=detail), stopped.follows)

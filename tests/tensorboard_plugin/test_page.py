@@ -152,7 +152,8 @@ def test_findings_are_told_in_the_words_of_the_console(page: Page, fast_server: 
     text = page.text(".finding")
     assert "all 64 units" in text
     assert "They are identical in weights and gradients (locked since step 0): they train as 1 unit." in text
-    assert "Every weight is 0.02: constant initialisation. Initialise at random" in text
+    why = "Every weight is 0.02: constant initialisation. fc2 reads them alike: its weights for them are equal."
+    assert f"{why} Initialise at random" in text
     wait_for(lambda: page.texts(".groups td") == ["1", "locked", f"0{DASH}63", "64", "0", DASH])
     assert (
         " ".join(page.texts(".facts > *")) == "64 units 64 inputs each 1 working 63 redundant 0 dead 1 direction locked"

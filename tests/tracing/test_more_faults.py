@@ -333,7 +333,7 @@ def test_reasons_of_a_part_of_the_units_say_of_how_many() -> None:
     [finding] = tracker.findings
     assert finding.stop is not None
     assert len(finding.units) == 12
-    assert "so of 6 of these 12 units" in finding.stop.detail
+    assert "measured for 6 of these 12 units" in finding.stop.detail
 
 
 def train(net: Any, *, until: int | None = None) -> SymmetryTracker:

@@ -6,6 +6,7 @@ import copy
 import gc
 import io
 import logging
+import threading
 import warnings
 import weakref
 from collections.abc import Callable
@@ -373,9 +374,9 @@ def count_traces(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     made: list[int] = []
     init = GradientTrace.__init__
 
-    def counted(self: GradientTrace, model: nn.Module, suspects: Any, alike: Any = ()) -> None:
+    def counted(self: GradientTrace, model: nn.Module, suspects: Any, alike: Any = (), **options: Any) -> None:
         made.append(len(suspects) + len(alike))
-        init(self, model, suspects, alike)
+        init(self, model, suspects, alike, **options)
 
     monkeypatch.setattr(GradientTrace, "__init__", counted)
     return made
@@ -484,3 +485,120 @@ def test_a_finding_keeps_where_the_gradient_stopped_when_it_was_told() -> None:
     other.load_state_dict(tracker.state_dict())
     assert other.findings[0].stop == finding.stop
     other.abandon()
+
+
+def test_saved_tensors_of_a_segment_without_modules_are_left_alone() -> None:
+    class Net(Shut):
+        def forward(self, inputs: Tensor) -> Tensor:
+            hidden = self.a(inputs)
+            chosen = torch.arange(16).expand(len(inputs), 16)
+            hidden = checkpoint(lambda x: torch.gather(x.sin(), 1, chosen + 0).tanh(), hidden, use_reentrant=False)
+            outputs: Tensor = self.c(functional.relu(self.b(hidden)))
+            return outputs
+
+    net = Net()
+    start = copy.deepcopy(net)
+    tracker = train(net, plain_step)
+    assert tracker is not None
+    assert roots(tracker.findings)["b"] == FOUND["b"]
+    train(start, plain_step, is_watched=False)
+    assert_same(net.state_dict(), start.state_dict())
+
+
+@pytest.mark.parametrize("every_n_steps", [1, 3, 10])
+def test_a_shut_generator_is_found_beside_a_discriminator_that_steps_more_often(every_n_steps: int) -> None:
+    torch.manual_seed(0)
+    players: Any = nn.ModuleDict(
+        {
+            "g": nn.Sequential(nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 12)),
+            "d": nn.Sequential(nn.Linear(12, 8), nn.Tanh(), nn.Linear(8, 2)),
+        }
+    )
+    nn.init.constant_(players["g"][0].bias, -50.0)
+    optimizers = [sgd(players["g"].parameters()), sgd(players["d"].parameters())]
+    tracker = SymmetryTracker(players, optimizers, **{**OPTIONS, "every_n_steps": every_n_steps}, on_symmetry="ignore")
+    for step in range(6 * 80):
+        inputs, labels = inputs_of(step)
+        is_generator = step % 6 == 5
+        optimizer = optimizers[0 if is_generator else 1]
+        optimizer.zero_grad()
+        fake = players["g"](inputs)
+        functional.cross_entropy(players["d"](fake if is_generator else inputs + fake.detach()), labels).backward()
+        optimizer.step()
+    tracker.abandon()
+    assert roots(tracker.findings) == {"g.0": ("closed", "g.1", "")}
+
+
+def test_a_pass_that_another_thread_starts_proves_nothing() -> None:
+    net = Shut()
+    loss_of(net, 0).backward()
+    trace = GradientTrace(net, suspects_of(net))
+    thread = threading.Thread(target=loss_of(net, 0).backward)
+    thread.start()
+    thread.join()
+    assert {every[0].stopped.stop.kind for every in trace.finish().values()} <= {StopKind.UNKNOWN}
+
+
+def test_idle_units_are_idle_after_a_resume_too() -> None:
+    torch.manual_seed(0)
+    net = nn.Linear(12, 8)
+    half: Any = nn.ModuleDict({"body": net, "head": nn.Linear(4, 2)})
+
+    def step_of(net: Any, optimizer: Any, step: int) -> None:
+        inputs, labels = inputs_of(step)
+        optimizer.zero_grad()
+        functional.cross_entropy(net["head"](net["body"](inputs)[:, :4].tanh()), labels).backward()
+        optimizer.step()
+
+    tracker = train(half, step_of, steps=61)
+    assert tracker is not None
+    assert tracker.findings == []
+    optimizer = sgd(half.parameters())
+    resumed = SymmetryTracker(half, optimizer, on_symmetry="ignore", **OPTIONS)
+    resumed.load_state_dict(tracker.state_dict())
+    for step in range(61, 91):
+        step_of(half, optimizer, step)
+    resumed.abandon()
+    assert resumed.findings == []
+    assert resumed.report is not None
+    assert [group.verdict for group in resumed.report.layers["body"].groups] == [Verdict.IDLE]
+
+
+def test_a_trace_whose_optimizer_steps_no_more_is_given_up() -> None:
+    net = TwoPlayers()
+    optimizers = [sgd(net.generator.parameters()), sgd(net.discriminator.parameters())]
+    tracker = SymmetryTracker(net, optimizers, on_symmetry="ignore", **OPTIONS)
+    for step in range(90):  # the shut discriminator is about to be told dead when it stops stepping
+        inputs, labels = inputs_of(step)
+        optimizers[0].zero_grad()
+        net.generator(inputs).square().mean().backward()
+        optimizers[0].step()
+        if step < 50:
+            optimizers[1].zero_grad()
+            functional.cross_entropy(net.discriminator(inputs), labels).backward()
+            optimizers[1].step()
+    assert not any(module._forward_hooks for module in net.modules())
+    tracker.abandon()
+
+
+def test_functions_of_the_users_own_may_be_called_as_those_of_pytorch() -> None:
+    class Softmax(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, inputs: Tensor) -> Tensor:
+            return inputs.clone()
+
+        @staticmethod
+        def backward(ctx: Any, *gradients: Any) -> Any:
+            return gradients[0] * 0
+
+    class Net(Shut):
+        def forward(self, inputs: Tensor) -> Tensor:
+            hidden: Tensor = Softmax.apply(self.a(inputs))  # type: ignore[no-untyped-call] # not annotated
+            outputs: Tensor = self.c(torch.tanh(self.b(torch.relu(hidden))))
+            return outputs
+
+    net = Net()
+    nn.init.zeros_(net.b.bias)
+    tracker = train(net, plain_step)
+    assert tracker is not None
+    assert roots(tracker.findings) == {"a": ("unknown", "softmax after a", "")}

@@ -147,7 +147,9 @@ def test_what_idle_units_wait_for_is_said() -> None:
     [both] = idle_texts([fc, other])
     assert both.startswith("fc, other (2 layers): 48 units get no gradient, since nobody reads")
     unknown = replace(other, groups=[replace(group, stop=None)])
-    assert idle_texts([unknown])[0].startswith("other: all 24 units get no gradient, for a reason that lies elsewhere")
+    assert idle_texts([unknown])[0].startswith(
+        "other: all 24 units get no gradient, for a reason that was not measured"
+    )
     report = SymmetryReport(3, {"fc": LayerDiagnosis("fc", 30, 8, groups=[group])})
     assert text in str(report).splitlines()
     assert "<strong>Idle</strong><ul" in report._repr_html_()
@@ -165,8 +167,8 @@ def test_idle_units_of_a_layer_are_told_of_once() -> None:
     for _ in range(3):
         engine._tell_of_idle_units(report)
     assert heard == [
-        "fc: all 2 units get no gradient, since the loss gives none (its weight is 0). The units are not to blame. "
-        "[SYM402]"
+        "fc: all 2 units get no gradient, since the loss gives none (its weight is 0). Nothing is wrong with these "
+        "units. [SYM402]"
     ]
 
 
