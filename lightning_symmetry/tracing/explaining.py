@@ -35,9 +35,7 @@ _BETWEEN = {
 }
 _SELECTING = ("Topk", "Sort", "Kthvalue")
 
-_ERASED = GradientStop(
-    StopKind.ERASED, "", "a gradient arrived in the backward pass, and was zero when the optimizer stepped"
-)
+_ERASED = GradientStop(StopKind.ERASED)
 _LOSS = GradientStop(StopKind.LOSS, "the loss", "its gradient is zero where it leaves the loss")
 
 

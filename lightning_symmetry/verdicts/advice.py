@@ -232,8 +232,8 @@ def _kind(finding: Finding) -> tuple[object, ...]:
 def copies_text(group: CopyGroup) -> str:
     """What to know of modules that are copies, if there is nothing to warn of."""
     return (
-        f"{group.describe()} start as exact copies of one another, as copy.deepcopy, nn.TransformerEncoder or one seed "
-        "for all of them make them. To start them apart, initialise each anew."
+        f"{group.describe()} start as exact copies of one another. copy.deepcopy, nn.TransformerEncoder and equal "
+        "seeds make such copies; to start them apart, initialise each anew."
     )
 
 
@@ -392,8 +392,7 @@ def _where(alike: Sequence[Finding]) -> str:
     details = list(dict.fromkeys(stop.detail for stop in stops if stop.detail))
     detail = f": {'for example, ' if len(details) > 1 else ''}{details[0]}" if details else ""
     if stops[0].kind is StopKind.ERASED:
-        seen = details[0] if details else "a gradient reached them, and was zero when the optimizer stepped"
-        return f"{seen[0].upper()}{seen[1:]}."
+        return f"A gradient reached them, and was zero when the optimizer stepped{detail}."
     places = list(dict.fromkeys(stop.at for stop in stops if stop.at))
     at = f" at {_names(places)}" if places else ""
     # Of an activation the detail is a range, which tells nothing alone; elsewhere it says all.
