@@ -74,7 +74,7 @@ class UnitGroup:
         num_watched: at how many optimizer steps in a row the gradients of all units were seen to be exactly zero.
         stop: where their gradient stops; None if it does not, or if no step was traced.
         follows: name of the layer that stops it, if that is another one with zero gradients; else empty.
-        kept_by: as :attr:`Finding.kept_by`.
+        kept_by: what keeps them equal, as in findings.
     """
 
     units: tuple[int, ...]
