@@ -16,12 +16,11 @@ from lightning_symmetry.tracing.graph import BackwardPass, Place, Target, Use
 from lightning_symmetry.tracing.kinds import (
     CLOSING,
     Stop,
-    constant_output,
     explains,
     kind_of,
     words_for,
 )
-from lightning_symmetry.tracing.labels import Labels, along, operation_of, shapes_of
+from lightning_symmetry.tracing.labels import Labels, along, is_single, operation_of, shapes_of
 from lightning_symmetry.verdicts.stops import GradientStop, StopKind, Stopped
 
 # Of the operations at which the gradient of units stops, so many are asked why.
@@ -247,7 +246,7 @@ class Explanation:
             zeros = self._zeros_before(_factor_node(stop))
             if zeros is not None:
                 return Stopped(zeros, self._follows(route, i))
-        if told.kind is StopKind.LOSS and self._seen.value != 0 and self._is_output(place):
+        if told.kind is StopKind.LOSS and self._seen.value != 0 and self._seen.is_output(place.node):
             # An activation of the outputs that stands beside the model, in the loop that trains it.
             activation = kind_of(replace(stop, in_model=True))
             told = activation if activation.kind in (StopKind.CLOSED, StopKind.SATURATED) else told
@@ -357,10 +356,7 @@ class Explanation:
             told = kind_of(replace(_bare(use, None), given=given))
             return Stopped(replace(told, at=self._place(node, route, i)), self._follows(route, i))
         for _ in range(100):
-            constant = constant_output(node, index)
             told = kind_of(_bare(Use(node, index), None))
-            if constant is not None:
-                told = GradientStop(StopKind.ONE_VALUE, detail=constant)
             if told.kind in (StopKind.ONE_VALUE, StopKind.FLAT):
                 return Stopped(replace(told, at=self._place(node, route, i)), self._follows(route, i))
             uses = self._seen.uses(Place(node, 0))
@@ -385,19 +381,13 @@ class Explanation:
             call = self._leaf(node)
             if call is not None and len(known) > 1 and call.module.__dict__.get("_parameters"):
                 return False
-            left += [use.node for output in range(len(node._input_metadata)) for use in self._uses(node, output)]
+            places = (Place(node, output) for output in range(len(node._input_metadata)))
+            left += [use.node for place in places for use in self._seen.uses(place)]
         return True
-
-    def _uses(self, node: Any, output: int) -> list[Use]:
-        return self._seen.uses(Place(node, output))
 
     def _leaf(self, node: Any) -> Call | None:
         call = self._seen.calls.get(node)
         return call if call is not None and call.is_leaf else None
-
-    def _is_output(self, place: Place) -> bool:
-        """Return whether a module has put out a tensor."""
-        return self._seen.is_output(place.node)
 
     def _is_partly_there(self, i: int, place: Place) -> bool:
         """Return whether a tensor also holds numbers that have nothing to do with a target."""
@@ -509,7 +499,7 @@ def _adds_up_one(use: Use, place: Place) -> bool:
     shape = shapes_of(place.node)[place.output]
     if operation_of(use.node) == "Sum":
         dims = getattr(use.node, "_saved_dim", ())
-        return bool(dims) and all(shape[dim - 2**64 if dim >= 2**63 else dim] == 1 for dim in dims)
+        return bool(dims) and is_single(shape, dims)
     summed = {"Bmm": {0: -1, 1: -2}, "Mm": {0: -1, 1: -2}, "Addmm": {1: -1, 2: -2}}
     dim = summed.get(operation_of(use.node), {}).get(use.number)
     return dim is not None and shape[dim] == 1

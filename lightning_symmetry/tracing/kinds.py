@@ -14,7 +14,7 @@ from torch.nn import functional
 from torch.nn.modules.conv import _ConvNd
 
 from lightning_symmetry.tracing.calls import Call, Range, storage_of
-from lightning_symmetry.tracing.labels import Labels, along, operation_of, shapes_of
+from lightning_symmetry.tracing.labels import Labels, along, is_single, operation_of, shapes_of
 from lightning_symmetry.verdicts.stops import GradientStop, StopKind
 
 
@@ -268,12 +268,11 @@ def kind_of(stop: Stop) -> GradientStop:
     return GradientStop(StopKind.UNKNOWN)
 
 
-def constant_output(node: Any, index: int = 0) -> str | None:
+def _constant_output(node: Any, index: int) -> str | None:
     """Return in words that an operation works on a single number at a time, so that its output is constant."""
     operation, shapes = operation_of(node), shapes_of(node)
     if operation in ("Softmax", "LogSoftmax", "SafeSoftmax"):
-        dim = node._saved_dim
-        return "it is taken over a single number" if shapes[0][dim - 2**64 if dim >= 2**63 else dim] == 1 else None
+        return "it is taken over a single number" if is_single(shapes[0], (node._saved_dim,)) else None
     if operation in ("NativeLayerNorm", "FusedRmsNorm"):
         return "it normalises over a single number" if math.prod(node._saved_normalized_shape) == 1 else None
     if operation == "NativeGroupNorm":
@@ -296,8 +295,7 @@ def _is_over_own_sum(node: Any) -> bool:
     summed, dims = divisor.next_functions[0][0], getattr(divisor, "_saved_dim", None)
     if summed is None or summed is not numbers or not dims:
         return False
-    shape = shapes_of(numbers)[node.next_functions[0][1]]
-    return all(shape[dim - 2**64 if dim >= 2**63 else dim] == 1 for dim in dims)
+    return is_single(shapes_of(numbers)[node.next_functions[0][1]], dims)
 
 
 def _num_keys(node: Any) -> int:
@@ -309,7 +307,7 @@ def _num_keys(node: Any) -> int:
 def _one_value(stop: Stop) -> str | None:
     if stop.is_of(nn.RMSNorm) and math.prod(stop.call.module.normalized_shape) == 1:  # type: ignore[union-attr, arg-type]
         return "it normalises over a single number"
-    return constant_output(stop.node, stop.index)
+    return _constant_output(stop.node, stop.index)
 
 
 @_kind(StopKind.FLAT)

@@ -272,6 +272,15 @@ def _signed(number: int) -> int:
     return number - 2**64 if number >= 2**63 else number
 
 
+def is_single(shape: Sequence[int], dims: Sequence[int]) -> bool:
+    """Return whether a shape has size 1 along all these dimensions, which autograd may show without a sign.
+
+    >>> is_single((8, 1), (2**64 - 1,))
+    True
+    """
+    return all(shape[_signed(dim)] == 1 for dim in dims)
+
+
 def _of_repeat(node: Any, index: int, labels: Tensor, shapes: Sequence[tuple[int, ...]]) -> Tensor:
     times = [size // max(1, before) for size, before in zip(shapes[0][-labels.ndim :], labels.shape, strict=True)]
     return labels.repeat(*shapes[0][: -labels.ndim], *times) if labels.ndim else labels

@@ -240,8 +240,7 @@ class GradientTrace:
                     return [(every, constant)]
         # A pass whose gradient reaches the model tells more than one whose loss has weight 0.
         several = [each.tell(i) for each in explanations]
-        best = min(several, key=lambda told: max(_rank(each.stopped.stop.kind) for each in told))
-        return [(labels, stopped) for labels, stopped in best]
+        return min(several, key=lambda told: max(_rank(each.stopped.stop.kind) for each in told))
 
     def _without_a_pass(self, name: str) -> GradientStop | None:
         """Return why a module is no part of any backward pass; None if it was not called."""
