@@ -21,6 +21,7 @@ from lightning_symmetry.engine.options import Options
 from lightning_symmetry.matrices import numerics
 from lightning_symmetry.matrices.projections import NUM_PROJECTIONS
 from lightning_symmetry.units.discovery import find_layers
+from lightning_symmetry.units.updates import Updates
 from lightning_symmetry.verdicts.evidence import look
 from lightning_symmetry.verdicts.looks import Look
 
@@ -163,7 +164,9 @@ def calls_of_a_later_check(num_layers: int) -> int:
             for parameter in net.parameters():
                 parameter.add_(1e-3)
         found = examiner.find(net)
-        return examiner.examine(net, found, trained=trained, trained_by_any=trained, step=step, team=None).looks
+        return examiner.examine(
+            net, found, trained=trained, trained_by_any=trained, updates=Updates(), step=step, team=None
+        ).looks
 
     assert [len(check(step)) for step in range(5)] == [num_layers] * 3 + [0] * 2  # the last two need no look
     ledger = Ledger()

@@ -29,6 +29,7 @@ from lightning_symmetry.units.comparable import Comparable
 from lightning_symmetry.units.discovery import Found
 from lightning_symmetry.units.lookup import FindLayers, rows_by_name
 from lightning_symmetry.units.patterns import unmatched_text
+from lightning_symmetry.units.updates import Updates
 from lightning_symmetry.verdicts.advice import copies_text, idle_texts, messages
 from lightning_symmetry.verdicts.diagnoses import Finding
 from lightning_symmetry.verdicts.doubts import Untrained, untrained_text
@@ -470,9 +471,15 @@ class SymmetryEngine:
         is_first = self.report is None
         if is_first:
             self._warn_of_what_is_not_looked_at(found)
-        trained_by_any = updated_by(self._present_optimizers())
+        optimizers = self._present_optimizers()
         report, looks, news = self._examiner.examine(
-            model, found, trained=trained, trained_by_any=trained_by_any, step=step, team=self._team
+            model,
+            found,
+            trained=trained,
+            trained_by_any=updated_by(optimizers),
+            updates=Updates(optimizers),
+            step=step,
+            team=self._team,
         )
         if is_first and self.options.on_symmetry != "ignore":
             self._tell_of_copies(report)

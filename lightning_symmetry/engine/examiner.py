@@ -25,6 +25,7 @@ from lightning_symmetry.units.naming import readable_modules
 from lightning_symmetry.units.norms import rounding_gain
 from lightning_symmetry.units.progress import Ledger
 from lightning_symmetry.units.screening import Distinct, LayerScreen
+from lightning_symmetry.units.updates import Updates
 from lightning_symmetry.units.usage import Usage, is_compiled
 from lightning_symmetry.verdicts.access import Access
 from lightning_symmetry.verdicts.deadness import unread_layers
@@ -78,6 +79,7 @@ class _Model:
         optimized: identities of the parameters that any optimizer updated at the latest check.
         latest: the names of the layers that were updated at the latest check, if its report stands until a layer is
             looked at or others are updated.
+        searched_with: identities of the parameters that trained when copies were searched for.
     """
 
     structure: object = None
@@ -91,6 +93,8 @@ class _Model:
     untrained: dict[str, str] | None = None
     optimized: Set[int] = frozenset()
     latest: Set[str] | None = None
+    searched_with: Set[int] | None = None
+    _train: tuple[Set[int], Set[int]] | None = None
     _updated: tuple[object, Set[str]] | None = None
     _access: dict[str, Access] | None = None
 
@@ -121,6 +125,12 @@ class _Model:
                     updated.add(layer.name)
             self._updated = (trained, wanted), updated
         return self._updated[1]
+
+    def those_that_train(self, optimized: Set[int]) -> Set[int]:
+        """Return which of the parameters that any optimizer updates have had a gradient."""
+        if self._train is None or self._train[0] != optimized or len(self._train[1]) < len(optimized):
+            self._train = optimized, self.ledger.with_gradients(optimized)
+        return self._train[1]
 
     def largest_elsewhere(self, trained: Set[int]) -> float:
         """Return the largest norm of a gradient of parameters of no layer, where small ones may be rounding errors."""
@@ -198,6 +208,7 @@ class Examiner:
         *,
         trained: Set[int],
         trained_by_any: Set[int],
+        updates: Updates,
         step: int,
         team: Team | None,
     ) -> Examination:
@@ -208,14 +219,15 @@ class Examiner:
             found: its layers.
             trained: identities of the parameters that the optimizer at work updates.
             trained_by_any: identities of the parameters that any optimizer of the training updates, also this one.
+            updates: how they update them.
             step: completed optimizer steps.
             team: the ranks that hold the model; None: it is all here.
         """
         history = self.history
-        copies = self._attend(model, found, step, team)
+        copies = self._attend(model, found, trained_by_any, step, team)
         chosen = self._chosen([*found.layers, *copies], trained)
         quick = self._read_quickly(chosen, trained, team)
-        passed_over, looks = self._look(chosen, quick, trained, team)
+        passed_over, looks = self._look(chosen, quick, trained, updates, team)
         news: list[Finding] = []
         is_fresh = quick.have_moved or history.is_fresh(looks, had_gradient=quick.had_gradient)
         silent = [seen.layer.name for seen in looks if isinstance(seen.layer, Layer) and _has_zeros(seen)]
@@ -414,12 +426,19 @@ class Examiner:
         # Before any module is watched, members of a list may be experts without a token.
         return any(name in layers for layers in self._model.members.values())
 
-    def _attend(self, model: nn.Module, found: Found, step: int, team: Team | None) -> list[Copies]:
+    def _attend(
+        self, model: nn.Module, found: Found, trained_by_any: Set[int], step: int, team: Team | None
+    ) -> list[Copies]:
         """Tie the history to the layers of a model; returns the copies in it that are to be looked at."""
         copies = self._model.copies
-        if copies is None or not (self._model.is_attended or all(map(self.history.knows, found.layers))):
-            # What starts apart does not become a copy, so only new parameters are a reason to search.
-            copies = self._model.copies = find_copies(model, found.layers, team)
+        # What starts apart does not become a copy, so only new parameters are a reason to search, and those of which
+        # it is news that they train: copies that train are told apart from others.
+        has_new = not (self._model.is_attended or all(map(self.history.knows, found.layers)))
+        train = self._model.those_that_train(trained_by_any)
+        if copies is None or has_new or train != self._model.searched_with:
+            copies = self._model.copies = find_copies(model, found.layers, team, train)
+            self._model.searched_with = train
+            self._model.is_attended = False
         if not self._model.is_attended:
             self.history.attend([*found.layers, *copies], step)
             self._model.is_attended = True
@@ -456,7 +475,12 @@ class Examiner:
         return seen
 
     def _look(
-        self, layers: Sequence[Layer | Copies], quick: Distinct, trained: Set[int], team: Team | None
+        self,
+        layers: Sequence[Layer | Copies],
+        quick: Distinct,
+        trained: Set[int],
+        updates: Updates,
+        team: Team | None,
     ) -> tuple[list[Layer], list[Look]]:
         """Return the layers of which all stands as it was, and looks at the others."""
         history = self.history
@@ -480,6 +504,7 @@ class Examiner:
                 largest=max(quick.largest, self._model.largest_elsewhere(trained)),
                 rounding_gain=self._model.rounding_gain,
                 exact={layer.name for layer in chosen if history[layer.name].is_exact},
+                updates=updates,
                 on_error=self._leave_out,
                 team=team,
             )

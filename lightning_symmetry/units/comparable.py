@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Sequence, Set
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from lightning_symmetry.matrices.rows import Rows
+from lightning_symmetry.units.updates import Updates
 
 
 class Comparable(Protocol):
@@ -60,4 +61,8 @@ class Comparable(Protocol):
 
     def recurrent_rows(self) -> Rows | None:
         """What feeds the units back into themselves, ``(num_units, gates * num_units)``."""
+        ...
+
+    def are_updated_alike(self, units: Sequence[int], updates: Updates) -> bool:
+        """Whether equal gradients of some rows make equal updates: with equal options, from equal state."""
         ...

@@ -24,9 +24,11 @@ from lightning_symmetry.units.layers import (
     readable_gradient,
 )
 from lightning_symmetry.units.naming import readable_modules
+from lightning_symmetry.units.updates import Updates
 
 # Whole tensors are compared only where this many numbers of one parameter agree.
 _GLANCE = 16
+_Members = Sequence[tuple[str, nn.Module]]
 
 
 @dataclass(frozen=True)
@@ -112,17 +114,27 @@ class Copies:
         """None, since modules have no recurrent weights from one to the other."""
         return None
 
+    def are_updated_alike(self, units: Sequence[int], updates: Updates) -> bool:
+        """Return whether some of the modules are updated with equal options, from equal state of the optimizer."""
+        columns = zip(*(parameters_of(self.modules[unit]) for unit in units), strict=True)
+        return all(updates.are_alike(column) for column in columns)
 
-def find_copies(model: nn.Module, layers: Iterable[Layer], team: Team | None = None) -> list[Copies]:
+
+def find_copies(
+    model: nn.Module, layers: Iterable[Layer], team: Team | None = None, trained: Set[int] | None = None
+) -> list[Copies]:
     """Find the outermost modules that are copies of one another and hold at least one of the layers.
 
-    Modules all of whose parameters are constant are left out: heads that are initialised to zero, for example, are
-    equal on purpose.
+    The modules of a set train alike: a frozen or averaged copy of a module, such as a target network or a teacher, is
+    in no set with it. Modules all of whose parameters are constant are left out: heads that are initialised to zero,
+    for example, are equal on purpose.
 
     Args:
         model: any module.
         layers: its layers, as :func:`find_layers` gives them; only modules that contain some are compared.
         team: the ranks that hold the model; None: this process has all of it.
+        trained: identities (``id``) of the parameters that train: an optimizer updates them, and gradients have
+            reached them. None: all that require a gradient.
 
     Returns:
         Sets of two or more modules with equal parameters, none of them shared.
@@ -135,7 +147,7 @@ def find_copies(model: nn.Module, layers: Iterable[Layer], team: Team | None = N
         if id(module) in flattened:
             continue
         if any(id(parameter) in readable for parameter in parameters_of(module)) and _is_readable(module):
-            kin.setdefault(_kind(module), []).append((name, module))
+            kin.setdefault((_kind(module), _which_train(module, trained)), []).append((name, module))
     accepted: list[Copies] = []
     inside: list[str] = []
     for members in sorted(kin.values(), key=_size, reverse=True):  # a module before what it consists of
@@ -171,13 +183,17 @@ def _kind(module: nn.Module) -> object:
     return (type(module), tuple((name, p.shape, p.dtype) for name, p in named_parameters_of(module)))
 
 
-def _size(members: Sequence[tuple[str, nn.Module]]) -> tuple[int, int]:
+def _which_train(module: nn.Module, trained: Set[int] | None) -> tuple[bool, ...]:
+    return tuple(is_trained(parameter, trained) for parameter in parameters_of(module))
+
+
+def _size(members: _Members) -> tuple[int, int]:
     """The number of weights of modules of one kind, and of modules in each."""
     module = members[0][1]
     return sum(parameter.numel() for parameter in parameters_of(module)), sum(1 for _ in modules_of(module))
 
 
-def _equal(members: Sequence[tuple[str, nn.Module]], team: Team | None) -> Iterator[Copies]:
+def _equal(members: _Members, team: Team | None) -> Iterator[Copies]:
     """Copies among modules of one kind."""
     is_anywhere = any(is_sharded(parameter) for _, module in members for parameter in parameters_of(module))
     if is_anywhere and team is None:  # nobody to ask
@@ -193,7 +209,7 @@ def _equal(members: Sequence[tuple[str, nn.Module]], team: Team | None) -> Itera
             yield from _equal_across(candidates, team) if is_anywhere and team else _equal_here(candidates)
 
 
-def _together(members: Sequence[tuple[str, nn.Module]]) -> Copies:
+def _together(members: _Members) -> Copies:
     names, modules = zip(*members, strict=True)
     return Copies(names, modules)
 
@@ -205,7 +221,7 @@ def _head(module: nn.Module) -> list[float]:
     return numbers
 
 
-def _equal_here(candidates: Sequence[tuple[str, nn.Module]]) -> Iterator[Copies]:
+def _equal_here(candidates: _Members) -> Iterator[Copies]:
     groups: list[list[tuple[str, nn.Module]]] = []
     for name, module in candidates:
         for group in groups:
@@ -230,7 +246,7 @@ def _heads_of_all(every: Copies, team: Team) -> list[list[float]]:
     return first_numbers(team, ("weights", *every.row_names), every.weights(), piece, _GLANCE)
 
 
-def _equal_across(candidates: Sequence[tuple[str, nn.Module]], team: Team) -> Iterator[Copies]:
+def _equal_across(candidates: _Members, team: Team) -> Iterator[Copies]:
     """As :func:`_equal_here`, of modules that are sharded."""
     # Modules that share a parameter are not copies; the first of them stands for all.
     seen: set[int] = set()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Set
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cached_property
@@ -18,6 +18,7 @@ from lightning_symmetry.ranks.fsdp1 import FlatPart
 from lightning_symmetry.ranks.pieces import Piece, View, is_sharded, part_of_rows, piece_of_part
 from lightning_symmetry.ranks.sharded import matrix_of
 from lightning_symmetry.units.registry import NotUnderstoodError
+from lightning_symmetry.units.updates import Updates
 
 
 def is_trained(parameter: Tensor, trained: Set[int] | None) -> bool:
@@ -183,6 +184,15 @@ class Layer:
     def is_trained_by(self, trained: Set[int]) -> bool:
         """Whether any parameter of this layer is among those with these identities (``id``)."""
         return not trained.isdisjoint(self.identity)
+
+    def are_updated_alike(self, units: Sequence[int], updates: Updates) -> bool:
+        """Return whether some of the units are updated from equal state of the optimizer."""
+        return all(
+            updates.are_alike_along(original, tensor.view, units)
+            for tensor in self.all_tensors()
+            for original in tensor.originals
+            if tensor.part is None and original.shape == tensor.weights.shape
+        )
 
     @cached_property
     def originals(self) -> tuple[Tensor, ...]:

@@ -251,6 +251,15 @@ class Ledger:
         """Whether there are parameters that have had no gradient so far."""
         return not all(entry.had_gradient for entry in self._open)
 
+    def with_gradients(self, parameters: Set[int]) -> Set[int]:
+        """Return which of some parameters, by identity, have had a gradient, be it zero; all that cannot be judged."""
+        without = {
+            identity
+            for identity, entry in self.entries.items()
+            if not entry.had_gradient and entry.parameter.grad is None
+        }
+        return parameters - without
+
     def idle_inputs(self, patience: int) -> dict[str, int]:
         """Return how many weights of each unit have had a gradient in no unit so far, by layer, where there are any.
 

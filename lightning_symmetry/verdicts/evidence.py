@@ -21,6 +21,7 @@ from lightning_symmetry.matrices.sketching import sketch_all
 from lightning_symmetry.ranks.reading import read
 from lightning_symmetry.ranks.team import Name, Team, TeamError
 from lightning_symmetry.units.comparable import Comparable
+from lightning_symmetry.units.updates import Updates
 from lightning_symmetry.verdicts.diagnoses import Cause
 from lightning_symmetry.verdicts.gradients import MAX_ROUNDS, GradientEvidence, noise_floor, none_of
 from lightning_symmetry.verdicts.looks import Gradients, Look, Sighting, Steady
@@ -37,6 +38,7 @@ def look(
     largest: float = 0.0,
     rounding_gain: float = 0.0,
     exact: Collection[str] = (),
+    updates: Updates | None = None,
     on_error: Callable[[Comparable, Exception], None] | None = None,
     team: Team | None = None,
 ) -> list[Look]:
@@ -55,6 +57,7 @@ def look(
         rounding_gain: by how much the model enlarges rounding errors in gradients; 0: a gradient is zero only if it is
             exactly so.
         exact: names of layers of which that holds in any case.
+        updates: how the optimizers update the layers; None: it is not known, and taken to be the same for all units.
         on_error: called with the layer and the exception when a layer cannot be looked at; it is then left out. None:
             the exception is raised.
         team: the ranks that hold the layers; None: they are all here.
@@ -112,7 +115,7 @@ def look(
                     seen = look_at_distinct(item.layer, item.rows, fingerprint=_fingerprint(item))
                 else:
                     judge = GradientEvidence(item.layer, item.gradients, of_gradients, scale, floor)
-                    seen = replace(_look_at(item, of_weights, judge, known.get(name, ())), floor=floor)
+                    seen = replace(_look_at(item, of_weights, judge, known.get(name, ()), updates), floor=floor)
                 if item.gradients and 0 < item.largest_gradient() <= noise:
                     seen = replace(seen, is_faint=True)
                 if without is not None and name in without:
@@ -252,7 +255,13 @@ def _fingerprint(item: _Sketched) -> int:
     return hash(item.weights.sketch.projections.tobytes())
 
 
-def _look_at(item: _Sketched, suspected: Indices, judge: GradientEvidence, known: Sequence[Mirrored]) -> Look:
+def _look_at(
+    item: _Sketched,
+    suspected: Indices,
+    judge: GradientEvidence,
+    known: Sequence[Mirrored],
+    updates: Updates | None,
+) -> Look:
     layer, weights = item.layer, item.weights
     known = [group for group in known if group.rows[-1] < layer.num_units]
     known_mirrored = [group for group in known if group.negative]
@@ -274,7 +283,10 @@ def _look_at(item: _Sketched, suspected: Indices, judge: GradientEvidence, known
         mirrors = _mirrors(item, suspected, groups, known_mirrored, judge)
         of_mirrors = {unit for mirrored, _ in mirrors for unit in mirrored.rows}
         groups = [group for group in groups if of_mirrors.isdisjoint(group)]
-    sightings = _sightings(item, groups, judge.of(groups), has_equal_weights=True)
+    of_groups = judge.of(groups)
+    if updates is not None:
+        of_groups = _with_updates(layer, groups, of_groups, {group.rows for group in known}, updates)
+    sightings = _sightings(item, groups, of_groups, has_equal_weights=True)
     if mirrors:
         sightings += _sightings_of_mirrors(item, mirrors)
     grouped = {unit for sighting in sightings for unit in sighting.units}
@@ -289,6 +301,29 @@ def _look_at(item: _Sketched, suspected: Indices, judge: GradientEvidence, known
         *judge.idle(weights.sketch.norms, exclude=grouped),
         is_finite=bool(np.isfinite(weights.sketch.norms).all()),
     )
+
+
+def _with_updates(
+    layer: Comparable,
+    groups: Sequence[tuple[int, ...]],
+    gradients: Sequence[Gradients],
+    known: Collection[tuple[int, ...]],
+    updates: Updates,
+) -> list[Gradients]:
+    """What the gradients say of each group; that they differ where equal gradients make different updates.
+
+    Units of one layer have the options of one optimizer. Its state was equal, if it was when a group was first seen
+    and the gradients have been equal since.
+    """
+
+    def part_at_this_step(group: tuple[int, ...]) -> bool:
+        is_to_be_asked = bool(layer.row_names) or group not in known
+        return is_to_be_asked and not layer.are_updated_alike(group, updates)
+
+    return [
+        Gradients.DIFFERENT if said is Gradients.EQUAL and part_at_this_step(group) else said
+        for group, said in zip(groups, gradients, strict=True)
+    ]
 
 
 def _with_orientations(seen: Look, weights: Question, dead: Collection[int]) -> Look:

@@ -39,6 +39,8 @@ def judge(record: Record, sighting: Sighting, patience: int, *, is_whole_layer: 
         is_whole_layer: whether the group holds all units that can be compared with one another.
     """
     gradients = sighting.gradients
+    if gradients is Gradients.ZERO and record.gradients is Gradients.FAINT:
+        gradients = Gradients.FAINT
     is_settled = record.streak >= patience
     as_before = Judgement(record.verdict, Reason.UNDECIDED)
     if not record.has_equal_weights:

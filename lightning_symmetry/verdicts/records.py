@@ -87,10 +87,13 @@ class Record:
             sighting: what was seen of the group.
             is_fresh: whether the weights have moved since the check before; if not, the same evidence counts once.
         """
-        gradients = sighting.gradients
-        if gradients not in (Gradients.NONE, Gradients.UNCLEAR) and (is_fresh or gradients is not self.gradients):
-            self.streak = self.streak + 1 if gradients is self.gradients else 1
-            self.gradients = gradients
+        gradients = said = sighting.gradients
+        if self.cause is Cause.ZERO and {said, self.gradients} == {Gradients.ZERO, Gradients.FAINT}:
+            # Rounding errors around zero are exactly zero now and then.
+            said = self.gradients = Gradients.FAINT
+        if gradients not in (Gradients.NONE, Gradients.UNCLEAR) and (is_fresh or said is not self.gradients):
+            self.streak = self.streak + 1 if said is self.gradients else 1
+            self.gradients = said
         if gradients is Gradients.ZERO:
             self.num_watched += self.verdict not in (Verdict.FROZEN, Verdict.IDLE)
         elif gradients is not Gradients.NONE:

@@ -1,0 +1,102 @@
+"""How the optimizers of a training update parameters: with which options, and from which state."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_symmetry.matrices.question import LEAVE_TOLERANCES
+from lightning_symmetry.ranks.pieces import View, is_sharded
+
+# Options of a parameter group that change nothing about its updates.
+_WITHOUT_EFFECT = {"params", "param_names", "initial_lr"}
+
+
+class Updates:
+    """Tells whether parameters, or units of one, that have equal gradients get equal updates.
+
+    Equal weights part at the next step if a weight decay, a learning rate or a running average differs.
+
+    Args:
+        optimizers: those of the training.
+
+    Example:
+        >>> a, b = (torch.nn.Parameter(torch.ones(2)) for _ in range(2))
+        >>> groups = [{"params": [a]}, {"params": [b], "lr": 0.5}]
+        >>> Updates([torch.optim.SGD(groups, lr=0.1)]).are_alike([a, b])
+        False
+    """
+
+    def __init__(self, optimizers: Iterable[Any] = ()) -> None:
+        self._optimizers = list(optimizers)
+
+    @cached_property
+    def _groups(self) -> dict[int, tuple[Any, dict[str, Any]]]:
+        """By the identity of a parameter, the optimizer that updates it and its group of options."""
+        return {
+            id(parameter): (optimizer, group)
+            for optimizer in self._optimizers
+            for group in optimizer.param_groups
+            for parameter in group["params"]
+        }
+
+    def are_alike(self, parameters: Sequence[Tensor]) -> bool:
+        """Return whether parameters of one shape are updated with equal options, from equal state."""
+        first, *others = parameters
+        options, state = self._options_of(first), self._state_of(first)
+        return all(options == self._options_of(p) and _are_equal(state, self._state_of(p)) for p in others)
+
+    def are_alike_along(self, parameter: Tensor, view: View, units: Sequence[int]) -> bool:
+        """Return whether some units of one parameter are updated from equal state.
+
+        Args:
+            parameter: the parameter.
+            view: turns a tensor of its shape into one whose first dimension counts units.
+            units: the units.
+        """
+        for state in self._state_of(parameter).values():
+            rows = view(state)[list(units)]
+            if not _are_close(rows, rows[:1]):
+                return False
+        return True
+
+    def _options_of(self, parameter: Tensor) -> tuple[object, dict[str, object]]:
+        optimizer, group = self._groups.get(id(parameter), (None, {}))
+        options = {name: _plain(value) for name, value in group.items() if name not in _WITHOUT_EFFECT}
+        return type(optimizer), {name: value for name, value in options.items() if not isinstance(value, str)}
+
+    def _state_of(self, parameter: Tensor) -> dict[str, Tensor]:
+        """Return what the optimizer remembers that has a number for each of the parameter."""
+        optimizer, _ = self._groups.get(id(parameter), (None, {}))
+        state = getattr(optimizer, "state", {}).get(parameter, {}) if optimizer is not None else {}
+        return {
+            name: value
+            for name, value in state.items()
+            if isinstance(value, Tensor) and value.shape == parameter.shape and not is_sharded(value)
+        }
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, Tensor):
+        return value.tolist()
+    return tuple(map(_plain, value)) if isinstance(value, (list, tuple)) else value
+
+
+def _are_equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(_are_close(a[name][None], b[name][None].to(a[name].device)) for name in a)
+
+
+def _are_close(rows: Tensor, others: Tensor) -> bool:
+    """Return whether rows are as close as those of equal units, which drift apart by rounding.
+
+    Args:
+        rows: ``(n, ...)``.
+        others: ``(n, ...)``, or one row ``(1, ...)`` for all of them.
+    """
+    limit = LEAVE_TOLERANCES.get(rows.dtype.to_real(), 0.0)
+    apart, *sizes = (each.abs().float().flatten(1).norm(dim=1) for each in (rows - others, rows, others))
+    return not bool((apart > limit * torch.maximum(*sizes)).any())
