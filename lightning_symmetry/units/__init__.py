@@ -6,3 +6,4 @@ PyTorch's layers first, so that one that a user registers for the same type of l
 
 from lightning_symmetry.units import adapters as adapters
 from lightning_symmetry.units import experts as experts
+from lightning_symmetry.units import graphs as graphs
