@@ -206,7 +206,7 @@ def test_strange_tensors() -> None:
         make_trainer([monitor]).fit(model, batches())
     assert monitor.report is not None
     assert set(monitor.report.layers) == {
-        f"net.{name}" for name in ("main", "one_unit", "expanded", "turned", "sparse")
+        f"net.{name}" for name in ("main", "one_unit", "complex", "expanded", "turned", "sparse")
     }
-    assert set(monitor.report.skipped) == {f"net.{name}" for name in ("complex", "integers", "quantised")}
+    assert set(monitor.report.skipped) == {f"net.{name}" for name in ("integers", "quantised")}
     assert monitor.report.layers["net.expanded"].effective_width == 1

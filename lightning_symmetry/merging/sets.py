@@ -54,7 +54,8 @@ def _agree(a: Signed, b: Signed, coupled: Coupled) -> bool:
         return False
     if coupled.is_reader:
         return True
-    x, y = (coupled.row(*signed).to("cpu", torch.float64) for signed in (a, b))
-    dtype = next(tensor.dtype for _, tensor in coupled.tensors.values())
+    rows = (coupled.row(*signed).cpu() for signed in (a, b))
+    x, y = (row.to(torch.complex128 if row.is_complex() else torch.float64) for row in rows)
+    dtype = next(tensor.dtype.to_real() for _, tensor in coupled.tensors.values())
     largest = torch.maximum(torch.linalg.vector_norm(x), torch.linalg.vector_norm(y))
     return bool(torch.linalg.vector_norm(x - y) <= TOLERANCES.get(dtype, 0.0) * largest)

@@ -173,5 +173,5 @@ class Original:
     @property
     def max_error(self) -> float:
         """The relative error that rounding accounts for, by the coarsest dtype of the outputs."""
-        dtypes = {tensor.dtype for _, outputs in self.runs for tensor in outputs}
+        dtypes = {tensor.dtype.to_real() for _, outputs in self.runs for tensor in outputs}
         return max(_MAX_ERRORS.get(dtype, 0.0) for dtype in dtypes)

@@ -15,7 +15,14 @@ from torch.optim import Optimizer
 from lightning_symmetry.arguments import check_choice, check_module
 from lightning_symmetry.brief import brief
 from lightning_symmetry.ranks.pieces import is_sharded
-from lightning_symmetry.repair.drawing import current_rows, fresh_copy, fresh_rows, rows_at_scale, rows_with_noise
+from lightning_symmetry.repair.drawing import (
+    current_rows,
+    fresh_copy,
+    fresh_rows,
+    is_number_each,
+    rows_at_scale,
+    rows_with_noise,
+)
 from lightning_symmetry.repair.outgoing import clear_outgoing
 from lightning_symmetry.repair.planning import Drawing, Plan, is_to_be_broken, plans_for
 from lightning_symmetry.repair.writing import (
@@ -173,9 +180,9 @@ def _change_units(
         else:
             rows = fresh_rows(plan.layer, tensor, fresh, _name_of(tensor, owner), units, generator)
         if plan.drawing is Drawing.NOISE:
-            old = current_rows(tensor, units)
-            if old[0].numel() == 1:
+            if is_number_each(tensor):
                 continue
+            old = current_rows(tensor, units)
             # What is zero has no scale of its own.
             rows = rows_with_noise(old, old if old.any() else rows, generator)
         write(tensor, units, rows, owner, optimizers)

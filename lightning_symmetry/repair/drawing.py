@@ -9,7 +9,7 @@ from torch import Generator, Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from lightning_symmetry.randomness import preserved_random_numbers
-from lightning_symmetry.units.layers import Incoming, Layer
+from lightning_symmetry.units.layers import Incoming, Layer, complex_rows, real_rows
 from lightning_symmetry.units.parametrized import without_parametrizations
 
 NOISE = 0.01
@@ -75,7 +75,7 @@ def fresh_rows(
         ``(n, ...)``, on the CPU.
     """
     rows = current_rows(tensor, units)
-    is_a_number_each = rows[0].numel() == 1
+    is_a_number_each = is_number_each(tensor)
     drawn = None if fresh is None or name is None else fresh._parameters.get(name)
     if drawn is not None and drawn.shape == tensor.weights.shape:
         new = tensor.view(drawn.detach())[units]
@@ -93,7 +93,7 @@ def rows_at_scale(tensor: Incoming, units: Tensor, generator: Generator) -> Tens
     What is one number per unit, such as a bias, stays as it is: it has no direction.
     """
     rows = current_rows(tensor, units)
-    if rows[0].numel() == 1:
+    if is_number_each(tensor):
         return rows
     drawn = torch.randn(rows.shape, generator=generator, dtype=torch.float32).flatten(1)
     length = torch.linalg.vector_norm(rows.flatten(1).double(), dim=1, keepdim=True)
@@ -109,9 +109,16 @@ def rows_with_noise(rows: Tensor, scale_of: Tensor, generator: Generator) -> Ten
         scale_of: rows of the same shape; the noise of each row is 0.01 times the root mean square of its numbers.
         generator: what the noise is drawn from.
     """
+    if rows.is_complex():
+        return complex_rows(rows_with_noise(real_rows(rows), real_rows(scale_of), generator))
     size = scale_of.flatten(1).double().square().mean(dim=1).sqrt().float()
     noise = torch.randn(rows.shape, generator=generator, dtype=torch.float32).flatten(1) * (NOISE * size)[:, None]
     return rows + noise.reshape(rows.shape).to(rows.dtype)
+
+
+def is_number_each(tensor: Incoming) -> bool:
+    """Whether a tensor has one number per unit, as a bias has."""
+    return tensor.rows()[0].numel() == (2 if tensor.weights.is_complex() else 1)  # type: ignore[index]
 
 
 def current_rows(tensor: Incoming, units: Tensor) -> Tensor:

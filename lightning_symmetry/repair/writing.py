@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_symmetry.units.layers import Incoming, Layer
+from lightning_symmetry.units.layers import Incoming, Layer, complex_rows
 
 # What optimizers of PyTorch keep per number of a parameter, and what is zero before their first step. Others, such as
 # the step sizes of Rprop, mean something else at zero.
@@ -56,6 +56,8 @@ def write(tensor: Incoming, units: Tensor, values: Tensor, module: nn.Module, op
         module: the module that the tensor belongs to.
         optimizers: those that update its parameters.
     """
+    if tensor.weights.is_complex():
+        values = complex_rows(values)
     places = tensor.view(torch.arange(tensor.weights.numel()).reshape(tensor.weights.shape))[units].flatten()
     if not is_computed(tensor):
         put(tensor.weights, places, values.flatten(), optimizers)

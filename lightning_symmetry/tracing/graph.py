@@ -156,7 +156,8 @@ class BackwardPass:
         self._targets = targets
         # By identity of a storage, the module whose parameter, or constant output, lies there.
         self._held = {**noted.constants, **parameters}
-        plain = [each.detach().sum().double() for each in outputs if type(each) is Tensor and each.numel()]
+        real = [each for each in outputs if type(each) is Tensor and each.numel() and not each.is_complex()]
+        plain = [each.detach().sum().double() for each in real]
         self.value = float(sum(plain, torch.zeros(()))) if len(plain) == len(outputs) else None
         self._users: dict[Place, list[Use]] = {}
         self._carried: dict[Use, list[Labels]] = {}  # where nothing is known of the labels of the input

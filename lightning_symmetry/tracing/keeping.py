@@ -16,6 +16,7 @@ from lightning_symmetry.matrices.question import TOLERANCES
 from lightning_symmetry.tracing.autograd import number_of
 from lightning_symmetry.tracing.graph import BackwardPass
 from lightning_symmetry.tracing.labels import along, operation_of
+from lightning_symmetry.units.layers import real_rows
 from lightning_symmetry.verdicts.diagnoses import THE_LOSS
 
 
@@ -82,7 +83,7 @@ def _reader(seen: BackwardPass, node: Any, labels: Tensor | None) -> Reader | No
     is_convolution = isinstance(module, _ConvNd)
     if is_convolution and module.groups > 1:
         return None
-    columns = weight.detach().movedim(0 if is_convolution and module.transposed else 1, 0).flatten(1)
+    columns = real_rows(weight.detach().movedim(0 if is_convolution and module.transposed else 1, 0)).flatten(1)
     return Reader(call.name, columns, labels) if len(columns) == len(labels) else None
 
 

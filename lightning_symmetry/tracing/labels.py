@@ -176,10 +176,12 @@ def _moved(node: Any, index: int, labels: Tensor, shapes: Sequence[tuple[int, ..
         back = node(*places)
     except RuntimeError:  # some insist on the dtype of the forward pass
         dtypes = [each.dtype for each in node._input_metadata]
-        if not all(dtype.is_floating_point and ends[-1] <= 2 / torch.finfo(dtype).eps for dtype in dtypes):
+        has_fractions = all(dtype.is_floating_point or dtype.is_complex for dtype in dtypes)
+        if not has_fractions or any(ends[-1] > 2 / torch.finfo(dtype).eps for dtype in dtypes):
             raise
         back = node(*(each.to(dtype) for each, dtype in zip(places, dtypes, strict=True)))
-    source = (back if isinstance(back, tuple) else (back,))[index].long().flatten()
+    source = (back if isinstance(back, tuple) else (back,))[index]
+    source = (source.real if source.is_complex() else source).long().flatten()
     moved = torch.zeros(ends[-1] + 1, dtype=labels.dtype, device=labels.device)
     moved[source] = labels.flatten()  # those that are left out go to the first place
     return [moved[1 + end - size : 1 + end].view(shape) for size, end, shape in zip(sizes, ends, shapes, strict=True)]
@@ -261,6 +263,18 @@ def _of_reduction(node: Any, index: int, labels: Tensor, shapes: Sequence[tuple[
     return merged.reshape(shapes[0])
 
 
+def _of_fourier(node: Any, index: int, labels: Tensor, shapes: Sequence[tuple[int, ...]]) -> Tensor:
+    return merge(labels, [_signed(dim) % labels.ndim for dim in node._saved_dim])
+
+
+def _as_parts(node: Any, index: int, labels: Tensor, shapes: Sequence[tuple[int, ...]]) -> Tensor:
+    return labels[..., None]
+
+
+def _of_parts(node: Any, index: int, labels: Tensor, shapes: Sequence[tuple[int, ...]]) -> Tensor:
+    return merge(labels, [labels.ndim - 1])[..., 0]
+
+
 def _listed(dims: Any, ndim: int) -> list[int]:
     if dims is None or (isinstance(dims, Sequence) and not dims):
         return list(range(ndim))
@@ -323,6 +337,9 @@ _RULES: dict[str, _Rule] = {
     "NativeGroupNorm": _of_group_norm,
     "Glu": _of_glu,
     "Repeat": _of_repeat,
+    "ViewAsReal": _as_parts,
+    "ViewAsComplex": _of_parts,
+    **dict.fromkeys(("FftR2C", "FftC2R", "FftC2C"), _of_fourier),
     **dict.fromkeys(_ATTENTION, _of_attention),
     **dict.fromkeys(("Sum", "Mean", "Amax", "Amin", "Logsumexp", "Prod", "Var", "Std", "Norm"), _of_reduction),
     **_POOLING,
@@ -334,6 +351,7 @@ _ELEMENTWISE = {
     *("Hardswish", "Hardsigmoid", "Softplus", "Softshrink", "Hardshrink", "Threshold", "Clamp", "ClampMin", "ClampMax"),
     *("LogSigmoid", "Celu", "RreluWithNoise", "Round", "Sign", "Sgn", "Floor", "Ceil", "Trunc", "Frac", "NanToNum"),
     *("MaskedFill", "Where", "Maximum", "Minimum", "NativeDropout", "ToCopy", "Clone", "WeightNormInterface"),
+    *("Complex", "Polar", "Angle", "Conj", "ConjPhysical", "NegView"),
     *("MseLoss", "SmoothL1Loss", "HuberLoss", "BinaryCrossEntropy", "BinaryCrossEntropyWithLogits"),
 }
 # What these put out comes from several inputs, side by side.

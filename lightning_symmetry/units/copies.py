@@ -22,6 +22,7 @@ from lightning_symmetry.units.layers import (
     check_tensor,
     is_trained,
     readable_gradient,
+    real_rows,
 )
 from lightning_symmetry.units.naming import readable_modules
 from lightning_symmetry.units.updates import Updates
@@ -166,7 +167,7 @@ def copies_named(model: nn.Module, names: Sequence[str]) -> Copies:
 
 
 def _as_row(tensor: Tensor) -> Tensor:
-    return tensor[None]
+    return real_rows(tensor[None])
 
 
 def _is_readable(module: nn.Module) -> bool:

@@ -22,7 +22,7 @@ from lightning_symmetry.randomness import preserved_random_numbers
 from lightning_symmetry.ranks.fsdp1 import FlatPart, flat_parts, without_numbers
 from lightning_symmetry.ranks.pieces import UnreadableError, View, is_sharded
 from lightning_symmetry.units.coverage import coverage_of
-from lightning_symmetry.units.layers import Incoming, Layer, WrongShapesError, check_tensor
+from lightning_symmetry.units.layers import Incoming, Layer, WrongShapesError, check_tensor, real_rows
 from lightning_symmetry.units.naming import free_name, readable_names
 from lightning_symmetry.units.parametrized import without_parametrizations
 from lightning_symmetry.units.patterns import is_chosen, unmatched_patterns
@@ -230,9 +230,12 @@ class _Tensors:
         part = self.flat.get(id(tensor))
         if part is not None:
             check_tensor(part.source)
+            if part.source.is_complex():
+                raise NotUnderstoodError("its numbers are complex, and flattened by FSDP")
             return Incoming(tensor, view, (part.source,), part)
         check_tensor(tensor)
-        return Incoming(tensor, view, self.originals.get(id(tensor), (tensor,)))
+        in_units = (lambda numbers: real_rows(view(numbers))) if tensor.is_complex() else view
+        return Incoming(tensor, in_units, self.originals.get(id(tensor), (tensor,)))
 
 
 def _describe(owner: _Owner, flattened: _FlatParts, elsewhere: Mapping[int, nn.Module]) -> _Description:

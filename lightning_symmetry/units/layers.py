@@ -20,6 +20,8 @@ from lightning_symmetry.ranks.sharded import matrix_of
 from lightning_symmetry.units.registry import NotUnderstoodError
 from lightning_symmetry.units.updates import Updates
 
+_COMPLEX = (torch.complex64, torch.complex128)
+
 
 def is_trained(parameter: Tensor, trained: Set[int] | None) -> bool:
     """Whether the gradient of a parameter is up to date.
@@ -37,6 +39,19 @@ def readable_gradient(parameter: Tensor) -> Tensor | None:
     return None if gradient is None or gradient.layout != torch.strided else gradient.detach()
 
 
+def real_rows(rows: Tensor) -> Tensor:
+    """Return rows of complex numbers as real ones, their real and imaginary parts apart, ``(n, 2, ...)``.
+
+    Rows of real numbers are returned as they are.
+    """
+    return torch.view_as_real(rows.resolve_conj()).movedim(-1, 1) if rows.is_complex() else rows
+
+
+def complex_rows(rows: Tensor) -> Tensor:
+    """Return the rows of complex numbers that :func:`real_rows` has made real ones of."""
+    return torch.view_as_complex(rows.movedim(1, -1).contiguous())
+
+
 class WrongShapesError(NotUnderstoodError):
     """Tensors of an adapter that do not fit together; the message says why."""
 
@@ -47,7 +62,8 @@ class Incoming:
 
     Attributes:
         weights: the tensor as the layer uses it.
-        view: turns a tensor of this shape into one whose first dimension counts units, ``(num_units, ...)``.
+        view: turns a tensor of this shape into one whose first dimension counts units, ``(num_units, ...)``; complex
+            numbers into pairs of real ones, as :func:`real_rows` does.
         originals: the parameters that ``weights`` is computed from, if the layer is parametrized; the parameter that
             holds this rank's numbers, if FSDP1 has flattened it; else ``weights`` itself.
         part: what this rank holds of the parameter, if FSDP1 has flattened it. ``weights`` is then a tensor on the
@@ -90,7 +106,7 @@ class Incoming:
             return part_of_rows(gradient, self.view)
         # The original of a parametrization may have another shape than the weight, but a row for each unit, like the
         # norms in weight_norm. Of any other shape it does not say which numbers belong to which unit.
-        return gradient if len(gradient) == len(self.rows()) else None
+        return real_rows(gradient) if len(gradient) == len(self.rows()) else None
 
 
 @dataclass(frozen=True)
@@ -206,7 +222,8 @@ class Layer:
         """
         for tensor, shape in zip(self.all_tensors(), self.shapes, strict=True):
             for key in tensor.keys:
-                yield key, Fraction(shape.numel(), max(1, tensor.weights.numel()))
+                numbers = tensor.weights.numel() * (2 if tensor.weights.is_complex() else 1)
+                yield key, Fraction(shape.numel(), max(1, numbers))
 
 
 def _place_of(rows: Tensor | Piece, weights: Tensor, blocks: int) -> object:
@@ -238,7 +255,9 @@ def check_tensor(tensor: Tensor) -> None:
         raise NotUnderstoodError("its weight is computed from other tensors, as by weight_norm or pruning")
     if tensor.is_meta:
         raise NotUnderstoodError("on the meta device: there are no numbers to read")
-    if tensor.dtype not in TOLERANCES:
+    if is_sharded(tensor) and tensor.is_complex():
+        raise NotUnderstoodError(f"its dtype {tensor.dtype} is not one that this package reads from several ranks")
+    if tensor.dtype not in TOLERANCES and tensor.dtype not in _COMPLEX:
         raise NotUnderstoodError(f"its dtype {tensor.dtype} is not a floating point type this package reads")
     if tensor.layout != torch.strided:
         raise NotUnderstoodError(f"its layout {tensor.layout} is not strided")

@@ -92,7 +92,7 @@ class Progress:
 
 def _real(tensor: Tensor) -> Tensor:
     """Return the numbers one after the other, of complex ones both parts, ``(n,)``."""
-    return (torch.view_as_real(tensor) if tensor.is_complex() else tensor).flatten()
+    return (torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor).flatten()
 
 
 def _local(tensor: Tensor) -> Tensor:

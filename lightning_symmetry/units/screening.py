@@ -112,7 +112,7 @@ class LayerScreen:
 
 def _can_be_read(layer: Layer) -> bool:
     for tensor in layer.all_tensors():
-        if not tensor.is_plain or tensor.weights.dtype == torch.float64:
+        if not tensor.is_plain or _rows(tensor).dtype == torch.float64:
             return False
     return DenseRows([_rows(tensor) for tensor in layer.all_tensors()]).is_small
 

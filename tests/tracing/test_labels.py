@@ -71,6 +71,17 @@ OPERATIONS: dict[str, Operation] = {
     "attention, query": ((2, 3, 4), lambda x: attention(x, fixed(2, 5, 4), fixed(2, 5, 4)), False),
     "attention, key": ((2, 5, 4), lambda x: attention(fixed(2, 3, 4), x, fixed(2, 5, 4)), False),
     "attention, value": ((2, 5, 4), lambda x: attention(fixed(2, 3, 4), fixed(2, 5, 4), x), False),
+    # Complex numbers and their two parts.
+    "as complex": ((3, 4, 2), lambda x: torch.view_as_complex(x).abs(), True),
+    "parts": ((3, 4), lambda x: torch.complex(x, fixed(3, 4)).real, True),
+    "permuted": ((3, 4, 2), lambda x: torch.view_as_complex(x).T.conj().imag, False),
+    "polar": ((3, 4), lambda x: torch.polar(x, fixed(3, 4)).real, True),
+    "angle": ((3, 4), lambda x: torch.complex(x, fixed(3, 4)).angle(), True),
+    "complex product": ((3, 4, 2), lambda x: torch.mm(torch.view_as_complex(x), fixed(4, 3) + 1j).abs(), True),
+    "joined": ((3, 4, 2), lambda x: functional.pad(torch.view_as_complex(x), (1, 0)).real, False),
+    "Fourier, of real": ((3, 4), lambda x: torch.fft.rfft(x).abs(), True),
+    "Fourier, to real": ((3, 4, 2), lambda x: torch.fft.irfft(torch.view_as_complex(x), n=5), False),
+    "Fourier, two dimensions": ((2, 3, 4), lambda x: torch.fft.fft2(x + 0j).abs(), False),
     "an operation without a rule": ((3, 3), torch.linalg.inv, False),
 }
 

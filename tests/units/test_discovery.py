@@ -121,7 +121,7 @@ def test_shared_weight_is_looked_at_once() -> None:
         (nn.PReLU(4), "no adapter for PReLU, whose parameters hold one number per unit at most"),
         (nn.LazyLinear(4), "not initialised yet"),
         (nn.Linear(3, 4, device="meta"), "meta device"),
-        (nn.Linear(3, 4, dtype=torch.complex64), "torch.complex64"),
+        (nn.Linear(3, 4).to(torch.float8_e5m2), "torch.float8_e5m2"),
     ],
     ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
