@@ -14,14 +14,14 @@ from lightning_symmetry.engine.pictures import HeatmapsOnDemand
 from lightning_symmetry.engine.reaching import access_to
 from lightning_symmetry.ranks.reading import team_of
 from lightning_symmetry.ranks.team import Team, attempt
-from lightning_symmetry.units.copies import find_copies
+from lightning_symmetry.units.copies import find_copies, find_equal_parameters
 from lightning_symmetry.units.discovery import find_layers
 from lightning_symmetry.units.lookup import FindLayers, rows_by_name
 from lightning_symmetry.units.patterns import unmatched_text
 from lightning_symmetry.verdicts.diagnoses import LayerDiagnosis, UnitGroup, under_all_names
 from lightning_symmetry.verdicts.doubts import not_looked_at, undecided_layers
 from lightning_symmetry.verdicts.evidence import look
-from lightning_symmetry.verdicts.judging import copy_groups, judge_one_look, to_diagnosis
+from lightning_symmetry.verdicts.judging import copy_groups, judge_one_look, to_diagnosis, told_copies
 from lightning_symmetry.verdicts.report import SymmetryReport
 
 
@@ -86,7 +86,7 @@ def diagnose(
 
 def _examine(model: nn.Module, find: FindLayers, tolerance: float | None, team: Team | None) -> SymmetryReport:
     found = find()
-    copies = find_copies(model, found.layers, team)
+    copies = find_copies(model, found.layers, team) + find_equal_parameters(model, found.layers)
     diagnoses: dict[str, LayerDiagnosis] = {}
     without: dict[str, tuple[int, ...]] = {layer.name: () for layer in found.layers}
     for seen in look([*found.layers, *copies], tolerance=tolerance, without=without, team=team):
@@ -102,7 +102,9 @@ def _examine(model: nn.Module, find: FindLayers, tolerance: float | None, team: 
             if sighting.has_equal_weights
         ]
         diagnoses[seen.layer.name] = to_diagnosis(seen, groups)
-    groups_of_copies = [group for copy in copies for group in copy_groups(copy, diagnoses[copy.name])]
+    groups_of_copies = [
+        group for copy in copies for group in told_copies(copy, copy_groups(copy, diagnoses[copy.name]))
+    ]
     layers = under_all_names(diagnoses[layer.name] for layer in found.layers)
     reasons = [
         "a single look, without optimizer steps, cannot tell what becomes of all units"

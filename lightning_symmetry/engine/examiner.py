@@ -18,10 +18,9 @@ from lightning_symmetry.ranks.team import Team, describe
 from lightning_symmetry.tracing.trace import Alike, GradientTrace, Suspected
 from lightning_symmetry.units.choices import members_of_lists
 from lightning_symmetry.units.comparable import Comparable
-from lightning_symmetry.units.copies import Copies, find_copies
+from lightning_symmetry.units.copies import Copies, find_copies, find_equal_parameters, holders_by_name
 from lightning_symmetry.units.discovery import Found, find_layers, structure_of
 from lightning_symmetry.units.layers import Layer
-from lightning_symmetry.units.naming import readable_modules
 from lightning_symmetry.units.norms import rounding_gain
 from lightning_symmetry.units.progress import Ledger
 from lightning_symmetry.units.screening import Distinct, LayerScreen
@@ -41,7 +40,7 @@ from lightning_symmetry.verdicts.doubts import (
 )
 from lightning_symmetry.verdicts.evidence import look, look_at_distinct
 from lightning_symmetry.verdicts.history import History
-from lightning_symmetry.verdicts.judging import copy_groups
+from lightning_symmetry.verdicts.judging import copy_groups, told_copies
 from lightning_symmetry.verdicts.looks import Gradients, Look, Steady
 from lightning_symmetry.verdicts.report import SymmetryReport
 from lightning_symmetry.verdicts.stops import GradientStop, StopKind, Stopped, Traced
@@ -194,11 +193,11 @@ class Examiner:
         """Return the copies that are still parts of a model whose structure has changed."""
         if not self._model.copies:
             return self._model.copies
-        modules = dict(readable_modules(model))
+        holders = dict(holders_by_name(model))
         return [
             copies
             for copies in self._model.copies
-            if all(modules.get(name) is one for name, one in zip(copies.row_names, copies.modules, strict=True))
+            if all(holders.get(name) is one for name, one in zip(copies.row_names, copies.modules, strict=True))
         ]
 
     def examine(
@@ -436,7 +435,8 @@ class Examiner:
         has_new = not (self._model.is_attended or all(map(self.history.knows, found.layers)))
         train = self._model.those_that_train(trained_by_any)
         if copies is None or has_new or train != self._model.searched_with:
-            copies = self._model.copies = find_copies(model, found.layers, team, train)
+            copies = find_copies(model, found.layers, team, train) + find_equal_parameters(model, found.layers, train)
+            self._model.copies = copies
             self._model.searched_with = train
             self._model.is_attended = False
         if not self._model.is_attended:
@@ -505,6 +505,7 @@ class Examiner:
                 rounding_gain=self._model.rounding_gain,
                 exact={layer.name for layer in chosen if history[layer.name].is_exact},
                 updates=updates,
+                proven={layer.name: history[layer.name].proven for layer in chosen},
                 on_error=self._leave_out,
                 team=team,
             )
@@ -552,7 +553,7 @@ class Examiner:
         for copies in self._model.copies or ():
             diagnosis = self.history[copies.name].diagnosis
             of_these = copy_groups(copies, diagnosis) if diagnosis is not None else []
-            groups += of_these
+            groups += told_copies(copies, of_these)
             if of_these or diagnosis is None:
                 still_equal.append(copies)
         # Copies that have parted need not be read again: that would double the cost of every later check.

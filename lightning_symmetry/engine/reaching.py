@@ -34,11 +34,11 @@ def access_to(model: nn.Module, layers: Iterable[Layer]) -> dict[str, Access]:
         if not expression:
             continue
         own = own_parameters(module)
-        expressions |= {
-            id(parameter): f"{expression}.{each}"
-            for each, parameter in own.items()
-            if module_expression(each) and id(parameter) not in expressions
-        }
+        for each, parameter in own.items():
+            line = _attribute(module, expression, each)
+            if line and id(parameter) not in expressions:
+                expressions[id(parameter)] = line
+                accesses[f"{path}.{each}" if path else each] = Access(weights=(line,))
         accesses[name] = _access(expression, own.values(), expressions, can_reset=_can_reset(module))
         owners |= {id(parameter): accesses[name] for parameter in own.values()}
     for layer in layers:
@@ -47,6 +47,15 @@ def access_to(model: nn.Module, layers: Iterable[Layer]) -> dict[str, Access]:
         plain = [tensor.weights for tensor in tensors if tensor.is_plain]
         accesses[layer.name] = _access(owner.module, plain, expressions, can_reset=owner.can_reset)
     return accesses
+
+
+def _attribute(module: nn.Module, expression: str, name: str) -> str:
+    """Return an expression for a parameter of a module; empty if there is none."""
+    if isinstance(module, nn.ParameterDict):
+        return f"{expression}[{name!r}]"
+    if isinstance(module, nn.ParameterList):
+        return f"{expression}[{int(name)}]" if name.isdecimal() else ""
+    return f"{expression}.{name}" if name.isidentifier() and module_expression(name) else ""
 
 
 def _access(module: str, parameters: Iterable[Tensor], expressions: Mapping[int, str], *, can_reset: bool) -> Access:

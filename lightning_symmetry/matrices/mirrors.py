@@ -9,6 +9,7 @@ import numpy as np
 
 from lightning_symmetry.matrices.numerics import Floats, Indices
 from lightning_symmetry.matrices.question import Question, keys_of
+from lightning_symmetry.matrices.rows import Rows
 
 # More candidate pairs than these are given up: thousands of rows that nearly agree. A late warning beats a long wait.
 _MAX_PAIRS = 200_000
@@ -31,17 +32,40 @@ class Mirrored(NamedTuple):
         return np.where(np.isin(self.rows, self.negative), -1.0, 1.0)
 
 
-def spreads(question: Question, sets: Sequence[Mirrored]) -> Floats:
+class Parity(NamedTuple):
+    """Rows by what becomes of them in the mirror image of a unit, which puts out the negative of its output.
+
+    Attributes:
+        odd: those that change sign, such as the weights of a cell gate.
+        even: those that do not, such as the weights of an input gate, or the norms in ``weight_norm``; None: no others.
+    """
+
+    odd: Rows
+    even: Rows | None
+
+
+def spreads(question: Question, sets: Sequence[Mirrored], parity: Parity | None = None) -> Floats:
     """The largest distance, up to sign, of a row of each set from the first, ``(len(sets),)``; at least one set.
 
     It is relative to the larger of both norms, and NaN where both rows are zero, or one is not finite.
+
+    Args:
+        question: the matrix.
+        sets: the sets.
+        parity: the same rows by parity; None: all are odd.
     """
     others = np.concatenate([mirrored.rows[1:] for mirrored in sets])
     sizes = [len(mirrored.rows) - 1 for mirrored in sets]
     firsts = np.repeat([mirrored.rows[0] for mirrored in sets], sizes)
     signs = np.concatenate([mirrored.signs[1:] for mirrored in sets])
     with np.errstate(invalid="ignore", divide="ignore"):
-        apart = question.distances(others, firsts, signs)
+        if parity is None:
+            apart = question.distances(others, firsts, signs)
+        else:
+            scale = np.maximum(question.sketch.norms[others], question.sketch.norms[firsts])
+            apart = parity.odd.distances(others, firsts, scale, signs)
+            if parity.even is not None:
+                apart = np.hypot(apart, parity.even.distances(others, firsts, scale))
     largest: Floats = np.maximum.reduceat(apart, np.cumsum([0, *sizes[:-1]]))
     return largest
 

@@ -15,7 +15,11 @@ from lightning_symmetry.matrices.sketching import sketch_all
 
 
 def stable_groups(
-    groups: Sequence[tuple[int, ...]], recurrent: Rows, tolerance: float, negative: Set[int] = frozenset()
+    groups: Sequence[tuple[int, ...]],
+    recurrent: Rows,
+    tolerance: float,
+    negative: Set[int] = frozenset(),
+    odd_gates: Sequence[int] | None = None,
 ) -> list[tuple[int, ...]]:
     """Split groups of units that feed one another until each feeds all units of a group alike.
 
@@ -30,6 +34,7 @@ def stable_groups(
         recurrent: weights ``(num_units, gates * num_units)``, receiving unit first, gate by gate.
         tolerance: relative L2 distance of equal sums.
         negative: the units whose sign is the other one.
+        odd_gates: the gates that receive the negative in such a unit; the others receive the same. None: all gates.
 
     Returns:
         The groups of two or more that are left.
@@ -42,6 +47,8 @@ def stable_groups(
     """
     groups = sorted(groups)
     sign = np.where(np.isin(np.arange(recurrent.num_rows), list(negative)), -1, 1)
+    num_gates = recurrent.width // recurrent.num_rows
+    is_odd = np.ones(num_gates, dtype=np.bool_) if odd_gates is None else np.isin(np.arange(num_gates), odd_gates)
     while groups:
         label = np.arange(recurrent.num_rows)
         for group in groups:
@@ -57,7 +64,8 @@ def stable_groups(
             sums, sizes = recurrent.sums_by(np.array(group), label)
             if negative:
                 runs = sums.reshape(len(group), -1, len(of_sums)) @ fold
-                sums = runs.reshape(len(group), -1) * sign[list(group), None]
+                received = np.where(is_odd, sign[list(group), None], 1)  # (units, gates)
+                sums = (runs * received[:, :, None]).reshape(len(group), -1)
             # Sums may cancel out: they are equal relative to what is added up.
             matrix = DenseRows([torch.from_numpy(sums), torch.from_numpy(np.full_like(sizes, sizes.max()))])
             [sketch] = sketch_all([matrix])

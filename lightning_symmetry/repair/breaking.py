@@ -35,13 +35,16 @@ from lightning_symmetry.repair.writing import (
 )
 from lightning_symmetry.units.discovery import find_layers
 from lightning_symmetry.units.layers import Incoming, Layer
-from lightning_symmetry.units.naming import readable_modules
+from lightning_symmetry.units.naming import readable_modules, readable_parameters
 from lightning_symmetry.units.readers import ReadingGraph
 from lightning_symmetry.verdicts.diagnoses import CopyGroup
 from lightning_symmetry.verdicts.report import SymmetryReport, check_report
 from lightning_symmetry.verdicts.tables import describe_groups
 
 Method = Literal["auto", "reinit", "noise"]
+
+# The standard deviation from which BERT, GPT-2 and ViT draw their embeddings.
+_STD = 0.02
 
 
 @dataclass(frozen=True)
@@ -141,11 +144,14 @@ def break_symmetry(
     layers = {layer.name: layer for layer in find_layers(model).layers}
     check_report(report, {name: layer.num_units for name, layer in layers.items()})
     modules = dict(readable_modules(model))
+    parameters = {name: parameter for name, _, parameter in readable_parameters(model)}
     plans = plans_for(report, layers, only_noise=method == "noise")
     copies = [group for group in report.copies if is_to_be_broken(group.verdict, group.first_step)]
     owners = {plan.layer.name: _owner_of(plan.layer, modules) for plan in plans}
     for plan in plans:
         check_writable(plan.layer, owners[plan.layer.name])
+    of_parameters = [group for group in copies if set(group.modules) <= parameters.keys()]
+    copies = [group for group in copies if group not in of_parameters]
     _check_modules(copies, modules)
     if generator is None:
         generator = Generator().manual_seed(_checksum(plans))
@@ -167,6 +173,8 @@ def break_symmetry(
         changes.append(Change(plan.layer.name, plan.units, done, reason, outgoing))
     for group in copies:
         changes += _part_modules(group, modules, generator, optimizers, reinit=method == "reinit")
+    for group in of_parameters:
+        changes += _part_parameters(group, parameters, generator, optimizers)
     return changes
 
 
@@ -217,6 +225,20 @@ def _part_modules(
                     rows = cast("Tensor", fresh._parameters[own])
                 put(parameter, torch.arange(parameter.numel()), rows.flatten(), optimizers)
         yield Change(name, (), "reinit" if reinit else "noise", f"it was a copy of {group.modules[0]}")
+
+
+def _part_parameters(
+    group: CopyGroup, parameters: dict[str, nn.Parameter], generator: Generator, optimizers: Sequence[Optimizer]
+) -> Iterator[Change]:
+    """Give all parameters of a group but the first numbers of their own."""
+    for name in group.modules[1:]:
+        numbers = parameters[name].detach().to("cpu", copy=True).flatten()
+        if numbers.any():
+            numbers = rows_with_noise(numbers[None], numbers[None], generator)[0]
+        else:  # what is zero has no scale of its own
+            numbers = numbers.normal_(std=_STD, generator=generator)
+        put(parameters[name], torch.arange(len(numbers)), numbers, optimizers)
+        yield Change(name, (), "noise", f"it was equal to {group.modules[0]}")
 
 
 def _has_weights(module: nn.Module) -> bool:

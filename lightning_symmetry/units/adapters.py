@@ -114,6 +114,7 @@ def _hidden_units(module: nn.RNNBase | nn.RNNCellBase, suffix: str, part: str) -
     fed_back = (weight_of(module, f"weight_hh{suffix}"), by_unit)
     # With a projection, its outputs are fed back, not these units: `weight_hh` is an incoming tensor like the others.
     is_projected = bool(getattr(module, "proj_size", 0))
+    num_gates = weight_of(module, f"weight_ih{suffix}").shape[0] // hidden
     return Units(
         (weight_of(module, f"weight_ih{suffix}"), by_unit),
         with_view("bias_ih"),
@@ -121,6 +122,8 @@ def _hidden_units(module: nn.RNNBase | nn.RNNCellBase, suffix: str, part: str) -
         fed_back if is_projected else None,
         recurrent=None if is_projected else fed_back,
         part=part,
+        # The third of the gates is the one behind a tanh, in LSTM and GRU.
+        odd_gates=None if num_gates == 1 else (2,),
     )
 
 

@@ -8,6 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from lightning_symmetry.matrices.mirrors import Parity
 from lightning_symmetry.matrices.rows import Rows
 from lightning_symmetry.units.updates import Updates
 
@@ -26,6 +27,8 @@ class Comparable(Protocol):
         slices_of: the parameter that the rows are slices of, if no adapter knows it.
         originals: the parameters that the rows consist of, or are computed from.
         row_names: what the rows are called, if not by their index.
+        odd_gates: which gates of its units a mirror image changes the sign of; None: all weights.
+        is_computed: whether the weights that are used are computed from those that are compared.
     """
 
     # fmt: off
@@ -49,6 +52,10 @@ class Comparable(Protocol):
     def originals(self) -> tuple[Tensor, ...]: ...  # noqa: D102
     @property
     def row_names(self) -> tuple[str, ...]: ...  # noqa: D102
+    @property
+    def odd_gates(self) -> tuple[int, ...] | None: ...  # noqa: D102
+    @property
+    def is_computed(self) -> bool: ...  # noqa: D102
     # fmt: on
 
     def weights(self) -> Rows:
@@ -65,4 +72,16 @@ class Comparable(Protocol):
 
     def are_updated_alike(self, units: Sequence[int], updates: Updates) -> bool:
         """Whether equal gradients of some rows make equal updates: with equal options, from equal state."""
+        ...
+
+    def computed_rows(self) -> Rows:
+        """The rows that are used, where they are computed from those that are compared."""
+        ...
+
+    def parity(self) -> Parity | None:
+        """All rows in which equal units agree, by what a mirror image does to them; None: all change sign."""
+        ...
+
+    def gradients_by_parity(self, trained: Set[int] | None = None) -> Parity | None:
+        """Their gradients, likewise."""
         ...

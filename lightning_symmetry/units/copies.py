@@ -1,11 +1,14 @@
-"""Whole modules that are exact copies of one another, such as the experts or branches of a network."""
+"""Whole modules that are exact copies of one another, such as the experts or branches of a network.
+
+Single parameters that a module holds side by side, such as tokens in a list, are looked for in the same way.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +27,7 @@ from lightning_symmetry.units.layers import (
     readable_gradient,
     real_rows,
 )
-from lightning_symmetry.units.naming import readable_modules
+from lightning_symmetry.units.naming import readable_modules, readable_parameters
 from lightning_symmetry.units.updates import Updates
 
 # Whole tensors are compared only where this many numbers of one parameter agree.
@@ -34,28 +37,37 @@ _Members = Sequence[tuple[str, nn.Module]]
 
 @dataclass(frozen=True)
 class Copies:
-    """Modules of one class with equal parameters. They are compared as the units of a layer are, with a row per module.
+    """Modules of one class with equal parameters, compared as the units of a layer are, with a row per module.
 
     Attributes:
         row_names: names of the modules, in the order of the model.
-        modules: the modules.
+        modules: the modules, or single parameters.
         blocks: all modules are compared with one another.
         also: no other set of copies has the same parameters.
         can_freeze: a zero gradient is no evidence against modules; experts, for example, may go unused for long.
         slices_of: modules are no slices of a parameter.
+        odd_gates: modules have no mirror images.
+        is_computed: what is compared are the parameters, and not what may be computed from them.
     """
 
     row_names: tuple[str, ...]
-    modules: tuple[nn.Module, ...]
+    modules: tuple[nn.Module | nn.Parameter, ...]
     blocks: ClassVar[int] = 1
     also: ClassVar[tuple[str, ...]] = ()
     can_freeze: ClassVar[bool] = False
     slices_of: ClassVar[str] = ""
+    odd_gates: ClassVar[None] = None
+    is_computed: ClassVar[bool] = False
 
     @property
     def name(self) -> str:
         """The names of all modules."""
         return ", ".join(self.row_names)
+
+    @property
+    def are_parameters(self) -> bool:
+        """Whether these are single parameters."""
+        return isinstance(self.modules[0], Tensor)
 
     @property
     def num_units(self) -> int:
@@ -70,7 +82,7 @@ class Copies:
     @property
     def device(self) -> torch.device:
         """The device of the first parameter."""
-        return next(parameters_of(self.modules[0])).device
+        return next(_parameters_of(self.modules[0])).device
 
     @cached_property
     def identity(self) -> tuple[int, ...]:
@@ -79,7 +91,7 @@ class Copies:
 
     def weights(self) -> Rows:
         """One row per module: all of its parameters, flattened."""
-        columns = zip(*(parameters_of(module) for module in self.modules), strict=True)
+        columns = zip(*(_parameters_of(module) for module in self.modules), strict=True)
         return matrix_of([[part_of_rows(parameter, _as_row) for parameter in column] for column in columns])
 
     def gradients(self, trained: Set[int] | None = None) -> Rows | None:
@@ -93,11 +105,11 @@ class Copies:
             The rows; None if no parameter is trained, or if one that is trained has no readable gradient.
         """
         pieces: list[list[Tensor | Piece]] = []
-        for column in zip(*(parameters_of(module) for module in self.modules), strict=True):
+        for column in zip(*(_parameters_of(module) for module in self.modules), strict=True):
             if not all(is_trained(parameter, trained) for parameter in column):
                 continue
-            gradients = [gradient for p in column if (gradient := readable_gradient(p)) is not None]
-            if len(gradients) < len(column):
+            gradients = _gradients_side_by_side(column)
+            if gradients is None:
                 return None
             pieces.append([part_of_rows(gradient, _as_row) for gradient in gradients])
         return matrix_of(pieces) if pieces else None
@@ -105,7 +117,7 @@ class Copies:
     @cached_property
     def originals(self) -> tuple[Tensor, ...]:
         """All parameters of all modules."""
-        return tuple(parameter for module in self.modules for parameter in parameters_of(module))
+        return tuple(parameter for module in self.modules for parameter in _parameters_of(module))
 
     def is_trained_by(self, trained: Set[int]) -> bool:
         """Whether any parameter of the modules is among those with these identities (``id``)."""
@@ -115,9 +127,19 @@ class Copies:
         """None, since modules have no recurrent weights from one to the other."""
         return None
 
+    def computed_rows(self) -> Rows:
+        """The same as :meth:`weights`."""
+        return self.weights()
+
+    def parity(self) -> None:
+        """None, since modules have no mirror images."""
+
+    def gradients_by_parity(self, trained: Set[int] | None = None) -> None:
+        """None, since modules have no mirror images."""
+
     def are_updated_alike(self, units: Sequence[int], updates: Updates) -> bool:
         """Return whether some of the modules are updated with equal options, from equal state of the optimizer."""
-        columns = zip(*(parameters_of(self.modules[unit]) for unit in units), strict=True)
+        columns = zip(*(_parameters_of(self.modules[unit]) for unit in units), strict=True)
         return all(updates.are_alike(column) for column in columns)
 
 
@@ -160,10 +182,76 @@ def find_copies(
     return sorted(accepted, key=lambda found: order[found.row_names[0]])
 
 
+def find_equal_parameters(model: nn.Module, layers: Iterable[Layer], trained: Set[int] | None = None) -> list[Copies]:
+    """Find parameters that one module holds side by side and that are equal, such as tokens, prompts, slots or experts.
+
+    Unlike modules they count if they are constant, too: tokens that all start from zero may never part.
+
+    Args:
+        model: any module.
+        layers: its layers; what an adapter knows is left to it.
+        trained: as for :func:`find_copies`.
+
+    Returns:
+        Sets of two or more parameters that train alike.
+    """
+    known = {identity for layer in layers if not layer.slices_of for identity in layer.identity}
+    if flattened_modules(model):
+        return []
+    kin: dict[object, list[tuple[str, nn.Parameter]]] = {}
+    for name, holder, parameter in readable_parameters(model):
+        is_readable = id(parameter) not in known and not is_sharded(parameter) and _can_be_read(parameter)
+        if is_readable and parameter.numel() > 1 and not _is_bias(name, parameter):
+            kind = holder, parameter.shape, parameter.dtype, parameter.device, is_trained(parameter, trained)
+            kin.setdefault(kind, []).append((name, parameter))
+    found: list[Copies] = []
+    for members in kin.values():
+        alike: list[list[tuple[str, nn.Parameter]]] = []
+        for name, parameter in members:
+            home = next((each for each in alike if torch.equal(each[0][1], parameter)), None)
+            alike.append([(name, parameter)]) if home is None else home.append((name, parameter))
+        found += [Copies(*zip(*each, strict=True)) for each in alike if len(each) > 1]
+    return found
+
+
 def copies_named(model: nn.Module, names: Sequence[str]) -> Copies:
     """The copies that another rank has found under these names."""
-    modules = dict(readable_modules(model))
-    return Copies(tuple(names), tuple(modules[name] for name in names))
+    found = dict(holders_by_name(model))
+    return Copies(tuple(names), tuple(found[name] for name in names))
+
+
+def holders_by_name(model: nn.Module) -> Iterator[tuple[str, nn.Module | nn.Parameter]]:
+    """Yield all that may be a copy of something else with its name: every parameter, and every module."""
+    yield from ((name, parameter) for name, _, parameter in readable_parameters(model))
+    yield from readable_modules(model)
+
+
+def _parameters_of(holder: nn.Module | nn.Parameter) -> Iterator[nn.Parameter]:
+    return iter((holder,)) if isinstance(holder, Tensor) else parameters_of(holder)
+
+
+def _gradients_side_by_side(parameters: Sequence[nn.Parameter]) -> list[Tensor] | None:
+    """Return the gradients of parameters of one shape; of sparse ones the rows that any of them has; None without."""
+    if all(p.grad is not None and p.grad.layout == torch.sparse_coo and p.grad.sparse_dim() == 1 for p in parameters):
+        sparse = [cast("Tensor", p.grad).detach().coalesce() for p in parameters]
+        rows = torch.cat([each.indices()[0] for each in sparse]).unique()
+        return [each.index_select(0, rows).to_dense() for each in sparse] if len(rows) else None
+    gradients = [gradient for p in parameters if (gradient := readable_gradient(p)) is not None]
+    return gradients if len(gradients) == len(parameters) else None
+
+
+def _is_bias(name: str, parameter: Tensor) -> bool:
+    """Return whether a parameter is a bias by its name. Two of them that are added up are equal for ever, and harmless."""
+    own = name.rpartition(".")[2]
+    return parameter.ndim == 1 and ("bias" in own or own.partition("_")[0] == "b")
+
+
+def _can_be_read(tensor: Tensor) -> bool:
+    try:
+        check_tensor(tensor)
+    except Exception:  # tensors may be code of users
+        return False
+    return True
 
 
 def _as_row(tensor: Tensor) -> Tensor:
@@ -171,12 +259,7 @@ def _as_row(tensor: Tensor) -> Tensor:
 
 
 def _is_readable(module: nn.Module) -> bool:
-    try:
-        for parameter in parameters_of(module):
-            check_tensor(parameter)
-    except Exception:  # tensors may be code of users
-        return False
-    return True
+    return all(map(_can_be_read, parameters_of(module)))
 
 
 def _kind(module: nn.Module) -> object:
@@ -242,7 +325,7 @@ def _are_copies(a: nn.Module, b: nn.Module) -> bool:
 
 
 def _heads_of_all(every: Copies, team: Team) -> list[list[float]]:
-    dimensions = [parameter.ndim for parameter in parameters_of(every.modules[0])]
+    dimensions = [parameter.ndim for parameter in _parameters_of(every.modules[0])]
     piece = max(range(len(dimensions)), key=dimensions.__getitem__)
     return first_numbers(team, ("weights", *every.row_names), every.weights(), piece, _GLANCE)
 

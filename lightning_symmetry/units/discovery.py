@@ -330,6 +330,7 @@ def _layer_of(name: str, units: Units, tensors: _Tensors) -> Layer:
             blocks=units.blocks,
             recurrent=recurrent,
             can_freeze=not units.may_go_unused,
+            odd_gates=units.odd_gates,
         )
     except UnreadableError as error:
         raise NotUnderstoodError(str(error)) from error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cached_property
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from lightning_symmetry.matrices.mirrors import Parity
 from lightning_symmetry.matrices.question import TOLERANCES
 from lightning_symmetry.matrices.rows import Rows
 from lightning_symmetry.ranks.fsdp1 import FlatPart
@@ -34,9 +35,18 @@ def is_trained(parameter: Tensor, trained: Set[int] | None) -> bool:
 
 
 def readable_gradient(parameter: Tensor) -> Tensor | None:
-    """The gradient of a parameter; None if it has none or a sparse one."""
+    """Return the gradient of a parameter; of a sparse one the rows that it has, in the order of their indices.
+
+    Returns:
+        None if there is no gradient, a sparse one without rows, or one of another layout.
+    """
     gradient = parameter.grad
-    return None if gradient is None or gradient.layout != torch.strided else gradient.detach()
+    if gradient is None or gradient.layout == torch.strided:
+        return None if gradient is None else gradient.detach()
+    if gradient.layout != torch.sparse_coo or gradient.sparse_dim() != 1:
+        return None
+    rows = gradient.detach().coalesce().values()
+    return rows if len(rows) else None
 
 
 def real_rows(rows: Tensor) -> Tensor:
@@ -92,9 +102,32 @@ class Incoming:
             return piece_of_part(self.part, self.part.source, self.view)
         return part_of_rows(self.weights, self.view)
 
-    def gradients(self, trained: Set[int] | None) -> list[Tensor | Piece | None]:
-        """The gradient of each original that is trained, as ``(num_units, ...)``; None for one without a gradient."""
-        return [self._gradient(original) for original in self.originals if is_trained(original, trained)]
+    @property
+    def latents(self) -> tuple[Tensor, ...]:
+        """The originals of the shape of the weights, which train in their place; empty if they are not computed."""
+        if self.part is not None:
+            return ()
+        weights = self.weights
+        return tuple(each for each in self.originals if each is not weights and each.shape == weights.shape)
+
+    def trained_rows(self) -> list[Tensor | Piece]:
+        """What trains, as ``(num_units, ...)`` each: the latents, or the weights themselves."""
+        return [self.view(each.detach()) for each in self.latents] or [self.rows()]
+
+    def factors(self) -> list[Tensor]:
+        """The originals of other shapes that hold numbers for each unit, as ``(num_units, ...)``."""
+        factors = [self._by_unit(each.detach()) for each in self.originals if not self._has_rows(each)]
+        return [each for each in factors if each is not None]
+
+    def gradients(self, trained: Set[int] | None) -> list[tuple[Tensor | Piece | None, bool]]:
+        """Return the gradient of each original that is trained and holds numbers for each unit.
+
+        Returns:
+            The gradients as ``(num_units, ...)``, None for one that cannot be read, each with whether it is that of a
+            factor.
+        """
+        every = [each for each in self.originals if is_trained(each, trained) and not self._is_shared(each)]
+        return [(self._gradient(each), not self._has_rows(each)) for each in every]
 
     def _gradient(self, original: Tensor) -> Tensor | Piece | None:
         gradient = readable_gradient(original)
@@ -104,9 +137,28 @@ class Incoming:
             return None
         if gradient.shape == self.weights.shape:
             return part_of_rows(gradient, self.view)
-        # The original of a parametrization may have another shape than the weight, but a row for each unit, like the
-        # norms in weight_norm. Of any other shape it does not say which numbers belong to which unit.
-        return real_rows(gradient) if len(gradient) == len(self.rows()) else None
+        if gradient.shape != original.shape:  # the rows of a sparse one
+            rows = self.view(gradient)
+            return rows if len(rows) == len(self.rows()) else None
+        return self._by_unit(gradient)
+
+    def _has_rows(self, original: Tensor) -> bool:
+        return self.part is not None or original is self.weights or original.shape == self.weights.shape
+
+    def _is_shared(self, original: Tensor) -> bool:
+        """Return whether an original is one number for all units, such as a step size."""
+        return original.numel() == 1 and not self._has_rows(original)
+
+    def _by_unit(self, numbers: Tensor) -> Tensor | None:
+        """Return the numbers of an original of another shape by unit; None if it does not say which belong to which."""
+        shape = self.weights.shape
+        if self._is_shared(numbers):
+            return None
+        if numbers.dim() == len(shape) and all(a in (1, b) for a, b in zip(numbers.shape, shape, strict=True)):
+            # Such as the norms of weight_norm: the same number for all weights along a dimension.
+            rows = self.view(numbers.expand(shape))
+            return rows[(slice(None), *(0 if step == 0 else slice(None) for step in rows.stride()[1:]))]
+        return real_rows(numbers) if len(numbers) == len(self.rows()) else None
 
 
 @dataclass(frozen=True)
@@ -127,6 +179,8 @@ class Layer:
         can_freeze: whether a zero gradient, check after check, is evidence against the units.
         slices_of: name of the parameter, if these units are its slices along one of its dimensions because no adapter
             knows it; empty for layers with an adapter.
+        odd_gates: the gates, along the second dimension of every view, whose rows change sign in a unit that puts out
+            the negative of another one; None: all rows do.
         row_names: names of the rows where they are not units but modules; empty for layers.
     """
 
@@ -137,6 +191,7 @@ class Layer:
     also: tuple[str, ...] = ()
     can_freeze: bool = True
     slices_of: str = ""
+    odd_gates: tuple[int, ...] | None = None
     num_units: int = field(init=False)
     shapes: tuple[torch.Size, ...] = field(init=False)
     fan_in: int = field(init=False)
@@ -172,8 +227,52 @@ class Layer:
         return tuple(map(id, self.originals))
 
     def weights(self) -> Rows:
-        """One row per unit: the incoming weights side by side, without the recurrent tensor."""
+        """One row per unit: what trains of the incoming weights side by side, without the recurrent tensor."""
+        return matrix_of([rows for tensor in self.tensors for rows in tensor.trained_rows()])
+
+    @property
+    def is_computed(self) -> bool:
+        """Whether :meth:`weights` are not those that the layer uses, but what these are computed from."""
+        return any(tensor.latents for tensor in self.tensors)
+
+    def computed_rows(self) -> Rows:
+        """One row per unit: the incoming weights as the layer uses them, without the recurrent tensor."""
         return matrix_of([tensor.rows() for tensor in self.tensors])
+
+    def parity(self) -> Parity | None:
+        """Return all rows in which units agree that are equal or mirror images, by what a mirror image does to them.
+
+        Returns:
+            None if they are those of :meth:`weights`, and all of them change sign.
+        """
+        if self.odd_gates is None and not self.is_computed:
+            return None
+        rows = [
+            (each, False)
+            for tensor in self.tensors
+            for each in (*tensor.trained_rows(), *([tensor.rows()] if tensor.latents else []))
+        ]
+        return self._by_parity([*rows, *((each, True) for tensor in self.tensors for each in tensor.factors())])
+
+    def gradients_by_parity(self, trained: Set[int] | None = None) -> Parity | None:
+        """Return the gradients of :meth:`gradients` by what a mirror image does to them; None if all change sign."""
+        if self.odd_gates is None and not self.is_computed:
+            return None
+        every = [pair for tensor in self.all_tensors() for pair in tensor.gradients(trained)]
+        return self._by_parity([(rows, is_even) for rows, is_even in every if rows is not None])
+
+    def _by_parity(self, every: Iterable[tuple[Tensor | Piece, bool]]) -> Parity | None:
+        odd: list[Tensor | Piece] = []
+        even: list[Tensor | Piece] = []
+        for rows, is_even in every:
+            if not isinstance(rows, Tensor):
+                return None
+            if self.odd_gates is None or is_even:
+                (even if is_even else odd).append(rows)
+                continue
+            for gate in range(rows.shape[1]):
+                (odd if gate in self.odd_gates else even).append(rows[:, gate])
+        return Parity(matrix_of(odd), matrix_of(even) if even else None) if odd else None
 
     def gradients(self, trained: Set[int] | None = None) -> Rows | None:
         """One row per unit: the gradients side by side, that of the recurrent tensor included.
@@ -187,7 +286,7 @@ class Layer:
         """
         pieces: list[Tensor | Piece] = []
         for tensor in self.all_tensors():
-            for gradient in tensor.gradients(trained):
+            for gradient, _ in tensor.gradients(trained):
                 if gradient is None:
                     return None
                 pieces.append(gradient)

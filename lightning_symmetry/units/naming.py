@@ -36,6 +36,21 @@ def readable_names(model: nn.Module) -> Iterator[tuple[str, str, nn.Module]]:
         yield path or free_name(type(module).__name__, "model", paths), path, module
 
 
+def readable_parameters(model: nn.Module) -> Iterator[tuple[str, str, nn.Parameter]]:
+    """Yield every parameter once: its readable path, the name of the module that holds it, and the parameter.
+
+    Example:
+        >>> [(path, name) for path, name, _ in readable_parameters(nn.Sequential(nn.Linear(2, 3)))]
+        [('0.weight', '0'), ('0.bias', '0')]
+    """
+    seen: set[int] = set()
+    for module_name, path, module in readable_names(model):
+        for name, parameter in own_parameters(module).items():
+            if id(parameter) not in seen:
+                seen.add(id(parameter))
+                yield f"{path}.{name}" if path else name, module_name, parameter
+
+
 def _readable_paths(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     readable: dict[str, str] = {}  # by path
     holders: dict[str, str] = {}  # by readable path, the path of the innermost module that has it

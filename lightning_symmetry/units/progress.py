@@ -12,11 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from lightning_symmetry.modules import own_parameters
 from lightning_symmetry.ranks.fsdp1 import flattened_modules
 from lightning_symmetry.ranks.pieces import is_sharded
 from lightning_symmetry.units.layers import Layer, is_trained
-from lightning_symmetry.units.naming import readable_names
+from lightning_symmetry.units.naming import readable_parameters
 from lightning_symmetry.units.patterns import is_chosen
 
 # So many numbers of a parameter tell whether it moves, beside those with the largest gradients.
@@ -63,10 +62,10 @@ class Progress:
             return
         if is_sharded(self.parameter):  # what the other ranks hold is not asked for
             self.had_gradient = True
-        elif gradient.layout != torch.strided:
-            self.had_gradient = bool(gradient._nnz())
-        elif gradient.numel():
-            extremes = torch.stack(torch.aminmax(_real(gradient.detach()))).tolist()
+            return
+        numbers = _numbers_of(gradient.detach())
+        if len(numbers):
+            extremes = torch.stack(torch.aminmax(numbers)).tolist()
             self.had_gradient = any(extremes) and all(map(isfinite, extremes))
 
     def see_numbers(self) -> None:
@@ -82,17 +81,34 @@ class Progress:
             self._places = self._before = None
             return
         self._places = slice(0, None, max(1, len(flat) // _NUM_SAMPLED))
-        if self.num_checks > 1 and is_here and gradient is not None and gradient.layout == torch.strided:
+        if self.num_checks > 1 and is_here and gradient is not None:
             # Where none of these has moved, as of a table few of whose rows are used: those that move if any do.
-            steps = _real(gradient.detach())
             sampled = torch.arange(len(flat), device=flat.device)[self._places]
-            self._places = torch.cat([sampled, torch.stack([steps.argmax(), steps.argmin()]).to(flat.device)])
+            self._places = torch.cat([sampled, _places_of_extremes(gradient.detach()).to(flat.device)])
         self._before = flat[self._places].clone()
 
 
 def _real(tensor: Tensor) -> Tensor:
     """Return the numbers one after the other, of complex ones both parts, ``(n,)``."""
     return (torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor).flatten()
+
+
+def _numbers_of(gradient: Tensor) -> Tensor:
+    """Return the numbers of a gradient, ``(n,)``; of a sparse one those that it holds."""
+    return _real(gradient if gradient.layout == torch.strided else gradient.coalesce().values())
+
+
+def _places_of_extremes(gradient: Tensor) -> Tensor:
+    """Return where the largest and the smallest number of a gradient lie in the flattened parameter, ``(2,)``."""
+    numbers = _numbers_of(gradient)
+    if not len(numbers):
+        return torch.zeros(0, dtype=torch.int64)
+    places = torch.stack([numbers.argmax(), numbers.argmin()])
+    if gradient.layout == torch.strided:
+        return places
+    row = gradient.coalesce().indices()[0]  # of each row that the gradient holds
+    width = len(numbers) // len(row)
+    return row[places // width] * width + places % width
 
 
 def _local(tensor: Tensor) -> Tensor:
@@ -178,7 +194,7 @@ class Ledger:
             return cls()
         of_layers = {id(original) for layer in layers for original in layer.originals}
         entries: dict[int, Progress] = {}
-        for name, module_name, parameter in _named(model):
+        for name, module_name, parameter in readable_parameters(model):
             is_asked = include is None and is_chosen([module_name, name], None, exclude)
             if (id(parameter) in of_layers or is_asked) and _can_be_judged(parameter):
                 entry = before.entries.get(id(parameter))
@@ -295,16 +311,6 @@ class Ledger:
                     left.pop(id(entry.parameter), None)
         for entry in left.values():
             yield entry.name, [entry]
-
-
-def _named(model: nn.Module) -> Iterator[tuple[str, str, Tensor]]:
-    """Yield every parameter once, with its readable path and the name of the module that holds it."""
-    seen: set[int] = set()
-    for module_name, path, module in readable_names(model):
-        for name, parameter in own_parameters(module).items():
-            if id(parameter) not in seen:
-                seen.add(id(parameter))
-                yield f"{path}.{name}" if path else name, module_name, parameter
 
 
 def _can_be_judged(parameter: Any) -> bool:

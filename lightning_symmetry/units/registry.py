@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -43,6 +43,9 @@ class Units:
             what the layer computes, although their rows of this tensor may differ.
         may_go_unused: whether a training may pass the units over for long, as it does an expert that no token is sent
             to. That their gradient is zero, check after check, is then no evidence against them.
+        odd_gates: of units with gates, which of them change sign in a unit that puts out the negative of another one,
+            such as the cell gate of an LSTM behind a tanh. They count along the second dimension of each view,
+            ``tensor -> (num_units, gates, ...)``. None: all weights do, as of units without gates.
     """
 
     tensors: tuple[tuple[Tensor, View], ...]
@@ -50,6 +53,7 @@ class Units:
     part: str
     recurrent: tuple[Tensor, View] | None
     may_go_unused: bool
+    odd_gates: tuple[int, ...] | None
 
     def __init__(
         self,
@@ -58,6 +62,7 @@ class Units:
         part: str = "",
         recurrent: tuple[Tensor, View] | None = None,
         may_go_unused: bool = False,
+        odd_gates: Sequence[int] | None = None,
     ) -> None:
         pairs = tuple(item if isinstance(item, tuple) else (item, _as_it_is) for item in tensors if item is not None)
         object.__setattr__(self, "tensors", pairs)
@@ -65,6 +70,7 @@ class Units:
         object.__setattr__(self, "part", part)
         object.__setattr__(self, "recurrent", recurrent)
         object.__setattr__(self, "may_go_unused", may_go_unused)
+        object.__setattr__(self, "odd_gates", None if odd_gates is None else tuple(odd_gates))
 
 
 Adapter = Callable[[Any], Units | Iterable[Units]]

@@ -200,7 +200,9 @@ def _message(story: _Story, report: ModelDiagnosis) -> str:
         return f"{who} {num_units} units in {len(every)} groups {what(every)} {reason}"
     units = describe_units(story.layers[0], report)
     comma = "," if units.endswith(("}", "...")) else ""
-    who = f"{units}: these modules" if first.modules else f"{first.layer}: {units}{comma}"
+    who = f"{first.layer}: {units}{comma}"
+    if first.modules:
+        who = f"{units}: these {'parameters' if _are_parameters(first, report) else 'modules'}"
     return f"{who} {what(every)} {reason}"
 
 
@@ -360,8 +362,18 @@ def _why_as_one(alike: Sequence[Finding], report: ModelDiagnosis) -> list[str]:
     return [copied, _kept(alike), _add_noise(alike, report)]
 
 
+def _are_parameters(finding: Finding, report: ModelDiagnosis) -> bool:
+    """Return whether the copies of a finding are single parameters rather than modules."""
+    accesses = [_access(name, report) for name in finding.modules]
+    return all(access.weights and not access.module for access in accesses)
+
+
 def _why_copies(finding: Finding, report: ModelDiagnosis) -> list[str]:
-    """The way out for whole modules that are copies."""
+    """The way out for whole modules, or single parameters, that are copies."""
+    if _are_parameters(finding, report):
+        weights = [line for name in finding.modules for line in _access(name, report).weights]
+        line = line_for("torch.nn.init.normal_({}, std=0.02)", weights, each="weight")
+        return [_with_line("Initialise each of them at random", line)]
     others = [_access(name, report).module for name in finding.modules[1:]]
     line = ""
     if all(others) and len(others) <= _MAX_ALIKE:

@@ -6,12 +6,13 @@ import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Set
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
 from lightning_symmetry.matrices.directions import MAX_ROWS, count_directions
 from lightning_symmetry.matrices.grouping import find_groups, is_chance_group, merge_overlapping
-from lightning_symmetry.matrices.mirrors import Mirrored, find_mirrors, spreads
+from lightning_symmetry.matrices.mirrors import Mirrored, Parity, find_mirrors, spreads
 from lightning_symmetry.matrices.numerics import Indices, Mask, exact_arithmetic
 from lightning_symmetry.matrices.partition import stable_groups
 from lightning_symmetry.matrices.question import TOLERANCES, Question
@@ -21,10 +22,15 @@ from lightning_symmetry.matrices.sketching import sketch_all
 from lightning_symmetry.ranks.reading import read
 from lightning_symmetry.ranks.team import Name, Team, TeamError
 from lightning_symmetry.units.comparable import Comparable
+from lightning_symmetry.units.layers import Layer
 from lightning_symmetry.units.updates import Updates
 from lightning_symmetry.verdicts.diagnoses import Cause
 from lightning_symmetry.verdicts.gradients import MAX_ROUNDS, GradientEvidence, noise_floor, none_of
 from lightning_symmetry.verdicts.looks import Gradients, Look, Sighting, Steady
+from lightning_symmetry.verdicts.proof import are_read_apart
+
+# Of so many groups of a layer it is asked whether they are read alike.
+_MAX_ASKED = 8
 
 
 def look(
@@ -39,6 +45,7 @@ def look(
     rounding_gain: float = 0.0,
     exact: Collection[str] = (),
     updates: Updates | None = None,
+    proven: Mapping[str, Collection[tuple[int, ...]]] | None = None,
     on_error: Callable[[Comparable, Exception], None] | None = None,
     team: Team | None = None,
 ) -> list[Look]:
@@ -58,6 +65,8 @@ def look(
             exactly so.
         exact: names of layers of which that holds in any case.
         updates: how the optimizers update the layers; None: it is not known, and taken to be the same for all units.
+        proven: by layer name, the groups that are known to stay equal; of others it is asked whether equal gradients
+            prove it.
         on_error: called with the layer and the exception when a layer cannot be looked at; it is then left out. None:
             the exception is raised.
         team: the ranks that hold the layers; None: they are all here.
@@ -82,7 +91,19 @@ def look(
         matrices: list[_Matrices] = []
         for layer in layers:
             with guarded(layer):
-                matrices.append(_Matrices(layer, layer.weights(), layer.gradients(trained), layer.recurrent_rows()))
+                # Mirror images of units with gates are looked for when directions are counted.
+                is_due = layer.odd_gates is not None and without is not None and layer.name in without
+                parity = layer.parity() if is_due else None
+                matrices.append(
+                    _Matrices(
+                        layer,
+                        layer.weights(),
+                        layer.gradients(trained),
+                        layer.recurrent_rows(),
+                        None if parity is None else parity.odd,
+                        partial(layer.gradients_by_parity, trained),
+                    )
+                )
         if team is not None:
             matrices = _known_to_all(team, matrices, guarded)
         sketched: list[_Sketched] = []
@@ -108,14 +129,20 @@ def look(
         for item in others:
             name, of_weights = item.layer.name, suspected[id(item.weights)]
             of_gradients = suspected[id(item.gradients)] if item.gradients else None
+            of_odd = suspected[id(item.odd)] if item.odd else None
             with guarded(item.layer):
                 noise = noise_floor(item.gradients, scale) if item.gradients else 0.0
                 floor = 0.0 if name in exact else rounding_gain * noise
-                if _is_unremarkable(item, of_weights, of_gradients, known.get(name, ()), floor):
+                of_all = [of_weights] if of_odd is None else [of_weights, of_odd]
+                if _is_unremarkable(item, of_all, of_gradients, known.get(name, ()), floor):
                     seen = look_at_distinct(item.layer, item.rows, fingerprint=_fingerprint(item))
                 else:
-                    judge = GradientEvidence(item.layer, item.gradients, of_gradients, scale, floor)
-                    seen = replace(_look_at(item, of_weights, judge, known.get(name, ()), updates), floor=floor)
+                    judge = GradientEvidence(
+                        item.layer, item.gradients, of_gradients, scale, floor, item.gradients_by_parity
+                    )
+                    unproven = _Unproven(layers, updates, (proven or {}).get(name, ()), noise)
+                    seen = _look_at(item, of_weights, of_odd, judge, known.get(name, ()), unproven)
+                    seen = replace(seen, floor=floor)
                 if item.gradients and 0 < item.largest_gradient() <= noise:
                     seen = replace(seen, is_faint=True)
                 if without is not None and name in without:
@@ -132,6 +159,8 @@ class _Matrices:
     weights: Rows
     gradients: Rows | None
     recurrent: Rows | None
+    odd: Rows | None
+    gradients_by_parity: Callable[[], Parity | None]
 
 
 def _known_to_all(
@@ -167,12 +196,14 @@ class _Sketched:
     weights: Question
     gradients: Question | None
     recurrent: Rows | None
+    odd: Question | None  # about the weights that change sign in a mirror image, where these are not all
+    gradients_by_parity: Callable[[], Parity | None]
 
     def rows(self) -> tuple[Rows, Rows | None]:
         return self.weights.rows, self.gradients.rows if self.gradients else None
 
     def questions(self) -> list[Question]:
-        return [self.weights, *([self.gradients] if self.gradients else [])]
+        return [each for each in (self.weights, self.gradients, self.odd) if each is not None]
 
     def largest_gradient(self) -> float:
         """The largest norm of a gradient row that is finite."""
@@ -180,7 +211,7 @@ class _Sketched:
 
 
 def _read(matrices: Sequence[_Matrices], tolerance: float | None) -> list[_Sketched]:
-    every = [rows for item in matrices for rows in (item.weights, item.gradients) if rows]
+    every = [rows for item in matrices for rows in (item.weights, item.gradients, item.odd) if rows]
     sketches = {id(rows): sketch for rows, sketch in zip(every, sketch_all(every), strict=True)}
 
     def question(rows: Rows, layer: Comparable) -> Question:
@@ -193,13 +224,19 @@ def _read(matrices: Sequence[_Matrices], tolerance: float | None) -> list[_Sketc
             question(item.weights, item.layer),
             question(item.gradients, item.layer) if item.gradients else None,
             item.recurrent,
+            question(item.odd, item.layer) if item.odd else None,
+            item.gradients_by_parity,
         )
         for item in matrices
     ]
 
 
 def _is_unremarkable(
-    item: _Sketched, of_weights: Indices, of_gradients: Indices | None, known: Sequence[Mirrored], floor: float
+    item: _Sketched,
+    of_weights: Sequence[Indices],
+    of_gradients: Indices | None,
+    known: Sequence[Mirrored],
+    floor: float,
 ) -> bool:
     """Whether no rows of weights or gradients of a layer may agree, be zero or not finite, as in most layers.
 
@@ -207,7 +244,7 @@ def _is_unremarkable(
     """
     if np.isnan(item.weights.sketch.norms).any():
         return False
-    if len(of_weights) or known or item.gradients is None or of_gradients is None or len(of_gradients):
+    if any(map(len, of_weights)) or known or item.gradients is None or of_gradients is None or len(of_gradients):
         return False
     norms = item.gradients.sketch.norms
     return len(norms) > 0 and bool(norms.min() > floor)  # neither zero nor NaN
@@ -255,17 +292,62 @@ def _fingerprint(item: _Sketched) -> int:
     return hash(item.weights.sketch.projections.tobytes())
 
 
+@dataclass(frozen=True)
+class _Unproven:
+    """What may keep equal gradients at one look from proving that units stay equal.
+
+    Attributes:
+        layers: all layers that are looked at.
+        updates: how the optimizers update them; None: that is not known.
+        proven: the groups of the layer that are known to stay equal.
+        noise: the norm up to which gradients may be rounding errors.
+    """
+
+    layers: Sequence[Comparable]
+    updates: Updates | None
+    proven: Collection[tuple[int, ...]]
+    noise: float
+
+    def part(self, layer: Comparable, group: tuple[int, ...]) -> bool:
+        """Return whether equal gradients make different updates.
+
+        Units of one layer have the options of one optimizer, and their state stays equal if it was so once.
+        """
+        is_to_be_asked = bool(layer.row_names) or group not in self.proven
+        return is_to_be_asked and self.updates is not None and not layer.are_updated_alike(group, self.updates)
+
+    def judged(self, layer: Comparable, sightings: Sequence[Sighting]) -> list[Sighting]:
+        """Return sightings of equal units, marked if the layers behind are about to read them apart."""
+        asked = [each for each in sightings if each.gradients is Gradients.EQUAL and each.units not in self.proven]
+        if not asked or not isinstance(layer, Layer):
+            return list(sightings)
+        place = next(i for i, other in enumerate(self.layers) if other is layer)
+        behind = [*self.layers[place + 1 :], *self.layers[:place]]
+        readers = [other for other in behind if isinstance(other, Layer)]
+        apart = {
+            each.units
+            for each in asked[:_MAX_ASKED]
+            if are_read_apart(each.units, layer.num_units, readers, self.noise)
+        }
+        # Of so many groups the others are taken to be read as these are.
+        of_the_rest = len(asked) > _MAX_ASKED and bool(apart)
+        apart |= {each.units for each in asked[_MAX_ASKED:] if of_the_rest}
+        return [replace(each, is_proof=each.units not in apart) for each in sightings]
+
+
 def _look_at(
     item: _Sketched,
     suspected: Indices,
+    suspected_of_odd: Indices | None,
     judge: GradientEvidence,
     known: Sequence[Mirrored],
-    updates: Updates | None,
+    unproven: _Unproven,
 ) -> Look:
     layer, weights = item.layer, item.weights
     known = [group for group in known if group.rows[-1] < layer.num_units]
     known_mirrored = [group for group in known if group.negative]
     groups = _equal_units(weights, item.recurrent, suspected=suspected) if len(suspected) > 1 else []
+    groups = _equal_in_all(layer, groups, weights.tolerance)
     if groups:
         causes = _causes(layer, weights.rows, groups)
         groups = [group for group, cause in zip(groups, causes, strict=True) if not _is_coincidence(group, item, cause)]
@@ -277,20 +359,31 @@ def _look_at(
             if not group.negative and len({home.get(unit, -1 - unit) for unit in group.rows}) > 1
         ]
         if held:
-            groups = merge_overlapping([*groups, *_equal_units(weights.loosened(), item.recurrent, among=held)])
+            loose = weights.loosened()
+            still_equal = _equal_units(loose, item.recurrent, among=held)
+            groups = merge_overlapping([*groups, *_equal_in_all(layer, still_equal, loose.tolerance)])
     mirrors: list[tuple[Mirrored, Gradients]] = []
-    if len(suspected) > 1 or known_mirrored:
-        mirrors = _mirrors(item, suspected, groups, known_mirrored, judge)
-        of_mirrors = {unit for mirrored, _ in mirrors for unit in mirrored.rows}
-        groups = [group for group in groups if of_mirrors.isdisjoint(group)]
-    of_groups = judge.of(groups)
-    if updates is not None:
-        of_groups = _with_updates(layer, groups, of_groups, {group.rows for group in known}, updates)
-    sightings = _sightings(item, groups, of_groups, has_equal_weights=True)
+    # Where only some of the weights change sign, those tell which units are mirror images.
+    of_mirrors = suspected if layer.odd_gates is None else suspected_of_odd
+    if known_mirrored or (of_mirrors is not None and len(of_mirrors) > 1):
+        mirrors = _mirrors(item, of_mirrors, groups, known_mirrored, judge)
+        mirrored_units = {unit for mirrored, _ in mirrors for unit in mirrored.rows}
+        groups = [group for group in groups if mirrored_units.isdisjoint(group)]
+    said = [
+        Gradients.DIFFERENT if each is Gradients.EQUAL and unproven.part(layer, group) else each
+        for group, each in zip(groups, judge.of(groups), strict=True)
+    ]
+    sightings = unproven.judged(layer, _sightings(item, groups, said, has_equal_weights=True))
     if mirrors:
         sightings += _sightings_of_mirrors(item, mirrors)
     grouped = {unit for sighting in sightings for unit in sighting.units}
     in_lockstep = judge.in_lockstep(exclude=grouped)
+    if in_lockstep and layer.is_computed:
+        # Units of other numbers that are rounded to the same weights have equal gradients for as long as they are.
+        computed = layer.computed_rows()
+        [sketch] = sketch_all([computed])
+        rounded = find_groups(Question(computed, sketch, weights.tolerance, layer.blocks), among=in_lockstep)
+        in_lockstep = [group for group in in_lockstep if not any(set(group) >= set(equal) for equal in rounded)]
     sightings += _sightings(item, in_lockstep, [Gradients.EQUAL] * len(in_lockstep), has_equal_weights=False)
     return Look(
         layer,
@@ -301,29 +394,6 @@ def _look_at(
         *judge.idle(weights.sketch.norms, exclude=grouped),
         is_finite=bool(np.isfinite(weights.sketch.norms).all()),
     )
-
-
-def _with_updates(
-    layer: Comparable,
-    groups: Sequence[tuple[int, ...]],
-    gradients: Sequence[Gradients],
-    known: Collection[tuple[int, ...]],
-    updates: Updates,
-) -> list[Gradients]:
-    """What the gradients say of each group; that they differ where equal gradients make different updates.
-
-    Units of one layer have the options of one optimizer. Its state was equal, if it was when a group was first seen
-    and the gradients have been equal since.
-    """
-
-    def part_at_this_step(group: tuple[int, ...]) -> bool:
-        is_to_be_asked = bool(layer.row_names) or group not in known
-        return is_to_be_asked and not layer.are_updated_alike(group, updates)
-
-    return [
-        Gradients.DIFFERENT if said is Gradients.EQUAL and part_at_this_step(group) else said
-        for group, said in zip(groups, gradients, strict=True)
-    ]
 
 
 def _with_orientations(seen: Look, weights: Question, dead: Collection[int]) -> Look:
@@ -349,6 +419,15 @@ def _equal_units(
     return groups if recurrent is None or not groups else stable_groups(groups, recurrent, weights.tolerance)
 
 
+def _equal_in_all(layer: Comparable, groups: list[tuple[int, ...]], tolerance: float) -> list[tuple[int, ...]]:
+    """Split groups of units whose trained numbers agree by the weights that are computed from them."""
+    parity = layer.parity() if groups and layer.is_computed else None
+    for rows in filter(None, parity or ()):
+        [sketch] = sketch_all([rows])
+        groups = find_groups(Question(rows, sketch, tolerance, layer.blocks), among=groups) if groups else []
+    return groups
+
+
 def _is_coincidence(group: Sequence[int], item: _Sketched, cause: tuple[Cause, float | None]) -> bool:
     rows = item.weights.rows
     # A constant weight is one number, however often it is repeated, so that only one number could have differed.
@@ -364,17 +443,20 @@ def _sightings(
     weights = item.weights
     firsts = np.array([group[0] for group in groups])
     positions = weights.rows.positions(firsts)
-    reaches = weights.loosened().tolerance * weights.sketch.norms[firsts]
+    tolerances = np.array([weights.tolerance, weights.loosened().tolerance])
+    scales = tolerances * weights.sketch.norms[firsts, None]
     causes = _causes(item.layer, weights.rows, groups) if has_equal_weights else [(Cause.COPIED, None)] * len(groups)
     return [
-        Sighting(group, has_equal_weights, gradient, *cause, float(position), float(reach))
-        for group, gradient, cause, position, reach in zip(groups, gradients, causes, positions, reaches, strict=True)
+        Sighting(group, has_equal_weights, gradient, *cause, float(position), *scale[::-1])
+        for group, gradient, cause, position, scale in zip(
+            groups, gradients, causes, positions, scales.tolist(), strict=True
+        )
     ]
 
 
 def _mirrors(
     item: _Sketched,
-    suspected: Indices,
+    suspected: Indices | None,
     groups: Sequence[tuple[int, ...]],
     known: Sequence[Mirrored],
     judge: GradientEvidence,
@@ -386,14 +468,17 @@ def _mirrors(
     before.
     """
     layer, weights = item.layer, item.weights
-    held = _still_mirrored(weights, known)
+    parity = layer.parity()
+    held = _still_mirrored(weights, known, weights.loosened().tolerance, parity)
     known_units = {unit for mirrored in held for unit in mirrored.rows}
-    found = find_mirrors(weights, groups, suspected) if len(suspected) > 1 else []
+    found = [] if suspected is None or len(suspected) < 2 else find_mirrors(item.odd or weights, groups, suspected)
     sets = [mirrored for mirrored in found if known_units.isdisjoint(mirrored.rows)]
+    if parity is not None:
+        sets = _still_mirrored(weights, sets, weights.tolerance, parity)
     # Two units that are all there is are mirror images wherever only their difference counts, as under a softmax.
     sets = [mirrored for mirrored in sets if not len(mirrored.rows) == 2 == layer.num_units // layer.blocks]
     if item.recurrent is not None:
-        sets = _stable_mirrors(sets, groups, item.recurrent, weights.tolerance)
+        sets = _stable_mirrors(sets, groups, item.recurrent, weights.tolerance, layer.odd_gates)
     sets = [s for s in sets if not _is_coincidence(s.rows, item, (Cause.COPIED, None))]
     judged = list(zip([*held, *sets], judge.of_mirrored([*held, *sets]), strict=True))
     grouped = {unit for group in groups for unit in group}
@@ -406,29 +491,32 @@ def _mirrors(
     return kept + [pair for pair in judged[len(held) :] if pair[1] is Gradients.EQUAL]
 
 
-def _still_mirrored(weights: Question, known: Sequence[Mirrored]) -> list[Mirrored]:
-    """Those of some known sets all of whose units are equal up to sign at the looser tolerance."""
-    if not known:
+def _still_mirrored(weights: Question, sets: Sequence[Mirrored], limit: float, parity: Parity | None) -> list[Mirrored]:
+    """Those of some sets all of whose units are equal up to sign at a tolerance."""
+    if not sets:
         return []
-    limit = weights.loosened().tolerance
     return [
         mirrored
-        for mirrored, apart in zip(known, spreads(weights, known).tolist(), strict=True)
+        for mirrored, apart in zip(sets, spreads(weights, sets, parity).tolist(), strict=True)
         # neither zero nor NaN
         if (weights.sketch.norms[list(mirrored.rows)] > 0).all() and apart <= limit
     ]
 
 
 def _stable_mirrors(
-    sets: Sequence[Mirrored], groups: Sequence[tuple[int, ...]], recurrent: Rows, tolerance: float
+    sets: Sequence[Mirrored],
+    groups: Sequence[tuple[int, ...]],
+    recurrent: Rows,
+    tolerance: float,
+    odd_gates: Sequence[int] | None,
 ) -> list[Mirrored]:
-    """What is left of sets of units that feed one another; nothing if they have gates: these are not odd functions."""
-    if not sets or recurrent.width != recurrent.num_rows:
+    """What is left of sets of units that feed one another."""
+    if not sets or (odd_gates is None and recurrent.width != recurrent.num_rows):
         return []
     negative = {unit for mirrored in sets for unit in mirrored.negative}
     of_mirrors = {unit for mirrored in sets for unit in mirrored.rows}
     others = [group for group in groups if of_mirrors.isdisjoint(group)]
-    stable = stable_groups([*(mirrored.rows for mirrored in sets), *others], recurrent, tolerance, negative)
+    stable = stable_groups([*(mirrored.rows for mirrored in sets), *others], recurrent, tolerance, negative, odd_gates)
     signed = [
         (group, tuple(unit for unit in group if (unit in negative) != (group[0] in negative))) for group in stable
     ]
@@ -439,7 +527,8 @@ def _sightings_of_mirrors(item: _Sketched, mirrors: Sequence[tuple[Mirrored, Gra
     sets, gradients = zip(*mirrors, strict=True)
     sightings = _sightings(item, [mirrored.rows for mirrored in sets], gradients, has_equal_weights=True)
     return [
-        replace(sighting, cause=Cause.MIRRORED, value=None, mirrored=mirrored.negative)
+        # At one look the gradients may be mirror images because a slope is even, as that of a sigmoid.
+        replace(sighting, cause=Cause.MIRRORED, value=None, mirrored=mirrored.negative, is_proof=False)
         for sighting, mirrored in zip(sightings, sets, strict=True)
     ]
 

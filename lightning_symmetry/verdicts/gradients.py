@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, cached_property
 from itertools import accumulate
 
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from lightning_symmetry.matrices.grouping import find_groups, is_chance_group
-from lightning_symmetry.matrices.mirrors import Mirrored, spreads
+from lightning_symmetry.matrices.mirrors import Mirrored, Parity, spreads
 from lightning_symmetry.matrices.numerics import Floats, Indices, Mask
 from lightning_symmetry.matrices.question import Question
 from lightning_symmetry.units.comparable import Comparable
@@ -63,6 +63,7 @@ class GradientEvidence:
         suspected: the gradient rows that may agree with another one; None with ``question``.
         scale: the largest norm of a gradient row of the model.
         floor: the norm up to which gradients of units with rows of their own are taken for zero.
+        by_parity: returns the gradient rows by what a mirror image does to them; None: all change sign.
     """
 
     def __init__(
@@ -72,8 +73,10 @@ class GradientEvidence:
         suspected: Indices | None,
         scale: float,
         floor: float = 0.0,
+        by_parity: Callable[[], Parity | None] = lambda: None,
     ) -> None:
         self._layer, self._question, self._floor_of_idle = layer, question, floor
+        self._by_parity = by_parity
         self._groups: list[tuple[int, ...]] = []
         if question is None or suspected is None:
             return
@@ -113,7 +116,7 @@ class GradientEvidence:
         """
         if self._question is None or not sets:
             return [Gradients.NONE] * len(sets)
-        apart = spreads(self._question, sets).tolist()
+        apart = spreads(self._question, sets, self._by_parity()).tolist()
         largest = self._largest_norms([mirrored.rows for mirrored in sets])
         return [self._of_one_mirrored(*of_one) for of_one in zip(sets, apart, largest, strict=True)]
 

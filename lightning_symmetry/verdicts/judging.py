@@ -17,7 +17,7 @@ from lightning_symmetry.verdicts.verdict import Verdict
 # Equal gradients of a few units may be a passing coincidence of the optimizer; that of all units of a layer is not.
 _LOCKSTEP_STEPS = 50
 # Units that are still equal after a movement so many times larger than what is called equal have moved together.
-_MOVED_REACHES = 10.0
+_MOVED = 10.0
 
 
 class Judgement(NamedTuple):
@@ -46,11 +46,13 @@ def judge(record: Record, sighting: Sighting, patience: int, *, is_whole_layer: 
     if not record.has_equal_weights:
         has_lasted = is_whole_layer or record.last_step - record.first_step >= _LOCKSTEP_STEPS
         return Judgement(Verdict.LOCKSTEP, Reason.PARALLEL_AGAIN) if is_settled and has_lasted else as_before
-    if gradients is Gradients.EQUAL and record.origin is Origin.START and not record.was_different:
+    is_proof = sighting.is_proof and record.origin is Origin.START and not record.was_different
+    if gradients is Gradients.EQUAL and is_proof:
         return Judgement(Verdict.LOCKED, Reason.EQUAL_FROM_START)
     if gradients is Gradients.FAINT and is_settled and record.cause is Cause.ZERO and not record.was_different:
         return Judgement(Verdict.FROZEN, Reason.ROUNDING_AGAIN)
-    if gradients in (Gradients.EQUAL, Gradients.FAINT) and is_settled:
+    has_moved = sighting.is_proof or _way(record, sighting) > _MOVED * sighting.resolution
+    if gradients in (Gradients.EQUAL, Gradients.FAINT) and is_settled and has_moved:
         return Judgement(Verdict.LOCKED, Reason.EQUAL_AGAIN)
     if gradients is Gradients.ZERO:
         if sighting.cause is Cause.ZERO and not is_whole_layer:
@@ -72,15 +74,19 @@ def _has_moved_as_one(record: Record, sighting: Sighting) -> bool:
     From zero any way is long, and proves nothing. Nor does a way that units went together after they were seen to
     differ: dead units that only a weight penalty moves go the same way.
     """
-    moved = abs(sighting.position - record.position)
-    is_far = moved > _MOVED_REACHES * sighting.reach > 0
+    is_far = _way(record, sighting) > _MOVED * sighting.reach > 0
     return is_far and record.cause is not Cause.ZERO and not record.was_different
+
+
+def _way(record: Record, sighting: Sighting) -> float:
+    """Return about how far the units have moved since they were first seen."""
+    return abs(sighting.position - record.position)
 
 
 def judge_one_look(sighting: Sighting) -> Verdict:
     """Conclude what a single look can tell; that zero gradients mean anything takes several."""
     if sighting.gradients is Gradients.EQUAL:
-        return Verdict.LOCKED
+        return Verdict.LOCKED if sighting.is_proof else Verdict.DUPLICATE
     return Verdict.BREAKING if sighting.gradients is Gradients.DIFFERENT else Verdict.DUPLICATE
 
 
@@ -121,3 +127,11 @@ def copy_groups(found: Copies, diagnosis: LayerDiagnosis) -> list[CopyGroup]:
         for group in diagnosis.groups
         if group.verdict.traits.is_redundant
     ]
+
+
+def told_copies(found: Copies, groups: Sequence[CopyGroup]) -> list[CopyGroup]:
+    """Return the groups of copies that a report tells.
+
+    Of single parameters that are equal, such as gates that start from zero, only those that stay so.
+    """
+    return [group for group in groups if group.verdict.is_warning or not found.are_parameters]

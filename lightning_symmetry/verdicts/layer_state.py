@@ -123,6 +123,11 @@ class LayerState:
         return [Mirrored(record.units, record.mirrored) for record in self.holding if record.has_equal_weights]
 
     @property
+    def proven(self) -> list[tuple[int, ...]]:
+        """The groups that are known to stay equal."""
+        return [record.units for record in self.holding if record.verdict is Verdict.LOCKED]
+
+    @property
     def is_without_groups(self) -> bool:
         """Whether the layer has been looked at in this process, and no groups in it are known."""
         return self.diagnosis is not None and not self.holding

@@ -40,7 +40,9 @@ class Sighting:
             as much as the row does.
         reach: the L2 distance up to which two of these rows count as equal, at the looser tolerance. Rows that are
             still equal after they have moved by many times this distance have moved together.
+        resolution: the L2 distance up to which two of these rows count as equal when they are first seen.
         mirrored: units whose row is the negative of the first unit's; so are their gradients, if these are equal.
+        is_proof: whether equal gradients at this one look prove that the units stay equal.
     """
 
     units: tuple[int, ...]
@@ -50,7 +52,9 @@ class Sighting:
     value: float | None
     position: float
     reach: float
+    resolution: float = 0.0
     mirrored: tuple[int, ...] = ()
+    is_proof: bool = True
 
 
 @dataclass(frozen=True)

@@ -117,7 +117,7 @@ LAYER = layer_of(nn.Linear(3, 4))
 
 
 def see(gradients: Gradients = Gradients.EQUAL, equal_weights: bool = True, mirrored: tuple[int, ...] = ()) -> Sighting:
-    return Sighting((0, 2), equal_weights, gradients, Cause.COPIED, None, 1.0, 1e-3, mirrored)
+    return Sighting((0, 2), equal_weights, gradients, Cause.COPIED, None, 1.0, 1e-3, mirrored=mirrored)
 
 
 def look_of(layer: Layer | Copies, fingerprint: int | None, sightings: Sequence[Sighting], num_idle: int = 0) -> Look:
