@@ -241,7 +241,7 @@ def _gradients_side_by_side(parameters: Sequence[nn.Parameter]) -> list[Tensor] 
 
 
 def _is_bias(name: str, parameter: Tensor) -> bool:
-    """Return whether a parameter is a bias by its name. Two of them that are added up are equal for ever, and harmless."""
+    """Return whether a parameter is a bias by its name. Two biases that are added up stay equal, harmlessly."""
     own = name.rpartition(".")[2]
     return parameter.ndim == 1 and ("bias" in own or own.partition("_")[0] == "b")
 
