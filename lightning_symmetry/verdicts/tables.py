@@ -5,6 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+_MAX_SHOWN = 3  # groups, or runs of them
+_MAX_LISTED = 8  # members of a group
+
 
 def plain_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table as text; columns of numbers are flush right.
@@ -29,13 +32,20 @@ def is_number_column(rows: Sequence[Sequence[str]], i: int) -> bool:
     return all(re.fullmatch(r"[\d./%]+", row[i]) for row in rows)
 
 
-def describe_groups(groups: Sequence[tuple[int, ...]], num_units: int | None) -> str:
+def describe_groups(groups: Sequence[tuple[int, ...]], num_units: int | None, which: str = "") -> str:
     """Groups of units in a few words.
+
+    Args:
+        groups: the groups.
+        num_units: how many units the layer has; None: not known.
+        which: what these units are, if there is more to say than their numbers.
 
     >>> describe_groups([(0, 1, 2, 3)], 4)
     'all 4 units'
     >>> describe_groups([(0, 4), (1, 5), (2, 6), (3, 7)], 8)
-    'all 8 units in 4 groups, {0, 4}, {1, 5}, {2, 6}, ...'
+    'all 8 units in 4 groups (units 4-7 match units 0-3, one by one)'
+    >>> describe_groups([(0, 4), (1, 3), (2, 6), (5, 7)], 8)
+    'all 8 units in 4 groups, {0, 4}, {1, 3}, {2, 6}, ...'
     >>> describe_groups([tuple(range(20))], 64)
     '20 of 64 units, {0, 1, 2, 3, 4, 5, 6, 7, ...}'
     >>> describe_groups([(0, 1)], None)  # a layer that is no longer in the model
@@ -49,12 +59,85 @@ def describe_groups(groups: Sequence[tuple[int, ...]], num_units: int | None) ->
         return text
     if len(groups) > 1:
         text += f" in {len(groups)} groups"
-    shown = [_set_text(group) for group in groups[:3]] + ["..."] * (len(groups) > 3)
+    which = which or _runs_text(groups)
+    if which:
+        return f"{text} ({which})"
+    shown = [_set_text(group) for group in groups[:_MAX_SHOWN]] + ["..."] * (len(groups) > _MAX_SHOWN)
     return f"{text}, {', '.join(shown)}"
 
 
+def _runs_text(groups: Sequence[tuple[int, ...]]) -> str:
+    """Say which runs of units match others one by one; empty if that is not shorter than to list the groups."""
+    if len(groups) <= _MAX_SHOWN or 2 * len(runs_of(groups)) > len(groups):
+        return ""
+    return matches_text(groups, "unit", "one by one")
+
+
+def matches_text(groups: Sequence[tuple[int, ...]], kind: str, how: str) -> str:
+    """Say which members of groups match which, with runs of them put together.
+
+    Args:
+        groups: their numbers.
+        kind: what one of them is called.
+        how: in what way they match.
+
+    Example:
+        >>> matches_text([(1, 3)], "head", "unit by unit"), matches_text([(0, 4, 8), (1, 5, 9)], "unit", "one by one")
+        ('head 3 matches head 1, unit by unit', 'units 4-5 and 8-9 match units 0-1, one by one')
+    """
+    runs = runs_of(groups)
+    texts = []
+    for first, length in runs[:_MAX_SHOWN]:
+        one, *others = run_names(first, length)
+        is_several = length > 1 or len(others) > 1
+        verb = "match" if is_several else "matches"
+        subject = f"{kind}s" if is_several else kind
+        texts.append(f"{subject} {listed(others)} {verb} {kind}{'s' if length > 1 else ''} {one}")
+    return ", ".join([*texts, *["..."] * (len(runs) > _MAX_SHOWN), how])
+
+
+def runs_of(groups: Sequence[tuple[int, ...]]) -> list[tuple[tuple[int, ...], int]]:
+    """Put groups together that follow one another, each of whose members is one more than that of the group before.
+
+    Returns:
+        The first group of each run, and how many groups it has.
+
+    Example:
+        >>> runs_of([(0, 4), (1, 5), (2, 6), (8, 9)])
+        [((0, 4), 3), ((8, 9), 1)]
+    """
+    runs: list[tuple[tuple[int, ...], int]] = []
+    for group in sorted(groups):
+        first, length = runs[-1] if runs else ((), 0)
+        if runs and group == tuple(unit + length for unit in first):
+            runs[-1] = first, length + 1
+        else:
+            runs.append((group, 1))
+    return runs
+
+
+def run_names(first: Sequence[int], length: int) -> list[str]:
+    """Return what each member of the groups of a run goes through.
+
+    >>> run_names((0, 4), 3)
+    ['0-2', '4-6']
+    """
+    return [str(unit) if length == 1 else f"{unit}-{unit + length - 1}" for unit in first]
+
+
+def listed(names: Sequence[str]) -> str:
+    """Some names as a list in a sentence; of more than eight the rest is left out.
+
+    >>> listed(["1", "2", "3"])
+    '1, 2 and 3'
+    """
+    if len(names) > _MAX_LISTED:
+        return ", ".join([*names[:_MAX_LISTED], "..."])
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
+
+
 def _set_text(units: Sequence[int]) -> str:
-    shown = [str(unit) for unit in units[:8]] + ["..."] * (len(units) > 8)
+    shown = [str(unit) for unit in units[:_MAX_LISTED]] + ["..."] * (len(units) > _MAX_LISTED)
     return "{" + ", ".join(shown) + "}"
 
 
