@@ -129,6 +129,8 @@ CASES = [
     Case("identity-recurrent RNN", zoo.identity_recurrent, locked("rnn.l0")),
     Case("ZerO", zoo.zer_o, {"0": {"locked", "frozen"}}, "classes"),
     Case("identical branches", lambda: zoo.Branches(True), locked("branches.0, branches.1")),
+    Case("copied head", lambda: zoo.copied_heads(zoo.Heads(), [(1, 3)]), locked("attn.q", "attn.k", "attn.v"),
+         bf16=False),
     # frozen
     Case("all zeros", lambda: zoo.all_constant(zoo.perceptron(), 0.0), frozen("0", "2")),
     Case("negative constant, ReLU", lambda: zoo.all_constant(zoo.perceptron(), -0.1), frozen("0", "2")),
@@ -156,6 +158,8 @@ CASES = [
     Case("mirrored LSTM", lambda: zoo.mirror_rows(rnn(nn.LSTM)(), "rnn"), SILENT),
     Case("constant into LayerNorm", lambda: zoo.filled(zoo.layer_norm(), "0", 0.1), SILENT),
     Case("incoming weights only", zoo.incoming_only, SILENT),
+    Case("copied head, outgoing weights of its own", lambda: zoo.copied_heads(zoo.Heads(), [(1, 3)], "qkv"), SILENT),
+    Case("repeated key-value heads", lambda: zoo.copied_heads(zoo.Heads(), [(0, 1), (2, 3)], "kv"), SILENT),
     Case("zero head", lambda: zoo.filled(zoo.perceptron(), "4", 0.0), SILENT),
     Case("zero head under softmax", lambda: zoo.filled(zoo.perceptron(), "4", 0.0), SILENT, "classes"),
     Case("LoRA", lambda: nn.Sequential(zoo.LoRA(12, 16), nn.Tanh(), zoo.LoRA(16, 4)), SILENT),

@@ -303,6 +303,37 @@ class Attention(nn.Module):
         return out
 
 
+class Heads(nn.Module):
+    """Four heads of 4 dimensions over 4 positions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.attn = nn.Linear(3, 16), nn.MultiheadAttention(16, 4, batch_first=True)
+        self.head = nn.Linear(64, OUTPUTS)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        hidden = self.first(inputs.unflatten(1, (4, 3)))
+        out: Tensor = self.head(self.attn(hidden, hidden, hidden, need_weights=False)[0].flatten(1))
+        return out
+
+
+def copied_heads(net: nn.Module, pairs: list[tuple[int, int]], roles: str = "qkvo") -> nn.Module:
+    """Make the second head of each pair a copy of the first: its queries, keys, values, and what reads it."""
+    for attn in net.modules():
+        if isinstance(attn, nn.MultiheadAttention):
+            with torch.no_grad():
+                for packed in (attn.in_proj_weight, attn.in_proj_bias):
+                    parts = packed.unflatten(0, (3, attn.num_heads, -1))
+                    for role in set(roles) - {"o"}:
+                        for head, copy in pairs:
+                            parts["qkv".index(role), copy] = parts["qkv".index(role), head]
+                if "o" in roles:
+                    columns = attn.out_proj.weight.unflatten(1, (attn.num_heads, -1))
+                    for head, copy in pairs:
+                        columns[:, copy] = columns[:, head]
+    return net
+
+
 def mirror_rows(net: nn.Module, *layers: str) -> nn.Module:
     """Make the second half of the units of some layers the negatives of the first, without what they send."""
     with torch.no_grad():

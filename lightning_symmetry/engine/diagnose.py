@@ -11,7 +11,7 @@ from torch import nn
 
 from lightning_symmetry.arguments import check_module, check_patterns, check_tolerance
 from lightning_symmetry.engine.pictures import HeatmapsOnDemand
-from lightning_symmetry.engine.reaching import access_to
+from lightning_symmetry.engine.reaching import access_to, heads_in
 from lightning_symmetry.ranks.reading import team_of
 from lightning_symmetry.ranks.team import Team, attempt
 from lightning_symmetry.units.copies import find_copies, find_equal_parameters
@@ -79,9 +79,10 @@ def diagnose(
         found = find()
         if found.unmatched:
             warnings.warn(unmatched_text(found.unmatched, found.names), stacklevel=2)
-    access = access_to(model, find().layers) if report.status == "symmetric" else {}
+    if report.status == "symmetric":
+        report = replace(report, access=access_to(model, find().layers), heads=heads_in(model, find().layers))
     draw = HeatmapsOnDemand(model, report.distinct_layers, include, exclude)
-    return replace(report, access=access, draw_heatmaps=draw)
+    return replace(report, draw_heatmaps=draw)
 
 
 def _examine(model: nn.Module, find: FindLayers, tolerance: float | None, team: Team | None) -> SymmetryReport:

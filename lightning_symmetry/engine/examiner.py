@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lightning_symmetry.engine.options import Options
 from lightning_symmetry.engine.pictures import HeatmapsOnDemand
-from lightning_symmetry.engine.reaching import access_to
+from lightning_symmetry.engine.reaching import access_to, heads_in
 from lightning_symmetry.matrices.rows import Rows
 from lightning_symmetry.modules import modules_of
 from lightning_symmetry.ranks.team import Team, describe
@@ -39,6 +39,7 @@ from lightning_symmetry.verdicts.doubts import (
     untrained_reasons,
 )
 from lightning_symmetry.verdicts.evidence import look, look_at_distinct
+from lightning_symmetry.verdicts.heads import Heads
 from lightning_symmetry.verdicts.history import History
 from lightning_symmetry.verdicts.judging import copy_groups, told_copies
 from lightning_symmetry.verdicts.looks import Gradients, Look, Steady
@@ -95,13 +96,13 @@ class _Model:
     searched_with: Set[int] | None = None
     _train: tuple[Set[int], Set[int]] | None = None
     _updated: tuple[object, Set[str]] | None = None
-    _access: dict[str, Access] | None = None
+    _reached: tuple[dict[str, Access], dict[str, Sequence[Heads]]] | None = None
 
-    def access_in(self, model: nn.Module) -> dict[str, Access]:
-        """Return how code reaches the layers and modules of the model; found out once."""
-        if self._access is None:
-            self._access = access_to(model, self.found.layers)
-        return self._access
+    def reached_in(self, model: nn.Module) -> tuple[dict[str, Access], dict[str, Sequence[Heads]]]:
+        """Return how code reaches the layers and modules of the model, and the heads of its layers; found out once."""
+        if self._reached is None:
+            self._reached = access_to(model, self.found.layers), heads_in(model, self.found.layers)
+        return self._reached
 
     def updated_by(self, trained: Set[int], history: History) -> Set[str]:
         """Return the names of the layers that an optimizer updates, and for which gradients were ever wanted.
@@ -573,7 +574,10 @@ class Examiner:
             idle_inputs,
             draw_heatmaps=draw,
         )
-        return replace(report, access=self._model.access_in(model)) if report.status == "symmetric" else report
+        if report.status != "symmetric":
+            return report
+        access, heads = self._model.reached_in(model)
+        return replace(report, access=access, heads=heads)
 
     def state_dict(self) -> dict[str, Any]:
         """Return plain numbers, strings, lists and dicts."""

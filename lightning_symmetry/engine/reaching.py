@@ -1,15 +1,17 @@
-"""How a line of code reaches the layers and modules of a model, so that advice can be code that runs."""
+"""What advice has to know of a model: how a line of code reaches its layers, and which units make up a head."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from torch import Tensor, nn
 
 from lightning_symmetry.modules import held, own_parameters
+from lightning_symmetry.units.heads import find_projections
 from lightning_symmetry.units.layers import Layer
 from lightning_symmetry.units.naming import readable_names
 from lightning_symmetry.verdicts.access import Access, module_expression
+from lightning_symmetry.verdicts.heads import Heads
 
 
 def access_to(model: nn.Module, layers: Iterable[Layer]) -> dict[str, Access]:
@@ -56,6 +58,25 @@ def _attribute(module: nn.Module, expression: str, name: str) -> str:
     if isinstance(module, nn.ParameterList):
         return f"{expression}[{int(name)}]" if name.isdecimal() else ""
     return f"{expression}.{name}" if name.isidentifier() and module_expression(name) else ""
+
+
+def heads_in(model: nn.Module, layers: Iterable[Layer]) -> dict[str, Sequence[Heads]]:
+    """Return by name of a layer of an attention module which of its units make up each head.
+
+    Args:
+        model: the model.
+        layers: its layers.
+
+    Example:
+        >>> from lightning_symmetry.units.discovery import find_layers
+        >>> net = nn.Sequential(nn.MultiheadAttention(4, 2))
+        >>> heads_in(net, find_layers(net).layers)["0.q"]
+        [Heads(module='0', role='query', starts=(0, 2), size=2)]
+    """
+    heads: dict[str, list[Heads]] = {}
+    for found in find_projections(model, {layer.name: layer.num_units for layer in layers}):
+        heads.setdefault(found.layer, []).append(Heads(found.module, found.role, found.starts, found.size))
+    return {**heads}
 
 
 def _access(module: str, parameters: Iterable[Tensor], expressions: Mapping[int, str], *, can_reset: bool) -> Access:

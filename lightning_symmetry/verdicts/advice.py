@@ -5,8 +5,9 @@ Nothing is guessed: where a gradient stops is said if it was measured.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import chain, groupby
 
 from lightning_symmetry.verdicts.access import Access, line_for
@@ -22,14 +23,19 @@ from lightning_symmetry.verdicts.diagnoses import (
     UnitGroup,
     gradients_cancel,
 )
+from lightning_symmetry.verdicts.heads import CopiedHeads, copied_heads
 from lightning_symmetry.verdicts.model_diagnosis import ModelDiagnosis
 from lightning_symmetry.verdicts.stops import GradientStop, StopKind
-from lightning_symmetry.verdicts.tables import describe_groups
+from lightning_symmetry.verdicts.tables import describe_groups, listed, matches_text, run_names, runs_of
 from lightning_symmetry.verdicts.verdict import Verdict
 
 # Up to so many layers of which the same is to be said get a message each; more of them share one.
 _MAX_ALIKE = 3
 _MAX_MESSAGES = 10
+_MAX_RUNS = 3
+
+# Units of copies may be told by head.
+_CODES_OF_COPIES = (Code.COPIED_ROWS, Code.COLLAPSED)
 
 # What is seen where a gradient stops; a sentence goes on with it after the place.
 _STOPPED = {
@@ -78,24 +84,32 @@ class _Story:
     Attributes:
         layers: the findings, those of one layer together.
         followers: findings that are a consequence of these, and are told with them.
+        heads: by attention module, those of its heads that the units make up; empty if they are no whole heads.
     """
 
     layers: list[list[Finding]]
     followers: list[Finding]
+    heads: Mapping[str, Sequence[CopiedHeads]] = field(default_factory=dict)
 
     @property
     def findings(self) -> list[Finding]:
         return list(chain.from_iterable(self.layers))
+
+    @cached_property
+    def groups_of_heads(self) -> frozenset[tuple[str, tuple[int, ...]]]:
+        """Pairs of the name of a layer and units of it that agree, of all heads."""
+        return frozenset(group for heads in self.heads.values() for each in heads for group in each.groups)
 
 
 def messages(findings: Sequence[Finding], report: ModelDiagnosis) -> list[str]:
     """The findings in words: one message for all that can be told in one, in the order of the layers.
 
     Findings that follow from others among them are told together with these. Layers of which the same is to be said
-    share a message if there are more than three of them. After ten messages a last one counts the findings that are
-    left.
+    share a message if there are more than three of them. Units that make up whole heads of attention are told by head.
+    After ten messages a last one counts the findings that are left.
     """
     roots, followers = _roots_and_followers(findings)
+    stories, roots = _stories_of_heads(roots, report)
     alikes: dict[object, list[list[Finding]]] = {}
     for alike in alike_findings(roots, report):
         # Each set of modules that are copies gets a message of its own.
@@ -106,16 +120,62 @@ def messages(findings: Sequence[Finding], report: ModelDiagnosis) -> list[str]:
         told += [layers] if len(layers) > _MAX_ALIKE else [[alike] for alike in layers]
     order = {name: i for i, name in enumerate(report.layers)}
     told.sort(key=lambda layers: order.get(layers[0][0].layer, len(order)))
-    stories = []
     for layers in told:
         # A layer may have several stories; the consequences are told with the first.
         names = [alike[0].layer for alike in layers if _has_no_gradient(alike[0])]
         stories.append(_Story(layers, [each for name in names for each in followers.pop(name, [])]))
+    stories.sort(key=lambda story: order.get(story.layers[0][0].layer, len(order)))
     texts = [_message(story, report) for story in stories[:_MAX_MESSAGES]]
     if len(stories) > _MAX_MESSAGES:
         rest = sum(len(story.layers) for story in stories[_MAX_MESSAGES:])
         texts.append(f"and {rest} more finding{'s' if rest > 1 else ''}: `findings` lists all of them.")
     return texts
+
+
+def _stories_of_heads(findings: Sequence[Finding], report: ModelDiagnosis) -> tuple[list[_Story], list[Finding]]:
+    """Return what is to be said of whole heads that are copies, and the findings that are not about such heads.
+
+    Heads are copies if the weights of all their queries, keys and values are equal, some of these train as one, and no
+    gradients were seen to differ. They are told if any of that is news.
+    """
+    alikes: dict[object, list[_Story]] = {}
+    told: set[tuple[str, tuple[str, tuple[int, ...]]]] = set()
+    for code in _CODES_OF_COPIES if report.heads else ():
+        news = {_place(finding) for finding in findings if finding.code == code}
+        locked = [finding for finding in report.findings if finding.code == code] if news else []
+        units = {name: _copied_units(report, name, code) for name in report.heads} if news else {}
+        for module, several in groupby(copied_heads(report.heads, units), key=lambda each: each.module):
+            story = _Story([], [], {module: [each for each in several if not news.isdisjoint(each.groups)]})
+            every = [finding for finding in locked if _place(finding) in story.groups_of_heads]
+            if every:
+                told |= {(code, place) for place in story.groups_of_heads}
+                story.layers.extend([each for each in every if each.layer == name] for name in _layers(every))
+                heads = tuple((each.heads, each.roles) for each in story.heads[module])
+                kind = (code, heads, min(each.first_step for each in every), len(every) == len(story.groups_of_heads))
+                alikes.setdefault(kind, []).append(story)
+    stories: list[_Story] = []
+    for alike in alikes.values():
+        if len(alike) > _MAX_ALIKE:
+            layers = [each for story in alike for each in story.layers]
+            alike = [_Story(layers, [], {name: heads for story in alike for name, heads in story.heads.items()})]
+        stories += alike
+    return stories, [finding for finding in findings if (finding.code, _place(finding)) not in told]
+
+
+def _copied_units(report: ModelDiagnosis, layer: str, code: Code) -> list[tuple[int, ...]]:
+    """Return the units of a layer that are copies, of a code or of gradients that say nothing so far."""
+    if layer not in report.layers:
+        return []
+    return [
+        group.units
+        for group in report.layers[layer].groups
+        if not group.mirrored
+        and (group.code == code or (group.verdict is Verdict.DUPLICATE and group.cause is Cause.COPIED))
+    ]
+
+
+def _place(finding: Finding) -> tuple[str, tuple[int, ...]]:
+    return finding.layer, finding.units
 
 
 def _roots_and_followers(findings: Sequence[Finding]) -> tuple[list[Finding], dict[str, list[Finding]]]:
@@ -190,6 +250,8 @@ def _why_idle(group: UnitGroup) -> str:
 def _message(story: _Story, report: ModelDiagnosis) -> str:
     """What is to be said of some layers, of each of which the same is to be said."""
     first, every = story.layers[0][0], story.findings
+    if story.heads:
+        return _heads_message(story, report)
     reason = _why(every, story.followers, report)
     if len(story.layers) > 1:
         names = [alike[0].layer for alike in story.layers]
@@ -204,6 +266,56 @@ def _message(story: _Story, report: ModelDiagnosis) -> str:
     if first.modules:
         who = f"{units}: these {'parameters' if _are_parameters(first, report) else 'modules'}"
     return f"{who} {what(every)} {reason}"
+
+
+def _heads_message(story: _Story, report: ModelDiagnosis) -> str:
+    """What is to be said of heads of attention that are copies."""
+    every, groups = story.findings, story.groups_of_heads
+    modules, heads = list(story.heads), next(iter(story.heads.values()))
+    names = [name for name in report.layers if name in {layer for layer, _ in groups}]
+    who, where = f"{modules[0]}:", ", ".join(names)
+    if len(modules) > 1:
+        who = f"{modules[0]}, {modules[1]}, ..., {modules[-1]} ({len(modules)} attention modules): in each,"
+        where = f"{_names(names)}; {len(names)} layers"
+    have_keys = any(len(each.roles) > 1 for each in heads)
+    share = "" if have_keys else ", and they share keys and values"
+    roles = f"{'queries, keys and values' if have_keys else 'queries'} ({where})"
+    effect = every[0].verdict.traits.effect
+    since = f"{every[0].verdict} since step {min(finding.first_step for finding in every)}"
+    if len(every) == len(groups):
+        seen = f"Their {roles} {effect.format(since=since, as_units=_counted(len(heads), 'head'))}"
+    else:
+        number = _counted(len(groups), "group")
+        seen = (
+            f"Of the {number} of equal units in their {roles} {len(every)} "
+            f"{effect.format(since=since, as_units=_counted(len(every), 'unit'))} "
+            "The gradients of the others say nothing so far."
+        )
+    reason = _why(every, [], report, keep="one of them" if len(heads) == 1 else "one of each")
+    return f"{who} {_copied_heads_text([each.heads for each in heads])}{share}. {seen} {reason}"
+
+
+def _counted(number: int, name: str) -> str:
+    return f"{number} {name}{'s' if number > 1 else ''}"
+
+
+def _copied_heads_text(groups: Sequence[tuple[int, ...]]) -> str:
+    """Say which heads are copies of which.
+
+    >>> _copied_heads_text([(1, 3)])
+    'head 3 is a copy of head 1'
+    >>> _copied_heads_text([(0, 2, 4), (1, 3, 5), (6, 8)])
+    'heads 2-3 and 4-5 are copies of heads 0-1, one by one, head 8 is a copy of head 6'
+    """
+    runs = runs_of(groups)
+    texts = []
+    for first, length in runs[:_MAX_RUNS]:
+        one, *others = run_names(first, length)
+        are = "is a copy" if length == len(others) == 1 else "are copies"
+        subject = "head" if length == len(others) == 1 else "heads"
+        of = f"heads {one}, one by one" if length > 1 else f"head {one}"
+        texts.append(f"{subject} {listed(others)} {are} of {of}")
+    return ", ".join([*texts, *["..."] * (len(runs) > _MAX_RUNS)])
 
 
 def _whose_slices(finding: Finding, report: ModelDiagnosis) -> str:
@@ -255,7 +367,19 @@ def describe_units(alike: Sequence[Finding], report: ModelDiagnosis) -> str:
     if alike[0].modules:
         return CopyGroup(alike[0].modules, alike[0].verdict).describe()
     layer = report.layers.get(alike[0].layer)
-    return describe_groups([finding.units for finding in alike], layer.num_units if layer else None)
+    units = [finding.units for finding in alike]
+    return describe_groups(units, layer.num_units if layer else None, _which_heads(alike, report))
+
+
+def _which_heads(alike: Sequence[Finding], report: ModelDiagnosis) -> str:
+    """Say which heads match, if the units of alike findings in one layer are whole heads of one kind; else nothing."""
+    several = report.heads.get(alike[0].layer, ())
+    if len(several) != 1 or len(alike) == 1:
+        return ""
+    whole = several[0].whole(finding.units for finding in alike)
+    if not whole or sum(map(len, whole.values())) < len(alike):
+        return ""
+    return matches_text(list(whole), "head", "unit by unit")
 
 
 def what(alike: Sequence[Finding]) -> str:
@@ -284,9 +408,8 @@ def _effect(finding: Finding, num_groups: int) -> str:
         )
     if finding.mirrored:
         are = f"are equal up to sign in weights and gradients ({since})"
-        return f"{are}: they train as {num_groups} unit{'s' if num_groups > 1 else ''}."
-    as_units = f"{num_groups} unit{'s' if num_groups > 1 else ''}"
-    return finding.verdict.traits.effect.format(since=since, as_units=as_units)
+        return f"{are}: they train as {_counted(num_groups, 'unit')}."
+    return finding.verdict.traits.effect.format(since=since, as_units=_counted(num_groups, "unit"))
 
 
 def why(alike: Sequence[Finding], report: ModelDiagnosis) -> str:
@@ -294,7 +417,12 @@ def why(alike: Sequence[Finding], report: ModelDiagnosis) -> str:
     return _why(alike, [], report)
 
 
-def _why(alike: Sequence[Finding], followers: Sequence[Finding], report: ModelDiagnosis) -> str:
+def _why(
+    alike: Sequence[Finding],
+    followers: Sequence[Finding],
+    report: ModelDiagnosis,
+    keep: str = "one of each if they are hidden units",
+) -> str:
     first = alike[0]
     if first.modules:
         sentences = _why_copies(first, report)
@@ -303,7 +431,7 @@ def _why(alike: Sequence[Finding], followers: Sequence[Finding], report: ModelDi
     elif _has_no_gradient(first) and not gradients_cancel(first):
         sentences = _why_no_gradient(alike, followers, report)
     else:
-        sentences = _why_as_one(alike, report)
+        sentences = _why_as_one(alike, report, keep)
     return " ".join(filter(None, [*sentences, _whose_slices(first, report), f"[{first.code}]"]))
 
 
@@ -335,8 +463,8 @@ def _kept(alike: Sequence[Finding]) -> str:
     return f"{finding.kept_by} reads them alike: its weights for them are equal{sign}."
 
 
-def _why_as_one(alike: Sequence[Finding], report: ModelDiagnosis) -> list[str]:
-    """Why units train as one, and the way out."""
+def _why_as_one(alike: Sequence[Finding], report: ModelDiagnosis, keep: str) -> list[str]:
+    """Why units train as one, and the way out; of copies that it is enough to keep some."""
     first = alike[0]
     if gradients_cancel(first):
         cause = (
@@ -359,7 +487,7 @@ def _why_as_one(alike: Sequence[Finding], report: ModelDiagnosis) -> list[str]:
         kind = "zero" if first.cause is Cause.ZERO else "constant"
         return [f"Every weight is {_number(first)}: {kind} initialisation.", _kept(alike), _draw_anew(alike, report)]
     copied = "Their rows are copies of one another: tiled, copied or padded weights."
-    return [copied, _kept(alike), _add_noise(alike, report)]
+    return [copied, _kept(alike), _add_noise(alike, report, keep)]
 
 
 def _are_parameters(finding: Finding, report: ModelDiagnosis) -> bool:
@@ -536,11 +664,11 @@ def _reset_line(names: Sequence[str], report: ModelDiagnosis) -> str:
     return line_for("{}.reset_parameters()", [access.module for access in accesses], each="module")
 
 
-def _add_noise(alike: Sequence[Finding], report: ModelDiagnosis) -> str:
+def _add_noise(alike: Sequence[Finding], report: ModelDiagnosis, keep: str) -> str:
     """How to part copies."""
     line = _line_of_noise(alike, report)
     noise = f"Add noise to the copies, e.g. `{line}`," if line else "Add noise to the copies,"
-    return f"{noise} or keep only one of each if they are hidden units."
+    return f"{noise} or keep only {keep}."
 
 
 def _line_of_noise(alike: Sequence[Finding], report: ModelDiagnosis) -> str:

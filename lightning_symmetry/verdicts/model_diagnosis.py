@@ -5,13 +5,14 @@ Nothing here imports torch.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
 from lightning_symmetry.verdicts.access import Access
 from lightning_symmetry.verdicts.diagnoses import Cause, CopyGroup, Finding, LayerDiagnosis, Origin
+from lightning_symmetry.verdicts.heads import Heads
 
 Status = Literal["healthy", "symmetric", "inconclusive"]
 """What a report comes to: nothing to warn of, something to warn of, or not enough seen to tell."""
@@ -30,6 +31,7 @@ class ModelDiagnosis:
     untrained: dict[str, str] = field(default_factory=dict)
     idle_inputs: dict[str, int] = field(default_factory=dict)
     access: dict[str, Access] = field(default_factory=dict, repr=False, compare=False)
+    heads: dict[str, Sequence[Heads]] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def status(self) -> Status:

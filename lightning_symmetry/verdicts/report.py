@@ -38,6 +38,8 @@ class SymmetryReport(ModelDiagnosis):
         idle_inputs: by layer, how many weights of each unit have had a gradient in no unit at the first checks, as
             those of inputs that are always zero.
         access: by name of a layer or module that a finding speaks of, how code reaches it.
+        heads: by name of a layer of an attention module, which of its units make up each head; empty if there is
+            nothing to warn of.
         draw_heatmaps: draws heatmaps of layers with groups, for notebooks: PNG files by layer name, from the weights
             that the model has when it is called. None if there is no model at hand: a report that was copied or has
             come from another process has no such function.

@@ -1,0 +1,101 @@
+"""Heads of attention that are copies of one another, put together from groups of units.
+
+Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+Units = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Heads:
+    """Which units of a layer make up the heads of an attention module.
+
+    Attributes:
+        module: name of the attention module.
+        role: ``"query"``, ``"key"`` or ``"value"``.
+        starts: the first unit of each head.
+        size: number of units per head.
+    """
+
+    module: str
+    role: str
+    starts: tuple[int, ...]
+    size: int
+
+    def whole(self, groups: Iterable[Units]) -> dict[tuple[int, ...], list[Units]]:
+        """Return the heads that agree unit by unit: by their numbers, the groups of their units.
+
+        Args:
+            groups: units that agree with one another.
+
+        Example:
+            >>> heads = Heads("attn", "key", (0, 2, 4), 2)
+            >>> heads.whole([(0, 4), (1, 5), (2, 3)])
+            {(0, 2): [(0, 4), (1, 5)]}
+        """
+        places = {start + i: (head, i) for head, start in enumerate(self.starts) for i in range(self.size)}
+        alike: dict[tuple[int, ...], list[Units]] = {}
+        for units in groups:
+            if all(unit in places for unit in units):
+                heads, offsets = zip(*(places[unit] for unit in units), strict=True)
+                if len(set(offsets)) == 1:
+                    alike.setdefault(heads, []).append(units)
+        return {heads: several for heads, several in alike.items() if len(several) == self.size}
+
+
+@dataclass(frozen=True)
+class CopiedHeads:
+    """Heads of an attention module that agree in queries, keys and values.
+
+    Attributes:
+        module: name of the module.
+        heads: their numbers.
+        groups: pairs of the name of a layer and units of it that agree.
+        roles: what these units are, without what the heads share.
+    """
+
+    module: str
+    heads: tuple[int, ...]
+    groups: frozenset[tuple[str, Units]]
+    roles: tuple[str, ...]
+
+
+def copied_heads(heads: Mapping[str, Sequence[Heads]], groups: Mapping[str, Sequence[Units]]) -> list[CopiedHeads]:
+    """Find the heads that agree in all that they have.
+
+    Args:
+        heads: by layer, the heads that its units belong to.
+        groups: by layer, units that agree with one another.
+
+    Example:
+        >>> heads = {role: [Heads("attn", role, (0, 2), 2)] for role in ("query", "key", "value")}
+        >>> [found.heads for found in copied_heads(heads, dict.fromkeys(heads, [(0, 2), (1, 3)]))]
+        [(0, 1)]
+    """
+    modules: dict[str, dict[str, tuple[str, Heads]]] = {}
+    for layer, parts in heads.items():
+        for part in parts:
+            modules.setdefault(part.module, {})[part.role] = layer, part
+    return [found for name, parts in modules.items() for found in _copied_in(name, parts, groups)]
+
+
+def _copied_in(
+    name: str, parts: Mapping[str, tuple[str, Heads]], groups: Mapping[str, Sequence[Units]]
+) -> Iterator[CopiedHeads]:
+    whole = {role: part.whole(groups.get(layer, ())) for role, (layer, part) in parts.items()}
+    num_heads, num_key_heads = (len(parts[role][1].starts) for role in ("query", "key"))
+    for heads, units in whole["query"].items():
+        # Of grouped queries several heads read the same keys and values.
+        read = tuple(sorted({head * num_key_heads // num_heads for head in heads}))
+        by_role = {"query": units}
+        if len(read) > 1:
+            by_role |= {role: whole[role].get(read, []) for role in ("key", "value")}
+        if not all(by_role.values()):
+            continue
+        places = frozenset((parts[role][0], each) for role, several in by_role.items() for each in several)
+        yield CopiedHeads(name, heads, places, tuple(by_role))
