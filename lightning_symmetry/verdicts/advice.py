@@ -376,7 +376,7 @@ def _which_heads(alike: Sequence[Finding], report: ModelDiagnosis) -> str:
     several = report.heads.get(alike[0].layer, ())
     if len(several) != 1 or len(alike) == 1:
         return ""
-    whole = several[0].whole(finding.units for finding in alike)
+    whole = several[0].whole([finding.units for finding in alike])
     if not whole or sum(map(len, whole.values())) < len(alike):
         return ""
     return matches_text(list(whole), "head", "unit by unit")

@@ -5,7 +5,7 @@ Nothing here imports torch.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 Units = tuple[int, ...]
@@ -27,7 +27,7 @@ class Heads:
     starts: tuple[int, ...]
     size: int
 
-    def whole(self, groups: Iterable[Units]) -> dict[tuple[int, ...], list[Units]]:
+    def whole(self, groups: Sequence[Units]) -> dict[tuple[int, ...], list[Units]]:
         """Return the heads that agree unit by unit: by their numbers, the groups of their units.
 
         Args:
@@ -38,6 +38,8 @@ class Heads:
             >>> heads.whole([(0, 4), (1, 5), (2, 3)])
             {(0, 2): [(0, 4), (1, 5)]}
         """
+        if not groups:  # as in most layers of a large model
+            return {}
         places = {start + i: (head, i) for head, start in enumerate(self.starts) for i in range(self.size)}
         alike: dict[tuple[int, ...], list[Units]] = {}
         for units in groups:
