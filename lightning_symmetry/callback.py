@@ -131,6 +131,8 @@ class SymmetryMonitor(Watcher, Callback, OtherCallback):
         self._training = weakref.ref(trainer), weakref.ref(pl_module)
         self._is_resumed = False
         self._outputs = {}
+        wrapped = trainer.model
+        self._engine.meet(pl_module if wrapped is None else wrapped)
         self._engine.start(trainer.optimizers, num_ranks=trainer.world_size, is_speaking=trainer.is_global_zero)
         if trainer.is_global_zero:
             self._outputs_for(trainer)  # which loads what draws and writes; the first step would take longer else

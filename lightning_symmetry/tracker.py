@@ -9,7 +9,6 @@ from typing import Any, Self
 
 import torch.distributed as dist
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from lightning_symmetry.arguments import check_module
@@ -18,11 +17,11 @@ from lightning_symmetry.engine.engine import SymmetryEngine
 from lightning_symmetry.engine.saying import warn
 from lightning_symmetry.engine.steps import unwrap, updated_by, watch_steps
 from lightning_symmetry.engine.watcher import Watcher
-from lightning_symmetry.modules import modules_of, parameters_of
+from lightning_symmetry.modules import parameters_of
 from lightning_symmetry.outputs.console import ConsoleSummary
 from lightning_symmetry.outputs.loggers import outputs_of
 from lightning_symmetry.outputs.output import Output
-from lightning_symmetry.ranks.reading import has_group
+from lightning_symmetry.ranks.reading import has_group, is_replicated
 
 _EVERY_N_STEPS = 50
 
@@ -84,7 +83,7 @@ class SymmetryTracker(Watcher):
         optimizers = _optimizers_of(model, optimizer)
         self._outputs = self._outputs_of(output) if _rank() == 0 else []
         self._engine = SymmetryEngine(self.options, who="SymmetryTracker", tell=logger.info)
-        self._engine.meet()
+        self._engine.meet(model)
         self._is_closed = False
         self._should_stop = False
         self._has_started = False
@@ -176,8 +175,7 @@ class SymmetryTracker(Watcher):
         """Begin the watch, unless it has begun; before the first step, or at the end if there was none."""
         if not self._has_started:
             # What wraps the model later than the tracker took it is known only now.
-            is_parallel = any(issubclass(kind, DistributedDataParallel) for kind in map(type, modules_of(model)))
-            num_ranks = dist.get_world_size() if is_parallel and has_group() else 1
+            num_ranks = dist.get_world_size() if is_replicated(model) and has_group() else 1
             self._engine.start(self._optimizers, num_ranks=num_ranks, is_speaking=_rank() == 0)
             self._has_started = True
 

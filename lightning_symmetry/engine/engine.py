@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from lightning_symmetry.engine.delivery import Delivery
@@ -20,17 +21,18 @@ from lightning_symmetry.engine.schedule import Schedule
 from lightning_symmetry.engine.steps import updated_by
 from lightning_symmetry.outputs.output import Output
 from lightning_symmetry.ranks.board import Board
-from lightning_symmetry.ranks.reading import has_group, team_of
+from lightning_symmetry.ranks.reading import has_group, is_replicated, team_of
 from lightning_symmetry.ranks.team import Team, TeamError, attempt, describe
 from lightning_symmetry.repair.breaking import Change, break_symmetry
 from lightning_symmetry.repair.writing import CannotChangeError
 from lightning_symmetry.tracing.trace import GradientTrace
 from lightning_symmetry.units.comparable import Comparable
 from lightning_symmetry.units.discovery import Found
+from lightning_symmetry.units.imprint import Imprint
 from lightning_symmetry.units.lookup import FindLayers, rows_by_name
 from lightning_symmetry.units.patterns import unmatched_text
 from lightning_symmetry.units.updates import Updates
-from lightning_symmetry.verdicts.advice import copies_text, idle_texts, messages
+from lightning_symmetry.verdicts.advice import copies_text, equal_ranks_text, idle_texts, messages
 from lightning_symmetry.verdicts.diagnoses import Finding
 from lightning_symmetry.verdicts.doubts import Untrained, untrained_text
 from lightning_symmetry.verdicts.report import SymmetryReport
@@ -40,6 +42,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _AGREEMENT = "agreement with the other ranks"
+_COMPARISON = "comparison with the other ranks"
 _TRACE = "trace of gradients"
 # A trace whose optimizer has not stepped after so many steps of others is given up.
 _MAX_STEPS_OF_A_TRACE = 20
@@ -90,6 +93,7 @@ class SymmetryEngine:
         self._is_speaking = True
         self._is_running = False
         self._board: Board | None = None  # where ranks leave notes for one another, if there are several
+        self._imprint: Imprint | None = None  # until the first check, if other ranks may turn out to train as this one
         self._shares_decisions = False  # whether ranks that have a model each agree what to do about it
         self._optimizers: list[weakref.ref[Any]] = []  # in the order of their places
         self._updated: dict[int, set[int]] = {}  # by identity of an optimizer, of the parameters that it updates
@@ -106,6 +110,7 @@ class SymmetryEngine:
         self._known_idle: set[tuple[str, str]] = set()  # the layers of which it was said that units are idle, and why
         self._team: Team | None = None
         self._is_settled = False  # whether it is known who holds the model
+        self._is_compared = False  # whether this training was compared with those of the other ranks
         for trace in getattr(self, "_traces", {}).values():
             trace.abandon()
         self._traces: dict[int, GradientTrace] = {}  # by place of an optimizer, until its next step
@@ -121,6 +126,7 @@ class SymmetryEngine:
             "_updated": {},
             "_team": None,
             "_board": None,
+            "_imprint": None,
             "_is_settled": False,
             "_is_running": False,
             "_traces": {},
@@ -172,10 +178,17 @@ class SymmetryEngine:
 
     # ---------------------------------------------------------------- what a training calls
 
-    def meet(self) -> None:
-        """Get ready to hear of other ranks; to be called before the first backward pass if :meth:`start` is later."""
-        if has_group() and self._board is None:
-            self._board = self._guard.run(_AGREEMENT, Board)
+    def meet(self, model: nn.Module) -> None:
+        """Get ready to hear of other ranks; to be called before the first backward pass.
+
+        Args:
+            model: the model, as it is called: with what wraps it, if anything does.
+        """
+        if not has_group() or self._board is not None:
+            return
+        self._board = self._guard.run(_AGREEMENT, Board)
+        if not self._is_compared and self.options.on_symmetry != "ignore":
+            self._imprint = self._guard.run(_COMPARISON, _imprint_of, model)
 
     def start(self, optimizers: Sequence[Any], *, num_ranks: int = 1, is_speaking: bool = True) -> None:
         """Begin a training, or go on with one.
@@ -189,7 +202,6 @@ class SymmetryEngine:
         self._is_settled = False
         self._is_speaking = is_speaking
         self.place(optimizers)
-        self.meet()
         self._shares_decisions = num_ranks > 1 and self.options.on_symmetry in ("stop", "raise", "break")
 
     def place(self, optimizers: Sequence[Any]) -> None:
@@ -221,6 +233,7 @@ class SymmetryEngine:
         if not self._is_settled:
             self._is_settled = True
             self._guard.run("check", self._settle, model)
+            self._guard.run(_COMPARISON, self._compare, step)
         # A training that is resumed has no report yet, but whoever watches its numbers expects them.
         is_first = self.report is None and not self._guard.is_off("check")
         is_due = self._schedule.is_due(place, every_n_steps) or is_first
@@ -317,6 +330,7 @@ class SymmetryEngine:
                 self._delivery.close(outputs, self.report)
         self._optimizers, self._updated = [], {}
         self._team = self._board = None
+        self._drop_imprint()
         self._drop_traces()
         self._examiner.release()
 
@@ -416,6 +430,24 @@ class SymmetryEngine:
         # A rank that could not load the state, or loaded another one, would look at other steps than the rest.
         self._team.run(self.state_dict, self._follow_state, lambda name: None)
         self._agreed = self.report, self._examiner.state_dict()
+
+    def _compare(self, step: int) -> None:
+        """See whether another rank has the same weights and gradients; warn on this one, since no other may know."""
+        imprint = self._drop_imprint()
+        if imprint is None or self._board is None or self._team is not None:
+            return
+        self._is_compared = True
+        digest = imprint.digest()
+        other = None if digest is None else self._board.other_with(digest)
+        if other is not None:
+            warn(f"{self._who}: {equal_ranks_text((other, dist.get_rank()), step)}", SymmetryWarning)
+
+    def _drop_imprint(self) -> Imprint | None:
+        """Note no more gradients; returns what has noted them."""
+        imprint, self._imprint = self._imprint, None
+        if imprint is not None:
+            imprint.end()
+        return imprint
 
     def _decided_by_all(self, conclusion: Conclusion | None, board: Board) -> Conclusion | None:
         """Return a conclusion whose news, which lead to actions, are those of the first rank."""
@@ -536,3 +568,9 @@ class SymmetryEngine:
 
     def _leave_out(self, layer: Comparable, reason: str) -> None:
         self._warn(f"{self._who} leaves out {layer.name}: {reason}. Training goes on.")
+
+
+def _imprint_of(model: nn.Module) -> Imprint | None:
+    """Return what compares a model with those of other ranks; None where ranks hold parts or copies by design."""
+    is_known = is_replicated(model) or team_of(model) is not None
+    return None if is_known or dist.get_world_size() == 1 else Imprint(model)

@@ -30,6 +30,8 @@ class Board:
 
     def __init__(self) -> None:
         self._store = PrefixStore("lightning_symmetry", _get_default_store())
+        # A rank's trainings are numbered by itself, since nobody is to be waited for to compare hashes.
+        self._training = self._store.add(f"trainings of {dist.get_rank()}", 1)
         self._is_first = dist.get_rank() == 0
         self._num_before = self._num_opened()
         self._number = 0  # of the board, once it is known
@@ -49,6 +51,21 @@ class Board:
         # Whoever sets this first decides for all.
         answer = self._store.compare_set(self._key("all"), "", "yes" if is_full else "no")
         return bytes(answer) == b"yes"
+
+    def other_with(self, digest: str) -> int | None:
+        """Leave a hash, and return another rank that has left the same one in its training of the same number.
+
+        Nobody waits: of two ranks with the same hash the one that comes later is told of the other. Only the first
+        rank that is told of one in a training gets an answer.
+
+        Args:
+            digest: the hash.
+        """
+        own, notes = str(dist.get_rank()), f"digests of training {self._training}"
+        earliest = self._store.compare_set(f"{notes}/{digest}", "", own).decode()
+        if earliest == own or self._store.compare_set(f"{notes}/told", "", own).decode() != own:
+            return None
+        return int(earliest)
 
     def next_of_first(self, note: bytes) -> bytes | None:
         """Leave the next note on the first rank, and read it on the others.

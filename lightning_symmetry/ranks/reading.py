@@ -8,13 +8,14 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from lightning_symmetry.matrices.grouping import find_groups
 from lightning_symmetry.matrices.projections import NUM_PROJECTIONS
 from lightning_symmetry.matrices.question import TOLERANCES, Question
 from lightning_symmetry.matrices.rows import Rows
 from lightning_symmetry.matrices.sketching import sketch_all
-from lightning_symmetry.modules import parameters_of
+from lightning_symmetry.modules import modules_of, parameters_of
 from lightning_symmetry.ranks import queries
 from lightning_symmetry.ranks.fsdp1 import flattened_modules
 from lightning_symmetry.ranks.pieces import is_sharded
@@ -43,6 +44,11 @@ def team_of(model: nn.Module) -> Team | None:
     """The ranks that hold a model; None if it is all here."""
     is_spread = bool(flattened_modules(model)) or any(map(is_sharded, parameters_of(model)))
     return Team(device_to_send_from(model)) if is_spread and has_group() else None
+
+
+def is_replicated(model: nn.Module) -> bool:
+    """Whether a model is, or holds, what :class:`DistributedDataParallel` keeps equal on all ranks."""
+    return any(issubclass(kind, DistributedDataParallel) for kind in map(type, modules_of(model)))
 
 
 def read(team: Team, matrices: Mapping[Name, Rows | None]) -> dict[Name, str]:

@@ -72,7 +72,7 @@ class Progress:
         """Note whether the numbers have changed since the check before."""
         gradient = self.parameter.grad
         is_here = not is_sharded(self.parameter)
-        flat = _real(self.parameter.detach() if is_here else _local(self.parameter.detach()))
+        flat = real_numbers(self.parameter.detach() if is_here else _local(self.parameter.detach()))
         if not len(flat):
             self.has_moved = True
         if self._places is not None and self._before is not None:
@@ -88,14 +88,14 @@ class Progress:
         self._before = flat[self._places].clone()
 
 
-def _real(tensor: Tensor) -> Tensor:
+def real_numbers(tensor: Tensor) -> Tensor:
     """Return the numbers one after the other, of complex ones both parts, ``(n,)``."""
     return (torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor).flatten()
 
 
 def _numbers_of(gradient: Tensor) -> Tensor:
     """Return the numbers of a gradient, ``(n,)``; of a sparse one those that it holds."""
-    return _real(gradient if gradient.layout == torch.strided else gradient.coalesce().values())
+    return real_numbers(gradient if gradient.layout == torch.strided else gradient.coalesce().values())
 
 
 def _places_of_extremes(gradient: Tensor) -> Tensor:

@@ -351,6 +351,18 @@ def copies_text(group: CopyGroup) -> str:
     )
 
 
+def equal_ranks_text(ranks: tuple[int, int], step: int) -> str:
+    """What to know of two ranks that have the same weights and compute the same gradients."""
+    first, second = sorted(ranks)
+    return (
+        f"ranks {first} and {second} hold the same weights, and the gradients of step {step} that each computed itself "
+        "are equal: with equal optimizers they train as one. If each holds a part of the model, both drew the same "
+        "numbers: seed them apart while the parts are made, torch.manual_seed(seed + torch.distributed.get_rank()). If "
+        "each holds the whole model, both were given the same data: give each its own, "
+        "DataLoader(dataset, sampler=DistributedSampler(dataset))."
+    )
+
+
 def alike_findings(findings: Sequence[Finding], report: ModelDiagnosis) -> list[list[Finding]]:
     """Findings put together if they differ in their units only, in the order of the layers."""
 
