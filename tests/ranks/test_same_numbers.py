@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import copy
 import pickle
+import re
 import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -154,7 +156,7 @@ def train(
             nn.functional.mse_loss(outputs, targets[: len(outputs)]).backward()
             exchange(model)
             optimizer.step()
-    texts = [text for warning in caught if "anks 0 and 1" in (text := str(warning.message))]
+    texts = [text for warning in caught if re.search(r"ranks \d and \d", text := str(warning.message))]
     return texts, [parameter.detach().clone() for parameter in model.parameters()]
 
 
@@ -268,6 +270,16 @@ def test_the_training_is_the_same_with_and_without(ranks: RankPool) -> None:
         assert all(map(torch.equal, with_it, without))
 
 
+def on_all_but_the_first() -> tuple[list[str], list[Tensor]]:
+    return train(mlp(), is_watched=dist.get_rank() > 0)
+
+
+def test_several_ranks_say_it_once_whichever_they_are(tmp_path: Path) -> None:
+    with RankPool(4, tmp_path) as four:
+        [text] = said_by_all(four.call(on_all_but_the_first))
+        assert re.search(r"ranks (1 and 2|1 and 3|2 and 3) hold", text)
+
+
 def raising() -> tuple[list[str], list[Tensor]]:
     return parallel("tensors", (7, 7), on_symmetry="raise")
 
@@ -347,7 +359,7 @@ def fit_twice(strategy: str, seeds: tuple[int, int]) -> list[list[str]]:
             warnings.simplefilter("always")
             trainer.fit(task, DataLoader(inputs, batch_size=16))
         assert trainer.global_step == max_steps
-        said.append([text for warning in caught if "anks 0 and 1" in (text := str(warning.message))])
+        said.append([text for warning in caught if re.search(r"ranks \d and \d", text := str(warning.message))])
     assert pickle.loads(pickle.dumps(monitor)).report is not None
     return said
 
