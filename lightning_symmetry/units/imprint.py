@@ -84,7 +84,8 @@ class Imprint:
             return
         with exact_arithmetic(gradient.device):
             norm, before = _norm(gradient.detach()), self._norms[place]
-            self._norms[place] = norm if before is None else before + norm
+            # A pass that overflowed, as the first ones with a gradient scaler may, counts for nothing.
+            self._norms[place] = norm if before is None else norm + before.nan_to_num(0.0, 0.0)
 
 
 def _reading(tensor: Tensor, gradient: Tensor | None) -> Tensor:
