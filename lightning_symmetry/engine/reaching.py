@@ -53,9 +53,9 @@ def access_to(model: nn.Module, layers: Iterable[Layer]) -> dict[str, Access]:
 
 def _attribute(module: nn.Module, expression: str, name: str) -> str:
     """Return an expression for a parameter of a module; empty if there is none."""
-    if isinstance(module, nn.ParameterDict):
+    if issubclass(type(module), nn.ParameterDict):
         return f"{expression}[{name!r}]"
-    if isinstance(module, nn.ParameterList):
+    if issubclass(type(module), nn.ParameterList):
         return f"{expression}[{int(name)}]" if name.isdecimal() else ""
     return f"{expression}.{name}" if name.isidentifier() and module_expression(name) else ""
 

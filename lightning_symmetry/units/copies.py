@@ -67,7 +67,7 @@ class Copies:
     @property
     def are_parameters(self) -> bool:
         """Whether these are single parameters."""
-        return isinstance(self.modules[0], Tensor)
+        return issubclass(type(self.modules[0]), Tensor)
 
     @property
     def num_units(self) -> int:

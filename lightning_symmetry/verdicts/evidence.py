@@ -13,7 +13,7 @@ import numpy as np
 from lightning_symmetry.matrices.directions import MAX_ROWS, count_directions
 from lightning_symmetry.matrices.grouping import find_groups, is_chance_group, merge_overlapping
 from lightning_symmetry.matrices.mirrors import Mirrored, Parity, find_mirrors, spreads
-from lightning_symmetry.matrices.numerics import Indices, Mask, exact_arithmetic
+from lightning_symmetry.matrices.numerics import Floats, Indices, Mask, exact_arithmetic
 from lightning_symmetry.matrices.partition import stable_groups
 from lightning_symmetry.matrices.question import TOLERANCES, Question
 from lightning_symmetry.matrices.rows import Rows
@@ -391,7 +391,7 @@ def _look_at(
         tuple(sightings),
         _fingerprint(item),
         item.gradients is not None and bool(np.count_nonzero(item.gradients.sketch.norms)),
-        *judge.idle(weights.sketch.norms, exclude=grouped),
+        *judge.idle(_norms_of_all(layer, weights.sketch.norms), exclude=grouped),
         is_finite=bool(np.isfinite(weights.sketch.norms).all()),
     )
 
@@ -426,6 +426,14 @@ def _equal_in_all(layer: Comparable, groups: list[tuple[int, ...]], tolerance: f
         [sketch] = sketch_all([rows])
         groups = find_groups(Question(rows, sketch, tolerance, layer.blocks), among=groups) if groups else []
     return groups
+
+
+def _norms_of_all(layer: Comparable, norms: Floats) -> Floats:
+    """Norms that are zero only where both the weights and what they are computed from are, ``(num_units,)``."""
+    if not layer.is_computed or norms.all():
+        return norms
+    [sketch] = sketch_all([layer.computed_rows()])
+    return np.maximum(norms, sketch.norms)
 
 
 def _is_coincidence(group: Sequence[int], item: _Sketched, cause: tuple[Cause, float | None]) -> bool:

@@ -281,10 +281,26 @@ def test_units_of_an_embedding_are_its_columns(embedding_type: Callable[..., Any
     assert groups_of(nn.Sequential(embedding), "0") == [(1, 4)]
 
 
-def test_sparse_gradients_are_no_evidence() -> None:
+@pytest.mark.parametrize("bag", [False, True], ids=["Embedding", "EmbeddingBag"])
+@pytest.mark.parametrize("sparse", [False, True])
+def test_sparse_gradients_are_read_row_by_row(sparse: bool, bag: bool) -> None:
+    kind = nn.EmbeddingBag if bag else nn.Embedding
+    embedding = kind(20, 6, sparse=sparse)
+    nn.init.constant_(embedding.weight, 0.5)
+    factors = torch.tensor([1.0, 1.0, 2.0, 3.0, 1.0, 2.0])
+    # The token 7 comes twice, so that the gradient is not coalesced.
+    (embedding(torch.tensor([[1, 7], [7, 2]])) * factors).sum().backward()
+    # Six different numbers would differ. Of equal factors, the gradients are equal in all rows that the batch has.
+    assert verdicts_of(diagnose(nn.Sequential(embedding)), "0") == {tuple(range(6)): Verdict.BREAKING}
+    embedding.zero_grad()
+    embedding(torch.tensor([[1, 7], [7, 2]])).sum().backward()
+    assert verdicts_of(diagnose(nn.Sequential(embedding)), "0") == {tuple(range(6)): Verdict.LOCKED}
+
+
+def test_a_sparse_gradient_without_rows_says_nothing() -> None:
     embedding = nn.Embedding(20, 6, sparse=True)
     nn.init.constant_(embedding.weight, 0.5)
-    embedding(torch.tensor([1, 2])).sum().backward()
+    embedding(torch.zeros(0, dtype=torch.int64)).sum().backward()
     assert verdicts_of(diagnose(nn.Sequential(embedding)), "0") == {tuple(range(6)): Verdict.DUPLICATE}
 
 

@@ -38,11 +38,15 @@ def test_parametrized_layers_are_read_as_they_compute(
     assert all(torch.equal(state[name], value) for name, value in module.state_dict().items())
     assert torch.equal(rng, torch.get_rng_state())
     module.eval()
-    weights = layer.weights()
+    weights, trained = layer.computed_rows(), layer.weights()
     assert isinstance(weights, DenseRows)
-    piece = weights.pieces[0]
+    assert isinstance(trained, DenseRows)
+    piece, latent = weights.pieces[0], trained.pieces[0]
     assert isinstance(piece, Tensor)
+    assert isinstance(latent, Tensor)
     assert torch.equal(piece, module.weight)
+    assert latent.shape == piece.shape
+    assert any(torch.equal(latent, original) for original in module.parametrizations.weight.parameters())
     module(torch.randn(4, 8, *([5] if isinstance(module, nn.Conv1d) else []))).square().sum().backward()
     gradients = layer.gradients()
     assert gradients is not None
@@ -325,7 +329,7 @@ def test_what_has_a_state_of_its_own_is_computed(name: str) -> None:
     net = parametrized(STATEFUL[name]())
     found = find_layers(net)
     assert [layer.name for layer in found.layers] == ["0", "2"]
-    weights = found.layers[0].weights()
+    weights = found.layers[0].computed_rows()
     assert isinstance(weights, DenseRows)
     piece = weights.pieces[0]
     assert isinstance(piece, Tensor)
