@@ -6,17 +6,44 @@ parts out or lack arguments. What a module registers lies in its ``__dict__`` al
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any, cast
 
+import torch
 from torch import nn
 from torch.nn.utils.parametrize import ParametrizationList
 
 
 def held(module: nn.Module, kind: str) -> dict[str, Any]:
     """Return what a module registers: its ``"_parameters"``, ``"_buffers"`` or ``"_modules"``, by name."""
-    return dict(module.__dict__.get(kind, {}).items())  # modules of TorchScript have something less than a dict
+    holder = module.__dict__.get("_actual_script_module", module)  # what `torch.jit.trace` makes holds nothing itself
+    return dict(holder.__dict__.get(kind, {}).items())  # modules of TorchScript have something less than a dict
+
+
+def is_script(module: nn.Module) -> bool:
+    """Return whether TorchScript has compiled or traced a module; it takes no hooks then."""
+    return issubclass(type(module), torch.jit.ScriptModule)
+
+
+def class_of(module: nn.Module) -> type:
+    """Return the class of a module; of a module of TorchScript the class that it was compiled from, if it is known.
+
+    Example:
+        >>> class_of(nn.ReLU())
+        <class 'torch.nn.modules.activation.ReLU'>
+    """
+    if not is_script(module):
+        return type(module)
+    try:
+        steps = cast("Any", module)._c._type().qualified_name().split(".")
+    except Exception:  # of another version of PyTorch
+        return type(module)
+    # `__torch__.torch.nn.modules.linear.___torch_mangle_3.Linear`
+    *path, name = (step for step in steps if step != "__torch__" and not step.startswith("___torch_mangle_"))
+    found = getattr(sys.modules.get(".".join(path) or "__main__"), name, None)
+    return found if isinstance(found, type) and issubclass(found, nn.Module) else type(module)
 
 
 def walk(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

@@ -8,6 +8,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
+from lightning_symmetry.modules import is_script
 from lightning_symmetry.randomness import preserved_random_numbers
 from lightning_symmetry.units.layers import Incoming, Layer, complex_rows, real_rows
 from lightning_symmetry.units.parametrized import without_parametrizations
@@ -27,8 +28,10 @@ def fresh_copy(module: nn.Module, generator: Generator) -> nn.Module | None:
         generator: what the numbers are drawn from; the global generators stay as they are.
 
     Returns:
-        The module, with plain parameters; None if its class has no ``reset_parameters``.
+        The module, with plain parameters; None if its class has no ``reset_parameters``, or TorchScript has made it.
     """
+    if is_script(module):
+        return None
     with preserved_random_numbers(), torch.no_grad():
         blank = _blank(without_parametrizations(module)[0] if is_parametrized(module) else module)
         reset = getattr(blank, "reset_parameters", None) or getattr(blank, "_reset_parameters", None)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from lightning_symmetry.matrices.mirrors import Mirrored
 from lightning_symmetry.matrices.numerics import Indices
+from lightning_symmetry.modules import own_parameters
 from lightning_symmetry.ranks.pieces import is_sharded
 from lightning_symmetry.tracing.autograd import NO_PASS, is_capturing, outputs_of_running_pass, running_pass
 from lightning_symmetry.tracing.calls import ModuleCalls, storage_of
@@ -106,8 +107,7 @@ class GradientTrace:
         parameters = [
             (name, parameter)
             for name, module in readable_modules(model)
-            for parameter in module.__dict__.get("_parameters", {}).values()
-            if parameter is not None
+            for parameter in own_parameters(module).values()
         ]
         self._holders = {id(parameter): name for name, parameter in parameters}
         plain = [parameter for _, parameter in parameters if type(parameter.data) is Tensor]
@@ -242,8 +242,8 @@ class GradientTrace:
         several = [each.tell(i) for each in explanations]
         return min(several, key=lambda told: max(_rank(each.stopped.stop.kind) for each in told))
 
-    def _without_a_pass(self, name: str) -> GradientStop | None:
-        """Return why a module is no part of any backward pass; None if it was not called."""
+    def _without_a_pass(self, name: str) -> GradientStop:
+        """Return why a module is no part of any backward pass."""
         if self._has_missed_passes:
             return GradientStop(StopKind.UNKNOWN, detail="not all backward passes could be traced")
         if name in self._calls.recomputed:
@@ -252,7 +252,7 @@ class GradientTrace:
             return GradientStop(StopKind.DETACHED, name, "it is called, and the loss does not depend on it")
         if name in self._calls.unrecorded:
             return GradientStop(StopKind.DETACHED, name, "it is called, but autograd records nothing there")
-        return None
+        return GradientStop(StopKind.DETACHED, name, "it takes no part in the step that was traced")
 
 
 def _rank(kind: StopKind) -> int:

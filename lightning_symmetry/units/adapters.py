@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_symmetry.modules import class_of
 from lightning_symmetry.ranks.pieces import View
 from lightning_symmetry.units.registry import (
     NotUnderstoodError,
@@ -133,4 +134,5 @@ def _hidden_units(module: nn.RNNBase | nn.RNNCellBase, suffix: str, part: str) -
     *(nn.LayerNorm, nn.GroupNorm, nn.RMSNorm),
 )
 def _one_number_per_unit(module: nn.Module) -> Units:
-    raise NotUnderstoodError(f"{type(module).__name__} has one scale and shift per unit and no incoming row to compare")
+    kind = class_of(module).__name__
+    raise NotUnderstoodError(f"{kind} has one scale and shift per unit and no incoming row to compare")

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_symmetry.matrices.rows import Rows
-from lightning_symmetry.modules import modules_of, named_parameters_of, parameters_of
+from lightning_symmetry.modules import class_of, modules_of, named_parameters_of, parameters_of
 from lightning_symmetry.ranks.fsdp1 import flattened_modules
 from lightning_symmetry.ranks.pieces import Piece, is_sharded, part_of_rows
 from lightning_symmetry.ranks.reading import equal_rows, first_numbers
@@ -264,7 +264,7 @@ def _is_readable(module: nn.Module) -> bool:
 
 def _kind(module: nn.Module) -> object:
     """A value that is equal for modules that may be copies: their class, and names and shapes of their parameters."""
-    return (type(module), tuple((name, p.shape, p.dtype) for name, p in named_parameters_of(module)))
+    return (class_of(module), tuple((name, p.shape, p.dtype) for name, p in named_parameters_of(module)))
 
 
 def _which_train(module: nn.Module, trained: Set[int] | None) -> tuple[bool, ...]:

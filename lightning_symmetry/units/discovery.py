@@ -12,6 +12,7 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import ParametrizationList
 
 from lightning_symmetry.modules import (
+    class_of,
     modules_of,
     named_parameters_of,
     own_parameters,
@@ -23,7 +24,7 @@ from lightning_symmetry.ranks.fsdp1 import FlatPart, flat_parts, without_numbers
 from lightning_symmetry.ranks.pieces import UnreadableError, View, is_sharded
 from lightning_symmetry.units.coverage import coverage_of
 from lightning_symmetry.units.layers import Incoming, Layer, WrongShapesError, check_tensor, real_rows
-from lightning_symmetry.units.naming import free_name, readable_names
+from lightning_symmetry.units.naming import free_name, readable_modules, readable_names
 from lightning_symmetry.units.parametrized import without_parametrizations
 from lightning_symmetry.units.patterns import is_chosen, unmatched_patterns
 from lightning_symmetry.units.registry import NotUnderstoodError, Units, units_of
@@ -72,7 +73,7 @@ def find_layers(model: nn.Module, include: Sequence[str] | None = None, exclude:
     elsewhere = {id(module): module for module in modules_of(model)}
     with preserved_random_numbers():  # adapters and parametrizations may be code of users
         described = [_describe(owner, flattened, elsewhere) for owner in _owners(model, flattened)]
-    descriptions = _under_free_names(_each_parameter_once(described))
+    descriptions = _under_free_names(_each_parameter_once(described), {name for name, _ in readable_modules(model)})
     names = [aliases for description in descriptions for aliases in description.names]
     chosen = {aliases[0] for aliases in names if is_chosen(aliases, include, exclude)}
     modules = {description.owner.name for description in descriptions}
@@ -375,19 +376,21 @@ def _slices_of_one(name: str, parameter: Tensor, tensors: _Tensors) -> Iterator[
             continue
 
 
-def _under_free_names(descriptions: Sequence[_Description]) -> list[_Description]:
-    """Give parts and slices that have the name of a module, or of another part, a name of their own."""
-    taken = {description.owner.name for description in descriptions}
+def _under_free_names(descriptions: Sequence[_Description], modules: set[str]) -> list[_Description]:
+    """Give parts and slices that have the name of a module, of another part or parameter, a name of their own."""
+    taken = set(modules)
 
-    def renamed(layer: Layer) -> Layer:
-        name = free_name(layer.name, "part", taken)
-        taken.add(name)
-        return layer if name == layer.name else replace(layer, name=name)
+    def renamed(layer: Layer, owner: _Owner) -> Layer:
+        if layer.name == owner.name:
+            return layer
+        start = f"{owner.path}." if owner.path else ""
+        others = {start + name for name, each in owner.parameters.items() if id(each) not in layer.identity}
+        if layer.name in taken or layer.name in others:
+            layer = replace(layer, name=free_name(layer.name, "part", taken | others))
+        taken.add(layer.name)
+        return layer
 
-    return [
-        replace(one, layers=[layer if layer.name == one.owner.name else renamed(layer) for layer in one.layers])
-        for one in descriptions
-    ]
+    return [replace(one, layers=[renamed(layer, one.owner) for layer in one.layers]) for one in descriptions]
 
 
 def _unite(chosen: Iterable[tuple[nn.Module, Layer]]) -> list[Layer]:
@@ -435,7 +438,7 @@ def _left_out(descriptions: Sequence[_Description], chosen: set[str]) -> tuple[d
                 skipped[layer.name] = "left out by `include` or `exclude`"
         unknown = [name for identity, name in own.items() if identity not in known]
         if unknown:
-            kind = type(owner.module).__name__
+            kind = class_of(owner.module).__name__
             unmentioned = f"the adapter of {kind} does not know its parameters {', '.join(unknown)}"
             skipped[owner.name] = description.reason or unmentioned
             if owner.name in chosen and any(map(owner.is_weight, unknown)):

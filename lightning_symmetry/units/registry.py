@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from lightning_symmetry.brief import brief
-from lightning_symmetry.modules import held, own_parameters
+from lightning_symmetry.modules import class_of, held, is_script, own_parameters
 from lightning_symmetry.ranks.pieces import View
 
 
@@ -224,14 +224,23 @@ def units_of(module: nn.Module) -> Units | Iterable[Units]:
     Raises:
         NotUnderstoodError: if there is none, or if the adapter says that it cannot describe this module.
     """
-    for ancestor in type(module).__mro__:
+    for ancestor in class_of(module).__mro__:
         adapter = _adapter_of(ancestor)
         if adapter is not None:
-            return adapter(module)
+            return _scripted(adapter, module) if is_script(module) else adapter(module)
     for recognises, adapter in _ADAPTERS_BY_SHAPE:
         if recognises(module):
             return adapter(module)
     raise NotUnderstoodError(_no_adapter(module))
+
+
+def _scripted(adapter: Adapter, module: nn.Module) -> list[Units]:
+    """Describe a module of TorchScript, which may lack attributes of the class that it was compiled from."""
+    try:
+        described = adapter(module)
+        return [described] if isinstance(described, Units) else list(described)
+    except AttributeError as error:
+        raise NotUnderstoodError(f"TorchScript has left out what says how its units lie: {error}") from error
 
 
 def _adapter_of(layer_type: type) -> Adapter | None:
@@ -285,4 +294,4 @@ def _usage_for(wrong: object) -> str:
 def _no_adapter(module: nn.Module) -> str:
     parameters = [parameter for parameter in own_parameters(module).values() if not is_lazy(parameter)]
     others = "other " if any(parameter.ndim > 1 for parameter in parameters) else ""
-    return f"no adapter for {type(module).__name__}, whose {others}parameters hold one number per unit at most"
+    return f"no adapter for {class_of(module).__name__}, whose {others}parameters hold one number per unit at most"

@@ -342,6 +342,11 @@ class AttentionWith(nn.MultiheadAttention):
             self.add_module(name, module)
 
 
+def with_parameter(module: nn.Module, name: str, *shape: int) -> nn.Module:
+    module.register_parameter(name, nn.Parameter(torch.randn(shape)))
+    return module
+
+
 def wrapping(inner: nn.Module, *, has_weight: bool = False) -> nn.Module:
     wrapper = WithModules() if has_weight else nn.Module()
     wrapper.add_module("_orig_mod", inner)
@@ -358,6 +363,18 @@ def wrapping(inner: nn.Module, *, has_weight: bool = False) -> nn.Module:
         (
             nn.ModuleDict({"a": AttentionWith(q=AttentionWith(k=nn.LayerNorm(4)))}),
             [*("a.q (part)", "a.k", "a.v", "a.out_proj"), *("a.q.q", "a.q.k (part)", "a.q.v", "a.q.out_proj")],
+        ),
+        (  # modules without parameters of their own have names, too
+            nn.Sequential(AttentionWith(q=nn.Sequential(nn.Linear(8, 8)))),
+            ["0.q (part)", "0.k", "0.v", "0.out_proj", "0.q.0"],
+        ),
+        (
+            nn.Sequential(with_parameter(AttentionWith(), "q", 4, 5)),
+            ["0.q (part)", "0.k", "0.v", "0.q[dim 0]", "0.q[dim 1]", "0.out_proj"],
+        ),
+        (
+            nn.Sequential(with_parameter(AttentionWith(), "q", 4)),
+            ["0.q (part)", "0.k", "0.v", "0.out_proj"],
         ),
         (nn.Sequential(wrapping(nn.Linear(4, 5))), ["0"]),
         (
@@ -411,5 +428,5 @@ def test_a_tensor_that_cannot_be_asked_concerns_its_module_alone() -> None:
 def test_modules_of_torchscript_are_looked_at() -> None:
     scripted = torch.jit.script(nn.Sequential(nn.Linear(3, 4), nn.ReLU()))
     assert isinstance(scripted, nn.Module)
-    assert names(scripted) == ["0.weight[dim 0]", "0.weight[dim 1]"]
+    assert names(scripted) == ["0"]
     assert structure_of(scripted) == structure_of(scripted)
