@@ -24,6 +24,7 @@ class Comparable(Protocol):
         also: other names of the same.
         device: where the weights are.
         can_freeze: whether zero gradients, again and again, are worth a word.
+        dies_as_a_whole: whether those of all rows at once are, though those of some are not.
         slices_of: the parameter that the rows are slices of, if no adapter knows it.
         originals: the parameters that the rows consist of, or are computed from.
         row_names: what the rows are called, if not by their index.
@@ -46,6 +47,8 @@ class Comparable(Protocol):
     def device(self) -> torch.device: ...  # noqa: D102
     @property
     def can_freeze(self) -> bool: ...  # noqa: D102
+    @property
+    def dies_as_a_whole(self) -> bool: ...  # noqa: D102
     @property
     def slices_of(self) -> str: ...  # noqa: D102
     @property

@@ -45,6 +45,7 @@ class Copies:
         blocks: all modules are compared with one another.
         also: no other set of copies has the same parameters.
         can_freeze: a zero gradient is no evidence against modules; experts, for example, may go unused for long.
+        dies_as_a_whole: nor is one against all of them.
         slices_of: modules are no slices of a parameter.
         odd_gates: modules have no mirror images.
         is_computed: what is compared are the parameters, and not what may be computed from them.
@@ -55,6 +56,7 @@ class Copies:
     blocks: ClassVar[int] = 1
     also: ClassVar[tuple[str, ...]] = ()
     can_freeze: ClassVar[bool] = False
+    dies_as_a_whole: ClassVar[bool] = False
     slices_of: ClassVar[str] = ""
     odd_gates: ClassVar[None] = None
     is_computed: ClassVar[bool] = False

@@ -358,6 +358,7 @@ def _slices_of(
 def _slices_of_one(name: str, parameter: Tensor, tensors: _Tensors) -> Iterator[Layer]:
     if is_lazy(parameter):
         raise NotUnderstoodError("not initialised yet")
+    is_first = True
     for slicing in slicings_of(parameter.shape):
         incoming = tensors.incoming(parameter, slicing.view)
         # What a parametrization computes a tensor from may hold a number per slice along dimension 0, but of no others.
@@ -370,8 +371,10 @@ def _slices_of_one(name: str, parameter: Tensor, tensors: _Tensors) -> Iterator[
                 tensors=(incoming,),
                 blocks=slicing.blocks,
                 can_freeze=False,  # slices may go unused, like the positions that no text is long enough for
+                dies_as_a_whole=is_first,  # of the other ways to look at it the same would be said again
                 slices_of=name,
             )
+            is_first = False
         except UnreadableError:  # a view that would copy a tensor of which every rank holds a part
             continue
 

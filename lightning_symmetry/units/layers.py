@@ -177,6 +177,7 @@ class Layer:
         fan_in: number of weights that feed one unit, without the bias.
         place: a value that is equal for layers whose weights are read from the same parameter in the same way.
         can_freeze: whether a zero gradient, check after check, is evidence against the units.
+        dies_as_a_whole: whether zero gradients of all units at once are such evidence, though those of some are not.
         slices_of: name of the parameter, if these units are its slices along one of its dimensions because no adapter
             knows it; empty for layers with an adapter.
         odd_gates: the gates, along the second dimension of every view, whose rows change sign in a unit that puts out
@@ -190,6 +191,7 @@ class Layer:
     recurrent: Incoming | None = None
     also: tuple[str, ...] = ()
     can_freeze: bool = True
+    dies_as_a_whole: bool = False
     slices_of: str = ""
     odd_gates: tuple[int, ...] | None = None
     num_units: int = field(init=False)

@@ -568,6 +568,8 @@ def cause_of_death(seen: Look, dead: Indices) -> Cause:
         dead: indices of the dead units.
     """
     layer: Comparable = seen.layer
+    if layer.dies_as_a_whole:  # nobody knows what is computed with its rows
+        return Cause.CUT_OFF
     rows = seen.weights.fetch(dead[:_MAX_READ]).to("cpu", copy=False).double().numpy()
     has_bias = seen.weights.width == layer.fan_in + 1
     weights, bias = (rows[:, :-1], rows[:, -1]) if has_bias else (rows, np.zeros(len(rows)))

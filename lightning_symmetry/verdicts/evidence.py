@@ -283,8 +283,8 @@ def look_at_distinct(
         idle: which units have a gradient of exactly zero, ``(num_units,)``; None: none.
         fingerprint: a hash of the weights, if there is one.
     """
-    nothing = none_of(layer.num_units) if layer.can_freeze else None
-    is_idle = nothing if idle is None or nothing is None else idle
+    nothing = none_of(layer.num_units) if layer.can_freeze or layer.dies_as_a_whole else None
+    is_idle = idle if idle is not None and layer.can_freeze else nothing
     return Look(layer, read, (), fingerprint, True, is_idle, nothing)
 
 

@@ -174,11 +174,14 @@ class GradientEvidence:
         Returns:
             As :attr:`Look.idle` and :attr:`Look.unseen`.
         """
-        if self._question is None or not self._layer.can_freeze:
+        if self._question is None or not (self._layer.can_freeze or self._layer.dies_as_a_whole):
             return None, None
         if self._norms.min(initial=np.inf) > self._floor_of_idle:  # neither zero nor NaN, as in most layers
             return none_of(len(self._norms)), none_of(len(self._norms))
-        idle = (self._norms <= self._floor_of_idle) & (weight_norms > 0)
+        is_zero = self._norms <= self._floor_of_idle
+        if self._layer.dies_as_a_whole and not is_zero.all():
+            return none_of(len(self._norms)), none_of(len(self._norms))
+        idle = is_zero & (weight_norms > 0)
         if exclude:
             idle[list(exclude)] = False
         return idle, np.isnan(self._norms)

@@ -169,7 +169,7 @@ class LayerState:
     def pass_over(self, layer: Comparable) -> None:
         """Record a check at which a quick reading showed nothing, of a layer of which nothing :attr:`is_open`."""
         self.last = None
-        self.deaths.pass_over(can_tell=layer.can_freeze)
+        self.deaths.pass_over(can_tell=layer.can_freeze or layer.dies_as_a_whole)
         self.orientations.num_looks += 1
 
     def hold(self, seen: Look, step: int) -> None:
@@ -184,13 +184,14 @@ class LayerState:
         """Return the units that are to be watched at each step until the next check, since they may be dead or frozen.
 
         Args:
-            blocks: number of blocks of units, of which one may go unused as a whole; then all units are watched.
+            blocks: number of blocks of units, of which one may go unused as a whole; then all units are watched, and
+                so they are where only all of them together can be dead.
         """
         units = self.deaths.suspected()
         in_groups = [unit for record in self.holding if record.is_to_be_watched for unit in record.units]
         if in_groups:
             units = np.union1d(units, in_groups)
-        if blocks > 1 and len(units) and self.size is not None:
+        if (blocks > 1 or self._dies_as_a_whole) and len(units) and self.size is not None:
             return np.arange(self.size[0])
         return units
 
@@ -211,8 +212,14 @@ class LayerState:
         for record in self.holding:
             if record.is_to_be_watched:
                 record.watch(is_zero, is_unseen)
+        if self._dies_as_a_whole and not (is_zero | is_unseen).all():
+            is_zero = is_unseen = np.zeros_like(is_zero)
         self.deaths.watch(is_zero, is_unseen, self._layer.blocks if self._layer is not None else 1, step)
         self._forget_stops(is_zero | is_unseen)
+
+    @property
+    def _dies_as_a_whole(self) -> bool:
+        return self._layer is not None and self._layer.dies_as_a_whole
 
     def _forget_stops(self, is_silent: Mask) -> None:
         """Forget where the gradients of units stopped that have one."""

@@ -71,12 +71,12 @@ def look_at(model: nn.Module, width: int) -> SymmetryReport:
     return diagnose(model)
 
 
-def train(model: nn.Module, width: int, steps: int = 30) -> SymmetryTracker:
+def train(model: nn.Module, width: int, steps: int = 30, every_n_steps: int = 1) -> SymmetryTracker:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-    with warnings.catch_warnings(), SymmetryTracker(model, optimizer, every_n_steps=1) as tracker:
+    with warnings.catch_warnings(), SymmetryTracker(model, optimizer, every_n_steps=every_n_steps) as tracker:
         warnings.simplefilter("ignore")
         for _ in range(steps):
-            optimizer.zero_grad()
+            optimizer.zero_grad(set_to_none=False)  # so that what is not used has a gradient of zero
             (model(torch.randn(16, width)).tanh() - 1).square().mean().backward()
             optimizer.step()
     return tracker
@@ -253,11 +253,100 @@ REGULAR: dict[str, Callable[[], nn.Module]] = {
 @pytest.mark.parametrize("name", REGULAR)
 def test_what_starts_regular_on_purpose_is_passed_over(name: str) -> None:
     torch.manual_seed(3)
-    tracker = train(REGULAR[name](), 6)
+    tracker = train(REGULAR[name](), 6, 70)
     assert tracker.findings == []
     assert tracker.report is not None
     assert tracker.report.coverage == 1.0
     assert tracker.report.dead_units == 0  # what is not used is not dead
+
+
+class Biased(nn.Module):
+    """A linear layer without an adapter, with a bias."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.kernel, self.shift = nn.Parameter(torch.randn(outputs, inputs)), nn.Parameter(torch.zeros(outputs))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return inputs @ self.kernel.T + self.shift
+
+
+class Dying(nn.Module):
+    """A layer without an adapter that is shut from some step on, for good or up to a later one."""
+
+    def __init__(self, start: int, stop: int = 1000) -> None:
+        super().__init__()
+        self.layer, self.out, self.shut = Biased(6, 8), nn.Linear(8, 1), range(start, stop)
+        self.calls = 0
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        if self.calls in (self.shut.start, self.shut.stop):
+            nn.init.constant_(self.layer.shift, -100.0 if self.calls == self.shut.start else 0.0)
+        self.calls += 1
+        outputs: Tensor = self.out(torch.relu(self.layer(inputs)))
+        return outputs
+
+
+@pytest.mark.parametrize("start", [0, 20])
+@pytest.mark.parametrize("every_n_steps", [1, 5])
+def test_a_whole_parameter_without_an_adapter_that_has_no_gradient_any_more_is_dead(
+    start: int, every_n_steps: int
+) -> None:
+    torch.manual_seed(3)
+    tracker = train(Dying(start), 6, 100, every_n_steps)
+    [finding] = tracker.findings
+    assert (finding.layer, finding.verdict, finding.units) == ("layer.kernel[dim 0]", Verdict.DEAD, tuple(range(8)))
+    assert start <= finding.first_step < start + 2 * every_n_steps
+    assert finding.stop is not None
+    assert (finding.stop.kind, finding.stop.at) == ("closed", "relu after layer")
+    assert tracker.report is not None
+    [message] = tracker.report.messages()
+    assert "No adapter knows layer.kernel" in message
+
+
+def test_a_whole_parameter_that_is_shut_for_a_while_is_not_dead() -> None:
+    torch.manual_seed(3)
+    tracker = train(Dying(20, 65), 6, 120, 5)
+    assert tracker.findings == []
+    assert tracker.report is not None
+    assert tracker.report.status == "healthy"
+
+
+def test_a_parameter_with_a_gradient_between_two_checks_is_not_dead() -> None:
+    # At each check nothing of the table is used, and between two of them one row.
+    class Rarely(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.layer, self.calls = nn.Parameter(torch.randn(8, 6)), nn.Linear(6, 1), 0
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            used = self.table[self.calls % 8] * (self.calls % 5 == 2)
+            self.calls += 1
+            outputs: Tensor = self.layer(inputs + used)
+            return outputs
+
+    torch.manual_seed(3)
+    assert train(Rarely(), 6, 150, 5).findings == []
+
+
+def test_a_module_without_an_adapter_that_takes_no_part_is_not_dead() -> None:
+    class Routed(nn.Module):
+        """Of three experts the last is used at the first steps only."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.experts, self.out = nn.ModuleList([Biased(6, 8) for _ in range(3)]), nn.Linear(8, 1)
+            self.branch, self.calls = Biased(6, 8), 0
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            number = 3 if self.calls < 20 else 2
+            self.calls += 1
+            hidden = torch.stack([expert(inputs) for expert in list(self.experts)[:number]]).sum(dim=0)
+            outputs: Tensor = self.out(torch.tanh(hidden + self.branch(inputs) if number == 3 else hidden))
+            return outputs
+
+    torch.manual_seed(3)
+    assert train(Routed(), 6, 120, 5).findings == []
 
 
 def test_upcycled_experts_part_in_silence() -> None:
