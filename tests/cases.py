@@ -35,10 +35,11 @@ OPTIMIZERS: dict[str, Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]]
 class Task(Classifier):
     """Fit four targets that depend on the inputs."""
 
-    def __init__(self, net: nn.Module, optimizer: str, loss: str, warm_up: int) -> None:
+    def __init__(self, net: nn.Module, optimizer: str, case: Case) -> None:
         trained = [parameter for parameter in net.parameters() if parameter.requires_grad]
-        super().__init__(net, lambda _: OPTIMIZERS[optimizer](trained))
-        self._loss, self._warm_up = loss, warm_up
+        groups: Any = case.groups(net) if case.groups else trained
+        super().__init__(net, lambda _: OPTIMIZERS[optimizer](groups))
+        self._loss, self._warm_up = case.loss, case.warm_up
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         outputs = self.net(batch[0])
@@ -71,6 +72,7 @@ class Case:
         warm_up: steps of a linear warm-up that starts with three steps of learning rate 0.
         bf16: whether it must hold in bfloat16 too.
         steps: length of the training.
+        groups: makes the parameter groups; None: there is one.
     """
 
     name: str
@@ -80,6 +82,7 @@ class Case:
     warm_up: int = 0
     bf16: bool = True
     steps: int = 30
+    groups: Callable[[Any], list[dict[str, Any]]] | None = None
 
 
 def locked(*layers: str) -> dict[str, set[str]]:
@@ -145,6 +148,18 @@ CASES = [
     Case("mirrored RNN", zoo.mirrored_recurrent, locked("rnn.l0")),
     Case("mirrored queries and keys", lambda: zoo.mirror_rows(zoo.Attention(), "q", "k"), locked("q", "k"),
          bf16=False),
+    Case("mirrored, tanh, weight_norm", zoo.mirrored_latents, locked("0")),
+    *(
+        Case(f"mirrored {kind.__name__}, negative behind the tanh", partial(zoo.mirrored_cells, kind), locked("rnn.l0"))
+        for kind in (nn.LSTM, nn.GRU)
+    ),
+    # copies
+    Case("equal critics beside targets", lambda: zoo.Critics(True), locked("critics.0, critics.1")),
+    Case("registers of zeros, in a list", lambda: zoo.Registers(1, 1, 8),
+         locked("tokens.0, tokens.1, tokens.2, tokens.3"), bf16=False),
+    Case("complex constant", zoo.Spectral, locked("weight[dim 1]"), bf16=False),
+    Case("equal branches in groups of equal options", lambda: zoo.Branches(True), locked("branches.0, branches.1"),
+         groups=lambda net: [{"params": part.parameters()} for part in (*net.branches, net.head)]),
     # dead
     Case("bias far below zero", lambda: zoo.with_bias(one_hidden(nn.ReLU), "0", -100.0), dead("0"), steps=70),
     Case("negative weights, positive inputs", lambda: zoo.negative_weights(one_hidden(nn.ReLU), "0"),
@@ -173,7 +188,24 @@ CASES = [
     Case("linear model from zero", lambda: zoo.all_constant(nn.Sequential(nn.Linear(12, 4)), 0.0), SILENT),
     Case("zero head, warm-up from 0", lambda: zoo.filled(zoo.perceptron(), "4", 0.0), SILENT, warm_up=10),
     Case("zero residual, warm-up from 0", lambda: zoo.Gated(True), SILENT, "classes", warm_up=10),
+    *(
+        Case(f"mirrored, {act.__name__}", partial(lambda act: zoo.mirrored(one_hidden(act), "0", "2"), act), SILENT)
+        for act in (nn.Sigmoid, nn.GELU, nn.SiLU)
+    ),
+    Case("constant around noise", zoo.constant_around_noise, SILENT),
+    Case("equal branches, other learning rates", lambda: zoo.Branches(True), SILENT,
+         groups=lambda net: [{"params": part.parameters(), "lr": 0.01 * (i + 1)}
+                             for i, part in enumerate((*net.branches, net.head))]),
     # healthy
+    Case("critics beside targets", lambda: zoo.Critics(False), SILENT),
+    *(
+        Case(f"rounded to {levels} levels", partial(zoo.quantised_perceptron, levels), SILENT, bf16=False, steps=70)
+        for levels in (2, 3)
+    ),
+    *(
+        Case(f"filters of {levels} levels", partial(zoo.quantised_stem, levels), SILENT, bf16=False)
+        for levels in (2, 3, 16)
+    ),
     Case("two classes from zero", lambda: nn.Sequential(
         nn.Linear(12, 16), nn.Tanh(), zoo.all_constant(nn.Linear(16, 2), 0.0)), SILENT, "two classes"),
     Case("a few dead units", lambda: zoo.with_bias(zoo.perceptron(nn.Tanh), "0", 100.0, 6), SILENT, steps=70),
@@ -209,7 +241,7 @@ def run(case: Case, optimizer: str, precision: str, every_n_steps: int = 3) -> t
     trainer = make_trainer([monitor], max_steps=case.steps, precision=precision)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        trainer.fit(Task(net, optimizer, case.loss, case.warm_up), data)
+        trainer.fit(Task(net, optimizer, case), data)
     return _found(monitor), monitor, net
 
 
@@ -217,7 +249,7 @@ def run_in_plain_loop(case: Case, optimizer: str, precision: str) -> tuple[Found
     """Train a case without any Trainer; returns what was found, and the tracker."""
     data, net = _setting(case)
     dtype = torch.bfloat16 if precision == "bf16-true" else torch.float32
-    task = Task(net.to(dtype), optimizer, case.loss, case.warm_up)
+    task = Task(net.to(dtype) if dtype is not torch.float32 else net, optimizer, case)
     configured = task.configure_optimizers()
     optimizers = configured if isinstance(configured, dict) else {"optimizer": configured}
     batches = itertools.cycle(data)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import prune
+from torch.nn.utils import parametrizations, parametrize, prune
 
 from tests.training import fill
 
@@ -475,3 +476,113 @@ def constant_perceptron(activation: type[nn.Module]) -> nn.Module:
 
 def all_constant(net: nn.Module, value: float = 0.1) -> nn.Module:
     return fill(net, value)
+
+
+class Levels(nn.Module):
+    """Rounds a weight to so many levels, and lets gradients through to it."""
+
+    def __init__(self, num_levels: int) -> None:
+        super().__init__()
+        self.num_levels = num_levels
+
+    def forward(self, weight: Tensor) -> Tensor:
+        scale = 2 * weight.detach().abs().mean()
+        steps = (self.num_levels - 1) / 2
+        shift = 0.5 if self.num_levels % 2 == 0 else 0.0
+        rounded = (
+            ((weight / scale * steps - shift).round().clamp(-steps - shift, steps - shift) + shift) * scale / steps
+        )
+        return weight + (rounded - weight).detach()
+
+
+def quantised(net: nn.Module, num_levels: int, *layers: str) -> nn.Module:
+    """Compute the weights of some layers by rounding."""
+    for layer in layers:
+        parametrize.register_parametrization(linear(net, layer), "weight", Levels(num_levels))
+    return net
+
+
+def quantised_perceptron(num_levels: int) -> nn.Module:
+    return quantised(perceptron(width=64), num_levels, "0", "2")
+
+
+def quantised_stem(num_levels: int) -> nn.Module:
+    net = nn.Sequential(Image(), nn.Conv2d(2, 64, 3, bias=False), nn.BatchNorm2d(64), nn.ReLU(), Pool())
+    return quantised(nn.Sequential(*net, nn.Linear(64, OUTPUTS)), num_levels, "1")
+
+
+def mirrored_latents() -> nn.Module:
+    net = mirrored(perceptron(nn.Tanh), "0", "2")
+    parametrizations.weight_norm(linear(net, "0"))
+    return net
+
+
+def mirrored_cells(kind: Callable[..., nn.RNNBase]) -> nn.Module:
+    """Make the second half of the units mirror images of the first: negative behind the tanh, equal in the gates."""
+    net = Recurrent(kind(3, 8, batch_first=True))
+    with torch.no_grad():
+        for parameter in linear(net, "rnn").parameters():
+            for gate, rows in enumerate(parameter.unflatten(0, (-1, 8))):
+                if rows.shape[1:] == (8,):  # the recurrent weights
+                    rows[:4, 4:] = -rows[:4, :4]
+                rows[4:] = -rows[:4] if gate == 2 else rows[:4]
+        head = linear(net, "head").weight
+        head[:, 4:] = -head[:, :4]
+    return net
+
+
+def constant_around_noise() -> nn.Module:
+    """Means and variances that start constant, and so does the layer that reads the noisy latents."""
+    net = VAE()
+    for module in (net.mean, net.log_var, net.decoder[0]):
+        fill(module, 0.05)
+    return net
+
+
+class Registers(nn.Module):
+    """Four tokens that start from zero, in so many parameters."""
+
+    def __init__(self, *shape: int) -> None:
+        super().__init__()
+        num_parameters = 4 if math.prod(shape) == 8 else 1
+        self.tokens = nn.ParameterList([nn.Parameter(torch.zeros(shape)) for _ in range(num_parameters)])
+        self.embed, self.head = nn.Linear(3, 8), nn.Linear(8, OUTPUTS)
+        self.block = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        tokens = torch.cat([token.reshape(1, -1, 8) for token in self.tokens], dim=1)
+        words = self.embed(inputs.unflatten(1, (4, 3)))
+        out: Tensor = self.head(self.block(torch.cat([tokens.expand(len(words), -1, -1), words], dim=1))[:, 4:].mean(1))
+        return out
+
+
+class Critics(nn.Module):
+    """Two critics, with frozen copies of them as targets."""
+
+    def __init__(self, are_copies: bool) -> None:
+        super().__init__()
+        self.critics = nn.ModuleList(
+            nn.Sequential(nn.Linear(INPUTS, 8), nn.Tanh(), nn.Linear(8, OUTPUTS)) for _ in "12"
+        )
+        if are_copies:
+            self.critics[1].load_state_dict(self.critics[0].state_dict())
+        self.targets = copy.deepcopy(self.critics).requires_grad_(False)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        out: Tensor = self.critics[0](inputs) + self.critics[1](inputs)
+        return out
+
+
+class Spectral(nn.Module):
+    """Mixes the frequencies of two channels with complex weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.full((2, 6, 4), 0.1 + 0.1j))
+        self.head = nn.Linear(6, OUTPUTS)
+        nn.init.constant_(self.head.weight, 0.1)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        waves = torch.fft.rfft(inputs.unflatten(1, (2, 6)))
+        out: Tensor = self.head(torch.fft.irfft(torch.einsum("bif,iof->bof", waves, self.weight), n=6).square().mean(2))
+        return out
