@@ -157,7 +157,7 @@ CASES = [
     Case("equal critics beside targets", lambda: zoo.Critics(True), locked("critics.0, critics.1")),
     Case("registers of zeros, in a list", lambda: zoo.Registers(1, 1, 8),
          locked("tokens.0, tokens.1, tokens.2, tokens.3"), bf16=False),
-    Case("complex constant", zoo.Spectral, locked("weight[dim 1]"), bf16=False),
+    Case("complex constant", zoo.Spectral, locked("weight[dim 1]", "weight[dims 0, 1]"), bf16=False),
     Case("equal branches in groups of equal options", lambda: zoo.Branches(True), locked("branches.0, branches.1"),
          groups=lambda net: [{"params": part.parameters()} for part in (*net.branches, net.head)]),
     # dead
