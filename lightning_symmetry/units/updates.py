@@ -98,5 +98,5 @@ def _are_close(rows: Tensor, others: Tensor) -> bool:
         others: ``(n, ...)``, or one row ``(1, ...)`` for all of them.
     """
     limit = LEAVE_TOLERANCES.get(rows.dtype.to_real(), 0.0)
-    apart, *sizes = (each.abs().float().flatten(1).norm(dim=1) for each in (rows - others, rows, others))
+    apart, *sizes = (each.abs().float().reshape(len(each), -1).norm(dim=1) for each in (rows - others, rows, others))
     return not bool((apart > limit * torch.maximum(*sizes)).any())

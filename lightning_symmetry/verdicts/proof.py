@@ -61,10 +61,11 @@ def _columns(layer: Layer, units: Sequence[int], num_units: int) -> Iterable[tup
     if width % num_units:
         return
     per_unit = width // num_units
-    unit, place = torch.tensor(units)[:, None], torch.arange(per_unit)
+    unit = torch.tensor(units, device=both[0].device)[:, None]
+    place = torch.arange(per_unit, device=both[0].device)
     layouts = [unit * per_unit + place, place * num_units + unit]
     for index in layouts if per_unit > 1 else layouts[:1]:
-        flat = index.flatten().to(both[0].device)
+        flat = index.flatten()
         weights, gradients = (each[:, flat].T.reshape(len(units), -1) for each in both)
         yield weights, gradients
 

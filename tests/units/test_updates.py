@@ -64,3 +64,13 @@ def test_units_of_a_parameter_with_other_state_are_updated_apart() -> None:
     assert updates.are_alike_along(parameter, lambda tensor: tensor, (0, 1, 3))
     assert not updates.are_alike_along(parameter, lambda tensor: tensor, (0, 2))
     assert updates.are_alike_along(parameter, torch.t, (0, 1, 2))
+
+
+def test_state_of_biases_is_compared_number_by_number() -> None:
+    bias = nn.Parameter(torch.zeros(4))
+    optimizer = torch.optim.SGD([bias], lr=0.1, momentum=0.9)
+    bias.grad = torch.tensor([1.0, 1.0, 2.0, 1.0])
+    optimizer.step()
+    updates = Updates([optimizer])
+    assert updates.are_alike_along(bias, lambda tensor: tensor, (0, 1, 3))
+    assert not updates.are_alike_along(bias, lambda tensor: tensor, (1, 2))
