@@ -339,7 +339,7 @@ class Examiner:
     ) -> dict[str, str]:
         """Return why parts of the model do not train, by name; the latest report does not stand if that has changed."""
         model = self._model
-        is_open = model.ledger.take_in(trained, not_finite, step)
+        is_open = model.ledger.take_in(trained, trained_by_any, not_finite, step)
         if is_open or model.untrained is None or model.optimized != trained_by_any:
             untrained = untrained_parts(model.ledger.by_layer(), trained_by_any, self._options.patience)
             idle = model.ledger.idle_inputs(self._options.patience)

@@ -151,8 +151,9 @@ def find_copies(
     """Find the outermost modules that are copies of one another and hold at least one of the layers.
 
     The modules of a set train alike: a frozen or averaged copy of a module, such as a target network or a teacher, is
-    in no set with it. Modules all of whose parameters are constant are left out: heads that are initialised to zero,
-    for example, are equal on purpose.
+    in no set with it. Modules that do not train are left out where that is known: those that follow equal modules, for
+    example, stay equal but do not train as one. So are modules all of whose parameters are constant: heads that are
+    initialised to zero, for example, are equal on purpose.
 
     Args:
         model: any module.
@@ -169,10 +170,11 @@ def find_copies(
     flattened = flattened_modules(model)
     modules = dict(readable_modules(model))  # of wrappers and what they wrap, the innermost
     for name, module in modules.items():
-        if id(module) in flattened:
+        which_train = _which_train(module, trained)
+        if id(module) in flattened or not (trained is None or any(which_train)):
             continue
         if any(id(parameter) in readable for parameter in parameters_of(module)) and _is_readable(module):
-            kin.setdefault((_kind(module), _which_train(module, trained)), []).append((name, module))
+            kin.setdefault((_kind(module), which_train), []).append((name, module))
     accepted: list[Copies] = []
     inside: list[str] = []
     for members in sorted(kin.values(), key=_size, reverse=True):  # a module before what it consists of
@@ -203,8 +205,11 @@ def find_equal_parameters(model: nn.Module, layers: Iterable[Layer], trained: Se
     kin: dict[object, list[tuple[str, nn.Parameter]]] = {}
     for name, holder, parameter in readable_parameters(model):
         is_readable = id(parameter) not in known and not is_sharded(parameter) and _can_be_read(parameter)
+        does_train = is_trained(parameter, trained)
+        if not (trained is None or does_train):
+            continue
         if is_readable and parameter.numel() > 1 and not _is_bias(name, parameter):
-            kind = holder, parameter.shape, parameter.dtype, parameter.device, is_trained(parameter, trained)
+            kind = holder, parameter.shape, parameter.dtype, parameter.device, does_train
             kin.setdefault(kind, []).append((name, parameter))
     found: list[Copies] = []
     for members in kin.values():

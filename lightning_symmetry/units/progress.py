@@ -35,6 +35,7 @@ class Progress:
         num_checks_since: at how many of these it had had a gradient.
         is_wanted: whether it ever required a gradient.
         had_gradient: whether its gradient was ever seen to be finite and not zero.
+        has_grad: whether its ``grad`` was ever seen to be there, be it zero.
         has_moved: whether its numbers have changed from one check to another.
         not_finite_since: the step of the check since which it holds numbers that are not finite; None if all are.
     """
@@ -45,6 +46,7 @@ class Progress:
     num_checks_since: int = 0
     is_wanted: bool = False
     had_gradient: bool = False
+    has_grad: bool = False
     has_moved: bool = False
     not_finite_since: int | None = None
     _places: Tensor | slice | None = None
@@ -55,9 +57,15 @@ class Progress:
         """Whether it is known to train, so that only numbers that are not finite could be news."""
         return self.had_gradient and self.has_moved
 
+    @property
+    def is_moved_by_others(self) -> bool:
+        """Whether it moves without any gradient, as the average or the target of another module does."""
+        return self.has_moved and not self.has_grad
+
     def see_gradient(self) -> None:
         """Note whether the parameter has a gradient at this step."""
         gradient = self.parameter.grad
+        self.has_grad |= gradient is not None
         if gradient is None or self.had_gradient:
             return
         if is_sharded(self.parameter):  # what the other ranks hold is not asked for
@@ -205,11 +213,12 @@ class Ledger:
         inputs = [Inputs(layer) for layer in layers if _tells_of_inputs(layer)]
         return cls(entries, layers, loose, list(entries.values()), not_finite, inputs, list(inputs))
 
-    def take_in(self, trained: Set[int], not_finite: Iterable[Layer], step: int) -> bool:
+    def take_in(self, trained: Set[int], trained_by_any: Set[int], not_finite: Iterable[Layer], step: int) -> bool:
         """Note what a check shows; returns whether anything but an optimizer could be a reason that some do not train.
 
         Args:
             trained: identities of the parameters that the optimizer at work updates.
+            trained_by_any: identities of the parameters that any optimizer updates.
             not_finite: the layers that hold numbers that are not finite.
             step: completed optimizer steps.
         """
@@ -222,6 +231,9 @@ class Ledger:
                     entry.see_gradient()
                     entry.see_numbers()
                     entry.num_checks_since += entry.had_gradient
+                elif not entry.is_settled and id(entry.parameter) not in trained_by_any:
+                    entry.see_gradient()
+                    entry.see_numbers()
         for inputs in self._open_inputs:
             if is_trained(inputs.layer.tensors[0].weights, trained):
                 inputs.take_in()

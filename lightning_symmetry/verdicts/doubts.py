@@ -51,6 +51,8 @@ def untrained_parts(
 def _why_untrained(seen: Progress, updated: Set[int], patience: int) -> str:
     if seen.not_finite_since is not None:
         return f"not finite since step {seen.not_finite_since}"
+    if seen.is_moved_by_others:
+        return ""
     if id(seen.parameter) not in updated:
         return Untrained.NO_OPTIMIZER
     if seen.num_checks >= patience and not seen.had_gradient:

@@ -548,7 +548,7 @@ def _causes(layer: Comparable, rows: Rows, groups: Sequence[tuple[int, ...]]) ->
         if math.isnan(value):
             causes.append((Cause.COPIED, None))
         elif value == 0:
-            causes.append((Cause.ZERO, value))
+            causes.append((Cause.ZERO, 0.0))  # not -0
         elif layer.fan_in == 1 and len(group) < layer.num_units:  # a row of one number is always constant
             causes.append((Cause.COPIED, None))
         else:

@@ -112,3 +112,18 @@ def test_sparse_gradients_of_copies_are_laid_side_by_side() -> None:
     assert gradients is not None
     rows = gradients.fetch(np.arange(2)).unflatten(1, (3, 3))  # of the tokens 1, 4 and 7
     assert rows[:, :, 0].tolist() == [[1.0, 1.0, 0.0], [0.0, 2.0, 1.0]]
+
+
+def test_modules_that_do_not_train_are_no_copies_where_that_is_known() -> None:
+    critic = nn.Linear(6, 4)
+    model = nn.ModuleDict({name: copy.deepcopy(critic) for name in ("a", "b", "target_a", "target_b")})
+    layers = find_layers(model).layers
+    trained = {id(parameter) for name in ("a", "b") for parameter in model[name].parameters()}
+    assert [found.row_names for found in find_copies(model, layers, trained=trained)] == [("a", "b")]
+    assert [found.row_names for found in find_copies(model, layers)] == [tuple(model)]
+
+
+def test_parameters_that_do_not_train_are_no_copies_where_that_is_known() -> None:
+    tokens = nn.ParameterList(torch.ones(4) for _ in range(3))
+    assert find_equal_parameters(tokens, [], set()) == []
+    assert [found.row_names for found in find_equal_parameters(tokens, [])] == [("0", "1", "2")]

@@ -54,6 +54,36 @@ def test_what_trains_is_not_named() -> None:
     assert untrained(tracked(mlp(), steps=20)) == {}
 
 
+@pytest.mark.parametrize("is_in_optimizer", [False, True])
+def test_an_average_that_requires_gradients_is_moved_by_others(is_in_optimizer: bool) -> None:
+    net = nn.ModuleDict({"model": mlp(), "average": mlp(1)})
+    optimizer = sgd((net if is_in_optimizer else net["model"]).parameters())
+    pairs = list(zip(net["average"].parameters(), net["model"].parameters(), strict=True))
+    with SymmetryTracker(net, optimizer, every_n_steps=10) as tracker:
+        for _, batch in zip(range(60), endless(), strict=False):
+            optimizer.zero_grad()
+            loss_of(net["model"], batch).backward()
+            optimizer.step()
+            with torch.no_grad():
+                for mean, new in pairs:
+                    mean.lerp_(new, 0.1)
+    assert untrained(tracker) == {}
+    assert tracker.report is not None
+    assert tracker.report.status == "healthy"
+
+
+def test_what_weight_decay_alone_moves_does_not_train() -> None:
+    net = nn.ModuleDict({"model": mlp(), "unused": nn.Linear(12, 8)})
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.05, weight_decay=0.1)
+    with SymmetryTracker(net, optimizer, every_n_steps=10) as tracker:
+        for _, batch in zip(range(60), endless(), strict=False):
+            optimizer.zero_grad()
+            (loss_of(net["model"], batch) + 0 * net["unused"](batch[0]).sum()).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    assert set(untrained(tracker).values()) == {NO_GRADIENT}
+
+
 @pytest.mark.parametrize("layer", ["0", "2", "4"])
 def test_a_layer_that_no_optimizer_updates(layer: str) -> None:
     net = mlp()
@@ -142,7 +172,7 @@ def test_numbers_that_are_not_finite_until_they_are_mended(value: float) -> None
     told = []
     for step, (in_weight, in_bias) in enumerate([(0.0, 0.0), (value, 0.0), (value, value), (0.0, value), (0.0, 0.0)]):
         linear.weight.data[2, 1], norm.bias.data[3] = in_weight, in_bias
-        ledger.take_in(trained, layers[:1] if in_weight else [], step)
+        ledger.take_in(trained, trained, layers[:1] if in_weight else [], step)
         every = [entry for _, entries in ledger.by_layer() for entry in entries]
         told.append({entry.name: entry.not_finite_since for entry in every if entry.not_finite_since is not None})
     assert told == [{}, {"0.weight": 1}, {"0.weight": 1, "1.bias": 2}, {"1.bias": 2}, {}]
@@ -276,7 +306,8 @@ def test_a_parameter_that_cannot_be_read_is_left_out_and_the_others_are_judged(
     loss_of(net, next(endless())).backward()
     monkeypatch.setattr(Refusing, "is_locked", True)
     for step in range(3):
-        ledger.take_in(set(map(id, net.parameters())), [], step)
-        ledger.watch(set(map(id, net.parameters())))
+        every = set(map(id, net.parameters()))
+        ledger.take_in(every, every, [], step)
+        ledger.watch(every)
     assert {entry.name for entry in ledger.entries.values()} & {"odd", "lost"} == {"lost"}
     assert not ledger.entries[id(net.lost)].had_gradient
