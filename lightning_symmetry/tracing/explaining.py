@@ -260,6 +260,7 @@ class Explanation:
         seen, target = self._seen, self._targets[i]
         factor, of_place = seen.factors.get(use), seen.paths[i].labels.get(place)
         is_zero = factor is not None and factor.are_zero(of_place, target.num_labels)[labels[0] - 1]
+        one_hot = seen.one_hot.get(use.node)
         return Stop(
             use.node,
             use.number,
@@ -270,6 +271,7 @@ class Explanation:
             is_zero,
             None if factor is None else factor.source or (self._source(factor.node) if factor.node else None),
             float(seen.largest.get(use.node, torch.tensor(0.0))),
+            None if one_hot is None else bool(one_hot),
         )
 
     def _closed_before(

@@ -14,7 +14,7 @@ from torch.utils.hooks import RemovableHandle
 
 from lightning_symmetry.tracing.autograd import number_of, running_pass
 from lightning_symmetry.tracing.calls import Call, ModuleCalls
-from lightning_symmetry.tracing.kinds import Factor, factor_of
+from lightning_symmetry.tracing.kinds import Factor, factor_of, is_one_hot
 from lightning_symmetry.tracing.labels import (
     MANY,
     Labels,
@@ -133,6 +133,7 @@ class BackwardPass:
         calls: by node, the innermost call of a module that it belongs to.
         in_model: the nodes that belong to the model, and not to the loss.
         factors: by use, what the operation multiplies its input by.
+        one_hot: by node, whether it is a softmax that has put out nothing but zeros and ones.
         passed: by use, whether the operation has handed a gradient other than zero to this input.
         roots: the nodes at which it starts.
         value: the sum of what the pass starts from: of a loss its value; None if that is not known.
@@ -170,6 +171,7 @@ class BackwardPass:
         self.calls = _innermost_calls(self._nodes, noted.calls)
         self.in_model = self._find_model()
         self.factors: dict[Use, Factor | None] = {}
+        self.one_hot: dict[Any, Tensor | None] = {}
         self.passed: dict[Use, Tensor] = {}
         self.arrived: dict[Place, Tensor] = {}
         self.largest: dict[Any, Tensor] = {}
@@ -253,6 +255,7 @@ class BackwardPass:
                 use = Use(node, index)
                 may_read = self._may_read and may_read_saved(node)
                 self.factors[use] = factor_of(node, index, self.calls, self._held, may_read=may_read)
+                self.one_hot[node] = is_one_hot(node) if may_read else None
                 given = handed_on[index] if index < len(handed_on) else None
                 if given is not None:
                     self.passed[use] = (_local(given) != 0).any()

@@ -63,6 +63,7 @@ class Stop:
         is_factor_zero: whether the factor is zero where it meets the units.
         source: the call of a module that has computed the factor.
         largest: the largest absolute value of the gradient that goes in.
+        is_one_hot: whether a softmax has put out nothing but zeros and ones; None if that was not seen.
     """
 
     node: Any
@@ -74,6 +75,7 @@ class Stop:
     is_factor_zero: bool
     source: Call | None
     largest: float
+    is_one_hot: bool | None = None
 
     @property
     def operation(self) -> str:
@@ -186,6 +188,17 @@ def factor_of(
     is_parameter = is_held or is_own or (before is not None and _is_of_parameters(before))
     largest = sizes.amax()
     return Factor(source, held.get(place), is_parameter, largest != 0, is_there, largest.double())
+
+
+def is_one_hot(node: Any) -> Tensor | None:
+    """Return whether a softmax has put out nothing but zeros and ones, ``()``; None of other operations.
+
+    To be called while autograd still holds what it has saved.
+    """
+    saved = getattr(node, "_saved_result", None) if operation_of(node) in _SOFTMAX else None
+    if not isinstance(saved, Tensor) or type(saved.data) is not Tensor:
+        return None
+    return ((saved.detach() == 0) | (saved.detach() == 1)).all()
 
 
 def _is_of_parameters(node: Any) -> bool:
@@ -379,9 +392,8 @@ def _closed(stop: Stop) -> str | None:
     return None
 
 
+_SOFTMAX = {"Softmax", "SafeSoftmax"}
 _SATURATING = {
-    "Softmax",
-    "SafeSoftmax",
     "Sigmoid",
     "Tanh",
     "Softplus",
@@ -397,6 +409,9 @@ _SATURATING = {
 
 @_kind(StopKind.SATURATED)
 def _saturated(stop: Stop) -> str | None:
+    if stop.in_model and stop.operation in _SOFTMAX:
+        # A softmax that is not saturated also lets none through, where the gradient is the same for all that it weighs.
+        return _NO_SLOPE if stop.is_one_hot else None
     if not stop.in_model or stop.operation not in _SATURATING:
         return None
     return range_in_words(stop.given, is_clip=True) or _NO_SLOPE

@@ -112,6 +112,7 @@ FUNCTIONS: dict[str, tuple[float, Callable[[Tensor], Tensor], str, str]] = {
         "masked_fill after b",
     ),
     "softmax": (0.0, lambda x: x.sum(1, keepdim=True).softmax(1) * torch.ones(8), "one value", "softmax after b"),
+    "one-hot softmax": (0.0, lambda x: (1e6 * x).softmax(1), "saturated", "softmax after b"),
     "half": (0.0, lambda x: (x.half() * 1e-4).float() * 1e-4, "rounding", "mul after b"),
 }
 
@@ -125,6 +126,15 @@ def test_functions(name: str, is_known: bool) -> None:
     assert (str(found["b"].stop.kind), found["b"].stop.at, found["b"].follows) == (kind, at, "")
     if "a" in found and kind != "unread":
         assert (found["a"].stop, found["a"].follows) == (found["b"].stop, "b")
+
+
+def test_a_softmax_that_weighs_equal_things_is_not_called_saturated() -> None:
+    # Over two numbers, so that the gradients cancel without rounding.
+    net = Functional(0.0, lambda x: x.unflatten(1, (4, 2)).softmax(-1).sum(-1, True).expand(-1, -1, 2).flatten(1))
+    for parameter in net.b.parameters():
+        nn.init.zeros_(parameter)
+    stop = stops(net, loss_of(net, rows()), is_known=True)["b"].stop
+    assert (stop.kind, stop.at) == (StopKind.UNKNOWN, "softmax after b")
 
 
 # ---------------------------------------------------------------- zero weights
