@@ -144,6 +144,11 @@ class Copies:
         columns = zip(*(_parameters_of(self.modules[unit]) for unit in units), strict=True)
         return all(updates.are_alike(column) for column in columns)
 
+    def share_options(self, units: Sequence[int], updates: Updates) -> bool:
+        """Return whether some of the modules are updated with the same options for good."""
+        columns = zip(*(_parameters_of(self.modules[unit]) for unit in units), strict=True)
+        return all(updates.share_a_group(column) for column in columns)
+
 
 def find_copies(
     model: nn.Module, layers: Iterable[Layer], team: Team | None = None, trained: Set[int] | None = None

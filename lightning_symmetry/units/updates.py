@@ -47,8 +47,16 @@ class Updates:
     def are_alike(self, parameters: Sequence[Tensor]) -> bool:
         """Return whether parameters of one shape are updated with equal options, from equal state."""
         first, *others = parameters
-        options, state = self._options_of(first), self._state_of(first)
-        return all(options == self._options_of(p) and _are_equal(state, self._state_of(p)) for p in others)
+        options, state = self._options_of(first), self._state_of(first, with_counts=True)
+        return all(
+            options == self._options_of(each) and _are_equal(state, self._state_of(each, with_counts=True))
+            for each in others
+        )
+
+    def share_a_group(self, parameters: Sequence[Tensor]) -> bool:
+        """Return whether parameters stand in one group of options, which no schedule can tell apart."""
+        groups = [self._groups.get(id(parameter)) for parameter in parameters]
+        return all(each is not None and groups[0] is not None and each[1] is groups[0][1] for each in groups)
 
     def are_alike_along(self, parameter: Tensor, view: View, units: Sequence[int]) -> bool:
         """Return whether some units of one parameter are updated from equal state.
@@ -58,7 +66,7 @@ class Updates:
             view: turns a tensor of its shape into one whose first dimension counts units.
             units: the units.
         """
-        for state in self._state_of(parameter).values():
+        for state in self._state_of(parameter, with_counts=False).values():
             rows = view(state)[list(units)]
             if not _are_close(rows, rows[:1]):
                 return False
@@ -69,14 +77,15 @@ class Updates:
         options = {name: _plain(value) for name, value in group.items() if name not in _WITHOUT_EFFECT}
         return type(optimizer), {name: value for name, value in options.items() if not isinstance(value, str)}
 
-    def _state_of(self, parameter: Tensor) -> dict[str, Tensor]:
-        """Return what the optimizer remembers that has a number for each of the parameter."""
+    def _state_of(self, parameter: Tensor, *, with_counts: bool) -> dict[str, Tensor]:
+        """Return what the optimizer remembers that has a number for each of the parameter, and counts of steps."""
         optimizer, _ = self._groups.get(id(parameter), (None, {}))
         state = getattr(optimizer, "state", {}).get(parameter, {}) if optimizer is not None else {}
+        shapes = (parameter.shape, torch.Size()) if with_counts else (parameter.shape,)
         return {
             name: value
             for name, value in state.items()
-            if isinstance(value, Tensor) and value.shape == parameter.shape and not is_sharded(value)
+            if isinstance(value, Tensor) and value.shape in shapes and not is_sharded(value)
         }
 
 

@@ -10,6 +10,7 @@ from functools import partial
 
 import numpy as np
 
+from lightning_symmetry.matrices.dense import DenseRows
 from lightning_symmetry.matrices.directions import MAX_ROWS, count_directions
 from lightning_symmetry.matrices.grouping import find_groups, is_chance_group, merge_overlapping
 from lightning_symmetry.matrices.mirrors import Mirrored, Parity, find_mirrors, spreads
@@ -22,6 +23,7 @@ from lightning_symmetry.matrices.sketching import sketch_all
 from lightning_symmetry.ranks.reading import read
 from lightning_symmetry.ranks.team import Name, Team, TeamError
 from lightning_symmetry.units.comparable import Comparable
+from lightning_symmetry.units.copies import Copies
 from lightning_symmetry.units.layers import Layer
 from lightning_symmetry.units.updates import Updates
 from lightning_symmetry.verdicts.diagnoses import Cause
@@ -317,8 +319,11 @@ class _Unproven:
         return is_to_be_asked and self.updates is not None and not layer.are_updated_alike(group, self.updates)
 
     def judged(self, layer: Comparable, sightings: Sequence[Sighting]) -> list[Sighting]:
-        """Return sightings of equal units, marked if the layers behind are about to read them apart."""
+        """Return sightings of equal units or copies, marked if something is at hand that may part them."""
         asked = [each for each in sightings if each.gradients is Gradients.EQUAL and each.units not in self.proven]
+        if isinstance(layer, Copies):
+            # Groups of equal options may have schedules of their own.
+            return [replace(each, is_proof=self._share_options(layer, each)) for each in sightings]
         if not asked or not isinstance(layer, Layer):
             return list(sightings)
         place = next(i for i, other in enumerate(self.layers) if other is layer)
@@ -333,6 +338,9 @@ class _Unproven:
         of_the_rest = len(asked) > _MAX_ASKED and bool(apart)
         apart |= {each.units for each in asked[_MAX_ASKED:] if of_the_rest}
         return [replace(each, is_proof=each.units not in apart) for each in sightings]
+
+    def _share_options(self, copies: Copies, sighting: Sighting) -> bool:
+        return self.updates is None or copies.share_options(sighting.units, self.updates)
 
 
 def _look_at(
@@ -378,12 +386,8 @@ def _look_at(
         sightings += _sightings_of_mirrors(item, mirrors)
     grouped = {unit for sighting in sightings for unit in sighting.units}
     in_lockstep = judge.in_lockstep(exclude=grouped)
-    if in_lockstep and layer.is_computed:
-        # Units of other numbers that are rounded to the same weights have equal gradients for as long as they are.
-        computed = layer.computed_rows()
-        [sketch] = sketch_all([computed])
-        rounded = find_groups(Question(computed, sketch, weights.tolerance, layer.blocks), among=in_lockstep)
-        in_lockstep = [group for group in in_lockstep if not any(set(group) >= set(equal) for equal in rounded)]
+    if layer.is_computed:
+        in_lockstep = [group for group in in_lockstep if not _are_rounded_alike(layer.computed_rows(), group)]
     sightings += _sightings(item, in_lockstep, [Gradients.EQUAL] * len(in_lockstep), has_equal_weights=False)
     return Look(
         layer,
@@ -426,6 +430,17 @@ def _equal_in_all(layer: Comparable, groups: list[tuple[int, ...]], tolerance: f
         [sketch] = sketch_all([rows])
         groups = find_groups(Question(rows, sketch, tolerance, layer.blocks), among=groups) if groups else []
     return groups
+
+
+def _are_rounded_alike(computed: Rows, group: Sequence[int]) -> bool:
+    """Return whether any two units of a group are computed to rows of one direction.
+
+    Units of other numbers that are rounded to the same few levels have equal gradients for as long as they are.
+    """
+    rows = computed.fetch(np.array(group))
+    directions = DenseRows([rows / rows.norm(dim=1, keepdim=True)])
+    [sketch] = sketch_all([directions])
+    return bool(find_groups(Question(directions, sketch, TOLERANCES[directions.dtype])))
 
 
 def _norms_of_all(layer: Comparable, norms: Floats) -> Floats:

@@ -10,18 +10,17 @@ from torch import Tensor
 from lightning_symmetry.matrices.question import LEAVE_TOLERANCES, TOLERANCES
 from lightning_symmetry.units.layers import Layer
 
-# So many units of a group are looked at, and so many layers that may read them.
+# So many units of a group are looked at.
 _NUM_UNITS = 4
-_NUM_READERS = 16
 
 
 def are_read_apart(units: Sequence[int], num_units: int, layers: Iterable[Layer], floor: float) -> bool:
-    """Return whether layers that may read equal units are about to read them apart.
+    """Return whether the layer that reads equal units is about to read them apart.
 
     Units with equal weights and gradients get different gradients at the next step, if the weights that read them have
     different ones at this step: where noise is added to each, as in the latents of a VAE, or where each is added to
-    something of its own, as in a residual network. A layer may read units if it has as many inputs, or a multiple, and
-    equal weights for these. If the gradients of one such layer are equal, it is taken for the one that reads them.
+    something of its own, as in a residual network. The first layer that has as many inputs, or a multiple, and equal
+    weights for these is taken for the one that reads them.
 
     Args:
         units: units of one layer with equal weights and equal gradients.
@@ -29,22 +28,13 @@ def are_read_apart(units: Sequence[int], num_units: int, layers: Iterable[Layer]
         layers: the other layers of the model, the likeliest first.
         floor: the norm up to which gradients may be rounding errors.
     """
-    is_apart = False
-    num_readers = 0
     for layer in layers:
-        columns = _columns(layer, units[:_NUM_UNITS], num_units)
-        for weights, gradients in columns:
+        for weights, gradients in _columns(layer, units[:_NUM_UNITS], num_units):
             if float(weights.norm()) == 0 or _apart(weights) > TOLERANCES[weights.dtype]:
                 continue
-            if float(gradients.norm(dim=1).max()) <= floor:
-                continue
-            if _apart(gradients) <= LEAVE_TOLERANCES[gradients.dtype]:
-                return False
-            is_apart = True
-            num_readers += 1
-        if num_readers >= _NUM_READERS:
-            break
-    return is_apart
+            if float(gradients.norm(dim=1).max()) > floor:
+                return _apart(gradients) > LEAVE_TOLERANCES[gradients.dtype]
+    return False
 
 
 def _columns(layer: Layer, units: Sequence[int], num_units: int) -> Iterable[tuple[Tensor, Tensor]]:
