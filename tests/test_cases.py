@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_symmetry import SymmetryMonitor, SymmetryReport, Verdict, diagnose
+from lightning_symmetry.matrices.mirrors import Parity
 from lightning_symmetry.units.discovery import find_layers
 from lightning_symmetry.verdicts.advice import messages
 from tests import zoo
@@ -26,14 +27,17 @@ ALL = [
 def test_nothing_missed_and_no_false_alarm(case: Case, optimizer: str, precision: str) -> None:
     found, monitor, net = run(case, optimizer, precision)
     assert tell(found) == tell(case.expected)
-    rows = {layer.name: layer.weights() for layer in find_layers(net).layers}
+    layers = {layer.name: layer for layer in find_layers(net).layers}
     for finding in monitor.findings:
         name = finding.layer.removeprefix("net.")
         has_equal_rows = finding.verdict not in (Verdict.LOCKSTEP, Verdict.DEAD)
-        if finding.broken_step is None and has_equal_rows and name in rows:
+        if finding.broken_step is None and has_equal_rows and name in layers:
             # What was said is true: at the end of the training the units are equal still, up to sign.
-            units = rows[name].fetch(np.array(finding.units))
+            parity = layers[name].parity() or Parity(layers[name].weights(), None)
+            units = parity.odd.fetch(np.array(finding.units))
             units[np.isin(finding.units, finding.mirrored)] *= -1
+            if parity.even is not None:
+                units = torch.cat([units, parity.even.fetch(np.array(finding.units))], dim=1)
             distance = (units - units[0]).norm(dim=1).max()
             assert distance <= (5e-2 if precision == "bf16-true" else 1e-3) * units.norm(dim=1).max()
 

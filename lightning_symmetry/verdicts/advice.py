@@ -339,7 +339,8 @@ def _kind(finding: Finding) -> tuple[object, ...]:
     """The same for findings of which the same is to be said, at whatever place their gradient stops."""
     past = (finding.first_step, finding.broken_step is not None, finding.broken_step or 0)
     kind = "" if finding.stop is None else str(finding.stop.kind)
-    seen = (finding.verdict, finding.cause, str(finding.value), finding.origin, finding.reason)
+    is_rounding = finding.reason is Reason.ROUNDING_AGAIN
+    seen = (finding.verdict, finding.cause, str(finding.value), finding.origin, is_rounding)
     return (*seen, *past, kind, finding.follows)
 
 

@@ -61,7 +61,7 @@ def test_text(sick: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert lines[0] == str(sick)
     assert lines[1] == "Symmetry at step 0: 14 of 28 units of 3 layers are working (14 redundant)."
     assert lines[2].split() == ["layer", "units", "working", "groups"]
-    assert lines[4].startswith("    0     16        8  duplicate: all 16 units in 8 groups, {0, 8}, {1, 9}")
+    assert lines[4].startswith("    0     16        8  duplicate: all 16 units in 8 groups (units 8-15 match")
     assert [line.split()[0] for line in lines[4:7]] == ["0", "2", "4"]  # most redundant first
 
 

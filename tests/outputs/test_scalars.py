@@ -32,19 +32,19 @@ class Wide(nn.Module):
         self.layers = nn.ModuleList(nn.Linear(12, 2) for _ in range(num_layers))
         for layer in list(self.layers)[:num_sick]:
             fill(layer, 0.5)
-        self.head = nn.Linear(2, 4)
-        with torch.no_grad():
-            self.head.weight[:, 1] = self.head.weight[:, 0]
+        self.head = nn.Linear(1, 4)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        out: Tensor = self.head(sum(torch.tanh(layer(inputs)) for layer in self.layers))
+        # The mean keeps equal units of a layer equal.
+        means = (torch.tanh(layer(inputs)).mean(1, keepdim=True) for layer in self.layers)
+        out: Tensor = self.head(sum(means))
         return out
 
 
 def curves(folder: Path, num_layers: int, num_sick: int, **options: Any) -> set[str]:
     monitor = SymmetryMonitor(heatmaps="none", **options)
     logger = TensorBoardLogger(folder, name="", version="")
-    make_trainer([monitor], logger=logger, max_steps=2).fit(Classifier(Wide(num_layers, num_sick)), batches())
+    make_trainer([monitor], logger=logger, max_steps=8).fit(Classifier(Wide(num_layers, num_sick)), batches())
     return {tag for tag in read(folder).Tags()["scalars"] if tag.startswith("symmetry/")}
 
 

@@ -1042,7 +1042,7 @@ RECIPES = [
     Recipe("Layer-wise rates, blocks side by side", partial(layer_wise, Towers, "towers", 0.5),
            mentioned=["towers.0, towers.1"]),
     Recipe("One rate, blocks side by side", partial(layer_wise, Towers, "towers", 1.0),
-           {"towers.0, towers.1": "locked"}),
+           {"towers.0, towers.1": "locked"}, mentioned=["towers.0, towers.1"]),
     Recipe("Resumed training", resumed),
 ]  # fmt: skip
 
