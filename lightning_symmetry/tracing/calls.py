@@ -181,7 +181,8 @@ class ModuleCalls:
             for inner in self.calls:
                 inner.is_of_loss |= call.first <= inner.first
         for each in outputs:
-            self._mark(each, is_outermost=not self._open, is_loss=is_loss or each.ndim < 2)
+            # A single number is a loss, as a rule; one per sample is as likely a prediction.
+            self._mark(each, is_outermost=not self._open, is_loss=is_loss or each.ndim == 0)
 
     def _mark(self, output: Tensor, *, is_outermost: bool, is_loss: bool) -> None:
         node: Any = output.grad_fn

@@ -33,6 +33,8 @@ from lightning_symmetry.verdicts.proof import are_read_apart
 
 # Of so many groups of a layer it is asked whether they are read alike.
 _MAX_ASKED = 8
+# Among so many layers that follow, and so many of the first of a model, it is looked for the one that reads units.
+_MAX_BEHIND = 64
 
 
 def look(
@@ -327,7 +329,7 @@ class _Unproven:
         if not asked or not isinstance(layer, Layer):
             return list(sightings)
         place = next(i for i, other in enumerate(self.layers) if other is layer)
-        behind = [*self.layers[place + 1 :], *self.layers[:place]]
+        behind = [*self.layers[place + 1 : place + 1 + _MAX_BEHIND], *self.layers[: min(place, _MAX_BEHIND)]]
         readers = [other for other in behind if isinstance(other, Layer)]
         apart = {
             each.units

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -10,8 +11,9 @@ from torch import Tensor
 from lightning_symmetry.matrices.question import LEAVE_TOLERANCES, TOLERANCES
 from lightning_symmetry.units.layers import Layer
 
-# So many units of a group are looked at.
+# So many units of a group are looked at, and so many layers that may read them.
 _NUM_UNITS = 4
+_NUM_READERS = 8
 
 
 def are_read_apart(units: Sequence[int], num_units: int, layers: Iterable[Layer], floor: float) -> bool:
@@ -28,7 +30,8 @@ def are_read_apart(units: Sequence[int], num_units: int, layers: Iterable[Layer]
         layers: the other layers of the model, the likeliest first.
         floor: the norm up to which gradients may be rounding errors.
     """
-    for layer in layers:
+    may_read = (layer for layer in layers if layer.shapes[0][1:].numel() % num_units == 0)
+    for layer in islice(may_read, _NUM_READERS):
         for weights, gradients in _columns(layer, units[:_NUM_UNITS], num_units):
             if float(weights.norm()) == 0 or _apart(weights) > TOLERANCES[weights.dtype]:
                 continue

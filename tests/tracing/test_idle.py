@@ -272,3 +272,34 @@ def test_models_without_a_choice_or_a_context_are_not_warned_of(
     }
     assert set(report.untrained) >= idle
     assert any(why in record.message for record in caplog.records)
+
+
+class Ratings(nn.Module):
+    """Puts out one number per sample: the product of two tables of zeros."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.users, self.items = nn.Embedding(20, 4), nn.Embedding(20, 4)
+        for table in (self.users, self.items):
+            nn.init.zeros_(table.weight)
+
+    def forward(self, pairs: Tensor) -> Tensor:
+        product: Tensor = self.users(pairs[:, 0]) * self.items(pairs[:, 1])
+        return product.sum(1)
+
+
+def test_one_number_per_sample_is_no_loss() -> None:
+    torch.manual_seed(0)
+    net = Ratings()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    with SymmetryTracker(net, optimizer, output=None, every_n_steps=5, on_symmetry="ignore") as tracker:
+        for _ in range(40):
+            pairs = torch.randint(0, 20, (16, 2))
+            optimizer.zero_grad()
+            (net(pairs) - pairs[:, 0]).square().mean().backward()
+            optimizer.step()
+    assert {(finding.layer, str(finding.verdict)) for finding in tracker.findings} == {
+        ("users", "frozen"),
+        ("items", "frozen"),
+    }
+    assert {finding.code for finding in tracker.findings} == {"SYM303"}
