@@ -44,7 +44,7 @@ class Wide(nn.Module):
 def curves(folder: Path, num_layers: int, num_sick: int, **options: Any) -> set[str]:
     monitor = SymmetryMonitor(heatmaps="none", **options)
     logger = TensorBoardLogger(folder, name="", version="")
-    make_trainer([monitor], logger=logger, max_steps=4).fit(Classifier(Wide(num_layers, num_sick)), batches())
+    make_trainer([monitor], logger=logger, max_steps=3).fit(Classifier(Wide(num_layers, num_sick)), batches())
     return {tag for tag in read(folder).Tags()["scalars"] if tag.startswith("symmetry/")}
 
 
