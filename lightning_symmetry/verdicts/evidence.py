@@ -23,18 +23,11 @@ from lightning_symmetry.matrices.sketching import sketch_all
 from lightning_symmetry.ranks.reading import read
 from lightning_symmetry.ranks.team import Name, Team, TeamError
 from lightning_symmetry.units.comparable import Comparable
-from lightning_symmetry.units.copies import Copies
-from lightning_symmetry.units.layers import Layer
 from lightning_symmetry.units.updates import Updates
 from lightning_symmetry.verdicts.diagnoses import Cause
 from lightning_symmetry.verdicts.gradients import MAX_ROUNDS, GradientEvidence, noise_floor, none_of
 from lightning_symmetry.verdicts.looks import Gradients, Look, Sighting, Steady
-from lightning_symmetry.verdicts.proof import are_read_apart
-
-# Of so many groups of a layer it is asked whether they are read alike.
-_MAX_ASKED = 8
-# Among so many layers that follow, and so many of the first of a model, it is looked for the one that reads units.
-_MAX_BEHIND = 64
+from lightning_symmetry.verdicts.proof import Proof
 
 
 def look(
@@ -144,8 +137,8 @@ def look(
                     judge = GradientEvidence(
                         item.layer, item.gradients, of_gradients, scale, floor, item.gradients_by_parity
                     )
-                    unproven = _Unproven(layers, updates, (proven or {}).get(name, ()), noise)
-                    seen = _look_at(item, of_weights, of_odd, judge, known.get(name, ()), unproven)
+                    proof = Proof(layers, updates, (proven or {}).get(name, ()), noise)
+                    seen = _look_at(item, of_weights, of_odd, judge, known.get(name, ()), proof)
                     seen = replace(seen, floor=floor)
                 if item.gradients and 0 < item.largest_gradient() <= noise:
                     seen = replace(seen, is_faint=True)
@@ -296,62 +289,13 @@ def _fingerprint(item: _Sketched) -> int:
     return hash(item.weights.sketch.projections.tobytes())
 
 
-@dataclass(frozen=True)
-class _Unproven:
-    """What may keep equal gradients at one look from proving that units stay equal.
-
-    Attributes:
-        layers: all layers that are looked at.
-        updates: how the optimizers update them; None: that is not known.
-        proven: the groups of the layer that are known to stay equal.
-        noise: the norm up to which gradients may be rounding errors.
-    """
-
-    layers: Sequence[Comparable]
-    updates: Updates | None
-    proven: Collection[tuple[int, ...]]
-    noise: float
-
-    def part(self, layer: Comparable, group: tuple[int, ...]) -> bool:
-        """Return whether equal gradients make different updates.
-
-        Units of one layer have the options of one optimizer, and their state stays equal if it was so once.
-        """
-        is_to_be_asked = bool(layer.row_names) or group not in self.proven
-        return is_to_be_asked and self.updates is not None and not layer.are_updated_alike(group, self.updates)
-
-    def judged(self, layer: Comparable, sightings: Sequence[Sighting]) -> list[Sighting]:
-        """Return sightings of equal units or copies, marked if something is at hand that may part them."""
-        asked = [each for each in sightings if each.gradients is Gradients.EQUAL and each.units not in self.proven]
-        if isinstance(layer, Copies):
-            # Groups of equal options may have schedules of their own.
-            return [replace(each, is_proof=self._share_options(layer, each)) for each in sightings]
-        if not asked or not isinstance(layer, Layer):
-            return list(sightings)
-        place = next(i for i, other in enumerate(self.layers) if other is layer)
-        behind = [*self.layers[place + 1 : place + 1 + _MAX_BEHIND], *self.layers[: min(place, _MAX_BEHIND)]]
-        readers = [other for other in behind if isinstance(other, Layer)]
-        apart = {
-            each.units
-            for each in asked[:_MAX_ASKED]
-            if are_read_apart(each.units, layer.num_units, readers, self.noise)
-        }
-        # Of so many groups the others are taken to be read as these are.
-        of_the_rest = len(asked) > _MAX_ASKED and bool(apart)
-        apart |= {each.units for each in asked[_MAX_ASKED:] if of_the_rest}
-        return [replace(each, is_proof=each.units not in apart) for each in sightings]
-
-    def _share_options(self, copies: Copies, sighting: Sighting) -> bool:
-        return self.updates is None or copies.share_options(sighting.units, self.updates)
-
-
 def _look_at(
     item: _Sketched,
     suspected: Indices,
     suspected_of_odd: Indices | None,
     judge: GradientEvidence,
     known: Sequence[Mirrored],
-    unproven: _Unproven,
+    proof: Proof,
 ) -> Look:
     layer, weights = item.layer, item.weights
     known = [group for group in known if group.rows[-1] < layer.num_units]
@@ -380,10 +324,10 @@ def _look_at(
         mirrored_units = {unit for mirrored, _ in mirrors for unit in mirrored.rows}
         groups = [group for group in groups if mirrored_units.isdisjoint(group)]
     said = [
-        Gradients.DIFFERENT if each is Gradients.EQUAL and unproven.part(layer, group) else each
+        Gradients.DIFFERENT if each is Gradients.EQUAL and proof.part(layer, group) else each
         for group, each in zip(groups, judge.of(groups), strict=True)
     ]
-    sightings = unproven.judged(layer, _sightings(item, groups, said, has_equal_weights=True))
+    sightings = proof.judged(layer, _sightings(item, groups, said, has_equal_weights=True))
     if mirrors:
         sightings += _sightings_of_mirrors(item, mirrors)
     grouped = {unit for sighting in sightings for unit in sighting.units}

@@ -2,18 +2,76 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
 from itertools import islice
 
 import torch
 from torch import Tensor
 
 from lightning_symmetry.matrices.question import LEAVE_TOLERANCES, TOLERANCES
+from lightning_symmetry.units.comparable import Comparable
+from lightning_symmetry.units.copies import Copies
 from lightning_symmetry.units.layers import Layer
+from lightning_symmetry.units.updates import Updates
+from lightning_symmetry.verdicts.looks import Gradients, Sighting
 
 # So many units of a group are looked at, and so many layers that may read them.
 _NUM_UNITS = 4
 _NUM_READERS = 8
+# Of so many groups of a layer it is asked whether they are read alike.
+_MAX_ASKED = 8
+# Among so many layers that follow, and so many of the first of a model, it is looked for the one that reads units.
+_MAX_BEHIND = 64
+
+
+@dataclass(frozen=True)
+class Proof:
+    """Tells whether equal gradients at one look prove that units stay equal.
+
+    Attributes:
+        layers: all layers that are looked at.
+        updates: how the optimizers update them; None: that is not known.
+        proven: the groups of the layer that are known to stay equal.
+        noise: the norm up to which gradients may be rounding errors.
+    """
+
+    layers: Sequence[Comparable]
+    updates: Updates | None
+    proven: Collection[tuple[int, ...]]
+    noise: float
+
+    def part(self, layer: Comparable, group: tuple[int, ...]) -> bool:
+        """Return whether equal gradients make different updates.
+
+        Units of one layer have the options of one optimizer, and their state stays equal if it was so once.
+        """
+        is_to_be_asked = bool(layer.row_names) or group not in self.proven
+        return is_to_be_asked and self.updates is not None and not layer.are_updated_alike(group, self.updates)
+
+    def judged(self, layer: Comparable, sightings: Sequence[Sighting]) -> list[Sighting]:
+        """Return sightings of equal units or copies, marked if something is at hand that may part them."""
+        asked = [each for each in sightings if each.gradients is Gradients.EQUAL and each.units not in self.proven]
+        if isinstance(layer, Copies):
+            # Groups of equal options may have schedules of their own.
+            return [replace(each, is_proof=self._share_options(layer, each)) for each in sightings]
+        if not asked or not isinstance(layer, Layer):
+            return list(sightings)
+        place = next(i for i, other in enumerate(self.layers) if other is layer)
+        behind = [*self.layers[place + 1 : place + 1 + _MAX_BEHIND], *self.layers[: min(place, _MAX_BEHIND)]]
+        readers = [other for other in behind if isinstance(other, Layer)]
+        apart = {
+            each.units
+            for each in asked[:_MAX_ASKED]
+            if are_read_apart(each.units, layer.num_units, readers, self.noise)
+        }
+        # Of so many groups the others are taken to be read as these are.
+        of_the_rest = len(asked) > _MAX_ASKED and bool(apart)
+        apart |= {each.units for each in asked[_MAX_ASKED:] if of_the_rest}
+        return [replace(each, is_proof=each.units not in apart) for each in sightings]
+
+    def _share_options(self, copies: Copies, sighting: Sighting) -> bool:
+        return self.updates is None or copies.share_options(sighting.units, self.updates)
 
 
 def are_read_apart(units: Sequence[int], num_units: int, layers: Iterable[Layer], floor: float) -> bool:
