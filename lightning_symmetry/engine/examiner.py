@@ -184,7 +184,8 @@ class Examiner:
             ledger = Ledger.of(model, found.layers, include, exclude, self._model.ledger)
             members = members_of_lists(model, [layer.name for layer in found.layers])
             gain = max(rounding_gain(model), self._traced_gain)
-            self._model = _Model(structure, found, self._copies_in(model), members, gain, ledger=ledger)
+            copies, before = self._copies_in(model), self._model.searched_with
+            self._model = _Model(structure, found, copies, members, gain, ledger=ledger, searched_with=before)
             self._usage.end()
             names = {layer.name for layer in found.layers}
             self._suspects = {name: None for name in self._suspects if name in names}
