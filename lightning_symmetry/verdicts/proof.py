@@ -21,7 +21,7 @@ _NUM_UNITS = 4
 _NUM_READERS = 8
 # Of so many groups of a layer it is asked whether they are read alike.
 _MAX_ASKED = 8
-# Among so many layers that follow, and so many of the first of a model, it is looked for the one that reads units.
+# The layer that reads units is looked for among so many that follow theirs in the model.
 _MAX_BEHIND = 64
 
 
@@ -58,7 +58,7 @@ class Proof:
         if not asked or not isinstance(layer, Layer):
             return list(sightings)
         place = next(i for i, other in enumerate(self.layers) if other is layer)
-        behind = [*self.layers[place + 1 : place + 1 + _MAX_BEHIND], *self.layers[: min(place, _MAX_BEHIND)]]
+        behind = self.layers[place + 1 : place + 1 + _MAX_BEHIND]
         readers = [other for other in behind if isinstance(other, Layer)]
         apart = {
             each.units
@@ -85,7 +85,7 @@ def are_read_apart(units: Sequence[int], num_units: int, layers: Iterable[Layer]
     Args:
         units: units of one layer with equal weights and equal gradients.
         num_units: the number of units of that layer.
-        layers: the other layers of the model, the likeliest first.
+        layers: layers that follow that one in the model.
         floor: the norm up to which gradients may be rounding errors.
     """
     may_read = (layer for layer in layers if layer.shapes[0][1:].numel() % num_units == 0)
