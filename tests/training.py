@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import tempfile
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
@@ -13,7 +14,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_symmetry import SymmetryMonitor
+from lightning_symmetry import SymmetryMonitor, SymmetryReport, SymmetryTracker
 
 _FOLDER = tempfile.TemporaryDirectory()  # where trainings without a logger leave their findings
 Optimizers = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
@@ -106,6 +107,30 @@ def fit(model: LightningModule, monitor: SymmetryMonitor | None = None, **option
     trainer = make_trainer([monitor] if monitor else [], **options)
     trainer.fit(model, data)
     return trainer
+
+
+def train_in_loop(
+    net: nn.Module,
+    loss: Callable[[], Tensor],
+    steps: int,
+    *,
+    every_n_steps: int = 5,
+    is_watched: bool = True,
+    set_to_none: bool = True,
+) -> SymmetryReport | None:
+    """Train with Adam in a plain loop, in silence; returns what a tracker says in the end, if there is one."""
+    torch.manual_seed(1)
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
+    tracker = SymmetryTracker(net, optimizer, every_n_steps=every_n_steps) if is_watched else None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for _ in range(steps):
+            optimizer.zero_grad(set_to_none=set_to_none)
+            loss().backward()
+            optimizer.step()
+        if tracker is not None:
+            tracker.close()
+    return None if tracker is None else tracker.report
 
 
 def assert_same(a: Any, b: Any) -> None:

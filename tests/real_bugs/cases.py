@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from lightning_symmetry import SymmetryTracker, SymmetryWarning, Verdict
 from lightning_symmetry.verdicts.stops import GradientStop
 from tests import zoo
+from tests.logs import logged
 
 RANDOM_INIT = "torch.nn.init.kaiming_uniform_"
 Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
@@ -120,37 +120,21 @@ def _train(case: Case, build: Callable[[], nn.Module], lr: float) -> Outcome:
     return Outcome(tracker, said)
 
 
-class _Notes(logging.Handler):
-    """Keeps what is logged of copies and of idle units; the closing line on the whole model is no news."""
-
-    def __init__(self, said: list[str]) -> None:
-        super().__init__()
-        self._said = said
-
-    def emit(self, record: logging.LogRecord) -> None:
-        text = record.getMessage()
-        if not text.startswith("Symmetry at step"):
-            self._said.append(text)
-
-
 @contextmanager
 def _listening() -> Iterator[list[str]]:
-    """Collect what the tracker warns of and logs; other warnings are errors, as in every test."""
-    said: list[str] = []
-    logger = logging.getLogger("lightning_symmetry.tracker")
-    notes, level = _Notes(said), logger.level
-    logger.addHandler(notes)
-    logger.setLevel(logging.INFO)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            warnings.simplefilter("always", SymmetryWarning)
-            warnings.filterwarnings("always", "SymmetryTracker: parts of the model do not train")
-            warnings.showwarning = lambda message, *_args, **_options: said.append(str(message))
-            yield said
-    finally:
-        logger.removeHandler(notes)
-        logger.setLevel(level)
+    """Collect what the tracker warns of and logs; other warnings are errors, as in every test.
+
+    The closing line on the whole model is no news.
+    """
+    with (
+        logged("lightning_symmetry.tracker", lambda text: not text.startswith("Symmetry at step")) as said,
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("error")
+        warnings.simplefilter("always", SymmetryWarning)
+        warnings.filterwarnings("always", "SymmetryTracker: parts of the model do not train")
+        warnings.showwarning = lambda message, *_args, **_options: said.append(str(message))
+        yield said
 
 
 def assert_found(case: Case, outcome: Outcome) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ from torch.nn.utils import parametrizations, parametrize
 
 from lightning_symmetry import (
     SymmetryReport,
-    SymmetryTracker,
     Verdict,
     break_symmetry,
     diagnose,
@@ -25,6 +23,7 @@ from lightning_symmetry import (
 from lightning_symmetry.units.discovery import find_layers
 from lightning_symmetry.units.screening import LayerScreen
 from lightning_symmetry.verdicts.evidence import look
+from tests.training import train_in_loop
 
 DTYPES = (torch.complex64, torch.complex128)
 
@@ -80,19 +79,13 @@ def with_copies(net: Any) -> Any:
 
 def train(net: nn.Module, *, is_watched: bool = True, steps: int = 60, every_n_steps: int = 5) -> SymmetryReport | None:
     dtype = next(net.parameters()).dtype
-    torch.manual_seed(1)
-    optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
-    tracker = SymmetryTracker(net, optimizer, every_n_steps=every_n_steps) if is_watched else None
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for _ in range(steps):
-            optimizer.zero_grad()
-            inputs = torch.randn(16, 16, dtype=dtype if dtype.is_complex else torch.cfloat)
-            (net(inputs).abs() - inputs.abs().mean(1, keepdim=True)).square().mean().backward()
-            optimizer.step()
-        if tracker is not None:
-            tracker.close()
-    return None if tracker is None else tracker.report
+
+    def loss() -> Tensor:
+        inputs = torch.randn(16, 16, dtype=dtype if dtype.is_complex else torch.cfloat)
+        value: Tensor = (net(inputs).abs() - inputs.abs().mean(1, keepdim=True)).square().mean()
+        return value
+
+    return train_in_loop(net, loss, steps, every_n_steps=every_n_steps, is_watched=is_watched)
 
 
 def report_of(net: nn.Module) -> SymmetryReport:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -10,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_symmetry import SymmetryReport, SymmetryTracker, Verdict, break_symmetry, diagnose
+from lightning_symmetry import SymmetryReport, Verdict, break_symmetry, diagnose
 from lightning_symmetry.modules import class_of
 from lightning_symmetry.units.discovery import find_layers
+from tests.training import train_in_loop
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 
@@ -69,18 +69,11 @@ FORMS: dict[str, Callable[[nn.Sequential], nn.Module]] = {
 
 
 def train(net: nn.Module, *, is_watched: bool = True) -> SymmetryReport | None:
-    torch.manual_seed(1)
-    optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
-    tracker = SymmetryTracker(net, optimizer, every_n_steps=5) if is_watched else None
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for _ in range(65):
-            optimizer.zero_grad(set_to_none=False)
-            (net(torch.randn(16, 6)) - 1).square().mean().backward()
-            optimizer.step()
-        if tracker is not None:
-            tracker.close()
-    return None if tracker is None else tracker.report
+    def loss() -> Tensor:
+        value: Tensor = (net(torch.randn(16, 6)) - 1).square().mean()
+        return value
+
+    return train_in_loop(net, loss, 65, is_watched=is_watched, set_to_none=False)
 
 
 def report_of(net: nn.Module) -> SymmetryReport:

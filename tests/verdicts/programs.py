@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from torch.optim import Optimizer
 
 from lightning_symmetry import SymmetryTracker
 from tests import zoo
+from tests.logs import logged
 from tests.real_bugs.cases import batches
 
 Step = Callable[[Tensor, Tensor], None]
@@ -92,32 +92,14 @@ def train(recipe: Recipe, every_n_steps: int = 3) -> Outcome:
         return Outcome(found, mentioned, dict(tracker.report.untrained), tracker.report.reasons, warned)
 
 
-class _Notes(logging.Handler):
-    def __init__(self, texts: list[str]) -> None:
-        super().__init__()
-        self._texts = texts
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self._texts.append(record.getMessage())
-
-
 @contextmanager
 def listening() -> Iterator[tuple[list[str], list[str]]]:
     """Collect what is logged, and what is warned of by anybody."""
-    logged: list[str] = []
     warned: list[str] = []
-    logger = logging.getLogger("lightning_symmetry")
-    notes, level = _Notes(logged), logger.level
-    logger.addHandler(notes)
-    logger.setLevel(logging.INFO)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("always")
-            warnings.showwarning = lambda message, *_args, **_options: warned.append(str(message))
-            yield logged, warned
-    finally:
-        logger.removeHandler(notes)
-        logger.setLevel(level)
+    with logged("lightning_symmetry") as texts, warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.showwarning = lambda message, *_args, **_options: warned.append(str(message))
+        yield texts, warned
 
 
 def minimise(optimizer: Optimizer, loss: Tensor) -> None:
