@@ -158,15 +158,14 @@ def calls_of_a_later_check(num_layers: int) -> int:
     trained = {id(parameter) for parameter in net.parameters()}
     failures: list[object] = []
     examiner = Examiner(Options(), lambda layer, reason: failures.append(reason))
+    updates = Updates([torch.optim.SGD(net.parameters())])
 
     def check(step: int) -> list[Look]:
         with torch.no_grad():
             for parameter in net.parameters():
                 parameter.add_(1e-3)
         found = examiner.find(net)
-        return examiner.examine(
-            net, found, trained=trained, trained_by_any=trained, updates=Updates(), step=step, team=None
-        ).looks
+        return examiner.examine(net, found, trained=trained, updates=updates, step=step, team=None).looks
 
     assert [len(check(step)) for step in range(5)] == [num_layers] * 3 + [0] * 2  # the last two need no look
     ledger = Ledger()

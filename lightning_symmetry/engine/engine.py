@@ -503,15 +503,9 @@ class SymmetryEngine:
         is_first = self.report is None
         if is_first:
             self._warn_of_what_is_not_looked_at(found)
-        optimizers = self._present_optimizers()
+        updates = Updates(self._present_optimizers())
         report, looks, news = self._examiner.examine(
-            model,
-            found,
-            trained=trained,
-            trained_by_any=updated_by(optimizers),
-            updates=Updates(optimizers),
-            step=step,
-            team=self._team,
+            model, found, trained=trained, updates=updates, step=step, team=self._team
         )
         if is_first and self.options.on_symmetry != "ignore":
             self._tell_of_copies(report)

@@ -94,7 +94,6 @@ class _Model:
     optimized: Set[int] = frozenset()
     latest: Set[str] | None = None
     searched_with: Set[int] | None = None
-    _train: tuple[Set[int], Set[int]] | None = None
     _updated: tuple[object, Set[str]] | None = None
     _reached: tuple[dict[str, Access], dict[str, Sequence[Heads]]] | None = None
 
@@ -128,9 +127,8 @@ class _Model:
 
     def those_that_train(self, optimized: Set[int]) -> Set[int]:
         """Return which of the parameters that any optimizer updates have had a gradient."""
-        if self._train is None or self._train[0] != optimized or len(self._train[1]) < len(optimized):
-            self._train = optimized, self.ledger.with_gradients(optimized)
-        return self._train[1]
+        # Once all of them have had one, that stands.
+        return optimized if self.searched_with == optimized else self.ledger.with_gradients(optimized)
 
     def largest_elsewhere(self, trained: Set[int]) -> float:
         """Return the largest norm of a gradient of parameters of no layer, where small ones may be rounding errors."""
@@ -208,7 +206,6 @@ class Examiner:
         found: Found,
         *,
         trained: Set[int],
-        trained_by_any: Set[int],
         updates: Updates,
         step: int,
         team: Team | None,
@@ -219,12 +216,12 @@ class Examiner:
             model: the model.
             found: its layers.
             trained: identities of the parameters that the optimizer at work updates.
-            trained_by_any: identities of the parameters that any optimizer of the training updates, also this one.
-            updates: how they update them.
+            updates: how all optimizers of the training, also this one, update the model.
             step: completed optimizer steps.
             team: the ranks that hold the model; None: it is all here.
         """
         history = self.history
+        trained_by_any = updates.parameters
         copies = self._attend(model, found, trained_by_any, step, team)
         chosen = self._chosen([*found.layers, *copies], trained)
         quick = self._read_quickly(chosen, trained, team)

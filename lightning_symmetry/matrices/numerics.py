@@ -36,6 +36,11 @@ def exact_arithmetic(device: torch.device) -> Iterator[None]:
             yield
 
 
+def is_capturing() -> bool:
+    """Return whether a CUDA graph is being captured, which must not be asked for numbers."""
+    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+
+
 def to_host(tensor: Tensor, dtype: torch.dtype = torch.float64) -> Floats:
     """Copy numbers from their device to an array; the host waits here, and nowhere else."""
     numbers: Floats = tensor.to(CPU).to(dtype).numpy()

@@ -35,11 +35,6 @@ def may_recompute() -> bool:
     return is_hooked is None or is_hooked(False) is not None
 
 
-def is_capturing() -> bool:
-    """Return whether a CUDA graph is being captured, which must not be asked for numbers."""
-    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
-
-
 def outputs_of_running_pass(thread: int) -> list[Tensor]:
     """Return the tensors from which the backward pass starts that is running; none if that cannot be found out.
 

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.nn.modules.loss import _Loss
 from torch.utils.hooks import RemovableHandle
 
+from lightning_symmetry.matrices.numerics import is_capturing
 from lightning_symmetry.modules import modules_of, own_parameters
-from lightning_symmetry.tracing.autograd import NO_PASS, is_capturing, may_recompute, next_operation, running_pass
+from lightning_symmetry.tracing.autograd import NO_PASS, may_recompute, next_operation, running_pass
 from lightning_symmetry.units.hooks import ModuleHook
 from lightning_symmetry.units.naming import readable_modules
 

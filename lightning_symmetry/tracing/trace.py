@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from lightning_symmetry.matrices.mirrors import Mirrored
-from lightning_symmetry.matrices.numerics import Indices
+from lightning_symmetry.matrices.numerics import Indices, is_capturing
 from lightning_symmetry.modules import own_parameters
 from lightning_symmetry.ranks.pieces import is_sharded
-from lightning_symmetry.tracing.autograd import NO_PASS, is_capturing, outputs_of_running_pass, running_pass
+from lightning_symmetry.tracing.autograd import NO_PASS, outputs_of_running_pass, running_pass
 from lightning_symmetry.tracing.calls import ModuleCalls, storage_of
 from lightning_symmetry.tracing.explaining import Explanation
 from lightning_symmetry.tracing.graph import BackwardPass, Target

@@ -1,4 +1,4 @@
-"""The adapters of PyTorch's own layers, and of some layers of the transformers package."""
+"""The adapters of PyTorch's own layers, and of some like them in the transformers and torch_geometric packages."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ from lightning_symmetry.units.registry import (
 )
 
 
+@register_layer_by_name("torch_geometric.nn.dense.linear.Linear")
 @register_layer(nn.Linear, nn.Bilinear)
-def _linear(module: nn.Linear | nn.Bilinear) -> Units:
+def _linear(module: Any) -> Units:
     return Units(weight_of(module), tensor_of(module, "bias"))
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar, cast
+from typing import ClassVar, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +33,9 @@ from lightning_symmetry.units.updates import Updates
 # Whole tensors are compared only where this many numbers of one parameter agree.
 _GLANCE = 16
 _Members = Sequence[tuple[str, nn.Module]]
+# What is compared as a whole: a module, or a single parameter.
+_Holder = nn.Module | nn.Parameter
+_HolderT = TypeVar("_HolderT", nn.Module, nn.Parameter)
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ class Copies:
     """
 
     row_names: tuple[str, ...]
-    modules: tuple[nn.Module | nn.Parameter, ...]
+    modules: tuple[_Holder, ...]
     blocks: ClassVar[int] = 1
     also: ClassVar[tuple[str, ...]] = ()
     can_freeze: ClassVar[bool] = False
@@ -214,16 +217,9 @@ def find_equal_parameters(model: nn.Module, layers: Iterable[Layer], trained: Se
         if not (trained is None or does_train):
             continue
         if is_readable and parameter.numel() > 1 and not _is_bias(name, parameter):
-            kind = holder, parameter.shape, parameter.dtype, parameter.device, does_train
+            kind = holder, parameter.shape, parameter.dtype, does_train
             kin.setdefault(kind, []).append((name, parameter))
-    found: list[Copies] = []
-    for members in kin.values():
-        alike: list[list[tuple[str, nn.Parameter]]] = []
-        for name, parameter in members:
-            home = next((each for each in alike if torch.equal(each[0][1], parameter)), None)
-            alike.append([(name, parameter)]) if home is None else home.append((name, parameter))
-        found += [Copies(*zip(*each, strict=True)) for each in alike if len(each) > 1]
-    return found
+    return [_together(group) for members in kin.values() for group in _groups_of_equal(members)]
 
 
 def copies_named(model: nn.Module, names: Sequence[str]) -> Copies:
@@ -232,13 +228,13 @@ def copies_named(model: nn.Module, names: Sequence[str]) -> Copies:
     return Copies(tuple(names), tuple(found[name] for name in names))
 
 
-def holders_by_name(model: nn.Module) -> Iterator[tuple[str, nn.Module | nn.Parameter]]:
+def holders_by_name(model: nn.Module) -> Iterator[tuple[str, _Holder]]:
     """Yield all that may be a copy of something else with its name: every parameter, and every module."""
     yield from ((name, parameter) for name, _, parameter in readable_parameters(model))
     yield from readable_modules(model)
 
 
-def _parameters_of(holder: nn.Module | nn.Parameter) -> Iterator[nn.Parameter]:
+def _parameters_of(holder: _Holder) -> Iterator[nn.Parameter]:
     return iter((holder,)) if isinstance(holder, Tensor) else parameters_of(holder)
 
 
@@ -305,7 +301,7 @@ def _equal(members: _Members, team: Team | None) -> Iterator[Copies]:
             yield from _equal_across(candidates, team) if is_anywhere and team else _equal_here(candidates)
 
 
-def _together(members: _Members) -> Copies:
+def _together(members: Sequence[tuple[str, _Holder]]) -> Copies:
     names, modules = zip(*members, strict=True)
     return Copies(names, modules)
 
@@ -318,21 +314,25 @@ def _head(module: nn.Module) -> list[float]:
 
 
 def _equal_here(candidates: _Members) -> Iterator[Copies]:
-    groups: list[list[tuple[str, nn.Module]]] = []
-    for name, module in candidates:
-        for group in groups:
-            if _are_copies(group[0][1], module):
-                group.append((name, module))
-                break
-        else:
-            groups.append([(name, module)])
-    for group in groups:
-        if len(group) > 1 and any(bool((p != p.flatten()[:1]).any()) for p in parameters_of(group[0][1])):
+    for group in _groups_of_equal(candidates):
+        if any(bool((p != p.flatten()[:1]).any()) for p in _parameters_of(group[0][1])):
             yield _together(group)
 
 
-def _are_copies(a: nn.Module, b: nn.Module) -> bool:
-    pairs = zip(parameters_of(a), parameters_of(b), strict=True)
+def _groups_of_equal(candidates: Sequence[tuple[str, _HolderT]]) -> list[list[tuple[str, _HolderT]]]:
+    """Return the sets of two or more of some modules, or parameters, of one kind that are equal."""
+    groups: list[list[tuple[str, _HolderT]]] = []
+    for name, holder in candidates:
+        home = next((group for group in groups if _are_copies(group[0][1], holder)), None)
+        if home is None:
+            groups.append([(name, holder)])
+        else:
+            home.append((name, holder))
+    return [group for group in groups if len(group) > 1]
+
+
+def _are_copies(a: _Holder, b: _Holder) -> bool:
+    pairs = zip(_parameters_of(a), _parameters_of(b), strict=True)
     return all(p is not q and p.device == q.device and torch.equal(p, q) for p, q in pairs)
 
 

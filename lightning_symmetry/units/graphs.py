@@ -1,6 +1,6 @@
-"""Adapters for the linear layers of the torch_geometric package, which its convolutions of graphs consist of.
+"""The adapter for a linear layer per type of node, as the torch_geometric package has it.
 
-``HeteroDictLinear`` needs none: it holds one of them for each type.
+Its plain ``Linear`` is read like PyTorch's own; ``HeteroDictLinear`` holds one of these for each type.
 """
 
 from __future__ import annotations
@@ -10,11 +10,6 @@ from typing import Any
 from torch import Tensor
 
 from lightning_symmetry.units.registry import Units, register_layer_by_name, tensor_of, weight_of
-
-
-@register_layer_by_name("torch_geometric.nn.dense.linear.Linear")
-def _linear(module: Any) -> Units:
-    return Units(weight_of(module), tensor_of(module, "bias"))
 
 
 def _of_all_types(stack: Tensor) -> Tensor:  # (types, ..., units) -> (types * units, ...)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from lightning_symmetry.matrices.numerics import exact_arithmetic, to_host
+from lightning_symmetry.matrices.numerics import exact_arithmetic, is_capturing, to_host
 from lightning_symmetry.modules import held, modules_of, parameters_of
 from lightning_symmetry.ranks.pieces import is_sharded
 from lightning_symmetry.units.hooks import ModuleHook, is_of_user
@@ -78,9 +78,7 @@ class Imprint:
         return hashlib.blake2b(shapes + numbers.tobytes(), digest_size=16).hexdigest() if can_tell else None
 
     def _note(self, place: int, gradient: Tensor) -> None:
-        if not gradient.is_floating_point() or gradient.layout != torch.strided:
-            return
-        if gradient.is_cuda and torch.cuda.is_current_stream_capturing():
+        if not gradient.is_floating_point() or gradient.layout != torch.strided or is_capturing():
             return
         with exact_arithmetic(gradient.device):
             norm, before = _norm(gradient.detach()), self._norms[place]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from functools import cached_property
 from typing import Any
 
@@ -43,6 +43,11 @@ class Updates:
             for group in optimizer.param_groups
             for parameter in group["params"]
         }
+
+    @property
+    def parameters(self) -> Set[int]:
+        """The identities (``id``) of all parameters that any of the optimizers updates."""
+        return frozenset(self._groups)  # a view would keep the optimizers alive
 
     def are_alike(self, parameters: Sequence[Tensor]) -> bool:
         """Return whether parameters of one shape are updated with equal options, from equal state."""

@@ -51,10 +51,10 @@ class Proof:
 
     def judged(self, layer: Comparable, sightings: Sequence[Sighting]) -> list[Sighting]:
         """Return sightings of equal units or copies, marked if something is at hand that may part them."""
-        asked = [each for each in sightings if each.gradients is Gradients.EQUAL and each.units not in self.proven]
-        if isinstance(layer, Copies):
+        if isinstance(layer, Copies) and self.updates is not None:
             # Groups of equal options may have schedules of their own.
-            return [replace(each, is_proof=self._share_options(layer, each)) for each in sightings]
+            return [replace(each, is_proof=layer.share_options(each.units, self.updates)) for each in sightings]
+        asked = [each for each in sightings if each.gradients is Gradients.EQUAL and each.units not in self.proven]
         if not asked or not isinstance(layer, Layer):
             return list(sightings)
         place = next(i for i, other in enumerate(self.layers) if other is layer)
@@ -69,9 +69,6 @@ class Proof:
         of_the_rest = len(asked) > _MAX_ASKED and bool(apart)
         apart |= {each.units for each in asked[_MAX_ASKED:] if of_the_rest}
         return [replace(each, is_proof=each.units not in apart) for each in sightings]
-
-    def _share_options(self, copies: Copies, sighting: Sighting) -> bool:
-        return self.updates is None or copies.share_options(sighting.units, self.updates)
 
 
 def are_read_apart(units: Sequence[int], num_units: int, layers: Iterable[Layer], floor: float) -> bool:
@@ -101,6 +98,8 @@ def are_read_apart(units: Sequence[int], num_units: int, layers: Iterable[Layer]
 def _columns(layer: Layer, units: Sequence[int], num_units: int) -> Iterable[tuple[Tensor, Tensor]]:
     """Yield the weights with which a layer may read some units, and their gradients, ``(len(units), numbers)`` each.
 
+    The number of its inputs is a multiple of that of the units.
+
     An image has several inputs per unit side by side, the gates of a recurrent layer have them one after the other.
     """
     tensor = layer.tensors[0]
@@ -108,10 +107,7 @@ def _columns(layer: Layer, units: Sequence[int], num_units: int) -> Iterable[tup
     if not tensor.is_plain or gradient is None or gradient.layout != torch.strided:
         return
     both = [tensor.view(each.detach()).flatten(1) for each in (tensor.weights, gradient)]
-    width = both[0].shape[1]
-    if width % num_units:
-        return
-    per_unit = width // num_units
+    per_unit = both[0].shape[1] // num_units
     unit = torch.tensor(units, device=both[0].device)[:, None]
     place = torch.arange(per_unit, device=both[0].device)
     layouts = [unit * per_unit + place, place * num_units + unit]
