@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 
 import torch
 from torch import Tensor
@@ -76,8 +75,8 @@ def are_read_apart(units: Sequence[int], num_units: int, layers: Iterable[Layer]
 
     Units with equal weights and gradients get different gradients at the next step, if the weights that read them have
     different ones at this step: where noise is added to each, as in the latents of a VAE, or where each is added to
-    something of its own, as in a residual network. The first layer that has as many inputs, or a multiple, and equal
-    weights for these is taken for the one that reads them.
+    something of its own, as in a residual network. The first layer that has as many inputs and equal weights for these
+    is taken for the one that reads them; where there is none, the first that has a multiple.
 
     Args:
         units: units of one layer with equal weights and equal gradients.
@@ -85,8 +84,9 @@ def are_read_apart(units: Sequence[int], num_units: int, layers: Iterable[Layer]
         layers: layers that follow that one in the model.
         floor: the norm up to which gradients may be rounding errors.
     """
-    may_read = (layer for layer in layers if layer.shapes[0][1:].numel() % num_units == 0)
-    for layer in islice(may_read, _NUM_READERS):
+    may_read = [layer for layer in layers if layer.shapes[0][1:].numel() % num_units == 0]
+    may_read.sort(key=lambda layer: num_units not in layer.shapes[0][1:])  # those that have exactly as many come first
+    for layer in may_read[:_NUM_READERS]:
         for weights, gradients in _columns(layer, units[:_NUM_UNITS], num_units):
             if float(weights.norm()) == 0 or _apart(weights) > TOLERANCES[weights.dtype]:
                 continue

@@ -29,7 +29,7 @@ class Wide(nn.Module):
     def __init__(self, num_layers: int, num_sick: int) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.layers = nn.ModuleList(nn.Linear(12, 2) for _ in range(num_layers))
+        self.layers = nn.ModuleList(nn.Linear(12, 5) for _ in range(num_layers))
         for layer in list(self.layers)[:num_sick]:
             fill(layer, 0.5)
         self.head = nn.Linear(1, 4)

@@ -334,3 +334,78 @@ def test_what_has_a_state_of_its_own_is_computed(name: str) -> None:
     piece = weights.pieces[0]
     assert isinstance(piece, Tensor)
     assert torch.equal(piece, cast("Tensor", net.eval()[0].weight))
+
+
+def test_units_with_equal_directions_and_other_norms_are_not_equal() -> None:
+    torch.manual_seed(0)
+    module: Any = parametrizations.weight_norm(nn.Linear(5, 4, bias=False))
+    norms, directions = module.parametrizations.weight.original0, module.parametrizations.weight.original1
+    with torch.no_grad():
+        directions[3] = directions[1]
+    assert diagnose(nn.Sequential(module)).layers["0"].groups == []
+    with torch.no_grad():
+        norms[3] = norms[1]
+    assert [group.units for group in diagnose(nn.Sequential(module)).layers["0"].groups] == [(1, 3)]
+
+
+class Binary(nn.Module):
+    """The sign of a weight, times a scale of the tensor or of each row, with the gradient of the weight itself."""
+
+    def __init__(self, by_row: bool) -> None:
+        super().__init__()
+        self.by_row = by_row
+
+    def forward(self, weight: Tensor) -> Tensor:
+        scale = weight.abs().mean(1, keepdim=True) if self.by_row else weight.abs().mean()
+        return weight + (weight.sign() * scale - weight).detach()
+
+
+@pytest.mark.parametrize("by_row", [False, True])
+def test_units_of_other_numbers_that_are_rounded_alike_do_not_move_in_parallel(by_row: bool) -> None:
+    torch.manual_seed(0)
+    net: Any = nn.Sequential(nn.Linear(8, 12, bias=False), nn.Tanh(), nn.Linear(12, 4))
+    with torch.no_grad():
+        # A row of two sizes for the other order: the signs and the mean are the same.
+        net[0].weight[3] = net[0].weight[1].sign() * net[0].weight[1].abs().flip(0)
+        net[2].weight[:, 3] = net[2].weight[:, 1]
+    register_parametrization(net[0], "weight", Binary(by_row))
+    inputs, targets = torch.randn(32, 8), torch.randn(32, 4)
+    optimizer = torch.optim.SGD(net.parameters(), lr=1e-4)
+    with SymmetryTracker(net, optimizer, every_n_steps=5, output=None, on_symmetry="ignore") as tracker:
+        for _ in range(70):
+            optimizer.zero_grad()
+            nn.functional.mse_loss(net(inputs), targets).backward()
+            optimizer.step()
+    gradient = net[0].parametrizations.weight.original.grad
+    assert torch.allclose(gradient[1], gradient[3], rtol=1e-5, atol=0)  # so nothing but their numbers tells them apart
+    assert tracker.findings == []
+
+
+class OnTop(nn.Module):
+    """A weight that is added to a fixed one."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("fixed", weight)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight + self.get_buffer("fixed")
+
+
+def test_dead_units_are_found_where_what_trains_is_zero() -> None:
+    torch.manual_seed(0)
+    net: Any = nn.Sequential(nn.Linear(8, 12), nn.ReLU(), nn.Linear(12, 4))
+    fixed = net[0].weight.detach().clone()
+    nn.init.zeros_(net[0].weight)
+    nn.init.constant_(net[0].bias, -100.0)
+    register_parametrization(net[0], "weight", OnTop(fixed))
+    inputs, targets = torch.randn(32, 8), torch.randn(32, 4)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.05)
+    with SymmetryTracker(net, optimizer, every_n_steps=5, output=None, on_symmetry="ignore") as tracker:
+        for _ in range(70):
+            optimizer.zero_grad()
+            nn.functional.mse_loss(net(inputs), targets).backward()
+            optimizer.step()
+    assert [(finding.layer, str(finding.verdict), len(finding.units)) for finding in tracker.findings] == [
+        ("0", "dead", 12)
+    ]

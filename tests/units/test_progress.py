@@ -311,3 +311,16 @@ def test_a_parameter_that_cannot_be_read_is_left_out_and_the_others_are_judged(
         ledger.watch(every)
     assert {entry.name for entry in ledger.entries.values()} & {"odd", "lost"} == {"lost"}
     assert not ledger.entries[id(net.lost)].had_gradient
+
+
+def test_a_large_table_moves_where_its_sparse_gradient_is() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Embedding(4000, 3, sparse=True), nn.Linear(3, 1))
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    with SymmetryTracker(net, optimizer, every_n_steps=1, output=None, on_symmetry="ignore") as tracker:
+        for _ in range(6):
+            optimizer.zero_grad()
+            (net(torch.tensor([1234])) - 1).square().mean().backward()
+            optimizer.step()
+    assert tracker.report is not None
+    assert tracker.report.untrained == {}

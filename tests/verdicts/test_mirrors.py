@@ -197,3 +197,19 @@ def test_what_parts_is_noted() -> None:
     with SymmetryTracker(net, optimizer) as resumed:
         resumed.load_state_dict(again)
         assert resumed.findings == tracker.findings
+
+
+@pytest.mark.parametrize("gates_are_equal", [True, False])
+def test_a_mirror_image_has_equal_gates_whatever_the_gradients_say(gates_are_equal: bool) -> None:
+    torch.manual_seed(0)
+    lstm = nn.LSTM(3, 8)
+    for parameter in lstm.parameters():
+        parameter.grad = torch.randn_like(parameter)
+        for numbers, are_mirrored in ((parameter.data, gates_are_equal), (parameter.grad, True)):
+            for gate, rows in enumerate(numbers.unflatten(0, (4, 8))):
+                if rows.shape[1:] == (8,):  # the recurrent weights
+                    rows[:4, 4:] = -rows[:4, :4]
+                if gate == 2 or are_mirrored:
+                    rows[4:] = -rows[:4] if gate == 2 else rows[:4]
+    found = {group.units for group in diagnose(nn.Sequential(lstm)).layers["0.l0"].groups}
+    assert found == ({(i, i + 4) for i in range(4)} if gates_are_equal else set())

@@ -55,6 +55,12 @@ def test_the_first_layer_that_may_read_the_units_decides() -> None:
     assert is_apart(linear(columns(False), columns(False)), apart, alike)
 
 
+def test_a_layer_of_exactly_as_many_inputs_reads_before_one_of_a_multiple() -> None:
+    multiple = linear(columns(True, per_unit=2), columns(False, per_unit=2))
+    assert is_apart(multiple)
+    assert not is_apart(multiple, linear(columns(True), columns(True)))
+
+
 def test_zeros_and_rounding_errors_say_nothing() -> None:
     assert not is_apart(linear(torch.zeros(4, 6), columns(False)))
     assert not is_apart(linear(columns(True), 1e-8 * columns(False)))
