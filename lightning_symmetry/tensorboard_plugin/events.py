@@ -26,7 +26,7 @@ MAX_SIDE = 64
 """The largest number of units that a matrix shows."""
 _MAX_RUNS = 400
 # The largest size of a payload once it is unpacked, because a small file may be made to unpack into a very large one.
-_MAX_BYTES = 1 << 26
+_MAX_BYTES = 1 << 24
 _RUN = re.compile(r"(\d{1,15})(?:-(\d{1,15})(?::(\d{1,15}))?)?")
 _MORE = "..."
 

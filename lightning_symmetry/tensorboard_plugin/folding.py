@@ -6,7 +6,7 @@ which a newer version may know more, such as the names of verdicts, are kept as 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, TypeVar
 
@@ -17,7 +17,13 @@ from lightning_symmetry.verdicts.verdict import Verdict
 _MAX_INT = 1 << 53  # JavaScript counts no further without gaps
 _MAX_TEXT = 1 << 16
 _MAX_QUIET = 1 << 12  # checks without news before one; four times as many as are ever passed over
+_MAX_LISTED = 1 << 13  # of a run with more checks, those that are only claimed by a later event are not listed
+_MAX_GROUPS = 256  # as many as are ever written, of a layer and of a finding; and so many findings of a layer
+_MAX_SPARK = 32
 _MAX_VERDICT_TEXT = 64
+_MAX_VERDICTS = 64
+# What a summary tells of a layer; what else it holds is not kept.
+_LAYER_KEYS = ("units", "fan_in", "width", "both", "counts", "groups", "num_groups", "also")
 _RANKS = {str(verdict): rank for rank, verdict in enumerate(Verdict)}
 T = TypeVar("T")
 
@@ -139,6 +145,28 @@ class Layer:
     orientations: list[tuple[int, int | None]] = field(default_factory=list)
     values: dict[str, Any] = field(default_factory=dict)
 
+    def units_at(self, checks: Sequence[int]) -> list[tuple[int, int, int, int]]:
+        """The numbers of units at some checks: all, those that work, redundant ones, dead ones.
+
+        Args:
+            checks: indices of checks, ascending.
+        """
+        found: list[tuple[int, int, int, int]] = []
+        i = j = 0
+        for check in checks:
+            while i < len(self.states) and self.states[i][0] <= check:
+                i += 1
+            while j < len(self.dead) and self.dead[j][0] <= check:
+                j += 1
+            state = self.states[i - 1][1] if i else None
+            if state is None:
+                found.append((0, 0, 0, 0))
+            else:
+                dead = self.dead[j - 1][1] if j else 0
+                working = max(0, state.width - dead + state.both)
+                found.append((state.num_units, working, state.num_units - state.width, dead))
+        return found
+
 
 @dataclass
 class RunHistory:
@@ -178,7 +206,9 @@ class RunHistory:
                     orientations[name] = None if number is None else _int(number)
                 if changes or name not in self.layers:
                     layers[name] = _merge(self.layers.get(name), changes, is_full)
-            findings = {layer: [_finding(row) for row in rows] for layer, rows in summary.get("findings", {}).items()}
+            findings = {
+                layer: [_finding(row) for row in _short(rows)] for layer, rows in summary.get("findings", {}).items()
+            }
             quiet = unpack_units(_typed(summary, "quiet", str, ""), _MAX_QUIET)
         except PayloadError:
             self.num_unreadable += 1
@@ -186,7 +216,8 @@ class RunHistory:
         if self.steps and step <= self.steps[-1]:
             self._forget_from(step)
         latest = self.steps[-1] if self.steps else -1
-        self.steps += sorted(earlier for earlier in set(quiet) if latest < earlier < step)
+        if len(self.steps) + len(quiet) <= _MAX_LISTED:
+            self.steps += sorted(earlier for earlier in set(quiet) if latest < earlier < step)
         check = len(self.steps)
         self.steps.append(step)
         if is_full:
@@ -221,6 +252,30 @@ class RunHistory:
             "layers": [self._layer_row(name, layer) for name, layer in self.layers.items()],
             "findings": [finding.to_json(layer) for layer, found in self.findings.items() for finding in found],
             "unreadable": self.num_unreadable,
+        }
+
+    def summary(self) -> dict[str, Any]:
+        """What a table of runs shows of the run: its last check, and how many units worked before; ready for JSON."""
+        last = len(self.steps) - 1
+        num_places = min(len(self.steps), _MAX_SPARK)
+        checks = [last * place // max(1, num_places - 1) for place in range(num_places)]
+        over_layers = [layer.units_at(checks) for layer in self.layers.values()]
+        counts = [
+            [sum(numbers) for numbers in zip(*at_check, strict=True)] for at_check in zip(*over_layers, strict=True)
+        ]
+        units, working, redundant, dead = counts[-1] if counts else (0, 0, 0, 0)
+        holding = [(name, each) for name, found in self.findings.items() for each in found if each.broken is None]
+        worst = min(holding, key=lambda each: (_rank(each[1].verdict), each[1].since), default=None)
+        return {
+            "step": self.steps[-1],
+            "layers": len(self.layers),
+            "units": units,
+            "working": working,
+            "redundant": redundant,
+            "dead": dead,
+            "findings": len(holding),
+            "worst": worst and worst[1].to_json(worst[0]),
+            "shares": [round(working / units, 3) if units else None for units, working, *_ in counts],
         }
 
     def layer_to_json(self, name: str) -> dict[str, Any]:
@@ -303,9 +358,9 @@ def _event(step: int, kind: str, verdict: str | None, text: str) -> dict[str, An
 def _merge(layer: Layer | None, changes: Mapping[str, Any], is_full: bool) -> tuple[dict[str, Any], State]:
     """Lay changes over the latest values of a layer; returns the new values and the state that they describe."""
     before = layer.values if layer and not is_full else {}
-    values = {**before, **changes}
-    groups = _typed(values, "groups", list)
-    also = _typed(values, "also", list, [])
+    values = {**before, **{key: changes[key] for key in _LAYER_KEYS if key in changes}}
+    groups = _short(_typed(values, "groups", list))
+    also = _short(_typed(values, "also", list, []))
     return values, State(
         num_units=_count(values, "units"),
         fan_in=_count(values, "fan_in"),
@@ -319,9 +374,16 @@ def _merge(layer: Layer | None, changes: Mapping[str, Any], is_full: bool) -> tu
 
 
 def _counts(values: Mapping[str, Any]) -> dict[str, int]:
+    if len(values) > _MAX_VERDICTS:
+        raise PayloadError("too many verdicts")
     counts = {_verdict(name): _int(number) for name, number in values.items()}
-    ordered = sorted(counts, key=lambda name: (_RANKS.get(name, len(_RANKS)), name))
+    ordered = sorted(counts, key=lambda name: (_rank(name), name))
     return {name: counts[name] for name in ordered if counts[name]}
+
+
+def _rank(verdict: str) -> int:
+    """How serious a verdict is, the most serious one first; those that this version does not know come last."""
+    return _RANKS.get(verdict, len(_RANKS))
 
 
 def _group(values: Any) -> Group:
@@ -332,7 +394,7 @@ def _group(values: Any) -> Group:
 
 
 def _finding(row: Mapping[str, Any]) -> Finding:
-    groups = _typed(row, "groups", list) if "groups" in row else None
+    groups = _short(_typed(row, "groups", list)) if "groups" in row else None
     return Finding(
         who=_text(row.get("who")),
         verdict=_verdict(row.get("verdict")),
@@ -344,6 +406,12 @@ def _finding(row: Mapping[str, Any]) -> Finding:
         groups=None if groups is None else tuple(map(_text, groups)),
         num_groups=_count(row, "num_groups", len(groups or ())),
     )
+
+
+def _short(values: list[T]) -> list[T]:
+    if len(values) > _MAX_GROUPS:
+        raise PayloadError("more entries than are ever written")
+    return values
 
 
 def _verdict(value: Any) -> str:

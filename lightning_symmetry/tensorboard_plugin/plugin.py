@@ -17,10 +17,11 @@ from werkzeug.wrappers import Request, Response
 from lightning_symmetry.tensorboard_plugin import STATIC
 from lightning_symmetry.tensorboard_plugin.events import PLUGIN_NAME
 from lightning_symmetry.tensorboard_plugin.legend import verdicts_to_json
-from lightning_symmetry.tensorboard_plugin.reading import ArgumentError, Cache, Reader
+from lightning_symmetry.tensorboard_plugin.reading import ArgumentError, Cache, Reader, Summaries
 
 _MIMETYPES = {".js": "text/javascript", ".css": "text/css"}
 _JSON = "application/json"
+_PATIENCE = 0.4  # seconds after which the answer to a request for all runs does without those not read yet
 _LOG = logging.getLogger(__name__)
 
 
@@ -81,6 +82,7 @@ class SymmetryPlugin(TBPlugin):  # type: ignore[misc]
     def __init__(self, context: TBContext) -> None:
         self._provider = context.data_provider
         self._cache = Cache()
+        self._summaries = Summaries()
         self._files = {
             f"/static/{file.name}": (file, mimetype)
             for file in STATIC.iterdir()
@@ -121,9 +123,8 @@ class SymmetryPlugin(TBPlugin):  # type: ignore[misc]
 
     @_route
     def runs(self, request: Request) -> tuple[Any, str]:
-        """Answer with all runs and their versions."""
-        versions = self._reader(request).versions()
-        return {"runs": [{"name": run, "version": version} for run, version in versions.items()]}, _JSON
+        """Answer with all runs, their versions, and what a table of runs shows of them."""
+        return {"runs": self._summaries.of(self._reader(request), _PATIENCE)}, _JSON
 
     @_route
     def run(self, request: Request) -> tuple[Any, str]:

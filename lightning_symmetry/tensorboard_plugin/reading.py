@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from threading import Lock
+from time import monotonic
 from typing import Any, TypeVar
 
+import numpy.typing as npt
+from tensorboard.compat.proto.tensor_pb2 import TensorProto
+from tensorboard.compat.proto.types_pb2 import DT_STRING
 from tensorboard.context import RequestContext
+from tensorboard.data.proto.data_provider_pb2 import ReadTensorsRequest
 from tensorboard.data.provider import DataProvider, RunTagFilter, TensorDatum
 
 from lightning_symmetry.tensorboard_plugin.events import (
@@ -22,6 +27,9 @@ from lightning_symmetry.tensorboard_plugin.events import (
 from lightning_symmetry.tensorboard_plugin.folding import RunHistory, fold
 
 T = TypeVar("T")
+Events = list[tuple[int, bytes]]
+"""Step and bytes of each event of a series, without bytes where an event holds something else."""
+_MANY = 16  # runs that are read at once
 _ALL = 10_000_000  # the provider must be given a number of events, and a summary builds on all before it
 
 
@@ -57,7 +65,7 @@ class Reader:
     def __init__(self, provider: DataProvider, context: RequestContext, experiment: str, cache: Cache) -> None:
         self._provider = provider
         self._context = context
-        self._experiment = experiment
+        self.experiment = experiment
         self._cache = cache
 
     def versions(self) -> dict[str, str]:
@@ -75,7 +83,18 @@ class Reader:
         version = self._list(RunTagFilter(runs=[run], tags=[SUMMARY_TAG])).get(run, {}).get(SUMMARY_TAG)
         if version is None:
             raise ArgumentError(f"Expected argument `run` to be a run with data of the Symmetry tab but got {run!r}.")
-        return self._cache.get((self._experiment, run), version, lambda: fold(_payloads(self._read(run, SUMMARY_TAG))))
+        return self._cache.get((self.experiment, run), version, lambda: fold(self._read([run], SUMMARY_TAG)[run]))
+
+    def histories(self, runs: Sequence[str]) -> Iterator[tuple[str, RunHistory]]:
+        """Yield names and histories of some runs, in this order.
+
+        TensorBoard's fast server takes much longer to be asked than to answer, so that it is asked for many at once.
+        """
+        for start in range(0, len(runs), _MANY):
+            asked = runs[start : start + _MANY]
+            events = self._read(asked, SUMMARY_TAG)
+            for run in asked:
+                yield run, fold(events[run])
 
     def layer(self, run: str, layer: str) -> dict[str, Any]:
         """A layer over time, and step, units and key of each of its matrices; ready for JSON.
@@ -99,28 +118,73 @@ class Reader:
         version = self._list(RunTagFilter(runs=[run], tags=[tag])).get(run, {}).get(tag)
         if version is None:
             return {}
-        return self._cache.get(
-            (self._experiment, run, layer), version, lambda: _matrices(_payloads(self._read(run, tag)))
-        )
+        return self._cache.get((self.experiment, run, layer), version, lambda: _matrices(self._read([run], tag)[run]))
 
     def _list(self, wanted: RunTagFilter) -> dict[str, dict[str, str]]:
         series = self._provider.list_tensors(
-            self._context, experiment_id=self._experiment, plugin_name=PLUGIN_NAME, run_tag_filter=wanted
+            self._context, experiment_id=self.experiment, plugin_name=PLUGIN_NAME, run_tag_filter=wanted
         )
         return {
             run: {tag: f"{values.max_step}@{values.max_wall_time}" for tag, values in tags.items()}
             for run, tags in series.items()
         }
 
-    def _read(self, run: str, tag: str) -> Iterable[TensorDatum]:
+    def _read(self, runs: Sequence[str], tag: str) -> dict[str, Events]:
+        """Return the events of a tag for each of some runs."""
+        # The public method makes an array of each tensor: one of a wrong shape costs the series, a huge one the memory.
+        if multiplexer := getattr(self._provider, "_multiplexer", None):
+            return {
+                run: [(event.step, _content(event.tensor_proto)) for event in multiplexer.Tensors(run, tag)]
+                for run in runs
+            }
+        if stub := getattr(self._provider, "_stub", None):
+            return _ask(stub, self.experiment, runs, tag)
         data: Mapping[str, Mapping[str, list[TensorDatum]]] = self._provider.read_tensors(
             self._context,
-            experiment_id=self._experiment,
+            experiment_id=self.experiment,
             plugin_name=PLUGIN_NAME,
             downsample=_ALL,
-            run_tag_filter=RunTagFilter(runs=[run], tags=[tag]),
+            run_tag_filter=RunTagFilter(runs=runs, tags=[tag]),
         )
-        return data.get(run, {}).get(tag, [])
+        return {run: [(datum.step, _first(datum.numpy)) for datum in data.get(run, {}).get(tag, [])] for run in runs}
+
+
+class Summaries:
+    """Keeps the summaries of all runs, so that only those of runs that have changed are computed."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, dict[str, tuple[str, dict[str, Any] | None]]] = {}  # by experiment and run, of a version
+
+    def of(self, reader: Reader, patience: float) -> list[dict[str, Any]]:
+        """Return name, version and summary of each run, in natural order of the names; ready for JSON.
+
+        Args:
+            reader: reads the runs.
+            patience: time in seconds after which no further run is read. What is then not of the latest version is
+                marked as pending.
+        """
+        deadline = monotonic() + patience
+        versions = reader.versions()
+        kept = self._kept.setdefault(reader.experiment, {})
+        for run in kept.keys() - versions.keys():
+            kept.pop(run, None)
+        for run, history in reader.histories([run for run in versions if self._version(kept, run) != versions[run]]):
+            kept[run] = versions[run], history.summary() if history.steps else None
+            if monotonic() > deadline:
+                break
+        return [
+            {
+                "name": run,
+                "version": version,
+                "summary": kept[run][1] if run in kept else None,
+                "pending": self._version(kept, run) != version,
+            }
+            for run, version in versions.items()
+        ]
+
+    @staticmethod
+    def _version(kept: Mapping[str, tuple[str, Any]], run: str) -> str | None:
+        return kept[run][0] if run in kept else None
 
 
 class Cache:
@@ -148,10 +212,29 @@ class Cache:
         return value
 
 
-def _payloads(data: Iterable[TensorDatum]) -> Iterable[tuple[int, bytes]]:
-    for datum in data:
-        content = datum.numpy.reshape(-1)[:1].tolist()
-        yield datum.step, content[0] if content and isinstance(content[0], bytes) else b""
+def _ask(stub: Any, experiment: str, runs: Sequence[str], tag: str) -> dict[str, Events]:
+    """Ask TensorBoard's fast server."""
+    request = ReadTensorsRequest(experiment_id=experiment)
+    request.plugin_filter.plugin_name = PLUGIN_NAME
+    request.run_tag_filter.runs.names.extend(runs)
+    request.run_tag_filter.tags.names.append(tag)
+    request.downsample.num_points = _ALL
+    found: dict[str, Events] = {run: [] for run in runs}
+    for answer in stub.ReadTensors(request).runs:
+        for series in answer.tags:
+            values = map(_content, series.data.value)
+            found[answer.run_name] += zip(series.data.step, values, strict=True)
+    return found
+
+
+def _content(tensor: TensorProto) -> bytes:
+    """Return the bytes that a tensor holds, whatever its shape; none if it holds something else."""
+    return bytes(tensor.string_val[0]) if tensor.dtype == DT_STRING and tensor.string_val else b""
+
+
+def _first(values: npt.NDArray[Any]) -> bytes:
+    content = values.reshape(-1)[:1].tolist()
+    return content[0] if content and isinstance(content[0], bytes) else b""
 
 
 def _matrices(payloads: Iterable[tuple[int, bytes]]) -> dict[int, Matrix]:

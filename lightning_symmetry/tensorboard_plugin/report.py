@@ -63,6 +63,7 @@ def _run(reader: Reader, run: str, name: str) -> dict[str, Any]:
     history = reader.history(run)
     return {
         "name": name,
+        "summary": history.summary() if history.steps else None,
         "history": history.to_json(),
         "layers": {layer: reader.layer(run, layer) for layer in history.layers},
         "matrices": {

@@ -1,5 +1,6 @@
 // The page: it holds what the user has chosen and the data that has been fetched, and shows one of three views.
-import {Tip, element} from './dom.js';
+import {Details} from './details.js';
+import {Tip, element, reconcile} from './dom.js';
 import {LayerView} from './layer.js';
 import {Run} from './model.js';
 import {Overview} from './overview.js';
@@ -8,7 +9,8 @@ import {Timeline} from './timeline.js';
 import {Verdicts} from './verdicts.js';
 
 const POLL_MS = 3000;
-const MAX_SHOWN = 16; // With more runs than this, the others are shown only if the user chooses them.
+const MAX_OPENED = 16; // Of more runs than this, the two with the most serious findings are opened at first.
+const MAX_KEPT = 48; // So many histories of runs are kept that are not in sight.
 const VIEWS = {overview: 'Overview', layer: 'Layer', timeline: 'Timeline'};
 const EXAMPLE = `from lightning.pytorch import Trainer
 from lightning_symmetry import SymmetryMonitor
@@ -20,18 +22,37 @@ export class App {
   constructor(root, source) {
     this.source = source;
     this.state = {view: 'overview', run: null, layer: null, step: null}; // A step of null means the latest.
-    this.versions = []; // The name and the version of every run.
+    this.filter = {text: '', onlyFound: false}; // Which layers are shown.
+    this.versions = []; // Of every run the name, the version, and the summary.
     this.data = new Map(); // The runs that have been fetched, by name.
-    this.shown = new Set();
-    this.known = new Set(); // The names of runs for which it was decided whether to show them at first.
+    this.opened = new Set();
+    this.known = new Set(); // The names of runs for which it was decided whether to open them at first.
+    this.details = new Details(this);
+    this.underway = new Map(); // The version of each run that is being fetched, by name.
     this.failures = new Map(); // The message and the task itself, by name of each task whose last attempt failed.
     this.link = new Link();
     this.error = element('div', {class: 'error', role: 'alert', hidden: true});
     this.status = element('span', {class: 'status', role: 'status'}, 'Loading…');
     this.nav = element('nav', {'aria-label': 'Views'}, Object.entries(VIEWS).map(([view, name]) => element('button', {type: 'button', 'data-view': view, click: () => this.go({view})}, name)));
-    this.picker = element('details', {class: 'picker'});
+    this.search = element('input', {type: 'search', class: 'filter', placeholder: 'Filter layers', 'aria-label': 'Filter layers', input: () => this.sift()});
+    this.onlyFound = element('input', {type: 'checkbox', change: () => this.sift()});
+    this.filters = element('div', {class: 'filters', role: 'search'}, this.search, element('label', {}, this.onlyFound, 'Only with findings'));
+    this.pickerTitle = element('summary', {});
+    this.pickerList = element('div', {class: 'names'});
+    this.picker = element(
+      'details',
+      {class: 'picker', toggle: () => this.fillPicker()},
+      this.pickerTitle,
+      element(
+        'div',
+        {class: 'list'},
+        element('div', {class: 'actions'}, element('button', {type: 'button', click: () => this.choose(this.names())}, 'All'), element('button', {type: 'button', click: () => this.choose([])}, 'None')),
+        this.pickerList,
+      ),
+    );
     this.main = element('main', {});
-    root.append(element('div', {class: 'top'}, this.nav, this.picker, this.status), this.error, this.main);
+    this.scrolled = new Map(); // How far each view was scrolled when it was left.
+    root.append(element('div', {class: 'top'}, this.nav, this.filters, this.picker, this.status), this.error, this.main);
     this.tip = new Tip(root);
   }
 
@@ -40,11 +61,11 @@ export class App {
     followTheme((isDark) => {
       this.isDark = isDark;
       this.palette = getComputedStyle(document.documentElement);
-      this.update();
+      this.drawAtOnce();
     });
     this.link.onChange(() => {
       this.follow();
-      this.update();
+      this.drawAtOnce();
     });
     document.addEventListener('keydown', (event) => this.press(event));
     document.addEventListener('click', (event) => {
@@ -67,7 +88,10 @@ export class App {
     this.isBusy = true;
     const failed = [...this.failures];
     try {
-      if (await this.attempt('runs', () => this.look())) {
+      let hasSucceeded = await this.attempt('runs', () => this.look());
+      // A server that has much to read answers in parts.
+      while (hasSucceeded && this.versions.some(({pending}) => pending)) hasSucceeded = await this.attempt('runs', () => this.look());
+      if (hasSucceeded) {
         const untried = failed.filter(([name, failure]) => this.failures.get(name) === failure);
         await Promise.all(untried.map(([name, {task}]) => this.attempt(name, task)));
       }
@@ -81,32 +105,50 @@ export class App {
     this.verdicts ??= new Verdicts(verdicts);
     this.views ??= {overview: new Overview(this), layer: new LayerView(this), timeline: new Timeline(this)};
     this.versions = versions;
+    this.byName = new Map(versions.map((row) => [row.name, row]));
     this.hasAsked = true;
-    for (const {name} of versions) {
-      if (!this.known.has(name) && this.shown.size < MAX_SHOWN) this.shown.add(name);
-      this.known.add(name);
-    }
+    this.openFirst();
+    this.update();
     await this.fetch();
     this.status.textContent = this.source.isLive ? `Updated ${new Date().toLocaleTimeString()}` : '';
   }
 
+  /** Open runs that are new: all of a few; of many, once all are known, the two with the most serious findings. */
+  openFirst() {
+    const {versions} = this;
+    if (versions.length <= MAX_OPENED) {
+      versions.filter(({name}) => !this.known.has(name)).forEach(({name}) => this.opened.add(name));
+    } else if (!this.known.size && !versions.some(({pending}) => pending)) {
+      this.bySeverity().slice(0, 2).forEach(({name}) => this.opened.add(name));
+    } else if (!this.known.size) {
+      return;
+    }
+    versions.forEach(({name}) => this.known.add(name));
+  }
+
+  /** Fetch the histories that are in sight and have changed. */
   async fetch() {
     const wanted = this.versions.filter(({name}) => this.isWanted(name));
     const tasks = new Set(wanted.map(({name}) => `run ${name}`));
     for (const task of this.failures.keys()) if (task.startsWith('run ') && !tasks.has(task)) this.failures.delete(task);
     this.showFailures();
-    const changed = wanted.filter(({name, version}) => this.data.get(name)?.version !== version);
+    const changed = wanted.filter(({name, version}) => this.data.get(name)?.version !== version && this.underway.get(name) !== version);
     await Promise.all(
       changed.map(({name, version}) =>
         this.attempt(`run ${name}`, async () => {
-          this.data.set(name, new Run(name, version, await this.history(name), this.verdicts));
+          this.underway.set(name, version);
+          try {
+            this.data.set(name, new Run(name, version, await this.history(name), this.verdicts));
+          } finally {
+            this.underway.delete(name);
+          }
           this.update();
         }),
       ),
     );
     const names = new Set(this.names());
-    for (const name of this.data.keys()) if (!names.has(name)) this.data.delete(name);
-    if (!this.hasDrawn) this.update();
+    let spare = this.data.size - MAX_KEPT;
+    for (const name of this.data.keys()) if (!names.has(name) || (!this.isWanted(name) && spare-- > 0)) this.data.delete(name);
   }
 
   async history(name) {
@@ -116,7 +158,9 @@ export class App {
   }
 
   isWanted(name) {
-    return this.shown.has(name) || name === this.state.run;
+    if (name === this.state.run) return true;
+    const isUnreadable = !this.summary(name) && !this.byName.get(name)?.pending;
+    return this.state.view === 'overview' && this.opened.has(name) && (isUnreadable || this.views.overview.isInSight(name));
   }
 
   /**
@@ -167,8 +211,25 @@ export class App {
     return this.versions.map(({name}) => name);
   }
 
-  shownRuns() {
-    return this.names().filter((name) => this.shown.has(name) && this.data.has(name)).map((name) => this.data.get(name));
+  /** What the table of runs shows of a run; null if it was not or cannot be read. */
+  summary(name) {
+    return this.byName?.get(name)?.summary ?? null;
+  }
+
+  /** The names of the opened runs, without those that are known to hold nothing that can be read. */
+  openedNames() {
+    return this.versions.filter(({name, summary, pending}) => this.opened.has(name) && (summary || pending)).map(({name}) => name);
+  }
+
+  /** All runs, those with the most serious findings first, of these the ones of which the least works. */
+  bySeverity() {
+    return [...this.versions].sort((a, b) => this.compareSeverity(a, b));
+  }
+
+  compareSeverity({summary: a}, {summary: b}) {
+    const rank = (summary) => (summary ? (summary.worst ? this.verdicts.get(summary.worst.verdict).rank : 1000) : 2000);
+    const share = (summary) => (summary?.units ? summary.working / summary.units : 1);
+    return rank(a) - rank(b) || share(a) - share(b);
   }
 
   run() {
@@ -179,41 +240,56 @@ export class App {
     return this.run()?.byName.get(this.state.layer) ?? null;
   }
 
-  /** Change what is chosen. */
-  go(changes) {
+  /**
+   * Change what is chosen, and draw. The browser's way back leads to what was chosen before, unless only the step has
+   * changed, or this is one of many steps of a way.
+   */
+  go(changes, {isStep = false, byKeyboard = false} = {}) {
+    const before = {...this.state};
+    if (changes.run !== undefined && changes.run !== before.run && changes.layer === undefined) changes = {...changes, layer: null};
     Object.assign(this.state, changes);
     const run = this.run();
     // At the latest step, the page moves on as new ones come.
     if (run && this.state.step === run.lastStep) this.state.step = null;
     this.tip.hide();
     if (!run && this.state.run !== null) this.fetch();
-    this.update();
-    this.link.write(this.state);
+    this.drawAtOnce();
+    if (byKeyboard) this.views[this.state.view].focus?.();
+    const isNew = !isStep && ['view', 'run', 'layer'].some((key) => before[key] !== this.state[key]);
+    this.link.write(this.state, {isNew});
   }
 
   /** Choose what the address asks for. */
   follow() {
     const {view, run, layer, step} = this.link.read();
-    if (view in VIEWS) this.state.view = view;
+    if (Object.hasOwn(VIEWS, view ?? '')) this.state.view = view;
     if (run !== undefined) Object.assign(this.state, {run, layer: layer ?? null, step: null});
     if (/^\d{1,15}$/.test(step ?? '')) this.state.step = Number(step);
     if (run !== undefined && this.hasDrawn) this.fetch();
   }
 
-  /** If the chosen run or layer does not exist, choose the first run and its first layer with events. */
+  /** If the chosen run or layer does not exist, choose the one with the most serious finding. */
   complete() {
-    const names = this.names();
-    if (!names.includes(this.state.run)) this.state.run = names.find((name) => this.shown.has(name)) ?? names[0];
-    const run = this.run();
-    if (run && !run.byName.has(this.state.layer)) {
-      this.state.layer = (run.layers.find(({events}) => events.length) ?? run.layers[0])?.name ?? null;
+    if (!this.names().includes(this.state.run)) {
+      const rows = this.bySeverity().filter(({name, summary}) => summary && (this.opened.has(name) || !this.opened.size));
+      const [worst] = [...rows, ...this.versions];
+      Object.assign(this.state, {run: worst.name, layer: null});
+      this.fetch();
     }
+    const run = this.run();
+    if (run && !run.byName.has(this.state.layer)) this.state.layer = run.worstLayer?.name ?? null;
+  }
+
+  /** Show only some layers, in every view. */
+  sift() {
+    this.filter = {text: this.search.value, onlyFound: this.onlyFound.checked};
+    this.drawAtOnce();
   }
 
   moveLayer(by) {
-    const {layers} = this.run();
+    const layers = this.run().filtered(this.filter);
     const place = layers.indexOf(this.layer()) + by;
-    if (layers[place]) this.go({layer: layers[place].name});
+    if (layers[place]) this.go({layer: layers[place].name}, {isStep: true});
   }
 
   moveStep(by) {
@@ -243,7 +319,15 @@ export class App {
 
   // ---------------------------------------------------------------- what is seen
 
+  /** Draw soon: what arrives until then is drawn at once. */
   update() {
+    if (this.isDue) return;
+    this.isDue = true;
+    requestAnimationFrame(() => this.isDue && this.drawAtOnce());
+  }
+
+  drawAtOnce() {
+    this.isDue = false;
     this.attemptDrawing('the view', () => this.draw());
   }
 
@@ -252,18 +336,25 @@ export class App {
       if (this.palette && this.hasAsked) this.showEmpty();
       return;
     }
-    this.hasDrawn = true;
-    this.nav.hidden = this.picker.hidden = false;
+    this.nav.hidden = this.picker.hidden = this.filters.hidden = false;
     this.complete();
     this.fillPicker();
     this.nav.querySelectorAll('button').forEach((button) => button.setAttribute('aria-current', String(button.dataset.view === this.state.view)));
     const view = this.views[this.state.view];
-    if (this.main.firstChild !== view.node) this.main.replaceChildren(view.node);
+    if (this.main.firstChild !== view.node) {
+      const before = Object.keys(VIEWS).find((name) => this.views[name].node === this.main.firstChild);
+      if (before) this.scrolled.set(before, window.scrollY);
+      this.main.replaceChildren(view.node);
+      view.restore?.();
+      window.scrollTo(0, this.scrolled.get(this.state.view) ?? 0);
+    }
     view.update();
+    if (!this.hasDrawn) this.link.write(this.state);
+    this.hasDrawn = true;
   }
 
   showEmpty() {
-    this.nav.hidden = this.picker.hidden = true;
+    this.nav.hidden = this.picker.hidden = this.filters.hidden = true;
     this.main.replaceChildren(
       element(
         'section',
@@ -278,29 +369,32 @@ export class App {
 
   fillPicker() {
     const names = this.names();
-    const content = names.join('\n') + [...this.shown].join('\n');
-    if (this.pickerContent === content) return;
-    this.pickerContent = content;
-    const count = names.filter((name) => this.shown.has(name)).length;
-    const boxes = names.map((name) => {
-      const box = element('input', {type: 'checkbox', checked: this.shown.has(name), change: () => this.choose(box.checked ? [...this.shown, name] : [...this.shown].filter((other) => other !== name))});
-      return element('label', {title: name}, box, element('span', {}, name));
+    const count = names.filter((name) => this.opened.has(name)).length;
+    this.pickerTitle.textContent = `Runs: ${count} of ${names.length}`;
+    if (!this.picker.open) return;
+    reconcile(this.pickerList, names, {
+      key: (name) => name,
+      version: (name) => this.opened.has(name),
+      make: (name) => {
+        const box = element('input', {type: 'checkbox', change: () => this.choose(box.checked ? [...this.opened, name] : [...this.opened].filter((other) => other !== name))});
+        return element('label', {title: name}, box, element('span', {}, name));
+      },
+      update: (name, node) => (node.firstChild.checked = this.opened.has(name)),
     });
-    this.picker.replaceChildren(
-      element('summary', {}, `Runs: ${count} of ${names.length}`),
-      element(
-        'div',
-        {class: 'list'},
-        element('div', {class: 'actions'}, element('button', {type: 'button', click: () => this.choose(names)}, 'All'), element('button', {type: 'button', click: () => this.choose([])}, 'None')),
-        boxes,
-      ),
-    );
   }
 
+  /** Open some runs and close all others. */
   choose(names) {
-    this.shown = new Set(names);
+    this.opened = new Set(names);
+    this.drawAtOnce();
     this.fetch();
-    this.update();
+  }
+
+  /** Open one run alone. */
+  open(name) {
+    this.opened = new Set([name]);
+    this.go({run: name, step: null});
+    this.fetch();
   }
 
   // ---------------------------------------------------------------- colours of the theme

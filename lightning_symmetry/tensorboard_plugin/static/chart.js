@@ -22,16 +22,17 @@ export class Chart {
       role: 'img',
       'aria-label': name,
       height: HEIGHT,
-      click: (event) => this.run && app.go({step: this.run.steps[this.checkUnder(event)]}),
+      click: (event) => this.run && app.go({run: this.run.name, step: this.run.steps[this.checkUnder(event)]}),
       pointermove: (event) => this.hover(event),
       pointerleave: () => app.tip.hide(),
     });
     new ResizeObserver(() => app.attemptDrawing(name, () => this.draw())).observe(this.node);
   }
 
-  update(run, lines) {
+  update(run, lines, check = run.checkAt(this.app.state.step)) {
     this.run = run;
     this.lines = lines;
+    this.check = check;
     this.draw();
   }
 
@@ -58,7 +59,7 @@ export class Chart {
       svg('text', {x: this.x(check), y: HEIGHT - EDGE.bottom + 17, 'text-anchor': 'middle'}, run.steps[check].toLocaleString('en')),
     ]);
     const condensed = this.lines.filter(({layer}) => layer.hasCondensed);
-    const cursor = this.x(run.checkAt(this.app.state.step));
+    const cursor = this.x(this.check);
     this.node.replaceChildren(
       ...grid,
       ...axis,

@@ -35,11 +35,81 @@ export function table(caption, head, rows, attributes = {}) {
   );
 }
 
-/** Create a list of names to choose from; calls a function with the name that is chosen. */
-export function select(label, names, chosen, choose) {
-  const options = names.map((name) => element('option', {value: name, selected: name === chosen}, name));
-  const list = element('select', {change: () => choose(list.value)}, options);
-  return element('label', {class: 'choice'}, element('span', {}, label), list);
+/** A list of names to choose from, which calls a function with the name that is chosen. */
+export class Choice {
+  #content;
+
+  constructor(label, choose) {
+    this.list = element('select', {change: () => choose(this.list.value)});
+    this.node = element('label', {class: 'choice'}, element('span', {}, label), this.list);
+  }
+
+  /** Show some names; the chosen one is among them in any case. */
+  update(names, chosen) {
+    const all = names.includes(chosen) ? names : [chosen, ...names];
+    const content = all.join('\n');
+    if (content !== this.#content) this.list.replaceChildren(...all.map((name) => element('option', {value: name}, name)));
+    this.#content = content;
+    if (this.list.value !== chosen) this.list.value = chosen;
+  }
+}
+
+/**
+ * Make the children of an element those of some items, in their order. An item keeps its element as long as there is an
+ * item of its key, so that scrolling, focus, and what is open or selected stay as the reader left them.
+ *
+ * Takes functions that give the key of an item, a text that changes with what is shown of it, and a new element for it;
+ * and one that fills the element, which is only called if that text has changed.
+ */
+export function reconcile(parent, items, {key, version, make, update}) {
+  const kept = (parent.keyed ??= new Map());
+  const keys = new Set(items.map(key));
+  for (const [name, {node}] of kept) {
+    if (keys.has(name)) continue;
+    node.remove();
+    kept.delete(name);
+  }
+  let place = parent.firstChild;
+  for (const item of items) {
+    const name = key(item);
+    let entry = kept.get(name);
+    if (!entry) kept.set(name, (entry = {node: make(item)}));
+    const shown = String(version(item));
+    if (entry.shown !== shown) {
+      update(item, entry.node);
+      entry.shown = shown;
+    }
+    if (entry.node === place) place = place.nextSibling;
+    else parent.insertBefore(entry.node, place);
+  }
+}
+
+/** Replace the children of an element unless they are those of the same text as before. */
+export function show(parent, version, content) {
+  if (parent.shown === version) return;
+  parent.shown = version;
+  parent.replaceChildren(...content().flat().filter((child) => child !== null));
+}
+
+/** A text with the parts between backticks as code. */
+export function withCode(text) {
+  return text.split('`').map((part, i) => (i % 2 ? element('code', {}, part) : part));
+}
+
+/** A name that is cut in its middle where there is no room for it, because layers differ at both ends of their names. */
+export function cutName(text, attributes = {}) {
+  const tail = Math.min(14, Math.ceil(text.length / 2));
+  return element('span', {class: 'name', title: text, ...attributes}, element('span', {class: 'start'}, text.slice(0, -tail)), element('span', {class: 'end'}, text.slice(-tail)));
+}
+
+/** Offer a table as a file that spreadsheets open. */
+export function download(name, head, rows) {
+  // A spreadsheet would take a name that begins like this for a formula.
+  const safe = (text) => (/^[=+@\t\r-]/.test(text) ? `'${text}` : text);
+  const line = (cells) => cells.map((cell) => `"${(typeof cell === 'number' ? String(cell) : safe(String(cell ?? ''))).replaceAll('"', '""')}"`).join(',');
+  const link = element('a', {download: name, href: URL.createObjectURL(new Blob([[head, ...rows].map(line).join('\r\n')], {type: 'text/csv'}))});
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 1000);
 }
 
 /** Clear a canvas and set its size in CSS pixels; returns a context whose unit is a CSS pixel on every screen. */

@@ -1,15 +1,62 @@
 // The history of a run, with the questions that the views ask.
 
+/** What the numbers of units mean, for those who point at them. */
+export const WORDS = {
+  units: 'all units: neurons, channels, or what else has a row of weights of its own',
+  working: 'units that are neither redundant nor dead',
+  redundant: 'units that compute the same as another one: the layer would do the same without them',
+  dead: 'units that get no gradient, so that they do not train',
+  directions: 'how many directions the weights of the living units point in; far fewer than units means that they have condensed',
+  findings: 'what was warned of and still holds',
+};
+
 export class Run {
   constructor(name, version, history, verdicts) {
     this.name = name;
     this.version = version;
     this.verdicts = verdicts;
     this.steps = history.steps;
-    this.layers = history.layers.map((layer) => new Layer(layer, history, verdicts));
+    const findings = new Map(history.layers.map(({name}) => [name, []]));
+    for (const finding of history.findings) findings.get(finding.layer)?.push(finding);
+    this.layers = history.layers.map((layer) => new Layer(layer, history.steps, findings.get(layer.name), verdicts));
     this.findings = history.findings;
     this.unreadable = history.unreadable;
     this.byName = new Map(this.layers.map((layer) => [layer.name, layer]));
+  }
+
+  /** The layers that a filter leaves: by a part of their names, and maybe only those with findings or events. */
+  filtered({text, onlyFound}) {
+    const key = `${onlyFound} ${text}`;
+    if (this.filterKey !== key) {
+      this.filterKey = key;
+      this.left = this.layers.filter((layer) => (!onlyFound || layer.hasNews) && layer.title.toLowerCase().includes(text.toLowerCase()));
+    }
+    return this.left;
+  }
+
+  /** What holds at a step of what was found up to it, the most serious finding first; then what no longer holds. */
+  findingsAt(step) {
+    const isOver = ({broken}) => broken !== null && broken <= step;
+    const rank = (finding) => 1000 * isOver(finding) + this.verdicts.get(finding.verdict).rank;
+    return this.findings.filter(({since}) => since <= step).sort((a, b) => rank(a) - rank(b) || a.since - b.since);
+  }
+
+  /** The layer to look at first: that of the most serious finding, else one in which something has happened. */
+  get worstLayer() {
+    const found = this.findingsAt(Infinity).filter(({broken}) => broken === null).find(({layer}) => this.byName.has(layer));
+    return this.byName.get(found?.layer) ?? this.layers.find(({hasNews}) => hasNews) ?? this.layers[0] ?? null;
+  }
+
+  /** Some layers to draw: a chosen one, those of which there is news, then others; of equal curves only one. */
+  telling(layer, number) {
+    const rank = (other) => 2 * (other === layer) + other.hasNews;
+    const ordered = [...this.layers].sort((a, b) => rank(b) - rank(a));
+    const told = new Set();
+    const first = ordered.filter(({working, units: total}) => {
+      const story = working.map(({check, units}) => [check, units === null ? null : units / total]).join();
+      return !told.has(story) && told.add(story);
+    });
+    return new Set([...first, ...ordered].slice(0, number));
   }
 
   get lastStep() {
@@ -38,11 +85,15 @@ export class Run {
 }
 
 class Layer {
-  constructor(values, history, verdicts) {
+  constructor(values, steps, findings, verdicts) {
     Object.assign(this, values);
     this.verdicts = verdicts;
-    this.steps = history.steps;
-    this.findings = history.findings.filter((finding) => finding.layer === values.name);
+    this.steps = steps;
+    this.findings = findings;
+    this.hasNews = values.events.length > 0 || findings.length > 0;
+    for (const finding of findings) {
+      finding.hasCollapsed = values.events.some(({kind, step, verdict}) => kind === 'collapsed' && step === finding.since && verdict === finding.verdict);
+    }
     this.checks = values.states.map(({check}) => check);
     this.working = workingOverTime(values);
     this.workingChecks = this.working.map(({check}) => check);

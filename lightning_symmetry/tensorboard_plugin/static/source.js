@@ -61,7 +61,7 @@ export class EmbeddedSource {
   }
 
   async runs() {
-    return this.#data.runs.map(({name}) => ({name, version: ''}));
+    return this.#data.runs.map(({name, summary}) => ({name, summary, version: '', pending: false}));
   }
 
   async history(run) {

@@ -27,8 +27,8 @@ export class Link {
     return found;
   }
 
-  /** Write what is chosen into the address. The browser's history gets no new entry. */
-  write(values) {
+  /** Write what is chosen into the address, as a new entry in the browser's history or in place of the latest. */
+  write(values, {isNew = false} = {}) {
     const others = this.#parts().filter(([name]) => !KEYS.some((key) => name === this.#prefix + key));
     if (this.#prefix && others[0]?.[0] !== 'symmetry') return; // TensorBoard shows another tab.
     const ours = KEYS.filter((key) => values[key] !== null && values[key] !== undefined);
@@ -36,7 +36,8 @@ export class Link {
     const hash = parts.map(([name, value]) => (value === null ? name : `${name}=${encodeURIComponent(value)}`)).join('&');
     if (`#${hash}` === this.#window.location.hash) return;
     const {pathname, search} = this.#window.location;
-    this.#window.history.replaceState(this.#window.history.state, '', `${pathname}${search}#${hash}`);
+    const {history} = this.#window;
+    history[isNew ? 'pushState' : 'replaceState'](history.state, '', `${pathname}${search}#${hash}`);
   }
 
   onChange(listener) {

@@ -1,105 +1,130 @@
 // The view of a run over time: the share of working units of some layers, and their events.
 import {Chart, lineStyle} from './chart.js';
-import {element, select, svg, table} from './dom.js';
+import {Choice, cutName, element, reconcile, svg} from './dom.js';
 import {eventText, label, signOf} from './marks.js';
 import {plural} from './model.js';
 
 const NUM_CHOSEN = 6;
 const MAX_EVENTS = 200;
+const MAX_NAMED = 4; // Of an event of more layers at once, these are named.
 
 export class Timeline {
   constructor(app) {
     this.app = app;
     this.chart = new Chart(app, 'Share of working units over steps; the events are in the table below.');
-    this.head = element('div', {class: 'bar-of-choices'});
-    this.search = element('input', {type: 'search', placeholder: 'Filter layers', 'aria-label': 'Filter layers', input: () => this.list()});
+    this.runs = new Choice('Run', (name) => app.go({run: name, layer: null, step: null}));
     this.layers = element('div', {class: 'layers'});
-    this.events = element('div', {class: 'events'});
+    this.rows = element('tbody', {});
+    this.quiet = element('p', {class: 'quiet'});
+    this.table = element(
+      'table',
+      {},
+      element('caption', {class: 'for-readers'}, 'Events of the chosen layers'),
+      element('thead', {}, element('tr', {}, ['step', 'layer', 'event', 'units'].map((text) => element('th', {scope: 'col'}, text)))),
+      this.rows,
+    );
     this.node = element(
       'div',
       {class: 'view timeline'},
-      this.head,
+      element('div', {class: 'bar-of-choices'}, this.runs.node),
       element(
         'div',
         {class: 'panel beside'},
         element('div', {class: 'plot'}, element('h3', {}, 'Working units'), this.chart.node),
-        element('fieldset', {}, element('legend', {}, 'Layers'), this.search, this.layers),
+        element('fieldset', {}, element('legend', {}, 'Layers'), this.layers),
       ),
-      element('section', {class: 'panel'}, element('h3', {}, 'Events'), this.events),
+      element('section', {class: 'panel events'}, element('h3', {}, 'Events'), this.table, this.quiet),
     );
   }
 
   update() {
     const run = this.app.run();
     if (!run) return;
-    if (this.run?.name !== run.name) this.chosen = choose(run, this.app.state.layer);
-    if (this.run !== run) {
-      this.run = run;
-      this.head.replaceChildren(select('Run', this.app.names(), run.name, (name) => this.app.go({run: name, step: null})));
-      this.search.hidden = run.layers.length <= 12;
-      this.list();
+    if (this.run?.name !== run.name) {
+      this.chosen = new Set([...run.telling(this.app.layer(), NUM_CHOSEN)].map(({name}) => name));
+      this.order = new Set(this.chosen); // Of a long list, what is chosen at first comes first; it does not move later.
     }
-    this.layers.querySelectorAll('label').forEach((node) => node.classList.toggle('chosen', node.dataset.layer === this.app.state.layer));
+    this.run = run;
+    this.runs.update(this.app.names(), run.name);
+    this.list();
     const lines = run.layers.map((layer, line) => ({layer, line})).filter(({layer}) => this.chosen.has(layer.name));
     this.chart.update(run, lines);
     this.listEvents(lines.map(({layer}) => layer));
   }
 
   list() {
-    const wanted = this.search.value.toLowerCase();
-    const lines = this.run.layers.map((layer, line) => [layer, line]);
-    const isLong = !this.search.hidden;
-    if (isLong) lines.sort(([a], [b]) => this.chosen.has(b.name) - this.chosen.has(a.name));
-    const rows = lines.flatMap(([layer, line]) => {
-      if (!layer.title.toLowerCase().includes(wanted)) return [];
-      const box = element('input', {
-        type: 'checkbox',
-        checked: this.chosen.has(layer.name),
-        change: () => {
-          this.chosen[box.checked ? 'add' : 'delete'](layer.name);
-          this.update();
-        },
-      });
-      const swatch = svg('svg', {class: 'swatch', viewBox: '0 0 24 10', 'aria-hidden': 'true'}, svg('path', {d: 'M0 5H24', ...lineStyle(line)}));
-      const working = layer.workingAt(this.run.steps.length - 1);
-      const numbers = element('span', {class: 'numbers'}, working === null ? '–' : `${working} / ${layer.units}`);
-      return [element('label', {'data-layer': layer.name, title: layer.title}, box, swatch, element('span', {class: 'name'}, layer.title), numbers)];
+    const {run, order} = this;
+    const places = new Map(run.layers.map((layer, line) => [layer, line]));
+    const shown = [...run.filtered(this.app.filter)];
+    if (run.layers.length > 12) shown.sort((a, b) => order.has(b.name) - order.has(a.name));
+    reconcile(this.layers, shown, {
+      key: ({name}) => name,
+      version: (layer) => [places.get(layer), layer.title, layer.workingAt(run.steps.length - 1), layer.units, this.chosen.has(layer.name), layer.name === this.app.state.layer].join('\n'),
+      make: (layer) => element('label', {'data-layer': layer.name, title: layer.title}, this.box(layer.name), element('span', {class: 'rest'})),
+      update: (layer, node) => {
+        const [box, rest] = node.children; // The box keeps the keyboard focus only if it stays where it is.
+        box.checked = this.chosen.has(layer.name);
+        node.classList.toggle('chosen', layer.name === this.app.state.layer);
+        const swatch = svg('svg', {class: 'swatch', viewBox: '0 0 24 10', 'aria-hidden': 'true'}, svg('path', {d: 'M0 5H24', ...lineStyle(places.get(layer))}));
+        const working = layer.workingAt(run.steps.length - 1);
+        rest.replaceChildren(swatch, cutName(layer.title), element('span', {class: 'numbers'}, working === null ? '–' : `${working} / ${layer.units}`));
+      },
     });
-    this.layers.replaceChildren(...rows);
   }
 
-  listEvents(layers) {
-    const events = layers.flatMap((layer) => layer.events.map((event) => [layer, event])).sort(([, a], [, b]) => a.step - b.step);
-    if (!events.length) {
-      this.events.replaceChildren(element('p', {class: 'quiet'}, 'Nothing happened: all units of the chosen layers have been distinct at every check.'));
-      return;
-    }
-    const rows = events.slice(0, MAX_EVENTS).map(([layer, event]) => {
-      const {step, text} = event;
-      const jump = () => this.app.go({view: 'layer', layer: layer.name, step});
-      const link = element('button', {type: 'button', class: 'link', click: jump}, step.toLocaleString('en'));
-      return [link, layer.title, label(signOf(event, this.app.verdicts), eventText(event)), text];
+  box(name) {
+    const box = element('input', {
+      type: 'checkbox',
+      change: () => {
+        this.chosen[box.checked ? 'add' : 'delete'](name);
+        this.update();
+      },
     });
-    const more = events.length - rows.length;
-    this.events.replaceChildren(
-      table('Events of the chosen layers', ['step', 'layer', 'event', 'units'], rows),
-      more ? element('p', {class: 'quiet'}, `${plural(more, 'more event')}: choose fewer layers.`) : '',
-    );
+    return box;
+  }
+
+  /** List the events in the order of time. What happened to several layers at one step in one way is one row. */
+  listEvents(layers) {
+    const rows = new Map();
+    for (const layer of layers) {
+      for (const event of layer.events) {
+        const key = [event.step, event.kind, event.verdict].join('\n');
+        if (!rows.has(key)) rows.set(key, {key, event, happened: []});
+        rows.get(key).happened.push({layer, text: event.text});
+      }
+    }
+    const all = [...rows.values()].sort((a, b) => a.event.step - b.event.step);
+    const shown = all.slice(0, MAX_EVENTS);
+    reconcile(this.rows, shown, {
+      key: ({key}) => key,
+      version: ({happened}) => happened.map(({layer, text}) => `${layer.name}\n${text}`).join('\n'),
+      make: () => element('tr', {}),
+      update: ({event, happened}, node) => node.replaceChildren(...this.cells(event, happened).map((cell) => element('td', {}, cell))),
+    });
+    this.table.hidden = !shown.length;
+    const more = all.length - shown.length;
+    this.quiet.hidden = Boolean(shown.length) && !more;
+    this.quiet.textContent = more ? `${plural(more, 'more event')}: choose fewer layers.` : 'Nothing happened: all units of the chosen layers have been distinct at every check.';
+  }
+
+  cells(event, happened) {
+    const names = [...new Set(happened.map(({layer}) => layer.title))];
+    const named = names.slice(0, MAX_NAMED).join(', ');
+    const texts = [...new Set(happened.map(({text}) => text))];
+    const jump = () => this.app.go({view: 'layer', layer: happened[0].layer.name, step: event.step});
+    return [
+      element('button', {type: 'button', class: 'link', click: jump}, event.step.toLocaleString('en')),
+      names.length > MAX_NAMED ? `${named} and ${plural(names.length - MAX_NAMED, 'more layer')}` : named,
+      label(signOf(event, this.app.verdicts), eventText(event)),
+      texts.length > MAX_NAMED ? `${texts.slice(0, MAX_NAMED).join('; ')} and ${texts.length - MAX_NAMED} more` : texts.join('; '),
+    ];
   }
 
   moveLayer(by) {
     this.app.moveLayer(by);
   }
-}
 
-/** The layers that are chosen at first: the current one, those with events, then others; of equal curves only one. */
-function choose(run, layer) {
-  const rank = ({name, events}) => (name === layer ? 2 : 0) + (events.length > 0);
-  const ordered = [...run.layers].sort((a, b) => rank(b) - rank(a));
-  const told = new Set();
-  const first = ordered.filter(({working, units: total}) => {
-    const story = working.map(({check, units}) => [check, units === null ? null : units / total]).join();
-    return !told.has(story) && told.add(story);
-  });
-  return new Set([...first, ...ordered].slice(0, NUM_CHOSEN).map(({name}) => name));
+  focus() {
+    this.layers.querySelector('.chosen input')?.focus();
+  }
 }

@@ -1,0 +1,461 @@
+// A run in the overview: its totals and a row per layer. Where there is room for it, also its findings, its curves, the
+// similarities of its worst layer, and what to do.
+import {Chart, lineStyle} from './chart.js';
+import {css, shade} from './colours.js';
+import {cutName, download, element, prepare, reconcile, show, svg, table, withCode} from './dom.js';
+import {describe, keyOf} from './findings.js';
+import {Heatmap} from './heatmap.js';
+import {draw, eventText, label, mark, priority, signOf} from './marks.js';
+import {WORDS, lastAtMost, plural, ticks} from './model.js';
+import {bar} from './runs.js';
+
+const ROW = 22;
+const STRIP = 16;
+const MAX_ROWS = 16;
+const MAX_HEIGHT = MAX_ROWS * ROW;
+const MAP_HEIGHT = 72;
+const SIDE = 320; // The largest side of the heatmap, in CSS pixels.
+const MAX_LINES = 5;
+const TABLE_HEAD = ['layer', 'units', 'working', 'dead', 'directions', 'units in groups'];
+
+export class Card {
+  constructor(app, name) {
+    this.app = app;
+    this.name = name;
+    this.run = null;
+    this.isInSight = false;
+    this.rows = new Map(); // The rows that are in sight, by the names of their layers.
+    this.headline = element('div', {class: 'headline'});
+    this.totals = element('dl', {class: 'totals'});
+    this.map = element('canvas', {class: 'map', 'aria-hidden': 'true', hidden: true, click: (event) => this.jump(event)});
+    this.space = element('div', {class: 'space'});
+    this.scroller = element('div', {class: 'rows', tabindex: -1, scroll: () => this.scrolled()}, this.space);
+    this.axis = element('div', {class: 'axis', 'aria-hidden': 'true'});
+    this.none = element('p', {class: 'quiet', hidden: true});
+    this.notes = element('div', {});
+    this.tableFrame = element('div', {class: 'frame'});
+    this.details = element(
+      'details',
+      {class: 'as-table', toggle: () => this.showTable()},
+      element('summary', {}, 'As a table'),
+      element('button', {type: 'button', class: 'small', click: () => this.save()}, 'CSV'),
+      this.tableFrame,
+    );
+    this.where = element('section', {class: 'where'}, element('h3', {class: 'question'}, 'Where'), this.map, this.none, this.scroller, this.axis);
+    this.parts = element('div', {class: 'parts'}, this.where);
+    this.node = element(
+      'section',
+      {class: 'card', 'aria-label': `run ${name}`, 'data-run': name},
+      element('header', {}, element('h2', {title: name}, cutName(name)), this.headline),
+      this.totals,
+      this.parts,
+      this.notes,
+      this.details,
+    );
+    this.reserve(app.summary(name)?.layers ?? 1);
+    this.observer = new ResizeObserver(() => this.redraw(() => this.resize()));
+    this.observer.observe(this.scroller);
+  }
+
+  dispose() {
+    this.observer.disconnect();
+  }
+
+  /** Draw because the browser has resized or scrolled the card. */
+  redraw(draw) {
+    this.app.attemptDrawing(`the card of run ${this.name}`, draw);
+  }
+
+  scrolled() {
+    if (this.scroller.clientHeight) this.top = this.scroller.scrollTop;
+    this.redraw(() => this.drawRows());
+  }
+
+  get check() {
+    return this.run.checkAt(this.name === this.app.state.run ? this.app.state.step : null);
+  }
+
+  reserve(numLayers) {
+    this.scroller.style.height = `${Math.min(MAX_HEIGHT, numLayers * ROW)}px`;
+  }
+
+  /** Go on after the overview was away, during which a browser forgets how far things are scrolled. */
+  restore() {
+    if (this.top) this.scroller.scrollTop = this.top;
+  }
+
+  /** Show the latest data of the run and the current choice, unless the card is out of sight. */
+  update({isDetailed}) {
+    if (!this.isInSight) return;
+    this.isDetailed = isDetailed;
+    this.node.classList.toggle('detailed', isDetailed);
+    if (isDetailed && !this.wrong) this.addParts();
+    const run = this.app.data.get(this.name) ?? null;
+    if (run === null) {
+      this.showTotals(this.app.summary(this.name), null);
+      return;
+    }
+    const layers = run.filtered(this.app.filter);
+    const isNew = this.run !== run;
+    const isOther = isNew || this.layers !== layers;
+    this.run = run;
+    this.layers = layers;
+    if (isOther) {
+      this.reserve(layers.length);
+      this.space.style.height = `${layers.length * ROW}px`;
+      this.map.hidden = layers.length <= MAX_ROWS;
+      this.none.hidden = layers.length > 0;
+      this.none.textContent = run.layers.length ? 'No layer of this run passes the filter.' : 'No layer of this run was looked at.';
+      this.widest = widest(layers.map(({title}) => title));
+      this.measure();
+    }
+    this.draw();
+  }
+
+  resize() {
+    if (!this.run || !this.scroller.clientWidth) return;
+    this.measure();
+    this.draw();
+  }
+
+  measure() {
+    const whole = this.scroller.clientWidth;
+    if (!whole) return;
+    const name = Math.ceil(Math.min(0.42 * whole, Math.max(56, this.widest + 24)));
+    this.node.style.setProperty('--name', `${name}px`);
+    const numbers = parseFloat(getComputedStyle(this.node).getPropertyValue('--numbers'));
+    this.width = Math.max(40, whole - name - numbers);
+    this.drawAxis();
+  }
+
+  draw() {
+    if (!this.width) return;
+    this.summarise();
+    this.drawRows();
+    this.showNotes();
+    this.showTable();
+    if (this.isDetailed) this.showParts();
+  }
+
+  drawRows() {
+    if (!this.width || !this.run) return;
+    if (!this.map.hidden) this.drawMap();
+    const {layers} = this;
+    const top = this.scroller.scrollTop;
+    const first = Math.max(0, Math.floor(top / ROW) - 2);
+    const shown = layers.slice(first, Math.ceil((top + MAX_HEIGHT) / ROW) + 2);
+    const names = new Set(shown.map(({name}) => name));
+    for (const [name, row] of this.rows) {
+      // A row that has the keyboard focus stays, so that the focus is not lost while one scrolls.
+      if (names.has(name) || (row.node === document.activeElement && layers.some((layer) => layer.name === name))) continue;
+      row.node.remove();
+      this.rows.delete(name);
+    }
+    shown.forEach((layer, i) => {
+      if (!this.rows.has(layer.name)) {
+        const row = new Row(this, layer.name);
+        this.rows.set(layer.name, row);
+        this.space.append(row.node);
+      }
+      this.rows.get(layer.name).update(layer, first + i);
+    });
+  }
+
+  summarise() {
+    const {run, check} = this;
+    const holding = run.findings.filter(({broken, since}) => since <= run.steps[check] && (broken === null || broken > run.steps[check]));
+    const condensed = run.layers.filter((layer) => layer.isCondensed(check));
+    const summary = {...run.totals(check), findings: holding.length, step: run.steps[check], directions: condensed.map((layer) => layer.orientationsAt(check))};
+    this.showTotals(summary, run.worst(check));
+  }
+
+  showTotals(summary, worst) {
+    if (!summary) return;
+    const verdict = worst ?? (this.run ? null : summary.worst?.verdict ?? null);
+    const {units, working, redundant, dead, directions = [], findings, step} = summary;
+    show(this.totals, [verdict, units, working, redundant, dead, ...directions, findings, step].join(), () => {
+      const quiet = directions.length ? 'no finding, condensed' : 'no finding';
+      this.headline.replaceChildren(verdict ? label(this.app.verdicts.get(verdict)) : element('span', {class: 'quiet'}, quiet));
+      return [
+        total('units', units.toLocaleString('en')),
+        total('working', working.toLocaleString('en'), bar(summary, this.app.verdicts)),
+        redundant ? total('redundant', redundant.toLocaleString('en')) : null,
+        dead ? total('dead', dead.toLocaleString('en')) : null,
+        directions.length ? total('directions', directions.join(' + ')) : null,
+        total('findings', findings.toLocaleString('en')),
+        total('step', step.toLocaleString('en')),
+      ];
+    });
+  }
+
+  drawAxis() {
+    const {steps} = this.run;
+    show(this.axis, `${this.width} ${steps.length} ${steps[steps.length - 1]}`, () =>
+      ticks(steps, this.width, 12).map((check) => {
+        const tick = element('span', {}, steps[check].toLocaleString('en'));
+        tick.style.left = `${((check + 0.5) * this.width) / steps.length}px`;
+        return tick;
+      }),
+    );
+  }
+
+  /** Draw the small map of all layers, with a frame around those in sight. */
+  drawMap() {
+    const {layers} = this;
+    const width = this.scroller.clientWidth;
+    const key = [width, this.app.isDark].join();
+    if (this.mapKey !== key || this.mapLayers !== layers) {
+      this.mapKey = key;
+      this.mapLayers = layers;
+      this.picture = this.paintMap(Math.min(width, this.run.steps.length), Math.min(2 * MAP_HEIGHT, layers.length));
+    }
+    const context = prepare(this.map, width, MAP_HEIGHT);
+    context.imageSmoothingEnabled = false;
+    context.drawImage(this.picture, 0, 0, width, MAP_HEIGHT);
+    const scale = MAP_HEIGHT / (layers.length * ROW);
+    context.strokeStyle = this.app.ink();
+    context.lineWidth = 1.5;
+    context.strokeRect(0.75, this.scroller.scrollTop * scale + 0.75, width - 1.5, MAX_HEIGHT * scale - 1.5);
+  }
+
+  /** Draw all layers as a picture. Of several layers in one pixel, the one of which the least works is drawn. */
+  paintMap(columns, lines) {
+    const {layers, run: {steps}} = this;
+    const worst = new Float32Array(columns * lines).fill(NaN);
+    layers.forEach((layer, place) => {
+      const start = Math.floor((place * lines) / layers.length) * columns;
+      layer.spans((share, from, to) => {
+        const end = Math.ceil((to * columns) / steps.length);
+        for (let cell = start + Math.floor((from * columns) / steps.length); cell < start + end; cell++) {
+          if (!(worst[cell] >= share)) worst[cell] = share;
+        }
+      });
+    });
+    const picture = element('canvas', {width: columns, height: lines});
+    const context = picture.getContext('2d');
+    const image = context.createImageData(columns, lines);
+    worst.forEach((share, cell) => {
+      if (!Number.isNaN(share)) image.data.set([...shade(share, this.app.isDark), 255], 4 * cell);
+    });
+    context.putImageData(image, 0, 0);
+    return picture;
+  }
+
+  jump(event) {
+    const share = event.offsetY / MAP_HEIGHT;
+    this.scroller.scrollTop = share * this.layers.length * ROW - MAX_HEIGHT / 2;
+  }
+
+  /** Scroll to a layer and give it the keyboard focus. */
+  reveal(name) {
+    const place = this.layers?.findIndex((layer) => layer.name === name) ?? -1;
+    if (place < 0) return;
+    const top = place * ROW;
+    if (top < this.scroller.scrollTop) this.scroller.scrollTop = top;
+    if (top + ROW > this.scroller.scrollTop + MAX_HEIGHT) this.scroller.scrollTop = top + ROW - MAX_HEIGHT;
+    this.drawRows();
+    this.rows.get(name)?.node.focus();
+  }
+
+  /** Findings about whole modules, which have no row; and how many events could not be read. */
+  showNotes() {
+    const {run} = this;
+    const others = this.isDetailed ? [] : run.findings.filter((finding) => !run.byName.has(finding.layer));
+    show(this.notes, JSON.stringify([others, run.unreadable]), () => [
+      ...others.map((finding) => element('p', {class: 'note'}, mark(this.app.verdicts.get(finding.verdict)), `${finding.who}: ${finding.what} ${finding.why}`)),
+      run.unreadable ? element('p', {class: 'note'}, `${plural(run.unreadable, 'event')} could not be read and ${run.unreadable === 1 ? 'was' : 'were'} passed over.`) : null,
+    ]);
+  }
+
+  // ---------------------------------------------------------------- the parts of a detailed card
+
+  addParts() {
+    const part = (name, title, ...content) => element('section', {class: name}, element('h3', {class: 'question'}, title), ...content);
+    this.wrong = element('div', {});
+    this.advice = element('div', {});
+    this.legend = element('div', {class: 'lines'});
+    this.chart = new Chart(this.app, `Share of working units of run ${this.name} over steps`);
+    this.heatmap = new Heatmap(this.app, SIDE);
+    this.looks = element('h3', {class: 'question'}, 'What it looks like');
+    this.toDo = part('to-do', 'What to do', this.advice);
+    this.parts.prepend(part('wrong', 'What is wrong', this.wrong));
+    this.parts.append(part('when', 'Since when', this.chart.node, this.legend), element('section', {class: 'looks'}, this.looks, this.heatmap.node), this.toDo);
+  }
+
+  showParts() {
+    const {app, run, check} = this;
+    const {verdicts} = app;
+    const step = run.steps[check];
+    const findings = run.findingsAt(step);
+    const isOver = ({broken}) => broken !== null && broken <= step;
+    const lead = (finding) => [
+      element('button', {type: 'button', class: 'link', click: () => app.go({view: 'layer', run: run.name, layer: finding.layer, step: finding.since})}, cutName(finding.layer)),
+      ': ',
+    ];
+    if (!findings.length) this.wrong.keyed?.clear();
+    if (!findings.length) this.wrong.replaceChildren(element('p', {class: 'quiet'}, `Nothing to warn of up to step ${step.toLocaleString('en')}.`));
+    else this.wrong.querySelector('.quiet')?.remove();
+    reconcile(this.wrong, findings, {
+      key: keyOf,
+      version: (finding) => JSON.stringify([finding, isOver(finding)]),
+      make: () => element('article', {class: 'finding'}),
+      update: (finding, node) => node.replaceChildren(...describe(node, finding, step, verdicts, {lead: run.byName.has(finding.layer) ? lead(finding) : []})),
+    });
+    const toDo = findings.filter((finding) => !isOver(finding));
+    this.toDo.hidden = !toDo.length;
+    reconcile(this.advice, toDo, {
+      key: keyOf,
+      version: JSON.stringify,
+      make: () => element('p', {class: 'advice'}),
+      update: (finding, node) => node.replaceChildren(mark(verdicts.get(finding.verdict)), element('span', {}, element('strong', {}, run.byName.has(finding.layer) ? finding.layer : finding.who), ': ', ...withCode(finding.why))),
+    });
+    const chosen = (run === app.run() ? app.layer() : null) ?? run.worstLayer;
+    const telling = run.telling(chosen, MAX_LINES);
+    const lines = run.layers.map((layer, line) => ({layer, line})).filter(({layer}) => telling.has(layer));
+    this.chart.update(run, lines, check);
+    reconcile(this.legend, lines, {
+      key: ({layer}) => layer.name,
+      version: ({layer, line}) => `${layer.title} ${line}`,
+      make: () => element('span', {class: 'line-name'}),
+      update: ({layer, line}, node) => node.replaceChildren(svg('svg', {class: 'swatch', viewBox: '0 0 24 10', 'aria-hidden': 'true'}, svg('path', {d: 'M0 5H24', ...lineStyle(line)})), cutName(layer.title)),
+    });
+    if (!chosen) return;
+    this.looks.textContent = `What it looks like: ${chosen.title}`;
+    this.heatmap.update(run, chosen, check);
+  }
+
+  // ---------------------------------------------------------------- the card as a table
+
+  /** Show the content of the card as a table, which is only made once the user opens it. */
+  showTable() {
+    if (!this.details.open || !this.run) return;
+    const rows = this.tableRows();
+    const caption = `Layers of run ${this.name} at step ${this.run.steps[this.check]}`;
+    show(this.tableFrame, JSON.stringify([caption, rows]), () => [table(caption, TABLE_HEAD, rows.map((row) => row.map(String)))]);
+  }
+
+  tableRows() {
+    const {check} = this;
+    return this.layers.map((layer) => {
+      const numbers = layer.at(check) ? [layer.workingAt(check), layer.deadAt(check), layer.orientationsAt(check) ?? '–'] : ['–', '–', '–'];
+      return [layer.title, layer.units, ...numbers, layer.countsText(check)];
+    });
+  }
+
+  save() {
+    if (this.run) download(`${this.name.replaceAll(/[^\w.-]+/g, '_')}_step_${this.run.steps[this.check]}.csv`, TABLE_HEAD, this.tableRows());
+  }
+}
+
+class Row {
+  constructor(card, name) {
+    this.card = card;
+    this.canvas = element('canvas', {'aria-hidden': 'true'});
+    this.numbers = element('span', {class: 'numbers'});
+    const {app} = card;
+    this.node = element(
+      'button',
+      {
+        class: 'row',
+        type: 'button',
+        'data-layer': name,
+        click: (event) => app.go({view: 'layer', run: card.name, layer: name, step: this.stepUnder(event)}, {byKeyboard: event.detail === 0}),
+        pointermove: (event) => this.hover(event),
+        pointerleave: () => app.tip.hide(),
+      },
+      (this.title = element('span', {class: 'title'})),
+      this.canvas,
+      this.numbers,
+    );
+  }
+
+  update(layer, place) {
+    this.layer = layer;
+    this.node.style.top = `${place * ROW}px`;
+    const {app, run, check, width} = this.card;
+    const working = this.layer.workingAt(check);
+    const worst = this.layer.worst(check);
+    const isChosen = run.name === app.state.run && this.layer.name === app.state.layer;
+    const key = [width, app.isDark, check, isChosen, app.state.run === run.name].join();
+    if (key === this.key && layer === this.drawn) return;
+    this.key = key;
+    this.drawn = layer;
+    show(this.title, layer.title, () => [cutName(layer.title)]);
+    this.node.classList.toggle('chosen', isChosen);
+    this.node.setAttribute('aria-label', `${this.layer.describe(check)}, step ${run.steps[check]}`);
+    this.numbers.replaceChildren(working === null ? '–' : `${working} / ${this.layer.units}`, worst ? mark(app.verdicts.get(worst)) : element('span', {class: 'mark'}));
+    this.draw(width, check, app.state.run === run.name);
+  }
+
+  draw(width, chosen, hasCursor) {
+    const {app, run} = this.card;
+    const context = prepare(this.canvas, width, STRIP);
+    const column = width / run.steps.length;
+    const spans = [];
+    this.layer.spans((...span) => spans.push(span));
+    if (column < 1) spans.sort(([a], [b]) => a - b); // Where the least works is painted over others in its pixel.
+    for (const [share, from, to] of spans) {
+      context.fillStyle = css(shade(share, app.isDark));
+      context.fillRect(from * column, 0, Math.max(1, (to - from) * column), STRIP);
+    }
+    if (column >= 6) {
+      for (let check = 1; check < run.steps.length; check++) context.clearRect(check * column - 1, 0, 1, STRIP);
+    }
+    if (hasCursor) {
+      const x = (chosen + 0.5) * column;
+      context.fillStyle = app.paper();
+      context.fillRect(x - 2, 0, 4, STRIP);
+      context.fillStyle = app.ink();
+      context.fillRect(x - 1, 0, 2, STRIP);
+    }
+    const events = [...this.layer.events].sort((a, b) => priority(a, app.verdicts) - priority(b, app.verdicts));
+    const taken = [];
+    for (const event of events) {
+      const x = Math.min(width - 6, Math.max(6, (run.checkAt(event.step) + 0.5) * column));
+      if (taken.some((other) => Math.abs(other - x) < 11)) continue;
+      taken.push(x);
+      draw(context, signOf(event, app.verdicts), x, STRIP / 2, app.ink(), app.paper());
+    }
+  }
+
+  checkUnder(event) {
+    const box = this.canvas.getBoundingClientRect();
+    const share = (event.clientX - box.left) / box.width;
+    return share >= 0 && share < 1 ? Math.floor(share * this.card.run.steps.length) : null;
+  }
+
+  stepUnder(event) {
+    const check = this.checkUnder(event);
+    const {state} = this.card.app;
+    if (event.detail > 0 && check !== null) return this.card.run.steps[check];
+    return this.card.run.name === state.run ? state.step : null;
+  }
+
+  hover(event) {
+    const {app, run} = this.card;
+    const check = this.checkUnder(event);
+    if (check === null) {
+      app.tip.hide();
+      return;
+    }
+    const reach = Math.max(0, Math.ceil((7 * run.steps.length) / this.card.width) - 1);
+    const near = this.layer.events.filter(({step}) => Math.abs(lastAtMost(run.steps, step) - check) <= reach);
+    app.tip.show(event, [
+      `step ${run.steps[check].toLocaleString('en')}`,
+      this.layer.describe(check),
+      ...near.slice(0, 6).map((event) => `${eventText(event)} at step ${event.step}: ${event.text}`),
+    ]);
+  }
+}
+
+/** The width of the longest text in CSS pixels, for which only the text with the most characters is measured. */
+function widest(texts) {
+  const context = document.createElement('canvas').getContext('2d');
+  context.font = getComputedStyle(document.body).font;
+  const longest = texts.reduce((best, text) => (text.length > best.length ? text : best), '');
+  return context.measureText(longest).width;
+}
+
+function total(name, value, extra = null) {
+  return element('div', {title: WORDS[name]}, element('dt', {}, name), element('dd', {}, value, extra));
+}

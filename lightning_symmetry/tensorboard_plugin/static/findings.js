@@ -1,0 +1,24 @@
+// Findings in words, as the overview and the view of a layer show them.
+import {element, withCode} from './dom.js';
+import {eventSign, mark, paint} from './marks.js';
+
+/** The content of a finding at a step. Takes whether to give the advice with it, and what stands before the sentence. */
+export function describe(node, finding, step, verdicts, {hasAdvice, lead = []}) {
+  const isOver = finding.broken !== null && finding.broken <= step;
+  const verdict = verdicts.get(finding.verdict);
+  node.classList.toggle('over', isOver);
+  if (isOver) ['--light', '--dark'].forEach((name) => node.style.removeProperty(name));
+  else paint(node, verdict);
+  const sign = isOver ? eventSign('broke') : finding.hasCollapsed ? eventSign('collapsed') : verdict;
+  return [
+    element('h4', {}, mark(sign), element('span', {}, lead, finding.who)),
+    element('p', {}, finding.what),
+    ...(isOver ? [element('p', {}, `They ${verdict.gone} at step ${finding.broken}.`)] : []),
+    ...(hasAdvice && !isOver ? [element('p', {class: 'advice'}, withCode(finding.why))] : []),
+  ];
+}
+
+/** A text that differs for all findings of a run. */
+export function keyOf({layer, verdict, since, who, origin}) {
+  return [layer, verdict, since, origin, who].join('\n');
+}

@@ -1,0 +1,141 @@
+// The similarities of the units of a layer as a square.
+import {css, similarity, toSimilarity} from './colours.js';
+import {element, prepare} from './dom.js';
+import {latest, plural} from './model.js';
+import {Units} from './units.js';
+
+const LEFT = 36; // The room for the indices of units.
+const TOP = 6; // The room for the upper half of the first index.
+
+export class Heatmap {
+  /** Takes the largest side in CSS pixels; it is smaller where there is no room for it. */
+  constructor(app, side) {
+    this.app = app;
+    this.side = side;
+    this.canvas = element('canvas', {class: 'heatmap', role: 'img', pointermove: (event) => this.hover(event), pointerleave: () => app.tip.hide()});
+    this.missing = element('p', {class: 'missing', hidden: true});
+    this.caption = element('p', {class: 'quiet caption'});
+    this.scale = element('canvas', {class: 'scale', role: 'img', 'aria-label': 'colour scale of similarities from -1 to 1'});
+    this.square = element('div', {class: 'square'}, this.canvas, this.missing);
+    this.square.style.minHeight = `${side * 0.7}px`;
+    this.node = element(
+      'div',
+      {},
+      this.square,
+      element('div', {class: 'key'}, element('span', {class: 'number'}, '−1'), this.scale, element('span', {class: 'number'}, '1'), element('span', {class: 'swatch-none'}), 'no direction'),
+      this.caption,
+    );
+    new ResizeObserver(() => app.attemptDrawing('the similarities', () => this.resize())).observe(this.square);
+  }
+
+  resize() {
+    if (!this.shown || this.width === this.square.clientWidth) return;
+    this.drawn = null;
+    this.update(...this.shown);
+  }
+
+  /** Show a layer at a check. What has not been fetched is requested, and shown when it arrives. */
+  update(run, layer, check) {
+    this.shown = [run, layer, check];
+    this.width = this.square.clientWidth;
+    const answer = this.app.details.of(run, layer);
+    this.groups = [];
+    this.total = 0;
+    if (!answer) return;
+    const change = latest(answer.groups, 'check', check);
+    this.total = change?.num_groups ?? 0;
+    this.groups = (change?.groups ?? []).map((group) => ({...group, units: new Units(group.units)}));
+    const step = run.steps[check];
+    const found = latest(answer.matrices, 'step', step) ?? answer.matrices[0];
+    this.missing.hidden = Boolean(found);
+    this.canvas.hidden = !found;
+    if (!found) {
+      this.figure = this.drawn = null;
+      this.missing.textContent = 'There is no picture of this layer: the run was monitored with heatmaps="none".';
+      this.caption.textContent = '';
+      return;
+    }
+    const cells = this.app.details.cells(run, layer, found);
+    if (!cells || !this.width) return;
+    const key = [run.name, layer.name, found.key, found.step, step, change?.check, this.width, this.app.isDark].join('\n');
+    if (this.drawn !== key) this.draw(layer, found, cells, step);
+    this.drawn = key;
+  }
+
+  draw(layer, {units, step: at}, cells, step) {
+    const n = units.length;
+    const cell = Math.max(1, Math.floor(Math.min(this.side, this.width - LEFT - 1) / n));
+    const side = cell * n;
+    this.figure = {units, cells, cell, n};
+    const context = prepare(this.canvas, LEFT + side + 1, TOP + side + 1);
+    context.translate(LEFT, TOP);
+    for (let i = 0; i < n; i++) {
+      for (let j = 0; j < n; j++) {
+        context.fillStyle = css(similarity(toSimilarity(cells[i * n + j])));
+        context.fillRect(j * cell, i * cell, cell, cell);
+      }
+    }
+    const places = units.map((unit) => this.groups.findIndex((group) => group.units.has(unit)));
+    const starts = new Set();
+    for (let i = 0; i < n; ) {
+      let end = i + 1;
+      while (end < n && places[end] === places[i]) end++;
+      if (places[i] >= 0) {
+        const traits = this.app.verdicts.get(this.groups[places[i]].verdict);
+        context.strokeStyle = (this.app.isDark ? traits.dark_colour : traits.colour) ?? this.app.pale();
+        context.lineWidth = (end - i) * cell > 24 ? 2 : 1;
+        const start = i * cell + context.lineWidth / 2;
+        const size = (end - i) * cell - context.lineWidth;
+        context.strokeRect(start, start, size, size);
+      }
+      starts.add(i);
+      i = end;
+    }
+    context.fillStyle = this.app.pale();
+    context.font = '11px Roboto, system-ui, sans-serif';
+    context.textAlign = 'right';
+    context.textBaseline = 'middle';
+    const taken = [];
+    for (const i of [...starts, ...units.keys()]) {
+      const y = (i + 0.5) * cell;
+      if (taken.some((other) => Math.abs(other - y) < 13)) continue;
+      taken.push(y);
+      context.fillText(String(units[i]), -6, y);
+    }
+    const ramp = prepare(this.scale, 140, 10);
+    for (let x = 0; x < 140; x++) {
+      ramp.fillStyle = css(similarity((2 * x) / 139 - 1));
+      ramp.fillRect(x, 0, 1, 10);
+    }
+    const shown = n === layer.units ? `all ${plural(n, 'unit')}` : `${n} of ${plural(layer.units, 'unit')}`;
+    const age = at === step ? '' : ` Similarities of step ${at.toLocaleString('en')}: they are stored when they have changed.`;
+    this.caption.textContent = `Cosine of weights below the diagonal, of gradients above; ${shown}, groups first.${age}`;
+    this.canvas.setAttribute('aria-label', `Similarities of ${shown} of layer ${layer.title} at step ${at}; the groups are in the table.`);
+  }
+
+  hover(event) {
+    if (!this.figure) return;
+    const {units, cells, cell, n} = this.figure;
+    const box = this.canvas.getBoundingClientRect();
+    const j = Math.floor((event.clientX - box.left - LEFT) / cell);
+    const i = Math.floor((event.clientY - box.top - TOP) / cell);
+    if (i < 0 || j < 0 || i >= n || j >= n) {
+      this.app.tip.hide();
+      return;
+    }
+    const [low, high] = [Math.max(i, j), Math.min(i, j)];
+    const [a, b] = [i, j].map((place) => this.groups.findIndex((group) => group.units.has(units[place])));
+    const lines = [i === j ? `unit ${units[i]}` : `units ${units[i]} and ${units[j]}`];
+    if (i !== j) {
+      lines.push(`weights ${number(toSimilarity(cells[low * n + high]))}`);
+      lines.push(`gradients ${number(toSimilarity(cells[high * n + low]))}`);
+    }
+    if (a >= 0 && a === b) lines.push(`group ${a + 1}: ${this.groups[a].verdict} since step ${this.groups[a].since.toLocaleString('en')}`);
+    else lines.push(i === j ? 'in no group' : 'in no group together');
+    this.app.tip.show(event, lines);
+  }
+}
+
+function number(value) {
+  return value === null ? 'no direction' : value.toFixed(2).replace('-', '−');
+}
