@@ -246,6 +246,7 @@ export class App {
    */
   go(changes, {isStep = false, byKeyboard = false} = {}) {
     const before = {...this.state};
+    this.isAutomatic = false;
     if (changes.run !== undefined && changes.run !== before.run && changes.layer === undefined) changes = {...changes, layer: null};
     Object.assign(this.state, changes);
     const run = this.run();
@@ -270,7 +271,10 @@ export class App {
 
   /** If the chosen run or layer does not exist, choose the one with the most serious finding. */
   complete() {
-    if (!this.names().includes(this.state.run)) {
+    // A run that was chosen before all were known gives way to one that has been opened since.
+    const isEarly = this.isAutomatic && this.opened.size && !this.opened.has(this.state.run);
+    if (isEarly || !this.names().includes(this.state.run)) {
+      this.isAutomatic = true;
       const rows = this.bySeverity().filter(({name, summary}) => summary && (this.opened.has(name) || !this.opened.size));
       const [worst] = [...rows, ...this.versions];
       Object.assign(this.state, {run: worst.name, layer: null});

@@ -3,7 +3,7 @@
 import {Chart, lineStyle} from './chart.js';
 import {css, shade} from './colours.js';
 import {cutName, download, element, prepare, reconcile, show, svg, table, withCode} from './dom.js';
-import {describe, keyOf} from './findings.js';
+import {alike, describe, keyOf} from './findings.js';
 import {Heatmap} from './heatmap.js';
 import {draw, eventText, label, mark, priority, signOf} from './marks.js';
 import {WORDS, lastAtMost, plural, ticks} from './model.js';
@@ -16,6 +16,8 @@ const MAX_HEIGHT = MAX_ROWS * ROW;
 const MAP_HEIGHT = 72;
 const SIDE = 320; // The largest side of the heatmap, in CSS pixels.
 const MAX_LINES = 5;
+const MAX_KINDS = 20; // So many kinds of findings are told; the map shows the others.
+const MAX_NAMED = 3; // So many of the layers that one kind is about are named.
 const TABLE_HEAD = ['layer', 'units', 'working', 'dead', 'directions', 'units in groups'];
 
 export class Card {
@@ -272,13 +274,14 @@ export class Card {
   addParts() {
     const part = (name, title, ...content) => element('section', {class: name}, element('h3', {class: 'question'}, title), ...content);
     this.wrong = element('div', {});
+    this.more = element('p', {class: 'quiet'});
     this.advice = element('div', {});
     this.legend = element('div', {class: 'lines'});
     this.chart = new Chart(this.app, `Share of working units of run ${this.name} over steps`);
     this.heatmap = new Heatmap(this.app, SIDE);
     this.looks = element('h3', {class: 'question'}, 'What it looks like');
     this.toDo = part('to-do', 'What to do', this.advice);
-    this.parts.prepend(part('wrong', 'What is wrong', this.wrong));
+    this.parts.prepend(part('wrong', 'What is wrong', this.wrong, this.more));
     this.parts.append(part('when', 'Since when', this.chart.node, this.legend), element('section', {class: 'looks'}, this.looks, this.heatmap.node), this.toDo);
   }
 
@@ -286,28 +289,27 @@ export class Card {
     const {app, run, check} = this;
     const {verdicts} = app;
     const step = run.steps[check];
-    const findings = run.findingsAt(step);
     const isOver = ({broken}) => broken !== null && broken <= step;
-    const lead = (finding) => [
-      element('button', {type: 'button', class: 'link', click: () => app.go({view: 'layer', run: run.name, layer: finding.layer, step: finding.since})}, cutName(finding.layer)),
-      ': ',
-    ];
-    if (!findings.length) this.wrong.keyed?.clear();
-    if (!findings.length) this.wrong.replaceChildren(element('p', {class: 'quiet'}, `Nothing to warn of up to step ${step.toLocaleString('en')}.`));
-    else this.wrong.querySelector('.quiet')?.remove();
-    reconcile(this.wrong, findings, {
-      key: keyOf,
-      version: (finding) => JSON.stringify([finding, isOver(finding)]),
+    const kinds = alike(run.findingsAt(step));
+    const shown = kinds.slice(0, MAX_KINDS);
+    reconcile(this.wrong, shown, {
+      key: ([first]) => keyOf(first),
+      version: (kind) => JSON.stringify([kind, isOver(kind[0])]),
       make: () => element('article', {class: 'finding'}),
-      update: (finding, node) => node.replaceChildren(...describe(node, finding, step, verdicts, {lead: run.byName.has(finding.layer) ? lead(finding) : []})),
+      update: (kind, node) => node.replaceChildren(...describe(node, kind[0], step, verdicts, {lead: this.layersOf(kind)})),
     });
-    const toDo = findings.filter((finding) => !isOver(finding));
+    this.more.textContent = kinds.length ? (kinds.length > shown.length ? `and ${plural(kinds.length - shown.length, 'more finding')}` : '') : `Nothing to warn of up to step ${step.toLocaleString('en')}.`;
+    const toDo = shown.filter(([first]) => !isOver(first));
     this.toDo.hidden = !toDo.length;
     reconcile(this.advice, toDo, {
-      key: keyOf,
+      key: ([first]) => keyOf(first),
       version: JSON.stringify,
       make: () => element('p', {class: 'advice'}),
-      update: (finding, node) => node.replaceChildren(mark(verdicts.get(finding.verdict)), element('span', {}, element('strong', {}, run.byName.has(finding.layer) ? finding.layer : finding.who), ': ', ...withCode(finding.why))),
+      update: ([first, ...others], node) => {
+        const more = others.length ? ` ${others.length === 1 ? 'The other layer needs' : `The ${others.length} other layers need`} the same.` : '';
+        const name = run.byName.has(first.layer) ? first.layer : first.who;
+        node.replaceChildren(mark(verdicts.get(first.verdict)), element('span', {}, element('strong', {}, name), ': ', ...withCode(first.why), more));
+      },
     });
     const chosen = (run === app.run() ? app.layer() : null) ?? run.worstLayer;
     const telling = run.telling(chosen, MAX_LINES);
@@ -322,6 +324,18 @@ export class Card {
     if (!chosen) return;
     this.looks.textContent = `What it looks like: ${chosen.title}`;
     this.heatmap.update(run, chosen, check);
+  }
+
+  /** Links to the layers that findings of one kind are about; none for one about whole modules. */
+  layersOf(kind) {
+    const {run, app} = this;
+    const known = kind.filter(({layer}) => run.byName.has(layer));
+    const links = known.slice(0, MAX_NAMED).flatMap(({layer, since}, i) => [
+      i ? ', ' : '',
+      element('button', {type: 'button', class: 'link', click: () => app.go({view: 'layer', run: run.name, layer, step: since})}, cutName(layer)),
+    ]);
+    const more = known.length - Math.min(known.length, MAX_NAMED);
+    return links.length ? [...links, more ? ` and ${plural(more, 'more layer')}: ` : ': '] : [];
   }
 
   // ---------------------------------------------------------------- the card as a table

@@ -99,7 +99,19 @@ export function withCode(text) {
 /** A name that is cut in its middle where there is no room for it, because layers differ at both ends of their names. */
 export function cutName(text, attributes = {}) {
   const tail = Math.min(14, Math.ceil(text.length / 2));
-  return element('span', {class: 'name', title: text, ...attributes}, element('span', {class: 'start'}, text.slice(0, -tail)), element('span', {class: 'end'}, text.slice(-tail)));
+  const start = element('span', {class: 'start'}, text.slice(0, -tail));
+  start.style.setProperty('--tail', widthInEms(text.slice(-tail)));
+  return element('span', {class: 'name', title: text, ...attributes}, start, text.slice(-tail));
+}
+
+let measuring = null;
+
+function widthInEms(text) {
+  if (!measuring) {
+    measuring = document.createElement('canvas').getContext('2d');
+    measuring.font = `100px ${getComputedStyle(document.body).fontFamily}`;
+  }
+  return measuring.measureText(text).width / 100;
 }
 
 /** Offer a table as a file that spreadsheets open. */

@@ -18,6 +18,17 @@ export function describe(node, finding, step, verdicts, {hasAdvice, lead = []}) 
   ];
 }
 
+/** Findings that say the same of several layers, in the order of the first of each kind. */
+export function alike(findings) {
+  const kinds = new Map();
+  for (const finding of findings) {
+    const key = [finding.verdict, finding.since, finding.broken, finding.who, finding.what, finding.origin].join('\n');
+    if (kinds.has(key)) kinds.get(key).push(finding);
+    else kinds.set(key, [finding]);
+  }
+  return [...kinds.values()];
+}
+
 /** A text that differs for all findings of a run. */
 export function keyOf({layer, verdict, since, who, origin}) {
   return [layer, verdict, since, origin, who].join('\n');
