@@ -46,6 +46,11 @@ def states(history: RunHistory, name: str = "fc") -> list[tuple[int, int | None]
     return [(check, state.width if state else None) for check, state in history.layers[name].states]
 
 
+def finding(**values: Any) -> dict[str, Any]:
+    plain = {"who": "all", "verdict": "locked", "origin": "start", "what": "a", "why": "b", "since": 0, "broken": None}
+    return {**plain, **values}
+
+
 # ---------------------------------------------------------------- bytes
 
 
@@ -328,8 +333,7 @@ def test_values_of_the_wrong_type_are_passed_over_whole(bad: dict[str, Any]) -> 
     ],
 )
 def test_findings_of_the_wrong_type_are_passed_over(bad: dict[str, Any]) -> None:
-    row = {"who": "all", "verdict": "locked", "origin": "start", "what": "a", "why": "b", "since": 0, "broken": None}
-    summary = {**full(fc=layer()), "findings": {"fc": [{**row, **bad}]}}
+    summary = {**full(fc=layer()), "findings": {"fc": [finding(**bad)]}}
     assert fold([(0, pack_summary(summary))]).num_unreadable == 1
 
 
@@ -343,3 +347,64 @@ def test_a_change_of_a_layer_that_was_never_told_in_full_is_passed_over() -> Non
     history = fold([(0, pack_summary(delta(fc={"dead": 3}))), (1, pack_summary(delta(fc={"width": 3})))])
     assert (history.num_unreadable, history.steps, history.layers) == (2, [], {})
     assert history.to_json() == {"steps": [], "layers": [], "findings": [], "unreadable": 2}
+
+
+def test_what_a_summary_holds_besides_is_not_kept() -> None:
+    history = RunHistory()
+    junk: dict[str, Any] = {"junk": [[] for _ in range(1000)], "more": {"deep": [1, 2, 3]}}
+    history.add(0, pack_summary({**full(fc=layer(8, **junk)), **junk}))
+    history.add(1, pack_summary(delta(fc={"width": 5, **junk})))
+    assert states(history) == [(0, 8), (1, 5)]
+    assert history.layers["fc"].values == {key: layer(5)[key] for key in history.layers["fc"].values}
+    assert not {"junk", "more"} & history.layers["fc"].values.keys()
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        full(fc=layer(8, groups=[["0-1", 2, "locked", 0]] * 257)),
+        full(fc=layer(8, also=["a"] * 257)),
+        full(fc=layer(8, counts={f"verdict {i}": 1 for i in range(65)})),
+        {**full(fc=layer(8)), "findings": {"fc": [finding()] * 257}},
+        {**full(fc=layer(8)), "findings": {"fc": [finding(groups=["0-1"] * 257)]}},
+    ],
+)
+def test_more_than_is_ever_written_is_refused(bad: dict[str, Any]) -> None:
+    assert fold([(0, pack_summary(bad))]).num_unreadable == 1
+
+
+def test_events_that_unpack_into_very_much_are_refused() -> None:
+    many = ",".join(["[]"] * 6_000_000)
+    data = zlib.compress(f'{{"version":1,"layers":{{}},"junk":[{many}]}}'.encode(), 9)
+    assert len(data) < 20_000
+    assert fold([(0, data)]).num_unreadable == 1
+
+
+def test_steps_that_are_only_claimed_are_listed_up_to_a_bound() -> None:
+    history = RunHistory()
+    for i in range(20):
+        claimed = f"{5000 * i + 1}-{5000 * i + 4096}"
+        history.add(5000 * (i + 1), pack_summary({**(delta() if i else full(fc=layer(8))), "quiet": claimed}))
+    assert history.num_unreadable == 0
+    assert history.steps[-18:] == [5000 * (i + 1) for i in range(2, 20)]  # what was written is listed in any case
+    assert len(history.steps) < 8192 + 20
+
+
+def test_a_summary_counts_as_the_histories_do() -> None:
+    history = history_of(
+        (0, {**full(a=layer(8), b=layer(2, both=0)), "findings": {"b": [finding(since=0)]}}),
+        (10, delta(a={"width": 4, "dead": 3, "both": 1})),
+        (20, {**full(a=layer(4, dead=3, both=1)), "findings": {"a": [finding(since=5), finding(since=7, broken=9)]}}),
+    )
+    summary = history.summary()
+    assert summary["shares"] == [round(10 / 16, 3), round(4 / 16, 3), round(2 / 8, 3)]
+    assert (summary["units"], summary["working"], summary["redundant"], summary["dead"]) == (8, 2, 4, 3)
+    assert (summary["step"], summary["layers"], summary["findings"]) == (20, 2, 1)
+    assert (summary["worst"]["layer"], summary["worst"]["since"]) == ("a", 5)
+
+
+def test_a_long_run_is_summed_up_in_a_few_numbers() -> None:
+    history = history_of((0, full(fc=layer(8))), *((i, delta(fc={"width": 8 - i % 8})) for i in range(1, 1000)))
+    shares = history.summary()["shares"]
+    assert len(shares) == 32
+    assert (shares[0], shares[-1]) == (1.0, round((8 - 999 % 8) / 8, 3))

@@ -9,6 +9,7 @@ import {Timeline} from './timeline.js';
 import {Verdicts} from './verdicts.js';
 
 const POLL_MS = 3000;
+const MAX_PARTS = 40;
 const MAX_OPENED = 16; // Of more runs than this, the two with the most serious findings are opened at first.
 const MAX_KEPT = 48; // So many histories of runs are kept that are not in sight.
 const VIEWS = {overview: 'Overview', layer: 'Layer', timeline: 'Timeline'};
@@ -89,8 +90,10 @@ export class App {
     const failed = [...this.failures];
     try {
       let hasSucceeded = await this.attempt('runs', () => this.look());
-      // A server that has much to read answers in parts.
-      while (hasSucceeded && this.versions.some(({pending}) => pending)) hasSucceeded = await this.attempt('runs', () => this.look());
+      // A server that has much to read answers in parts. While runs grow faster than it reads, the others wait for the next time.
+      for (let part = 1; hasSucceeded && part < MAX_PARTS && this.isInSight() && this.versions.some(({pending}) => pending); part++) {
+        hasSucceeded = await this.attempt('runs', () => this.look());
+      }
       if (hasSucceeded) {
         const untried = failed.filter(([name, failure]) => this.failures.get(name) === failure);
         await Promise.all(untried.map(([name, {task}]) => this.attempt(name, task)));

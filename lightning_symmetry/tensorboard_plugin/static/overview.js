@@ -60,6 +60,7 @@ export class Overview {
     for (const [name, card] of this.cards) {
       if (names.includes(name)) continue;
       card.dispose();
+      this.observer.unobserve(card.node);
       this.cards.delete(name);
     }
     reconcile(this.grid, names, {key: (name) => name, version: () => '', make: (name) => this.make(name), update: () => {}});
