@@ -42,3 +42,12 @@ def _size_of(value: Any) -> str:
         return f" of length {len(value)}" if hasattr(value, "__len__") else ""
     except Exception:  # of other people's code
         return ""
+
+
+def printable(text: str) -> str:
+    r"""Escape what a terminal would obey or could not show: control characters, line breaks, text that runs backwards.
+
+    >>> print(printable("fc\x1b[2J\nname"))
+    fc\x1b[2J\nname
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -47,7 +47,7 @@ def test_all_that_is_imported_is_declared() -> None:
     (folder,) = lightning_symmetry.__path__
     distributions = packages_distributions()
     foreign = imported_packages(Path(folder)) - sys.stdlib_module_names - {"lightning_symmetry"}
-    declared = requirements("demo", "merge", "plot", "scan", "test-core", "test").keys() | {
+    declared = requirements("demo", "merge", "plot", "test-core", "test").keys() | {
         "pytorch-lightning"
     }  # a part of lightning
     undeclared = {
@@ -57,7 +57,7 @@ def test_all_that_is_imported_is_declared() -> None:
 
 
 def test_the_lowest_versions_are_those_that_are_tested() -> None:
-    allowed = requirements("demo", "merge", "scan", "test-core")
+    allowed = requirements("demo", "merge", "test-core")
     lines = (_ROOT / "constraints-lowest.txt").read_text(encoding="utf-8").splitlines()
     pins = in_force(Requirement(line) for line in lines if line and not line.startswith("#"))
     tested: dict[str, str] = {canonicalize_name(pin.name): str(pin.specifier).removeprefix("==") for pin in pins}

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_symmetry.brief import brief
-from lightning_symmetry.disk.reading import CheckpointError, Contents
+from lightning_symmetry.disk.files import CheckpointError
+from lightning_symmetry.disk.reading import Contents
 from lightning_symmetry.disk.stored import Filled
 
 Model = nn.Module | Callable[..., nn.Module]
@@ -55,7 +56,8 @@ def fill(model: Model, contents: Contents, path: Path) -> Filled:
     skipped = dict.fromkeys(missing, "the model has it, the checkpoint does not")
     of_both = {prefix + name for name in fitting}
     skipped |= {name: "the checkpoint has it, the model does not" for name in tensors if name not in of_both}
-    return Filled(built, {prefix + name: loaded[name] for name in fitting}, skipped)
+    filled = {prefix + name: loaded[name] for name in fitting}
+    return Filled(built, filled, {**skipped, **contents.left_out})
 
 
 def _build(model: Model, hyper_parameters: Mapping[str, Any] | None) -> nn.Module:

@@ -1,61 +1,88 @@
-"""How much of a file is in memory at once: as a rule no more than its largest tensor takes."""
+"""How much of a file is in memory at once: as a rule no more than the tensors of one layer take."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 
+import torch
 from torch import Tensor
 
-from lightning_symmetry.disk.reading import CheckpointError, read
-from lightning_symmetry.units.layers import Layer
+from lightning_symmetry.disk.files import Place
 
-# To open a file takes as long, for each tensor in it, as to read so many bytes. Files of many small tensors are not
-# opened so often that this would take longer than all else.
-_BYTES_TO_OPEN = 100_000
+_CHUNK = 1 << 22  # numbers that are turned into a form that can be compared at once
+_GLANCE = 16
 
 
 class Pages:
-    """Lets go of the part of a file that has been looked at.
-
-    The system reads a mapped file into memory as its numbers are looked at, and counts them as memory of the process
-    until the mapping is closed. So it is closed and opened anew, time after time.
+    """The numbers of tensors whose place is in a file, read when they are looked at and let go of afterwards.
 
     Args:
-        path: the checkpoint.
-        tensors: those that are looked at, by their names in the checkpoint. Their numbers are read from the new mapping
-            from then on.
-        is_mapped: whether they lie in the file; if not, they stay where they are.
+        places: of tensors, by the identity (``id``) of the parameter of the model that stands for them. The numbers of
+            all others are in memory.
     """
 
-    def __init__(self, path: Path, tensors: Mapping[str, Tensor], *, is_mapped: bool) -> None:
-        self._path = path
-        self._tensors = tensors
-        self._is_mapped = is_mapped
-        self._limit = max([_BYTES_TO_OPEN * len(tensors), *map(_num_bytes, tensors.values())])
-        self._looked_at = self._limit  # the search for whole modules that are copies may have looked at anything
+    def __init__(self, places: Mapping[int, Place]) -> None:
+        self._places = places
+        self._digests: dict[int, object] = {}
 
-    def make_room(self, layer: Layer) -> None:
-        """Let go of what was looked at if, with the next layer, it would be more than the largest tensor takes.
+    @contextmanager
+    def loaded(self, parameters: Iterable[Tensor]) -> Iterator[None]:
+        """Give parameters their numbers for a while.
 
         Raises:
-            CheckpointError: if the file is another one by now.
+            CheckpointError: if the file has been written to since it was opened.
         """
-        coming = sum(map(_num_bytes, layer.originals))
-        if self._is_mapped and self._looked_at + coming > self._limit:
-            self._open_anew()
-            self._looked_at = 0
-        self._looked_at += coming
+        empty = {id(parameter): parameter for parameter in parameters if id(parameter) in self._places}
+        placeholders = {key: parameter.data for key, parameter in empty.items()}
+        try:
+            self.load(empty.values())
+            yield
+        finally:
+            for key, parameter in empty.items():
+                parameter.data = placeholders[key]
 
-    def _open_anew(self) -> None:
-        fresh = read(self._path).tensors
-        for name, tensor in self._tensors.items():
-            if name not in fresh or fresh[name].shape != tensor.shape or fresh[name].dtype != tensor.dtype:
-                raise CheckpointError(
-                    f"{str(self._path)!r} was changed while it was read: {name!r} is not what it was."
-                )
-            tensor.data = fresh[name]
+    def load(self, parameters: Iterable[Tensor]) -> None:
+        """Give parameters their numbers for good; errors are those of :meth:`loaded`."""
+        for parameter in parameters:
+            if id(parameter) in self._places:
+                parameter.data = self._places[id(parameter)].read()
+
+    # ------------------------------------------------- what the search for copies asks, see `units.copies.Numbers`
+
+    def head(self, parameter: Tensor) -> list[float]:
+        """Return the first few numbers of a parameter."""
+        place = self._places.get(id(parameter))
+        first = parameter.detach().flatten()[:_GLANCE] if place is None else place.read(_GLANCE)
+        numbers: list[float] = first.tolist()
+        return numbers
+
+    def digest(self, parameter: Tensor) -> object:
+        """Return a value that is equal for parameters of one shape with equal numbers; each is read once only.
+
+        As in ``torch.equal``, zeros are equal whatever their sign, and what holds a NaN is equal to nothing.
+        """
+        if id(parameter) not in self._digests:
+            place = self._places.get(id(parameter))
+            numbers = parameter.detach() if place is None else place.read()
+            self._digests[id(parameter)] = _digest(numbers.flatten())
+        return self._digests[id(parameter)]
+
+    def is_constant(self, parameter: Tensor) -> bool:
+        """Return whether all numbers of a parameter are one and the same."""
+        place = self._places.get(id(parameter))
+        numbers = (parameter.detach() if place is None else place.read()).flatten()
+        return all(bool((chunk == numbers[0]).all()) for chunk in numbers.split(_CHUNK))
 
 
-def _num_bytes(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
+def _digest(numbers: Tensor) -> object:
+    digest = hashlib.blake2b(digest_size=16)
+    for chunk in numbers.split(_CHUNK):
+        if chunk.is_complex():
+            chunk = torch.view_as_real(chunk.resolve_conj())
+        chunk = chunk + 0  # -0.0 + 0 is 0.0
+        if bool(chunk.isnan().any()):
+            return object()
+        digest.update(chunk.contiguous().view(torch.uint8).numpy())
+    return digest.digest()

@@ -1,10 +1,11 @@
-"""Files to tensors, which stay in their file until they are looked at; code that a file brings along never runs."""
+"""Files to tensors, whose numbers stay in their file until they are looked at; no code of a file is ever run."""
 
 from __future__ import annotations
 
 import json
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
@@ -13,17 +14,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_symmetry.brief import brief, printable
+from lightning_symmetry.disk.archives import Archive, is_plain
+from lightning_symmetry.disk.files import CheckpointError as CheckpointError
+from lightning_symmetry.disk.files import Place, StoredFile
 from lightning_symmetry.disk.folders import EXPECTED, TORCH_SUFFIXES, is_index
+from lightning_symmetry.disk.safetensors_files import places_in_safetensors
 
 # Where the state dict of a model is kept, apart from the checkpoint itself being one.
 _PLACES = ("state_dict", "model", "module", "model_state_dict")
 _ZIP = b"PK\x03\x04"
 _PICKLE = b"\x80"  # what PyTorch wrote before version 1.6
 _MAX_KEYS = 8
+_MAX_REASON = 300
+# Several names may share numbers, such as tied weights and views of one buffer; more often than that is no model.
+_MAX_SHARED = 4
 
 
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be read; the message names the file and says what was expected."""
+class NoModelError(CheckpointError):
+    """A file that can be read and holds no weights, such as the state of an optimizer."""
+
+    __module__ = "lightning_symmetry.disk.reading"
 
 
 @dataclass
@@ -31,22 +42,26 @@ class Contents:
     """What a checkpoint holds.
 
     Attributes:
-        tensors: by name.
+        tensors: by name. Those that have a place in a file have no numbers of their own.
+        places: by name of a tensor, where its numbers lie.
+        left_out: by name, why a tensor is not looked at.
+        num_unread: how many numbers those have, as far as the file holds them.
         step: completed optimizer steps, as Lightning notes them; 0 if the file does not say.
         hyper_parameters: the arguments of the module, as Lightning notes them; None if the file has none.
         monitors: what the :class:`~lightning_symmetry.SymmetryMonitor` of the training has left in the file.
-        is_mapped: whether the tensors lie in the file, of which only what is looked at gets into memory.
     """
 
     tensors: dict[str, Tensor]
+    places: dict[str, Place] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
+    num_unread: int = 0
     step: int = 0
     hyper_parameters: dict[str, Any] | None = None
     monitors: list[dict[str, Any]] = field(default_factory=list)
-    is_mapped: bool = True
 
 
 def read(path: Path) -> Contents:
-    """Read a checkpoint; tensors are mapped from the file where its format allows that.
+    """Read which tensors a checkpoint holds; their numbers stay in the file where its format allows that.
 
     Args:
         path: a file, or the index of several.
@@ -54,76 +69,145 @@ def read(path: Path) -> Contents:
     Raises:
         CheckpointError: if the file is none of a checkpoint, is damaged, or holds more than tensors and plain data.
         OSError: if it cannot be opened.
-        ModuleNotFoundError: if it takes safetensors, which is not installed.
     """
-    if is_index(path):
-        return _read_shards(path)
+    contents, size = _read_shards(path) if is_index(path) else _read_file(path)
+    claimed = sum({_key(place): place.claimed for place in contents.places.values()}.values())
+    if claimed > _MAX_SHARED * size:
+        raise CheckpointError(
+            f"{str(path)!r} is refused: its tensors claim {claimed:,} bytes of a file of {size:,}, over and over again."
+        )
+    return contents
+
+
+def _key(place: Place) -> object:
+    return place.file.path, place.start, place.offset, place.dtype, place.shape, place.stride
+
+
+def _read_file(path: Path) -> tuple[Contents, int]:
+    """Read one file; returns its size, too."""
     if path.suffix == ".safetensors":
-        return Contents(_read_safetensors(path))
+        file = StoredFile(path)
+        return _of_places(*places_in_safetensors(file)), file.size
     if path.suffix in TORCH_SUFFIXES:
-        return _read_torch(path)
+        file = StoredFile(path)
+        return _read_torch(file), file.size
     raise CheckpointError(f"Expected {EXPECTED}, but got {str(path)!r}.")
 
 
-def _read_shards(index: Path) -> Contents:
+def _of_places(places: Mapping[str, Place], left_out: Mapping[str, str]) -> Contents:
+    faults = {name: fault for name, place in places.items() if (fault := place.fault())}
+    good = {name: place for name, place in places.items() if name not in faults}
+    num_unread = len(left_out) + sum(places[name].held for name in faults)
+    tensors = {name: place.placeholder() for name, place in good.items()}
+    return Contents(tensors, good, {**left_out, **faults}, num_unread)
+
+
+def _read_shards(index: Path) -> tuple[Contents, int]:
+    file = StoredFile(index)
     try:
-        names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
-        shards = sorted({_beside(index, name) for name in names})
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        weight_map = json.loads(file.read(0, file.size))["weight_map"]
+        shards = sorted({_beside(index, name) for name in weight_map.values()})
+        if not shards:
+            raise ValueError("it names no file")
+    except CheckpointError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(
             f"Expected {str(index)!r} to be the index of a checkpoint in shards, with the names of files beside it "
-            f"under 'weight_map', but reading it failed with {type(error).__name__}: {error}"
+            f"under 'weight_map', but reading it failed with {_in_short(error)}"
         ) from error
-    parts = [read(shard) for shard in shards]
-    tensors = {name: tensor for part in parts for name, tensor in part.tensors.items()}
-    return Contents(tensors, is_mapped=all(part.is_mapped for part in parts))
+    whole, size = Contents({}), 0
+    for shard in shards:
+        part, part_size = _read_file(shard)
+        size += part_size
+        whole.tensors |= part.tensors
+        whole.places |= part.places
+        whole.left_out |= part.left_out
+        whole.num_unread += part.num_unread
+    missing = [name for name in weight_map if name not in whole.tensors and name not in whole.left_out]
+    whole.left_out |= dict.fromkeys(missing, "the index has it, its file does not")
+    whole.num_unread += len(missing)
+    return whole, size
 
 
 def _beside(index: Path, name: str) -> Path:
     # A name that leads elsewhere may be meant to have another file read, and an index in an index would have no end.
-    if Path(name).name != name or is_index(Path(name)):
-        raise ValueError(f"{name!r} is not the name of a file of tensors beside the index")
+    if Path(name).name != name or not name.isprintable() or is_index(Path(name)):
+        raise ValueError(f"{brief(name)} is not the name of a file of tensors beside the index")
     return index.parent / name
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
+def _read_torch(file: StoredFile) -> Contents:
+    begin = bytes(file.read(0, min(len(_ZIP), file.size)))
+    if not begin:
+        raise CheckpointError(f"Expected {str(file.path)!r} to be a file of torch.save, but it is empty.")
+    if begin != _ZIP and not begin.startswith(_PICKLE):
+        raise CheckpointError(f"Expected {str(file.path)!r} to be a file of torch.save, but it begins with {begin!r}.")
     try:
-        from safetensors import SafetensorError, safe_open
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "`scan` expects safetensors to be installed for .safetensors files: pip install 'lightning-symmetry[scan]'",
-            name="safetensors",
-        ) from error
-    with path.open("rb"):  # says what the system has against it, in the words of the system
-        pass
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 # it is no dict
-    except SafetensorError as error:
-        raise CheckpointError(f"Expected {str(path)!r} to be a whole safetensors file, but: {error}") from error
-
-
-def _read_torch(path: Path) -> Contents:
-    with path.open("rb") as file:
-        begin = file.read(len(_ZIP))
-    is_mapped = begin == _ZIP
-    if not is_mapped and not begin.startswith(_PICKLE):
-        raise CheckpointError(f"Expected {str(path)!r} to be a file of torch.save, but it begins with {begin!r}.")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_mapped)
+        content, archive = _load(file, begin)
+    except CheckpointError:
+        raise
     except Exception as error:  # a foreign file can fail in any way
-        raise CheckpointError(_why_unreadable(path, error)) from error
-    tensors = _state_dict(path, content)
-    if not isinstance(content, Mapping):
-        return Contents(tensors, is_mapped=is_mapped)
-    step, arguments, callbacks = (content.get(key) for key in ("global_step", "hyper_parameters", "callbacks"))
-    return Contents(
-        tensors,
-        step=step if isinstance(step, int) else 0,
-        hyper_parameters=dict(arguments) if isinstance(arguments, Mapping) else None,
-        monitors=_monitors(callbacks) if isinstance(callbacks, Mapping) else [],
-        is_mapped=is_mapped,
-    )
+        raise CheckpointError(_why_unreadable(file.path, error)) from error
+    contents = _placed(_state_dict(file.path, content), archive)
+    if isinstance(content, Mapping):
+        keys = ("global_step", "hyper_parameters", "callbacks")
+        step, arguments, callbacks = (
+            archive.with_numbers(content.get(key)) if archive else content.get(key) for key in keys
+        )
+        contents.step = step if isinstance(step, int) else 0
+        contents.hyper_parameters = dict(arguments) if isinstance(arguments, Mapping) else None
+        contents.monitors = _monitors(callbacks) if isinstance(callbacks, Mapping) else []
+    return contents
+
+
+def _load(file: StoredFile, begin: bytes) -> tuple[object, Archive | None]:
+    """Return the object in a file of ``torch.save``; with its archive if the numbers were left there."""
+    if begin == _ZIP:
+        with suppress(NotImplementedError):  # PyTorch makes quantised and nested tensors with their numbers only
+            archive = Archive(file)
+            return archive.content, archive
+    return torch.load(file.path, map_location="cpu", weights_only=True), None
+
+
+def _placed(tensors: Mapping[str, Tensor], archive: Archive | None) -> Contents:
+    """Sort tensors by where their numbers are: in the archive, in memory, or nowhere that this package reads."""
+    places: dict[str, Place] = {}
+    here: dict[str, Tensor] = {}
+    left_out: dict[str, str] = {}
+    for name, tensor in tensors.items():
+        place = archive.place_of(tensor) if archive else None
+        if place is not None:
+            places[name] = place
+        elif archive is not None or not is_plain(tensor) or tensor.is_meta:
+            left_out[name] = _form_of(tensor)
+        elif fault := _place_in_memory(tensor).fault():
+            left_out[name] = fault
+        else:
+            here[name] = tensor.detach()
+    contents = _of_places(places, left_out)
+    contents.tensors |= here
+    return contents
+
+
+def _place_in_memory(tensor: Tensor) -> Place:
+    storage = tensor.untyped_storage()
+    where: Any = None  # it is only asked for what it claims
+    shape, stride = tuple(tensor.shape), tensor.stride()
+    return Place(where, 0, storage.nbytes(), tensor.dtype, shape, stride, int(tensor.storage_offset()))
+
+
+def _form_of(tensor: Tensor) -> str:
+    """Say in which form the numbers of a tensor are that cannot be read."""
+    if tensor.is_nested:
+        return "it is a nested tensor, which this package does not read"
+    if tensor.is_quantized:
+        return "it is quantised, which this package does not read"
+    if tensor.layout != torch.strided:
+        return f"its layout {tensor.layout} is not strided"
+    if type(tensor) not in (Tensor, torch.nn.Parameter):
+        return f"it is a {type(tensor).__name__}, which this package does not read"
+    return "it was saved without numbers, as on the meta device"
 
 
 def _why_unreadable(path: Path, error: Exception) -> str:
@@ -135,21 +219,25 @@ def _why_unreadable(path: Path, error: Exception) -> str:
             "plain data, such as a `state_dict()`. If you know the file, and the name is that of a harmless class, "
             "allow it with torch.serialization.add_safe_globals."
         )
-    lines = str(error).splitlines() or [""]
     return (
         f"Expected {str(path)!r} to be a whole file of torch.save with a state dict, but reading it failed with "
-        f"{type(error).__name__}: {lines[0]}"
+        f"{_in_short(error)}"
     )
+
+
+def _in_short(error: Exception) -> str:
+    lines = str(error).splitlines() or [""]
+    return f"{type(error).__name__}: {printable(lines[0][:_MAX_REASON])}"
 
 
 def _state_dict(path: Path, content: object) -> dict[str, Tensor]:
     nested = [content.get(place) for place in _PLACES] if isinstance(content, Mapping) else []
     for candidate in (*nested, content):
         if isinstance(candidate, Mapping):
-            tensors = {str(name): tensor.detach() for name, tensor in candidate.items() if isinstance(tensor, Tensor)}
+            tensors = {str(name): tensor for name, tensor in candidate.items() if isinstance(tensor, Tensor)}
             if tensors:
                 return tensors
-    raise CheckpointError(
+    raise NoModelError(
         f"{str(path)!r} holds no tensors: expected a state dict, or one under {', '.join(map(repr, _PLACES))}, "
         f"but got {_in_words(content)}."
     )
@@ -158,7 +246,8 @@ def _state_dict(path: Path, content: object) -> dict[str, Tensor]:
 def _in_words(content: object) -> str:
     if not isinstance(content, Mapping):
         return f"a {type(content).__name__}"
-    shown = ", ".join(map(repr, list(content)[:_MAX_KEYS])) + (", ..." if len(content) > _MAX_KEYS else "")
+    keys = [brief(key) for _, key in zip(range(_MAX_KEYS), content, strict=False)]
+    shown = ", ".join(keys) + (", ..." if len(content) > _MAX_KEYS else "")
     return f"a dict with the keys {shown}" if content else "an empty dict"
 
 

@@ -155,7 +155,10 @@ def _is_gated_stack(module: StoredModule) -> bool:
 
 
 def _gated_stack(module: StoredModule) -> Units | Iterable[Units]:
-    return _units_as_of(nn.Module(), module, module.tensors)  # by its names and shapes, as in a live model
+    like = nn.Module()
+    # GPT-OSS, whose stacks have biases, keeps gate and up of each unit side by side. A file does not say so.
+    like.is_concatenated = "gate_up_proj_bias" not in module.tensors  # type: ignore[assignment]
+    return _units_as_of(like, module, module.tensors)  # by its names and shapes, as in a live model
 
 
 def _is_stack(module: StoredModule) -> bool:

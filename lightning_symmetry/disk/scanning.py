@@ -10,16 +10,19 @@ from typing import Any
 
 from lightning_symmetry.brief import brief
 from lightning_symmetry.disk import roles as roles  # so that the stand-ins of stored modules have an adapter
+from lightning_symmetry.disk.files import CheckpointError
 from lightning_symmetry.disk.folders import EXPECTED, checkpoints_in
 from lightning_symmetry.disk.models import Model, fill
 from lightning_symmetry.disk.pages import Pages
-from lightning_symmetry.disk.reading import CheckpointError, read
+from lightning_symmetry.disk.reading import read
 from lightning_symmetry.disk.stored import as_modules
 from lightning_symmetry.engine.examiner import Examiner
 from lightning_symmetry.engine.options import Options
+from lightning_symmetry.modules import modules_of, parameters_of, parametrizations_of
 from lightning_symmetry.units.copies import find_copies
 from lightning_symmetry.units.discovery import Found, find_layers
 from lightning_symmetry.units.layers import Layer
+from lightning_symmetry.units.slices import is_matrix
 from lightning_symmetry.verdicts.diagnoses import CopyGroup, Finding, LayerDiagnosis, UnitGroup, under_all_names
 from lightning_symmetry.verdicts.evidence import look
 from lightning_symmetry.verdicts.judging import judge_one_look, to_diagnosis
@@ -51,8 +54,9 @@ def scan(path: str | os.PathLike[str], *, model: Model | None = None) -> Symmetr
 
     Read are files of safetensors (``.safetensors``), of Lightning (``.ckpt``) and of ``torch.save`` (``.pt``, ``.pth``,
     ``.bin``), the latter with ``weights_only=True``: a file that wants to run code is refused. Without a model, the
-    names and shapes of the tensors say which of their dimensions counts units. Files are mapped, not loaded:
-    besides PyTorch itself, it takes about as much memory as the largest tensor.
+    names and shapes of the tensors say which of their dimensions counts units. Layers are read one by one:
+    besides PyTorch itself, it takes about as much memory as the largest of them. Tensors that claim more numbers than
+    the file holds are left out, with a reason in ``skipped``.
 
     Args:
         path: a file, the index of a checkpoint in shards, or a folder with one checkpoint.
@@ -65,12 +69,11 @@ def scan(path: str | os.PathLike[str], *, model: Model | None = None) -> Symmetr
         files.
 
     Raises:
-        CheckpointError: (a ``ValueError``) if a file is damaged, foreign, or wants to run code, or if it does not fit
-            the model.
+        CheckpointError: (a ``ValueError``) if a file is damaged, foreign, or wants to run code, if it is written to
+            meanwhile, or if it does not fit the model.
         ValueError: if there are several checkpoints in a folder, or none.
         FileNotFoundError: if there is nothing at the path.
         TypeError: if an argument is of the wrong type, or the model cannot be built.
-        ModuleNotFoundError: if safetensors is needed and not installed.
 
     Example:
         >>> import tempfile, torch
@@ -118,28 +121,32 @@ def scan_checkpoint(path: Path, model: Model | None = None, follow: Follow = ite
         follow: is given all layers, and passes them on one after the other.
     """
     contents = read(path)
-    step, is_mapped, findings = contents.step, contents.is_mapped, _findings(path, contents.monitors)
-    filled = as_modules(contents.tensors) if model is None else fill(model, contents, path)
-    del contents  # which would keep the first mapping of the file open
-    pages = Pages(path, filled.tensors, is_mapped=is_mapped)
+    filled = as_modules(contents.tensors, contents.places) if model is None else fill(model, contents, path)
+    pages = Pages(
+        {id(filled.tensors[name]): place for name, place in contents.places.items() if name in filled.tensors}
+    )
+    for module in modules_of(filled.model):
+        if parametrizations_of(module):  # its weights are computed when layers are looked for
+            pages.load([*module.parameters(), *module.buffers()])
     found = find_layers(filled.model)
     # Copies are equal to the last number, and without gradients there is no more to be seen of them.
-    copies = [CopyGroup(same.row_names, Verdict.DUPLICATE) for same in find_copies(filled.model, found.layers)]
+    sets = find_copies(filled.model, found.layers, numbers=pages)
+    copies = [CopyGroup(same.row_names, Verdict.DUPLICATE) for same in sets]
     diagnoses = {layer.name: _diagnose(layer, pages) for layer in follow(found.layers)}
+    skipped = {**found.skipped, **filled.skipped, **contents.left_out}
+    coverage = found.coverage
+    if model is None and (num_unread := contents.num_unread + filled.num_unread):  # else the model says what there is
+        num_weights = sum(p.numel() for p in parameters_of(filled.model) if is_matrix(p.shape))
+        coverage *= num_weights / (num_weights + num_unread)
     report = SymmetryReport(
-        step,
-        under_all_names(diagnoses.values()),
-        {**found.skipped, **filled.skipped},
-        copies,
-        found.coverage,
-        _reasons(found, diagnoses),
+        contents.step, under_all_names(diagnoses.values()), skipped, copies, coverage, _reasons(found, diagnoses)
     )
-    return Scan(path, report, findings)
+    return Scan(path, report, _findings(path, contents.monitors))
 
 
 def _diagnose(layer: Layer, pages: Pages) -> LayerDiagnosis:
-    pages.make_room(layer)
-    (seen,) = look([layer])  # directions are not counted: that would take more memory than all else
+    with pages.loaded(layer.originals):
+        (seen,) = look([layer])  # directions are not counted: that would take more memory than all else
     groups = [
         UnitGroup(sighting.units, judge_one_look(sighting), sighting.cause, sighting.value, mirrored=sighting.mirrored)
         for sighting in seen.sightings

@@ -8,9 +8,13 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
+from lightning_symmetry.disk.files import Place
+
 _PARAMETRIZED = ".parametrizations."
-# Such tensors are buffers: positions, masks, counters. Weights of whole numbers are narrower ones.
+# Such tensors are buffers, unless they are called weights: positions, masks, counters.
 _NO_WEIGHTS = (torch.bool, torch.int64)
+# More steps than this has no model; code that walks a tree this deep calls itself too often.
+_MAX_STEPS = 100
 
 
 class StoredModule(nn.Module):
@@ -53,19 +57,22 @@ class Filled(NamedTuple):
     Attributes:
         model: the model.
         tensors: those that it has from the checkpoint, by the names they have there.
-        skipped: by name, what only one of both has, and which of them.
+        skipped: by name, what only one of both has, and which of them; and what cannot be a part of the model.
+        num_unread: how many weights are in the checkpoint and not in the model.
     """
 
     model: nn.Module
     tensors: dict[str, Tensor]
     skipped: dict[str, str]
+    num_unread: int = 0
 
 
-def as_modules(tensors: Mapping[str, Tensor]) -> Filled:
+def as_modules(tensors: Mapping[str, Tensor], places: Mapping[str, Place] | None = None) -> Filled:
     """Put tensors into a tree of modules, by the dots in their names.
 
     Args:
         tensors: by name, as in a state dict. Those that cannot be weights, such as counters, are left out.
+        places: by name, where the numbers of tensors lie that have none of their own.
 
     Returns:
         The tree. Tensors that are the same numbers are one parameter of it.
@@ -78,17 +85,27 @@ def as_modules(tensors: Mapping[str, Tensor]) -> Filled:
     tree = Checkpoint()
     parameters: dict[str, Tensor] = {}
     known: dict[object, nn.Parameter] = {}
+    skipped: dict[str, str] = {}
+    num_unread = 0
     for name, tensor in tensors.items():
-        if tensor.dtype in _NO_WEIGHTS:
-            continue
-        place = _place_of(tensor) or name
-        parameters[name] = parameter = known.setdefault(place, _parameter(tensor))
         path, own = _owner_of(name)
+        steps = path.split(".") if path else []
+        if len(steps) > _MAX_STEPS:
+            skipped[name] = f"its name has {len(steps) + 1:,} parts, more than {_MAX_STEPS}"
+            num_unread += tensor.numel()
+            continue
+        if tensor.dtype in _NO_WEIGHTS:
+            if own == "weight":
+                skipped[path] = f"its dtype {tensor.dtype} is not a floating point type this package reads"
+                num_unread += tensor.numel()
+            continue
+        key = (places or {}).get(name) or _place_of(tensor) or name
+        parameters[name] = parameter = known.setdefault(key, _parameter(tensor))
         module: StoredModule = tree
-        for step in path.split(".") if path else ():
+        for step in steps:
             module = module.child(step)
         module._parameters[own] = parameter
-    return Filled(tree, parameters, {})
+    return Filled(tree, parameters, skipped, num_unread)
 
 
 def _parameter(tensor: Tensor) -> nn.Parameter:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar, TypeVar, cast
+from typing import ClassVar, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +36,19 @@ _Members = Sequence[tuple[str, nn.Module]]
 # What is compared as a whole: a module, or a single parameter.
 _Holder = nn.Module | nn.Parameter
 _HolderT = TypeVar("_HolderT", nn.Module, nn.Parameter)
+
+
+class Numbers(Protocol):
+    """Answers questions about the numbers of parameters that are not in memory."""
+
+    def head(self, parameter: Tensor) -> list[float]:
+        """Return the first few numbers of a parameter."""
+
+    def digest(self, parameter: Tensor) -> object:
+        """Return a hashable value that is equal for parameters of one shape with equal numbers."""
+
+    def is_constant(self, parameter: Tensor) -> bool:
+        """Return whether all numbers of a parameter are one and the same."""
 
 
 @dataclass(frozen=True)
@@ -154,7 +167,11 @@ class Copies:
 
 
 def find_copies(
-    model: nn.Module, layers: Iterable[Layer], team: Team | None = None, trained: Set[int] | None = None
+    model: nn.Module,
+    layers: Iterable[Layer],
+    team: Team | None = None,
+    trained: Set[int] | None = None,
+    numbers: Numbers | None = None,
 ) -> list[Copies]:
     """Find the outermost modules that are copies of one another and hold at least one of the layers.
 
@@ -169,6 +186,7 @@ def find_copies(
         team: the ranks that hold the model; None: this process has all of it.
         trained: identities (``id``) of the parameters that train: an optimizer updates them, and gradients have
             reached them. None: all that require a gradient.
+        numbers: tells of numbers that are not in memory; None: those of all parameters are.
 
     Returns:
         Sets of two or more modules with equal parameters, none of them shared.
@@ -187,7 +205,7 @@ def find_copies(
     inside: list[str] = []
     for members in sorted(kin.values(), key=_size, reverse=True):  # a module before what it consists of
         outer = [(name, module) for name, module in members if not name.startswith(tuple(inside))]
-        for found in _equal(outer, team) if len(outer) > 1 else ():
+        for found in _equal(outer, team, numbers) if len(outer) > 1 else ():
             accepted.append(found)
             inside += [f"{name}." for name in found.row_names]
     order = {name: i for i, name in enumerate(modules)}
@@ -285,20 +303,22 @@ def _size(members: _Members) -> tuple[int, int]:
     return sum(parameter.numel() for parameter in parameters_of(module)), sum(1 for _ in modules_of(module))
 
 
-def _equal(members: _Members, team: Team | None) -> Iterator[Copies]:
+def _equal(members: _Members, team: Team | None, numbers: Numbers | None) -> Iterator[Copies]:
     """Copies among modules of one kind."""
     is_anywhere = any(is_sharded(parameter) for _, module in members for parameter in parameters_of(module))
     if is_anywhere and team is None:  # nobody to ask
         return
     heads = (
-        _heads_of_all(_together(members), team) if is_anywhere and team else [_head(module) for _, module in members]
+        _heads_of_all(_together(members), team)
+        if is_anywhere and team
+        else [_head(module, numbers) for _, module in members]
     )
     alike: dict[object, list[tuple[str, nn.Module]]] = {}
     for head, member in zip(heads, members, strict=True):
         alike.setdefault(tuple(head), []).append(member)
     for candidates in alike.values():
         if len(candidates) > 1:
-            yield from _equal_across(candidates, team) if is_anywhere and team else _equal_here(candidates)
+            yield from _equal_across(candidates, team) if is_anywhere and team else _equal_here(candidates, numbers)
 
 
 def _together(members: Sequence[tuple[str, _Holder]]) -> Copies:
@@ -306,17 +326,36 @@ def _together(members: Sequence[tuple[str, _Holder]]) -> Copies:
     return Copies(names, modules)
 
 
-def _head(module: nn.Module) -> list[float]:
+def _head(module: nn.Module, numbers: Numbers | None) -> list[float]:
     """The first few numbers of a weight of a module; as a rule only copies agree in them."""
     first = max(parameters_of(module), key=lambda parameter: parameter.ndim)
-    numbers: list[float] = first.detach().flatten()[:_GLANCE].tolist()
-    return numbers
+    if numbers is not None:
+        return numbers.head(first)
+    head: list[float] = first.detach().flatten()[:_GLANCE].tolist()
+    return head
 
 
-def _equal_here(candidates: _Members) -> Iterator[Copies]:
-    for group in _groups_of_equal(candidates):
-        if any(bool((p != p.flatten()[:1]).any()) for p in _parameters_of(group[0][1])):
+def _equal_here(candidates: _Members, numbers: Numbers | None) -> Iterator[Copies]:
+    groups = _groups_of_equal(candidates) if numbers is None else _groups_by_digest(candidates, numbers)
+    for group in groups:
+        if not all(_is_constant(parameter, numbers) for parameter in _parameters_of(group[0][1])):
             yield _together(group)
+
+
+def _is_constant(parameter: Tensor, numbers: Numbers | None) -> bool:
+    if numbers is not None:
+        return numbers.is_constant(parameter)
+    return not bool((parameter != parameter.flatten()[:1]).any())
+
+
+def _groups_by_digest(candidates: _Members, numbers: Numbers) -> list[list[tuple[str, nn.Module]]]:
+    """As :func:`_groups_of_equal`, in a time that does not grow with the square of the modules."""
+    groups: dict[object, list[tuple[str, nn.Module]]] = {}
+    for name, module in candidates:
+        group = groups.setdefault(tuple(map(numbers.digest, parameters_of(module))), [])
+        if not group or all(p is not q for p, q in zip(*map(parameters_of, (group[0][1], module)), strict=True)):
+            group.append((name, module))
+    return [group for group in groups.values() if len(group) > 1]
 
 
 def _groups_of_equal(candidates: Sequence[tuple[str, _HolderT]]) -> list[list[tuple[str, _HolderT]]]:

@@ -47,7 +47,7 @@ class Usage(NamedTuple):
 
     Attributes:
         anonymous: by how many bytes the memory of the process has grown that is its own, every half millisecond.
-        resident: by how many bytes all of its memory has grown, with the pages of the file, as the system counts.
+        resident: by how many bytes all of its memory has grown, as the system counts.
         seconds: how long it has taken.
         redundant_units: what it has found.
     """
@@ -92,9 +92,7 @@ def _main() -> None:
             "model.safetensors",
         ),
     }
-    print(
-        "| 12 tensors of 50 MiB | anonymous, MiB | with pages of the file, MiB | seconds |\n| --- | --- | --- | --- |"
-    )
+    print("| 12 tensors of 50 MiB | anonymous, MiB | all, MiB | seconds |\n| --- | --- | --- | --- |")
     for title, (tensors, name) in cases.items():
         used = measure(tensors, name)
         print(f"| {title} | {used.anonymous / MEBIBYTE:.1f} | {used.resident / MEBIBYTE:.1f} | {used.seconds:.1f} |")

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
 from lightning_symmetry import diagnose, scan
 from lightning_symmetry.disk.reading import CheckpointError
 from lightning_symmetry.disk.scanning import scan_checkpoint
 from lightning_symmetry.units.layers import Layer
 from tests.disk.memory import MEBIBYTE, matrices, measure
-from tests.disk.networks import copy_half, groups_of, save_safetensors, save_torch
+from tests.disk.networks import FORMATS, copy_half, groups_of, save_safetensors, save_torch
 
 
 def wide() -> nn.Module:
@@ -30,18 +30,37 @@ def test_all_is_seen_of_a_file_that_is_opened_anew(save: Callable[[nn.Module, Pa
     assert groups_of(scan(path)) == groups_of(scan(path, model=wide)) == groups_of(diagnose(net))
 
 
-@pytest.mark.parametrize("others", [{"other": torch.ones(2, 2)}, {f"{i}.weight": torch.ones(3, 3) for i in range(4)}])
-def test_a_file_that_is_written_anew_meanwhile(others: dict[str, Tensor], tmp_path: Path) -> None:
-    path = save_safetensors(wide(), tmp_path)
+def meanwhile(change: Callable[[], object]) -> Callable[[Sequence[Layer]], Iterator[Layer]]:
+    """Change something after the first layer was looked at."""
 
-    def replaced_at_the_second(layers: Sequence[Layer]) -> Iterator[Layer]:
+    def follow(layers: Sequence[Layer]) -> Iterator[Layer]:
         yield layers[0]
-        save_file(others, tmp_path / "new")
-        (tmp_path / "new").replace(path)
+        change()
         yield from layers[1:]
 
-    with pytest.raises(CheckpointError, match="was changed while it was read"):
-        scan_checkpoint(path, follow=replaced_at_the_second)
+    return follow
+
+
+@pytest.mark.parametrize("save", FORMATS[:2])
+def test_a_file_that_is_cut_or_written_anew_meanwhile(save: Callable[[nn.Module, Path], Path], tmp_path: Path) -> None:
+    path = save(wide(), tmp_path)
+    content = path.read_bytes()
+    for other in (b"", content[: len(content) // 2], bytes(len(content))):
+        path.write_bytes(content)
+        with pytest.raises(CheckpointError, match=rf"{path.name}' was changed while it was read"):
+            scan_checkpoint(path, follow=meanwhile(partial(path.write_bytes, other)))
+
+
+@pytest.mark.parametrize("save", FORMATS[:2])
+def test_a_file_that_is_replaced_meanwhile_is_read_as_it_was(
+    save: Callable[[nn.Module, Path], Path], tmp_path: Path
+) -> None:
+    net = copy_half(wide())
+    path = save(net, tmp_path)
+    (tmp_path / "new").write_bytes(b"another file")
+    seen = scan_checkpoint(path, follow=meanwhile(lambda: (tmp_path / "new").replace(path)))
+    assert groups_of(seen.report) == groups_of(diagnose(net))
+    assert path.read_bytes() == b"another file"
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is measured as Linux tells it")
@@ -52,4 +71,4 @@ def test_it_takes_no_more_memory_than_the_largest_tensor(name: str) -> None:
     tensors["layers.0.weight"][1] = tensors["layers.0.weight"][0]
     used = measure(tensors, name)
     assert used.redundant_units == 1
-    assert used.anonymous < 1.1 * largest
+    assert used.anonymous < 2 * largest  # the tensor itself, and what is computed of it

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -91,14 +90,3 @@ def test_torchscript(tmp_path: Path) -> None:
         torch.jit.script(MLP()).save(str(path))
     with pytest.raises(CheckpointError, match=r"model.pt' to be a whole file of torch.save with a state dict"):
         scan(path)
-
-
-def test_without_safetensors_it_says_what_to_install(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = save_safetensors(MLP(), tmp_path)
-    monkeypatch.setitem(sys.modules, "safetensors", None)
-    with pytest.raises(ModuleNotFoundError, match=r"pip install 'lightning-symmetry\[scan\]'"):
-        scan(path)
-    assert main(["scan", str(path)]) == 2
-    assert "lightning-symmetry[scan]" in capsys.readouterr().err

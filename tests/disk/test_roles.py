@@ -72,6 +72,17 @@ def test_kinds(tensors: dict[str, Tensor], expected: tuple[int, int, int]) -> No
     assert list(layers_of(tensors).values()) == [expected]
 
 
+def test_gates_of_stacked_experts_lie_side_by_side_where_there_are_biases(tmp_path: Path) -> None:
+    stacks = {"experts.gate_up_proj": torch.randn(2, 6, 16), "experts.down_proj": torch.randn(2, 8, 6)}
+    biases = {"experts.gate_up_proj_bias": torch.randn(2, 16), "experts.down_proj_bias": torch.randn(2, 6)}
+    for stack in (stacks["experts.gate_up_proj"], biases["experts.gate_up_proj_bias"]):
+        stack[1, ..., 10:12] = stack[1, ..., 2:4]  # unit 5 of GPT-OSS is a copy of unit 1
+    report = scanned({**stacks, **biases}, tmp_path)
+    groups = {name: [group.units for group in layer.groups] for name, layer in report.layers.items() if layer.groups}
+    assert groups == {"experts.gate_proj.1": [(1, 5)], "experts.up_proj.1": [(1, 5)]}
+    assert "experts.gate_proj.1" in scanned(stacks, tmp_path).layers  # gates first, then what they let through
+
+
 @pytest.mark.parametrize("attention", [(4, 12), (12, 4)], ids=["GPT-2", "nanoGPT"])
 def test_square_layers_of_gpt_follow_the_others(attention: tuple[int, int], tmp_path: Path) -> None:
     tensors = {

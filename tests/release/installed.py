@@ -19,7 +19,7 @@ from packaging.utils import NormalizedName, canonicalize_name
 
 from tests.release.index import ROOT, wheel
 
-EXTRAS = ("demo", "merge", "scan", "plot")
+EXTRAS = ("demo", "merge", "plot")
 STATEMENTS = (
     "import torch",
     "from lightning_symmetry import diagnose",
