@@ -50,7 +50,8 @@ def _add_scan(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         "scan",
         help="find duplicate units in checkpoints on disk",
         description="Find duplicate units in checkpoints on disk, without running any code that they bring along.",
-        epilog="exit status: 0 if nothing was found, 1 if something was, 2 if a checkpoint could not be read",
+        epilog="exit status: 0 if nothing was found, 1 if something was, 2 if a checkpoint could not be read or "
+        "nothing in it be looked at; of several the highest",
     )
     scan.add_argument(
         "paths",
@@ -58,6 +59,11 @@ def _add_scan(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         nargs="+",
         metavar="PATH",
         help="a .safetensors, .ckpt, .pt, .pth or .bin file, an index of shards, or a folder of them",
+    )
+    scan.add_argument(
+        "--details",
+        action="store_true",
+        help="show the layers of each checkpoint (default: of a single one; of several a row each)",
     )
     scan.add_argument("--json", action="store_true", help="print one JSON object per checkpoint, each on a line")
     scan.add_argument(
@@ -106,4 +112,6 @@ def _report(logdir: Path, output: Path) -> int:
 def _scan(options: argparse.Namespace) -> int:
     from lightning_symmetry.disk.command import run
 
-    return run(options.paths, as_json=options.json, fail_on=options.fail_on, model=options.model)
+    return run(
+        options.paths, as_json=options.json, fail_on=options.fail_on, model=options.model, with_details=options.details
+    )

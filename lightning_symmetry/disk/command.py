@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import traceback
-from collections.abc import Collection, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
+from typing import TextIO
 
+from lightning_symmetry.brief import printable
 from lightning_symmetry.disk.models import Model
-from lightning_symmetry.disk.reading import CheckpointError
+from lightning_symmetry.disk.reading import CheckpointError, NoModelError
 from lightning_symmetry.disk.scanning import Follow, Scan, checkpoints, scan_checkpoint
 from lightning_symmetry.outputs.findings import findings_json
 from lightning_symmetry.verdicts.advice import alike_findings, describe_units
 from lightning_symmetry.verdicts.diagnoses import Finding, LayerDiagnosis
 from lightning_symmetry.verdicts.report import SymmetryReport
-from lightning_symmetry.verdicts.tables import plain_table
-from lightning_symmetry.verdicts.text import summarise
+from lightning_symmetry.verdicts.tables import plain_table, shorten
+from lightning_symmetry.verdicts.text import percent_below, summarise
 from lightning_symmetry.verdicts.verdict import Verdict
 
 CLEAN, FOUND, UNREADABLE = 0, 1, 2
@@ -25,10 +29,19 @@ CLEAN, FOUND, UNREADABLE = 0, 1, 2
 
 _MAX_LINES = 20
 _MAX_NAMES = 3
+_HEAD = ("units", "working", "seen", "found")
+_WIDTHS = (10, 10, 4, 32)  # of these columns; the path comes last, in full
 
 
-def run(paths: Sequence[Path], *, as_json: bool, fail_on: Collection[Verdict], model: str | None = None) -> int:
-    """Scan checkpoints, and print what was seen: of each a text, or a line of JSON.
+def run(
+    paths: Sequence[Path],
+    *,
+    as_json: bool,
+    fail_on: Collection[Verdict],
+    model: str | None = None,
+    with_details: bool = False,
+) -> int:
+    """Scan checkpoints, and print what was seen: of one its layers, of several a row each and totals.
 
     Args:
         paths: files, or folders, all of whose checkpoints are looked at.
@@ -36,16 +49,26 @@ def run(paths: Sequence[Path], *, as_json: bool, fail_on: Collection[Verdict], m
             :func:`~lightning_symmetry.outputs.findings.findings_json`, or with its ``path`` and ``error``.
         fail_on: the verdicts that count as findings.
         model: what makes the model, ``package.module:Class``.
+        with_details: whether to print the layers of each of several checkpoints, too.
 
     Returns:
-        The exit status.
+        The exit status. It is that of a file which could not be read if nothing at all was looked at.
     """
     try:
         made_by = None if model is None else import_model(model)
     except Exception as error:  # a module can fail in any way when it is imported
-        print(f"lightning-symmetry scan: argument --model: {type(error).__name__}: {error}", file=sys.stderr)
+        _complain(f"argument --model: {type(error).__name__}: {error}")
         return UNREADABLE
-    return max((_scan_path(path, made_by, fail_on, as_json) for path in paths), default=CLEAN)
+    found = list(_found(paths))
+    with_rows = not as_json and not with_details and sum(isinstance(each, _Listed) for each in found) > 1
+    scanning = _Scanning(made_by, fail_on, as_json=as_json, with_rows=with_rows)
+    if with_rows:
+        scanning.print_head()
+    for each in found:
+        scanning.take(each)
+    if with_rows:
+        scanning.print_totals()
+    return scanning.status
 
 
 def import_model(name: str) -> Model:
@@ -74,31 +97,141 @@ def import_model(name: str) -> Model:
     return made_by  # type: ignore[return-value] # `fill` refuses what makes no model
 
 
-def _scan_path(path: Path, model: Model | None, fail_on: Collection[Verdict], as_json: bool) -> int:
+class _Listed:
+    """A checkpoint to look at.
+
+    Attributes:
+        path: of the file.
+        is_named: whether the user has named it, rather than a folder that it is in.
+    """
+
+    def __init__(self, path: Path, *, is_named: bool) -> None:
+        self.path = path
+        self.is_named = is_named
+
+
+class _Missing:
+    """A path at which nothing can be looked at, and why."""
+
+    def __init__(self, path: Path, error: Exception) -> None:
+        self.path = path
+        self.error = error
+
+
+def _found(paths: Sequence[Path]) -> Iterator[_Listed | _Missing]:
+    for path in paths:
+        try:
+            yield from [_Listed(file, is_named=file == path) for file in checkpoints(path)]
+        except (CheckpointError, OSError, ValueError) as error:
+            yield _Missing(path, error)
+
+
+class _Scanning:
+    """Looks at checkpoints, prints what was seen, and keeps count.
+
+    Attributes:
+        status: the exit status so far; ``UNREADABLE`` until anything was looked at.
+    """
+
+    def __init__(self, model: Model | None, fail_on: Collection[Verdict], *, as_json: bool, with_rows: bool) -> None:
+        self._model = model
+        self._fail_on = set(fail_on)
+        self._as_json = as_json
+        self._with_rows = with_rows
+        self._statuses: Counter[int] = Counter()
+        self._passed_over: list[str] = []
+
+    @property
+    def status(self) -> int:
+        return max(self._statuses, default=UNREADABLE)
+
+    def take(self, each: _Listed | _Missing) -> None:
+        """Look at a checkpoint and print what was seen."""
+        path = str(each.path)
+        if isinstance(each, _Missing):
+            self._unreadable(path, str(each.error))
+            return
+        try:
+            seen = scan_checkpoint(each.path, self._model, _progress(each.path))
+        except NoModelError as error:
+            if each.is_named:
+                self._unreadable(path, str(error))
+            else:
+                self._pass_over(path)
+            return
+        except (CheckpointError, OSError, ModuleNotFoundError, TypeError) as error:
+            self._unreadable(path, str(error))
+            return
+        except Exception as error:  # Python would exit with 1, which says that something was found
+            traceback.print_exc()
+            self._unreadable(path, str(error))
+            return
+        report = seen.report
+        if not report.layers and not report.skipped and not each.is_named:
+            self._pass_over(path)
+            return
+        is_found = bool(found_verdicts(seen) & self._fail_on)
+        self._statuses[FOUND if is_found else CLEAN if report.layers else UNREADABLE] += 1
+        if self._as_json:
+            _print(as_line_of_json(seen))
+        elif self._with_rows:
+            _print_row(as_row(seen), path)
+        else:
+            _print(as_text(seen))
+        if not report.layers:
+            _complain(f"nothing in {path!r} was looked at")
+
+    def print_head(self) -> None:
+        """Print the head of a table with a row for each checkpoint."""
+        _print_row(_HEAD, "checkpoint")
+        _print_row(["-" * width for width in _WIDTHS], "-" * len("checkpoint"))
+
+    def print_totals(self) -> None:
+        """Print how many checkpoints there were of each kind."""
+        words = {CLEAN: "clean", FOUND: "with findings", UNREADABLE: "that could not be looked at"}
+        counts = [f"{self._statuses[status]} {what}" for status, what in words.items() if self._statuses[status]]
+        total = _count(sum(self._statuses.values()), "checkpoint")
+        _print(f"\n{': '.join(filter(None, (total, ', '.join(counts))))} (--details shows the layers)")
+        if self._passed_over:
+            _print(f"Passed over {_count(len(self._passed_over), 'file')} without weights: {_some(self._passed_over)}")
+
+    def _unreadable(self, path: str, error: str) -> None:
+        self._statuses[UNREADABLE] += 1
+        if self._with_rows:
+            _print_row(("-", "-", "-", "could not be looked at"), path)
+        _complain(error)
+        if self._as_json:
+            _print(json.dumps({"path": path, "error": error}))
+
+    def _pass_over(self, path: str) -> None:
+        self._passed_over.append(path)
+        if not self._with_rows:
+            _complain(f"passed over {path!r}, which holds no weights")
+
+
+def _print_row(cells: Sequence[str], path: str) -> None:
+    *numbers, found = (cell.rjust(width) for cell, width in zip(cells, _WIDTHS, strict=True))
+    _print("  ".join([*numbers, found.strip().ljust(_WIDTHS[-1]), printable(path)]))
+
+
+def _print(text: str) -> None:
+    _write(text, sys.stdout)
+
+
+def _complain(text: str) -> None:
+    _write(printable(f"lightning-symmetry scan: {text}"), sys.stderr)
+
+
+def _write(text: str, stream: TextIO) -> None:
+    """Print text, in a form that fits the encoding of the stream; in vain if nobody reads it any more."""
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    fitting = text.encode(encoding, "backslashreplace").decode(encoding)
     try:
-        files = checkpoints(path)
-    except (CheckpointError, OSError) as error:
-        return _say_unreadable(str(path), error, as_json)
-    return max(_scan_one(file, model, fail_on, as_json) for file in files)
-
-
-def _scan_one(path: Path, model: Model | None, fail_on: Collection[Verdict], as_json: bool) -> int:
-    try:
-        seen = scan_checkpoint(path, model, _progress(path))
-    except (CheckpointError, OSError, ModuleNotFoundError, TypeError) as error:
-        return _say_unreadable(str(path), error, as_json)
-    except Exception as error:  # Python would exit with 1, which says that something was found
-        traceback.print_exc()
-        return _say_unreadable(str(path), error, as_json)
-    print(as_line_of_json(seen) if as_json else as_text(seen), flush=True)
-    return FOUND if found_verdicts(seen) & set(fail_on) else CLEAN
-
-
-def _say_unreadable(path: str, error: Exception, as_json: bool) -> int:
-    print(f"lightning-symmetry scan: {error}", file=sys.stderr)
-    if as_json:
-        print(json.dumps({"path": path, "error": str(error)}), flush=True)
-    return UNREADABLE
+        print(fitting, file=stream, flush=True)
+    except BrokenPipeError:
+        # Whoever read it has seen enough, as `head` has. The scan goes on for the sake of its exit status.
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), stream.fileno())
 
 
 def found_verdicts(seen: Scan) -> set[Verdict]:
@@ -114,36 +247,63 @@ def as_line_of_json(seen: Scan) -> str:
     return json.dumps({"path": str(seen.path), **json.loads(findings_json(seen.findings, seen.report))})
 
 
+def as_row(seen: Scan) -> tuple[str, str, str, str]:
+    """What was seen of a checkpoint in one line: units, working ones, the share of weights seen, what was found."""
+    report = seen.report
+    with_groups = [layer for layer in report.counted_layers if layer.groups]
+    units = Counter(group.verdict for layer in with_groups for group in layer.groups for _ in group.units)
+    layers = Counter(verdict for layer in with_groups for verdict in {group.verdict for group in layer.groups})
+    found = [
+        f"{verdict}: {units[verdict]:,} units in {_count(layers[verdict], 'layer')}"
+        for verdict in Verdict
+        if units[verdict]
+    ]
+    if report.copies:
+        found.append(_count(len(report.copies), "set") + " of modules that are copies")
+    holding = Counter(finding.verdict for finding in seen.findings if finding.broken_step is None)
+    found += [f"SymmetryMonitor: {_count(number, f'{verdict} group')}" for verdict, number in holding.items()]
+    share = "100%" if report.coverage == 1 else f"{percent_below(report.coverage)}%"
+    if not report.layers:
+        return "-", "-", share, "nothing could be looked at"
+    return f"{report.num_units:,}", f"{report.working_units:,}", share, "; ".join(found) or "nothing"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
 def as_text(seen: Scan) -> str:
     """What was seen of a checkpoint, for people; of long lists the beginning."""
     report = seen.report
     lines = [
-        str(seen.path),
-        f"Symmetry at step {report.step}: {report.totals()}",
-        *_table(report),
         *_shortened([f"copies: {group.describe()} ({group.verdict})" for group in report.copies], "sets of copies"),
         *_shortened(_not_inspected(report), "reasons"),
         *_shortened(_dated(seen.findings, report), "findings"),
     ]
-    return "\n".join(lines) + "\n"
+    head = [str(seen.path), f"Symmetry at step {report.step}: {report.totals()}"]
+    return "\n".join([*map(printable, head), *_table(report), *map(printable, lines)]) + "\n"
 
 
 def _table(report: SymmetryReport) -> list[str]:
     """The layers with groups, those with the most redundant units first, and what to know of the groups."""
     with_groups = [layer for layer in report.distinct_layers if layer.groups]
+    if not with_groups:
+        return []
     with_groups.sort(key=lambda layer: -layer.redundant_units)
     lines = [plain_table(("layer", "units", "working", "groups"), [_row(layer) for layer in with_groups[:_MAX_LINES]])]
     rest, others = len(with_groups) - _MAX_LINES, len(report.distinct_layers) - len(with_groups)
     if rest > 0:
         lines.append(f"and {rest} more layers with groups; --json lists all of them")
     if others:
-        lines.append(f"and {others} layer{'s' if others > 1 else ''} without groups")
-    return [*lines, *report.notes(), report.reasons[0]] if with_groups else []
+        lines.append(f"and {_count(others, 'layer')} without groups")
+    # A file has no next step, at which gradients might say more.
+    notes = [note for note in report.notes() if not note.startswith(f"{Verdict.DUPLICATE}:")]
+    duplicates = "duplicate: units with equal weights; a file has no gradients, which tell whether they train as one"
+    return [*lines, duplicates, *map(printable, notes)]
 
 
 def _row(layer: LayerDiagnosis) -> tuple[str, ...]:
-    name = " = ".join([layer.name, *layer.also])
-    return name, str(layer.num_units), str(layer.working_units), summarise(layer)
+    return _some([layer.name, *layer.also], " = "), str(layer.num_units), str(layer.working_units), summarise(layer)
 
 
 def _not_inspected(report: SymmetryReport) -> list[str]:
@@ -171,9 +331,10 @@ def _shortened(lines: Sequence[str], what: str) -> list[str]:
     return [*lines[:_MAX_LINES], *([f"and {rest} more {what}; --json lists all of them"] if rest > 0 else [])]
 
 
-def _some(names: Sequence[str]) -> str:
+def _some(names: Sequence[str], between: str = ", ") -> str:
     rest = len(names) - _MAX_NAMES
-    return ", ".join(names[:_MAX_NAMES]) + (f" and {rest} more" if rest > 0 else "")
+    shown = [shorten(printable(name)) for name in names[:_MAX_NAMES]]
+    return between.join(shown) + (f" and {rest} more" if rest > 0 else "")
 
 
 def _progress(path: Path) -> Follow:
@@ -182,8 +343,9 @@ def _progress(path: Path) -> Follow:
         return iter
     try:
         from rich.console import Console
+        from rich.markup import escape
         from rich.progress import track
     except ModuleNotFoundError:
         return iter
     console = Console(stderr=True)
-    return lambda layers: track(layers, description=path.name, console=console, transient=True)
+    return lambda layers: track(layers, description=escape(printable(path.name)), console=console, transient=True)

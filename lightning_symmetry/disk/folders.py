@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -15,6 +16,13 @@ EXPECTED = f"a file that ends in .safetensors, {', '.join(TORCH_SUFFIXES)}, or a
 # A folder with one of these is a model of the Hugging Face Hub, whose other files belong to it. The first one counts.
 _MODELS = ("model.safetensors.index.json", "model.safetensors", "pytorch_model.bin.index.json", "pytorch_model.bin")
 
+# What trainers leave beside the weights: optimizers, schedulers, scalers, random numbers, arguments. Those of the
+# Hugging Face Trainer, accelerate (`optimizer_1.bin`, `random_states_0`), DeepSpeed, torchtune and their like.
+_NO_MODELS = re.compile(
+    r"(.*[_.-])?(optim(izer)?|optim_states|scheduler|lr_scheduler|scaler|grad_scaler|rng_states?|random_states|"
+    r"training_args|trainer_state|train_args)([_.-]?\d+)*\.(pt|pth|bin)"
+)
+
 
 def checkpoints_in(path: Path) -> list[Path]:
     """The checkpoints at a path.
@@ -25,11 +33,12 @@ def checkpoints_in(path: Path) -> list[Path]:
     Returns:
         The file; of a folder with a model of the Hugging Face Hub, the model or the index of its shards; of any other
         folder, all checkpoints in it and in the folders below, sorted. A checkpoint in shards is named by its index.
+        What a trainer leaves beside the weights, going by the name, such as ``optimizer.pt``, is none.
 
     Raises:
         FileNotFoundError: if there is nothing at the path.
     """
-    if not path.exists():
+    if not os.path.lexists(path):  # a link that leads nowhere is left to whoever opens it
         raise FileNotFoundError(f"Expected argument `path` to be a file or a folder but there is no {str(path)!r}.")
     if not path.is_dir():
         return [path]
@@ -37,7 +46,9 @@ def checkpoints_in(path: Path) -> list[Path]:
         if (path / name).is_file():
             return [path / name]
     entries = sorted(path.iterdir())
-    files = [entry for entry in entries if entry.is_file() and is_checkpoint(entry)]
+    files = [
+        entry for entry in entries if entry.is_file() and is_checkpoint(entry) and not _NO_MODELS.fullmatch(entry.name)
+    ]
     stems = [_stem(file) for file in files if is_index(file)]
     found = [file for file in files if not any(_is_shard(file, stem) for stem in stems)]
     folders = [entry for entry in entries if entry.is_dir() and not entry.is_symlink()]

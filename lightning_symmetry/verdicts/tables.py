@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from lightning_symmetry.brief import printable
+
 _MAX_SHOWN = 3  # groups, or runs of them
 _MAX_LISTED = 8  # members of a group
 
 
 def plain_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table as text; columns of numbers are flush right.
+    """A table as text; columns of numbers are flush right, and what a terminal would obey is escaped.
 
     >>> print(plain_table(("layer", "units"), [("fc1", "5"), ("conv.12", "64")]))
     layer    units
@@ -18,6 +20,7 @@ def plain_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     fc1          5
     conv.12     64
     """
+    head, *rows = [[printable(cell) for cell in row] for row in (head, *rows)]
     widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
     lines = []
     for row in [head, ["-" * width for width in widths], *rows]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from lightning_symmetry.brief import printable
 from lightning_symmetry.verdicts.advice import idle_texts
 from lightning_symmetry.verdicts.diagnoses import LayerDiagnosis, Reason
 from lightning_symmetry.verdicts.model_diagnosis import ModelDiagnosis, describe_work
@@ -28,25 +29,25 @@ def report_text(report: ModelDiagnosis) -> str:
     lines = [f"Symmetry at step {report.step}: {totals(report)}"]
     if rows:
         lines.append(plain_table(head, rows))
-    lines += notes(report)
-    lines += [f"copies: {group.describe()} ({group.verdict})" for group in report.copies]
-    lines += [f"not inspected: {name} ({reason})" for name, reason in report.skipped.items()]
+    others = notes(report)
+    others += [f"copies: {group.describe()} ({group.verdict})" for group in report.copies]
+    others += [f"not inspected: {name} ({reason})" for name, reason in report.skipped.items()]
     if report.status == "inconclusive":
         rest = len(report.reasons) - 1
         more = f" (and {rest} more reason{'s' if rest > 1 else ''})" if rest else ""
-        lines.append(f"inconclusive: {report.reasons[0]}{more}")
-    return "\n".join(lines)
+        others.append(f"inconclusive: {report.reasons[0]}{more}")
+    return "\n".join([*lines, *map(printable, others)])
 
 
 def totals(report: ModelDiagnosis) -> str:
     """Return one line on the whole model."""
     is_partial = report.layers and report.coverage < 1
-    seen = f"; {_percent_below(report.coverage)} % of the weights were looked at" if is_partial else ""
+    seen = f"; {percent_below(report.coverage)} % of the weights were looked at" if is_partial else ""
     return f"{describe_work(report)}{seen}."
 
 
-def _percent_below(share: float) -> int:
-    """A share below 1 in per cent, rounded down."""
+def percent_below(share: float) -> int:
+    """Return a share below 1 in per cent, rounded down."""
     return min(99, math.floor(100 * share + 1e-9))  # 100 * 0.29 is slightly less than 29
 
 

@@ -121,8 +121,7 @@ class Verdict(StrEnum):
             dark_colour="#a5acb8",
             mark="M1 4h10v1.8h-10zM1 7.4h10v1.8h-10z",
             meaning="equal weights; the gradients say nothing so far",
-            note="equal units whose gradients say nothing so far: none, zero, rounding noise, or too few checks. "
-            "A few more steps will tell.",
+            note="equal units whose gradients say nothing so far: none, zero, rounding noise, or too few checks.",
         ),
     )
     IDLE = (

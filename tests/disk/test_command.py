@@ -1,19 +1,23 @@
 from __future__ import annotations
 
 import json
+import os
+import random
 import subprocess
 import sys
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from lightning_symmetry import SymmetryReport, Verdict
+from lightning_symmetry import SymmetryReport, Verdict, scan
 from lightning_symmetry.cli import main
 from lightning_symmetry.disk.command import as_text, run
 from lightning_symmetry.disk.scanning import Scan
 from lightning_symmetry.verdicts.diagnoses import Cause, Finding, Origin
+from lightning_symmetry.verdicts.tables import shorten
 from tests.disk.networks import copy_half, save_torch
 from tests.training import MLP, Classifier, batches, fill, make_trainer, quiet
 
@@ -49,10 +53,97 @@ def test_exit_statuses(
     capsys.readouterr()
     assert main(["scan", str(broken), str(sick), str(clean)]) == 2
     out, err = capsys.readouterr()
-    assert out.count("Symmetry at step 0") == 2
+    assert [line.split()[-1] for line in out.splitlines()[2:5]] == [str(broken), str(sick), str(clean)]
     assert str(broken) in err
     assert main(["scan", str(tmp_path)]) == 2  # all three of them
+    assert main(["scan", str(tmp_path), "--details"]) == 2
     assert {str(sick), str(clean)} < set(capsys.readouterr().out.splitlines())
+
+
+def test_several_checkpoints_get_a_row_each_and_totals(
+    clean: Path, sick: Path, broken: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save({"epoch": 3}, tmp_path / "epoch.pt")
+    torch.save({"scale.weight": torch.ones(4, 4, dtype=torch.int8)}, tmp_path / "whole_numbers.pt")
+    assert main(["scan", str(tmp_path)]) == 2
+    assert capsys.readouterr().out.splitlines() == [
+        "     units     working  seen  found                             checkpoint",
+        "----------  ----------  ----  --------------------------------  ----------",
+        f"         -           -    0%  nothing could be looked at        {tmp_path / 'whole_numbers.pt'}",
+        f"         -           -     -  could not be looked at            {broken}",
+        f"        28          28  100%  nothing                           {clean}",
+        f"        28          14  100%  duplicate: 28 units in 3 layers   {sick}",
+        "",
+        "4 checkpoints: 1 clean, 1 with findings, 2 that could not be looked at (--details shows the layers)",
+        f"Passed over 1 file without weights: {shorten(str(tmp_path / 'epoch.pt'))}",
+    ]
+
+
+def test_what_a_trainer_leaves_beside_the_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = nn.Linear(4, 8)
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(torch.randn(2, 4)).sum().backward()
+    optimizer.step()
+    torch.save(model.state_dict(), tmp_path / "adapter_model.bin")
+    torch.save(optimizer.state_dict(), tmp_path / "optimizer.pt")
+    torch.save({"python": random.getstate(), "cpu": torch.random.get_rng_state()}, tmp_path / "rng_state_0.pth")
+    torch.save(Fraction(1, 2), tmp_path / "training_args.bin")  # which it is not safe to load
+    assert main(["scan", str(tmp_path)]) == 0
+    out, err = capsys.readouterr()
+    assert "all 8 units of 1 layer are working" in out
+    assert err == ""
+    other = tmp_path / "state_of_another.pt"
+    torch.save({"last_epoch": 3}, other)
+    assert main(["scan", str(tmp_path), "--details"]) == 0
+    assert capsys.readouterr().err == f"lightning-symmetry scan: passed over '{other}', which holds no weights\n"
+    assert main(["scan", str(tmp_path), "--json"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 1
+    assert main(["scan", str(tmp_path / "optimizer.pt")]) == 2  # named by the user
+    (tmp_path / "adapter_model.bin").unlink()
+    assert main(["scan", str(tmp_path)]) == 2  # nothing was looked at
+
+
+def scan_in_a_shell(arguments: str, folder: Path, **environment: str) -> tuple[int, str, str]:
+    command = f"'{sys.executable}' -m lightning_symmetry scan {arguments}"
+    done = subprocess.run(
+        ["bash", "-c", command], capture_output=True, check=False, cwd=folder, env={**os.environ, **environment}
+    )
+    return done.returncode, done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace")
+
+
+def test_whoever_reads_the_output_may_stop(clean: Path, sick: Path, tmp_path: Path) -> None:
+    script = f"{clean} {sick} {clean} | true; exit ${{PIPESTATUS[0]}}"
+    assert scan_in_a_shell(script, tmp_path) == (1, "", "")
+
+
+def test_a_terminal_of_another_encoding(tmp_path: Path) -> None:
+    torch.save({"größe.weight": torch.ones(8, 4)}, tmp_path / "möbel.pt")
+    status, out, err = scan_in_a_shell("m*.pt", tmp_path, PYTHONIOENCODING="ascii")
+    assert (status, err) == (1, "")
+    assert out.splitlines()[0] == r"m\xf6bel.pt"
+    assert r"gr\xf6\xdfe" in out
+
+
+def test_text_of_a_file_is_not_obeyed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    name = "fc\x1b[2J\x1b]0;title\x07\nSymmetry at step 0: 8 of 8 units of 1 layer are distinct.\u202e"
+    norm = {f"{name}.norm.weight": torch.ones(4), f"{name}\r.weight": torch.ones(3, 4, dtype=torch.int64)}
+    copies = {f"{name}{side}.fc.weight": torch.arange(12.0).view(3, 4) for side in "ab"}
+    torch.save({f"{name}.weight": torch.ones(8, 4), **norm, **copies}, tmp_path / "a\nb.pt")
+    torch.save({"\x1b[2J": 3}, tmp_path / "none.pt")
+    main(["scan", str(tmp_path / "a\nb.pt")])
+    main(["scan", str(tmp_path), "--details"])
+    main(["scan", str(tmp_path)])
+    print(scan(tmp_path / "a\nb.pt"))
+    for text in capsys.readouterr():
+        assert all(c.isprintable() or c == "\n" for c in text)
+        assert "\nSymmetry at step 0: 8 of 8" not in text
+        assert "\nb.pt" not in text
+
+
+def test_names_that_are_long_do_not_fill_the_screen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save({f"{'x' * 10_000}{i}.weight": torch.ones(8, 4) for i in range(3)}, tmp_path / "model.pt")
+    main(["scan", str(tmp_path)])
+    assert max(map(len, capsys.readouterr().out.splitlines())) < 200
 
 
 def test_text(sick: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -166,8 +257,8 @@ def test_a_mistake_of_this_package_is_no_finding(
     assert "nobody thought of this" in capsys.readouterr().err
 
 
-def test_nothing_to_scan_is_clean() -> None:
-    assert run([], as_json=False, fail_on=[Verdict.DUPLICATE]) == 0
+def test_nothing_to_scan_is_not_clean() -> None:
+    assert run([], as_json=False, fail_on=[Verdict.DUPLICATE]) == 2
 
 
 def test_a_terminal_shows_how_far_it_is(
@@ -190,7 +281,7 @@ def test_float8_is_left_out_with_a_reason(tmp_path: Path, capsys: pytest.Capture
     path = tmp_path / "model.pt"
     quantised = {"b.weight": torch.ones(4, 4, dtype=torch.int8)}
     torch.save({"a.weight": torch.randn(4, 4).to(torch.float8_e4m3fn), **quantised}, path)
-    assert main(["scan", str(path)]) == 0
+    assert main(["scan", str(path)]) == 2  # which does not mean that it is clean
     out = capsys.readouterr().out
     assert "no layer was inspected" in out
     assert "not inspected: a (its dtype torch.float8_e4m3fn is not a floating point type this package reads)" in out
