@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from os import PathLike
 
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_symmetry.brief import brief
 
@@ -12,7 +13,22 @@ from lightning_symmetry.brief import brief
 def check_module(model: nn.Module) -> None:
     """Refuse what is no module of PyTorch."""
     if not isinstance(model, nn.Module):
-        raise TypeError(f"Expected argument `model` to be a torch.nn.Module but got {brief(model)}.")
+        text = f"Expected argument `model` to be a torch.nn.Module but got {brief(model)}."
+        raise TypeError(" ".join(filter(None, [text, _instead_of_module(model)])))
+
+
+def _instead_of_module(value: object) -> str:
+    """Say what to do about something that is often passed where a module is expected."""
+    if isinstance(value, type) and issubclass(value, nn.Module):
+        return f"You passed the class, not an instance: pass {value.__name__}(...)."
+    if isinstance(value, str | PathLike):
+        return f"For a checkpoint on disk use lightning_symmetry.scan({brief(str(value))})."
+    if isinstance(value, Mapping) and any(isinstance(each, Tensor | Mapping) for each in value.values()):
+        return (
+            "Of a state dict pass the model that it is loaded into; lightning_symmetry.scan(path) looks at checkpoints "
+            "on disk."
+        )
+    return ""
 
 
 def check_tolerance(tolerance: float | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
@@ -76,12 +77,11 @@ def assert_no_symmetry(
         >>> _ = torch.nn.init.constant_(model[2].weight, 0.5)
         >>> assert_no_symmetry(model, loss, [torch.randn(16, 4)])
         Traceback (most recent call last):
-        lightning_symmetry.engine.saying.SymmetryError: 0: all 8 units are identical in weights and gradients ...
+        lightning_symmetry.SymmetryError: 0: all 8 units are identical in weights and gradients ...
     """
     __tracebackhide__ = True  # pytest then shows the line of the test, and not this function
     check_module(model)
-    if not callable(loss):
-        raise TypeError(f"Expected argument `loss` to be a function of a model and a batch but got {brief(loss)}.")
+    _check_loss_function(loss)
     if not isinstance(batches, Iterable):
         raise TypeError(f"Expected argument `batches` to be an iterable of batches but got {brief(batches)}.")
     unknown = options.keys() - {"tolerance", "patience", "include", "exclude", "require_conclusion"}
@@ -206,6 +206,23 @@ def _again_and_again(batches: Iterable[Batch]) -> Iterator[Batch]:
         yield batch
     while kept:
         yield from kept
+
+
+def _check_loss_function(loss: object) -> None:
+    """Refuse what cannot be called with a model and a batch, such as a loss of outputs and targets."""
+    expected = "Expected argument `loss` to be a function of a model and a batch"
+    hint = "Pass, for example, lambda model, batch: criterion(model(batch[0]), batch[1])."
+    if not callable(loss):
+        raise TypeError(f"{expected} but got {brief(loss)}. {hint}")
+    kind = loss if isinstance(loss, type) else type(loss)
+    if kind.__module__ == "torch.nn.modules.loss" or getattr(loss, "__module__", "") == "torch.nn.functional":
+        raise TypeError(f"{expected} but got {brief(loss)}, a function of outputs and targets. {hint}")
+    try:
+        inspect.signature(loss).bind(None, None)
+    except TypeError as error:
+        raise TypeError(f"{expected} but {brief(loss)} cannot be called with two arguments: {error}. {hint}") from error
+    except ValueError:  # a function without a signature, as some in C are
+        return
 
 
 def _check_loss(value: object) -> None:

@@ -1,13 +1,12 @@
-"""A plugin for pytest: the fixture ``symmetry``, and the report of a model in the output of a test that fails.
+"""A plugin for pytest: the fixture ``symmetry``. It has no hooks, so that it cannot get in the way of other tests.
 
 pytest loads this module at every start, so it imports neither torch nor anything that does.
 """
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Generator
-from contextlib import suppress
+from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 import pytest
@@ -17,20 +16,18 @@ import pytest
 def symmetry() -> Callable[..., Any]:
     """Asserts in one line that no units of a model train as one: ``symmetry(model, loss, batches)``.
 
-    The same as :func:`lightning_symmetry.assert_no_symmetry`.
+    The same as :func:`lightning_symmetry.assert_no_symmetry`; a test that fails shows the whole report with its error.
     """
+    from lightning_symmetry.engine.saying import SymmetryError
     from lightning_symmetry.gate import assert_no_symmetry
 
-    return assert_no_symmetry
+    @wraps(assert_no_symmetry)
+    def asserted(*arguments: Any, **options: Any) -> Any:
+        __tracebackhide__ = True
+        try:
+            return assert_no_symmetry(*arguments, **options)
+        except SymmetryError as error:
+            error.add_note(f"\nSymmetry report\n\n{error.report}")
+            raise
 
-
-@pytest.hookimpl(hookwrapper=True)  # `wrapper=True` needs pluggy 1.2
-def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, None]:
-    """Show the whole report of the model under a test that failed with a ``SymmetryError``."""
-    outcome = yield
-    # Whoever raised a SymmetryError has imported this, and nobody else should.
-    raising = sys.modules.get("lightning_symmetry.engine.saying")
-    if raising is not None and call.excinfo is not None:
-        with suppress(Exception):  # whatever an exception of somebody else does when it is looked at
-            if isinstance(call.excinfo.value, raising.SymmetryError):
-                outcome.get_result().sections.append(("Symmetry report", str(call.excinfo.value.report)))
+    return asserted

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import pickle
 import random
 import subprocess
 import sys
 import threading
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import lightning_symmetry.pytest_plugin
 from lightning_symmetry import (
     SymmetryError,
     SymmetryReport,
@@ -236,6 +239,24 @@ def test_what_was_not_looked_at_is_said() -> None:
     ("arguments", "error", "message"),
     [
         (("net", loss_of, batches()), TypeError, "argument `model` to be a torch.nn.Module but got 'net'"),
+        ((nn.Linear, loss_of, batches()), TypeError, "the class, not an instance: pass Linear"),
+        (
+            ({"a": torch.ones(2)}, loss_of, batches()),
+            TypeError,
+            "Of a state dict pass the model that it is loaded into",
+        ),
+        (
+            (mlp(), nn.CrossEntropyLoss(), batches()),
+            TypeError,
+            "a model and a batch but got CrossEntropyLoss.* Pass, for",
+        ),
+        ((mlp(), nn.MSELoss, batches()), TypeError, "a function of outputs and targets. Pass, for example, lambda"),
+        ((mlp(), nn.functional.mse_loss, batches()), TypeError, "a model and a batch but got <function mse_loss"),
+        (
+            (mlp(), lambda model: model, batches()),
+            TypeError,
+            "cannot be called with two arguments: too many positional",
+        ),
         ((mlp(), 3, batches()), TypeError, "argument `loss` to be a function of a model and a batch but got 3"),
         ((mlp(), loss_of, 3), TypeError, "argument `batches` to be an iterable of batches but got 3"),
         ((mlp(), loss_of, []), ValueError, "argument `batches` to hold at least one batch"),
@@ -287,40 +308,22 @@ def test_the_plugin_gives_a_fixture_and_prints_the_report(tmp_path: Path) -> Non
     assert "1 failed, 1 passed" in output, output
     assert "Symmetry report" in output
     assert "    0      8        1     0  locked: all 8 units" in output
-    assert "SymmetryError: 0: all 8 units are identical in weights and gradients" in output
+    assert "lightning_symmetry.SymmetryError: 0: all 8 units are identical in weights and gradients" in output
 
 
-OTHER_EXCEPTIONS = """
-import torch
-import lightning_symmetry
-
-class SymmetryError(Exception):
-    @property
-    def report(self):
-        raise ValueError("no report")
-
-class Unreadable:
-    def __str__(self):
-        raise ValueError("no text")
-
-def test_of_the_same_name():
-    raise SymmetryError("crystal")
-
-def test_of_the_same_name_beside_ours():
-    lightning_symmetry.SymmetryError
-    raise SymmetryError("crystal")
-
-def test_of_a_report_that_cannot_be_shown():
-    raise lightning_symmetry.SymmetryError("symmetric", Unreadable(), [])
-"""
+def test_exceptions_bear_the_name_that_users_import() -> None:
+    model = fill(mlp(), 0.5)
+    with pytest.raises(SymmetryError) as caught:
+        assert_no_symmetry(model, loss_of, batches())
+    assert "".join(traceback.format_exception_only(caught.value)).startswith("lightning_symmetry.SymmetryError: ")
+    again = pickle.loads(pickle.dumps(caught.value))
+    assert type(again) is SymmetryError
+    assert (str(again), again.findings) == (str(caught.value), caught.value.findings)
+    assert pickle.loads(pickle.dumps(SymmetryWarning("text"))).args == ("text",)
 
 
-def test_the_plugin_breaks_no_report_of_a_test(tmp_path: Path) -> None:
-    output = output_of_pytest(tmp_path, OTHER_EXCEPTIONS)
-    assert "3 failed" in output, output
-    assert "SymmetryError: crystal" in output
-    assert "SymmetryError: symmetric" in output
-    assert "INTERNALERROR" not in output
+def test_the_plugin_has_no_hooks() -> None:
+    assert not [name for name in vars(lightning_symmetry.pytest_plugin) if name.startswith("pytest_")]
 
 
 def output_of_python(code: str) -> str:

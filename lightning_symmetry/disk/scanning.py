@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from lightning_symmetry.brief import brief
 from lightning_symmetry.disk import roles as roles  # so that the stand-ins of stored modules have an adapter
 from lightning_symmetry.disk.files import CheckpointError
@@ -88,7 +90,11 @@ def scan(path: str | os.PathLike[str], *, model: Model | None = None) -> Symmetr
         duplicate: equal units whose gradients say nothing so far: ...
     """
     if not isinstance(path, str | os.PathLike):
-        raise TypeError(f"Expected argument `path` to be a path, as a str or os.PathLike, but got {brief(path)}.")
+        text = f"Expected argument `path` to be a path, as a str or os.PathLike, but got {brief(path)}."
+        is_class = isinstance(path, type) and issubclass(path, nn.Module)
+        if is_class or isinstance(path, nn.Module | Mapping):
+            text += " For a model in memory, with its state dict loaded, use lightning_symmetry.diagnose(model)."
+        raise TypeError(text)
     found = checkpoints(Path(path))
     if len(found) > 1:
         listed = ", ".join(str(file.relative_to(path)) for file in found)

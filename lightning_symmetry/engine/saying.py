@@ -15,10 +15,14 @@ _NOT_THE_USERS = {
     *("lightning_symmetry", "lightning", "lightning_fabric", "pytorch_lightning", "torch", "contextlib"),
     *("accelerate", "transformers"),
 }
+# Where users import them from, so that a traceback and a filter of warnings name the same place.
+_PUBLIC = "lightning_symmetry"
 
 
 class SymmetryWarning(UserWarning):
     """Units that train as one, or do not train at all."""
+
+    __module__ = _PUBLIC
 
 
 class SymmetryError(RuntimeError):
@@ -31,6 +35,8 @@ class SymmetryError(RuntimeError):
         report: the report of the check that raised.
         findings: what was found for the first time; empty if there was no conclusion.
     """
+
+    __module__ = _PUBLIC
 
     def __init__(self, message: str, report: SymmetryReport, findings: Sequence[Finding]) -> None:
         super().__init__(message, report, findings)  # all of them, so that it can travel between processes

@@ -6,7 +6,7 @@ Nothing is guessed: where a gradient stops is said if it was measured.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import chain, groupby
 
@@ -26,7 +26,7 @@ from lightning_symmetry.verdicts.diagnoses import (
 from lightning_symmetry.verdicts.heads import CopiedHeads, copied_heads
 from lightning_symmetry.verdicts.model_diagnosis import ModelDiagnosis
 from lightning_symmetry.verdicts.stops import GradientStop, StopKind
-from lightning_symmetry.verdicts.tables import describe_groups, listed, matches_text, run_names, runs_of
+from lightning_symmetry.verdicts.tables import ONLY_UNIT, describe_groups, listed, matches_text, run_names, runs_of
 from lightning_symmetry.verdicts.verdict import Verdict
 
 # Up to so many layers of which the same is to be said get a message each; more of them share one.
@@ -112,8 +112,9 @@ def messages(findings: Sequence[Finding], report: ModelDiagnosis) -> list[str]:
     stories, roots = _stories_of_heads(roots, report)
     alikes: dict[object, list[list[Finding]]] = {}
     for alike in alike_findings(roots, report):
-        # Each set of modules that are copies gets a message of its own.
-        key = alike[0].layer if alike[0].modules else (*_kind(alike[0]), _is_whole_layer(alike, report))
+        # Each set of modules that are copies gets a message of its own. Of constants the message gives the range.
+        first = replace(alike[0], value=None) if alike[0].cause is Cause.CONSTANT else alike[0]
+        key = first.layer if first.modules else (*_kind(first), _is_whole_layer(alike, report))
         alikes.setdefault(key, []).append(alike)
     told: list[list[list[Finding]]] = []
     for layers in alikes.values():
@@ -227,14 +228,16 @@ def idle_texts(layers: Iterable[LayerDiagnosis]) -> list[str]:
         names = list(dict.fromkeys(layer.name for layer, _ in several))
         if len(names) == 1:
             units = describe_groups([group.units for _, group in several], layer.num_units)
+            verb = "gets" if units == ONLY_UNIT else "get"
             comma = "," if units.endswith(("}", "...")) else ""
             who = f"{layer.name}: {units}{comma}"
         else:
             num_units = sum(len(group.units) for _, group in several)
+            verb = "get"
             who = f"{_names(names)} ({len(names)} layers): {num_units} units"
         what_of_it = _WHAT_OF_IDLE.get(Code(group.code), "Nothing is wrong with these units.")
         code = f" [{group.code}]" if group.stop is not None and group.stop.is_idle else ""
-        texts.append(f"{who} get no gradient, {_why_idle(group)}. {what_of_it}{code}")
+        texts.append(f"{who} {verb} no gradient, {_why_idle(group)}. {what_of_it}{code}")
     return texts
 
 
@@ -254,8 +257,8 @@ def _message(story: _Story, report: ModelDiagnosis) -> str:
         return _heads_message(story, report)
     reason = _why(every, story.followers, report)
     if len(story.layers) > 1:
-        names = [alike[0].layer for alike in story.layers]
-        who = f"{names[0]}, {names[1]}, ..., {names[-1]} ({len(names)} layers):"
+        names = _layers(every)
+        who = f"{_names(names)} ({len(names)} layers):" if len(names) > 1 else f"{names[0]}:"
         if _is_whole_layer(story.layers[0], report):
             return f"{who} all units of each layer {what(every)} {reason}"
         num_units = sum(len(finding.units) for finding in every)
@@ -265,7 +268,20 @@ def _message(story: _Story, report: ModelDiagnosis) -> str:
     who = f"{first.layer}: {units}{comma}"
     if first.modules:
         who = f"{units}: these {'parameters' if _are_parameters(first, report) else 'modules'}"
-    return f"{who} {what(every)} {reason}"
+    seen = _singular(what(every)) if units == ONLY_UNIT else what(every)
+    return f"{who} {seen} {reason}"
+
+
+def _singular(effect: str) -> str:
+    """Turn what happens to units into what happens to a single one, which can be dead or idle only.
+
+    >>> _singular("have gradients of exactly zero, though weights of their own: they do not train.")
+    'has gradients of exactly zero, though weights of its own: it does not train.'
+    """
+    changes = {"have ": "has ", "of their own": "of its own", "they do not": "it does not"}
+    for several, one in changes.items():
+        effect = effect.replace(several, one, 1)
+    return effect
 
 
 def _heads_message(story: _Story, report: ModelDiagnosis) -> str:
@@ -498,7 +514,7 @@ def _why_as_one(alike: Sequence[Finding], report: ModelDiagnosis, keep: str) -> 
         return [cause, _kept(alike), _draw_anew(alike, report)]
     if first.value is not None or first.cause is Cause.ZERO:
         kind = "zero" if first.cause is Cause.ZERO else "constant"
-        return [f"Every weight is {_number(first)}: {kind} initialisation.", _kept(alike), _draw_anew(alike, report)]
+        return [f"{_numbers(alike)}: {kind} initialisation.", _kept(alike), _draw_anew(alike, report)]
     copied = "Their rows are copies of one another: tiled, copied or padded weights."
     return [copied, _kept(alike), _add_noise(alike, report, keep)]
 
@@ -533,7 +549,7 @@ def _why_no_gradient(alike: Sequence[Finding], followers: Sequence[Finding], rep
         source = f"This follows from {first.follows}, which lets no gradient through: fix {first.follows} first."
         return [died, source, followed, _part(alike, report)]
     of_followers = _part(followers, report, of_followers=True)
-    return [died, _where(alike), followed, _observed(first), *_ways_out(alike, report), of_followers]
+    return [died, _where(alike), followed, _observed(alike), *_ways_out(alike, report), of_followers]
 
 
 def _where(alike: Sequence[Finding]) -> str:
@@ -555,11 +571,12 @@ def _where(alike: Sequence[Finding]) -> str:
     )
 
 
-def _observed(finding: Finding) -> str:
+def _observed(alike: Sequence[Finding]) -> str:
     """What the rows of units without a gradient show."""
+    finding = alike[0]
     if finding.verdict is Verdict.FROZEN:
         if finding.value is not None or finding.cause is Cause.ZERO:
-            return f"Every weight is {_number(finding)}."
+            return f"{_numbers(alike)}."
         if finding.mirrored:
             return "Their rows are equal up to sign."
         return "Their rows are copies of one another."
@@ -716,5 +733,8 @@ def _names(names: Sequence[str]) -> str:
     return ", ".join(names if len(names) <= 3 else (*names[:2], "...", names[-1]))
 
 
-def _number(finding: Finding) -> str:
-    return "0" if finding.value is None else f"{finding.value:.6g}"
+def _numbers(alike: Sequence[Finding]) -> str:
+    """Say which number all weights are, of units each of which has one."""
+    values = sorted({finding.value or 0.0 for finding in alike})
+    low, high = f"{values[0]:.6g}", f"{values[-1]:.6g}"
+    return f"Every weight is {low}" if low == high else f"The weights of each are one number, from {low} to {high}"

@@ -7,6 +7,9 @@ from collections.abc import Sequence
 
 from lightning_symmetry.brief import printable
 
+ONLY_UNIT = "its only unit"
+"""What all units of a layer are called if it has one."""
+
 _MAX_SHOWN = 3  # groups, or runs of them
 _MAX_LISTED = 8  # members of a group
 
@@ -45,6 +48,8 @@ def describe_groups(groups: Sequence[tuple[int, ...]], num_units: int | None, wh
 
     >>> describe_groups([(0, 1, 2, 3)], 4)
     'all 4 units'
+    >>> describe_groups([(0,)], 1)
+    'its only unit'
     >>> describe_groups([(0, 4), (1, 5), (2, 6), (3, 7)], 8)
     'all 8 units in 4 groups (units 4-7 match units 0-3, one by one)'
     >>> describe_groups([(0, 4), (1, 3), (2, 6), (5, 7)], 8)
@@ -55,6 +60,8 @@ def describe_groups(groups: Sequence[tuple[int, ...]], num_units: int | None, wh
     '2 units, {0, 1}'
     """
     total = sum(map(len, groups))
+    if total == num_units == 1:
+        return ONLY_UNIT
     text = f"all {num_units} units" if total == num_units else f"{total} of {num_units} units"
     if num_units is None:
         text = f"{total} units"

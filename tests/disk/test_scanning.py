@@ -173,6 +173,9 @@ def test_a_file_without_tensors(tmp_path: Path) -> None:
 def test_bad_arguments(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match=r"argument `path` to be a path, .* but got 3"):
         scan(3)  # type: ignore[arg-type]
+    for model in (MLP(), MLP, MLP().state_dict()):
+        with pytest.raises(TypeError, match=r"For a model in memory, .* use lightning_symmetry.diagnose\(model\)"):
+            scan(model)  # type: ignore[arg-type]
     with pytest.raises(FileNotFoundError, match=r"there is no '/no/such/file.pt'"):
         scan("/no/such/file.pt")
     with pytest.raises(CheckpointError, match=r"to hold a file that ends in .safetensors"):

@@ -21,6 +21,20 @@ def verdicts(report: SymmetryReport, layer: str) -> dict[tuple[int, ...], Verdic
     return {group.units: group.verdict for group in report.layers[layer].groups}
 
 
+def test_what_is_often_passed_instead_of_a_model_is_told_in_a_line() -> None:
+    big = nn.Sequential(*(nn.Linear(16, 16) for _ in range(200)))
+    for value, hint in {
+        "x.pt": r"but got 'x.pt'. For a checkpoint on disk use lightning_symmetry.scan\('x.pt'\).",
+        nn.Linear: r"You passed the class, not an instance: pass Linear\(...\).",
+    }.items():
+        with pytest.raises(TypeError, match=hint):
+            diagnose(value)  # type: ignore[arg-type]
+    for state in (big.state_dict(), {"epoch": 3, "state_dict": big.state_dict()}):
+        with pytest.raises(TypeError, match="Of a state dict pass the model that it is loaded into") as caught:
+            diagnose(state)  # type: ignore[arg-type]
+        assert len(str(caught.value)) < 400
+
+
 def test_without_gradients_all_groups_are_duplicates() -> None:
     report = diagnose(fill(mlp(), 0.5))
     assert verdicts(report, "0") == {tuple(range(16)): Verdict.DUPLICATE}

@@ -112,6 +112,32 @@ def test_equal_units_of_a_consequence_are_parted_too() -> None:
     )
 
 
+def locked(name: str, value: float, units: tuple[int, ...] = (0, 1, 2, 3)) -> LayerDiagnosis:
+    group = UnitGroup(units, Verdict.LOCKED, Cause.CONSTANT, value, first_step=0)
+    return LayerDiagnosis(name, 4, 3, groups=[group])
+
+
+def test_layers_that_differ_in_their_constant_only_share_a_message() -> None:
+    (text,) = report_of(*(locked(f"fc{i}", 0.01 * (i + 1)) for i in range(60))).messages()
+    assert text.startswith("fc0, fc1, ..., fc59 (60 layers): all units of each layer are identical in weights")
+    assert "The weights of each are one number, from 0.01 to 0.6: constant initialisation." in text
+    (text,) = report_of(*(locked(f"fc{i}", 0.5) for i in range(60))).messages()
+    assert "Every weight is 0.5: constant initialisation." in text
+    groups = [locked("fc", 0.1 * i, (2 * i, 2 * i + 1)).groups[0] for i in range(1, 6)]
+    (text,) = report_of(LayerDiagnosis("fc", 20, 3, groups=groups)).messages()
+    assert text.startswith("fc: 10 units in 5 groups are identical")
+    assert "The weights of each are one number, from 0.1 to 0.5" in text
+
+
+def test_a_layer_of_one_unit_is_spoken_of_as_one() -> None:
+    group = UnitGroup((0,), Verdict.DEAD, Cause.DEAD, stop=CLOSED, first_step=0)
+    report = report_of(LayerDiagnosis("fc", 1, 3, groups=[group]))
+    (text,) = report.messages()
+    assert text.startswith("fc: its only unit has gradients of exactly zero, though weights of its own (dead since")
+    assert "it does not train" in text
+    assert "dead: its only unit" in str(report)
+
+
 def test_many_layers_that_stop_alike_share_a_message() -> None:
     (text,) = report_of(*(layer(name, CLOSED) for name in "abcd")).messages()
     assert text.startswith("a, b, ..., d (4 layers): all units of each layer have")
