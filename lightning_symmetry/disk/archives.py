@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch._weights_only_unpickler import Unpickler
 
+from lightning_symmetry.brief import brief
 from lightning_symmetry.disk.files import NATIVE_ORDER, Place, StoredFile
 
 _PICKLE = "data.pkl"
@@ -89,8 +90,13 @@ class Archive:
             return type(value)(self.with_numbers(each, depth + 1) for each in value)
         return value
 
+    def _record(self, name: str) -> _Record:
+        if name not in self._records:
+            raise ValueError(f"it has no record {brief(name)}")
+        return self._records[name]
+
     def _bytes(self, name: str) -> bytes:
-        record = self._records[name]
+        record = self._record(name)
         return bytes(self._file.read(record.start, record.num_bytes))
 
     def _storage(self, key: tuple[Any, ...]) -> torch.storage.TypedStorage:
@@ -99,7 +105,7 @@ class Archive:
         dtype = torch.uint8 if kind is torch.UntypedStorage else kind.dtype
         num_bytes = numel * dtype.itemsize
         if name not in self._storages:
-            record = self._records[f"data/{name}"]
+            record = self._record(f"data/{name}")
             if not 0 <= num_bytes <= record.num_bytes:
                 raise ValueError(f"a tensor claims {num_bytes:,} bytes of a record of {record.num_bytes:,}")
             storage = torch.UntypedStorage(num_bytes, device="meta")
@@ -132,7 +138,7 @@ def _records(file: StoredFile) -> dict[str, _Record]:
         lengths = int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
         start = entry.header_offset + _LOCAL_HEADER + lengths
         if start + entry.file_size > file.size:
-            raise ValueError(f"its record {entry.filename!r} goes beyond the end of the file")
+            raise ValueError(f"its record {brief(entry.filename)} goes beyond the end of the file")
         records[entry.filename.removeprefix(prefix)] = _Record(start, entry.file_size)
     return records
 

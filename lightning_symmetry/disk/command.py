@@ -167,7 +167,7 @@ class _Scanning:
             self._unreadable(path, str(error))
             return
         report = seen.report
-        if not report.layers and not report.skipped and not each.is_named:
+        if not report.layers and report.coverage == 1 and not each.is_named:
             self._pass_over(path)
             return
         is_found = bool(found_verdicts(seen) & self._fail_on)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +25,9 @@ from lightning_symmetry.disk.safetensors_files import places_in_safetensors
 _PLACES = ("state_dict", "model", "module", "model_state_dict")
 _ZIP = b"PK\x03\x04"
 _PICKLE = b"\x80"  # what PyTorch wrote before version 1.6
+# What is kept beside a model under such names is not its weights.
+_NO_WEIGHTS = re.compile("optim|sched|scaler|rng|random|callback|loops|hyper|arg|conf|metric|history")
+_MAX_DEPTH = 8
 _MAX_KEYS = 8
 _MAX_REASON = 300
 # Several names may share numbers, such as tied weights and views of one buffer; more often than that is no model.
@@ -155,7 +158,7 @@ def _read_torch(file: StoredFile) -> Contents:
         step, arguments, callbacks = (
             archive.with_numbers(content.get(key)) if archive else content.get(key) for key in keys
         )
-        contents.step = step if isinstance(step, int) else 0
+        contents.step = step if type(step) is int else 0
         contents.hyper_parameters = dict(arguments) if isinstance(arguments, Mapping) else None
         contents.monitors = _monitors(callbacks) if isinstance(callbacks, Mapping) else []
     return contents
@@ -226,7 +229,8 @@ def _why_unreadable(path: Path, error: Exception) -> str:
 
 
 def _in_short(error: Exception) -> str:
-    lines = str(error).splitlines() or [""]
+    # PyTorch puts advice on `weights_only` around what has gone wrong.
+    lines = str(error).rpartition("WeightsUnpickler error: ")[2].strip().splitlines() or [""]
     return f"{type(error).__name__}: {printable(lines[0][:_MAX_REASON])}"
 
 
@@ -237,10 +241,25 @@ def _state_dict(path: Path, content: object) -> dict[str, Tensor]:
             tensors = {str(name): tensor for name, tensor in candidate.items() if isinstance(tensor, Tensor)}
             if tensors:
                 return tensors
+    # Several models in one file, such as a generator and a discriminator, or one that lies deeper.
+    nested_tensors = dict(_tensors_within(content)) if isinstance(content, Mapping) else {}
+    if nested_tensors:
+        return nested_tensors
     raise NoModelError(
         f"{str(path)!r} holds no tensors: expected a state dict, or one under {', '.join(map(repr, _PLACES))}, "
         f"but got {_in_words(content)}."
     )
+
+
+def _tensors_within(content: Mapping[object, Any], start: str = "", depth: int = 0) -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors of dicts in one another by their path, without those of optimizers and their like."""
+    if "param_groups" in content or depth > _MAX_DEPTH:
+        return
+    for key, value in content.items():
+        if isinstance(value, Tensor):
+            yield f"{start}{key}", value
+        elif isinstance(value, Mapping) and not _NO_WEIGHTS.search(str(key).lower()):
+            yield from _tensors_within(value, f"{start}{key}.", depth + 1)
 
 
 def _in_words(content: object) -> str:

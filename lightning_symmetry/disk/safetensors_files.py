@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from lightning_symmetry.brief import brief
 from lightning_symmetry.disk.files import CheckpointError, Place, StoredFile
 
 _MAX_HEADER = 100_000_000  # as in the library safetensors
@@ -44,7 +45,7 @@ def places_in_safetensors(file: StoredFile) -> tuple[dict[str, Place], dict[str,
                 continue
             place = Place(file, start + begin, end - begin, _DTYPES[dtype], shape, _strides(shape))
             if place.claimed != end - begin:
-                raise ValueError(f"{name!r} has {end - begin:,} bytes, and its shape takes {place.claimed:,}")
+                raise ValueError(f"{brief(name)} has {end - begin:,} bytes, and its shape takes {place.claimed:,}")
             places[name] = place
     except CheckpointError:
         raise
@@ -69,9 +70,9 @@ def _header(file: StoredFile) -> tuple[dict[str, Any], int]:
 def _entry(name: str, entry: dict[str, Any], num_bytes: int) -> tuple[str, tuple[int, ...], int, int]:
     dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
     if not isinstance(dtype, str) or not all(type(number) is int and number >= 0 for number in (*shape, begin, end)):
-        raise ValueError(f"the entry of {name!r} is not understood")
+        raise ValueError(f"the entry of {brief(name)} is not understood")
     if not begin <= end <= num_bytes:
-        raise ValueError(f"the numbers of {name!r} would end at byte {end:,} of {num_bytes:,}")
+        raise ValueError(f"the numbers of {brief(name)} would end at byte {end:,} of {num_bytes:,}")
     return dtype, shape, begin, end
 
 

@@ -63,7 +63,7 @@ def test_exit_statuses(
 def test_several_checkpoints_get_a_row_each_and_totals(
     clean: Path, sick: Path, broken: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    torch.save({"epoch": 3}, tmp_path / "epoch.pt")
+    torch.save({"epoch": 3, "mean": torch.ones(3)}, tmp_path / "epoch.pt")
     torch.save({"scale.weight": torch.ones(4, 4, dtype=torch.int8)}, tmp_path / "whole_numbers.pt")
     assert main(["scan", str(tmp_path)]) == 2
     assert capsys.readouterr().out.splitlines() == [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,18 @@ def test_a_format_under_the_name_of_another(tmp_path: Path) -> None:
         scan(path)
     path = save_torch(MLP(), tmp_path).rename(tmp_path / "model.safetensors")
     with pytest.raises(CheckpointError, match="to be a whole safetensors file"):
+        scan(path)
+
+
+def test_errors_are_short(tmp_path: Path) -> None:
+    path = tmp_path / "model.pt"
+    path.write_bytes(b"\x80\x02\xff")
+    with pytest.raises(CheckpointError, match="reading it failed with UnpicklingError: ") as caught:
+        scan(path)
+    assert "weights_only" not in str(caught.value)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("notes.txt", "hello")
+    with pytest.raises(CheckpointError, match=r"ValueError: it has no record 'data.pkl'"):
         scan(path)
 
 

@@ -160,6 +160,18 @@ def test_where_a_state_dict_may_be(place: str, tmp_path: Path) -> None:
     assert list(scan(str(path)).layers) == ["0", "2", "4"]
 
 
+def test_several_models_in_one_file(tmp_path: Path) -> None:
+    path, net, optimizer = tmp_path / "model.pt", MLP(), torch.optim.AdamW(MLP().parameters())
+    other = copy_half(MLP()).state_dict()
+    torch.save({"G": net.state_dict(), "nets": {"D": other}, "optim_G": {0: torch.ones(3, 3)}}, path)
+    report = scan(path)
+    assert list(report.layers) == [f"{name}.{i}" for name in ("G", "nets.D") for i in (0, 2, 4)]
+    assert (report.redundant_units, report.skipped) == (14, {})
+    torch.save({"opt": optimizer.state_dict(), "epoch": 3}, path)
+    with pytest.raises(CheckpointError, match="holds no tensors"):
+        scan(path)
+
+
 def test_a_file_without_tensors(tmp_path: Path) -> None:
     path = tmp_path / "model.pt"
     torch.save({"epoch": 3}, path)
