@@ -223,15 +223,22 @@ def _complain(text: str) -> None:
 
 
 def _write(text: str, stream: TextIO) -> None:
-    """Print text, in a form that fits the encoding of the stream; in vain if nobody reads it any more."""
+    """Print text, in a form that fits the encoding of the stream; in vain if nobody reads it any more.
+
+    Raises:
+        SystemExit: with the status of a failure if it cannot be written, as to a full disk.
+    """
     encoding = getattr(stream, "encoding", None) or "utf-8"
     fitting = text.encode(encoding, "backslashreplace").decode(encoding)
     try:
         print(fitting, file=stream, flush=True)
-    except BrokenPipeError:
-        # Whoever read it has seen enough, as `head` has. The scan goes on for the sake of its exit status.
-        with open(os.devnull, "w") as nowhere:
+    except OSError as error:
+        with open(os.devnull, "w") as nowhere:  # for what is left to be written, also when Python ends
             os.dup2(nowhere.fileno(), stream.fileno())
+        # Whoever reads a pipe may have seen enough, as `head` has. The scan goes on for the sake of its exit status.
+        if not isinstance(error, BrokenPipeError):
+            _complain(f"what was seen cannot be written: {error}")
+            raise SystemExit(UNREADABLE) from error
 
 
 def found_verdicts(seen: Scan) -> set[Verdict]:

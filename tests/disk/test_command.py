@@ -116,6 +116,12 @@ def test_whoever_reads_the_output_may_stop(clean: Path, sick: Path, tmp_path: Pa
     assert scan_in_a_shell(script, tmp_path) == (1, "", "")
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no device that is always full")
+def test_output_that_cannot_be_written_is_no_finding(clean: Path, tmp_path: Path) -> None:
+    status, _, err = scan_in_a_shell(f"{clean} > /dev/full", tmp_path)
+    assert (status, err.count("cannot be written"), "Traceback" in err) == (2, 1, False)
+
+
 def test_a_terminal_of_another_encoding(tmp_path: Path) -> None:
     torch.save({"größe.weight": torch.ones(8, 4)}, tmp_path / "möbel.pt")
     status, out, err = scan_in_a_shell("m*.pt", tmp_path, PYTHONIOENCODING="ascii")
