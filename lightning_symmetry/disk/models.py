@@ -19,6 +19,7 @@ from lightning_symmetry.disk.stored import Filled
 Model = nn.Module | Callable[..., nn.Module]
 """A module, whose own numbers do not count, or a class or function that makes one."""
 
+_MAX_LINES = 4  # of what PyTorch says of tensors that do not fit: a head, and a line for each
 _EXPECTED = "a torch.nn.Module, or a class or function that makes one without arguments"
 
 
@@ -50,7 +51,10 @@ def fill(model: Model, contents: Contents, path: Path) -> Filled:
         built.load_state_dict(fitting, strict=False, assign=True)
     except RuntimeError as error:
         expected = f"Expected {str(path)!r} to be a checkpoint of a {type(built).__name__}"
-        raise CheckpointError(f"{expected}, but: {error}") from error
+        lines = [line.strip() for line in str(error).splitlines()]
+        rest = len(lines) - _MAX_LINES
+        told = " ".join(lines[:_MAX_LINES]) + (f" and {rest} more" if rest > 0 else "")
+        raise CheckpointError(f"{expected}, but: {told}") from error
     missing = _tie(built, ties, [name for name in names if name not in fitting])
     loaded = built.state_dict(keep_vars=True)
     skipped = dict.fromkeys(missing, "the model has it, the checkpoint does not")
@@ -139,4 +143,4 @@ def _set_parameter(model: nn.Module, name: str, parameter: nn.Parameter) -> None
 
 
 def _some(names: list[str]) -> str:
-    return ", ".join(map(repr, names[:3]))
+    return ", ".join(map(brief, names[:3])) or "none that can be read"

@@ -32,6 +32,8 @@ from lightning_symmetry.verdicts.report import SymmetryReport
 from lightning_symmetry.verdicts.tables import describe_groups
 from lightning_symmetry.verdicts.verdict import Verdict
 
+_MAX_LISTED = 5
+
 Follow = Callable[[Sequence[Layer]], Iterable[Layer]]
 """Passes layers on, and may show how far they are."""
 
@@ -97,7 +99,9 @@ def scan(path: str | os.PathLike[str], *, model: Model | None = None) -> Symmetr
         raise TypeError(text)
     found = checkpoints(Path(path))
     if len(found) > 1:
-        listed = ", ".join(str(file.relative_to(path)) for file in found)
+        rest = len(found) - _MAX_LISTED
+        listed = ", ".join(str(file.relative_to(path)) for file in found[:_MAX_LISTED])
+        listed += f" and {rest} more" if rest > 0 else ""
         raise ValueError(
             f"Expected argument `path` to be one checkpoint, but there are {len(found)} in {str(path)!r}: {listed}. "
             "Name one of them."

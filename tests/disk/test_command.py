@@ -103,30 +103,37 @@ def test_what_a_trainer_leaves_beside_the_weights(tmp_path: Path, capsys: pytest
     assert main(["scan", str(tmp_path)]) == 2  # nothing was looked at
 
 
-def scan_in_a_shell(arguments: str, folder: Path, **environment: str) -> tuple[int, str, str]:
-    command = f"'{sys.executable}' -m lightning_symmetry scan {arguments}"
-    done = subprocess.run(
-        ["bash", "-c", command], capture_output=True, check=False, cwd=folder, env={**os.environ, **environment}
-    )
-    return done.returncode, done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace")
-
-
-def test_whoever_reads_the_output_may_stop(clean: Path, sick: Path, tmp_path: Path) -> None:
-    script = f"{clean} {sick} {clean} | true; exit ${{PIPESTATUS[0]}}"
-    assert scan_in_a_shell(script, tmp_path) == (1, "", "")
+def test_whoever_reads_the_output_may_stop(
+    clean: Path, sick: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w") as closed:
+        monkeypatch.setattr(sys, "stdout", closed)
+        assert main(["scan", str(clean), str(sick), str(clean)]) == 1
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no device that is always full")
-def test_output_that_cannot_be_written_is_no_finding(clean: Path, tmp_path: Path) -> None:
-    status, _, err = scan_in_a_shell(f"{clean} > /dev/full", tmp_path)
-    assert (status, err.count("cannot be written"), "Traceback" in err) == (2, 1, False)
+def test_output_that_cannot_be_written_is_no_finding(
+    sick: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        with pytest.raises(SystemExit) as stopped:
+            main(["scan", str(sick)])
+    assert stopped.value.code == 2
+    assert "what was seen cannot be written" in capsys.readouterr().err
 
 
-def test_a_terminal_of_another_encoding(tmp_path: Path) -> None:
-    torch.save({"größe.weight": torch.ones(8, 4)}, tmp_path / "möbel.pt")
-    status, out, err = scan_in_a_shell("m*.pt", tmp_path, PYTHONIOENCODING="ascii")
-    assert (status, err) == (1, "")
-    assert out.splitlines()[0] == r"m\xf6bel.pt"
+def test_a_terminal_of_another_encoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "möbel.pt"
+    torch.save({"größe.weight": torch.ones(8, 4)}, path)
+    with open(tmp_path / "out", "w", encoding="ascii") as terminal:
+        monkeypatch.setattr(sys, "stdout", terminal)
+        assert main(["scan", str(path)]) == 1
+    out = (tmp_path / "out").read_text(encoding="ascii")
+    assert out.splitlines()[0].endswith(r"m\xf6bel.pt")
     assert r"gr\xf6\xdfe" in out
 
 

@@ -33,6 +33,10 @@ def test_a_checkpoint_of_another_model(tmp_path: Path) -> None:
         scan(path, model=lambda: nn.GRU(2, 2))
     with pytest.raises(CheckpointError, match=r"size mismatch for 0.weight"):
         scan(path, model=lambda: nn.Sequential(nn.Linear(3, 3)))
+    wide = nn.Sequential(*(nn.Linear(4, 4) for _ in range(200)))
+    with pytest.raises(CheckpointError, match=r"size mismatch for 0.weight.* and 397 more") as caught:
+        scan(save_torch(wide, tmp_path), model=lambda: nn.Sequential(*(nn.Linear(3, 3) for _ in range(200))))
+    assert len(str(caught.value)) < 1000
 
 
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "net.inner."])

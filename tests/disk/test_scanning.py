@@ -151,6 +151,10 @@ def test_a_folder_with_several_checkpoints(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"there are 2 in .*: a/model.pt, b/model.pt. Name one"):
         scan(tmp_path)
     assert scan(tmp_path / "a").num_units == 28
+    for i in range(100):
+        (tmp_path / f"{i}.pt").touch()
+    with pytest.raises(ValueError, match=r"there are 102 in .*: 0.pt, 1.pt, 10.pt, 11.pt, 12.pt and 97 more. Name one"):
+        scan(tmp_path)
 
 
 @pytest.mark.parametrize("place", ["state_dict", "model", "module", "model_state_dict"])
