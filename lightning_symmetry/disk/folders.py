@@ -19,8 +19,8 @@ _MODELS = ("model.safetensors.index.json", "model.safetensors", "pytorch_model.b
 # What trainers leave beside the weights: optimizers, schedulers, scalers, random numbers, arguments. Those of the
 # Hugging Face Trainer, accelerate (`optimizer_1.bin`, `random_states_0`), DeepSpeed, torchtune and their like.
 _NO_MODELS = re.compile(
-    r"(.*[_.-])?(optim(izer)?|optim_states|scheduler|lr_scheduler|scaler|grad_scaler|rng_states?|random_states|"
-    r"training_args|trainer_state|train_args)([_.-]?\d+)*\.(pt|pth|bin)"
+    r"((lr_)?scheduler|(grad_)?scaler|optim(izer)?|rng_states?|random_states|training_args|train_args|sampler|"
+    r"dl_state_dict)([_.-]?(state|rank|\d))*\.(pt|pth|bin)|.*_optim_states\.pt"
 )
 
 

@@ -28,6 +28,23 @@ def test_a_folder_of_the_hub_is_one_checkpoint(main: str, tmp_path: Path) -> Non
     assert checkpoints_in(tmp_path / "optimizer.pt") == [tmp_path / "optimizer.pt"]
 
 
+def test_what_trainers_leave_beside_the_weights_is_passed_over(tmp_path: Path) -> None:
+    beside = [
+        *("optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state.pth", "rng_state_3.pth", "training_args.bin"),
+        *("optimizer.bin", "optimizer_1.bin", "scheduler.bin", "sampler.bin", "lr_scheduler.pt", "optimizer_state.pt"),
+        *("zero_pp_rank_0_mp_rank_00_optim_states.pt", "bf16_zero_pp_rank_1_mp_rank_00_optim_states.pt"),
+    ]
+    models = [
+        "adapter_model.bin",
+        "mp_rank_00_model_states.pt",
+        "net_without_optim.pt",
+        "optimizer_net.pt",
+        "sampler_net.pth",
+    ]
+    hostile = "optimizer" + "1" * 200 + ".pt_.bin"  # takes as long as others to be told from them
+    assert files_in(tmp_path, *beside, *models, hostile) == sorted([*models, hostile])
+
+
 def test_safetensors_are_preferred(tmp_path: Path) -> None:
     assert files_in(tmp_path, "pytorch_model.bin", "model.safetensors") == ["model.safetensors"]
 
