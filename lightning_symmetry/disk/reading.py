@@ -26,7 +26,10 @@ _PLACES = ("state_dict", "model", "module", "model_state_dict")
 _ZIP = b"PK\x03\x04"
 _PICKLE = b"\x80"  # what PyTorch wrote before version 1.6
 # What is kept beside a model under such names is not its weights.
-_NO_WEIGHTS = re.compile("optim|sched|scaler|rng|random|callback|loops|hyper|arg|conf|metric|history")
+_NO_WEIGHTS = re.compile(
+    r"(^|[_.-])(optim\w*|scheduler\w*|scaler|rng\w*|random\w*|callbacks?|loops|hyper\w*|args?|config|metrics?|history)"
+    r"([_.-]|$)"
+)
 _MAX_DEPTH = 8
 _MAX_KEYS = 8
 _MAX_REASON = 300

@@ -167,9 +167,14 @@ def test_where_a_state_dict_may_be(place: str, tmp_path: Path) -> None:
 def test_several_models_in_one_file(tmp_path: Path) -> None:
     path, net, optimizer = tmp_path / "model.pt", MLP(), torch.optim.AdamW(MLP().parameters())
     other = copy_half(MLP()).state_dict()
-    torch.save({"G": net.state_dict(), "nets": {"D": other}, "optim_G": {0: torch.ones(3, 3)}}, path)
+    beside = {
+        "optim_G": {0: torch.ones(3, 3)},
+        "optimizerD": {0: torch.ones(3, 3)},
+        "rng_states": {"cpu": torch.ones(9)},
+    }
+    torch.save({"target": net.state_dict(), "nets": {"conformer": other}, **beside}, path)
     report = scan(path)
-    assert list(report.layers) == [f"{name}.{i}" for name in ("G", "nets.D") for i in (0, 2, 4)]
+    assert list(report.layers) == [f"{name}.{i}" for name in ("target", "nets.conformer") for i in (0, 2, 4)]
     assert (report.redundant_units, report.skipped) == (14, {})
     torch.save({"opt": optimizer.state_dict(), "epoch": 3}, path)
     with pytest.raises(CheckpointError, match="holds no tensors"):
