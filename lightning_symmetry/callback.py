@@ -24,7 +24,7 @@ from lightning_symmetry.engine.saying import SymmetryError as SymmetryError
 from lightning_symmetry.engine.saying import SymmetryWarning as SymmetryWarning
 from lightning_symmetry.engine.steps import watch_steps
 from lightning_symmetry.engine.watcher import Watcher
-from lightning_symmetry.outputs.console import ConsoleSummary
+from lightning_symmetry.outputs.console import ConsoleSummary, above_bars
 from lightning_symmetry.outputs.folder import folder_outputs, is_remote
 from lightning_symmetry.outputs.loggers import outputs_of
 from lightning_symmetry.outputs.output import Heatmaps, Output, Scalars
@@ -51,7 +51,7 @@ class SymmetryMonitor(Watcher, Callback, OtherCallback):
 
     @override
     def _set_up(self) -> None:
-        self._engine = SymmetryEngine(self.options, who="SymmetryMonitor", tell=rank_zero_info)
+        self._engine = SymmetryEngine(self.options, who="SymmetryMonitor", tell=_tell)
         # By identity of the logger, the logger and its outputs; None stands for trainings without a logger.
         self._outputs: dict[int, tuple[Logger | None, Sequence[Output]]] = {}
         self._handles: list[RemovableHandle] = []
@@ -108,7 +108,7 @@ class SymmetryMonitor(Watcher, Callback, OtherCallback):
 
     @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        summary = [] if self.options.on_symmetry == "ignore" else [ConsoleSummary(rank_zero_info)]
+        summary = [] if self.options.on_symmetry == "ignore" else [ConsoleSummary(_tell)]
         self._engine.guarded(self._finish, summary)
         self._engine.confirm()
 
@@ -204,6 +204,11 @@ def _outputs_without_logger(trainer: Trainer, heatmaps: Heatmaps, scalars: Scala
     if is_trial or is_remote(root):
         return []
     return folder_outputs(Path(root) / "symmetry", heatmaps, scalars, only_findings=True)
+
+
+def _tell(text: str) -> None:
+    with above_bars("lightning.pytorch.utilities.rank_zero"):
+        rank_zero_info(text)
 
 
 def _log_every_n_steps(trainer: Trainer) -> int:

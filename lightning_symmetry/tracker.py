@@ -18,7 +18,7 @@ from lightning_symmetry.engine.saying import warn
 from lightning_symmetry.engine.steps import unwrap, updated_by, watch_steps
 from lightning_symmetry.engine.watcher import Watcher
 from lightning_symmetry.modules import parameters_of
-from lightning_symmetry.outputs.console import ConsoleSummary
+from lightning_symmetry.outputs.console import ConsoleSummary, above_bars
 from lightning_symmetry.outputs.loggers import outputs_of
 from lightning_symmetry.outputs.output import Output
 from lightning_symmetry.ranks.reading import has_group, is_replicated
@@ -82,7 +82,7 @@ class SymmetryTracker(Watcher):
         self._kind = type(model).__name__
         optimizers = _optimizers_of(model, optimizer)
         self._outputs = self._outputs_of(output) if _rank() == 0 else []
-        self._engine = SymmetryEngine(self.options, who="SymmetryTracker", tell=logger.info)
+        self._engine = SymmetryEngine(self.options, who="SymmetryTracker", tell=_tell)
         self._engine.meet(model)
         self._is_closed = False
         self._should_stop = False
@@ -182,7 +182,7 @@ class SymmetryTracker(Watcher):
     def _finish(self) -> None:
         if self._model is not None:
             self._start(self._model)
-        summary = [] if self.options.on_symmetry == "ignore" else [ConsoleSummary(logger.info)]
+        summary = [] if self.options.on_symmetry == "ignore" else [ConsoleSummary(_tell)]
         self._engine.finish([*self._outputs, *summary])
 
     def _outputs_of(self, output: object) -> list[Output]:
@@ -193,6 +193,11 @@ class SymmetryTracker(Watcher):
     def _refuse_if_closed(self, what: str) -> None:
         if self._is_closed:
             raise RuntimeError(f"Expected an open SymmetryTracker for {what} but this one is closed: make a new one.")
+
+
+def _tell(text: str) -> None:
+    with above_bars(__name__):
+        logger.info(text)
 
 
 def _optimizers_of(model: nn.Module, optimizer: object) -> list[Any]:

@@ -4,19 +4,30 @@ from __future__ import annotations
 
 import logging
 import sys
+import sysconfig
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
 
 from lightning_symmetry.verdicts.diagnoses import Finding
 from lightning_symmetry.verdicts.report import SymmetryReport
 
-# Frames of these packages are not the user's code.
+# Frames of these packages are not the user's code, wherever they are installed.
 _NOT_THE_USERS = {
-    *("lightning_symmetry", "lightning", "lightning_fabric", "pytorch_lightning", "torch", "contextlib"),
-    *("accelerate", "transformers"),
+    "lightning_symmetry",
+    "lightning",
+    "lightning_fabric",
+    "pytorch_lightning",
+    "torch",
+    "accelerate",
+    "transformers",
 }
 # Where users import them from, so that a traceback and a filter of warnings name the same place.
 _PUBLIC = "lightning_symmetry"
+_PYTHON = Path(sysconfig.get_path("stdlib"))
+_COMMANDS = Path(sysconfig.get_path("scripts"))  # where packages install theirs
+_INSTALLED = {"site-packages", "dist-packages"}
 
 
 class SymmetryWarning(UserWarning):
@@ -64,11 +75,28 @@ def warn(text: str, category: type[Warning] = UserWarning) -> None:
 
 
 def _level_of_user() -> int:
-    """How many calls up the innermost code of the user's is, as ``warnings.warn`` counts them in our caller."""
-    level = 1
-    frame = sys._getframe(1)
-    while frame.f_back is not None:
-        if frame.f_globals.get("__name__", "").partition(".")[0] not in _NOT_THE_USERS:
-            return level
-        frame, level = frame.f_back, level + 1
-    return level
+    """How many calls up the innermost code of the user's is, as ``warnings.warn`` counts them in our caller.
+
+    That is the innermost code that is installed nowhere. If there is none, as in a training that a command of an
+    installed package runs, it is the innermost code that belongs neither to Python nor to what calls the monitor.
+    """
+    frames = []
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        frames.append(frame)
+        frame = frame.f_back
+    for may_be_installed in (False, True):
+        for level, each in enumerate(frames, start=1):
+            if _is_users(each, may_be_installed=may_be_installed):
+                return level
+    return len(frames)
+
+
+def _is_users(frame: FrameType, *, may_be_installed: bool) -> bool:
+    """Return whether a frame is the user's code, which is installed like a library in some projects."""
+    path, package = Path(frame.f_code.co_filename), (frame.f_globals.get("__name__") or "").partition(".")[0]
+    if package in _NOT_THE_USERS or path.name.startswith("<frozen "):
+        return False
+    if not _INSTALLED.isdisjoint(path.parts):
+        return may_be_installed
+    return not path.is_relative_to(_PYTHON) and (may_be_installed or path.parent != _COMMANDS)

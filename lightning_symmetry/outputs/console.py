@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import logging
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 from typing_extensions import override
 
@@ -42,6 +46,7 @@ class ConsoleSummary(Output):
 def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a table: with Rich if it is installed, else as plain text."""
     try:
+        from rich import get_console
         from rich.console import Console
         from rich.table import Table
         from rich.text import Text
@@ -53,7 +58,51 @@ def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         table.add_column(Text(name), justify="right" if is_number_column(rows, i) else "left", overflow="fold")
     for row in rows:
         table.add_row(*map(Text, row))  # a layer name may hold brackets, which Rich would take for markup
-    Console().print(table)
+    if not any(map(_behind_bar, (sys.stdout, sys.stderr))):
+        Console().print(table)
+        return
+    # Rich draws a bar, for Lightning on its global console, and overwrites what goes to the terminal past the bar. What
+    # is printed to `sys.stdout`, which Rich has replaced, appears above the bar, whichever console draws it.
+    console = Console(width=get_console().width)
+    with console.capture() as drawn:
+        console.print(table)
+    print(drawn.get(), end="")
+
+
+@contextmanager
+def above_bars(logger: str) -> Iterator[None]:
+    """Let messages of a logger appear above a bar of Rich, while there is one, instead of within it.
+
+    Rich replaces ``sys.stdout`` and ``sys.stderr`` while it draws a bar, but the handlers of logs keep the stream that
+    they were made with, and write into the line of the bar.
+
+    Args:
+        logger: name of the logger, whose handlers and those of its parents are concerned.
+    """
+    replaced = {id(below): stream for stream in (sys.stdout, sys.stderr) if (below := _behind_bar(stream)) is not None}
+    moved = []
+    for handler in _handlers_of(logger) if replaced else ():
+        stream = handler.stream
+        if id(stream) in replaced:
+            handler.setStream(replaced[id(stream)])
+            moved.append((handler, stream))
+    try:
+        yield
+    finally:
+        for handler, stream in moved:
+            handler.setStream(stream)
+
+
+def _behind_bar(stream: object) -> object:
+    """Return the stream that Rich has replaced by this one while it draws a bar; None if it has not."""
+    return getattr(stream, "rich_proxied_file", None)
+
+
+def _handlers_of(name: str) -> Iterator[logging.StreamHandler[Any]]:
+    logger: logging.Logger | None = logging.getLogger(name)
+    while logger is not None:
+        yield from (handler for handler in logger.handlers if isinstance(handler, logging.StreamHandler))
+        logger = logger.parent if logger.propagate else None
 
 
 def print_summary(report: SymmetryReport) -> None:
