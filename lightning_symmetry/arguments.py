@@ -75,6 +75,12 @@ def check_flag(name: str, value: bool) -> None:
         raise TypeError(f"Expected argument `{name}` to be a bool but got {brief(value)}.")
 
 
+def check_callable(name: str, value: object) -> None:
+    """Refuse what cannot be called; None stands for nothing to call."""
+    if value is not None and not callable(value):
+        raise TypeError(f"Expected argument `{name}` to be callable or None but got {brief(value)}.")
+
+
 def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
     """Refuse what is not among the choices."""
     if not isinstance(value, str) or value not in choices:

@@ -28,6 +28,7 @@ from lightning_symmetry.outputs.console import ConsoleSummary, above_bars
 from lightning_symmetry.outputs.folder import folder_outputs, is_remote
 from lightning_symmetry.outputs.loggers import outputs_of
 from lightning_symmetry.outputs.output import Heatmaps, Output, Scalars
+from lightning_symmetry.verdicts.report import SymmetryReport
 
 
 class SymmetryMonitor(Watcher, Callback, OtherCallback):
@@ -164,6 +165,8 @@ class SymmetryMonitor(Watcher, Callback, OtherCallback):
             # `log` would write them to the loggers a second time.
             metrics = {tag: torch.tensor(value) for tag, value in conclusion.report.metrics(layers=()).items()}
             trainer.callback_metrics.update(metrics)
+        if self.options.on_symmetry != "ignore":
+            _show_in_bar(trainer, conclusion.report)
         if self._engine.act(conclusion, pl_module):
             trainer.should_stop = True
 
@@ -204,6 +207,15 @@ def _outputs_without_logger(trainer: Trainer, heatmaps: Heatmaps, scalars: Scala
     if is_trial or is_remote(root):
         return []
     return folder_outputs(Path(root) / "symmetry", heatmaps, scalars, only_findings=True)
+
+
+def _show_in_bar(trainer: Trainer, report: SymmetryReport) -> None:
+    """Show in the progress bar how many units work, while there is something to warn of."""
+    shown: dict[str, Any] = trainer.progress_bar_metrics
+    if report.status == "symmetric":
+        shown["working_units"] = f"{report.working_units}/{report.num_units}"
+    else:
+        shown.pop("working_units", None)
 
 
 def _tell(text: str) -> None:

@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
 import os
 import pty
 import re
+import struct
 import sys
+import termios
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
 
-WIDTH = 100
+WIDTH = 120
 _PIECES = re.compile(r"\x1b\[([?\d;]*)([A-Za-z])|([\r\n])|([^\x1b\r\n]+)")
 
 
 class Screen:
-    """The lines of a terminal of 100 columns, once :func:`screen` has ended."""
+    """The lines of a terminal of 120 columns, once :func:`screen` has ended."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
+
+    def __repr__(self) -> str:
+        return "\n".join(self.lines)
 
     def show(self, text: str) -> None:
         """Draw what was written: text, ends of lines, and the moves of the cursor with which Rich redraws a bar."""
@@ -50,6 +56,7 @@ def screen(monkeypatch: pytest.MonkeyPatch) -> Iterator[Screen]:
     """Let standard output and the standard error of this process be a terminal."""
     shown, data = Screen(), io.BytesIO()
     ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 50, WIDTH, 0, 0))
 
     def listen() -> None:
         try:

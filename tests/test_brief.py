@@ -73,6 +73,7 @@ OPTIONS = ["every_n_steps", "tolerance", "patience", "include", "exclude", "heat
         *(lambda wrong, name=name: AnyPublic.SymmetryMonitor(**{name: wrong}) for name in OPTIONS),
         lambda wrong: AnyPublic.SymmetryMonitor(require_conclusion=wrong),
         lambda wrong: AnyPublic.SymmetryMonitor(dead_share=wrong),
+        lambda wrong: AnyPublic.SymmetryMonitor(on_finding=[wrong]),
         lambda wrong: AnyPublic.diagnose([wrong]),
         lambda wrong: AnyPublic.diagnose(mlp(), tolerance=wrong),
         lambda wrong: AnyPublic.duplicate_groups([wrong]),

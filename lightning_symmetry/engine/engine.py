@@ -20,6 +20,7 @@ from lightning_symmetry.engine.saying import SymmetryError, SymmetryWarning, war
 from lightning_symmetry.engine.schedule import Schedule
 from lightning_symmetry.engine.steps import updated_by
 from lightning_symmetry.outputs.output import Output
+from lightning_symmetry.randomness import preserved_random_numbers
 from lightning_symmetry.ranks.board import Board
 from lightning_symmetry.ranks.reading import has_group, is_replicated, team_of
 from lightning_symmetry.ranks.team import Team, TeamError, attempt, describe
@@ -116,6 +117,7 @@ class SymmetryEngine:
         self._traces: dict[int, GradientTrace] = {}  # by place of an optimizer, until its next step
         self._begun: dict[int, int] = {}  # by place, after how many steps of all optimizers the latest one was begun
         self._num_traces = 0
+        self._has_failed_to_hand_on = False  # whether it was said that `on_finding` has failed
         # By all ranks of a sharded model, at the latest check.
         self._agreed: tuple[SymmetryReport | None, dict[str, Any]] = (None, self._examiner.state_dict())
 
@@ -263,7 +265,7 @@ class SymmetryEngine:
             self._guard.run(_TRACE, trace.expect, loss)
 
     def act(self, conclusion: Conclusion, model: nn.Module) -> bool:
-        """Do what ``on_symmetry`` asks for; whether the training should stop.
+        """Hand new findings to ``on_finding`` and do what ``on_symmetry`` asks for; whether the training should stop.
 
         Args:
             conclusion: what the check has come to.
@@ -273,10 +275,11 @@ class SymmetryEngine:
             SymmetryError: if there is news, and the user wants the training to fail.
         """
         choice = self.options.on_symmetry
+        for text in conclusion.texts if choice != "ignore" else ():
+            self._warn(text, SymmetryWarning)
+        self._hand_on(conclusion.news)
         if choice == "ignore" or not conclusion.news:
             return False
-        for text in conclusion.texts:
-            self._warn(text, SymmetryWarning)
         if choice == "raise":
             raise SymmetryError("\n".join(conclusion.texts), conclusion.report, conclusion.news)
         if choice == "break":
@@ -284,6 +287,20 @@ class SymmetryEngine:
         if choice == "stop":
             self._tell(f"{self._who} stops the training.")
         return choice == "stop"
+
+    def _hand_on(self, news: Sequence[Finding]) -> None:
+        """Call ``on_finding`` with findings; one that it fails at does not keep it from the next."""
+        on_finding = self.options.on_finding
+        if on_finding is None or not self._is_speaking or not news:
+            return
+        with preserved_random_numbers():
+            for finding in news:
+                try:
+                    on_finding(finding)
+                except Exception as error:
+                    if not self._has_failed_to_hand_on:
+                        self._has_failed_to_hand_on = True
+                        self._warn(f"The on_finding of {self._who} failed with {describe(error)}. Training goes on.")
 
     def _break(self, conclusion: Conclusion, model: nn.Module) -> None:
         """Part the units that are found for the first time; on all ranks, which draw the same."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, get_args
 
 from lightning_symmetry.arguments import (
+    check_callable,
     check_choice,
     check_count,
     check_flag,
@@ -14,6 +15,7 @@ from lightning_symmetry.arguments import (
     check_tolerance,
 )
 from lightning_symmetry.outputs.output import Heatmaps, Scalars
+from lightning_symmetry.verdicts.diagnoses import Finding
 
 OnSymmetry = Literal["warn", "stop", "raise", "break", "ignore"]
 
@@ -34,6 +36,7 @@ class Options:
         scalars: Scalars = "summary",
         require_conclusion: bool = False,
         dead_share: float = 0.5,
+        on_finding: Callable[[Finding], object] | None = None,
     ) -> None:
         """Check the options and keep them.
 
@@ -56,6 +59,8 @@ class Options:
             require_conclusion: whether the end of the training, or :meth:`SymmetryTracker.close`, raises a
                 :class:`SymmetryError` if nothing could be concluded of the model.
             dead_share: the share of a layer's units that must be dead before the user is warned of them.
+            on_finding: called with each new finding, once, on the first of several processes, whatever
+                ``on_symmetry`` is. An error that it raises is warned of once, and the training goes on.
 
         Raises:
             TypeError: if an argument is of the wrong type.
@@ -72,6 +77,7 @@ class Options:
         check_choice("scalars", scalars, get_args(Scalars))
         check_flag("require_conclusion", require_conclusion)
         check_share("dead_share", dead_share)
+        check_callable("on_finding", on_finding)
         self.every_n_steps = every_n_steps
         self.tolerance = tolerance
         self.patience = patience
@@ -82,6 +88,7 @@ class Options:
         self.scalars: Scalars = scalars
         self.require_conclusion = require_conclusion
         self.dead_share = dead_share
+        self.on_finding = on_finding
         self._set_up()
 
     def _set_up(self) -> None:

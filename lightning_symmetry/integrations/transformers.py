@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from lightning_symmetry.engine.watcher import Watcher
 from lightning_symmetry.outputs.folder import folder_outputs
 from lightning_symmetry.ranks.team import describe
 from lightning_symmetry.tracker import SymmetryTracker
+from lightning_symmetry.verdicts.diagnoses import Finding
 
 __all__ = ["SymmetryCallback"]
 
@@ -40,6 +41,8 @@ class SymmetryCallback(Watcher, TrainerCallback, ExportableState):
     def _set_up(self) -> None:
         self.resumed_state: dict[str, Any] = {}  # set by the Trainer when it resumes
         self._tracker: SymmetryTracker | None = None
+        if self.on_finding is None:
+            self.on_finding = _on_finding_of_predecessor()
 
     @property
     def _engine(self) -> SymmetryEngine | None:  # type: ignore[override] # it is that of the training's tracker
@@ -79,7 +82,8 @@ class SymmetryCallback(Watcher, TrainerCallback, ExportableState):
     @override
     def state(self) -> dict[str, Any]:
         resumed_state = {} if self._tracker is None else self._tracker.state_dict()
-        return {"args": dict(vars(self.options)), "attributes": {"resumed_state": resumed_state}}
+        arguments = {name: value for name, value in vars(self.options).items() if name != "on_finding"}  # for JSON
+        return {"args": arguments, "attributes": {"resumed_state": resumed_state}}
 
     def _every_n_steps(self, args: TrainingArguments) -> int | None:
         logs_by_steps = (
@@ -104,6 +108,17 @@ def _callbacks_of_caller() -> list[TrainerCallback]:
             return list(caller.callbacks)
         frame = frame.f_back  # type: ignore[assignment]
     return []
+
+
+def _on_finding_of_predecessor() -> Callable[[Finding], object] | None:
+    """The ``on_finding`` of the callback that a resuming Trainer is about to replace by one with the saved options."""
+    frame = sys._getframe()
+    while frame is not None:
+        if frame.f_code.co_name == "_load_callback_state":
+            replaced = frame.f_locals.get("callback")
+            return replaced.on_finding if isinstance(replaced, SymmetryCallback) else None
+        frame = frame.f_back  # type: ignore[assignment]
+    return None
 
 
 def _loggers_of(callbacks: list[TrainerCallback]) -> Iterator[object]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
-from lightning_symmetry import SymmetryError, SymmetryWarning
+from lightning_symmetry import Finding, SymmetryError, SymmetryWarning
 from lightning_symmetry.integrations.transformers import SymmetryCallback
 from tests.training import assert_same, batches, fill, mlp
 
@@ -127,15 +127,21 @@ def test_a_training_that_is_too_short_can_be_an_error(tmp_path: Path) -> None:
 
 
 def test_the_state_is_in_the_checkpoint(tmp_path: Path) -> None:
-    train(Model(0.1), tmp_path, SymmetryCallback(), max_steps=4, save_strategy="steps", save_steps=4)
+    options: dict[str, Any] = {"max_steps": 4, "save_strategy": "steps", "save_steps": 4}
+    train(Model(0.1), tmp_path, SymmetryCallback(on_finding=print), **options)
     checkpoint = get_last_checkpoint(str(tmp_path))
-    callback = SymmetryCallback(on_symmetry="raise")  # which would be, were it told of the findings again
+    heard: list[Finding] = []
+    callback = SymmetryCallback(
+        on_symmetry="raise", on_finding=heard.append
+    )  # which would be, were it told of the findings again
     trainer = train(
         Model(0.1), tmp_path, callback, resume=checkpoint, restore_callback_states_from_checkpoint=True, max_steps=8
     )
     resumed = next(each for each in trainer.callback_handler.callbacks if isinstance(each, SymmetryCallback))
     assert {finding.layer for finding in resumed.findings} == {"net.0", "net.2"}
     assert {finding.first_step for finding in resumed.findings} == {0}
+    assert heard == []
+    assert resumed.on_finding == callback.on_finding
     assert resumed.state()["attributes"]["resumed_state"]["num_steps"] == {0: 8}
 
 

@@ -14,7 +14,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from lightning_symmetry import SymmetryError, SymmetryTracker
+from lightning_symmetry import Finding, SymmetryError, SymmetryTracker
 from tests.distributed import NETWORKS, fsdp1, fsdp1_flat, fsdp2, on_ranks, said, tensor_parallel
 
 LAYOUTS = ("DDP", "FSDP2", "TP", "FSDP1", "FSDP1 flat")
@@ -73,11 +73,13 @@ def all_layouts(num_ranks: int, folder: Path, network: str) -> dict[str, Any]:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             output = folder / layout.replace(" ", "_")
-            tracker, with_it = train(laid_out(built(network), layout), output=output, **OPTIONS)
+            heard: list[Finding] = []
+            options = {**OPTIONS, "output": output, "on_finding": heard.append}
+            tracker, with_it = train(laid_out(built(network), layout), **options)
         assert tracker is not None
         is_same = all(torch.equal(a, b) for a, b in zip(without, with_it, strict=True))
         texts = [str(warning.message) for warning in caught if "identical" in str(warning.message)]
-        found[layout] = (said(tracker), is_same, len(texts), tracker.state_dict())
+        found[layout] = (said(tracker), is_same, len(texts), tracker.state_dict(), len(heard))
     return found
 
 
@@ -97,6 +99,7 @@ def test_all_ranks_find_what_one_process_finds(network: str, tmp_path: Path) -> 
         # The first rank speaks for all, and writes.
         assert second[layout][2] == 0
         assert (first[layout][2] > 0) == bool(tracker.findings)
+        assert (first[layout][4], second[layout][4]) == (len(tracker.findings), 0)
         assert (tmp_path / layout.replace(" ", "_") / "findings.json").exists()
 
 
