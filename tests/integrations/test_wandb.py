@@ -112,27 +112,82 @@ def test_the_logger_of_lightning_gets_text_and_pictures(folder: Path) -> None:
             assert min(image.size) > 100
 
 
-@pytest.mark.parametrize("has_own_steps", [False, True])
-def test_a_raw_run_keeps_all_rows_of_its_owner(folder: Path, has_own_steps: bool) -> None:
+def train_with(run: Any, log: Any, steps: int = 40) -> None:
+    """An ordinary loop that is checked 10 times, and logs after every step."""
     net = fill(mlp(), 0.5)
     optimizer = sgd(net)
-    run = wandb.init(project="symmetry", dir=folder)
-    with SymmetryTracker(net, optimizer, output=run, every_n_steps=1):
-        for step, batch in zip(range(8), endless(), strict=False):
+    with SymmetryTracker(net, optimizer, output=run, every_n_steps=5):
+        for step, batch in zip(range(steps), endless(), strict=False):
             optimizer.zero_grad()
             loss = loss_of(net, batch)
             loss.backward()
             optimizer.step()
-            if step % 4 == 3:  # once an "epoch", counted in epochs
-                run.log({"loss": loss.item(), "epoch": step // 4}, step=step // 4 if has_own_steps else None)
+            log(step, loss.item())
+
+
+CHECKS = [0, 1, 3, 5, 10, 15, 20, 25, 30, 35]
+
+
+@pytest.mark.parametrize("every", [1, 20, 1000])
+def test_each_check_has_a_row_however_seldom_the_owner_logs(every: int, folder: Path) -> None:
+    run = wandb.init(project="symmetry", dir=folder)
+
+    def log(step: int, loss: float) -> None:
+        if step % every == every - 1:
+            run.log({"loss": loss, "at": step})
+
+    train_with(run, log)
     run.finish()
     rows, summary = rows_of(folder)
-    assert [row["epoch"] for row in rows if "epoch" in row] == [0, 1]
-    # A row that is given a step stays open until the next step, and takes in what comes meanwhile.
-    assert [row["symmetry/step"] for row in rows if "symmetry/step" in row] == ([7] if has_own_steps else [3, 7])
-    assert {row["symmetry/redundant_units"] for row in rows if "symmetry/step" in row} == {22.0}
-    assert summary["symmetry/status"] == "symmetric"
+    assert [row["symmetry/step"] for row in rows if "symmetry/step" in row] == CHECKS
+    assert {row["symmetry/redundant_units"] for row in rows if "symmetry/step" in row} == {22.0, 25.0}
+    assert [row["at"] for row in rows if "at" in row] == list(range(every - 1, 40, every))
+    assert not any({"at", "symmetry/step"} <= row.keys() for row in rows)
+    assert (summary["symmetry/status"], summary["symmetry/step"]) == ("symmetric", 35)
     assert [path for path in media_of(folder) if path.suffix == ".png"]
+
+
+def test_a_failure_neither_loses_nor_repeats_a_row(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = wandb.init(project="symmetry", dir=folder)
+    log_rightly, failures = run.log, iter(range(2))
+
+    def log_at_last(data: dict[str, Any], **options: Any) -> None:
+        if data["symmetry/step"] >= 3 and next(failures, None) is not None:
+            raise ConnectionError("any")
+        log_rightly(data, **options)
+
+    def log(step: int, loss: float) -> None:
+        if step == 1:
+            log_rightly({"at": step})
+            monkeypatch.setattr(run, "log", log_at_last)
+
+    train_with(run, log)
+    monkeypatch.undo()
+    run.finish()
+    rows, _ = rows_of(folder)
+    assert [row["symmetry/step"] for row in rows if "symmetry/step" in row] == CHECKS
+
+
+@pytest.mark.parametrize(("every", "start"), [(1, 0), (20, 0), (20, 100)])
+def test_where_the_owner_numbers_rows_none_is_dropped_and_a_table_has_all_checks(
+    every: int, start: int, folder: Path
+) -> None:
+    run = wandb.init(project="symmetry", dir=folder)
+
+    def log(step: int, loss: float) -> None:
+        if step % every == every - 1:  # once an "epoch", counted in epochs
+            run.log({"loss": loss, "epoch": start + step // every}, step=start + step // every)
+
+    train_with(run, log)
+    run.finish()
+    rows, summary = rows_of(folder)
+    assert [row["epoch"] for row in rows if "epoch" in row] == list(range(start, start + 40 // every))
+    assert (summary["symmetry/status"], summary["symmetry/step"]) == ("symmetric", 35)
+    assert rows[-1]["symmetry/checks.nrows"] == 10
+    tables = [json.loads(path.read_text()) for path in media_of(folder) if path.name.startswith("checks")]
+    [table] = tables
+    at = table["columns"].index("symmetry/step")
+    assert [row[at] for row in table["data"]] == CHECKS
 
 
 def test_nothing_reaches_a_run_if_nothing_is_wanted(folder: Path) -> None:
