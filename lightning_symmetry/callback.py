@@ -6,14 +6,12 @@ from lightning_symmetry.namespaces import OtherCallback  # first, since importin
 
 # isort: split
 import weakref
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_info
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
@@ -27,7 +25,8 @@ from lightning_symmetry.engine.watcher import Watcher
 from lightning_symmetry.outputs.console import ConsoleSummary, above_bars
 from lightning_symmetry.outputs.folder import folder_outputs, is_remote
 from lightning_symmetry.outputs.loggers import outputs_of
-from lightning_symmetry.outputs.output import Heatmaps, Output, Scalars
+from lightning_symmetry.outputs.output import NAME, Heatmaps, Output, Scalars
+from lightning_symmetry.outputs.scalars import renamed
 from lightning_symmetry.verdicts.report import SymmetryReport
 
 
@@ -49,12 +48,11 @@ class SymmetryMonitor(Watcher, Callback, OtherCallback):
     """
 
     _engine: SymmetryEngine
+    _is_active = True
 
     @override
     def _set_up(self) -> None:
         self._engine = SymmetryEngine(self.options, who="SymmetryMonitor", tell=_tell)
-        # By identity of the logger, the logger and its outputs; None stands for trainings without a logger.
-        self._outputs: dict[int, tuple[Logger | None, Sequence[Output]]] = {}
         self._handles: list[RemovableHandle] = []
         self._hooked: set[int] = set()  # identities of the optimizers that tell of their steps themselves
         self._num_raw_steps = 0  # of optimizers that the Trainer does not see stepping
@@ -110,7 +108,7 @@ class SymmetryMonitor(Watcher, Callback, OtherCallback):
     @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         summary = [] if self.options.on_symmetry == "ignore" else [ConsoleSummary(_tell)]
-        self._engine.guarded(self._finish, summary)
+        self._engine.guarded(self._engine.finish, summary)
         self._engine.confirm()
 
     @override
@@ -120,7 +118,7 @@ class SymmetryMonitor(Watcher, Callback, OtherCallback):
     def __getstate__(self) -> dict[str, Any]:
         # Outputs hold open files, handles the optimizers, and what the Trainer hangs on a callback the module.
         kept = {name: value for name, value in self.__dict__.items() if name not in ("log", "log_dict")}
-        return {**kept, "_outputs": {}, "_handles": [], "_hooked": set(), "_seen": None, "_training": ()}
+        return {**kept, "_handles": [], "_hooked": set(), "_seen": None, "_training": ()}
 
     def _begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._unhook()
@@ -131,7 +129,6 @@ class SymmetryMonitor(Watcher, Callback, OtherCallback):
                 self._engine.reset()
         self._training = weakref.ref(trainer), weakref.ref(pl_module)
         self._is_resumed = False
-        self._outputs = {}
         wrapped = trainer.model
         self._engine.meet(pl_module if wrapped is None else wrapped)
         self._engine.start(trainer.optimizers, num_ranks=trainer.world_size, is_speaking=trainer.is_global_zero)
@@ -163,59 +160,60 @@ class SymmetryMonitor(Watcher, Callback, OtherCallback):
             return
         if self.options.scalars != "none":
             # `log` would write them to the loggers a second time.
-            metrics = {tag: torch.tensor(value) for tag, value in conclusion.report.metrics(layers=()).items()}
-            trainer.callback_metrics.update(metrics)
+            metrics = renamed(conclusion.report.metrics(layers=()), self._name_in(trainer))
+            trainer.callback_metrics.update({tag: torch.tensor(value) for tag, value in metrics.items()})
         if self.options.on_symmetry != "ignore":
-            _show_in_bar(trainer, conclusion.report)
+            key = "working_units" + self._name_in(trainer).removeprefix(NAME)
+            _show_in_bar(trainer, key, conclusion.report)
         if self._engine.act(conclusion, pl_module):
             trainer.should_stop = True
 
     def _abandon(self) -> None:
         """End the watch of a training that goes no further, or not with this monitor."""
         self._engine.guarded(self._unhook)
-        self._engine.guarded(self._finish, [])
+        self._engine.guarded(self._engine.finish, [])
 
     def _unhook(self) -> None:
         for handle in self._handles:
             handle.remove()
         self._handles, self._hooked = [], set()
 
-    def _finish(self, summary: Sequence[Output]) -> None:
-        self._engine.finish([*(output for _, outputs in self._outputs.values() for output in outputs), *summary])
-        self._outputs = {}  # a training that goes on later opens its files anew
-
     def _outputs_for(self, trainer: Trainer) -> list[Output]:
-        """Return the outputs of all loggers, made when a logger is first met."""
-        loggers: Sequence[Logger | None] = trainer.loggers or [None]
-        heatmaps, scalars = self.options.heatmaps, self.options.scalars
-        for logger in loggers:
-            if id(logger) not in self._outputs:
-                if logger is None:
-                    task, make = "output to a folder", partial(_outputs_without_logger, trainer, heatmaps, scalars)
-                else:
-                    task, make = f"output to {type(logger).__name__}", partial(outputs_of, logger, heatmaps, scalars)
-                made = self._engine.make_outputs(task, make)
-                if made is not None:
-                    self._outputs[id(logger)] = logger, made
-        return [output for logger in loggers for output in self._outputs.get(id(logger), (None, ()))[1]]
+        """Return the outputs of all loggers, and of a folder if none of these keeps more than numbers."""
+        name, heatmaps, scalars = self._name_in(trainer), self.options.heatmaps, self.options.scalars
+        outputs: list[Output] = []
+        for logger in trainer.loggers:
+            make = partial(outputs_of, logger, heatmaps, scalars, name)
+            outputs += self._engine.outputs_of(logger, f"output to {type(logger).__name__}", make)
+        if not any(output.keeps_findings for output in outputs):
+            without_logger = partial(_outputs_without_logger, trainer, heatmaps, scalars, name)
+            outputs += self._engine.outputs_of(None, "output to a folder", without_logger)
+        return outputs
+
+    def _name_in(self, trainer: Trainer) -> str:
+        """Return what this monitor calls its tags and folders: another name than monitors before it in the Trainer."""
+        callbacks = trainer.callbacks  # type: ignore[attr-defined] # set by a connector
+        monitors = [each for each in callbacks if isinstance(each, SymmetryMonitor) and each._is_active]
+        place = next((place for place, monitor in enumerate(monitors) if monitor is self), 0)
+        return f"{NAME}-{place + 1}" if place else NAME
 
 
-def _outputs_without_logger(trainer: Trainer, heatmaps: Heatmaps, scalars: Scalars) -> list[Output]:
+def _outputs_without_logger(trainer: Trainer, heatmaps: Heatmaps, scalars: Scalars, name: str) -> list[Output]:
     """A folder where a Trainer without loggers keeps its files, for trainings that are not mere trials."""
     is_trial = trainer.barebones or trainer.fast_dev_run  # type: ignore[attr-defined] # set by a connector
     root = trainer.default_root_dir
     if is_trial or is_remote(root):
         return []
-    return folder_outputs(Path(root) / "symmetry", heatmaps, scalars, only_findings=True)
+    return folder_outputs(Path(root) / name, heatmaps, scalars, only_findings=True)
 
 
-def _show_in_bar(trainer: Trainer, report: SymmetryReport) -> None:
+def _show_in_bar(trainer: Trainer, key: str, report: SymmetryReport) -> None:
     """Show in the progress bar how many units work, while there is something to warn of."""
     shown: dict[str, Any] = trainer.progress_bar_metrics
     if report.status == "symmetric":
-        shown["working_units"] = f"{report.working_units}/{report.num_units}"
+        shown[key] = f"{report.working_units}/{report.num_units}"
     else:
-        shown.pop("working_units", None)
+        shown.pop(key, None)
 
 
 def _tell(text: str) -> None:

@@ -402,6 +402,30 @@ def test_many_alike_layers_share_one_warning_and_a_short_table(capsys: pytest.Ca
     assert "and 30 more layers with groups" in out
 
 
+def test_layers_that_differ_in_their_constant_only_share_one_warning() -> None:
+    net = Deep(60)
+    for i, layer in enumerate(module for module in net if isinstance(module, nn.Linear)):
+        fill(layer, 0.1 + 0.001 * i)
+    [message] = warnings_of(
+        Classifier(net), SymmetryMonitor(every_n_steps=1, heatmaps="none", scalars="none"), max_steps=2
+    )
+    assert message.startswith(
+        "net.0, net.2, ..., net.118 (60 layers): all units of each layer are identical in weights and gradients "
+        "(locked since step 0): they train as 60 units. The weights of each layer are one and the same number (0.1, "
+        "0.101, ..., 0.159): constant initialisation. "
+    )
+
+
+def test_a_layer_of_a_single_unit_is_not_said_to_be_all_of_them() -> None:
+    first = nn.Linear(12, 1)
+    nn.init.constant_(first.bias, -100.0)
+    net = nn.Sequential(first, nn.ReLU(), nn.Linear(1, 4))
+    monitor = SymmetryMonitor(every_n_steps=1, heatmaps="none", scalars="none")
+    messages = warnings_of(Classifier(net), monitor, max_steps=60)
+    assert messages[0].startswith("net.0: 1 of 1 unit ")
+    assert not any("all 1 " in text for text in [*messages, str(monitor.report)])
+
+
 @pytest.mark.parametrize("argument", ["include", "exclude"])
 def test_patterns_that_match_nothing_are_said_before_the_first_update(argument: str) -> None:
     options: dict[str, Any] = {argument: ["net.0", "fc*"]}

@@ -78,14 +78,26 @@ class Delivery:
         self._maker = Guard(self._warn, who, _TRIES)
         self._changes = Changes()
         self._recipients: dict[int, _Recipient] = {}  # by `id`: an output of the user's may be unhashable
+        self._made: dict[int, tuple[object, Sequence[Output]]] = {}  # by `id` of a target, it and its outputs
 
     def __getstate__(self) -> dict[str, Any]:
         # Outputs hold open files; a monitor must be able to travel between processes without them.
-        return {**self.__dict__, "_recipients": {}}
+        return {**self.__dict__, "_recipients": {}, "_made": {}}
 
-    def make(self, task: str, make: Callable[[], Sequence[Output]]) -> Sequence[Output] | None:
-        """What ``make`` returns; None if it fails, or has failed three times."""
-        return self._maker.run(task, make)
+    def outputs_of(self, target: object, task: str, make: Callable[[], Sequence[Output]]) -> Sequence[Output]:
+        """Return the outputs of a target, made when it is first met; none if that fails, or has failed three times.
+
+        Args:
+            target: told from others by its identity.
+            task: what messages call the making of its outputs.
+            make: makes them.
+        """
+        if id(target) not in self._made:
+            outputs = self._maker.run(task, make)
+            if outputs is None:
+                return ()
+            self._made[id(target)] = target, outputs  # which keeps the identity from being given anew
+        return self._made[id(target)][1]
 
     def write(
         self, outputs: Sequence[Output], report: SymmetryReport, findings: Sequence[Finding], looks: Sequence[Look]
@@ -107,13 +119,23 @@ class Delivery:
                 recipient.guard.run(recipient.name, recipient.write, check)
 
     def close(self, outputs: Sequence[Output], report: SymmetryReport) -> None:
-        """Let the outputs say what is to be said at the end of a training; there is no other try."""
+        """Let the outputs say what is to be said at the end of a training; there is no other try.
+
+        Args:
+            outputs: those that were not made here, after the others.
+            report: the last one of the training.
+        """
+        made = [output for _, several in self._made.values() for output in several]
         with preserved_random_numbers():
-            for output in outputs:
+            for output in (*made, *outputs):
                 recipient = self._recipient(output)
                 if not recipient.guard.is_off(recipient.name):
                     Guard(self._warn, self._who).run(recipient.name, recipient.close, report)
                 del self._recipients[id(output)]
+
+    def release(self) -> None:
+        """Let go of all targets; a training that goes on later opens its files anew."""
+        self._made = {}
 
     def _recipient(self, output: Output) -> _Recipient:
         if id(output) not in self._recipients:

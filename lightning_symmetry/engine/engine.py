@@ -322,14 +322,15 @@ class SymmetryEngine:
         what = " ".join(map(str, changes)) or "re-initialising these units would not separate them."
         self._warn(f"{self._who} breaks the symmetry, as on_symmetry='break' asks: {what}", SymmetryWarning)
 
-    def make_outputs(self, task: str, make: Callable[[], Sequence[Output]]) -> Sequence[Output] | None:
-        """What ``make`` returns; None if that fails, in which case it may be tried again at the next check.
+    def outputs_of(self, target: object, task: str, make: Callable[[], Sequence[Output]]) -> Sequence[Output]:
+        """Return the outputs of a target, made when it is first met; none if that fails, which may be tried again.
 
         Args:
-            task: what messages call it.
-            make: makes the outputs.
+            target: a logger or the like, told from others by its identity.
+            task: what messages call the making of its outputs.
+            make: makes them.
         """
-        return self._delivery.make(task, make)
+        return self._delivery.outputs_of(target, task, make)
 
     def finish(self, outputs: Sequence[Output]) -> None:
         """End a training: let the outputs say what became of the model, and let go of the model."""
@@ -347,6 +348,7 @@ class SymmetryEngine:
                 self._delivery.close(outputs, self.report)
         self._optimizers, self._updated = [], {}
         self._team = self._board = None
+        self._delivery.release()
         self._drop_imprint()
         self._drop_traces()
         self._examiner.release()

@@ -17,7 +17,7 @@ from typing_extensions import override
 from lightning_symmetry.brief import brief
 from lightning_symmetry.outputs.folder import folder_outputs, is_remote
 from lightning_symmetry.outputs.mlflow import MLflowOutput
-from lightning_symmetry.outputs.output import Check, Heatmaps, Output, Scalars
+from lightning_symmetry.outputs.output import NAME, Check, Heatmaps, Output, Scalars
 from lightning_symmetry.outputs.scalars import ScalarChoice
 from lightning_symmetry.outputs.wandb import WandbOutput
 from lightning_symmetry.randomness import preserved_random_numbers
@@ -25,8 +25,8 @@ from lightning_symmetry.verdicts.report import SymmetryReport
 
 _WRITERS = {"torch.utils.tensorboard", "tensorboardX"}  # modules in which a SummaryWriter is defined
 
-Kind = Callable[[Any, Heatmaps, Scalars], list[Output] | None]
-"""A kind of targets: answers with the outputs of one of its kind, or None."""
+Kind = Callable[[Any, Heatmaps, Scalars, str], list[Output] | None]
+"""A factory: returns the outputs for a target that it recognises, else None."""
 
 
 class Logger(Protocol):
@@ -42,11 +42,14 @@ class LoggerScalars(Output):
     Args:
         logger: the logger.
         scalars: the option of the monitor.
+        tag: what the names of the numbers begin with.
     """
 
-    def __init__(self, logger: Logger, scalars: Scalars) -> None:
+    keeps_findings = False
+
+    def __init__(self, logger: Logger, scalars: Scalars, tag: str = NAME) -> None:
         self._logger = logger
-        self._choice = ScalarChoice(scalars)
+        self._choice = ScalarChoice(scalars, tag)
         self.name = f"scalars in {type(logger).__name__}"
 
     @override
@@ -64,7 +67,7 @@ class LoggerScalars(Output):
 
 
 @preserved_random_numbers()  # imports and opened loggers may draw from them
-def outputs_of(target: object, heatmaps: Heatmaps, scalars: Scalars) -> list[Output]:
+def outputs_of(target: object, heatmaps: Heatmaps, scalars: Scalars, name: str = NAME) -> list[Output]:
     """The outputs for something that the user wants to see checks in.
 
     Args:
@@ -72,6 +75,7 @@ def outputs_of(target: object, heatmaps: Heatmaps, scalars: Scalars) -> list[Out
             or an output.
         heatmaps: the option of the monitor.
         scalars: the option of the monitor.
+        name: what the folders and tags in a logger are called, if it is one.
 
     Returns:
         The outputs; none if neither pictures nor scalars are wanted.
@@ -82,7 +86,7 @@ def outputs_of(target: object, heatmaps: Heatmaps, scalars: Scalars) -> list[Out
         OSError: if a folder cannot be written.
     """
     for kind in KINDS:
-        outputs = kind(target, heatmaps, scalars)
+        outputs = kind(target, heatmaps, scalars, name)
         if outputs is not None:
             return [] if heatmaps == scalars == "none" else outputs
     raise TypeError(
@@ -91,27 +95,27 @@ def outputs_of(target: object, heatmaps: Heatmaps, scalars: Scalars) -> list[Out
     )
 
 
-def _of_itself(target: Any, heatmaps: Heatmaps, scalars: Scalars) -> list[Output] | None:
+def _of_itself(target: Any, heatmaps: Heatmaps, scalars: Scalars, name: str) -> list[Output] | None:
     return [target] if isinstance(target, Output) else None
 
 
-def _of_folder(target: Any, heatmaps: Heatmaps, scalars: Scalars) -> list[Output] | None:
+def _of_folder(target: Any, heatmaps: Heatmaps, scalars: Scalars, name: str) -> list[Output] | None:
     if not isinstance(target, str | os.PathLike):
         return None
     return folder_outputs(target, heatmaps, scalars)
 
 
-def _of_wandb(target: Any, heatmaps: Heatmaps, scalars: Scalars) -> list[Output] | None:
+def _of_wandb(target: Any, heatmaps: Heatmaps, scalars: Scalars, name: str) -> list[Output] | None:
     is_run = type(target).__module__.startswith("wandb.") and hasattr(target, "log")
-    return [WandbOutput(target, heatmaps, scalars)] if is_run or "WandbLogger" in _class_names(target) else None
+    return [WandbOutput(target, heatmaps, scalars, name)] if is_run or "WandbLogger" in _class_names(target) else None
 
 
-def _of_mlflow(target: Any, heatmaps: Heatmaps, scalars: Scalars) -> list[Output] | None:
+def _of_mlflow(target: Any, heatmaps: Heatmaps, scalars: Scalars, name: str) -> list[Output] | None:
     is_run = type(target).__module__.startswith("mlflow.") and hasattr(target, "info")
-    return [MLflowOutput(target, heatmaps, scalars)] if is_run or "MLFlowLogger" in _class_names(target) else None
+    return [MLflowOutput(target, heatmaps, scalars, name)] if is_run or "MLFlowLogger" in _class_names(target) else None
 
 
-def _of_tensorboard(target: Any, heatmaps: Heatmaps, scalars: Scalars) -> list[Output] | None:
+def _of_tensorboard(target: Any, heatmaps: Heatmaps, scalars: Scalars, name: str) -> list[Output] | None:
     writer = target
     if not _is_writer(target):
         can_have_one = _WRITERS & sys.modules.keys() or "TensorBoardLogger" in _class_names(target)
@@ -121,6 +125,8 @@ def _of_tensorboard(target: Any, heatmaps: Heatmaps, scalars: Scalars) -> list[O
         writer = getattr(target, "experiment", None)
     if not _is_writer(writer):
         return None
+    if name != NAME and not is_remote(writer.log_dir):
+        return folder_outputs(Path(writer.log_dir) / name, heatmaps, scalars)  # the tab has one history per run
     from lightning_symmetry.outputs.tab import SymmetryTab
     from lightning_symmetry.outputs.tensorboard import TensorBoardPictures, TensorBoardScalars
 
@@ -131,13 +137,13 @@ def _of_tensorboard(target: Any, heatmaps: Heatmaps, scalars: Scalars) -> list[O
     ]
 
 
-def _of_any(target: Any, heatmaps: Heatmaps, scalars: Scalars) -> list[Output] | None:
+def _of_any(target: Any, heatmaps: Heatmaps, scalars: Scalars, name: str) -> list[Output] | None:
     if not callable(getattr(target, "log_metrics", None)):
         return None
-    outputs: list[Output] = [LoggerScalars(target, scalars)]
+    outputs: list[Output] = [LoggerScalars(target, scalars, name)]
     folder = getattr(target, "log_dir", None)
     if isinstance(folder, str | os.PathLike) and not is_remote(folder):
-        outputs += folder_outputs(Path(folder) / "symmetry", heatmaps, scalars)
+        outputs += folder_outputs(Path(folder) / name, heatmaps, scalars)
     return outputs
 
 

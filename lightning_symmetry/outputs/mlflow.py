@@ -10,7 +10,7 @@ from typing import Any
 from typing_extensions import override
 
 from lightning_symmetry.outputs.findings import findings_json
-from lightning_symmetry.outputs.output import Check, Heatmaps, Output, Scalars
+from lightning_symmetry.outputs.output import NAME, Check, Heatmaps, Output, Scalars
 from lightning_symmetry.outputs.pictures import due_heatmaps, file_name, heatmap_image, overview_image
 from lightning_symmetry.outputs.scalars import ScalarChoice
 from lightning_symmetry.verdicts.diagnoses import Finding
@@ -29,15 +29,17 @@ class MLflowOutput(Output):
         target: an ``MLFlowLogger``, or a run as ``mlflow.start_run`` returns it.
         heatmaps: the option of the monitor.
         scalars: the option of the monitor.
+        folder: of the artifacts; the names of metrics begin with it, too.
     """
 
     name = "output to MLflow"
 
-    def __init__(self, target: Any, heatmaps: Heatmaps, scalars: Scalars) -> None:
+    def __init__(self, target: Any, heatmaps: Heatmaps, scalars: Scalars, folder: str = NAME) -> None:
         self._target = target
         self._is_logger = hasattr(target, "log_metrics")
         self._heatmaps = heatmaps
-        self._choice = ScalarChoice(scalars)
+        self._choice = ScalarChoice(scalars, folder)
+        self._folder = folder
         self._findings: list[Finding] = []
 
     @override
@@ -50,9 +52,9 @@ class MLflowOutput(Output):
         self._findings = list(check.findings)
         if check.changed:
             self._write_findings(check.report)
-            client.log_image(run_id, overview_image(check.report), artifact_file="symmetry/overview.png")
+            client.log_image(run_id, overview_image(check.report), artifact_file=f"{self._folder}/overview.png")
         for layer, seen in due_heatmaps(check, self._heatmaps):
-            file = f"symmetry/heatmaps/{file_name(layer.name)}.png"
+            file = f"{self._folder}/heatmaps/{file_name(layer.name)}.png"
             client.log_image(run_id, heatmap_image(layer, seen.weights, seen.gradients), artifact_file=file)
 
     @override
@@ -61,7 +63,7 @@ class MLflowOutput(Output):
 
     def _write_findings(self, report: SymmetryReport) -> None:
         client, run_id = self._client_and_run()
-        client.log_text(run_id, findings_json(self._findings, report), "symmetry/findings.json")
+        client.log_text(run_id, findings_json(self._findings, report), f"{self._folder}/findings.json")
 
     def _log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         if self._is_logger:  # which may put a prefix of the user's before the names

@@ -17,6 +17,9 @@ __all__ = ["Check", "Output"]
 Heatmaps = Literal["findings", "all", "none"]
 """Which layers get pictures: those with findings when these change, all at every check, or none."""
 
+NAME = "symmetry"
+"""What tags and folders are called; those of a second monitor in one training have a name of their own."""
+
 Scalars = Literal["summary", "layers", "findings", "none"]
 """Which scalars are written: totals, and effective width and orientations of the first few layers that have findings or
 are condensed; of every layer; of every layer with findings; or none."""
@@ -49,11 +52,13 @@ class Output(ABC):
 
     Attributes:
         name: what messages call the output.
+        keeps_findings: whether findings and pictures can be read there, and not only numbers.
         is_foreign: whether ``write`` runs code of other packages, which may draw random numbers at any check: the
             generators are then restored after every check, else after those with news.
     """
 
     name: str
+    keeps_findings = True
     is_foreign = True
 
     @abstractmethod

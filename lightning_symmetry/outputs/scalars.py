@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from lightning_symmetry.outputs.output import Check, Scalars
+from lightning_symmetry.outputs.output import NAME, Check, Scalars
 from lightning_symmetry.verdicts.diagnoses import Finding, LayerDiagnosis
 
 _MAX_LAYERS = 8
@@ -17,6 +17,7 @@ class ScalarChoice:
         scalars: "summary": totals, and the effective widths and orientations of the first eight layers that have
             findings or are condensed; "findings": of all layers with findings; "layers": of all layers; "none":
             nothing.
+        name: what the tags begin with.
 
     Example:
         >>> from lightning_symmetry.verdicts.diagnoses import LayerDiagnosis
@@ -32,8 +33,9 @@ class ScalarChoice:
         'symmetry/effective_width/fc'
     """
 
-    def __init__(self, scalars: Scalars) -> None:
+    def __init__(self, scalars: Scalars, name: str = NAME) -> None:
         self._scalars = scalars
+        self._name = name
         self._named: dict[str, None] = {}  # layers with a curve, in the order in which they got it
         self._latest: tuple[Mapping[str, LayerDiagnosis], Sequence[Finding], dict[str, float]] = {}, [], {}
 
@@ -49,15 +51,24 @@ class ScalarChoice:
 
     def _of(self, check: Check) -> dict[str, float]:
         if self._scalars == "layers":
-            return check.report.metrics()
+            return renamed(check.report.metrics(), self._name)
         told = dict.fromkeys(finding.layer for finding in check.findings if not finding.modules)
         if self._scalars == "summary":
             told.update({layer.name: None for layer in check.report.distinct_layers if layer.is_condensed})
         self._named.update(self._new(told))
-        return check.report.metrics(self._named)
+        return renamed(check.report.metrics(self._named), self._name)
 
     def _new(self, layers: Iterable[str]) -> dict[str, None]:
         new = [name for name in layers if name not in self._named]
         if self._scalars == "summary":
             new = new[: _MAX_LAYERS - len(self._named)]
         return dict.fromkeys(new)
+
+
+def renamed(metrics: Mapping[str, float], name: str) -> dict[str, float]:
+    """Return metrics of a report under tags that begin with another name.
+
+    >>> renamed({"symmetry/dead_units": 0.0}, "symmetry-2")
+    {'symmetry-2/dead_units': 0.0}
+    """
+    return {name + tag.removeprefix(NAME): value for tag, value in metrics.items()}

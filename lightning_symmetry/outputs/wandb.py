@@ -9,7 +9,7 @@ from typing import Any
 from typing_extensions import override
 
 from lightning_symmetry.outputs.findings import COLUMNS, findings_rows
-from lightning_symmetry.outputs.output import Check, Heatmaps, Output, Scalars
+from lightning_symmetry.outputs.output import NAME, Check, Heatmaps, Output, Scalars
 from lightning_symmetry.outputs.pictures import due_heatmaps, heatmap_image, overview_image
 from lightning_symmetry.outputs.scalars import ScalarChoice
 from lightning_symmetry.verdicts.report import SymmetryReport
@@ -30,17 +30,17 @@ class WandbOutput(Output):
         target: a ``WandbLogger``, or a run as ``wandb.init`` returns it.
         heatmaps: the option of the monitor.
         scalars: the option of the monitor.
+        tag: what the names of all values begin with.
     """
 
     name = "output to Weights & Biases"
 
-    def __init__(self, target: Any, heatmaps: Heatmaps, scalars: Scalars) -> None:
-        self._target = target
+    def __init__(self, target: Any, heatmaps: Heatmaps, scalars: Scalars, tag: str = NAME) -> None:
         self._heatmaps = heatmaps
-        self._choice = ScalarChoice(scalars)
-        self._rows: _LoggerRows | _SharedRows = (
-            _LoggerRows(target) if hasattr(target, "log_metrics") else _SharedRows(target)
-        )
+        self._choice = ScalarChoice(scalars, tag)
+        self._tag = tag
+        is_logger = hasattr(target, "log_metrics")
+        self._rows: _LoggerRows | _SharedRows = _LoggerRows(target) if is_logger else _SharedRows(target, tag)
 
     @override
     def write(self, check: Check) -> None:
@@ -50,17 +50,17 @@ class WandbOutput(Output):
         media: dict[str, Any] = {}
         if check.changed:
             rows = findings_rows(check.findings, check.report)
-            media["symmetry/findings"] = wandb.Table(columns=list(COLUMNS), data=rows)
-            media["symmetry/overview"] = wandb.Image(overview_image(check.report))
+            media[f"{self._tag}/findings"] = wandb.Table(columns=list(COLUMNS), data=rows)
+            media[f"{self._tag}/overview"] = wandb.Image(overview_image(check.report))
         for layer, seen in due_heatmaps(check, self._heatmaps):
-            media[f"symmetry/heatmap/{layer.name}"] = wandb.Image(heatmap_image(layer, seen.weights, seen.gradients))
+            media[f"{self._tag}/heatmap/{layer.name}"] = wandb.Image(heatmap_image(layer, seen.weights, seen.gradients))
         if scalars or media:
             self._rows.add(check.report.step, scalars, media)
 
     @override
     def close(self, report: SymmetryReport) -> None:
         self._rows.close()
-        self._rows.run.summary["symmetry/status"] = report.status
+        self._rows.run.summary[f"{self._tag}/status"] = report.status
 
 
 class _LoggerRows:
@@ -83,8 +83,10 @@ class _LoggerRows:
 class _SharedRows:
     """The rows of a raw run, to which its owner writes as well."""
 
-    def __init__(self, run: Any) -> None:
+    def __init__(self, run: Any, tag: str) -> None:
         self.run = run
+        self._tag = tag
+        self._axis = f"{tag}/step"
         self._first_step = self._next_step()
         self._waiting: list[dict[str, Any]] = []  # rows, until it is known how the owner's are counted
         self._is_known = False
@@ -93,10 +95,10 @@ class _SharedRows:
 
     def add(self, step: int, scalars: Mapping[str, float], media: Mapping[str, Any]) -> None:
         if not self._has_axis:
-            self.run.define_metric("symmetry/*", step_metric="symmetry/step")
+            self.run.define_metric(f"{self._tag}/*", step_metric=self._axis)
             self._has_axis = True
-        self._waiting.append({**scalars, **media, "symmetry/step": step})
-        self._scalars.append({"symmetry/step": step, **scalars})
+        self._waiting.append({**scalars, **media, self._axis: step})
+        self._scalars.append({self._axis: step, **scalars})
         self._is_known = self._is_known or self._owner_numbers_rows() or self._next_step() != self._first_step
         if not self._is_known:
             return
@@ -112,7 +114,7 @@ class _SharedRows:
             columns = list(dict.fromkeys(tag for scalars in self._scalars for tag in scalars))
             rows = [[scalars.get(tag) for tag in columns] for scalars in self._scalars]
             table = sys.modules["wandb"].Table(columns=columns, data=rows)
-            self.run.log({"symmetry/checks": table}, commit=False)
+            self.run.log({f"{self._tag}/checks": table}, commit=False)
         self._scalars = []
 
     def _write_waiting(self) -> None:

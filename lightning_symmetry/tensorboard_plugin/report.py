@@ -5,7 +5,10 @@ from __future__ import annotations
 import base64
 import html
 import json
+import os
 import re
+import shlex
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ from tensorboard.backend.event_processing.plugin_event_multiplexer import EventM
 from tensorboard.context import RequestContext
 
 from lightning_symmetry.tensorboard_plugin import STATIC
+from lightning_symmetry.tensorboard_plugin.cover import STYLE, cover, run_name
 from lightning_symmetry.tensorboard_plugin.events import PLUGIN_NAME
 from lightning_symmetry.tensorboard_plugin.legend import verdicts_to_json
 from lightning_symmetry.tensorboard_plugin.reading import Cache, Reader
@@ -49,14 +53,24 @@ def build_report(logdir: Path, *, is_single: bool = False) -> str:
         events.AddRunsFromDirectory(str(logdir))
     events.Reload()
     reader = Reader(MultiplexerDataProvider(events, str(logdir)), RequestContext(), "", Cache())
-    names = {".": logdir.resolve().name}  # a run that lies in the directory itself has no name of its own
-    runs = [_run(reader, run, names.get(run, run)) for run in reader.versions()]
-    if not runs:
+    title = run_name(logdir.resolve())
+    # A run that lies in the directory itself has no name of its own.
+    names = {run: title if run == "." else run for run in reader.versions()}
+    if not names:
         raise LookupError(
             f"No run below {str(logdir)!r} holds data of the Symmetry tab: was SymmetryMonitor among the callbacks of "
             "the Trainer, with a TensorBoardLogger, or this the `output` of a SymmetryTracker?"
         )
-    return _page(f"Symmetry of {logdir.resolve().name}", {"verdicts": verdicts_to_json(), "runs": runs})
+    runs = [_run(reader, run, name) for run, name in names.items()]
+    histories = [(name, reader.history(run)) for run, name in names.items()]
+    head = cover(title, histories, _command(logdir), datetime.now())
+    return _page(f"Symmetry report: {title}", head, {"verdicts": verdicts_to_json(), "runs": runs})
+
+
+def _command(logdir: Path) -> str:
+    """The command that writes a report again; whoever receives it need not know where the folder lies."""
+    path = os.path.relpath(logdir) if logdir.resolve().is_relative_to(Path.cwd()) else logdir.resolve().name
+    return f"lightning-symmetry report {shlex.quote(path)}"
 
 
 def _run(reader: Reader, run: str, name: str) -> dict[str, Any]:
@@ -73,7 +87,7 @@ def _run(reader: Reader, run: str, name: str) -> dict[str, Any]:
     }
 
 
-def _page(title: str, data: dict[str, Any]) -> str:
+def _page(title: str, head: str, data: dict[str, Any]) -> str:
     scripts = [file for file in STATIC.iterdir() if file.name.endswith(".js")]
     modules = {f"symmetry/{file.name}": _module(file.read_text(encoding="utf-8")) for file in scripts}
     return f"""<!DOCTYPE html>
@@ -83,11 +97,12 @@ def _page(title: str, data: dict[str, Any]) -> str:
 <meta name="viewport" content="width=device-width">
 <title>{html.escape(title)}</title>
 <style>
-{(STATIC / "style.css").read_text(encoding="utf-8")}</style>
+{(STATIC / "style.css").read_text(encoding="utf-8")}{STYLE}</style>
 <script type="importmap">{json.dumps({"imports": modules})}</script>
 <script type="application/json" id="data">{_embed(data)}</script>
 </head>
 <body>
+{head}
 <div id="symmetry"></div>
 <noscript>This report is drawn by JavaScript, which is switched off.</noscript>
 <script type="module">{_START}</script>

@@ -239,12 +239,17 @@ def describe_work(report: ModelDiagnosis) -> str:
     Example:
         >>> describe_work(ModelDiagnosis(3, {"fc": LayerDiagnosis("fc", 4, 8, dead=(0,))}))
         '3 of 4 units of 1 layer are working (1 dead)'
+        >>> describe_work(ModelDiagnosis(3, {"fc": LayerDiagnosis("fc", 1, 8)}))
+        '1 of 1 unit of 1 layer is working'
     """
     num_layers = len(report.counted_layers)
     if not num_layers:
         return "no layer was inspected"
-    working = "all" if report.working_units == report.num_units else f"{report.working_units:,} of"
+    is_all = report.working_units == report.num_units > 1
+    working = "all" if is_all else f"{report.working_units:,} of"
+    units = "unit" if report.num_units == 1 else "units"
     layers = f"{num_layers:,} layer{'s' if num_layers > 1 else ''}"
     others = {"redundant": report.redundant_units, "dead": report.dead_units}
     why = ", ".join(f"{number:,} {kind}" for kind, number in others.items() if number)
-    return f"{working} {report.num_units:,} units of {layers} are working{f' ({why})' if why else ''}"
+    verb = "is" if report.working_units == report.num_units == 1 else "are"
+    return f"{working} {report.num_units:,} {units} of {layers} {verb} working{f' ({why})' if why else ''}"

@@ -13,7 +13,7 @@ from PIL import Image
 
 from lightning_symmetry import SymmetryMonitor, SymmetryTracker
 from tests.test_tracker import sgd, train
-from tests.training import Classifier, fill, fit, mlp
+from tests.training import Classifier, batches, fill, make_trainer, mlp
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::lightning_symmetry.SymmetryWarning"),
@@ -42,8 +42,13 @@ def test_the_logger_of_lightning(tmp_path: Path) -> None:
     logger = MLFlowLogger(
         "symmetry", tracking_uri=f"sqlite:///{tmp_path}/runs.db", artifact_location=str(tmp_path / "a")
     )
-    fit(Classifier(fill(mlp(), 0.5)), SymmetryMonitor(every_n_steps=4), logger=logger, max_steps=8)
+    monitors = [SymmetryMonitor(every_n_steps=4), SymmetryMonitor(every_n_steps=4, include=["net.2"])]
+    make_trainer(monitors, logger=logger, max_steps=8).fit(Classifier(fill(mlp(), 0.5)), batches())
     assert logger.run_id is not None
+    history = logger.experiment.get_metric_history(logger.run_id, "symmetry-2/redundant_units")
+    assert {metric.value for metric in history} == {7.0}
+    found = (tmp_path / "a" / logger.run_id / "artifacts" / "symmetry-2" / "findings.json").read_text()
+    assert {finding["layer"] for finding in json.loads(found)["findings"]} == {"net.2"}
     (tmp_path / "local").mkdir()
     read_back(logger.experiment, logger.run_id, tmp_path / "local")
 

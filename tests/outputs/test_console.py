@@ -76,7 +76,9 @@ def test_the_bar_says_so_until_it_is_mended(tmp_path: Path) -> None:
 
     logger = CSVLogger(tmp_path)
     net = fill(mlp(), 0.5)
-    trainer = make_trainer([SymmetryMonitor(every_n_steps=1, on_symmetry="break"), Bar()], logger=logger)
+    trainer = make_trainer(
+        [SymmetryMonitor(every_n_steps=1, on_symmetry="break", heatmaps="none"), Bar()], logger=logger
+    )
     trainer.fit(Classifier(net), batches())
     assert (said[0], said[1], said[-1]) == (None, "6/28", None)
     assert not any("6/28" in path.read_text() for path in tmp_path.rglob("*.csv"))

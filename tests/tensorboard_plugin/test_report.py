@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import base64
+import html
 import json
 import re
+from datetime import datetime
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from lightning.pytorch.loggers import CSVLogger
 
+from lightning_symmetry import SymmetryMonitor
 from lightning_symmetry.cli import main
 from lightning_symmetry.tensorboard_plugin import STATIC
 from lightning_symmetry.tensorboard_plugin.events import MATRIX_TAG, unpack_matrix
@@ -19,6 +23,7 @@ from tests.outputs.test_tab import payloads
 from tests.outputs.test_tensorboard import read
 from tests.tab_runs import BREAKOUT, write_hostile
 from tests.tensorboard_plugin.test_plugin import RUNS
+from tests.training import Classifier, fill, fit, mlp
 
 pytestmark = pytest.mark.filterwarnings("ignore::lightning_symmetry.SymmetryWarning")
 
@@ -43,7 +48,8 @@ class Elements(HTMLParser):
 def test_the_report_holds_all_and_loads_nothing(gallery: Path) -> None:
     page = build_report(gallery)
     elements = Elements(page).found
-    assert [tag for tag, _, _ in elements if tag not in ("meta", "head", "html", "body")] == [
+    cover = ("header", "h1", "h2", "p", "ul", "li", "strong", "em", "code")
+    assert [tag for tag, _, _ in elements if tag not in ("meta", "head", "html", "body", *cover)] == [
         *("title", "style", "script", "script", "div", "noscript", "script"),
     ]
     assert not any({"src", "href"} & attributes.keys() for _, attributes, _ in elements)
@@ -65,6 +71,33 @@ def test_modules_find_one_another(gallery: Path) -> None:
     for source in modules.values():
         for name in re.findall(r"^(?:import|export) .*'(.*)';$|^} from '(.*)';$", source, re.M):
             assert "".join(name) in modules
+
+
+def said_in(page: str) -> str:
+    """The text that comes before the page of the tab."""
+    head = page[page.index("<header") : page.index("</header>")]
+    return " ".join(html.unescape(re.sub("<[^>]*>", " ", head)).split())
+
+
+def test_it_begins_with_what_it_is_of_and_what_was_found(tmp_path: Path) -> None:
+    folder = tmp_path / "digits" / "lightning_logs" / "version_3"
+    fit(Classifier(fill(mlp(), 0.5)), SymmetryMonitor(), logger=CSVLogger(folder, "", ""))
+    page = (folder / "symmetry" / "report.html").read_text()
+    said = said_in(page)
+    assert said.startswith(f"Symmetry report: digits/lightning_logs/version_3 Written on {datetime.now().day} ")
+    assert "of 1 run." in said
+    assert "Findings (2) net.0 (locked): all 16 units. They are identical in weights and gradients" in said
+    assert "`torch.nn.init.kaiming_uniform_(model.net[0].weight)`. [SYM101]" in said
+    assert "this page is written anew by lightning-symmetry report symmetry ." in said
+    assert "<title>Symmetry report: digits/lightning_logs/version_3</title>" in page
+    assert str(tmp_path) not in page
+
+
+def test_of_several_runs_each_has_its_findings(gallery: Path) -> None:
+    said = said_in(build_report(gallery))
+    assert f"of {len(RUNS)} runs: " in said
+    for run in RUNS:
+        assert re.search(rf"Findings in {re.escape(run)} (\(\d+\)|None up to step \d+\.)", said), run
 
 
 def test_hostile_names_do_not_break_out(tmp_path: Path) -> None:

@@ -1,0 +1,96 @@
+"""What a report says before the page of the tab: which run it is of, when it was written, and what was found."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from datetime import datetime
+from html import escape
+from pathlib import Path
+
+from lightning_symmetry.tensorboard_plugin.folding import RunHistory
+
+STYLE = """
+.cover { max-width: 76em; padding: 16px 24px; font-size: 14px; overflow-wrap: anywhere; }
+.cover h1 { margin: 0; font-size: 22px; }
+.cover h2 { margin: 14px 0 2px; font-size: 15px; }
+.cover p { margin: 4px 0; }
+.cover ul { margin: 4px 0; padding-left: 1.4em; }
+.cover li { margin: 4px 0; }
+"""
+
+_MAX_FINDINGS = 20
+_MAX_RUNS = 10
+# Folders that say nothing of a run: what loggers and monitors call theirs.
+_ANY = re.compile(r"symmetry([-_]\d+)*|lightning_logs|logs|runs|version_\d+|checkpoints|\.|/", re.IGNORECASE)
+_OWN = re.compile(r"symmetry([-_]\d+)*")
+
+
+def run_name(folder: Path) -> str:
+    """Return what to call the run in a folder: the end of its path, from the last folder on that somebody has named.
+
+    Example:
+        >>> run_name(Path("/home/me/digits/lightning_logs/version_3/symmetry"))
+        'digits/lightning_logs/version_3'
+        >>> run_name(Path("/home/me/runs/wide"))
+        'wide'
+    """
+    parts = [*folder.parts]
+    while len(parts) > 1 and _OWN.fullmatch(parts[-1]):
+        parts.pop()
+    start = len(parts) - 1
+    while start > 0 and _ANY.fullmatch(parts[start]):
+        start -= 1
+    return "/".join(part for part in parts[start:] if part != "/") or folder.name
+
+
+def cover(title: str, runs: Sequence[tuple[str, RunHistory]], command: str, now: datetime) -> str:
+    """Return a heading, the date, the findings of each run in words, and how to look further, as HTML.
+
+    Args:
+        title: what the report is of.
+        runs: the name of each run, and what happened in it.
+        command: makes the report again.
+        now: when the report is written.
+
+    Example:
+        >>> command = "lightning-symmetry report runs/digits"
+        >>> page = cover("digits", [("digits", RunHistory())], command, datetime(2026, 1, 31, 9, 5))
+        >>> "<h1>Symmetry report: digits</h1>" in page, "31 January 2026, 09:05" in page
+        (True, True)
+    """
+    number = f"{len(runs)} runs: {_listed([name for name, _ in runs])}" if len(runs) > 1 else "1 run"
+    found = "\n".join(_run(name if len(runs) > 1 else "", history) for name, history in runs)
+    return f"""<header class="cover">
+<h1>Symmetry report: {escape(title)}</h1>
+<p>Written on {now.day} {now:%B %Y, %H:%M} by lightning-symmetry, of {escape(number)}. While the model was
+trained, its layers were searched for units that train as one, and for units that do not train. Below the findings, each
+layer can be opened.</p>
+{found}
+<h2>Next</h2>
+<p>Each code in brackets, such as [SYM101], has a section on the page <em>Codes</em> of the documentation: what was
+seen, how to check it, and how to cure it. Where the run was made, this page is written anew by
+<code>{escape(command)}</code>.</p>
+</header>"""
+
+
+def _run(name: str, history: RunHistory) -> str:
+    """Return the findings of a run; with its name, if there is more than one."""
+    found = [(layer, finding) for layer, several in history.findings.items() for finding in several]
+    of = f" in {escape(name)}" if name else ""
+    if not found:
+        until = f" up to step {history.steps[-1]:,}" if history.steps else ""
+        return f"<h2>Findings{of}</h2>\n<p>None{until}.</p>"
+    items = []
+    for layer, finding in found[:_MAX_FINDINGS]:
+        ended = "" if finding.broken is None else f" It was gone at step {finding.broken:,}."
+        text = f"{finding.who}. {finding.what} {finding.why}{ended}"
+        items.append(f"<li><strong>{escape(layer)}</strong> ({escape(finding.verdict)}): {escape(text)}</li>")
+    if len(found) > _MAX_FINDINGS:
+        items.append(f"<li>and {len(found) - _MAX_FINDINGS} more, below</li>")
+    return f"<h2>Findings{of} ({len(found)})</h2>\n<ul>{''.join(items)}</ul>"
+
+
+def _listed(names: list[str]) -> str:
+    rest = len(names) - _MAX_RUNS
+    return ", ".join([*names[:_MAX_RUNS], *([f"and {rest} more"] if rest > 0 else [])])
