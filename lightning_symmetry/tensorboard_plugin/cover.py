@@ -79,8 +79,8 @@ def _run(name: str, history: RunHistory) -> str:
     found = [(layer, finding) for layer, several in history.findings.items() for finding in several]
     of = f" in {escape(name)}" if name else ""
     if not found:
-        until = f" up to step {history.steps[-1]:,}" if history.steps else ""
-        return f"<h2>Findings{of}</h2>\n<p>None{until}.</p>"
+        said = f"None up to step {history.steps[-1]:,}." if history.steps else "Not known: no check can be read."
+        return f"<h2>Findings{of}</h2>\n<p>{said}</p>"
     items = []
     for layer, finding in found[:_MAX_FINDINGS]:
         ended = "" if finding.broken is None else f" It was gone at step {finding.broken:,}."
