@@ -26,7 +26,7 @@ from lightning_symmetry.tensorboard_plugin.events import (
     pack_summary,
     pack_units,
 )
-from lightning_symmetry.verdicts.advice import alike_findings, describe_units, what, why
+from lightning_symmetry.verdicts.advice import alike_findings, describe_units, sentence, why
 from lightning_symmetry.verdicts.diagnoses import Finding, LayerDiagnosis, UnitGroup
 from lightning_symmetry.verdicts.looks import Look
 from lightning_symmetry.verdicts.report import SymmetryReport
@@ -195,7 +195,7 @@ def _findings_values(findings: Sequence[Finding], report: SymmetryReport) -> lis
             "since": alike[0].first_step,
             "broken": alike[0].broken_step,
             "origin": str(alike[0].origin),
-            "what": f"They {what(alike)}",
+            "what": sentence(alike, report),
             "why": why(alike, report),
             "groups": [pack_units(finding.units) for finding in alike[:_MAX_GROUPS]],
             "num_groups": len(alike),

@@ -60,7 +60,11 @@ def cover(title: str, runs: Sequence[tuple[str, RunHistory]], command: str, now:
         (True, True)
     """
     number = f"{len(runs)} runs: {_listed([name for name, _ in runs])}" if len(runs) > 1 else "1 run"
-    found = "\n".join(_run(name if len(runs) > 1 else "", history) for name, history in runs)
+    # Runs in which something was found come first; the page below shows all.
+    first = sorted(runs, key=lambda run: not any(run[1].findings.values()))[:_MAX_RUNS]
+    found = "\n".join(_run(name if len(runs) > 1 else "", history) for name, history in first)
+    if len(runs) > len(first):
+        found += f"\n<p>And {len(runs) - len(first)} more runs, below.</p>"
     return f"""<header class="cover">
 <h1>Symmetry report: {escape(title)}</h1>
 <p>Written on {now.day} {now:%B %Y, %H:%M} by lightning-symmetry, of {escape(number)}. While the model was

@@ -272,6 +272,13 @@ def _message(story: _Story, report: ModelDiagnosis) -> str:
     return f"{who} {seen} {reason}"
 
 
+def sentence(alike: Sequence[Finding], report: ModelDiagnosis) -> str:
+    """Return what happens to the units of findings that say the same of one layer, as a sentence of its own."""
+    if describe_units(alike, report) == ONLY_UNIT:
+        return f"It {_singular(what(alike))}"
+    return f"They {what(alike)}"
+
+
 def _singular(effect: str) -> str:
     """Turn what happens to units into what happens to a single one, which can be dead or idle only.
 

@@ -58,11 +58,7 @@ def describe_groups(groups: Sequence[tuple[int, ...]], num_units: int | None, wh
     '20 of 64 units, {0, 1, 2, 3, 4, 5, 6, 7, ...}'
     >>> describe_groups([(0, 1)], None)  # a layer that is no longer in the model
     '2 units, {0, 1}'
-    >>> describe_groups([(0,)], 1)
-    '1 of 1 unit'
     """
-    if num_units == 1:
-        return "1 of 1 unit"
     total = sum(map(len, groups))
     if total == num_units == 1:
         return ONLY_UNIT

@@ -107,7 +107,7 @@ export class Heatmap {
       ramp.fillStyle = css(similarity((2 * x) / 139 - 1));
       ramp.fillRect(x, 0, 1, 10);
     }
-    const shown = n === layer.units ? `all ${plural(n, 'unit')}` : `${n} of ${plural(layer.units, 'unit')}`;
+    const shown = n === layer.units ? (n === 1 ? 'its only unit' : `all ${n} units`) : `${n} of ${plural(layer.units, 'unit')}`;
     const age = at === step ? '' : ` Similarities of step ${at.toLocaleString('en')}: they are stored when they have changed.`;
     this.caption.textContent = `Cosine of weights below the diagonal, of gradients above; ${shown}, groups first.${age}`;
     this.canvas.setAttribute('aria-label', `Similarities of ${shown} of layer ${layer.title} at step ${at}; the groups are in the table.`);
