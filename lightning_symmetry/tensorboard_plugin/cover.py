@@ -89,10 +89,15 @@ def _run(name: str, history: RunHistory) -> str:
     for layer, finding in found[:_MAX_FINDINGS]:
         ended = "" if finding.broken is None else f" It was gone at step {finding.broken:,}."
         text = f"{finding.who}. {finding.what} {finding.why}{ended}"
-        items.append(f"<li><strong>{escape(layer)}</strong> ({escape(finding.verdict)}): {escape(text)}</li>")
+        items.append(f"<li><strong>{escape(layer)}</strong> ({escape(finding.verdict)}): {_with_code(text)}</li>")
     if len(found) > _MAX_FINDINGS:
         items.append(f"<li>and {len(found) - _MAX_FINDINGS} more, below</li>")
     return f"<h2>Findings{of} ({len(found)})</h2>\n<ul>{''.join(items)}</ul>"
+
+
+def _with_code(text: str) -> str:
+    """Return a text as HTML, with what stands between backticks as code."""
+    return re.sub("`([^`]*)`", r"<code>\1</code>", escape(text))
 
 
 def _listed(names: list[str]) -> str:

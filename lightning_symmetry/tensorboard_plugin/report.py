@@ -26,7 +26,10 @@ _START = """
 import {App} from 'symmetry/app.js';
 import {EmbeddedSource} from 'symmetry/source.js';
 const data = JSON.parse(document.getElementById('data').textContent);
-new App(document.getElementById('symmetry'), new EmbeddedSource(data)).start();
+const root = document.getElementById('symmetry');
+const isLink = location.hash.includes('view=');
+await new App(root, new EmbeddedSource(data)).start();
+if (isLink) root.scrollIntoView(); // A link leads to what it names, past the heading.
 """
 
 
