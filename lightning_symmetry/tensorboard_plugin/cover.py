@@ -60,17 +60,26 @@ def cover(title: str, runs: Sequence[tuple[str, RunHistory]], command: str, now:
         (True, True)
     """
     number = f"{len(runs)} runs: {_listed([name for name, _ in runs])}" if len(runs) > 1 else "1 run"
-    # Runs in which something was found come first; the page below shows all.
-    first = sorted(runs, key=lambda run: not any(run[1].findings.values()))[:_MAX_RUNS]
-    found = "\n".join(_run(name if len(runs) > 1 else "", history) for name, history in first)
-    if len(runs) > len(first):
-        found += f"\n<p>And {len(runs) - len(first)} more runs, below.</p>"
+    found = [(name, history) for name, history in runs if any(history.findings.values())]
+    told = [_findings(name if len(runs) > 1 else "", history) for name, history in found[:_MAX_RUNS]]
+    if len(found) > _MAX_RUNS:
+        told.append(f"<p>Findings in {len(found) - _MAX_RUNS} more runs are told below.</p>")
+    lost = [name for name, history in runs if not history.steps]
+    quiet = [
+        f"{name} up to step {history.steps[-1]:,}"
+        for name, history in runs
+        if history.steps and not any(history.findings.values())
+    ]
+    if quiet:
+        told.append(f"<p>Nothing was found in {escape(_listed(quiet))}.</p>")
+    if lost:
+        told.append(f"<p>No check of {escape(_listed(lost))} can be read.</p>")
     return f"""<header class="cover">
 <h1>Symmetry report: {escape(title)}</h1>
 <p>Written on {now.day} {now:%B %Y, %H:%M} by lightning-symmetry, of {escape(number)}. While the model was
 trained, its layers were searched for units that train as one, and for units that do not train. Below the findings, each
 layer can be opened.</p>
-{found}
+{chr(10).join(told)}
 <h2>Next</h2>
 <p>Each code in brackets, such as [SYM101], has a section on the page <em>Codes</em> of the documentation: what was
 seen, how to check it, and how to cure it. Where the run was made, this page is written anew by
@@ -78,13 +87,10 @@ seen, how to check it, and how to cure it. Where the run was made, this page is 
 </header>"""
 
 
-def _run(name: str, history: RunHistory) -> str:
+def _findings(name: str, history: RunHistory) -> str:
     """Return the findings of a run; with its name, if there is more than one."""
     found = [(layer, finding) for layer, several in history.findings.items() for finding in several]
     of = f" in {escape(name)}" if name else ""
-    if not found:
-        said = f"None up to step {history.steps[-1]:,}." if history.steps else "Not known: no check can be read."
-        return f"<h2>Findings{of}</h2>\n<p>{said}</p>"
     items = []
     for layer, finding in found[:_MAX_FINDINGS]:
         ended = "" if finding.broken is None else f" It was gone at step {finding.broken:,}."

@@ -539,6 +539,7 @@ def test_the_report_needs_no_tensorboard(page: Page, gallery: Path, tmp_path: Pa
     assert page.driver.current_url.endswith("step=40")
     page.wait("nav button", "Overview").click()
     assert {node.get_attribute("data-run") for node in page.all("[data-run]")} == DRAWN
-    assert any(text == f"net.layers.{BREAKOUT}" for text in page.texts('[data-run="hostile"] .name'))
+    page.run("document.querySelector('[data-run=\"hostile\"]').scrollIntoView()")
+    wait_for(lambda: f"net.layers.{BREAKOUT}" in page.texts('[data-run="hostile"] .name'))
     page.wait("nav button", "Timeline").click()
     page.wait(".chart .line")

@@ -16,7 +16,9 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning_symmetry import SymmetryMonitor
 from lightning_symmetry.cli import main
 from lightning_symmetry.tensorboard_plugin import STATIC
-from lightning_symmetry.tensorboard_plugin.events import MATRIX_TAG, unpack_matrix
+from lightning_symmetry.tensorboard_plugin.cover import cover
+from lightning_symmetry.tensorboard_plugin.events import MATRIX_TAG, pack_summary, unpack_matrix
+from lightning_symmetry.tensorboard_plugin.folding import fold
 from lightning_symmetry.tensorboard_plugin.report import build_report
 from lightning_symmetry.verdicts.verdict import Verdict
 from tests.outputs.test_tab import payloads
@@ -87,7 +89,7 @@ def test_it_begins_with_what_it_is_of_and_what_was_found(tmp_path: Path) -> None
     assert said.startswith(f"Symmetry report: digits/lightning_logs/version_3 Written on {datetime.now().day} ")
     assert "of 1 run." in said
     assert "Findings (2) net.0 (locked): all 16 units. They are identical in weights and gradients" in said
-    assert "`torch.nn.init.kaiming_uniform_(model.net[0].weight)`. [SYM101]" in said
+    assert "<code>torch.nn.init.kaiming_uniform_(model.net[0].weight)</code>. [SYM101]" in page
     assert "this page is written anew by lightning-symmetry report symmetry ." in said
     assert "<title>Symmetry report: digits/lightning_logs/version_3</title>" in page
     assert str(tmp_path) not in page
@@ -96,8 +98,22 @@ def test_it_begins_with_what_it_is_of_and_what_was_found(tmp_path: Path) -> None
 def test_of_several_runs_each_has_its_findings(gallery: Path) -> None:
     said = said_in(build_report(gallery))
     assert f"of {len(RUNS)} runs: " in said
-    for run in RUNS:
-        assert re.search(rf"Findings in {re.escape(run)} (\(\d+\)|None up to step [\d,]+\.|Not known)", said), run
+    for run in RUNS - {"damaged"}:
+        assert re.search(rf"Findings in {re.escape(run)} \(\d+\)|{re.escape(run)} up to step \d+", said), run
+    assert "Nothing was found in He_normal up to step 260" in said
+    assert "No check of damaged can be read." in said
+
+
+def test_of_very_many_runs_those_with_findings_come_first() -> None:
+    row = {"who": "all", "verdict": "locked", "origin": "start", "what": "a", "why": "b", "since": 0, "broken": None}
+    layer = {"units": 4, "fan_in": 3, "width": 4, "dead": 0, "counts": {}, "groups": [], "num_groups": 0}
+    summary = {"version": 1, "full": True, "layers": {"fc": layer}}
+    quiet, loud = (fold([(0, pack_summary(each))]) for each in (summary, {**summary, "findings": {"fc": [row]}}))
+    runs = [(f"run{i}", loud if i > 20 else quiet) for i in range(40)]
+    head = cover("many", runs, "lightning-symmetry report many", datetime(2026, 1, 31, 9, 5))
+    assert re.findall("Findings in (run[^ ]*)", head) == [f"run{i}" for i in range(21, 31)]
+    assert "Findings in 9 more runs are told below." in head
+    assert "Nothing was found in run0 up to step 0, run1 up to step 0" in head
 
 
 def test_hostile_names_do_not_break_out(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ trainer.fit(model, data)`;
 
 export class App {
   constructor(root, source) {
+    this.root = root;
     this.source = source;
     this.state = {view: 'overview', run: null, layer: null, step: null}; // A step of null means the latest.
     this.filter = {text: '', onlyFound: false}; // Which layers are shown.
@@ -353,7 +354,8 @@ export class App {
       if (before) this.scrolled.set(before, window.scrollY);
       this.main.replaceChildren(view.node);
       view.restore?.();
-      window.scrollTo(0, this.scrolled.get(this.state.view) ?? 0);
+      // In a report, the page begins below a heading.
+      window.scrollTo(0, this.scrolled.get(this.state.view) ?? Math.min(window.scrollY, this.root.offsetTop));
     }
     view.update();
     if (!this.hasDrawn) this.link.write(this.state);
