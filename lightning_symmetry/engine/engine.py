@@ -24,7 +24,7 @@ from lightning_symmetry.randomness import preserved_random_numbers
 from lightning_symmetry.ranks.board import Board
 from lightning_symmetry.ranks.reading import has_group, is_replicated, team_of
 from lightning_symmetry.ranks.team import Team, TeamError, attempt, describe
-from lightning_symmetry.repair.breaking import Change, break_symmetry
+from lightning_symmetry.repair.breaking import Change, repaired
 from lightning_symmetry.repair.writing import CannotChangeError
 from lightning_symmetry.tracing.trace import GradientTrace
 from lightning_symmetry.units.comparable import Comparable
@@ -314,12 +314,13 @@ class SymmetryEngine:
             copies=[group for group in report.copies if any(set(group.modules) <= set(names) for names in modules)],
         )
         try:
-            changes = break_symmetry(model, part, optimizer=self._present_optimizers())
+            changes, left = repaired(model, part, optimizer=self._present_optimizers())
         except CannotChangeError as error:
             self._warn(f"{self._who} cannot break the symmetry. {error} Training goes on.", SymmetryWarning)
             return
         self.changes += changes
-        what = " ".join(map(str, changes)) or "re-initialising these units would not separate them."
+        nothing = [] if changes or left else ["re-initialising these units would not separate them."]
+        what = " ".join([*map(str, changes), *map(str, left), *nothing])
         self._warn(f"{self._who} breaks the symmetry, as on_symmetry='break' asks: {what}", SymmetryWarning)
 
     def outputs_of(self, target: object, task: str, make: Callable[[], Sequence[Output]]) -> Sequence[Output]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, cast, get_args
+from typing import Literal, NamedTuple, cast, get_args
 
 import torch
 from torch import Generator, Tensor, nn
@@ -23,8 +24,16 @@ from lightning_symmetry.repair.drawing import (
     rows_at_scale,
     rows_with_noise,
 )
-from lightning_symmetry.repair.outgoing import clear_outgoing
-from lightning_symmetry.repair.planning import Drawing, Plan, is_to_be_broken, plans_for
+from lightning_symmetry.repair.outgoing import clear, readers_of_zeros
+from lightning_symmetry.repair.planning import (
+    ZERO_ON_PURPOSE,
+    Drawing,
+    Left,
+    Plan,
+    is_to_be_broken,
+    is_trained,
+    plans_for,
+)
 from lightning_symmetry.repair.writing import (
     CannotChangeError,
     check_writable,
@@ -36,10 +45,11 @@ from lightning_symmetry.repair.writing import (
 from lightning_symmetry.units.discovery import find_layers
 from lightning_symmetry.units.layers import Incoming, Layer
 from lightning_symmetry.units.naming import readable_modules, readable_parameters
-from lightning_symmetry.units.readers import ReadingGraph
+from lightning_symmetry.units.readers import Reader, ReadingGraph
 from lightning_symmetry.verdicts.diagnoses import CopyGroup
 from lightning_symmetry.verdicts.report import SymmetryReport, check_report
 from lightning_symmetry.verdicts.tables import describe_groups
+from lightning_symmetry.verdicts.verdict import Verdict
 
 Method = Literal["auto", "reinit", "noise"]
 
@@ -55,7 +65,7 @@ class Change:
         layer: name of the layer, or of a whole module that was a copy.
         units: sorted indices of the units whose incoming weights are new; empty for a whole module.
         method: ``"reinit"`` if they were drawn anew, ``"noise"`` if noise was added.
-        reason: what they were; of dead units also why the weights that read them were left as they are, if they were.
+        reason: what they were.
         outgoing: names of the layers whose weights from these units are zero now, so that a dead unit that comes to
             life does not disturb what the network computes.
     """
@@ -94,18 +104,20 @@ def break_symmetry(
       direction, as long as the one that they had.
     - Zero weights behind frozen units, which let no gradient through, are drawn anew as well.
     - Dead units get a fresh row, and the weights that read them become zero, as in ReDo (Sokar et al. 2023, arXiv
-      2302.12902): the network computes the same, and they can train again. Those weights stay as they are where it
-      cannot be told which they are, or where the units may put out another constant than zero; the change says so.
+      2302.12902): the network computes the same, and they can train again. They stay as they are where it cannot be
+      told which weights read them, or where they may put out another constant than zero, as behind a saturated tanh.
     - Of whole modules that are copies, the first stays as it is; the others get noise, or are drawn anew with
       ``method="reinit"``.
 
     Groups that break by themselves, and units in lockstep, whose own weights differ, stay as they are. So do those that
     a report of several checks has not decided; in one of a single look, as :func:`lightning_symmetry.diagnose` gives
-    it, all units that are equal are parted. What ``exclude`` left out of the report is left alone.
+    it, all units that are equal are parted, but for zeros without equal gradients, which may be there on purpose. What
+    ``exclude`` left out of the report is left alone, and parameters with ``requires_grad=False`` are never written.
 
-    Gradients and moments of an optimizer that belong to numbers that are gone become zero; the rest of its state, such
-    as the number of steps, is kept. With several processes that each have the whole model, as under DDP, call this on
-    all of them with the same arguments: all of them draw the same.
+    Gradients of numbers that are gone become zero, and what an optimizer remembers of them becomes what it is before
+    the first step; the rest of its state, such as the number of steps, is kept. LBFGS, whose memory is of all
+    parameters together, forgets all of it. With several processes that each have the whole model, as under DDP, call
+    this on all of them with the same arguments: all of them draw the same.
 
     Args:
         model: the model; it is changed in place.
@@ -119,6 +131,9 @@ def break_symmetry(
 
     Returns:
         What has been changed, in the order of the model; empty if there was nothing to do.
+
+    Warns:
+        UserWarning: if units that the report names were left as they are; the text says which, and why.
 
     Raises:
         TypeError: if an argument is of the wrong type.
@@ -137,6 +152,33 @@ def break_symmetry(
         >>> diagnose(net).layers["0"].effective_width
         8
     """
+    repair = repaired(model, report, optimizer=optimizer, method=method, generator=generator)
+    if repair.left:
+        warnings.warn(" ".join(map(str, repair.left)), stacklevel=2)
+    return repair.changes
+
+
+class Repair(NamedTuple):
+    """What :func:`repaired` did.
+
+    Attributes:
+        changes: what has been changed, in the order of the model.
+        left: units and modules that the report names and that stay as they are, and why.
+    """
+
+    changes: list[Change]
+    left: list[Left]
+
+
+def repaired(
+    model: nn.Module,
+    report: SymmetryReport,
+    *,
+    optimizer: Optimizer | Sequence[Optimizer] | None = None,
+    method: Method = "auto",
+    generator: Generator | None = None,
+) -> Repair:
+    """Do what :func:`break_symmetry` does, and return what was left instead of a warning."""
     check_module(model)
     check_choice("method", method, get_args(Method))
     _check_generator(generator)
@@ -145,7 +187,7 @@ def break_symmetry(
     check_report(report, {name: layer.num_units for name, layer in layers.items()})
     modules = dict(readable_modules(model))
     parameters = {name: parameter for name, _, parameter in readable_parameters(model)}
-    plans = plans_for(report, layers, only_noise=method == "noise")
+    plans, left = plans_for(report, layers, only_noise=method == "noise")
     copies = [group for group in report.copies if is_to_be_broken(group.verdict, group.first_step)]
     owners = {plan.layer.name: _owner_of(plan.layer, modules) for plan in plans}
     for plan in plans:
@@ -153,36 +195,70 @@ def break_symmetry(
     of_parameters = [group for group in copies if set(group.modules) <= parameters.keys()]
     copies = [group for group in copies if group not in of_parameters]
     _check_modules(copies, modules)
+    copies, of_parameters = _without_zeros(copies, of_parameters, modules, parameters, left)
+    readers = _readers_of_dead(model, plans, owners, left)
+    plans = [plan for plan in plans if not plan.clear_outgoing or id(plan) in readers]
     if generator is None:
         generator = Generator().manual_seed(_checksum(plans))
     changes = []
     fresh: dict[int, nn.Module | None] = {}
-    graph = ReadingGraph(model) if any(plan.clear_outgoing for plan in plans) else None
     for plan in plans:
         owner = owners[plan.layer.name]
         if plan.drawing is not Drawing.AT_SCALE and id(owner) not in fresh:
             fresh[id(owner)] = fresh_copy(owner, generator)
         _change_units(plan, owner, fresh.get(id(owner)), generator, optimizers)
-        outgoing: tuple[str, ...] = ()
-        reason = plan.reason
-        if graph and plan.clear_outgoing:
-            units = torch.tensor(plan.units)
-            outgoing, why_not = clear_outgoing(graph, owner, plan.layer.num_units, units, optimizers)
-            reason = "; ".join(filter(None, [reason, why_not]))
+        outgoing = clear(readers.get(id(plan), ()), torch.tensor(plan.units), optimizers)
         done: Literal["reinit", "noise"] = "noise" if plan.drawing is Drawing.NOISE else "reinit"
-        changes.append(Change(plan.layer.name, plan.units, done, reason, outgoing))
+        changes.append(Change(plan.layer.name, plan.units, done, plan.reason, outgoing))
     for group in copies:
         changes += _part_modules(group, modules, generator, optimizers, reinit=method == "reinit")
     for group in of_parameters:
         changes += _part_parameters(group, parameters, generator, optimizers)
-    return changes
+    return Repair(changes, left)
+
+
+def _readers_of_dead(
+    model: nn.Module, plans: Sequence[Plan], owners: dict[str, nn.Module], left: list[Left]
+) -> dict[int, list[Reader]]:
+    """Return the layers that read dead units, by ``id`` of the plan; units that have to stay are added to ``left``."""
+    of_dead = [plan for plan in plans if plan.clear_outgoing]
+    graph = ReadingGraph(model) if of_dead else None
+    found: dict[int, list[Reader]] = {}
+    for plan in of_dead:
+        assert graph is not None
+        readers, why_not = readers_of_zeros(graph, owners[plan.layer.name], plan.layer)
+        if why_not:
+            left.append(Left(plan.layer.name, plan.units, f"they are dead, but {why_not}"))
+        else:
+            found[id(plan)] = readers
+    return found
+
+
+def _without_zeros(
+    copies: Sequence[CopyGroup],
+    of_parameters: Sequence[CopyGroup],
+    modules: dict[str, nn.Module],
+    parameters: dict[str, nn.Parameter],
+    left: list[Left],
+) -> tuple[list[CopyGroup], list[CopyGroup]]:
+    """Return the groups without those that a single look has seen to be zero, which are added to ``left``."""
+
+    def is_zero(name: str) -> bool:
+        own = [parameters[name]] if name in parameters else modules[name].parameters()
+        return not any(each.detach().any() for each in own if each.ndim > 1 or name in parameters)
+
+    zero = [
+        group for group in (*copies, *of_parameters) if group.verdict is Verdict.DUPLICATE and is_zero(group.modules[0])
+    ]
+    left += [Left(name, (), ZERO_ON_PURPOSE) for group in zero for name in group.modules[1:]]
+    return [each for each in copies if each not in zero], [each for each in of_parameters if each not in zero]
 
 
 def _change_units(
     plan: Plan, owner: nn.Module, fresh: nn.Module | None, generator: Generator, optimizers: Sequence[Optimizer]
 ) -> None:
     units = torch.tensor(plan.units)
-    for tensor in plan.layer.all_tensors():
+    for tensor in filter(is_trained, plan.layer.all_tensors()):
         if plan.drawing is Drawing.AT_SCALE:
             rows = rows_at_scale(tensor, units, generator)
         else:
@@ -216,7 +292,7 @@ def _part_modules(
         for part in modules[name].modules():
             fresh = fresh_copy(part, generator) if reinit and _has_weights(part) else None
             for own, parameter in part.named_parameters(recurse=False):
-                if parameter.ndim < 2:  # biases, and the scales of norms
+                if parameter.ndim < 2 or not parameter.requires_grad:  # biases, and the scales of norms
                     continue
                 rows = parameter.detach().to("cpu", copy=True)
                 if fresh is None:
@@ -232,6 +308,8 @@ def _part_parameters(
 ) -> Iterator[Change]:
     """Give all parameters of a group but the first numbers of their own."""
     for name in group.modules[1:]:
+        if not parameters[name].requires_grad:
+            continue
         numbers = parameters[name].detach().to("cpu", copy=True).flatten()
         if numbers.any():
             numbers = rows_with_noise(numbers[None], numbers[None], generator)[0]

@@ -1,47 +1,79 @@
-"""The weights that read dead units: which of them can become zero without a change of what the network computes."""
+"""The weights that read dead units: where they can become zero without a change of what the network computes."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import _WeightNorm
+from torch.nn.utils.parametrize import ParametrizationList
 from torch.optim import Optimizer
 
+from lightning_symmetry.modules import parametrizations_of
 from lightning_symmetry.repair.writing import put
+from lightning_symmetry.units.hooks import is_of_user
+from lightning_symmetry.units.layers import Layer
 from lightning_symmetry.units.readers import Reader, ReadingGraph
 
 # Activations without a slope only where they put out zero. At zero they put out zero as well.
 _SILENT = {"relu", "gelu", "silu", "mish", "hardswish"}
 # Parts of the names of operations that scale, drop, pool or move numbers.
 _NEUTRAL = ("mul", "div", "dropout", "pool", "flatten", "identity", "contiguous")
-_LEFT = "so their outgoing weights were left as they are"
 
 
-def clear_outgoing(
-    graph: ReadingGraph, module: nn.Module, num_units: int, units: Tensor, optimizers: Sequence[Optimizer]
-) -> tuple[tuple[str, ...], str]:
-    """Set the weights that read dead units to zero, if the units put out zero.
+def readers_of_zeros(graph: ReadingGraph, module: nn.Module, layer: Layer) -> tuple[list[Reader], str]:
+    """Return the layers that read the units of a layer, if those that are dead give them zeros.
+
+    Fresh rows for dead units then leave the function as it is, if the weights that read the units become zero.
 
     Args:
         graph: which layers read which units.
-        module: the layer.
-        num_units: its number of units.
-        units: indices of those that are dead, ``(n,)``.
-        optimizers: those that update the parameters of the model.
+        module: the module of the layer.
+        layer: the layer.
 
     Returns:
-        The names of the layers whose weights were changed, and why none was; one of the two is empty.
+        The readers, and why there are none; one of the two is empty.
     """
-    readers = graph.readers_of(module, num_units)
+    if any(map(_mixes_units, parametrizations_of(module).values())):
+        return (
+            [],
+            "a parametrization computes all rows of their layer together, so new rows would change the others too",
+        )
+    originals = [original for tensor in layer.all_tensors() for original in tensor.originals]
+    if any(is_of_user(hook) for original in originals for hook in (original._backward_hooks or {}).values()):
+        return [], "a hook changes the gradients of their weights, so that zeros do not show what they put out"
+    readers = graph.readers_of(module, layer.num_units)
     if readers is None:
-        return (), f"what reads them could not be told, {_LEFT}"
+        return [], "what reads them could not be told, so new rows would change what the network computes"
+    if not readers:
+        return [], "nothing reads them"
     if not all(map(_is_silent_if_dead, readers)):
-        return (), f"they may put out a constant other than zero, {_LEFT}"
+        return [], "they may put out a constant other than zero, so new rows would change what the network computes"
+    if frozen := next((reader.name for reader in readers if not reader.weight.requires_grad), None):
+        return [], f"`{frozen}`, which reads them, is frozen (`requires_grad=False`)"
+    return readers, ""
+
+
+def clear(readers: Iterable[Reader], units: Tensor, optimizers: Sequence[Optimizer]) -> tuple[str, ...]:
+    """Set the weights that read some units to zero; return the names of their layers.
+
+    Args:
+        readers: the layers, as :func:`readers_of_zeros` gives them.
+        units: indices of the units, ``(n,)``.
+        optimizers: those that update the parameters of the model.
+    """
+    names = []
     for reader in readers:
         places = torch.arange(reader.weight.numel()).reshape(reader.weight.shape)
         put(reader.weight, places.index_select(reader.dim, reader.inputs(units).flatten()).flatten(), 0.0, optimizers)
-    return tuple(dict.fromkeys(reader.name for reader in readers)), ""
+        names.append(reader.name)
+    return tuple(dict.fromkeys(names))
+
+
+def _mixes_units(chain: ParametrizationList) -> bool:
+    """Return whether a row that is computed may depend on other rows than its own."""
+    return not all(isinstance(step, _WeightNorm) and step.dim == 0 for step in chain)
 
 
 def _is_silent_if_dead(reader: Reader) -> bool:

@@ -7,10 +7,21 @@ from dataclasses import dataclass
 from enum import StrEnum
 from itertools import dropwhile, islice, takewhile
 
-from lightning_symmetry.units.layers import Layer
+from lightning_symmetry.units.layers import Incoming, Layer
 from lightning_symmetry.verdicts.diagnoses import Cause, LayerDiagnosis, UnitGroup
 from lightning_symmetry.verdicts.report import SymmetryReport
+from lightning_symmetry.verdicts.stops import StopKind
+from lightning_symmetry.verdicts.tables import describe_groups
 from lightning_symmetry.verdicts.verdict import Verdict
+
+_FROZEN = "its weights are frozen (`requires_grad=False`)"
+ZERO_ON_PURPOSE = (
+    "their weights are zero, which may be on purpose, as in a pruned layer or in the second factor of a low-rank "
+    "adapter, and a single look does not show that they fail to train; pass the report of a training"
+)
+# Where the gradient of dead units stops if their outputs are the constant of an activation that is shut. In all other
+# places the units may put out anything: only their gradient is missing.
+_SHUT = (StopKind.CLOSED, StopKind.SATURATED, StopKind.UNKNOWN)
 
 
 class Drawing(StrEnum):
@@ -40,8 +51,37 @@ class Plan:
     clear_outgoing: bool = False
 
 
-def plans_for(report: SymmetryReport, layers: Mapping[str, Layer], *, only_noise: bool) -> list[Plan]:
-    """What is to happen to the units of a model, in the order of its layers.
+@dataclass(frozen=True)
+class Left:
+    """Units that are left as they are, though the report names them.
+
+    Attributes:
+        layer: name of the layer, or of a whole module.
+        units: sorted indices; empty for a whole module.
+        reason: why, as a clause.
+    """
+
+    layer: str
+    units: tuple[int, ...]
+    reason: str
+
+    def __str__(self) -> str:
+        """Return a sentence.
+
+        >>> print(Left("fc1", (1, 2), "its weights are frozen (`requires_grad=False`)"))
+        fc1: 2 units, {1, 2}, were left as they are: its weights are frozen (`requires_grad=False`).
+        """
+        several = f"unit {self.units[0]}" if len(self.units) == 1 else describe_groups([self.units], None)
+        units = f": {several}," if self.units else ""
+        verb = "was" if len(self.units) <= 1 else "were"
+        each = "it is" if len(self.units) <= 1 else "they are"
+        return f"{self.layer}{units} {verb} left as {each}: {self.reason}."
+
+
+def plans_for(
+    report: SymmetryReport, layers: Mapping[str, Layer], *, only_noise: bool
+) -> tuple[list[Plan], list[Left]]:
+    """Return what is to happen to the units of a model, in the order of its layers, and which units are left.
 
     Args:
         report: what is known of them.
@@ -49,26 +89,41 @@ def plans_for(report: SymmetryReport, layers: Mapping[str, Layer], *, only_noise
         only_noise: whether copies get noise rather than rows that are drawn anew.
     """
     plans: dict[str, list[Plan]] = {name: [] for name in layers}
+    left: list[Left] = []
     drawn: set[int] = set()  # identities of weights of which every number is new: tied ones are drawn once
     for diagnosis in report.distinct_layers:
         layer = layers.get(diagnosis.name)
         if layer is None or not drawn.isdisjoint(map(id, layer.tensors[0].originals)):
             continue
-        plans[layer.name] += _plans_for_layer(layer, diagnosis, only_noise=only_noise)
+        for planned in _plans_for_layer(layer, diagnosis, only_noise=only_noise):
+            if isinstance(planned, Left):
+                left.append(planned)
+            elif is_trained(layer.tensors[0]):
+                plans[layer.name].append(planned)
+            else:
+                left.append(Left(layer.name, planned.units, _FROZEN))
         of_all_units = any(len(plan.units) == layer.num_units for plan in plans[layer.name])
         if of_all_units and all(share == 1 for _, share in layer.shares()):
             drawn.update(map(id, layer.tensors[0].originals))
     for diagnosis in filter(_is_cut_off, report.distinct_layers):
         for blocking in _blocking(diagnosis.name, layers):
-            if not plans[blocking.name]:
+            if not plans[blocking.name] and is_trained(blocking.tensors[0]):
                 every_unit = tuple(range(blocking.num_units))
                 reason = f"their weights were zero, and let no gradient through to {diagnosis.name}"
                 plans[blocking.name] = [Plan(blocking, every_unit, Drawing.FRESH, reason)]
-    return [plan for several in plans.values() for plan in several]
+    return [plan for several in plans.values() for plan in several], left
 
 
-def _plans_for_layer(layer: Layer, diagnosis: LayerDiagnosis, *, only_noise: bool) -> Iterator[Plan]:
+def is_trained(tensor: Incoming) -> bool:
+    """Return whether every parameter that a tensor is made of requires a gradient."""
+    return all(original.requires_grad for original in tensor.originals)
+
+
+def _plans_for_layer(layer: Layer, diagnosis: LayerDiagnosis, *, only_noise: bool) -> Iterator[Plan | Left]:
     to_be_broken = [group for group in diagnosis.groups if is_to_be_broken(group.verdict, group.first_step)]
+    if zero := [group for group in to_be_broken if group.value == 0 and group.verdict is Verdict.DUPLICATE]:
+        yield Left(layer.name, tuple(sorted(unit for group in zero for unit in group.units)), ZERO_ON_PURPOSE)
+        to_be_broken = [group for group in to_be_broken if group not in zero]
     for group in filter(_holds_nothing, to_be_broken):
         drawing = Drawing.NOISE if only_noise else Drawing.FRESH
         yield Plan(layer, group.units, drawing, f"all of their weights were {group.value:.6g}")
@@ -78,7 +133,13 @@ def _plans_for_layer(layer: Layer, diagnosis: LayerDiagnosis, *, only_noise: boo
     grouped = {unit for group in diagnosis.groups if group.verdict is not Verdict.DEAD for unit in group.units}
     dead = tuple(unit for unit in diagnosis.dead if unit not in grouped)
     # A single look shows zero gradients of one batch, which is no death.
-    if dead and diagnosis.died_at and not _is_cut_off(diagnosis):
+    if not dead or not diagnosis.died_at or _is_cut_off(diagnosis):
+        return
+    stops = [group.stop for group in diagnosis.groups if group.verdict is Verdict.DEAD and group.stop is not None]
+    elsewhere = next((stop for stop in stops if stop.kind not in _SHUT), None)
+    if elsewhere is not None:
+        yield Left(layer.name, dead, f"their gradient stops where nothing shows that they put out zero ({elsewhere})")
+    else:
         yield Plan(layer, dead, Drawing.FRESH, "they were dead", clear_outgoing=True)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -11,11 +11,11 @@ from torch.optim import Optimizer
 
 from lightning_symmetry.units.layers import Incoming, Layer, complex_rows
 
-# What optimizers of PyTorch keep per number of a parameter, and what is zero before their first step. Others, such as
-# the step sizes of Rprop, mean something else at zero.
-_MOMENTS = {
-    *("momentum_buffer", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "exp_inf", "mu_product"),
-    *("square_avg", "grad_avg", "acc_delta", "sum", "prev"),
+# What optimizers of PyTorch keep per number of a parameter, and what is zero before their first step. Adafactor keeps
+# `row_var` and `col_var` per row and per column.
+_ZERO_AT_START = {
+    *("momentum_buffer", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "exp_inf", "mu_product", "row_var", "col_var"),
+    *("square_avg", "grad_avg", "acc_delta", "prev", "variance"),
 }
 
 
@@ -79,10 +79,10 @@ def write(tensor: Incoming, units: Tensor, values: Tensor, module: nn.Module, op
 
 
 def put(parameter: Tensor, places: Tensor, values: Tensor | float, optimizers: Sequence[Optimizer]) -> None:
-    """Replace some numbers of a parameter; their gradients and what optimizers remember of them become zero.
+    """Replace some numbers of a parameter; what optimizers remember of them becomes what it is before the first step.
 
-    The gradients belong to the numbers that are gone: a step that is about to be taken leaves the new ones as they are.
-    How many steps an optimizer has taken is kept.
+    Their gradients become zero: they belong to the numbers that are gone, and a step that is about to be taken leaves
+    the new ones as they are. How many steps an optimizer has taken is kept.
 
     Args:
         parameter: the parameter.
@@ -94,9 +94,53 @@ def put(parameter: Tensor, places: Tensor, values: Tensor | float, optimizers: S
     if parameter.grad is not None and parameter.grad.layout == torch.strided:
         _fill(parameter.grad, places, 0.0)
     for optimizer in optimizers:
-        for name, moments in optimizer.state.get(cast("nn.Parameter", parameter), {}).items():
-            if name in _MOMENTS and isinstance(moments, Tensor) and moments.shape == parameter.shape:
-                _fill(moments, places, 0.0)
+        if isinstance(optimizer, torch.optim.LBFGS):
+            _forget_directions(optimizer, parameter)
+            continue
+        group = next((g for g in optimizer.param_groups if any(each is parameter for each in g["params"])), None)
+        if group is None:
+            continue
+        for name, kept in optimizer.state.get(cast("nn.Parameter", parameter), {}).items():
+            start = _at_start(name, group, parameter, places)
+            if start is not None and isinstance(kept, Tensor) and kept.ndim:
+                _fill(kept, _shared(kept.shape, parameter.shape, places), start)
+
+
+def _at_start(name: str, group: dict[str, Any], parameter: Tensor, places: Tensor) -> Tensor | float | None:
+    """Return what an optimizer keeps under a name before its first step; None if that is not known."""
+    if name in _ZERO_AT_START:
+        return 0.0
+    if name == "sum":  # of Adagrad
+        return float(group.get("initial_accumulator_value", 0.0))
+    if name == "step_size":  # of Rprop
+        return float(group["lr"])
+    if name == "ax":  # the average of the weights in ASGD starts from the weights
+        return parameter.detach().reshape(-1)[places.to(parameter.device)]
+    return None
+
+
+def _shared(shape: torch.Size, full: torch.Size, places: Tensor) -> Tensor:
+    """Return the flat indices of a tensor that is broadcast to ``full`` at which only numbers of ``places`` lie.
+
+    Example:
+        >>> _shared(torch.Size([3, 1]), torch.Size([3, 2]), torch.tensor([0, 4, 5]))
+        tensor([2])
+    """
+    if shape == full:
+        return places
+    if len(shape) != len(full) or any(a not in (1, b) for a, b in zip(shape, full, strict=True)):
+        return places[:0]
+    is_new = torch.zeros(full.numel(), dtype=torch.bool)
+    is_new[places.cpu()] = True
+    dims = [dim for dim, size in enumerate(shape) if size != full[dim]]
+    return is_new.reshape(full).all(dim=dims, keepdim=True).flatten().nonzero().flatten()
+
+
+def _forget_directions(optimizer: Optimizer, parameter: Tensor) -> None:
+    """Drop what LBFGS remembers: its directions are of all parameters together."""
+    parameters = [each for group in optimizer.param_groups for each in group["params"]]
+    if any(each is parameter for each in parameters):
+        optimizer.state[parameters[0]].clear()
 
 
 def _fill(tensor: Tensor, places: Tensor, values: Tensor | float) -> None:

@@ -70,7 +70,9 @@ class ReadingGraph:
 
     A copy of the model without weights is traced symbolically (:mod:`torch.fx`): its ``forward`` runs without numbers,
     in training and in evaluation mode, with and without its optional arguments. What ``forward`` changes in modules, it
-    changes in the copy; the generators of random numbers are put back.
+    changes in the copy; the generators of random numbers are put back. Of a module without a ``forward`` of its own,
+    such as a LightningModule that calls its network in ``training_step``, each part is traced, and taken to be called
+    as a whole.
 
     Args:
         model: the model.
@@ -83,13 +85,18 @@ class ReadingGraph:
         parameters = dict(model.named_parameters(remove_duplicate=False))
         self._holders = num_holders(model)
         try:
-            nodes = [node for graph in _traces(model) for node in graph.nodes]
+            nodes = [
+                node
+                for path, part in _called_from_outside(model)
+                for graph in _traces(part)
+                for node in _named_from(path, graph)
+            ]
         except Exception:  # any code of users may run in there
             nodes = []
         # A module that `forward` has made is none of the model.
         self._calls = [node for node in nodes if node.op == "call_module" and node.target in self._modules]
         called = {id(each) for node in self._calls for each in self._modules[node.target].parameters()}
-        names = {node.target for node in nodes if node.op == "get_attr"} & set(parameters)
+        names = {str(node.target) for node in nodes if node.op == "get_attr"} & set(parameters)
         self._used_directly = {id(parameters[name]) for name in names}
         self._is_complete = set(self._holders) <= called | self._used_directly
 
@@ -161,6 +168,27 @@ class _Place:
 
     behind: int
     flat: Literal["", "positions", "tokens"] = ""
+
+
+# Those of `torch.nn.Module` and of LightningModule raise.
+_FORWARDS_OF_NOBODY = ("torch.nn.modules.module", "lightning.pytorch.core.module", "pytorch_lightning.core.module")
+
+
+def _called_from_outside(module: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """Yield the outermost modules that have a ``forward``, with their paths."""
+    if type(module).forward.__module__ not in _FORWARDS_OF_NOBODY or "forward" in vars(module):
+        yield path, module
+        return
+    for name, child in module.named_children():
+        yield from _called_from_outside(child, f"{path}.{name}" if path else name)
+
+
+def _named_from(path: str, graph: fx.Graph) -> Iterator[fx.Node]:
+    """Yield the nodes of a graph, with names of modules and parameters as the whole model has them."""
+    for node in graph.nodes:
+        if path and node.op in ("call_module", "get_attr"):
+            node.target = f"{path}.{node.target}"
+        yield node
 
 
 def _traces(model: nn.Module) -> Iterator[fx.Graph]:

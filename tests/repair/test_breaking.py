@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,9 +15,10 @@ from torch.nn.utils import parametrizations
 from torch.nn.utils.parametrize import register_parametrization
 
 from lightning_symmetry import Change, SymmetryReport, break_symmetry, diagnose
+from lightning_symmetry.verdicts.verdict import Verdict
 from tests import zoo
 from tests.test_tracker import tracked
-from tests.training import batches, fill, mlp
+from tests.training import assert_same, batches, fill, mlp
 
 
 def state(net: nn.Module) -> dict[str, Tensor]:
@@ -29,6 +31,16 @@ def copied(net: nn.Module, name: str, first: int, others: list[int]) -> nn.Modul
         for parameter in layer.parameters(recurse=False):
             parameter[others] = parameter[first].clone()
     return net
+
+
+def proven(net: nn.Module) -> SymmetryReport:
+    """A report of a single look, in which what is equal is known to stay so, as a training would show."""
+    report = diagnose(net)
+    layers = {
+        name: replace(layer, groups=[replace(group, verdict=Verdict.FROZEN, first_step=0) for group in layer.groups])
+        for name, layer in report.layers.items()
+    }
+    return replace(report, layers=layers)
 
 
 def broken(net: nn.Module, **options: Any) -> list[Change]:
@@ -94,7 +106,7 @@ class Zeroed(nn.Linear):
 )
 def test_constant_layers_are_drawn_anew_as_their_type_does(make: Callable[[], nn.Module], value: float) -> None:
     net, reference = fill(nn.Sequential(make()), value), make()
-    assert broken(net)
+    assert break_symmetry(net, proven(net))
     assert are_distinct(net)
     for (name, new), old in zip(net.named_parameters(), reference.parameters(), strict=True):
         if new.ndim > 1 and new.numel() > 30:
@@ -174,6 +186,64 @@ def test_moments_of_an_optimizer_that_belong_to_numbers_that_are_gone_become_zer
     assert net[0].weight.grad[kept].any()
 
 
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        (torch.optim.Adagrad, {"initial_accumulator_value": 0.1}),
+        (torch.optim.Rprop, {"lr": 0.03}),
+        (torch.optim.ASGD, {"t0": 0}),
+        (torch.optim.Adafactor, {}),
+        (torch.optim.Adadelta, {}),
+        (torch.optim.Adamax, {}),
+        (torch.optim.RMSprop, {"momentum": 0.9, "centered": True}),
+    ],
+)
+def test_what_optimizers_remember_of_new_rows_is_as_before_their_first_step(
+    kind: type[torch.optim.Optimizer], options: dict[str, Any]
+) -> None:
+    net = nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 3))
+    optimizer = kind(net.parameters(), **options)
+    for _ in range(8):
+        optimizer.zero_grad()
+        net(torch.randn(16, 5)).square().mean().backward()
+        optimizer.step()
+    copied(net, "0", 1, [2, 4]).zero_grad()
+    before = copy.deepcopy(optimizer.state_dict()["state"])
+    broken(net, optimizer=optimizer)
+    weight = zoo.linear(net, "0").weight.detach()
+    start = {"sum": torch.tensor(0.1), "step_size": torch.tensor(0.03), "ax": weight[[2, 4]]}
+    after = optimizer.state_dict()["state"]
+    seen = 0
+    for name, kept in after[0].items():
+        if isinstance(kept, Tensor) and kept.ndim and len(kept) == 6:
+            seen += 1
+            torch.testing.assert_close(
+                kept[[2, 4]], start.get(name, torch.zeros(())).expand_as(kept[[2, 4]]), msg=name, rtol=0, atol=1e-9
+            )
+            assert torch.equal(kept[[0, 1, 3, 5]], before[0][name][[0, 1, 3, 5]])
+        else:
+            assert torch.equal(torch.as_tensor(kept), torch.as_tensor(before[0][name])), name
+    assert seen
+    assert_same({i: after[i] for i in (2, 3)}, {i: before[i] for i in (2, 3)})
+
+
+def test_lbfgs_forgets_directions_that_are_of_all_parameters() -> None:
+    net = nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 3))
+    optimizer = torch.optim.LBFGS(net.parameters())
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss: Tensor = net(torch.ones(2, 5)).square().mean()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    copied(net, "0", 1, [2, 4]).zero_grad()
+    broken(net, optimizer=optimizer)
+    assert not any(optimizer.state.values())
+    optimizer.step(closure)
+
+
 def test_it_is_repeatable_and_leaves_the_global_generator_alone() -> None:
     nets = [copied(fill(mlp(), 0.5), "0", 0, [1]) for _ in range(3)]
     random_state = torch.get_rng_state()
@@ -207,7 +277,7 @@ def test_with_noise_copies_compute_nearly_what_they_did() -> None:
 @pytest.mark.parametrize("value", [0.0, 0.5])
 def test_noise_parts_constant_layers_too(value: float) -> None:
     net = fill(mlp(), value)
-    assert all(change.method == "noise" for change in broken(net, method="noise"))
+    assert all(change.method == "noise" for change in break_symmetry(net, proven(net), method="noise"))
     assert are_distinct(net)
 
 
@@ -263,6 +333,55 @@ def test_what_breaks_by_itself_or_was_left_out_stays() -> None:
     assert break_symmetry(net, diagnose(net)) == []
     assert break_symmetry(net, diagnose(fill(mlp(), 0.5), exclude=["*"])) == []
     assert all(torch.equal(before[name], value) for name, value in state(net).items())
+
+
+class Adapted(nn.Module):
+    """A frozen layer with a low-rank adapter, whose second factor starts from zero."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.base = nn.Linear(16, 16).requires_grad_(False)
+        self.a, self.b = nn.Linear(16, 4, bias=False), nn.Linear(4, 16, bias=False)
+        nn.init.zeros_(self.b.weight)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        out: Tensor = self.base(inputs) + self.b(self.a(inputs))
+        return out
+
+
+def pruned() -> nn.Module:
+    net = nn.Sequential(nn.Linear(16, 6), nn.ReLU(), nn.Linear(6, 2))
+    with torch.no_grad():
+        for parameter in net[0].parameters():
+            parameter[3:] = 0
+    return net
+
+
+def zero_convolutions() -> nn.Module:
+    """Two layers side by side that start from zero, as those of a ControlNet do."""
+    return nn.ModuleList([fill(nn.Sequential(nn.Conv2d(4, 4, 1)), 0.0) for _ in range(2)])
+
+
+@pytest.mark.parametrize("make", [Adapted, pruned, zero_convolutions])
+@pytest.mark.parametrize("method", ["auto", "reinit", "noise"])
+def test_zeros_that_may_be_on_purpose_stay_after_a_single_look(make: Callable[[], nn.Module], method: str) -> None:
+    net = make()
+    before = state(net)
+    with pytest.warns(UserWarning, match="left as .*: their weights are zero, which may be on purpose"):
+        assert broken(net, method=method) == []
+    assert_same(before, state(net))
+
+
+def test_frozen_parameters_are_never_written() -> None:
+    net = copied(mlp(), "0", 3, [5]).requires_grad_(False)
+    before = state(net)
+    with pytest.warns(UserWarning, match="0: unit 5, was left as it is: its weights are frozen"):
+        assert broken(net) == []
+    assert_same(before, state(net))
+    net = fill(mlp(), 0.5)
+    bias = nn.init.constant_(zoo.linear(net, "0").bias, 0.5).requires_grad_(False)
+    assert "0" in {change.layer for change in broken(net)}
+    assert (bias == 0.5).all()
 
 
 def test_whole_modules_that_are_copies_get_noise_or_are_drawn_anew() -> None:

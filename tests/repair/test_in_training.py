@@ -66,6 +66,16 @@ def test_what_cannot_be_parted_is_said() -> None:
     assert len(monitor.findings) == 2
 
 
+def test_dead_units_that_put_out_a_constant_stay_and_that_is_said() -> None:
+    net, monitor = mlp(), quiet(every_n_steps=20, on_symmetry="break")
+    net[1] = nn.Tanh()
+    zoo.with_bias(net, "0", 1000.0, 12)
+    said = trained(net, monitor, max_steps=70)
+    assert any("left as they are: they are dead, but they may put out a constant" in text for text in said), said
+    assert "net.0" not in {change.layer for change in monitor.changes}
+    assert (net.linear(0).bias[:12] > 900).all()
+
+
 def test_a_loop_of_ones_own() -> None:
     net = fill(mlp(), 0.05)
     tracker = tracked(net, steps=30, every_n_steps=1, on_symmetry="break")

@@ -17,6 +17,7 @@ from torch.nn.utils import parametrizations
 
 from lightning_symmetry.units.readers import Reader, ReadingGraph
 from tests import zoo
+from tests.training import Classifier
 from tests.units.networks import LAYERS, Branches, Repeated, Residual, num_units, random_network, run, units_dim
 
 
@@ -286,6 +287,26 @@ class Busy(nn.Module):
         self.history.append(self.kept)
         out: Tensor = self.second(self.kept)
         return out
+
+
+class Parts(nn.Module):
+    """A module without a forward of its own, whose parts are called by other methods."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+        self.more = nn.ModuleList([nn.Linear(2, 4), nn.Linear(4, 2)])
+
+
+@pytest.mark.parametrize("make", [Parts, lambda: Classifier(Parts())])
+def test_parts_are_traced_where_the_whole_has_no_forward(make: Callable[[], nn.Module]) -> None:
+    net = make()
+    start = "" if isinstance(net, Parts) else "net."
+    found = readers_of(net, f"{start}body.0")
+    assert found is not None
+    assert [(reader.name, reader.through) for reader in found] == [(f"{start}body.2", ("relu",))]
+    assert readers_of(net, f"{start}body.2") is None
+    assert readers_of(net, f"{start}more.0") is None
 
 
 def test_nothing_changes_by_it() -> None:
