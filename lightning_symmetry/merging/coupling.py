@@ -111,6 +111,9 @@ class Graph:
             mode.
         inputs: what it is called with.
 
+    Attributes:
+        readers_are_told: whether a symbolic trace of both modes has found all that reads the units last asked for.
+
     Raises:
         ModuleNotFoundError: if torch-pruning is not installed.
         NotMergedError: if torch-pruning cannot follow the model.
@@ -119,6 +122,7 @@ class Graph:
     def __init__(self, model: nn.Module, inputs: Inputs) -> None:
         pruning = torch_pruning()
         self._model = model
+        self.readers_are_told = False
         self._paths = {module: path for path, module in model.named_modules()}
         try:
             with torch.enable_grad():
@@ -134,6 +138,10 @@ class Graph:
             raise NotMergedError(f"torch-pruning cannot follow the model ({describe(error)})") from error
         for node in self._graph.module2node.values():
             node.dependencies = _BoundedList(node.dependencies)
+
+    def num_units(self, module: nn.Module) -> int:
+        """Return how many units a layer has."""
+        return int(self._graph.get_out_channels(module) or 0) if module in self._graph.module2node else 0
 
     def coupled(self, module: nn.Module, units: Sequence[int]) -> list[Coupled]:
         """All that has numbers for these units, the module itself first.
@@ -156,6 +164,7 @@ class Graph:
     def _check_readers(self, readers: Iterable[Coupled], module: nn.Module, units: Sequence[int]) -> None:
         """Refuse units that other layers read as well, such as one that is used in training mode only."""
         expected = ReadingGraph(self._model).readers_of(module, self._graph.get_out_channels(module))
+        self.readers_are_told = expected is not None
         if expected is None:  # it cannot follow units that are added to others, for example
             return
         found = {id(tensor): (part.dim, each.places) for each in readers for part, tensor in each.tensors.values()}

@@ -11,6 +11,34 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
+class Equal:
+    """Slices of a tensor that are equal, or mirror images, if units are.
+
+    Attributes:
+        name: name of the parameter or buffer in the model.
+        dim: the dimension along which the slices lie.
+        pairs: the index of a slice, that of the one that it equals, and the sign.
+    """
+
+    name: str
+    dim: int
+    pairs: tuple[tuple[int, int, int], ...]
+
+    def make_so(self, tensor: Tensor) -> None:
+        """Make the slices of a tensor equal, in place.
+
+        Example:
+            >>> tensor = torch.tensor([1.0, 2.0, 3.0])
+            >>> Equal("bias", 0, ((2, 0, -1),)).make_so(tensor)
+            >>> tensor
+            tensor([ 1.,  2., -1.])
+        """
+        indices, others, signs = zip(*self.pairs, strict=True)
+        slices = tensor.detach().index_select(self.dim, _index(others, tensor))
+        tensor.detach().index_copy_(self.dim, _index(indices, tensor), slices * _along(signs, self.dim, slices))
+
+
+@dataclass(frozen=True)
 class Edit:
     """Slices of a tensor are added to others and dropped.
 
@@ -65,8 +93,7 @@ class Edit:
         return tensor.index_select(self.dim, _index(self.kept, tensor))
 
     def _along(self, numbers: Iterable[float], like: Tensor) -> Tensor:
-        vector = torch.tensor(list(numbers), dtype=like.dtype, device=like.device)
-        return vector.reshape([-1 if dim == self.dim % like.ndim else 1 for dim in range(like.ndim)])
+        return _along(numbers, self.dim, like)
 
 
 def gradient_scales(edits: Iterable[Edit], parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -83,6 +110,11 @@ def gradient_scales(edits: Iterable[Edit], parameters: Mapping[str, Tensor]) -> 
             ones = torch.ones([1] * parameter.ndim, dtype=parameter.dtype, device=parameter.device)
             scales[edit.name] = edit.apply_to_scale(scales.get(edit.name, ones))
     return {name: scale for name, scale in scales.items() if not bool((scale == 1).all())}
+
+
+def _along(numbers: Iterable[float], dim: int, like: Tensor) -> Tensor:
+    vector = torch.tensor(list(numbers), dtype=like.dtype, device=like.device)
+    return vector.reshape([-1 if each == dim % like.ndim else 1 for each in range(like.ndim)])
 
 
 def _index(indices: Iterable[int], like: Tensor) -> Tensor:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from lightning_symmetry.merging.coupling import Coupled, Graph
-from lightning_symmetry.merging.edits import Edit, edit_of_reader, edit_of_writer
+from lightning_symmetry.merging.edits import Edit, Equal, edit_of_reader, edit_of_writer
 from lightning_symmetry.merging.errors import NotMergedError
 from lightning_symmetry.merging.sets import Signed, split
 from lightning_symmetry.merging.verification import Inputs
@@ -24,11 +24,17 @@ class Step:
         gone: by the name of a module, the indices of the units that it lost; other layers than the one in question
             lose units if they write to the same channels.
         reasons: why some of the units were not merged.
+        equal: which slices of which tensors are equal if the merged units are.
+        readers_are_told: whether a symbolic trace of both modes has found all that reads the units.
+        num_units: number of units of the layer before.
     """
 
     edits: tuple[Edit, ...]
     gone: dict[str, tuple[int, ...]]
     reasons: tuple[str, ...]
+    equal: tuple[Equal, ...]
+    readers_are_told: bool
+    num_units: int
 
 
 def merge_units(
@@ -50,6 +56,7 @@ def merge_units(
     graph = Graph(model, inputs)
     module = model.get_submodule(name)
     units = [unit for group in groups for unit, _ in group]
+    num_units = graph.num_units(module)
     coupled = graph.coupled(module, units)
     sets: list[list[Signed]] = []
     reasons: list[str] = []
@@ -72,18 +79,34 @@ def merge_units(
         for each in coupled
         if each.is_layer
     }
-    return Step(tuple(edits), of_layers, tuple(dict.fromkeys(reasons)))
+    equal = tuple(one for each in coupled if not each.is_reader for one in _equal(each, sets))
+    return Step(tuple(edits), of_layers, tuple(dict.fromkeys(reasons)), equal, graph.readers_are_told, num_units)
 
 
 def _edits(coupled: Coupled, sets: Sequence[Sequence[Signed]]) -> list[Edit]:
     """What happens to each tensor of something coupled if one unit of each set stays."""
     make = edit_of_reader if coupled.is_reader else edit_of_writer
+    sets_of_places = _sets_of_places(coupled, sets)
+    return [
+        make(name, part.dim, tensor.shape[part.dim], sets_of_places) for name, (part, tensor) in coupled.tensors.items()
+    ]
+
+
+def _equal(coupled: Coupled, sets: Sequence[Sequence[Signed]]) -> Iterator[Equal]:
+    """Which slices of the tensors of something coupled are equal if the units of each set are."""
+    for name, (part, _) in coupled.tensors.items():
+        pairs = [
+            (place, first, sign * first_sign if part.is_odd else 1)
+            for (first, first_sign), *others in _sets_of_places(coupled, sets)
+            for place, sign in others
+        ]
+        yield Equal(name, part.dim, tuple(pairs))
+
+
+def _sets_of_places(coupled: Coupled, sets: Sequence[Sequence[Signed]]) -> list[tuple[Signed, ...]]:
     # A unit may have several slices, such as a column for each pixel of a channel; those at the same place go together.
-    sets_of_places = [
+    return [
         places
         for members in sets
         for places in zip(*([(place, sign) for place in coupled.places[unit]] for unit, sign in members), strict=True)
-    ]
-    return [
-        make(name, part.dim, tensor.shape[part.dim], sets_of_places) for name, (part, tensor) in coupled.tensors.items()
     ]

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import copy
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from lightning_symmetry.arguments import check_module
 from lightning_symmetry.brief import brief
-from lightning_symmetry.merging.errors import describe
+from lightning_symmetry.merging.errors import MergeError, describe
+from lightning_symmetry.randomness import preserved_random_numbers
 
 _SEED = 0
-_MAX_ERRORS = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 8e-2}
+# What the rounding of sums of weights to their dtype may come to, by the coarsest dtype of the parameters.
+_MAX_ERRORS = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 4e-2}
 
 
 @dataclass(frozen=True)
@@ -50,7 +56,8 @@ class Inputs:
 
     def call(self, model: nn.Module) -> Any:
         """Run the model on copies of these inputs, which it may change in place."""
-        return model(*map(_copied, self.args), **{name: _copied(value) for name, value in self.kwargs.items()})
+        copied = self._mapped(lambda tensor: tensor.detach().clone())
+        return model(*copied.args, **copied.kwargs)
 
     def drawn_anew(self) -> Inputs:
         """Random inputs of the same shapes, always the same ones.
@@ -59,18 +66,32 @@ class Inputs:
         first dimension, as random ones may mean nothing to the model.
         """
         generator = torch.Generator().manual_seed(_SEED)
-        return Inputs(
-            tuple(_like(value, generator) for value in self.args),
-            {name: _like(value, generator) for name, value in self.kwargs.items()},
-        )
+        return self._mapped(lambda tensor: _like(tensor, generator))
+
+    def scaled(self, factor: float) -> Inputs:
+        """These inputs with all floating point numbers multiplied by a factor."""
+        return self._mapped(lambda tensor: tensor * factor if tensor.is_floating_point() else tensor)
+
+    def exact(self) -> Inputs:
+        """These inputs in float64."""
+        return self._mapped(_exact)
+
+    def _mapped(self, change: Callable[[Tensor], Tensor]) -> Inputs:
+        """Change all tensors, also those in nested lists, tuples and dicts."""
+        return Inputs(*tree_map(lambda value: change(value) if isinstance(value, Tensor) else value, self._all()))
+
+    def _all(self) -> tuple[tuple[Tensor, ...], dict[str, Any]]:
+        return self.args, self.kwargs
 
 
-def _copied(value: Any) -> Any:
-    return value.detach().clone() if isinstance(value, Tensor) else value
+def _exact(tensor: Tensor) -> Tensor:
+    if tensor.is_floating_point():
+        return tensor.double()
+    return tensor.to(torch.complex128) if tensor.is_complex() else tensor
 
 
-def _like(value: Any, generator: torch.Generator) -> Any:
-    if not isinstance(value, Tensor) or not value.numel():
+def _like(value: Tensor, generator: torch.Generator) -> Tensor:
+    if not value.numel():
         return value
     if value.is_floating_point():
         example = value.detach().to("cpu", torch.float64)
@@ -85,20 +106,45 @@ def _like(value: Any, generator: torch.Generator) -> Any:
 
 @contextmanager
 def own_surroundings() -> Iterator[None]:
-    """Random numbers drawn inside leave no trace in PyTorch's global generators, and gradients can be traced."""
-    # A generator of CUDA that was never used has no state to keep, and asking for it would start CUDA.
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
-    with torch.random.fork_rng(devices), torch.inference_mode(False):
+    """Random numbers drawn inside leave no trace in the global generators, and gradients can be traced."""
+    with preserved_random_numbers(), torch.inference_mode(False):
         yield
 
 
 def outputs_of(model: nn.Module, inputs: Inputs) -> list[Tensor]:
     """The tensors that a model returns, with the same random numbers at every call. Its modes stay as they are."""
+    random.seed(_SEED)
+    np.random.seed(_SEED)
     torch.default_generator.manual_seed(_SEED)
     if torch.cuda.is_initialized():
         torch.cuda.manual_seed_all(_SEED)
     with torch.no_grad():
         return tensors_in(inputs.call(model))
+
+
+def exact_copy(model: nn.Module, inputs: Inputs) -> nn.Module:
+    """Return a copy in float64; one as it is, if the model has parameters of other types on purpose and fails so."""
+    twin = copy.deepcopy(model)
+    to_float64(twin)
+    try:
+        outputs_of(copy.deepcopy(twin), inputs.exact())
+    except Exception:  # whatever a model may raise
+        return copy.deepcopy(model)
+    return twin
+
+
+def to_float64(model: nn.Module) -> None:
+    """Turn the parameters and buffers of a model into float64 or complex128, in place."""
+    model.double()
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.is_complex():
+            tensor.data = tensor.data.to(torch.complex128)
+
+
+def is_exact(model: nn.Module) -> bool:
+    """Return whether all parameters are float64 or complex128."""
+    numbers = [each.dtype for each in model.parameters() if each.is_floating_point() or each.is_complex()]
+    return all(dtype in (torch.float64, torch.complex128) for dtype in numbers)
 
 
 def tensors_in(output: object) -> list[Tensor]:
@@ -137,11 +183,17 @@ def _distance(a: Tensor, b: Tensor) -> float:
 class Original:
     """What the original model returns, to hold others against.
 
+    It is computed in float64, if the model can be run so: errors in the outputs are then errors of the weights.
+
     Attributes:
         runs: pairs of inputs and outputs.
+        is_exact: whether they were computed in float64.
+        max_error: the relative error that rounding accounts for, by the coarsest dtype of the parameters.
     """
 
     runs: tuple[tuple[Inputs, list[Tensor]], ...]
+    is_exact: bool
+    max_error: float
 
     @staticmethod
     def of(model: nn.Module, inputs: Inputs) -> Original:
@@ -149,10 +201,11 @@ class Original:
 
         Raises:
             ValueError: if the model cannot be run on the example, or returns no tensor.
+            MergeError: if it returns something else at every call.
         """
         check_module(model)
         try:
-            outputs = outputs_of(model, inputs)
+            outputs = outputs_of(copy.deepcopy(model), inputs)
         except Exception as error:  # whatever a model may raise
             raise ValueError(
                 "Expected argument `example_inputs` to be what `model` can be called with, but it raised "
@@ -160,18 +213,22 @@ class Original:
             ) from error
         if not outputs:
             raise ValueError("Expected argument `model` to return tensors for `example_inputs`, but it returns none.")
-        runs = [(inputs, outputs)]
+        dtypes = {each.dtype.to_real() for each in model.parameters()} | {each.dtype.to_real() for each in outputs}
+        twin = exact_copy(model, inputs)
+        exact = is_exact(twin)
+        inputs = inputs.exact() if exact else inputs
+        max_error = max((_MAX_ERRORS.get(dtype, 0.0) for dtype in dtypes), default=0.0)
+        runs = [(inputs, outputs_of(twin, inputs))]
+        if not relative_error(runs[0][1], outputs_of(twin, inputs)) <= max_error:
+            raise MergeError("the model returns something else at every call, so no merge of its units can be verified")
         drawn = inputs.drawn_anew()
         with suppress(Exception):  # a model may rightly refuse random inputs, where it expects probabilities
-            runs.append((drawn, outputs_of(model, drawn)))
-        return Original(tuple(runs))
+            runs.append((drawn, outputs_of(twin, drawn)))
+        return Original(tuple(runs), exact, max_error)
 
     def error_of(self, model: nn.Module) -> float:
         """How far the outputs of another model, which has to be in evaluation mode, lie from these at the most."""
-        return max(relative_error(outputs, outputs_of(model, inputs)) for inputs, outputs in self.runs)
-
-    @property
-    def max_error(self) -> float:
-        """The relative error that rounding accounts for, by the coarsest dtype of the outputs."""
-        dtypes = {tensor.dtype.to_real() for _, outputs in self.runs for tensor in outputs}
-        return max(_MAX_ERRORS.get(dtype, 0.0) for dtype in dtypes)
+        twin = copy.deepcopy(model)
+        if self.is_exact:
+            to_float64(twin)
+        return max(relative_error(outputs, outputs_of(twin, inputs)) for inputs, outputs in self.runs)

@@ -1,0 +1,270 @@
+"""Whether a merge keeps the function whatever the numbers are: tried in float64, with other numbers, in both modes.
+
+The numbers of a model can hide a mistake. Behind a head of zeros all merges look right, on small inputs a clamp looks
+like the identity, and in half precision an error of a percent looks like rounding. So a merge is tried on a copy of the
+model in float64, to whose parameters noise is added and whose units in question are made equal to the last bit: a
+merge that is right has no error there but rounding.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from typing_extensions import override
+
+from lightning_symmetry.merging.edits import Edit, Equal
+from lightning_symmetry.merging.errors import NotMergedError, describe
+from lightning_symmetry.merging.verification import (
+    Inputs,
+    exact_copy,
+    is_exact,
+    outputs_of,
+    relative_error,
+    to_float64,
+)
+
+_SEED = 1
+_NOISE = 0.1  # relative to the root mean square of a parameter
+_MAX_ERROR = 1e-9  # many times what rounding in float64 comes to
+_MAX_ERROR_FAR_OUT = 1e-6  # sines of large numbers, for example, lose digits
+
+
+class Run(NamedTuple):
+    """How the model is run.
+
+    Attributes:
+        inputs: what it is called with.
+        is_training: in which mode.
+        factor: what all parameters are multiplied by.
+        max_error: the relative error that rounding may account for.
+        what: the run in words, to follow "without them the outputs are others".
+    """
+
+    inputs: Inputs
+    is_training: bool
+    factor: float
+    max_error: float
+    what: str
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A copy of a model on which merges are tried, and what was seen of the model meanwhile.
+
+    Attributes:
+        model: the copy.
+        runs: the runs that the original model passes.
+        unseen: shapes of parameters that no run has used, by name.
+        reads_numbers: whether the model reads numbers out of tensors, by which it may choose another path.
+        why_not_trained: why nothing is known of training mode; empty if it was run.
+        why_not_exact: why nothing can be tried at all; empty otherwise.
+    """
+
+    model: nn.Module
+    runs: tuple[Run, ...]
+    unseen: dict[str, torch.Size]
+    reads_numbers: bool
+    why_not_trained: str
+    why_not_exact: str
+
+    @staticmethod
+    def of(model: nn.Module, inputs: Inputs) -> Trial:
+        """Prepare a copy of a model.
+
+        Args:
+            model: the model; it stays as it is.
+            inputs: what it is called with.
+        """
+        twin = exact_copy(model, inputs)
+        exact = is_exact(twin)
+        if not exact and any(each.dtype in (torch.float16, torch.bfloat16) for each in twin.parameters()):
+            why_not = "the model cannot be run in float64, and in half precision errors of a merge pass for rounding"
+            return Trial(twin, (), {}, False, "", why_not)
+        _add_noise(twin)
+        watch = _Watch()
+        runs: list[Run] = []
+        why_not_trained = ""
+        probe = copy.deepcopy(twin)
+        for run in _runs(inputs.exact() if exact else inputs, exact):
+            if why_not_trained and run.is_training:
+                continue
+            is_first = run.is_training and not any(each.is_training for each in runs)
+            other = copy.deepcopy(probe) if is_first else None
+            try:
+                outputs = _outputs(probe, run, watch)
+                if other is not None and relative_error(outputs, _outputs(other, run)) != 0:
+                    raise RuntimeError("it returns something else at every call")
+            except Exception as error:  # inputs of another size may not suit the model
+                why_not_trained = describe(error) if is_first else ""
+                continue
+            runs.append(run)
+        named = probe.named_parameters()
+        unseen = {name: each.shape for name, each in named if each.numel() and _storage(each) not in watch.used}
+        return Trial(twin, tuple(runs), unseen, watch.reads_numbers, why_not_trained, "")
+
+    def check_seen(self, num_units: int, *, readers_are_told: bool) -> None:
+        """Refuse units that may be read where no run has come.
+
+        Args:
+            num_units: the number of units of the layer in question.
+            readers_are_told: whether a symbolic trace of both modes has found all that reads them.
+
+        Raises:
+            NotMergedError: says where.
+        """
+        if self.why_not_exact:
+            raise NotMergedError(self.why_not_exact)
+        if readers_are_told:
+            return
+        if self.why_not_trained:
+            raise NotMergedError(
+                f"in training mode the model cannot be run on the example inputs ({self.why_not_trained}), so what "
+                "reads them there is not known"
+            )
+        for name, shape in self.unseen.items():
+            if max(shape, default=0) >= num_units:
+                raise NotMergedError(f"`{name}` was used in no run of the model, and what uses it may read them")
+        if self.reads_numbers:
+            raise NotMergedError(
+                "the model reads numbers out of tensors, as in `if x.max() > 1`, and may take another path by them, on "
+                "which they may be read"
+            )
+
+    def after(self, merged: nn.Module, equal: Iterable[Equal], edits: Sequence[Edit]) -> Trial:
+        """Try a merge.
+
+        Args:
+            merged: the merged model, whose structure is taken.
+            equal: which slices are equal in a model of which the units in question are.
+            edits: what was done.
+
+        Returns:
+            The trial of the merged model.
+
+        Raises:
+            NotMergedError: if the function changes; says in which run.
+        """
+        before = copy.deepcopy(self.model)
+        tensors = dict(_tensors(before))
+        with torch.no_grad():
+            for each in equal:
+                each.make_so(tensors[each.name])
+            after = copy.deepcopy(merged)
+            exact = is_exact(before)
+            if exact:
+                to_float64(after)
+            for name, tensor in _tensors(after):
+                source = tensors[name].detach()
+                for edit in edits:
+                    source = edit.apply(source) if edit.name == name else source
+                tensor.copy_(source)
+        for module, theirs in zip(after.modules(), before.modules(), strict=True):
+            module.training = theirs.training
+        for run in self.runs:
+            expected = _outputs(before, run)
+            try:
+                actual = _outputs(after, run)
+            except Exception as failure:  # a model may count on its widths anywhere
+                where = " in training mode" if run.is_training else ""
+                raise NotMergedError(f"without them the model fails{where} with {describe(failure)}") from failure
+            error = relative_error(expected, actual)
+            if error == float("inf"):
+                raise NotMergedError(
+                    f"without them the outputs have other shapes, or others of them are not finite{run.what}"
+                )
+            if not error <= run.max_error:
+                raise NotMergedError(f"without them the outputs are others{run.what}: the error is {error:.1e}")
+        return replace(self, model=after)
+
+
+def _runs(inputs: Inputs, exact: bool) -> Iterator[Run]:
+    near, far = (_MAX_ERROR, _MAX_ERROR_FAR_OUT) if exact else (1e-5, 1e-3)
+    drawn = inputs.drawn_anew()
+    large, small = "for inputs that are 1000 times as large", "for inputs that are a hundredth as large"
+    yield Run(inputs, False, 1.0, near, "")
+    yield Run(drawn, False, 1.0, near, "")
+    yield Run(drawn.scaled(1000), False, 1.0, far, f" {large}")
+    yield Run(drawn.scaled(0.01), False, 1.0, far, f" {small}")
+    yield Run(drawn, False, 30.0, far, " for weights that are 30 times as large")
+    yield Run(inputs, True, 1.0, near, " in training mode")
+    yield Run(drawn.scaled(1000), True, 1.0, far, f" in training mode {large}")
+
+
+def _outputs(model: nn.Module, run: Run, watch: _Watch | None = None) -> list[Tensor]:
+    """Run a model, whose parameters are then as before but for rounding. In training mode its buffers may change."""
+    model.train(run.is_training)
+    _scale(model, run.factor)
+    try:
+        with watch or _Watch():
+            return outputs_of(model, run.inputs)
+    finally:
+        _scale(model, 1 / run.factor)
+
+
+def _scale(model: nn.Module, factor: float) -> None:
+    if factor == 1:
+        return
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.is_floating_point() or parameter.is_complex():
+                parameter.mul_(factor)
+
+
+class _Watch(TorchDispatchMode):
+    """Notes which tensors operations take and whether numbers are read out of them; dropout drops nothing.
+
+    Dropout draws for each unit, so that a model with fewer units would drop others.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.used: set[int] = set()
+        self.reads_numbers = False
+
+    @override
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        aten = torch.ops.aten
+        with suppress(RuntimeError, NotImplementedError):  # tensors of other layouts have no storage
+            self.used.update(_storage(each) for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor))
+        if func is aten._local_scalar_dense.default:
+            self.reads_numbers = True
+        if func is aten.bernoulli_.float:
+            return args[0].fill_(float((args[1] if len(args) > 1 else kwargs.get("p", 0.5)) > 0))
+        if func is aten.native_dropout.default:
+            inputs, probability, is_training = args
+            scale = 1 / (1 - probability) if is_training and probability < 1 else float(not is_training)
+            return inputs * scale, torch.ones_like(inputs, dtype=torch.bool)
+        return func(*args, **kwargs)
+
+
+def _storage(tensor: Tensor) -> int:
+    return int(tensor.untyped_storage().data_ptr())
+
+
+def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from model.named_parameters()
+    yield from model.named_buffers()
+
+
+def _add_noise(model: nn.Module) -> None:
+    """Add noise to all parameters, so that none is zero and none are equal by chance."""
+    generator = torch.Generator().manual_seed(_SEED)
+    for parameter in model.parameters():
+        if not (parameter.is_floating_point() or parameter.is_complex()) or not parameter.numel():
+            continue
+        numbers = parameter.detach()
+        size = float(numbers.abs().double().square().mean().sqrt())
+        if size == 0:  # what is zero has no scale of its own
+            size = parameter[0].numel() ** -0.5 / _NOISE if parameter.ndim > 1 else 1.0
+        dtype = torch.complex128 if numbers.is_complex() else torch.float64
+        noise = torch.randn(numbers.shape, generator=generator, dtype=dtype)
+        numbers += (_NOISE * size * noise).to(numbers)
