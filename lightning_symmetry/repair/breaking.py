@@ -226,7 +226,7 @@ def _readers_of_dead(
     found: dict[int, list[Reader]] = {}
     for plan in of_dead:
         assert graph is not None
-        readers, why_not = readers_of_zeros(graph, owners[plan.layer.name], plan.layer)
+        readers, why_not = readers_of_zeros(graph, owners[plan.layer.name], plan.layer, torch.tensor(plan.units))
         if why_not:
             left.append(Left(plan.layer.name, plan.units, f"they are dead, but {why_not}"))
         else:

@@ -21,9 +21,12 @@ _SILENT = {"relu", "gelu", "silu", "mish", "hardswish"}
 # Parts of the names of operations that scale, drop, pool or move numbers.
 _NEUTRAL = ("mul", "div", "dropout", "pool", "flatten", "identity", "contiguous")
 
+# A SiLU far out puts out the smallest numbers that there are.
+_TINY = 1e-30
 
-def readers_of_zeros(graph: ReadingGraph, module: nn.Module, layer: Layer) -> tuple[list[Reader], str]:
-    """Return the layers that read the units of a layer, if those that are dead give them zeros.
+
+def readers_of_zeros(graph: ReadingGraph, module: nn.Module, layer: Layer, units: Tensor) -> tuple[list[Reader], str]:
+    """Return the layers that read dead units of a layer, if the units give them zeros.
 
     Fresh rows for dead units then leave the function as it is, if the weights that read the units become zero.
 
@@ -31,6 +34,7 @@ def readers_of_zeros(graph: ReadingGraph, module: nn.Module, layer: Layer) -> tu
         graph: which layers read which units.
         module: the module of the layer.
         layer: the layer.
+        units: indices of the dead units, ``(n,)``.
 
     Returns:
         The readers, and why there are none; one of the two is empty.
@@ -52,6 +56,8 @@ def readers_of_zeros(graph: ReadingGraph, module: nn.Module, layer: Layer) -> tu
         return [], "they may put out a constant other than zero, so new rows would change what the network computes"
     if frozen := next((reader.name for reader in readers if not reader.weight.requires_grad), None):
         return [], f"`{frozen}`, which reads them, is frozen (`requires_grad=False`)"
+    if moved := next((reader.name for reader in readers if _has_gradients(reader, units)), None):
+        return [], f"`{moved}`, which reads them, has gradients for what they put out, so that is not zero"
     return readers, ""
 
 
@@ -69,6 +75,15 @@ def clear(readers: Iterable[Reader], units: Tensor, optimizers: Sequence[Optimiz
         put(reader.weight, places.index_select(reader.dim, reader.inputs(units).flatten()).flatten(), 0.0, optimizers)
         names.append(reader.name)
     return tuple(dict.fromkeys(names))
+
+
+def _has_gradients(reader: Reader, units: Tensor) -> bool:
+    """Return whether the weights that read some units have gradients, which those of inputs of zero have not."""
+    gradient = reader.weight.grad
+    if gradient is None or gradient.layout != torch.strided:
+        return False
+    inputs = reader.inputs(units).flatten().to(gradient.device)
+    return bool(gradient.index_select(reader.dim, inputs).abs().max() > _TINY)
 
 
 def _mixes_units(chain: ParametrizationList) -> bool:

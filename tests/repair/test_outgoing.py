@@ -162,6 +162,15 @@ def test_zeros_of_a_gradient_that_a_hook_erases_are_no_death() -> None:
     assert_recycled_or_left(net, "a hook changes the gradients")
 
 
+def test_units_whose_readers_have_gradients_put_out_something() -> None:
+    net = relu_net()
+    net(torch.randn(16, 3)).square().mean().backward()
+    for parameter in net[0].parameters():  # as a loop does that trains some units only
+        assert parameter.grad is not None
+        parameter.grad[[1, 4]] = 0
+    assert_recycled_or_left(net, "`2`, which reads them, has gradients for what they put out")
+
+
 @pytest.mark.parametrize("kind", StopKind)
 def test_only_where_an_activation_is_shut_units_put_out_zero(kind: StopKind) -> None:
     shut = kind in (StopKind.CLOSED, StopKind.SATURATED, StopKind.UNKNOWN)
