@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, cast, get_args
 
 import torch
@@ -24,7 +24,7 @@ from lightning_symmetry.repair.drawing import (
     rows_at_scale,
     rows_with_noise,
 )
-from lightning_symmetry.repair.outgoing import clear, readers_of_zeros
+from lightning_symmetry.repair.outgoing import clear, reading_of_dead
 from lightning_symmetry.repair.planning import (
     ZERO_ON_PURPOSE,
     Drawing,
@@ -105,7 +105,8 @@ def break_symmetry(
     - Zero weights behind frozen units, which let no gradient through, are drawn anew as well.
     - Dead units get a fresh row, and the weights that read them become zero, as in ReDo (Sokar et al. 2023, arXiv
       2302.12902): the network computes the same, and they can train again. They stay as they are where it cannot be
-      told which weights read them, or where they may put out another constant than zero, as behind a saturated tanh.
+      told which weights read them, or where they may put out another constant than zero, as behind a saturated tanh;
+      unless ``method="reinit"`` asks for fresh rows at the price of another function.
     - Of whole modules that are copies, the first stays as it is; the others get noise, or are drawn anew with
       ``method="reinit"``.
 
@@ -123,9 +124,9 @@ def break_symmetry(
         model: the model; it is changed in place.
         report: what is known of it.
         optimizer: what updates it, or several.
-        method: ``"auto"``: as above; ``"reinit"``: no noise; ``"noise"``: units and modules get noise of 0.01 times the
-            root mean square of their weights, so that copies compute nearly what they did. Dead units, and zero
-            weights that block others, are drawn anew in any case.
+        method: ``"auto"``: as above; ``"reinit"``: no noise, and fresh rows for all dead units; ``"noise"``: units and
+            modules get noise of 0.01 times the root mean square of their weights, so that copies compute nearly what
+            they did. Dead units, and zero weights that block others, are drawn anew in any case.
         generator: what the numbers are drawn from; None: one that is seeded with a checksum of the weights in question,
             so that the same call on the same model does the same. The global generators are never used.
 
@@ -196,8 +197,7 @@ def repaired(
     copies = [group for group in copies if group not in of_parameters]
     _check_modules(copies, modules)
     copies, of_parameters = _without_zeros(copies, of_parameters, modules, parameters, left)
-    readers = _readers_of_dead(model, plans, owners, left)
-    plans = [plan for plan in plans if not plan.clear_outgoing or id(plan) in readers]
+    plans, readers = _with_readers(model, plans, owners, left, keeps_function=method != "reinit")
     if generator is None:
         generator = Generator().manual_seed(_checksum(plans))
     changes = []
@@ -207,7 +207,8 @@ def repaired(
         if plan.drawing is not Drawing.AT_SCALE and id(owner) not in fresh:
             fresh[id(owner)] = fresh_copy(owner, generator)
         _change_units(plan, owner, fresh.get(id(owner)), generator, optimizers)
-        outgoing = clear(readers.get(id(plan), ()), torch.tensor(plan.units), optimizers)
+        of_dead = readers.get(plan.layer.name, ()) if plan.clear_outgoing else ()
+        outgoing = clear(of_dead, torch.tensor(plan.units), optimizers)
         done: Literal["reinit", "noise"] = "noise" if plan.drawing is Drawing.NOISE else "reinit"
         changes.append(Change(plan.layer.name, plan.units, done, plan.reason, outgoing))
     for group in copies:
@@ -217,21 +218,47 @@ def repaired(
     return Repair(changes, left)
 
 
-def _readers_of_dead(
-    model: nn.Module, plans: Sequence[Plan], owners: dict[str, nn.Module], left: list[Left]
-) -> dict[int, list[Reader]]:
-    """Return the layers that read dead units, by ``id`` of the plan; units that have to stay are added to ``left``."""
-    of_dead = [plan for plan in plans if plan.clear_outgoing]
-    graph = ReadingGraph(model) if of_dead else None
-    found: dict[int, list[Reader]] = {}
-    for plan in of_dead:
-        assert graph is not None
-        readers, why_not = readers_of_zeros(graph, owners[plan.layer.name], plan.layer, torch.tensor(plan.units))
-        if why_not:
-            left.append(Left(plan.layer.name, plan.units, f"they are dead, but {why_not}"))
+def _with_readers(
+    model: nn.Module,
+    plans: Sequence[Plan],
+    owners: dict[str, nn.Module],
+    left: list[Left],
+    *,
+    keeps_function: bool,
+) -> tuple[list[Plan], dict[str, list[Reader]]]:
+    """Find out what reads dead units, and leave those whose fresh rows would change the function.
+
+    Args:
+        model: the model.
+        plans: what is to happen.
+        owners: the modules of the layers, by the names of these.
+        left: units that stay as they are are added to it.
+        keeps_function: whether units stay if their fresh rows would change the function; else the reason says so.
+
+    Returns:
+        The plans to follow, and by the name of a layer the layers that read its dead units.
+    """
+    graph = ReadingGraph(model) if any(plan.clear_outgoing for plan in plans) else None
+    followed: list[Plan] = []
+    found: dict[str, list[Reader]] = {}
+    for plan in plans:
+        if graph is None or not plan.clear_outgoing:
+            followed.append(plan)
+            continue
+        name = plan.layer.name
+        reading = reading_of_dead(graph, owners[name], plan.layer, torch.tensor(plan.units))
+        if not reading.why_not:
+            followed.append(plan)
+            found[name] = reading.readers
+        elif reading.is_alive:
+            left.append(Left(name, plan.units, f"they have no gradient, but {reading.why_not}"))
+        elif keeps_function:
+            tail = 'so new rows might change what the network computes; `method="reinit"` draws them all the same'
+            left.append(Left(name, plan.units, f"they are dead, but {reading.why_not}, {tail}"))
         else:
-            found[id(plan)] = readers
-    return found
+            reason = f"{plan.reason}; {reading.why_not}, so this may have changed what the network computes"
+            followed.append(replace(plan, reason=reason, clear_outgoing=False))
+    return followed, found
 
 
 def _without_zeros(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -25,47 +26,57 @@ _NEUTRAL = ("mul", "div", "dropout", "pool", "flatten", "identity", "contiguous"
 _TINY = 1e-30
 
 
-def readers_of_zeros(graph: ReadingGraph, module: nn.Module, layer: Layer, units: Tensor) -> tuple[list[Reader], str]:
-    """Return the layers that read dead units of a layer, if the units give them zeros.
+class Reading(NamedTuple):
+    """What reads dead units.
 
-    Fresh rows for dead units then leave the function as it is, if the weights that read the units become zero.
+    Attributes:
+        readers: the layers whose weights can become zero, so that fresh rows leave the function as it is.
+        why_not: why there are none, as a clause; empty if there are some.
+        is_alive: whether it is because the units put out something, although they have no gradient.
+    """
+
+    readers: list[Reader]
+    why_not: str = ""
+    is_alive: bool = False
+
+
+def reading_of_dead(graph: ReadingGraph, module: nn.Module, layer: Layer, units: Tensor) -> Reading:
+    """Return the layers that read dead units of a layer, if the units give them zeros.
 
     Args:
         graph: which layers read which units.
         module: the module of the layer.
         layer: the layer.
         units: indices of the dead units, ``(n,)``.
-
-    Returns:
-        The readers, and why there are none; one of the two is empty.
     """
-    if any(map(_mixes_units, parametrizations_of(module).values())):
-        return (
-            [],
-            "a parametrization computes all rows of their layer together, so new rows would change the others too",
-        )
     originals = [original for tensor in layer.all_tensors() for original in tensor.originals]
     if any(is_of_user(hook) for original in originals for hook in (original._backward_hooks or {}).values()):
-        return [], "a hook changes the gradients of their weights, so that zeros do not show what they put out"
+        return Reading(
+            [], "a hook changes the gradients of their weights, which says nothing of what they put out", True
+        )
     readers = graph.readers_of(module, layer.num_units)
     if readers is None:
-        return [], "what reads them could not be told, so new rows would change what the network computes"
+        return Reading([], "what reads them could not be told")
     if not readers:
-        return [], "nothing reads them"
-    if not all(map(_is_silent_if_dead, readers)):
-        return [], "they may put out a constant other than zero, so new rows would change what the network computes"
-    if frozen := next((reader.name for reader in readers if not reader.weight.requires_grad), None):
-        return [], f"`{frozen}`, which reads them, is frozen (`requires_grad=False`)"
+        return Reading([], "nothing reads them")
     if moved := next((reader.name for reader in readers if _has_gradients(reader, units)), None):
-        return [], f"`{moved}`, which reads them, has gradients for what they put out, so that is not zero"
-    return readers, ""
+        return Reading(
+            [], f"`{moved}`, which reads them, has gradients for what they put out, so that is not zero", True
+        )
+    if not all(map(_is_silent_if_dead, readers)):
+        return Reading([], "they may put out a constant other than zero")
+    if frozen := next((reader.name for reader in readers if not reader.weight.requires_grad), None):
+        return Reading([], f"`{frozen}`, which reads them, is frozen (`requires_grad=False`)")
+    if any(map(_mixes_units, parametrizations_of(module).values())):
+        return Reading([], "a parametrization computes all rows of their layer together")
+    return Reading(readers)
 
 
 def clear(readers: Iterable[Reader], units: Tensor, optimizers: Sequence[Optimizer]) -> tuple[str, ...]:
     """Set the weights that read some units to zero; return the names of their layers.
 
     Args:
-        readers: the layers, as :func:`readers_of_zeros` gives them.
+        readers: the layers, as :func:`reading_of_dead` gives them.
         units: indices of the units, ``(n,)``.
         optimizers: those that update the parameters of the model.
     """

@@ -30,7 +30,7 @@ def row(architecture: str, planted: str) -> tuple[str, ...]:
             changes, why_not = repaired(case)
             after, number = case.net, sum(len(change.units) for change in changes)
             saved.append(f"{number} units" if number else "0")
-            left.append(why_not.partition("they are dead, but ")[2].removesuffix("."))
+            left.append(why_not.partition("they are dead, but ")[2].partition(", so new rows")[0])
         else:
             merged = merge_duplicates(case.net, case.inputs)
             after = merged.model

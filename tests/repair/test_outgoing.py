@@ -171,6 +171,17 @@ def test_units_whose_readers_have_gradients_put_out_something() -> None:
     assert_recycled_or_left(net, "`2`, which reads them, has gradients for what they put out")
 
 
+def test_who_asks_for_it_gets_fresh_rows_at_the_price_of_another_function() -> None:
+    net = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 2))
+    layer = replace(diagnose(net).layers["0"], dead=(1, 4), died_at=(0, 0))
+    changes: list[Change] = []
+    report = SymmetryReport(layers={"0": layer})
+    masks = changed_by(net, lambda: changes.extend(break_symmetry(net, report, method="reinit")))
+    assert set(masks) == {"0.weight", "0.bias"}
+    assert "a constant other than zero, so this may have changed what the network computes" in str(changes[0])
+    assert changes[0].outgoing == ()
+
+
 @pytest.mark.parametrize("kind", StopKind)
 def test_only_where_an_activation_is_shut_units_put_out_zero(kind: StopKind) -> None:
     shut = kind in (StopKind.CLOSED, StopKind.SATURATED, StopKind.UNKNOWN)
