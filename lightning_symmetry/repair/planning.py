@@ -135,9 +135,11 @@ def _plans_for_layer(layer: Layer, diagnosis: LayerDiagnosis, *, only_noise: boo
     # A single look shows zero gradients of one batch, which is no death.
     if not dead or not diagnosis.died_at or _is_cut_off(diagnosis):
         return
-    stops = [group.stop for group in diagnosis.groups if group.verdict is Verdict.DEAD and group.stop is not None]
-    elsewhere = next((stop for stop in stops if stop.kind not in _SHUT), None)
-    if elsewhere is not None:
+    groups = [group for group in diagnosis.groups if group.verdict is Verdict.DEAD]
+    elsewhere = next((group.stop for group in groups if group.stop and group.stop.kind not in _SHUT), None)
+    if root := next((group.follows for group in groups if group.follows), ""):
+        yield Left(layer.name, dead, f"layer {root} stops their gradient; they may train as soon as that one does")
+    elif elsewhere is not None:
         yield Left(layer.name, dead, f"their gradient stops where nothing shows that they put out zero ({elsewhere})")
     else:
         yield Plan(layer, dead, Drawing.FRESH, "they were dead", clear_outgoing=True)

@@ -189,6 +189,14 @@ def test_only_where_an_activation_is_shut_units_put_out_zero(kind: StopKind) -> 
     assert_recycled_or_left(relu_net(), why, GradientStop(kind))
 
 
+def test_units_that_another_layer_cuts_off_stay() -> None:
+    net = relu_net()
+    group = UnitGroup((1, 4), Verdict.DEAD, Cause.DEAD, stop=GradientStop(StopKind.CLOSED), follows="2")
+    layer = replace(diagnose(net).layers["0"], groups=[group], dead=(1, 4), died_at=(0, 0))
+    with pytest.warns(UserWarning, match="layer 2 stops their gradient"):
+        assert break_symmetry(net, SymmetryReport(layers={"0": layer})) == []
+
+
 def test_rows_that_are_computed_together_stay() -> None:
     net = relu_net()
     nn.utils.parametrizations.spectral_norm(net[0])
