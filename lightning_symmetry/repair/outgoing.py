@@ -59,12 +59,12 @@ def reading_of_dead(graph: ReadingGraph, module: nn.Module, layer: Layer, units:
         return Reading([], "what reads them could not be told")
     if not readers:
         return Reading([], "nothing reads them")
+    if not all(map(_is_silent_if_dead, readers)):
+        return Reading([], "they may put out a constant other than zero")
     if moved := next((reader.name for reader in readers if _has_gradients(reader, units)), None):
         return Reading(
             [], f"`{moved}`, which reads them, has gradients for what they put out, so that is not zero", True
         )
-    if not all(map(_is_silent_if_dead, readers)):
-        return Reading([], "they may put out a constant other than zero")
     if frozen := next((reader.name for reader in readers if not reader.weight.requires_grad), None):
         return Reading([], f"`{frozen}`, which reads them, is frozen (`requires_grad=False`)")
     if any(map(_mixes_units, parametrizations_of(module).values())):
