@@ -73,4 +73,4 @@ class HeatmapsOnDemand:
 def _draw(diagnosis: LayerDiagnosis, layer: Layer) -> bytes:
     from lightning_symmetry.outputs.pictures import heatmap_image, png
 
-    return png(heatmap_image(diagnosis, layer.weights(), layer.gradients()))
+    return png(heatmap_image(diagnosis, layer.weights(), layer.gradients(), on_any_page=True))

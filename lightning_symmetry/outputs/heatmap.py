@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +23,21 @@ Pixels = npt.NDArray[np.uint8]
 MAX_UNITS = 160
 """Units a side; larger layers are thinned out."""
 
-_INK, _PAPER, _PALE, _IN_NO_GROUP = "#20242c", "#ffffff", "#6b7280", "#dfe3e8"
+_IN_NO_GROUP = "#dfe3e8"
+
+
+class Inks(NamedTuple):
+    """The colours of a picture around its square: the background, what is written on it, and what is less important."""
+
+    paper: str
+    ink: str
+    pale: str
+
+
+ON_WHITE = Inks("#ffffff", "#20242c", "#6b7280")
+ON_ANY_PAGE = Inks("#7d859000", "#7d8590", "#7d8590")
+"""Transparent, with grey letters that can be read on light pages and on dark ones."""
+
 # Similarities of 1 are bright, those of 0 dark, and negative ones blue, which the colour-blind can tell from orange.
 _STOPS = (-1.0, -0.5, 0.0, 0.5, 0.9, 1.0)
 _COLOURS = ((120, 200, 255), (38, 98, 160), (16, 18, 32), (128, 46, 44), (236, 124, 46), (255, 240, 170))
@@ -97,11 +112,11 @@ def colours(matrix: npt.NDArray[np.float64]) -> Pixels:
     return pixels
 
 
-def draw_layer(layer: LayerDiagnosis, weights: Rows, gradients: Rows | None) -> Pixels:
+def draw_layer(layer: LayerDiagnosis, weights: Rows, gradients: Rows | None, inks: Inks = ON_WHITE) -> Pixels:
     """The picture of a layer: one square, groups next to each other, framed in the colour of their verdict.
 
     Returns:
-        Array ``(height, width, 3)``.
+        Array ``(height, width, 3)``, or ``(height, width, 4)`` if the paper is transparent.
     """
     parts = order_units(layer)
     units = [unit for part in parts for unit in part]
@@ -110,24 +125,24 @@ def draw_layer(layer: LayerDiagnosis, weights: Rows, gradients: Rows | None) -> 
     side = len(square)
     verdicts = [verdict for verdict in Verdict if any(group.verdict is verdict for group in layer.groups)]
     below = 10 + _LINE * (2 + (len(verdicts) + 1) // 2)
-    image = Image.new("RGB", (_LEFT + max(side, _SIDE) + _RIGHT, _TOP + side + below), _PAPER)
+    image = Image.new(_mode(inks), (_LEFT + max(side, _SIDE) + _RIGHT, _TOP + side + below), inks.paper)
     image.paste(Image.fromarray(square), (_LEFT, _TOP))
     draw = ImageDraw.Draw(image)
     shown = "" if len(units) == layer.num_units else f" ({len(units)} shown)"
     heading = f"{layer.num_units} units{shown}, {layer.working_units} working"
-    draw.text((_LEFT, 4), heading, _INK, _font(_LARGE))
-    draw.text((_LEFT, 25), "cosine of gradients above, of weights below", _PALE, _font(_SMALL))
+    draw.text((_LEFT, 4), heading, inks.ink, _font(_LARGE))
+    draw.text((_LEFT, 25), "cosine of gradients above, of weights below", inks.pale, _font(_SMALL))
     _draw_frames(draw, layer.groups, parts, cell)
-    _draw_ticks(draw, parts, cell)
-    _draw_scale(image, draw, _LEFT + side + 12, _TOP, min(side, 160))
+    _draw_ticks(draw, parts, cell, inks.ink)
+    _draw_scale(image, draw, _LEFT + side + 12, _TOP, min(side, 160), inks.ink)
     bottom = _TOP + side + 6
-    draw.text((_LEFT, bottom), "left: unit index, groups first", _PALE, _font(_SMALL))
-    draw.text((_LEFT, bottom + _LINE), "grey: no direction (zero, NaN, or no gradient)", _PALE, _font(_SMALL))
+    draw.text((_LEFT, bottom), "left: unit index, groups first", inks.pale, _font(_SMALL))
+    draw.text((_LEFT, bottom + _LINE), "grey: no direction (zero, NaN, or no gradient)", inks.pale, _font(_SMALL))
     for i, verdict in enumerate(verdicts):
         num_groups = sum(group.verdict is verdict for group in layer.groups)
         text = f"{verdict}: {num_groups} group{'s' if num_groups > 1 else ''}"
         place = (_LEFT + 160 * (i % 2), bottom + _LINE * (2 + i // 2) + 2)
-        _draw_key(draw, *place, text, verdict.traits.colour)
+        _draw_key(draw, *place, text, verdict.traits.colour, inks.ink)
     return np.asarray(image)
 
 
@@ -150,16 +165,16 @@ def draw_overview(report: SymmetryReport) -> Pixels:
     width = max(left + bar + 120, 520, 24 + int(_font(_LARGE).getlength(heading)))
     keys = {"in no group": _IN_NO_GROUP, **{str(verdict): verdict.traits.colour for verdict in Verdict}}
     num_lines = -(-len(keys) // _KEYS_IN_A_LINE)
-    image = Image.new("RGB", (width, 66 + line * len(layers) + num_lines * _LINE + 10), _PAPER)
+    image = Image.new("RGB", (width, 66 + line * len(layers) + num_lines * _LINE + 10), ON_WHITE.paper)
     draw = ImageDraw.Draw(image)
-    draw.text((12, 6), heading, _INK, _font(_LARGE))
-    draw.text((left + bar + 10, 34), "working / units", _PALE, font)
+    draw.text((12, 6), heading, ON_WHITE.ink, _font(_LARGE))
+    draw.text((left + bar + 10, 34), "working / units", ON_WHITE.pale, font)
     left_out = len(report.distinct_layers) - len(layers)
     if left_out:
-        draw.text((12, 34), f"{left_out} more layers not shown", _PALE, font)
+        draw.text((12, 34), f"{left_out} more layers not shown", ON_WHITE.pale, font)
     y = 56
     for layer, name in zip(layers, names, strict=True):
-        draw.text((12, y + 1), name, _INK, font)
+        draw.text((12, y + 1), name, ON_WHITE.ink, font)
         draw.rectangle((left, y + 2, left + bar, y + line - 5), fill=_IN_NO_GROUP)
         x = float(left)
         for verdict in Verdict:
@@ -167,12 +182,16 @@ def draw_overview(report: SymmetryReport) -> Pixels:
             if part:
                 draw.rectangle((x, y + 2, x + max(1.0, part), y + line - 5), fill=verdict.traits.colour)
             x += part
-        draw.text((left + bar + 10, y + 1), f"{layer.working_units} / {layer.num_units}", _INK, font)
+        draw.text((left + bar + 10, y + 1), f"{layer.working_units} / {layer.num_units}", ON_WHITE.ink, font)
         y += line
     for i, (text, colour) in enumerate(keys.items()):
         row, column = divmod(i, _KEYS_IN_A_LINE)
-        _draw_key(draw, 12 + 130 * column, y + 8 + _LINE * row, text, colour)
+        _draw_key(draw, 12 + 130 * column, y + 8 + _LINE * row, text, colour, ON_WHITE.ink)
     return np.asarray(image)
+
+
+def _mode(inks: Inks) -> str:
+    return "RGB" if len(inks.paper) == len("#rrggbb") else "RGBA"
 
 
 def _spread(items: list[int], size: int) -> list[int]:
@@ -194,7 +213,7 @@ def _draw_frames(draw: ImageDraw.ImageDraw, groups: Sequence[UnitGroup], parts: 
         start += len(part)
 
 
-def _draw_ticks(draw: ImageDraw.ImageDraw, parts: list[list[int]], cell: int) -> None:
+def _draw_ticks(draw: ImageDraw.ImageDraw, parts: list[list[int]], cell: int, ink: str) -> None:
     """Unit indices along the left side: where groups begin, then as many others as there is room for."""
     units = [unit for part in parts for unit in part]
     starts = {sum(map(len, parts[:i])) for i, part in enumerate(parts) if part}
@@ -204,23 +223,23 @@ def _draw_ticks(draw: ImageDraw.ImageDraw, parts: list[list[int]], cell: int) ->
         if all(abs(middle - other) >= _SMALL + 2 for other in taken):
             taken.append(middle)
             text = str(units[place])
-            draw.text((_LEFT - 8 - font.getlength(text), middle - 8), text, _INK, font)
-            draw.line((_LEFT - 5, middle, _LEFT - 1, middle), _INK)
+            draw.text((_LEFT - 8 - font.getlength(text), middle - 8), text, ink, font)
+            draw.line((_LEFT - 5, middle, _LEFT - 1, middle), ink)
 
 
-def _draw_scale(image: Image.Image, draw: ImageDraw.ImageDraw, x: int, y: int, height: int) -> None:
+def _draw_scale(image: Image.Image, draw: ImageDraw.ImageDraw, x: int, y: int, height: int, ink: str) -> None:
     ramp = colours(np.linspace(1, -1, height)[:, None].repeat(14, axis=1))
     image.paste(Image.fromarray(ramp), (x, y))
     for value in (1, 0, -1):
         at = y + (1 - value) * (height - 1) / 2
         place = (x + 20, min(max(at - 8, y - 2), y + height - 14))
-        draw.text(place, f"{value:g}", _INK, _font(_SMALL))
+        draw.text(place, f"{value:g}", ink, _font(_SMALL))
 
 
-def _draw_key(draw: ImageDraw.ImageDraw, x: int, y: int, text: str, colour: str) -> None:
+def _draw_key(draw: ImageDraw.ImageDraw, x: int, y: int, text: str, colour: str, ink: str) -> None:
     """A swatch with its meaning."""
     draw.rectangle((x, y + 2, x + 11, y + 13), fill=colour)
-    draw.text((x + 17, y), text, _INK, _font(_SMALL))
+    draw.text((x + 17, y), text, ink, _font(_SMALL))
 
 
 def _shorten(name: str, length: int) -> str:

@@ -35,13 +35,13 @@ def due_heatmaps(check: Check, heatmaps: Heatmaps) -> Iterator[tuple[LayerDiagno
             yield layer, seen
 
 
-def heatmap_image(layer: LayerDiagnosis, weights: Rows, gradients: Rows | None) -> Image:
-    """The picture of a layer."""
+def heatmap_image(layer: LayerDiagnosis, weights: Rows, gradients: Rows | None, *, on_any_page: bool = False) -> Image:
+    """Return the picture of a layer; transparent for pages that may be light or dark."""
     from PIL.Image import fromarray
 
-    from lightning_symmetry.outputs.heatmap import draw_layer
+    from lightning_symmetry.outputs.heatmap import ON_ANY_PAGE, ON_WHITE, draw_layer
 
-    return fromarray(draw_layer(layer, weights, gradients))
+    return fromarray(draw_layer(layer, weights, gradients, ON_ANY_PAGE if on_any_page else ON_WHITE))
 
 
 def overview_image(report: SymmetryReport) -> Image:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from lightning_symmetry import LayerDiagnosis, SymmetryReport, UnitGroup, Verdict
 from lightning_symmetry.matrices.dense import DenseRows
-from lightning_symmetry.outputs.heatmap import colours, draw_layer, draw_overview, order_units, similarity
+from lightning_symmetry.outputs.heatmap import ON_ANY_PAGE, colours, draw_layer, draw_overview, order_units, similarity
 from lightning_symmetry.verdicts.diagnoses import Cause
 
 
@@ -100,3 +100,19 @@ def test_the_legend_of_an_overview_is_whole() -> None:
         colour = [int(verdict.traits.colour[i : i + 2], 16) for i in (1, 3, 5)]
         assert (image == colour).all(axis=-1).sum() == 12 * 12, verdict
     assert (image[-4:] == 255).all()
+
+
+def test_pictures_for_notebooks_can_be_read_on_light_and_on_dark_pages() -> None:
+    layer = layer_of(8, [(0, 1, 2)])
+    rows = DenseRows([torch.randn(8, 5)])
+    pixels = draw_layer(layer, rows, None, ON_ANY_PAGE)
+    assert pixels.shape[2] == 4
+    assert pixels[0, 0, 3] == 0  # whatever the page has shows through
+    opaque = draw_layer(layer, rows, None)
+    assert opaque.shape == (*pixels.shape[:2], 3)
+    square = (slice(60, 200), slice(70, 200))
+    assert (pixels[square][..., :3] == opaque[square]).all()
+    letters = pixels[4:24, 50:200]
+    for page in (255, 30):
+        shown = letters[..., 3:] / 255 * letters[..., :3] + (1 - letters[..., 3:] / 255) * page
+        assert abs(shown - page).max() > 90
