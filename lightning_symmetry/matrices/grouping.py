@@ -21,6 +21,7 @@ from lightning_symmetry.arguments import check_tolerance
 from lightning_symmetry.brief import brief
 from lightning_symmetry.matrices.candidates import find_candidates, find_neighbours, sort_within
 from lightning_symmetry.matrices.dense import DenseRows
+from lightning_symmetry.matrices.near import settle_crowds
 from lightning_symmetry.matrices.numerics import Floats, Indices, Mask, exact_arithmetic
 from lightning_symmetry.matrices.question import TOLERANCES, Question, keys_of
 from lightning_symmetry.matrices.sieve import suspects
@@ -30,6 +31,7 @@ _FEW_MEMBERS = 64
 _FEW_PAIRS = 16
 _MAX_PAIRS = 200_000
 _CHANCE_BITS = 10.0
+_MAX_PRODUCTS = 1e10  # multiplications that a crowd of rows that nearly agree may take where rounds are limited
 
 
 def duplicate_groups(rows: Tensor, tolerance: float | None = None) -> list[tuple[int, ...]]:
@@ -131,7 +133,19 @@ def find_groups(
         if not len(members):
             break
         rest = _compare_crowds(question, labels, members, block, keys, candidates.best_key)
+        num_joined = len(members) - int(rest.sum())
         members, block, keys = members[rest], block[rest], keys[:, rest]
+        if len(members) > max(_FEW_MEMBERS, num_joined):  # most rows differ, though by little
+            settled, rest = settle_crowds(
+                question,
+                members,
+                block,
+                lambda pairs: compare_pairs(question.agree, pairs),
+                _MAX_PRODUCTS if max_rounds is not None else math.inf,
+            )
+            for row, first in settled.items():
+                labels[row] = labels[first] = first
+            members, block, keys = members[rest], block[rest], keys[:, rest]
         if not has_further_keys and len(members) > 1:
             # Few get here, so more keys are cheap, and they save comparing in full rows that differ.
             keys, has_further_keys = np.concatenate([keys, further_keys()]), True

@@ -24,6 +24,9 @@ NUM_FURTHER = 2
 NUM_ROUGH = 8
 """Random vectors for keys that are to tell apart rows of different directions."""
 
+NUM_NEAR = 16
+"""Random vectors for crowds of rows that nearly agree."""
+
 MAX_KEPT_BYTES = 1 << 26
 """Random vectors are kept up to this size, and the ones used last whatever their size."""
 
@@ -43,7 +46,7 @@ _ROUNDING = 4.0
 # The further vectors have a number for every column, unless rows are so long that this would take too much memory.
 _MAX_WIDTH_OF_FURTHER = 1 << 22
 # The seeds of vectors that do not belong to the sketch, whose vectors are numbered by the column at which they begin.
-_FURTHER, _POSITION, _ROUGH = -1, -2, -3
+_FURTHER, _POSITION, _ROUGH, _NEAR = -1, -2, -3, -4
 _kept: dict[tuple[int, int, int, torch.dtype, torch.device], Tensor] = {}  # the ones used last come last
 _lock = Lock()
 
@@ -86,6 +89,11 @@ def further_vectors(width: int, dtype: torch.dtype, device: torch.device) -> Ten
 def rough_vectors(width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """The random vectors of keys that tell directions apart, one number per chunk, ``(NUM_ROUGH, c)``."""
     return random_vectors(_ROUGH, NUM_ROUGH, -(-width // further_chunk_of(width)), dtype, device)
+
+
+def near_vectors(width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The random vectors that tell rows apart that nearly agree, one number per column, ``(NUM_NEAR, width)``."""
+    return random_vectors(_NEAR, NUM_NEAR, width, dtype, device)
 
 
 def rough_reach(apart: float, width: int) -> float:

@@ -232,3 +232,54 @@ def test_each_row_joins_the_first_representative_with_which_it_agrees(num_rows: 
             expected[row] = representatives[0]
     listed = np.array(pairs, dtype=np.intp).reshape(-1, 2).T
     assert compare_pairs(agree, listed) == expected
+
+
+@st.composite
+def crowds(draw: st.DrawFn) -> tuple[Tensor, float, int]:
+    """Rows some tolerances apart, a tolerance, and a number of blocks."""
+    dtype = draw(st.sampled_from([torch.float64, torch.float32]))
+    num_rows, width = 4 * draw(st.integers(17, 90)), draw(st.sampled_from([1, 3, 40, 300, 600]))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    tolerance = draw(st.sampled_from([TOLERANCES[dtype], 1e-4, 1e-2]))
+    apart = tolerance * draw(st.sampled_from([0.3, 0.9, 1.5, 3.0, 8.0, 30.0]))
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    base = normal(draw(st.integers(1, 3)), width)
+    base /= base.norm(dim=1, keepdim=True)
+    rows = base[torch.randint(len(base), (num_rows,), generator=generator)]
+    rank = draw(st.sampled_from([1, 2, width]))
+    noise = normal(num_rows, width) if rank == width else normal(num_rows, rank) @ normal(rank, width)
+    if draw(st.booleans()):  # with one number each
+        noise *= torch.rand(num_rows, width, generator=generator).argmax(dim=1, keepdim=True) == torch.arange(width)
+    rows = rows + apart * noise / noise.norm(dim=1, keepdim=True).mean().clamp(min=1e-300)
+    copied = torch.randperm(num_rows, generator=generator)[: draw(st.sampled_from([0, 6, num_rows // 2]))]
+    rows[copied] = rows[copied.flip(0)]
+    exponent = draw(st.sampled_from([-LARGEST_EXPONENT[dtype], 0, LARGEST_EXPONENT[dtype]]))
+    return (rows * 10.0**exponent).to(dtype), tolerance, draw(st.sampled_from([1, 2]))
+
+
+@given(crowds())
+@settings(max_examples=150, deadline=None)
+def test_rows_that_nearly_agree_are_told_apart_as_by_brute_force(case: tuple[Tensor, float, int]) -> None:
+    rows, tolerance, blocks = case
+    matrix = DenseRows([rows])
+    [sketch] = sketch_all([matrix])
+    found = find_groups(Question(matrix, sketch, tolerance, blocks))
+    home = torch.arange(len(rows))
+    for group in found:
+        home[list(group)] = group[0]
+    numbers = rows.double()
+    norms = numbers.norm(dim=1)
+    apart = torch.cdist(numbers, numbers, compute_mode="donot_use_mm_for_euclid_dist")
+    apart /= tolerance * torch.maximum(norms, norms[:, None]).clamp(min=1e-300)
+    same_block = (torch.arange(len(rows)) * blocks // len(rows)).unique(return_inverse=True)[1]
+    same_block = same_block == same_block[:, None]
+    row, other = torch.arange(len(rows))[:, None], torch.arange(len(rows))
+    joins = home != torch.arange(len(rows))
+    # Each row joins the first representative with which it agrees; where rounding decides, either is right.
+    assert (apart[row[:, 0][joins], home[joins]] <= 1.001).all()
+    assert same_block[row[:, 0][joins], home[joins]].all()
+    is_earlier_representative = (home == other) & (other < home[:, None])
+    assert (apart[is_earlier_representative & same_block] > 0.999).all()
