@@ -224,7 +224,7 @@ def test_a_monitor_whose_hooks_fail_ends_no_training(monkeypatch: pytest.MonkeyP
     def burn(*args: Any) -> None:
         raise RuntimeError("on fire")
 
-    for name in ("_begin", "_before_step", "_unhook", "_finish"):
+    for name in ("_begin", "_before_step", "_unhook", "_outputs_for"):
         with monkeypatch.context() as patch:
             patch.setattr(SymmetryMonitor, name, burn)
             with pytest.warns(UserWarning, match="switches off its watch, which failed with RuntimeError: on fire"):

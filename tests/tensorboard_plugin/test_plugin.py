@@ -50,6 +50,7 @@ def test_the_plugin_needs_no_torch() -> None:
     heavy = {"torch", "lightning", "torchmetrics", "PIL", "scipy", "sklearn", "matplotlib", "rich"}
     assert not heavy & {name.split(".")[0] for name in extra}
     assert {name for name in extra if name.startswith("lightning_symmetry.")} == {
+        "lightning_symmetry.brief",
         "lightning_symmetry.tensorboard_plugin",
         *(
             f"lightning_symmetry.tensorboard_plugin.{room}"

@@ -290,7 +290,7 @@ export class Card {
     const {verdicts} = app;
     const step = run.steps[check];
     const isOver = ({broken}) => broken !== null && broken <= step;
-    const kinds = alike(run.findingsAt(step));
+    const kinds = alike(run.findingsAt(step), run);
     const shown = kinds.slice(0, MAX_KINDS);
     reconcile(this.wrong, shown, {
       key: ([first]) => keyOf(first),

@@ -18,11 +18,12 @@ export function describe(node, finding, step, verdicts, {hasAdvice, lead = []}) 
   ];
 }
 
-/** Findings that say the same of several layers, in the order of the first of each kind. */
-export function alike(findings) {
+/** Findings of a run that say the same of several of its layers, in the order of the first of each kind. */
+export function alike(findings, {byName}) {
   const kinds = new Map();
   for (const finding of findings) {
-    const key = [finding.verdict, finding.since, finding.broken, finding.who, finding.what, finding.origin].join('\n');
+    const whole = byName.has(finding.layer) ? '' : finding.layer; // It is about whole modules, which have no row.
+    const key = [whole, finding.verdict, finding.since, finding.broken, finding.who, finding.what, finding.origin].join('\n');
     if (kinds.has(key)) kinds.get(key).push(finding);
     else kinds.set(key, [finding]);
   }
