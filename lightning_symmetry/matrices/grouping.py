@@ -31,7 +31,8 @@ _FEW_MEMBERS = 64
 _FEW_PAIRS = 16
 _MAX_PAIRS = 200_000
 _CHANCE_BITS = 10.0
-_MAX_PRODUCTS = 1e10  # multiplications that a crowd of rows that nearly agree may take where rounds are limited
+# Where rounds are limited, all distances are computed of crowds up to this size, which costs about fifty reads of them.
+_MAX_NEAR_ROWS = 1 << 10
 
 
 def duplicate_groups(rows: Tensor, tolerance: float | None = None) -> list[tuple[int, ...]]:
@@ -141,7 +142,7 @@ def find_groups(
                 members,
                 block,
                 lambda pairs: compare_pairs(question.agree, pairs),
-                _MAX_PRODUCTS if max_rounds is not None else math.inf,
+                _MAX_NEAR_ROWS if max_rounds is not None else math.inf,
             )
             for row, first in settled.items():
                 labels[row] = labels[first] = first

@@ -36,7 +36,7 @@ def settle_crowds(
     members: Indices,
     block: Indices,
     settle_pairs: Settle,
-    max_products: float = math.inf,
+    max_rows: float = math.inf,
 ) -> tuple[dict[int, int], Mask]:
     """Find the representatives of rows that nearly agree with many others.
 
@@ -47,7 +47,7 @@ def settle_crowds(
         members: rows that are not zero, ``(m,)``, sorted.
         block: of each member, ``(m,)``; members of different blocks never agree.
         settle_pairs: gives the representatives of rows, ``(2, p)`` being all pairs of them that may agree.
-        max_products: crowds whose distances take more multiplications than this are left.
+        max_rows: crowds of more rows than this are left if projections do not settle them.
 
     Returns:
         The representative of each row that has one, and whether a member was not settled, ``(m,)``.
@@ -76,7 +76,7 @@ def settle_crowds(
         pairs = _pairs_within(offsets, tolerance, block[crowd], rows.width)
         if pairs is not None:
             representative |= settle_pairs(members[crowd][pairs])
-        elif float(len(crowd)) ** 2 * rows.width <= max_products:
+        elif len(crowd) <= max_rows:
             representative |= _settle_by_distances(question, members[crowd], block[crowd], offsets, scale)
         else:
             continue
