@@ -40,7 +40,7 @@ class FolderOutput(Output):
             something is found, and never continue in the folder of another training.
 
     Raises:
-        ValueError: if the path is the address of something remote.
+        ValueError: if the path is the address of something remote, or in the home directory of nobody.
         OSError: if the folder cannot be written.
     """
 
@@ -52,7 +52,10 @@ class FolderOutput(Output):
         if is_remote(path):
             raise ValueError(f"Expected a local folder to write to but got {os.fspath(path)!r}.")
         self.name = f"output to {os.fspath(path)}"
-        self._path = Path(path).expanduser().absolute()  # the training may change its working directory
+        try:
+            self._path = Path(path).expanduser().absolute()  # the training may change its working directory
+        except RuntimeError as error:
+            raise ValueError(f"Expected a folder below a known home directory but got {os.fspath(path)!r}.") from error
         self._is_claimed = False
         self._heatmaps = heatmaps
         self._scalars = scalars

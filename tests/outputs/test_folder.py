@@ -207,6 +207,14 @@ def test_an_address_that_is_no_folder_is_refused(address: str | Path) -> None:
         outputs_of(address, "findings", "summary")
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows guesses where the home directories of others are")
+def test_the_home_directory_of_nobody_is_refused() -> None:
+    with pytest.raises(
+        ValueError, match=r"^Expected a folder below a known home directory but got '~no_such_user/a'\.$"
+    ):
+        outputs_of("~no_such_user/a", "findings", "summary")
+
+
 def test_a_logger_may_tell_its_folder_as_a_path(tmp_path: Path) -> None:
     class PathLogger(CSVLogger):
         @property
