@@ -319,6 +319,66 @@ def test_a_run_without_layers_shows_none_of_another(page: Page, many: Server) ->
             wait_for(lambda: page.texts(".layers .name") == [])
 
 
+def test_a_run_that_cannot_be_read_shows_nothing_of_another(page: Page, tmp_path: Path) -> None:
+    write(tmp_path / "good", ["fc"], 0, 10, found={"fc": (Verdict.LOCKED, 0)})
+    with SummaryWriter(str(tmp_path / "damaged")) as writer:
+        add_event(writer, SUMMARY_TAG, b"{damaged", 0)
+    with tensorboard(tmp_path) as server:
+        for view, content in (("layer", ".columns"), ("timeline", ".beside")):
+            page.open(server, {"view": view, "run": "good"})
+            wait_for(lambda: page.texts(".groups td, .layers .name"))
+            page.run("window.top.location.hash = '#symmetry&p.symmetry.run=damaged'")
+            assert page.wait(".none", "Run damaged cannot be shown.")
+            assert page.run(f"return document.querySelector('{content}').offsetHeight") == 0
+            assert page.run("return document.querySelector('select').value") == "damaged"
+
+
+def test_a_link_to_a_run_that_comes_later_is_kept(page: Page, tmp_path: Path) -> None:
+    write(tmp_path / "early", ["fc"], 0, 30)
+    with tensorboard(tmp_path, "--load_fast=false") as server, asking_often(page):
+        page.open(server, {"view": "layer", "run": "late", "layer": "head", "step": 10})
+        wait_for(lambda: chosen_step(page) == 30)
+        assert "run=late" in page.address()
+        write(tmp_path / "late", ["fc", "head"], 0, 10, 20)
+        wait_for(lambda: chosen_step(page) == 10)
+        chosen = "return [...document.querySelectorAll('select')].map(({value}) => value)"
+        assert page.run(chosen) == ["late", "head"]
+        for file in (tmp_path / "late").iterdir():
+            file.unlink()
+        (tmp_path / "late").rmdir()
+        wait_for(lambda: page.run(chosen) == ["early", "fc"])
+        wait_for(lambda: chosen_step(page) == 30)  # step 10 was chosen of the other run
+        page.clear()
+
+
+def test_a_layer_that_cannot_be_fetched_shows_nothing_of_another(page: Page, fast_server: Server) -> None:
+    page.open(fast_server, {"view": "layer", "run": "copied_half", "layer": "fc1"})
+    wait_for(lambda: page.texts(".groups td"))
+    shown = "return document.querySelector('canvas.heatmap').offsetHeight > 0"
+    wait_for(lambda: page.run(shown))
+    page.driver.execute_cdp_cmd("Network.enable", {})
+    page.driver.execute_cdp_cmd("Network.setBlockedURLs", {"urls": ["*/layer?*"]})
+    page.press(Keys.ARROW_DOWN)
+    page.wait(".error p", "TensorBoard does not answer.")
+    assert page.run("return document.querySelectorAll('select')[1].value") != "fc1"
+    assert not page.run(shown)
+    assert page.texts(".groups td") == []
+    page.driver.execute_cdp_cmd("Network.setBlockedURLs", {"urls": []})
+    page.wait(".error button").click()
+    wait_for(lambda: page.run(shown))
+    page.clear()
+
+
+def test_names_are_cut_where_they_are_alike(page: Page, many: Server) -> None:
+    with sized(page, 1400):
+        page.open(many, {"run": "run31"})
+        wait_for(lambda: len(page.all('[data-run="run31"] .row')) > 10)
+        ends: list[str] = page.run(
+            "return [...document.querySelectorAll('[data-run=run31] .row .name')].map((name) => name.lastChild.data)"
+        )
+        assert len(set(ends)) == len(ends)
+
+
 @pytest.mark.parametrize("width", [400, 900, 1400, 2560])
 def test_nothing_is_wider_than_the_window(page: Page, many: Server, gallery: Path, tmp_path: Path, width: int) -> None:
     too_wide = "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
@@ -348,6 +408,8 @@ def test_what_is_shown_of_one_run_answers_in_order(page: Page, tmp_path: Path) -
         ]
         assert page.texts(".wrong h4") == [f"{NAMES[2]}: 4 of 8 units, {{0, 1, 2, 3}}"]
         assert "smaller learning rate" in page.text(".to-do .advice")
+        assert "heatmaps=" in page.text(".missing")
+        assert page.run("return document.querySelector('.looks .key').offsetHeight") == 0
         width = page.run("return document.querySelector('.card').offsetWidth")
         assert width > 1300
         page.wait(".wrong .link").click()

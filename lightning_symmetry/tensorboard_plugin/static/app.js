@@ -28,6 +28,7 @@ export class App {
     this.versions = []; // Of every run the name, the version, and the summary.
     this.data = new Map(); // The runs that have been fetched, by name.
     this.opened = new Set();
+    this.awaited = null; // What was chosen of a run that is not there, or not yet: TensorBoard finds runs one by one.
     this.known = new Set(); // The names of runs for which it was decided whether to open them at first.
     this.details = new Details(this);
     this.underway = new Map(); // The version of each run that is being fetched, by name.
@@ -138,8 +139,9 @@ export class App {
     this.showFailures();
     const changed = wanted.filter(({name, version}) => this.data.get(name)?.version !== version && this.underway.get(name) !== version);
     await Promise.all(
-      changed.map(({name, version}) =>
-        this.attempt(`run ${name}`, async () => {
+      changed.map(async ({name, version}) => {
+        const hasFailedBefore = this.failures.has(`run ${name}`);
+        const hasSucceeded = await this.attempt(`run ${name}`, async () => {
           this.underway.set(name, version);
           try {
             this.data.set(name, new Run(name, version, await this.history(name), this.verdicts));
@@ -147,8 +149,9 @@ export class App {
             this.underway.delete(name);
           }
           this.update();
-        }),
-      ),
+        });
+        if (!hasSucceeded && !hasFailedBefore) this.update(); // The page says so in place of the run.
+      }),
     );
     const names = new Set(this.names());
     let spare = this.data.size - MAX_KEPT;
@@ -244,6 +247,12 @@ export class App {
     return this.run()?.byName.get(this.state.layer) ?? null;
   }
 
+  /** Why nothing is shown of the chosen run. */
+  absence() {
+    const {run} = this.state;
+    return this.failures.has(`run ${run}`) ? `Run ${run} cannot be shown.` : `Run ${run} is being read.`;
+  }
+
   /**
    * Change what is chosen, and draw. The browser's way back leads to what was chosen before, unless only the step has
    * changed, or this is one of many steps of a way.
@@ -251,6 +260,7 @@ export class App {
   go(changes, {isStep = false, byKeyboard = false} = {}) {
     const before = {...this.state};
     this.isAutomatic = false;
+    this.awaited = null;
     if (changes.run !== undefined && changes.run !== before.run && changes.layer === undefined) changes = {...changes, layer: null};
     Object.assign(this.state, changes);
     const run = this.run();
@@ -268,16 +278,34 @@ export class App {
   follow() {
     const {view, run, layer, step} = this.link.read();
     if (Object.hasOwn(VIEWS, view ?? '')) this.state.view = view;
-    if (run !== undefined) Object.assign(this.state, {run, layer: layer ?? null, step: null});
+    if (run !== undefined) {
+      Object.assign(this.state, {run, layer: layer ?? null, step: null});
+      this.isAutomatic = false;
+      this.awaited = null;
+    }
     if (/^\d{1,15}$/.test(step ?? '')) this.state.step = Number(step);
     if (run !== undefined && this.hasDrawn) this.fetch();
   }
 
-  /** If the chosen run or layer does not exist, choose the one with the most serious finding. */
+  /**
+   * If the chosen run or layer does not exist, choose the one with the most serious finding, until the chosen run is
+   * there or the user chooses something else.
+   */
   complete() {
+    if (this.awaited && this.names().includes(this.awaited.run)) {
+      Object.assign(this.state, this.awaited);
+      this.awaited = null;
+      this.isAutomatic = false;
+      this.fetch();
+    }
     // A run that was chosen before all were known gives way to one that has been opened since.
     const isEarly = this.isAutomatic && this.opened.size && !this.opened.has(this.state.run);
     if (isEarly || !this.names().includes(this.state.run)) {
+      if (this.state.run !== null && !this.isAutomatic) {
+        const {run, layer, step} = this.state;
+        this.awaited = {run, layer, step};
+        this.state.step = null;
+      }
       this.isAutomatic = true;
       const rows = this.bySeverity().filter(({name, summary}) => summary && (this.opened.has(name) || !this.opened.size));
       const [worst] = [...rows, ...this.versions];
@@ -358,12 +386,13 @@ export class App {
       window.scrollTo(0, this.scrolled.get(this.state.view) ?? Math.min(window.scrollY, this.root.offsetTop));
     }
     view.update();
-    if (!this.hasDrawn) this.link.write(this.state);
+    if (!this.hasDrawn && !this.awaited) this.link.write(this.state);
     this.hasDrawn = true;
   }
 
   showEmpty() {
     this.nav.hidden = this.picker.hidden = this.filters.hidden = true;
+    if (this.main.firstChild?.className === 'empty') return; // Somebody may be about to copy the example.
     this.main.replaceChildren(
       element(
         'section',

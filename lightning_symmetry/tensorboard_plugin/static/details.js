@@ -22,7 +22,7 @@ export class Details {
     const key = `${run.name}\n${layer.name}`;
     const answer = this.#answers.get(key);
     if (answer?.version !== run.version) {
-      this.#fetch('layer', `${key}\n${run.version}`, async () => {
+      this.#fetch(run, layer, 'layer', `${key}\n${run.version}`, async () => {
         const {groups, findings, matrices} = await this.app.source.layer(run.name, layer.name);
         this.#answers.set(key, {
           version: run.version,
@@ -38,14 +38,16 @@ export class Details {
   /** The cells of a matrix; undefined until they have arrived. */
   cells(run, layer, {key, step}) {
     const cells = this.#matrices.get(key);
-    if (!cells) this.#fetch('matrix', key, async () => this.#matrices.set(key, await this.app.source.matrix(run.name, layer.name, step)));
+    if (!cells) this.#fetch(run, layer, 'matrix', key, async () => this.#matrices.set(key, await this.app.source.matrix(run.name, layer.name, step)));
     return cells;
   }
 
   /** Make a request and then draw, unless the same request waits for an answer already. */
-  #fetch(name, key, request) {
+  #fetch(run, layer, name, key, request) {
     if (this.#underway.has(key)) return;
     this.app.attempt(name, async () => {
+      // It may be tried again after the run or the layer has vanished.
+      if (!this.app.data.get(run.name)?.byName.has(layer.name)) return;
       this.#underway.add(key);
       try {
         await request();

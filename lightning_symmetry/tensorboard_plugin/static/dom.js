@@ -1,6 +1,7 @@
 // Functions that create elements. None of them parses markup, because names in event files may look like markup.
 
 const SVG = 'http://www.w3.org/2000/svg';
+const MAX_TAIL = 20; // So many last characters of a name are not cut.
 
 /** Create an HTML element. Attributes that are null, undefined or false are left out; functions become listeners. */
 export function element(tag, attributes = {}, ...children) {
@@ -98,7 +99,7 @@ export function withCode(text) {
 
 /** A name that is cut in its middle where there is no room for it, because layers differ at both ends of their names. */
 export function cutName(text, attributes = {}) {
-  const tail = Math.min(14, Math.ceil(text.length / 2));
+  const tail = Math.min(MAX_TAIL, Math.ceil(text.length / 2));
   const start = element('span', {class: 'start'}, text.slice(0, -tail));
   start.style.setProperty('--tail', widthInEms(text.slice(-tail)));
   return element('span', {class: 'name', title: text, ...attributes}, start, text.slice(-tail));
@@ -117,7 +118,7 @@ function widthInEms(text) {
 /** Offer a table as a file that spreadsheets open. */
 export function download(name, head, rows) {
   // A spreadsheet would take a name that begins like this for a formula.
-  const safe = (text) => (/^[=+@\t\r-]/.test(text) ? `'${text}` : text);
+  const safe = (text) => (/^[=+@\t\r\n-]/.test(text) ? `'${text}` : text);
   const line = (cells) => cells.map((cell) => `"${(typeof cell === 'number' ? String(cell) : safe(String(cell ?? ''))).replaceAll('"', '""')}"`).join(',');
   const link = element('a', {download: name, href: URL.createObjectURL(new Blob([[head, ...rows].map(line).join('\r\n')], {type: 'text/csv'}))});
   link.click();

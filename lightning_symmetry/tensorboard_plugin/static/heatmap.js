@@ -18,11 +18,12 @@ export class Heatmap {
     this.scale = element('canvas', {class: 'scale', role: 'img', 'aria-label': 'colour scale of similarities from -1 to 1'});
     this.square = element('div', {class: 'square'}, this.canvas, this.missing);
     this.square.style.minHeight = `${side * 0.7}px`;
+    this.key = element('div', {class: 'key', hidden: true}, element('span', {class: 'number'}, '−1'), this.scale, element('span', {class: 'number'}, '1'), element('span', {class: 'swatch-none'}), 'no direction');
     this.node = element(
       'div',
       {},
       this.square,
-      element('div', {class: 'key'}, element('span', {class: 'number'}, '−1'), this.scale, element('span', {class: 'number'}, '1'), element('span', {class: 'swatch-none'}), 'no direction'),
+      this.key,
       this.caption,
     );
     new ResizeObserver(() => app.attemptDrawing('the similarities', () => this.resize())).observe(this.square);
@@ -41,25 +42,42 @@ export class Heatmap {
     const answer = this.app.details.of(run, layer);
     this.groups = [];
     this.total = 0;
-    if (!answer) return;
+    if (!answer) {
+      this.clearOther(run, layer);
+      return;
+    }
     const change = latest(answer.groups, 'check', check);
     this.total = change?.num_groups ?? 0;
     this.groups = (change?.groups ?? []).map((group) => ({...group, units: new Units(group.units)}));
     const step = run.steps[check];
     const found = latest(answer.matrices, 'step', step) ?? answer.matrices[0];
     this.missing.hidden = Boolean(found);
-    this.canvas.hidden = !found;
     if (!found) {
-      this.figure = this.drawn = null;
+      this.clear();
       this.missing.textContent = 'There is no picture of this layer: the run was monitored with heatmaps="none".';
-      this.caption.textContent = '';
       return;
     }
     const cells = this.app.details.cells(run, layer, found);
+    if (!cells) this.clearOther(run, layer);
     if (!cells || !this.width) return;
     const key = [run.name, layer.name, found.key, found.step, step, change?.check, this.width, this.app.isDark].join('\n');
     if (this.drawn !== key) this.draw(layer, found, cells, step);
     this.drawn = key;
+    this.subject = subjectOf(run, layer);
+    this.canvas.hidden = this.key.hidden = false;
+  }
+
+  /** Show nothing while the data of a layer is awaited, if what is shown is of another one. */
+  clearOther(run, layer) {
+    if (this.subject === subjectOf(run, layer)) return;
+    this.missing.hidden = true;
+    this.clear();
+  }
+
+  clear() {
+    this.figure = this.drawn = this.subject = null;
+    this.canvas.hidden = this.key.hidden = true;
+    this.caption.textContent = '';
   }
 
   draw(layer, {units, step: at}, cells, step) {
@@ -134,6 +152,10 @@ export class Heatmap {
     else lines.push(i === j ? 'in no group' : 'in no group together');
     this.app.tip.show(event, lines);
   }
+}
+
+function subjectOf(run, layer) {
+  return `${run.name}\n${layer.name}`;
 }
 
 function number(value) {

@@ -27,7 +27,7 @@ export class LayerView {
     this.groups = element('div', {class: 'groups'});
     this.groupsHead = element('h3', {}, 'Groups');
     this.chart = new Chart(app, 'Share of working units of this layer over steps; its events are in the timeline.');
-    this.none = element('p', {class: 'panel none', hidden: true}, 'No layer of this run was looked at.');
+    this.none = element('p', {class: 'panel none', hidden: true});
     this.content = element(
       'div',
       {},
@@ -63,12 +63,15 @@ export class LayerView {
   update() {
     this.run = this.app.run();
     this.layer = this.app.layer();
-    if (!this.run) return;
     const {run, layer} = this;
-    this.runs.update(this.app.names(), run.name);
+    this.runs.update(this.app.names(), this.app.state.run);
     this.none.hidden = Boolean(layer);
+    this.none.textContent = run ? 'No layer of this run was looked at.' : this.app.absence();
     this.content.hidden = this.layers.node.hidden = this.facts.hidden = !layer;
-    if (!layer) return;
+    if (!layer) {
+      this.setPlaying(false);
+      return;
+    }
     this.layers.update(run.filtered(this.app.filter).map(({name}) => name), layer.name);
     const check = run.checkAt(this.app.state.step);
     const step = run.steps[check];
@@ -84,7 +87,10 @@ export class LayerView {
     this.chart.update(run, [{layer, line: 0}]);
     this.heatmap.update(run, layer, check);
     const answer = this.app.details.of(run, layer);
+    const subject = `${run.name}\n${layer.name}`;
     if (answer) this.showGroups(step, answer.findings);
+    else if (subject !== this.subject) this.clearGroups();
+    this.subject = subject;
   }
 
   /** Put the keyboard where it moves through the checks, after the view was opened with it. */
@@ -121,6 +127,12 @@ export class LayerView {
     });
     this.quiet.hidden = shown.length > 0;
     this.quiet.textContent = `Nothing to warn of up to step ${step.toLocaleString('en')}.`;
+  }
+
+  /** Show no groups while those of another layer than before are awaited. */
+  clearGroups() {
+    this.groupsHead.textContent = 'Groups';
+    show(this.groups, '', () => []);
   }
 
   showGroups(step, findings) {

@@ -14,7 +14,7 @@ export class Overview {
     this.cards = new Map();
     this.table = new RunsTable(app);
     this.grid = element('div', {class: 'cards'});
-    this.none = element('p', {class: 'quiet none', hidden: true}, 'No run is opened: choose one in the table.');
+    this.none = element('p', {class: 'quiet none', hidden: true}, 'No run is opened: choose one from the list “Runs” above.');
     this.ramp = element('canvas', {class: 'ramp', role: 'img', 'aria-label': 'colour scale from 0 to 100 per cent'});
     this.node = element(
       'div',

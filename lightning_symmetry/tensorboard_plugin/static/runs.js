@@ -148,7 +148,7 @@ function sparkline(shares) {
   shares.forEach((value, i) => {
     if (value !== null) d += `${d && shares[i - 1] !== null ? 'L' : 'M'}${x(i).toFixed(1)} ${y(value).toFixed(1)}`;
   });
-  if (shares.length === 1) d += `H${SPARK_WIDTH - 1}`;
+  if (d && shares.length === 1) d += `H${SPARK_WIDTH - 1}`;
   return svg('svg', {class: 'spark', width: SPARK_WIDTH, height: SPARK_HEIGHT, 'aria-hidden': 'true'}, svg('path', {d}));
 }
 

@@ -33,7 +33,7 @@ export class Link {
     if (this.#prefix && others[0]?.[0] !== 'symmetry') return; // TensorBoard shows another tab.
     const ours = KEYS.filter((key) => values[key] !== null && values[key] !== undefined);
     const parts = [...others, ...ours.map((key) => [this.#prefix + key, String(values[key])])];
-    const hash = parts.map(([name, value]) => (value === null ? name : `${name}=${encodeURIComponent(value)}`)).join('&');
+    const hash = parts.map(([name, value]) => (value === null ? name : `${name}=${encodeURIComponent(value.toWellFormed?.() ?? value)}`)).join('&');
     if (`#${hash}` === this.#window.location.hash) return;
     const {pathname, search} = this.#window.location;
     const {history} = this.#window;

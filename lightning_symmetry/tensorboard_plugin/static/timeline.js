@@ -23,10 +23,10 @@ export class Timeline {
       element('thead', {}, element('tr', {}, ['step', 'layer', 'event', 'units'].map((text) => element('th', {scope: 'col'}, text)))),
       this.rows,
     );
-    this.node = element(
+    this.none = element('p', {class: 'panel none', hidden: true});
+    this.content = element(
       'div',
-      {class: 'view timeline'},
-      element('div', {class: 'bar-of-choices'}, this.runs.node),
+      {},
       element(
         'div',
         {class: 'panel beside'},
@@ -35,17 +35,24 @@ export class Timeline {
       ),
       element('section', {class: 'panel events'}, element('h3', {}, 'Events'), this.table, this.quiet),
     );
+    this.node = element('div', {class: 'view timeline'}, element('div', {class: 'bar-of-choices'}, this.runs.node), this.none, this.content);
   }
 
   update() {
     const run = this.app.run();
-    if (!run) return;
-    if (this.run?.name !== run.name) {
+    this.runs.update(this.app.names(), this.app.state.run);
+    this.none.hidden = Boolean(run);
+    this.content.hidden = !run;
+    if (!run) {
+      this.none.textContent = this.app.absence();
+      return;
+    }
+    // A run may be made anew under the same name, with other layers.
+    if (this.run?.name !== run.name || ![...this.order].some((name) => run.byName.has(name))) {
       this.chosen = new Set([...run.telling(this.app.layer(), NUM_CHOSEN)].map(({name}) => name));
       this.order = new Set(this.chosen); // Of a long list, what is chosen at first comes first; it does not move later.
     }
     this.run = run;
-    this.runs.update(this.app.names(), run.name);
     this.list();
     const lines = run.layers.map((layer, line) => ({layer, line})).filter(({layer}) => this.chosen.has(layer.name));
     this.chart.update(run, lines);
