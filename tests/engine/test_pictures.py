@@ -22,7 +22,7 @@ from torch.distributed.tensor import Shard, distribute_tensor
 
 from lightning_symmetry import SymmetryMonitor, SymmetryReport, diagnose
 from lightning_symmetry.engine.pictures import MAX_HEATMAPS
-from lightning_symmetry.outputs.heatmap import draw_layer
+from lightning_symmetry.outputs.heatmap import ON_ANY_PAGE, draw_layer
 from lightning_symmetry.units.discovery import find_layers
 from tests.training import Classifier, fill, fit, mlp
 
@@ -46,7 +46,7 @@ def test_the_sick_layers_are_drawn_as_they_are_now() -> None:
     ((name, png),) = heatmaps(report).items()
     assert name == "2"
     layer = find_layers(net).layers[1]
-    expected = draw_layer(report.layers["2"], layer.weights(), layer.gradients())
+    expected = draw_layer(report.layers["2"], layer.weights(), layer.gradients(), ON_ANY_PAGE)
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(png))), expected)
     net.zero_grad()
     (without_gradients,) = heatmaps(report).values()
