@@ -16,6 +16,10 @@ INTEGRATIONS := tests/integrations docs/loops.md
 # which comes with timm, needs help beside a torch without CUDA, and whatever imports it there does too.
 ARCHITECTURES := tests/architectures
 
+# The tests that train with DeepSpeed on two processes. They have an environment of their own, since DeepSpeed is built for the
+# torch that it is installed beside.
+DEEPSPEED := tests/deepspeed
+
 # The tests of the documentation site, which browse through what `make docs` has built, and of its interactive figure and gallery.
 SITE := tests/site tests/docs_figures
 
@@ -38,14 +42,14 @@ JOBS ?= 2
 PYTEST := -m pytest -rs -p no:randomly -n $(JOBS) --dist loadfile
 export OMP_NUM_THREADS := 1
 
-.PHONY: demo test test-ranks test-examples test-integrations test-architectures test-random test-lowest test-newest dist \
+.PHONY: demo test test-ranks test-examples test-integrations test-architectures test-deepspeed test-random test-lowest test-newest dist \
 	test-release docs test-docs bench check clean
 
 demo: .venv/.demo  ## train the gallery of initialisations and compare them
 	env -u OMP_NUM_THREADS $(BIN)/lightning-symmetry demo
 
 test: .venv/.test  ## run the tests of everything but what has a target of its own
-	$(BIN)/python $(PYTEST) $(addprefix --ignore=,$(RANKS) $(INTEGRATIONS) $(ARCHITECTURES) $(EXAMPLES) $(SITE) $(RELEASE))
+	$(BIN)/python $(PYTEST) $(addprefix --ignore=,$(RANKS) $(INTEGRATIONS) $(ARCHITECTURES) $(DEEPSPEED) $(EXAMPLES) $(SITE) $(RELEASE))
 
 test-ranks: .venv/.test  ## run the tests that train on several processes
 	$(BIN)/python $(PYTEST) $(RANKS)
@@ -59,8 +63,11 @@ test-integrations: .venv/.test  ## run the tests with the real libraries of othe
 test-architectures: .venv-architectures/.test  ## train many families of networks, healthy and with copies; three minutes
 	.venv-architectures/bin/python $(PYTEST) -p tests.architectures.operators $(ARCHITECTURES)
 
+test-deepspeed: .venv-deepspeed/.test  ## train with DeepSpeed's ZeRO on two processes; two minutes
+	.venv-deepspeed/bin/python $(PYTEST) $(DEEPSPEED)
+
 test-random: .venv/.test  ## run all tests in an order that nobody has chosen; the seed at the head repeats it
-	$(BIN)/python -m pytest -rs $(addprefix --ignore=,$(ARCHITECTURES) $(SITE) $(RELEASE))
+	$(BIN)/python -m pytest -rs $(addprefix --ignore=,$(ARCHITECTURES) $(DEEPSPEED) $(SITE) $(RELEASE))
 
 test-lowest: .venv-lowest/.test  ## test with the lowest versions that pyproject.toml allows
 	.venv-lowest/bin/python $(PYTEST) $(LIBRARY_TESTS)
@@ -111,8 +118,18 @@ check: .venv/.dev  ## lint, format, types, and which module may import which
 		--editable '.[architectures]'
 	touch $@
 
-.venv-lowest/bin/python .venv-newest/bin/python .venv-architectures/bin/python: %/bin/python:
+# DeepSpeed asks during its installation which torch is there, and compiles nothing with DS_BUILD_OPS=0.
+.venv-deepspeed/.test: pyproject.toml constraints.txt | .venv-deepspeed/bin/python
+	.venv-deepspeed/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+		--editable '.[test-core]' setuptools wheel
+	DS_BUILD_OPS=0 .venv-deepspeed/bin/python -m pip install --quiet --disable-pip-version-check \
+		--constraint constraints.txt --no-build-isolation deepspeed
+	.venv-deepspeed/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+		--editable '.[deepspeed]'
+	touch $@
+
+.venv-lowest/bin/python .venv-newest/bin/python .venv-architectures/bin/python .venv-deepspeed/bin/python: %/bin/python:
 	$(PYTHON) -m venv $*
 
 clean:
-	rm -rf .venv .venv-lowest .venv-newest .venv-architectures build dist site *.egg-info
+	rm -rf .venv .venv-lowest .venv-newest .venv-architectures .venv-deepspeed build dist site *.egg-info

@@ -14,13 +14,12 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from torch.optim import Optimizer
-from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
 from lightning_symmetry.engine.engine import SymmetryEngine
 from lightning_symmetry.engine.saying import SymmetryError as SymmetryError
 from lightning_symmetry.engine.saying import SymmetryWarning as SymmetryWarning
-from lightning_symmetry.engine.steps import watch_steps
+from lightning_symmetry.engine.steps import Handle, watch_steps
 from lightning_symmetry.engine.watcher import Watcher
 from lightning_symmetry.outputs.console import ConsoleSummary, above_bars
 from lightning_symmetry.outputs.folder import folder_outputs, is_remote
@@ -53,7 +52,7 @@ class SymmetryMonitor(Watcher, Callback, OtherCallback):
     @override
     def _set_up(self) -> None:
         self._engine = SymmetryEngine(self.options, who="SymmetryMonitor", tell=_tell)
-        self._handles: list[RemovableHandle] = []
+        self._handles: list[Handle] = []
         self._hooked: set[int] = set()  # identities of the optimizers that tell of their steps themselves
         self._num_raw_steps = 0  # of optimizers that the Trainer does not see stepping
         self._seen: int | None = None  # the identity of the optimizer whose step the Trainer has told of

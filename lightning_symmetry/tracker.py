@@ -22,6 +22,7 @@ from lightning_symmetry.outputs.console import ConsoleSummary, above_bars
 from lightning_symmetry.outputs.loggers import outputs_of
 from lightning_symmetry.outputs.output import Output
 from lightning_symmetry.ranks.reading import has_group, is_replicated
+from lightning_symmetry.ranks.zero import zero_modules
 
 _EVERY_N_STEPS = 50
 
@@ -40,8 +41,9 @@ class SymmetryTracker(Watcher):
     and writes. If the model is sharded, they answer one another at every check, so all have to make the same steps.
 
     Args:
-        model: the model, or what DDP, FSDP, ``torch.compile``, Fabric or accelerate have made of it.
-        optimizer: what updates it, or a sequence of several; wrapped by Fabric or accelerate or not.
+        model: the model, or what DDP, FSDP, DeepSpeed, ``torch.compile``, Fabric or accelerate have made of it.
+        optimizer: what updates it, or a sequence of several; wrapped by Fabric or accelerate or not. That of an engine
+            of DeepSpeed is ``engine.optimizer``.
         output: where to write: a folder, which gets TensorBoard events, pictures, ``findings.json`` and
             ``report.html``; a ``SummaryWriter``; a run of Weights & Biases; a logger of Lightning or Fabric; or a
             sequence of these. None: nowhere.
@@ -218,9 +220,14 @@ def _optimizers_of(model: nn.Module, optimizer: object) -> list[Any]:
         if own.isdisjoint(updated_by([one])):
             raise ValueError(
                 "Expected argument `optimizer` to update parameters of `model` but none of the parameters of "
-                f"{type(one).__name__} belongs to this {type(model).__name__}."
+                f"{type(one).__name__} belongs to this {type(model).__name__}.{_instead_of(model)}"
             )
     return raw
+
+
+def _instead_of(model: nn.Module) -> str:
+    """Say which optimizer to pass where that of the user no longer updates the model by itself."""
+    return " Pass the one that deepspeed.initialize returns, engine.optimizer." if zero_modules(model) else ""
 
 
 def _rank() -> int:

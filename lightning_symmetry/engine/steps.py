@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
+
+from lightning_symmetry.ranks.zero import groups_of, is_zero_optimizer
 
 # Classes around an optimizer that hand `step` on to it: its hooks are the ones that are called. By name, since none of
 # these libraries should be imported for that.
@@ -22,7 +25,42 @@ def unwrap(optimizer: object) -> object:
     return optimizer
 
 
-def watch_steps(optimizer: Any, before_update: Callable[[Any], None]) -> RemovableHandle | None:
+class Handle(Protocol):
+    """What ends a watch."""
+
+    def remove(self) -> None:
+        """End it."""
+        ...
+
+
+class _Wrapped:
+    """A call before each step of an optimizer that has no hooks, until it is removed."""
+
+    def __init__(self, optimizer: Any, before_update: Callable[[Any], None]) -> None:
+        self._optimizer: Any = optimizer
+        step = optimizer.step
+
+        @functools.wraps(step)
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            if self._optimizer is not None:
+                before_update(optimizer)
+            return step(*args, **kwargs)
+
+        self._own_before = optimizer.__dict__.get("step")
+        self._watched = optimizer.step = watched
+
+    def remove(self) -> None:
+        """Call it no more, and put back the step that was there, unless it has been wrapped again."""
+        optimizer, self._optimizer = self._optimizer, None
+        if optimizer is None or optimizer.__dict__.get("step") is not self._watched:
+            return
+        if self._own_before is None:
+            del optimizer.step
+        else:
+            optimizer.step = self._own_before
+
+
+def watch_steps(optimizer: Any, before_update: Callable[[Any], None]) -> Handle | None:
     """Have a function called once in every step of an optimizer, when the gradients of the step are there.
 
     That is before the step, or, if the step is handed a closure that computes them, after the closure has been
@@ -30,7 +68,8 @@ def watch_steps(optimizer: Any, before_update: Callable[[Any], None]) -> Removab
     weights that the step starts from.
 
     Args:
-        optimizer: any optimizer of PyTorch, not wrapped, or one of another class around such an optimizer.
+        optimizer: any optimizer of PyTorch, not wrapped, or one of another class around such an optimizer. Those of
+            DeepSpeed make several steps of the one inside of a step of their own, and are watched themselves.
         before_update: called with the optimizer. What it raises ends the step before anything has been updated.
 
     Returns:
@@ -48,6 +87,8 @@ def watch_steps(optimizer: Any, before_update: Callable[[Any], None]) -> Removab
         >>> weight.tolist()
         [0.5, 0.5]
     """
+    if is_zero_optimizer(optimizer):
+        return _Wrapped(optimizer, before_update)
 
     def pre_hook(
         stepping: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -79,7 +120,7 @@ def _inner_optimizers(optimizer: Any) -> list[Optimizer]:
 
 def updated_by(optimizers: Iterable[Any]) -> set[int]:
     """Return the identities (``id``) of all parameters that some optimizers update."""
-    return {id(parameter) for each in optimizers for group in each.param_groups for parameter in group["params"]}
+    return {id(parameter) for each in optimizers for _, parameters in groups_of(each) for parameter in parameters}
 
 
 def _then_once(

@@ -1,53 +1,16 @@
-"""Where the numbers of a parameter lie after FSDP1 has flattened parameters and cut them into one interval per rank.
-
-An interval of a flattened parameter can begin and end in the middle of a row. It is made of a few boxes: the end of a
-row, whole rows, and the beginning of another one.
-"""
+"""Where the numbers of a parameter lie after FSDP1 has flattened parameters and cut them into one interval per rank."""
 
 from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
 
-import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 
 from lightning_symmetry.modules import modules_of, own_parameters
-
-
-@dataclass(frozen=True)
-class FlatPart:
-    """What this rank holds of a parameter that FSDP1 manages.
-
-    Attributes:
-        source: the tensor with this rank's numbers, which the optimizer updates.
-        offset: the index in ``source`` of the first number of the parameter.
-        length: how many numbers of the parameter follow there.
-        start: the index of the first of them in the flattened parameter.
-        shape: the shape of the whole parameter.
-        key: equal for parts of the same parameter, and for no others.
-    """
-
-    source: Tensor
-    offset: int
-    length: int
-    start: int
-    shape: tuple[int, ...]
-    key: object
-
-    def boxes(self, tensor: Tensor) -> Iterator[tuple[Tensor, tuple[int, ...]]]:
-        """The boxes that make up this part.
-
-        Args:
-            tensor: the source or its gradient.
-
-        Yields:
-            The numbers of a box, and the coordinates in the whole parameter at which it begins.
-        """
-        return _boxes(tensor.detach()[self.offset : self.offset + self.length], self.start, self.shape)
+from lightning_symmetry.ranks.flat import FlatPart
 
 
 def flattened_modules(model: nn.Module) -> dict[int, nn.Module]:
@@ -68,26 +31,6 @@ def flat_parts(model: nn.Module) -> dict[int, dict[str, FlatPart]]:
         for module, name, part in _parts_of(wrapper, shapes):
             parts.setdefault(id(module), {})[name] = part
     return parts
-
-
-def without_numbers(module: nn.Module, parts: Mapping[str, FlatPart]) -> tuple[nn.Module, dict[int, FlatPart]]:
-    """A stand-in for a module whose parameters FSDP1 manages, for adapters that look at shapes and make views.
-
-    Args:
-        module: the module; it stays as it is.
-        parts: what this rank holds of its parameters, by name.
-
-    Returns:
-        The stand-in, whose parameters have their whole shapes but no numbers, and the parts by the identity (``id``) of
-        its parameters.
-    """
-    whole = {
-        name: nn.Parameter(torch.empty(part.shape, device="meta"), requires_grad=False) for name, part in parts.items()
-    }
-    stand_in = object.__new__(type(module))
-    kept = {key: value for key, value in module.__dict__.items() if key not in parts}
-    stand_in.__dict__ = {**kept, "_parameters": {**module._parameters, **whole}}
-    return stand_in, {id(whole[name]): part for name, part in parts.items()}
 
 
 def _parts_of(
@@ -135,24 +78,3 @@ def _own(wrapper: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Parameter]]:
             if id(parameter) not in seen:
                 seen.add(id(parameter))
                 yield module, name, parameter
-
-
-def _boxes(numbers: Tensor, start: int, shape: tuple[int, ...]) -> Iterator[tuple[Tensor, tuple[int, ...]]]:
-    """The boxes that make up some consecutive numbers of a flattened tensor, which begin at ``start`` in it."""
-    if not len(numbers):
-        return
-    if len(shape) == 1:
-        yield numbers, (start,)
-        return
-    width = math.prod(shape[1:])
-    end = start + len(numbers)
-    row = start // width
-    if start % width or end < (row + 1) * width:  # a part of a row
-        count = min(end, (row + 1) * width) - start
-        for box, place in _boxes(numbers[:count], start % width, shape[1:]):
-            yield box[None], (row, *place)
-        yield from _boxes(numbers[count:], start + count, shape)
-        return
-    count = (end - start) // width
-    yield numbers[: count * width].reshape(count, *shape[1:]), (row, *[0] * (len(shape) - 1))
-    yield from _boxes(numbers[count * width :], start + count * width, shape)

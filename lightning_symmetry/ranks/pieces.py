@@ -20,7 +20,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from lightning_symmetry.matrices.numerics import COPY_ELEMENTS, CPU, Integers, elements_at_once
-from lightning_symmetry.ranks.fsdp1 import FlatPart
+from lightning_symmetry.ranks.flat import FlatPart
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
@@ -179,21 +179,22 @@ def piece_of(tensor: Tensor, view: View) -> Piece:
     return Piece(torch.Size(layout.sizes), tensor.dtype, box.numbers.device, tuple(fragments(box, layout)), layout)
 
 
-def piece_of_part(part: FlatPart, tensor: Tensor | None, view: View) -> Piece:
-    """What this rank holds of the rows of a parameter that FSDP1 manages, or of those of its gradient.
+def piece_of_part(part: FlatPart, numbers: Tensor, view: View, dtype: torch.dtype) -> Piece:
+    """What this rank holds of the rows of a parameter that is cut into flat parts, or of those of its gradient.
 
     Args:
         part: what this rank holds of the parameter.
-        tensor: the tensor with this rank's numbers, ``part.source`` or its gradient; None if this rank holds none.
+        numbers: this rank's numbers of the parameter or of its gradient, ``(part.length,)``.
         view: the view of the adapter.
+        dtype: what the numbers are taken to have, the same on all ranks.
 
     Raises:
         UnreadableError: if the view copies.
     """
-    boxes = [] if tensor is None else [Box(numbers, start, part.shape) for numbers, start in part.boxes(tensor)]
+    boxes = [Box(box, start, part.shape) for box, start in part.boxes(numbers)]
     layout = view_map_of(view, part.shape)
     found = tuple(fragment for box in boxes for fragment in fragments(box, layout))
-    return Piece(torch.Size(layout.sizes), part.source.dtype, part.source.device, found, (part.key, layout))
+    return Piece(torch.Size(layout.sizes), dtype, part.source.device, found, (part.key, layout))
 
 
 def as_piece(piece: Tensor | Piece | Sequence[Tensor | Piece]) -> Piece:

@@ -17,10 +17,11 @@ from lightning_symmetry.matrices.rows import Rows
 from lightning_symmetry.matrices.sketching import sketch_all
 from lightning_symmetry.modules import modules_of, parameters_of
 from lightning_symmetry.ranks import queries
-from lightning_symmetry.ranks.fsdp1 import flattened_modules
+from lightning_symmetry.ranks.flattening import flattened_modules
 from lightning_symmetry.ranks.pieces import is_sharded
 from lightning_symmetry.ranks.sharded import ShardedRows
 from lightning_symmetry.ranks.team import Name, Team, TeamError
+from lightning_symmetry.ranks.zero import is_engine
 
 
 def has_group() -> bool:
@@ -47,8 +48,8 @@ def team_of(model: nn.Module) -> Team | None:
 
 
 def is_replicated(model: nn.Module) -> bool:
-    """Whether a model is, or holds, what :class:`DistributedDataParallel` keeps equal on all ranks."""
-    return any(issubclass(kind, DistributedDataParallel) for kind in map(type, modules_of(model)))
+    """Whether a model is, or holds, what :class:`DistributedDataParallel` or DeepSpeed keeps equal on all ranks."""
+    return any(issubclass(type(module), DistributedDataParallel) or is_engine(module) for module in modules_of(model))
 
 
 def read(team: Team, matrices: Mapping[Name, Rows | None]) -> dict[Name, str]:

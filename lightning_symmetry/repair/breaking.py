@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from lightning_symmetry.arguments import check_choice, check_module
 from lightning_symmetry.brief import brief
 from lightning_symmetry.ranks.pieces import is_sharded
+from lightning_symmetry.ranks.zero import is_zero_optimizer
 from lightning_symmetry.repair.drawing import (
     current_rows,
     fresh_copy,
@@ -390,7 +391,7 @@ def _check_generator(generator: object) -> None:
 def _optimizers_of(optimizer: object) -> list[Optimizer]:
     several = [] if optimizer is None else list(optimizer) if isinstance(optimizer, list | tuple) else [optimizer]
     for one in several:
-        if not isinstance(one, Optimizer):
+        if not isinstance(one, Optimizer) and not is_zero_optimizer(one):  # which nothing is written for
             raise TypeError(
                 "Expected argument `optimizer` to be a torch.optim.Optimizer, a sequence of them or None but got "
                 f"{brief(optimizer)}."

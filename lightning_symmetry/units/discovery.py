@@ -20,8 +20,10 @@ from lightning_symmetry.modules import (
     parametrizations_of,
 )
 from lightning_symmetry.randomness import preserved_random_numbers
-from lightning_symmetry.ranks.fsdp1 import FlatPart, flat_parts, without_numbers
+from lightning_symmetry.ranks.flat import FlatPart, without_numbers
+from lightning_symmetry.ranks.flattening import flat_parts
 from lightning_symmetry.ranks.pieces import UnreadableError, View, is_sharded
+from lightning_symmetry.ranks.zero import whole_shape
 from lightning_symmetry.units.coverage import coverage_of
 from lightning_symmetry.units.layers import Incoming, Layer, WrongShapesError, check_tensor, real_rows
 from lightning_symmetry.units.naming import free_name, readable_modules, readable_names
@@ -119,7 +121,7 @@ def _describe_structure(module: nn.Module, structure: list[object], seen: set[in
     for parameter in module._parameters.values():
         if parameter is not None:
             # Initialising a lazy parameter or moving a model changes these properties of the same object.
-            shape = None if is_lazy(parameter) else parameter.shape
+            shape = None if is_lazy(parameter) else whole_shape(parameter)
             structure += (id(parameter), type(parameter), parameter.dtype, parameter.device, shape)
     children = module._modules
     if "parametrizations" in children and parametrizations_of(module):
@@ -141,8 +143,8 @@ class _Owner:
         name: of the module in reports.
         path: of the module in the model; empty for the model itself.
         module: the module.
-        parameters: by name; of a parameter that FSDP1 has flattened, the tensor with this rank's numbers.
-        parts: by name, the parameters that FSDP1 has flattened.
+        parameters: by name; of a parameter that is flattened, the source of its part.
+        parts: by name, what this rank holds of the parameters that FSDP1 or DeepSpeed's ZeRO has flattened.
     """
 
     name: str
@@ -155,7 +157,7 @@ class _Owner:
     def shapes(self) -> dict[object, tuple[int, ...]]:
         """The shapes of the parameters, by key as in :attr:`Incoming.keys`, without those that are not initialised."""
         of_parts: dict[object, tuple[int, ...]] = {part.key: part.shape for part in self.parts.values()}
-        whole = [] if self.parts else [one for one in self.parameters.values() if not is_lazy(one)]
+        whole = [one for name, one in self.parameters.items() if name not in self.parts and not is_lazy(one)]
         return of_parts | {id(parameter): tuple(parameter.shape) for parameter in whole}
 
     def is_weight(self, name: str) -> bool:
@@ -200,7 +202,7 @@ def _owners(model: nn.Module, flattened: _FlatParts) -> list[_Owner]:
     owners = []
     for name, path, module in readable_names(model):
         parts = flattened.get(id(module), {})
-        own: dict[str, Tensor] = {key: part.source for key, part in parts.items()} or {**own_parameters(module)}
+        own: dict[str, Tensor] = {**own_parameters(module), **{key: part.source for key, part in parts.items()}}
         for key, chain in parametrizations_of(module).items():
             own |= {f"parametrizations.{key}.{name}": parameter for name, parameter in named_parameters_of(chain)}
         # A wrapper of FSDP1 has the flattened parameters of the modules inside, and none of its own.
@@ -216,7 +218,7 @@ class _Tensors:
 
     Attributes:
         originals: by the identity of a tensor that is computed, the parameters that it is computed from.
-        flat: by the identity of a tensor that FSDP1 has flattened, what this rank holds of it.
+        flat: by the identity of a tensor that is flattened, what this rank holds of it.
     """
 
     originals: Mapping[int, tuple[Tensor, ...]] = field(default_factory=dict)
@@ -232,7 +234,7 @@ class _Tensors:
         if part is not None:
             check_tensor(part.source)
             if part.source.is_complex():
-                raise NotUnderstoodError("its numbers are complex, and flattened by FSDP")
+                raise NotUnderstoodError("its numbers are complex, and flattened")
             return Incoming(tensor, view, (part.source,), part)
         check_tensor(tensor)
         in_units = (lambda numbers: real_rows(view(numbers))) if tensor.is_complex() else view

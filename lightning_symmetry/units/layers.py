@@ -15,9 +15,10 @@ from torch.nn.parameter import is_lazy
 from lightning_symmetry.matrices.mirrors import Parity
 from lightning_symmetry.matrices.question import TOLERANCES
 from lightning_symmetry.matrices.rows import Rows
-from lightning_symmetry.ranks.fsdp1 import FlatPart
+from lightning_symmetry.ranks.flat import FlatPart
 from lightning_symmetry.ranks.pieces import Piece, View, is_sharded, part_of_rows, piece_of_part
 from lightning_symmetry.ranks.sharded import matrix_of
+from lightning_symmetry.ranks.zero import why_not_read
 from lightning_symmetry.units.registry import NotUnderstoodError
 from lightning_symmetry.units.updates import Updates
 
@@ -74,10 +75,10 @@ class Incoming:
         weights: the tensor as the layer uses it.
         view: turns a tensor of this shape into one whose first dimension counts units, ``(num_units, ...)``; complex
             numbers into pairs of real ones, as :func:`real_rows` does.
-        originals: the parameters that ``weights`` is computed from, if the layer is parametrized; the parameter that
-            holds this rank's numbers, if FSDP1 has flattened it; else ``weights`` itself.
-        part: what this rank holds of the parameter, if FSDP1 has flattened it. ``weights`` is then a tensor on the
-            meta device, which has the shape of the whole parameter and no numbers.
+        originals: the parameters that ``weights`` is computed from, if the layer is parametrized; the source of
+            ``part``, if there is one; else ``weights`` itself.
+        part: what this rank holds of the parameter, if FSDP1 or DeepSpeed's ZeRO has flattened it. ``weights`` is then
+            a tensor on the meta device, which has the shape of the whole parameter and no numbers.
     """
 
     weights: Tensor
@@ -99,7 +100,7 @@ class Incoming:
     def rows(self) -> Tensor | Piece:
         """The weights as ``(num_units, ...)``; if they are sharded, what this rank holds of them."""
         if self.part is not None:
-            return piece_of_part(self.part, self.part.source, self.view)
+            return piece_of_part(self.part, self.part.numbers(), self.view, self.part.dtype)
         return part_of_rows(self.weights, self.view)
 
     @property
@@ -130,9 +131,10 @@ class Incoming:
         return [(self._gradient(each), not self._has_rows(each)) for each in every]
 
     def _gradient(self, original: Tensor) -> Tensor | Piece | None:
+        if self.part is not None:
+            numbers = self.part.gradient()
+            return None if numbers is None else piece_of_part(self.part, numbers, self.view, self.part.gradient_dtype)
         gradient = readable_gradient(original)
-        if self.part is not None and (gradient is not None or not self.part.length):
-            return piece_of_part(self.part, gradient, self.view)
         if gradient is None:
             return None
         if gradient.shape == self.weights.shape:
@@ -343,8 +345,9 @@ def check_tensor(tensor: Tensor) -> None:
     """
     if is_lazy(tensor):
         raise NotUnderstoodError("not initialised yet")
-    if hasattr(tensor, "ds_id"):
-        raise NotUnderstoodError("its tensors are partitioned by DeepSpeed ZeRO-3, which this package does not read")
+    reason = why_not_read(tensor)
+    if reason:
+        raise NotUnderstoodError(f"its tensors are {reason}")
     numbers = tensor
     if is_sharded(tensor):
         numbers = cast("Any", tensor).to_local()

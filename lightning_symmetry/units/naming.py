@@ -7,10 +7,11 @@ from collections.abc import Collection, Iterator
 from torch import nn
 
 from lightning_symmetry.modules import own_parameters, walk
+from lightning_symmetry.ranks.zero import is_engine
 
 # What torch.compile, activation checkpointing, FSDP1 and Fabric put into the path of a module that they wrap.
 _WRAPPED = {"_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module", "_forward_module", "_original_module"}
-# These call the module that they wrap `module`, as other modules may call a part of theirs.
+# These and engines of DeepSpeed call the module that they wrap `module`, as other modules may call a part of theirs.
 _PARALLEL = (nn.parallel.DistributedDataParallel, nn.DataParallel)
 
 
@@ -58,7 +59,7 @@ def _readable_paths(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     parallel: set[str] = set()
     for path, module in walk(model):
         parent, _, step = path.rpartition(".")
-        if issubclass(type(module), _PARALLEL):
+        if issubclass(type(module), _PARALLEL) or is_engine(module):
             parallel.add(path)
         if not own_parameters(module):
             wrappers.add(path)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from lightning_symmetry.ranks.fsdp1 import flattened_modules
+from lightning_symmetry.ranks.flattening import flattened_modules
 from lightning_symmetry.ranks.pieces import is_sharded
 from lightning_symmetry.units.layers import Layer, is_trained
 from lightning_symmetry.units.naming import readable_parameters

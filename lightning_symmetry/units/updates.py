@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lightning_symmetry.matrices.question import LEAVE_TOLERANCES
 from lightning_symmetry.ranks.pieces import View, is_sharded
+from lightning_symmetry.ranks.zero import groups_of
 
 # Options of a parameter group that change nothing about its updates.
 _WITHOUT_EFFECT = {"params", "param_names", "initial_lr"}
@@ -40,8 +41,8 @@ class Updates:
         return {
             id(parameter): (optimizer, group)
             for optimizer in self._optimizers
-            for group in optimizer.param_groups
-            for parameter in group["params"]
+            for group, parameters in groups_of(optimizer)
+            for parameter in parameters
         }
 
     @property

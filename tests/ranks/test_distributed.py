@@ -38,7 +38,7 @@ from lightning_symmetry.matrices.grouping import find_groups
 from lightning_symmetry.matrices.question import Question
 from lightning_symmetry.matrices.rows import Rows
 from lightning_symmetry.matrices.sketching import sketch_all
-from lightning_symmetry.ranks.fsdp1 import FlatPart
+from lightning_symmetry.ranks.flat import FlatPart
 from lightning_symmetry.ranks.pieces import part_of_rows
 from lightning_symmetry.ranks.reading import read
 from lightning_symmetry.ranks.sharded import ShardedRows, matrix_of
@@ -723,20 +723,21 @@ def test_an_interval_of_a_flattened_tensor_is_made_of_boxes(shape: tuple[int, ..
     for start, end in itertools.combinations(range(len(whole) + 1), 2):
         part = FlatPart(whole[start:end], 0, end - start, start, shape, None)
         seen = torch.zeros(shape, dtype=torch.long)
-        boxes = list(part.boxes(part.source))
+        boxes = list(part.boxes(part.numbers()))
         for numbers, place in boxes:
             seen[tuple(slice(a, a + n) for a, n in zip(place, numbers.shape, strict=True))] += numbers
         assert seen.flatten().tolist() == [n if start < n <= end else 0 for n in whole.tolist()]
         assert len(boxes) <= 2 * len(shape) - 1
 
 
-def test_partitioned_by_deepspeed_is_skipped() -> None:
+def test_partitioned_by_deepspeed_outside_of_a_training_is_skipped() -> None:
     net = nn.Sequential(nn.Linear(3, 4))
     for parameter in net.parameters():  # as DeepSpeed leaves them
         parameter.ds_id = 0  # type: ignore[attr-defined]
         parameter.data = torch.empty(0)
     assert diagnose(net).skipped == {
-        "0": "its tensors are partitioned by DeepSpeed ZeRO-3, which this package does not read"
+        "0": "its tensors are partitioned by DeepSpeed ZeRO, and this process has no process group: look at the model "
+        "in its training"
     }
 
 

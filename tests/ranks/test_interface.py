@@ -18,7 +18,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Placement, Replicate, Shard, distribute_tensor
 
 from lightning_symmetry.ranks import queries
-from lightning_symmetry.ranks.fsdp1 import FlatPart
+from lightning_symmetry.ranks.flat import FlatPart
 from lightning_symmetry.ranks.pieces import Piece, part_of_rows, piece_of_part
 from lightning_symmetry.ranks.queries import Query
 from lightning_symmetry.ranks.reading import read
@@ -48,7 +48,7 @@ def shard(tensor: Tensor, sharding: str) -> Tensor | Piece:
         cut = len(flat) * 2 // 5
         first, last = (0, cut) if torch.distributed.get_rank() == 0 else (cut, len(flat))
         part = FlatPart(flat[first:last], 0, last - first, first, tuple(tensor.shape), None)
-        return piece_of_part(part, part.source, lambda whole: whole)
+        return piece_of_part(part, part.numbers(), lambda whole: whole, tensor.dtype)
     placements: dict[str, Placement] = {
         "rows": Shard(0),
         "columns": Shard(min(1, tensor.ndim - 1)),
