@@ -59,7 +59,7 @@ class SymmetryCallback(Watcher, TrainerCallback, ExportableState):
         try:
             outputs = self._outputs(args) if state.is_world_process_zero else []
             self._tracker = SymmetryTracker(kwargs["model"], kwargs["optimizer"], output=outputs, **options)
-        except Exception as error:  # for example, DeepSpeed has optimizers that are none of PyTorch's
+        except Exception as error:  # for example, an optimizer that is none of PyTorch's
             if self.options.on_symmetry == "raise" or self.options.require_conclusion:
                 raise
             warn(f"SymmetryCallback cannot watch this training ({describe(error)}). Training goes on.")

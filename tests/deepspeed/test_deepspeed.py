@@ -12,7 +12,17 @@ from typing import Any
 import pytest
 
 from tests.deepspeed import loops
-from tests.deepspeed.training import PRECISIONS, SICK, STAGES, alone, refusals, resumed, skipped, watched
+from tests.deepspeed.training import (
+    PRECISIONS,
+    SICK,
+    STAGES,
+    alone,
+    made_in_parts,
+    refusals,
+    resumed,
+    skipped,
+    watched,
+)
 from tests.distributed import NETWORKS
 from tests.distributed import alone as alone_in_lightning
 from tests.ranks.pool import RankPool
@@ -46,6 +56,17 @@ def test_all_stages_find_what_one_process_finds(ranks: RankPool, network: str, p
         found = agreed(ranks.call(watched, stage, network, precision))
         assert found["said"] == expected, stage
         assert bool(found["warned"]) == bool(expected["findings"])
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_stage_0_is_read_as_whole_models_are(ranks: RankPool, precision: str) -> None:
+    assert agreed(ranks.call(watched, 0, COPIES, precision))["said"] == alone(COPIES, precision)
+
+
+def test_a_model_may_be_made_in_parts(ranks: RankPool) -> None:
+    for at_once, trained in ranks.call(made_in_parts):
+        assert at_once["0"] == [(tuple(range(8)), "duplicate")]
+        assert trained["0"] == [(tuple(range(8)), "locked")]
 
 
 @pytest.mark.parametrize("network", SICK)

@@ -131,7 +131,7 @@ def left_behind(engine: Any, losses: list[float]) -> list[Tensor]:
         if mapping is not None:
             tensors.append(mapping.get_hp_fragment())
     if not any(hasattr(parameter, "ds_id") for parameter in engine.module.parameters()):
-        states = engine.optimizer.optimizer.state.values()
+        states = getattr(engine.optimizer, "optimizer", engine.optimizer).state.values()
         tensors += [value for state in states for value in state.values() if isinstance(value, Tensor)]
     return [tensor.detach().clone() for tensor in tensors]
 
@@ -151,6 +151,21 @@ def alone(network: str, precision: str = "float32", steps: int = 8) -> dict[str,
     return said(tracker)
 
 
+class Ungathered(SymmetryTracker):
+    """Fails if a check gathers anything, or if DeepSpeed sends anything for it."""
+
+    def _before_step(self, optimizer: Any) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            for library, kinds in (
+                (torch.distributed, ["gather"]),
+                (deepspeed.comm, ["gather", "reduce", "broadcast"]),
+            ):
+                for name in dir(library):
+                    if any(kind in name for kind in kinds) and callable(getattr(library, name)):
+                        patch.setattr(library, name, None)
+            super()._before_step(optimizer)
+
+
 def watched(
     stage: int,
     network: str,
@@ -168,7 +183,7 @@ def watched(
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             chosen = {**OPTIONS, **(tracking or {})}
-            tracker = SymmetryTracker(engine, engine.optimizer, **chosen) if is_watched else None
+            tracker = Ungathered(engine, engine.optimizer, **chosen) if is_watched else None
             losses = train(engine, steps, broken=broken)
             if tracker is not None:
                 tracker.close()
@@ -204,6 +219,26 @@ def resumed(stage: int, network: str, folder: str) -> tuple[dict[str, Any], dict
     train(engine, 5, first=5)
     second.close()
     return tracker.state_dict(), second.state_dict()
+
+
+def made_in_parts() -> list[dict[str, Any]]:
+    """What is found in a model whose parameters are partitioned from the beginning: at once, and in a training."""
+    start()
+    with deepspeed.zero.Init(config_dict_or_path=config(3)):
+        net = nn.Sequential(nn.Linear(12, 8), nn.Tanh(), nn.Linear(8, 4))
+    with deepspeed.zero.GatheredParameters(list(net.parameters()), modifier_rank=0):
+        fill(net, 0.1)
+    reports = [diagnose(net)]
+    engine = engine_of(net, 3)
+    tracker = SymmetryTracker(engine, engine.optimizer, **QUIET)
+    train(engine)
+    tracker.close()
+    assert tracker.report is not None
+    reports.append(tracker.report)
+    return [
+        {name: [(group.units, str(group.verdict)) for group in layer.groups] for name, layer in report.layers.items()}
+        for report in reports
+    ]
 
 
 def refusals(stage: int) -> list[str]:
