@@ -152,20 +152,25 @@ def is_engine(module: nn.Module) -> bool:
 
 def whole_shape(parameter: Any) -> tuple[int, ...]:
     """Return the shape of a parameter, which stage 3 hides while the parameter is not gathered."""
-    return tuple(getattr(parameter, "ds_shape", parameter.shape))
+    return tuple(parameter.ds_shape if _has(parameter, "ds_shape") else parameter.shape)
 
 
 def _is_managed(parameter: object) -> bool:
-    return _is_partitioned(parameter) or hasattr(parameter, "_hp_mapping")
+    return _is_partitioned(parameter) or _has(parameter, "_hp_mapping")
 
 
 def _is_partitioned(parameter: object) -> bool:
     """Return whether stage 3 manages a parameter."""
-    return hasattr(parameter, "ds_id")
+    return _has(parameter, "ds_id")
+
+
+def _has(parameter: object, name: str) -> bool:
+    """Return whether DeepSpeed has set an attribute of a parameter; those of other classes may not like to be asked."""
+    return name in getattr(parameter, "__dict__", {})
 
 
 def _is_updated(parameter: Any) -> bool:
-    return bool(parameter.requires_grad) and (not _is_partitioned(parameter) or hasattr(parameter, "_z3_optimizer"))
+    return bool(parameter.requires_grad) and (not _is_partitioned(parameter) or _has(parameter, "_z3_optimizer"))
 
 
 def _has_gradients(optimizer: Any) -> bool:
