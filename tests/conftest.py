@@ -13,9 +13,9 @@ from hypothesis import settings
 from tests.browsing import Page, open_browser
 from tests.serving import Server, tensorboard
 
-# The same examples at every run; HYPOTHESIS_PROFILE=explore looks for new ones.
-settings.register_profile("repeat", derandomize=True)
-settings.register_profile("explore", derandomize=False, print_blob=True)
+# The same examples at every run, however long one takes; HYPOTHESIS_PROFILE=explore looks for new ones.
+settings.register_profile("repeat", derandomize=True, deadline=None)
+settings.register_profile("explore", derandomize=False, print_blob=True, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeat"))
 
 collect_ignore = ["benchmarks"]  # they need packages of their own

@@ -479,7 +479,7 @@ def test_hostile_names_stay_text(page: Page, fast_server: Server) -> None:
 def test_damaged_events_are_mentioned(page: Page, fast_server: Server) -> None:
     page.open(fast_server)
     assert "1 event could not be read and was passed over." in card(page, "story").text
-    assert page.texts(".error p") == [
+    assert wait_for(lambda: page.texts(".error p")) == [
         "Run damaged holds no check that can be read: its events are damaged, or of another version."
     ]
 
@@ -518,7 +518,8 @@ def test_empty_then_live_then_gone(page: Page, tmp_path: Path) -> None:
                 tab.write([writer], SymmetryReport(step, {"fc": layer}), [], [], "findings")
                 writer.flush()
                 wait_for(lambda step=step: page.texts(".totals dd")[-1:] == [str(step)])
-                assert page.texts(".row .numbers") == [f"{layer.working_units} / 8"]
+                expected = [f"{layer.working_units} / 8"]
+                wait_for(lambda expected=expected: page.texts(".row .numbers") == expected)
         server.stop()
         assert page.wait(".error", "TensorBoard does not answer. Is it still running?")
         assert page.texts(".row .numbers") == ["8 / 8"]  # what was there stays

@@ -169,7 +169,7 @@ def test_runs_that_come_and_go_are_noticed(page: Page, tmp_path: Path) -> None:
         wait_for(lambda: len(page.all(".card")) == 3)
         write(tmp_path / "late", ["fc"], 0, found={"fc": (Verdict.LOCKED, 0)})
         wait_for(lambda: page.text(".picker summary") == "Runs: 4 of 4")
-        assert page.texts(".runs .run .name")[0] == "late"  # the one with a finding comes first
+        wait_for(lambda: page.texts(".runs .run .name")[0] == "late")  # the one with a finding comes first
         for file in (tmp_path / "run1").iterdir():
             file.unlink()
         (tmp_path / "run1").rmdir()
@@ -205,7 +205,7 @@ def asked_for(page: Page) -> set[str]:
 def test_of_many_runs_the_worst_are_opened_and_only_those_in_sight_are_fetched(page: Page, many: Server) -> None:
     page.open(many)
     wait_for(lambda: [node.get_attribute("data-run") for node in page.all(".card")] == ["run7", "run31"])
-    assert page.texts(".runs .run .name")[:3] == ["run31", "run7", "run12"]
+    wait_for(lambda: page.texts(".runs .run .name")[:3] == ["run31", "run7", "run12"])
     assert page.texts(".runs .worst")[0] == f"locked{NAMES[3]}: 4 of 8 units, {{0, 1, 2, 3}}"
     wait_for(lambda: asked_for(page) == {"run7", "run31"})
     wait_for(lambda: len(page.all(".runs tbody tr")) == 40)
@@ -223,7 +223,7 @@ def test_of_many_runs_the_worst_are_opened_and_only_those_in_sight_are_fetched(p
 def test_the_table_of_runs_is_sorted_filtered_and_saved(page: Page, many: Server, tmp_path: Path) -> None:
     page.open(many)
     wait_for(lambda: len(page.all(".runs tbody tr")) == 40)
-    assert page.texts('.runs [data-name="run12"] td')[2] == "97 %"
+    wait_for(lambda: page.texts('.runs [data-name="run12"] td')[2] == "97 %")
     bar = "document.querySelectorAll('.runs [data-name=\"run12\"] .bar span')"
     dead = page.run(f"return [...{bar}].map((part) => parseFloat(part.style.width))")
     assert dead == pytest.approx([100 * 235 / 240, 100 * 5 / 240, 0], abs=0.01)
@@ -408,7 +408,7 @@ def test_what_is_shown_of_one_run_answers_in_order(page: Page, tmp_path: Path) -
         ]
         assert page.texts(".wrong h4") == [f"{NAMES[2]}: 4 of 8 units, {{0, 1, 2, 3}}"]
         assert "smaller learning rate" in page.text(".to-do .advice")
-        assert "heatmaps=" in page.text(".missing")
+        wait_for(lambda: "heatmaps=" in page.text(".missing"))
         assert page.run("return document.querySelector('.looks .key').offsetHeight") == 0
         width = page.run("return document.querySelector('.card').offsetWidth")
         assert width > 1300

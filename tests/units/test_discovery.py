@@ -418,10 +418,8 @@ def test_a_tensor_that_cannot_be_asked_concerns_its_module_alone() -> None:
     found = find_layers(nn.Sequential(unknown, known, nn.Linear(2, 2)))
     assert [layer.name for layer in found.layers] == ["2"]
     assert found.skipped == found.unread
-    assert {name: reason.rpartition(": ")[0] for name, reason in found.skipped.items()} == {
-        "0": "it cannot be read: RuntimeError",
-        "1": "its adapter failed with RuntimeError",
-    }
+    assert set(found.skipped) == {"0", "1"}
+    assert set(found.skipped.values()) == {"its tensors are OddParameters, which this package does not read"}
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script`:DeprecationWarning")
