@@ -76,7 +76,7 @@ test-newest: .venv-newest/bin/python  ## test with the newest versions that pip 
 	$< -m pip install --quiet --disable-pip-version-check --upgrade --upgrade-strategy eager \
 		--constraint constraints-newest.txt --editable '.[test]'
 	$< -m pip freeze --exclude-editable
-	$< $(PYTEST) $(LIBRARY_TESTS) $(INTEGRATIONS) --ignore-glob='*/test_page.py' --ignore-glob='*/test_live.py'
+	$< $(PYTEST) $(LIBRARY_TESTS) $(INTEGRATIONS) $(addprefix --ignore-glob=*/,test_page.py test_live.py test_using.py)
 
 dist: .venv/.release  ## build the wheel and the source distribution, and check them
 	rm -rf dist
