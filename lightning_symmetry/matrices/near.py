@@ -9,7 +9,7 @@ do not do, another one all distances.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -55,19 +55,17 @@ def settle_crowds(
     rows, norms, tolerance = question.rows, question.sketch.norms, question.tolerance
     representative: dict[int, int] = {}
     is_left = np.ones(len(members), dtype=np.bool_)
-    is_passed_over = np.zeros(len(members), dtype=np.bool_)
+    remaining = np.arange(len(members))  # of which no crowd has been looked at
     if not isinstance(rows, DenseRows):
         return representative, is_left
     for _ in range(_MAX_CROWDS):
-        open_ = np.flatnonzero(is_left & ~is_passed_over)
-        if len(open_) < 2:
+        if len(remaining) < 2:
             break
-        is_near = _crowd_of(question, members[open_])
+        is_near = _crowd_of(question, members[remaining])
         if is_near is None:
-            is_passed_over[open_[0]] = True
+            remaining = remaining[1:]
             continue
-        crowd = open_[is_near]
-        is_passed_over[crowd] = True
+        crowd, remaining = remaining[is_near], remaining[~is_near]
         if len(crowd) * rows.width > _MAX_ELEMENTS:
             continue
         scale = float(norms[members[crowd]].max())  # divided by it, as squares could leave the range of the dtype
@@ -112,8 +110,10 @@ def _pairs_within(offsets: Tensor, reach: float, block: Indices, width: int) -> 
     radius = _BOUND_OF_SQUARES * reach**2
     most = _MAX_PAIRS_PER_ROW * len(places)
     found, number = [], 0
-    for start, squares, error in _squared_distances(places):
-        near = torch.nonzero(squares <= radius + error)
+    for start in range(0, len(places), _BLOCK):
+        squares, error = _squared_distances(places[start : start + _BLOCK], places[start:])
+        # Of each pair once: the first row comes before the second.
+        near = torch.nonzero((squares <= radius + error).triu_(1))
         first, second = (near + torch.tensor([start, start])).T.numpy()
         is_pair = block[first] == block[second]
         found.append(np.stack([first[is_pair], second[is_pair]]))
@@ -123,24 +123,16 @@ def _pairs_within(offsets: Tensor, reach: float, block: Indices, width: int) -> 
     return np.concatenate(found, axis=1)
 
 
-def _squared_distances(rows: Tensor) -> Iterator[tuple[int, Tensor, float]]:
-    """Yield the squared distances of some rows from all that follow.
+def _squared_distances(some: Tensor, others: Tensor) -> tuple[Tensor, float]:
+    """Return the squared distances of some rows from others, and how far rounding may take them off.
 
-    Yields:
-        The first row, the squared distances ``(b, m - start)``, infinite but for pairs whose first row comes before the
-        second, and how far rounding may take them off.
+    Args:
+        some: ``(b, d)``, all of them among the others.
+        others: ``(m, d)``.
     """
-    precision = torch.finfo(rows.dtype).eps
-    squares = rows.square().sum(dim=1)
-    largest = float(squares.max())
-    error = 8 * precision * math.sqrt(rows.shape[1]) * largest
-    for start in range(0, len(rows), _BLOCK):
-        head, rest = rows[start : start + _BLOCK], rows[start:]
-        distances = torch.addmm(squares[start:][None], head, rest.T, alpha=-2)
-        distances += squares[start : start + len(head), None]
-        corner = distances[:, : len(head)]
-        corner.masked_fill_(torch.ones_like(corner, dtype=torch.bool).tril_(), math.inf)
-        yield start, distances, error
+    squares = others.square().sum(dim=1)
+    distances = torch.addmm(squares[None], some, others.T, alpha=-2) + some.square().sum(dim=1, keepdim=True)
+    return distances, 8 * torch.finfo(some.dtype).eps * math.sqrt(some.shape[1]) * float(squares.max())
 
 
 def _settle_by_distances(
@@ -182,10 +174,7 @@ def _agree(question: Question, members: Indices, offsets: Tensor, norms: Tensor,
     """Say which of some rows agree with which others, ``(len(head), len(left))``."""
     limits = (question.tolerance * torch.maximum(norms[head][:, None], norms[left])).square()
     for dtype in (offsets.dtype, torch.float64):
-        some, others = offsets[head].to(dtype), offsets[left].to(dtype)
-        squares = others.square().sum(dim=1)
-        distances = torch.addmm(squares[None], some, others.T, alpha=-2) + some.square().sum(dim=1, keepdim=True)
-        error = 8 * torch.finfo(dtype).eps * math.sqrt(offsets.shape[1]) * float(squares.max())
+        distances, error = _squared_distances(offsets[head].to(dtype), offsets[left].to(dtype))
         if error <= 0.1 * float(limits.min()):
             break
     agree = distances <= limits
