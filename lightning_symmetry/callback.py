@@ -6,6 +6,7 @@ from lightning_symmetry.namespaces import OtherCallback  # first, since importin
 
 # isort: split
 import weakref
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -179,15 +180,18 @@ class SymmetryMonitor(Watcher, Callback, OtherCallback):
 
     def _outputs_for(self, trainer: Trainer) -> list[Output]:
         """Return the outputs of all loggers, and of a folder if none of these keeps more than numbers."""
-        name, heatmaps, scalars = self._name_in(trainer), self.options.heatmaps, self.options.scalars
         outputs: list[Output] = []
         for logger in trainer.loggers:
-            make = partial(outputs_of, logger, heatmaps, scalars, name)
+            make = partial(self._make, outputs_of, trainer, logger)
             outputs += self._engine.outputs_of(logger, f"output to {type(logger).__name__}", make)
         if not any(output.keeps_findings for output in outputs):
-            without_logger = partial(_outputs_without_logger, trainer, heatmaps, scalars, name)
+            without_logger = partial(self._make, _outputs_without_logger, trainer, trainer)
             outputs += self._engine.outputs_of(None, "output to a folder", without_logger)
         return outputs
+
+    def _make(self, make: Callable[..., list[Output]], trainer: Trainer, target: object) -> list[Output]:
+        """Make outputs under the name of this monitor, which is only looked up here: each step asks for the outputs."""
+        return make(target, self.options.heatmaps, self.options.scalars, self._name_in(trainer))
 
     def _name_in(self, trainer: Trainer) -> str:
         """Return what this monitor calls its tags and folders: another name than monitors before it in the Trainer."""
