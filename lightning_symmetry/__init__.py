@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from lightning_symmetry.callback import SymmetryMonitor
     from lightning_symmetry.disk.scanning import scan
     from lightning_symmetry.engine.diagnose import diagnose
-    from lightning_symmetry.engine.saying import SymmetryError, SymmetryWarning
+    from lightning_symmetry.engine.messages import SymmetryError, SymmetryWarning
     from lightning_symmetry.gate import assert_no_symmetry
     from lightning_symmetry.matrices.grouping import duplicate_groups
     from lightning_symmetry.merging.merge import Merged, merge_duplicates
@@ -53,7 +53,7 @@ __all__ = [
 
 # Every name is imported when it is first used: TensorBoard loads the plugin of this package at every start, and should
 # not wait for torch; only the callback needs Lightning, which takes seconds.
-_ROOMS = {
+_MODULES = {
     "ActivationProbe": "probe",
     "Change": "repair.breaking",
     "CopyGroup": "verdicts.diagnoses",
@@ -62,11 +62,11 @@ _ROOMS = {
     "LayerDiagnosis": "verdicts.diagnoses",
     "Merged": "merging.merge",
     "StopKind": "verdicts.stops",
-    "SymmetryError": "engine.saying",
+    "SymmetryError": "engine.messages",
     "SymmetryMonitor": "callback",
     "SymmetryReport": "verdicts.report",
     "SymmetryTracker": "tracker",
-    "SymmetryWarning": "engine.saying",
+    "SymmetryWarning": "engine.messages",
     "UnitGroup": "verdicts.diagnoses",
     "Units": "units.registry",
     "Verdict": "verdicts.verdict",
@@ -81,9 +81,9 @@ _ROOMS = {
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _ROOMS:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = getattr(import_module(f"lightning_symmetry.{_ROOMS[name]}"), name)
+    value = globals()[name] = getattr(import_module(f"lightning_symmetry.{_MODULES[name]}"), name)
     return value
 
 

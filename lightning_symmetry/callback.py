@@ -15,11 +15,10 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from torch.optim import Optimizer
-from typing_extensions import override
 
 from lightning_symmetry.engine.engine import SymmetryEngine
-from lightning_symmetry.engine.saying import SymmetryError as SymmetryError
-from lightning_symmetry.engine.saying import SymmetryWarning as SymmetryWarning
+from lightning_symmetry.engine.messages import SymmetryError as SymmetryError
+from lightning_symmetry.engine.messages import SymmetryWarning as SymmetryWarning
 from lightning_symmetry.engine.steps import Handle, watch_steps
 from lightning_symmetry.engine.watcher import Watcher
 from lightning_symmetry.outputs.console import ConsoleSummary, above_bars
@@ -50,7 +49,6 @@ class SymmetryMonitor(Watcher, Callback, OtherCallback):
     _engine: SymmetryEngine
     _is_active = True
 
-    @override
     def _set_up(self) -> None:
         self._engine = SymmetryEngine(self.options, who="SymmetryMonitor", tell=_tell)
         self._handles: list[Handle] = []
@@ -63,37 +61,29 @@ class SymmetryMonitor(Watcher, Callback, OtherCallback):
         self._training: tuple[weakref.ref[Any], ...] = ()
 
     @property
-    @override
     def state_key(self) -> str:
         include, exclude = self.options.include, self.options.exclude
         return self._generate_state_key(include=None if include is None else list(include), exclude=list(exclude))
 
-    @override
     def state_dict(self) -> dict[str, Any]:
         return self._engine.state_dict()
 
-    @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         if self._stage in (None, "fit"):  # validating a checkpoint resumes no training
             self._is_resumed = self._engine.load_state_dict(state_dict)
 
-    @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._stage = stage
 
-    @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._stage = None
 
-    @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._engine.guarded(self._begin, trainer, pl_module)
 
-    @override
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: torch.Tensor) -> None:
         self._engine.guarded(self._engine.before_backward, loss)
 
-    @override
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         # What changes the gradients after this hook, as the module's own hook or clipping may, is seen by a later one.
         if id(optimizer) in self._hooked:
@@ -101,17 +91,14 @@ class SymmetryMonitor(Watcher, Callback, OtherCallback):
         else:
             self._engine.guarded(self._before_step, trainer, pl_module, optimizer)
 
-    @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._engine.guarded(self._unhook)
 
-    @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         summary = [] if self.options.on_symmetry == "ignore" else [ConsoleSummary(_tell)]
         self._engine.guarded(self._engine.finish, summary)
         self._engine.confirm()
 
-    @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._abandon()
 

@@ -13,7 +13,7 @@ from torch.optim import SGD, Optimizer
 
 from lightning_symmetry.arguments import check_module
 from lightning_symmetry.brief import brief
-from lightning_symmetry.engine.saying import SymmetryError, SymmetryWarning, warn
+from lightning_symmetry.engine.messages import SymmetryError, SymmetryWarning, warn
 from lightning_symmetry.randomness import preserved_random_numbers
 from lightning_symmetry.ranks.team import describe
 from lightning_symmetry.tracker import SymmetryTracker

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities.distributed import gather_all_tensors
-from typing_extensions import override
 
 from lightning_symmetry.arguments import check_count, check_tolerance
 from lightning_symmetry.functional import (
@@ -47,7 +46,6 @@ class _Measure(Metric):
     is_differentiable = False
     plot_lower_bound = 0.0
 
-    @override
     def plot(self, val: Tensor | Sequence[Tensor] | None = None, ax: Axes | None = None) -> tuple[Figure, Axes]:
         """Draw a value, or several over time.
 
@@ -78,13 +76,11 @@ class _OfWeights(_Measure):
         self.add_state("total", torch.tensor(0.0), dist_reduce_fx="sum")
         self.add_state("num_updates", torch.tensor(0), dist_reduce_fx="sum")
 
-    @override
     def update(self, weight: Tensor) -> None:
         """Take in a weight matrix ``(units, inputs)``; further dimensions count as flattened."""
         self.total += self._number(weight)
         self.num_updates += 1
 
-    @override
     def compute(self) -> Tensor:
         """The mean over all updates; NaN if there was none."""
         return self.total / self.num_updates
@@ -113,7 +109,6 @@ class RedundantUnits(_OfWeights):
 
     higher_is_better = False
 
-    @override
     def _number(self, weight: Tensor) -> Tensor:
         return redundant_units(weight, self.tolerance)
 
@@ -128,7 +123,6 @@ class EffectiveWidth(_OfWeights):
 
     higher_is_better = True
 
-    @override
     def _number(self, weight: Tensor) -> Tensor:
         return len(weight) - redundant_units(weight, self.tolerance)
 
@@ -150,7 +144,6 @@ class _OfActivations(_Measure):
         self.num_units = num_units
         self.add_state("moments", torch.zeros(side, side, dtype=torch.float64), dist_reduce_fx=merge_moments)
 
-    @override
     def update(self, activations: Tensor) -> None:
         """Take in activations.
 
@@ -169,7 +162,6 @@ class _OfActivations(_Measure):
             )
         self.moments = new if len(self.moments) == 1 else merge_moments(torch.stack([self.moments, new]))
 
-    @override
     def compute(self) -> Tensor:
         """The measure of all samples so far; NaN if there were none."""
         return measured(self._measure, self.moments)
@@ -213,7 +205,6 @@ class DuplicateActivations(_OfActivations):
         check_threshold(threshold)
         self.threshold = threshold
 
-    @override
     def _measure(self, moments: Tensor) -> Tensor:
         return duplicate_share(moments, self.threshold)
 
@@ -237,7 +228,6 @@ class DeadActivations(_OfActivations):
     higher_is_better = False
     plot_upper_bound = 1.0
 
-    @override
     def _measure(self, moments: Tensor) -> Tensor:
         return dead_share(moments)
 
@@ -260,6 +250,5 @@ class EffectiveRank(_OfActivations):
 
     higher_is_better = True
 
-    @override
     def _measure(self, moments: Tensor) -> Tensor:
         return rank_from_moments(moments)

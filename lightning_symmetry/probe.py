@@ -18,11 +18,11 @@ from torchmetrics.metric import Metric
 from lightning_symmetry.arguments import check_count, check_module, check_patterns
 from lightning_symmetry.brief import brief
 from lightning_symmetry.engine.guard import Guard
-from lightning_symmetry.engine.saying import SymmetryWarning, warn
+from lightning_symmetry.engine.messages import SymmetryWarning, warn
 from lightning_symmetry.functional import finite_samples
 from lightning_symmetry.matrices.numerics import exact_arithmetic
 from lightning_symmetry.metrics import DeadActivations, DuplicateActivations, EffectiveRank
-from lightning_symmetry.ranks.reading import has_group
+from lightning_symmetry.ranks.sketches import has_group
 from lightning_symmetry.ranks.team import describe
 from lightning_symmetry.units.naming import readable_modules
 from lightning_symmetry.units.patterns import is_chosen

@@ -18,7 +18,7 @@ def symmetry() -> Callable[..., Any]:
 
     The same as :func:`lightning_symmetry.assert_no_symmetry`; a test that fails shows the whole report with its error.
     """
-    from lightning_symmetry.engine.saying import SymmetryError
+    from lightning_symmetry.engine.messages import SymmetryError
     from lightning_symmetry.gate import assert_no_symmetry
 
     @wraps(assert_no_symmetry)

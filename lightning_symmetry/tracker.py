@@ -14,14 +14,14 @@ from torch.optim import Optimizer
 from lightning_symmetry.arguments import check_module
 from lightning_symmetry.brief import brief
 from lightning_symmetry.engine.engine import SymmetryEngine
-from lightning_symmetry.engine.saying import warn
+from lightning_symmetry.engine.messages import warn
 from lightning_symmetry.engine.steps import unwrap, updated_by, watch_steps
 from lightning_symmetry.engine.watcher import Watcher
 from lightning_symmetry.modules import parameters_of
 from lightning_symmetry.outputs.console import ConsoleSummary, above_bars
 from lightning_symmetry.outputs.loggers import outputs_of
 from lightning_symmetry.outputs.output import Output
-from lightning_symmetry.ranks.reading import has_group, is_replicated
+from lightning_symmetry.ranks.sketches import has_group, is_replicated
 from lightning_symmetry.ranks.zero import zero_modules
 
 _EVERY_N_STEPS = 50

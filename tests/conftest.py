@@ -40,7 +40,7 @@ def _no_warning_is_missed(request: pytest.FixtureRequest) -> Iterator[None]:
             said.append(record.getMessage())
 
     note = Note()
-    logger = logging.getLogger("lightning_symmetry.engine.saying")
+    logger = logging.getLogger("lightning_symmetry.engine.messages")
     logger.addHandler(note)
     yield
     logger.removeHandler(note)

@@ -19,7 +19,7 @@ from lightning_symmetry.units.discovery import find_layers
 from lightning_symmetry.verdicts.diagnoses import Cause, Finding, Origin, UnitGroup
 from lightning_symmetry.verdicts.evidence import look
 from lightning_symmetry.verdicts.judging import to_diagnosis
-from lightning_symmetry.verdicts.looks import Look
+from lightning_symmetry.verdicts.look import Look
 from lightning_symmetry.verdicts.report import SymmetryReport
 from lightning_symmetry.verdicts.verdict import Verdict
 from tests.training import Classifier, batches, fill, make_trainer

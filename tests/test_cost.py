@@ -23,7 +23,7 @@ from lightning_symmetry.matrices.projections import NUM_PROJECTIONS
 from lightning_symmetry.units.discovery import find_layers
 from lightning_symmetry.units.updates import Updates
 from lightning_symmetry.verdicts.evidence import look
-from lightning_symmetry.verdicts.looks import Look
+from lightning_symmetry.verdicts.look import Look
 
 WAITS = {"aten::_local_scalar_dense", "aten::nonzero", "aten::equal", "aten::is_nonzero"}
 

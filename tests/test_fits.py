@@ -13,7 +13,6 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import LearningRateFinder
 from torch import nn
-from typing_extensions import override
 
 from lightning_symmetry import SymmetryMonitor, SymmetryWarning
 from tests.training import Classifier, batches, fill, fit, make_trainer, mlp, sgd
@@ -78,7 +77,6 @@ class FailsOnce(Classifier):
 
     has_failed = False
 
-    @override
     def training_step(self, batch: Any, batch_idx: int) -> Any:
         if self.trainer.global_step == 5 and not self.has_failed:
             self.has_failed = True

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TextIO
 
 from lightning_symmetry.brief import printable
+from lightning_symmetry.disk.checkpoints import CheckpointError, NoModelError
 from lightning_symmetry.disk.models import Model
-from lightning_symmetry.disk.reading import CheckpointError, NoModelError
 from lightning_symmetry.disk.scanning import Follow, Scan, checkpoints, scan_checkpoint
 from lightning_symmetry.outputs.findings import findings_json
 from lightning_symmetry.verdicts.advice import alike_findings, describe_units

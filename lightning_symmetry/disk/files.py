@@ -25,7 +25,7 @@ _MUCH = 1 << 20  # bytes
 class CheckpointError(ValueError):
     """A checkpoint that cannot be read; the message names the file and says what was expected."""
 
-    __module__ = "lightning_symmetry.disk.reading"
+    __module__ = "lightning_symmetry.disk.checkpoints"
 
 
 class StoredFile:

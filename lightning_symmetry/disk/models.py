@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_symmetry.brief import brief
+from lightning_symmetry.disk.checkpoints import Contents
 from lightning_symmetry.disk.files import CheckpointError
-from lightning_symmetry.disk.reading import Contents
 from lightning_symmetry.disk.stored import Filled
 
 Model = nn.Module | Callable[..., nn.Module]

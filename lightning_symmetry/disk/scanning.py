@@ -12,11 +12,11 @@ from torch import nn
 
 from lightning_symmetry.brief import brief
 from lightning_symmetry.disk import roles as roles  # so that the stand-ins of stored modules have an adapter
+from lightning_symmetry.disk.checkpoints import read
 from lightning_symmetry.disk.files import CheckpointError
 from lightning_symmetry.disk.folders import EXPECTED, checkpoints_in
 from lightning_symmetry.disk.models import Model, fill
 from lightning_symmetry.disk.pages import Pages
-from lightning_symmetry.disk.reading import read
 from lightning_symmetry.disk.stored import as_modules
 from lightning_symmetry.engine.examiner import Examiner
 from lightning_symmetry.engine.options import Options

@@ -11,7 +11,7 @@ from lightning_symmetry.engine.guard import Guard
 from lightning_symmetry.outputs.output import Changes, Check, Output
 from lightning_symmetry.randomness import preserved_random_numbers
 from lightning_symmetry.verdicts.diagnoses import Finding
-from lightning_symmetry.verdicts.looks import Look
+from lightning_symmetry.verdicts.look import Look
 from lightning_symmetry.verdicts.report import SymmetryReport
 
 _TRIES = 3

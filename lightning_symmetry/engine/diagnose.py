@@ -12,7 +12,7 @@ from torch import nn
 from lightning_symmetry.arguments import check_module, check_patterns, check_tolerance
 from lightning_symmetry.engine.pictures import HeatmapsOnDemand
 from lightning_symmetry.engine.reaching import access_to, heads_in
-from lightning_symmetry.ranks.reading import team_of
+from lightning_symmetry.ranks.sketches import team_of
 from lightning_symmetry.ranks.team import Team, attempt
 from lightning_symmetry.units.copies import find_copies, find_equal_parameters
 from lightning_symmetry.units.discovery import find_layers

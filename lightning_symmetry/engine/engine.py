@@ -15,14 +15,14 @@ from torch import Tensor, nn
 from lightning_symmetry.engine.delivery import Delivery
 from lightning_symmetry.engine.examiner import Examiner
 from lightning_symmetry.engine.guard import Guard
+from lightning_symmetry.engine.messages import SymmetryError, SymmetryWarning, warn
 from lightning_symmetry.engine.options import Options
-from lightning_symmetry.engine.saying import SymmetryError, SymmetryWarning, warn
 from lightning_symmetry.engine.schedule import Schedule
 from lightning_symmetry.engine.steps import updated_by
 from lightning_symmetry.outputs.output import Output
 from lightning_symmetry.randomness import preserved_random_numbers
 from lightning_symmetry.ranks.board import Board
-from lightning_symmetry.ranks.reading import has_group, is_replicated, team_of
+from lightning_symmetry.ranks.sketches import has_group, is_replicated, team_of
 from lightning_symmetry.ranks.team import Team, TeamError, attempt, describe
 from lightning_symmetry.repair.breaking import Change, repaired
 from lightning_symmetry.repair.writing import CannotChangeError

@@ -42,7 +42,7 @@ from lightning_symmetry.verdicts.evidence import look, look_at_distinct
 from lightning_symmetry.verdicts.heads import Heads
 from lightning_symmetry.verdicts.history import History
 from lightning_symmetry.verdicts.judging import copy_groups, told_copies
-from lightning_symmetry.verdicts.looks import Gradients, Look, Steady
+from lightning_symmetry.verdicts.look import Gradients, Look, Steady
 from lightning_symmetry.verdicts.report import SymmetryReport
 from lightning_symmetry.verdicts.stops import GradientStop, StopKind, Stopped, Traced
 from lightning_symmetry.verdicts.watching import Suspects, are_still_zero, zero_gradients

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
-from lightning_symmetry.engine.saying import SymmetryError
+from lightning_symmetry.engine.messages import SymmetryError
 from lightning_symmetry.ranks.team import describe
 
 P = ParamSpec("P")

@@ -9,7 +9,7 @@ from typing import Final
 
 from torch import nn
 
-from lightning_symmetry.ranks.reading import team_of
+from lightning_symmetry.ranks.sketches import team_of
 from lightning_symmetry.units.discovery import find_layers
 from lightning_symmetry.units.layers import Layer
 from lightning_symmetry.verdicts.diagnoses import LayerDiagnosis, worst_first

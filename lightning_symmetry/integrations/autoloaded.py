@@ -6,7 +6,6 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.optim import Optimizer
-from typing_extensions import override
 
 from lightning_symmetry.callback import SymmetryMonitor
 
@@ -23,29 +22,24 @@ class AutoloadedMonitor(SymmetryMonitor):
     load_state_dict = Callback.load_state_dict
     _is_active = False
 
-    @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._is_active = self._is_needed(trainer)
         if self._is_active:
             super().on_train_start(trainer, pl_module)
 
-    @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if self._is_active and not self._is_needed(trainer):  # another monitor was added since
             self._is_active = False
             self._abandon()
 
-    @override
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         if self._is_active:
             super().on_before_optimizer_step(trainer, pl_module, optimizer)
 
-    @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._is_active:
             super().on_train_end(trainer, pl_module)
 
-    @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._is_active:
             super().on_fit_end(trainer, pl_module)

@@ -9,10 +9,9 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import CallbackHandler, ExportableState
-from typing_extensions import override
 
 from lightning_symmetry.engine.engine import SymmetryEngine
-from lightning_symmetry.engine.saying import warn
+from lightning_symmetry.engine.messages import warn
 from lightning_symmetry.engine.watcher import Watcher
 from lightning_symmetry.outputs.folder import folder_outputs
 from lightning_symmetry.ranks.team import describe
@@ -37,7 +36,6 @@ class SymmetryCallback(Watcher, TrainerCallback, ExportableState):
         >>> trainer = Trainer(model, arguments, train_dataset=data, callbacks=[SymmetryCallback()])  # doctest: +SKIP
     """
 
-    @override
     def _set_up(self) -> None:
         self.resumed_state: dict[str, Any] = {}  # set by the Trainer when it resumes
         self._tracker: SymmetryTracker | None = None
@@ -48,7 +46,6 @@ class SymmetryCallback(Watcher, TrainerCallback, ExportableState):
     def _engine(self) -> SymmetryEngine | None:  # type: ignore[override] # it is that of the training's tracker
         return None if self._tracker is None else self._tracker._engine
 
-    @override
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
@@ -67,19 +64,16 @@ class SymmetryCallback(Watcher, TrainerCallback, ExportableState):
         if resumed_state:
             self._tracker.load_state_dict(resumed_state)
 
-    @override
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self._tracker is not None and self._tracker.should_stop:
             control.should_training_stop = True
 
-    @override
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         if self._tracker is not None:
             self._tracker.close()
 
-    @override
     def state(self) -> dict[str, Any]:
         resumed_state = {} if self._tracker is None else self._tracker.state_dict()
         arguments = {name: value for name, value in vars(self.options).items() if name != "on_finding"}  # for JSON

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
-from typing_extensions import override
 
 from lightning_symmetry.merging.errors import NotMergedError, describe
 from lightning_symmetry.merging.verification import Inputs, tensors_in
@@ -95,7 +94,6 @@ class _BoundedList(list[Any]):
 
     visits = 0
 
-    @override
     def __iter__(self) -> Iterator[Any]:
         self.visits += 1
         if self.visits > _MAX_VISITS:

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from typing_extensions import override
 
 from lightning_symmetry.merging.edits import Edit, Equal
 from lightning_symmetry.merging.errors import NotMergedError, describe
@@ -229,7 +228,6 @@ class _Watch(TorchDispatchMode):
         self.used: set[int] = set()
         self.reads_numbers = False
 
-    @override
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         aten = torch.ops.aten

@@ -8,8 +8,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from typing_extensions import override
-
 from lightning_symmetry.outputs.output import Check, Output
 from lightning_symmetry.randomness import preserved_random_numbers
 from lightning_symmetry.verdicts.report import SymmetryReport
@@ -30,11 +28,9 @@ class ConsoleSummary(Output):
     def __init__(self, tell: Callable[[str], None]) -> None:
         self._tell = tell
 
-    @override
     def write(self, check: Check) -> None:
         """Nothing: the console is told of findings by warnings."""
 
-    @override
     def close(self, report: SymmetryReport) -> None:
         if any(layer.groups for layer in report.layers.values()):
             print_summary(report)

@@ -10,8 +10,6 @@ from contextlib import suppress
 from itertools import count
 from pathlib import Path
 
-from typing_extensions import override
-
 from lightning_symmetry.outputs.findings import findings_json
 from lightning_symmetry.outputs.output import Check, Heatmaps, Output, Scalars
 from lightning_symmetry.outputs.pictures import due_heatmaps, file_name, heatmap_image, overview_image, png
@@ -65,7 +63,6 @@ class FolderOutput(Output):
         self._told: object = None  # what `findings.json` says of the report
         _check_writable(self._path)
 
-    @override
     def write(self, check: Check) -> None:
         if self._only_findings and not check.findings:
             return
@@ -99,7 +96,6 @@ class FolderOutput(Output):
                 png(heatmap_image(layer, seen.weights, seen.gradients)),
             )
 
-    @override
     def close(self, report: SymmetryReport) -> None:
         if not self._events:
             return

@@ -12,8 +12,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from typing_extensions import override
-
 from lightning_symmetry.brief import brief
 from lightning_symmetry.outputs.folder import folder_outputs, is_remote
 from lightning_symmetry.outputs.mlflow import MLflowOutput
@@ -52,13 +50,11 @@ class LoggerScalars(Output):
         self._choice = ScalarChoice(scalars, tag)
         self.name = f"scalars in {type(logger).__name__}"
 
-    @override
     def write(self, check: Check) -> None:
         metrics: Mapping[str, float] = self._choice.of(check)
         if metrics:
             self._logger.log_metrics(metrics, step=check.report.step)
 
-    @override
     def close(self, report: SymmetryReport) -> None:
         # A Trainer does this too; a loop of one's own may forget it, and lose what the logger has not written yet.
         save = getattr(self._logger, "save", None)

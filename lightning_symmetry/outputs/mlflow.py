@@ -7,8 +7,6 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from typing_extensions import override
-
 from lightning_symmetry.outputs.findings import findings_json
 from lightning_symmetry.outputs.output import NAME, Check, Heatmaps, Output, Scalars
 from lightning_symmetry.outputs.pictures import due_heatmaps, file_name, heatmap_image, overview_image
@@ -42,7 +40,6 @@ class MLflowOutput(Output):
         self._folder = folder
         self._findings: list[Finding] = []
 
-    @override
     def write(self, check: Check) -> None:
         client, run_id = self._client_and_run()
         scalars = list(self._choice.of(check).items())
@@ -57,7 +54,6 @@ class MLflowOutput(Output):
             file = f"{self._folder}/heatmaps/{file_name(layer.name)}.png"
             client.log_image(run_id, heatmap_image(layer, seen.weights, seen.gradients), artifact_file=file)
 
-    @override
     def close(self, report: SymmetryReport) -> None:
         self._write_findings(report)
 

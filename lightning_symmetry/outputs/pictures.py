@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from lightning_symmetry.matrices.rows import Rows
 from lightning_symmetry.outputs.output import Check, Heatmaps
 from lightning_symmetry.verdicts.diagnoses import LayerDiagnosis
-from lightning_symmetry.verdicts.looks import Look
+from lightning_symmetry.verdicts.look import Look
 from lightning_symmetry.verdicts.report import SymmetryReport
 
 if TYPE_CHECKING:

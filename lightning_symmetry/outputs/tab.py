@@ -11,7 +11,6 @@ from tensorboard.compat.proto.summary_pb2 import DATA_CLASS_TENSOR, Summary, Sum
 from tensorboard.compat.proto.tensor_pb2 import TensorProto
 from tensorboard.compat.proto.types_pb2 import DT_STRING
 from torch.utils.tensorboard import SummaryWriter
-from typing_extensions import override
 
 from lightning_symmetry.outputs.heatmap import order_units, similarity, to_bytes
 from lightning_symmetry.outputs.output import Check, Heatmaps, Output
@@ -28,7 +27,7 @@ from lightning_symmetry.tensorboard_plugin.events import (
 )
 from lightning_symmetry.verdicts.advice import alike_findings, describe_units, sentence, why
 from lightning_symmetry.verdicts.diagnoses import Finding, LayerDiagnosis, UnitGroup
-from lightning_symmetry.verdicts.looks import Look
+from lightning_symmetry.verdicts.look import Look
 from lightning_symmetry.verdicts.report import SymmetryReport
 from lightning_symmetry.verdicts.verdict import Verdict
 
@@ -73,7 +72,6 @@ class SymmetryTab(Output):
         self._thinning = Thinning()
         self._skipped: list[int] = []  # the steps of the latest checks, if they were not written
 
-    @override
     def write(self, check: Check) -> None:
         try:
             self._write(check)
@@ -81,7 +79,6 @@ class SymmetryTab(Output):
             self._reset()  # it is not known what of this check was written
             raise
 
-    @override
     def close(self, report: SymmetryReport) -> None:
         if self._skipped and not is_closed(self._writer):
             self._add_summary(_NOTHING, self._skipped.pop())

@@ -14,7 +14,6 @@ from typing import Any
 from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import image, text
-from typing_extensions import override
 
 from lightning_symmetry.outputs.background import Background
 from lightning_symmetry.outputs.heatmap import draw_layer, draw_overview
@@ -24,7 +23,7 @@ from lightning_symmetry.outputs.scalars import ScalarChoice
 from lightning_symmetry.outputs.thinning import Thinning
 from lightning_symmetry.verdicts.advice import alike_findings, describe_units, what, why
 from lightning_symmetry.verdicts.diagnoses import Finding, LayerDiagnosis
-from lightning_symmetry.verdicts.looks import Look
+from lightning_symmetry.verdicts.look import Look
 from lightning_symmetry.verdicts.report import SymmetryReport
 
 _MAX_ROWS = 200
@@ -49,7 +48,6 @@ class TensorBoardScalars(Output):
         self._latest: tuple[int, dict[str, float]] = -1, {}  # the step of the latest check, and its scalars
         self._skipped_at: float | None = None  # the time of the latest check, if it was not written
 
-    @override
     def write(self, check: Check) -> None:
         step, scalars = check.report.step, self._choice.of(check)
         latest_step, latest = self._latest
@@ -63,7 +61,6 @@ class TensorBoardScalars(Output):
             self._skipped_at = time.time()
         self._latest = step, scalars
 
-    @override
     def close(self, report: SymmetryReport) -> None:
         if not is_closed(self._writer):
             self._write_skipped()
@@ -101,7 +98,6 @@ class TensorBoardPictures(Output):
         self._has_failed = False
         self._findings: Sequence[Finding] = ()  # at the latest check
 
-    @override
     def write(self, check: Check) -> None:
         self._findings = check.findings
         self._note_failure(self._background.raise_failure)
@@ -112,7 +108,6 @@ class TensorBoardPictures(Output):
         for layer, seen in due_heatmaps(check, self._heatmaps):
             write_heatmap(self._writer, layer, seen, check.report.step)
 
-    @override
     def close(self, report: SymmetryReport) -> None:
         self._note_failure(self._background.wait)
         if self._has_failed:

@@ -6,8 +6,6 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from typing_extensions import override
-
 from lightning_symmetry.outputs.findings import COLUMNS, findings_rows
 from lightning_symmetry.outputs.output import NAME, Check, Heatmaps, Output, Scalars
 from lightning_symmetry.outputs.pictures import due_heatmaps, heatmap_image, overview_image
@@ -42,7 +40,6 @@ class WandbOutput(Output):
         is_logger = hasattr(target, "log_metrics")
         self._rows: _LoggerRows | _SharedRows = _LoggerRows(target) if is_logger else _SharedRows(target, tag)
 
-    @override
     def write(self, check: Check) -> None:
         # Whoever has made a run has loaded the library; nobody else has to.
         wandb = sys.modules["wandb"]
@@ -57,7 +54,6 @@ class WandbOutput(Output):
         if scalars or media:
             self._rows.add(check.report.step, scalars, media)
 
-    @override
     def close(self, report: SymmetryReport) -> None:
         self._rows.close()
         self._rows.run.summary[f"{self._tag}/status"] = report.status

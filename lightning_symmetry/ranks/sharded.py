@@ -34,7 +34,7 @@ class ShardedRows(Rows):
     """A matrix ``(n, d)`` whose numbers lie on several ranks.
 
     Every rank makes one, and answers the queries about it within :meth:`Team.run`. The first rank can use the methods
-    of :class:`Rows` there, once :func:`lightning_symmetry.ranks.reading.read` has made the matrix known to all ranks.
+    of :class:`Rows` there, once :func:`lightning_symmetry.ranks.sketches.read` has made the matrix known to all ranks.
 
     Args:
         pieces: as for :class:`DenseRows`, some of them sharded.

@@ -16,8 +16,8 @@ from werkzeug.wrappers import Request, Response
 
 from lightning_symmetry.tensorboard_plugin import STATIC
 from lightning_symmetry.tensorboard_plugin.events import PLUGIN_NAME
+from lightning_symmetry.tensorboard_plugin.histories import ArgumentError, Cache, Reader, Summaries
 from lightning_symmetry.tensorboard_plugin.legend import verdicts_to_json
-from lightning_symmetry.tensorboard_plugin.reading import ArgumentError, Cache, Reader, Summaries
 
 _MIMETYPES = {".js": "text/javascript", ".css": "text/css"}
 _JSON = "application/json"

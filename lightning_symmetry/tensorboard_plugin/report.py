@@ -19,8 +19,8 @@ from tensorboard.context import RequestContext
 from lightning_symmetry.tensorboard_plugin import STATIC
 from lightning_symmetry.tensorboard_plugin.cover import STYLE, cover, run_name
 from lightning_symmetry.tensorboard_plugin.events import PLUGIN_NAME
+from lightning_symmetry.tensorboard_plugin.histories import Cache, Reader
 from lightning_symmetry.tensorboard_plugin.legend import verdicts_to_json
-from lightning_symmetry.tensorboard_plugin.reading import Cache, Reader
 
 _START = """
 import {App} from 'symmetry/app.js';

@@ -17,8 +17,8 @@ from lightning_symmetry.matrices.rows import Rows
 from lightning_symmetry.modules import class_of, modules_of, named_parameters_of, parameters_of
 from lightning_symmetry.ranks.flattening import flattened_modules
 from lightning_symmetry.ranks.pieces import Piece, is_sharded, part_of_rows
-from lightning_symmetry.ranks.reading import equal_rows, first_numbers
 from lightning_symmetry.ranks.sharded import matrix_of
+from lightning_symmetry.ranks.sketches import equal_rows, first_numbers
 from lightning_symmetry.ranks.team import Team
 from lightning_symmetry.units.layers import (
     Layer,

@@ -16,7 +16,7 @@ from lightning_symmetry.matrices.numerics import Floats, Indices, Mask
 from lightning_symmetry.units.comparable import Comparable
 from lightning_symmetry.verdicts.diagnoses import Cause, Finding, Origin, Reason, UnitGroup
 from lightning_symmetry.verdicts.gradients import in_unused_blocks
-from lightning_symmetry.verdicts.looks import Look
+from lightning_symmetry.verdicts.look import Look
 from lightning_symmetry.verdicts.records import stopped_from_state, stopped_to_state, units_from_state
 from lightning_symmetry.verdicts.stops import Stopped, most_common
 from lightning_symmetry.verdicts.verdict import Verdict

@@ -20,13 +20,13 @@ from lightning_symmetry.matrices.question import TOLERANCES, Question
 from lightning_symmetry.matrices.rows import Rows
 from lightning_symmetry.matrices.sieve import suspects, suspects_among
 from lightning_symmetry.matrices.sketching import sketch_all
-from lightning_symmetry.ranks.reading import read
+from lightning_symmetry.ranks.sketches import read
 from lightning_symmetry.ranks.team import Name, Team, TeamError
 from lightning_symmetry.units.comparable import Comparable
 from lightning_symmetry.units.updates import Updates
 from lightning_symmetry.verdicts.diagnoses import Cause
 from lightning_symmetry.verdicts.gradients import MAX_ROUNDS, GradientEvidence, noise_floor, none_of
-from lightning_symmetry.verdicts.looks import Gradients, Look, Sighting, Steady
+from lightning_symmetry.verdicts.look import Gradients, Look, Sighting, Steady
 from lightning_symmetry.verdicts.proof import Proof
 
 

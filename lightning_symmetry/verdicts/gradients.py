@@ -15,7 +15,7 @@ from lightning_symmetry.matrices.mirrors import Mirrored, Parity, spreads
 from lightning_symmetry.matrices.numerics import Floats, Indices, Mask
 from lightning_symmetry.matrices.question import Question
 from lightning_symmetry.units.comparable import Comparable
-from lightning_symmetry.verdicts.looks import Gradients
+from lightning_symmetry.verdicts.look import Gradients
 
 # In a constant network the gradients can be nothing but rounding errors. Gradients are taken for such if they are no
 # larger than so many times the precision of their dtype, relative to the largest gradient row of the model. Such a

@@ -11,7 +11,7 @@ from typing import Any
 from lightning_symmetry.units.comparable import Comparable
 from lightning_symmetry.verdicts.diagnoses import Cause, Finding, Origin, Reason
 from lightning_symmetry.verdicts.layer_state import LayerState
-from lightning_symmetry.verdicts.looks import Look
+from lightning_symmetry.verdicts.look import Look
 from lightning_symmetry.verdicts.records import units_from_state
 from lightning_symmetry.verdicts.stops import GradientStop
 from lightning_symmetry.verdicts.verdict import Verdict

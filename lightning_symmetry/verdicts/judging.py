@@ -10,7 +10,7 @@ import numpy as np
 from lightning_symmetry.units.copies import Copies
 from lightning_symmetry.verdicts.deadness import Dead
 from lightning_symmetry.verdicts.diagnoses import Cause, CopyGroup, LayerDiagnosis, Origin, Reason, UnitGroup
-from lightning_symmetry.verdicts.looks import Gradients, Look, Sighting
+from lightning_symmetry.verdicts.look import Gradients, Look, Sighting
 from lightning_symmetry.verdicts.records import Record
 from lightning_symmetry.verdicts.verdict import Verdict
 

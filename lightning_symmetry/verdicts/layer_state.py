@@ -15,7 +15,7 @@ from lightning_symmetry.units.comparable import Comparable
 from lightning_symmetry.verdicts.deadness import Deaths
 from lightning_symmetry.verdicts.diagnoses import Finding, LayerDiagnosis, Origin, UnitGroup
 from lightning_symmetry.verdicts.judging import judge, to_diagnosis
-from lightning_symmetry.verdicts.looks import Gradients, Look, Sighting, Steady
+from lightning_symmetry.verdicts.look import Gradients, Look, Sighting, Steady
 from lightning_symmetry.verdicts.orientations import Orientations
 from lightning_symmetry.verdicts.records import Lineage, Record, stopped_from_state, stopped_to_state
 from lightning_symmetry.verdicts.stops import StopKind, Stopped, Traced, most_common

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from operator import index
 from typing import Any
 
-from lightning_symmetry.verdicts.looks import Look
+from lightning_symmetry.verdicts.look import Look
 
 _EARLY = (1, 8, 16, 32)
 _EVERY = 64

@@ -13,7 +13,7 @@ from lightning_symmetry.units.comparable import Comparable
 from lightning_symmetry.units.copies import Copies
 from lightning_symmetry.units.layers import Layer
 from lightning_symmetry.units.updates import Updates
-from lightning_symmetry.verdicts.looks import Gradients, Sighting
+from lightning_symmetry.verdicts.look import Gradients, Sighting
 
 # So many units of a group are looked at, and so many layers that may read them.
 _NUM_UNITS = 4

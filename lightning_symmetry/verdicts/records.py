@@ -10,7 +10,7 @@ from typing import Any
 
 from lightning_symmetry.matrices.numerics import Mask
 from lightning_symmetry.verdicts.diagnoses import Cause, Finding, Origin, Reason, UnitGroup
-from lightning_symmetry.verdicts.looks import Gradients, Sighting
+from lightning_symmetry.verdicts.look import Gradients, Sighting
 from lightning_symmetry.verdicts.stops import GradientStop, Stopped
 from lightning_symmetry.verdicts.verdict import Verdict
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from lightning_symmetry.matrices.numerics import Indices, Mask
 from lightning_symmetry.matrices.rows import Rows
 from lightning_symmetry.matrices.sketching import sketch_all
-from lightning_symmetry.ranks.reading import read
+from lightning_symmetry.ranks.sketches import read
 from lightning_symmetry.ranks.team import Name, Team
 from lightning_symmetry.units.layers import Incoming, Layer
 

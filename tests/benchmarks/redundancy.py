@@ -11,7 +11,7 @@ from torch import nn
 from lightning_symmetry.units.discovery import find_layers
 from lightning_symmetry.verdicts.evidence import look
 from lightning_symmetry.verdicts.history import History
-from lightning_symmetry.verdicts.looks import Look
+from lightning_symmetry.verdicts.look import Look
 from lightning_symmetry.verdicts.orientations import Orientations
 from tests import zoo
 from tests.benchmarks.models import resnet18

@@ -19,7 +19,7 @@ from tests.benchmarks.timing import show
 
 _OURS = Path(lightning_symmetry.__file__).parent
 _CHECKS = 20  # none of which counts directions, after those that `check_of` has made
-_ROOMS = ("PyTorch", "numpy", "matrices", "units", "verdicts", "engine", "the rest of Python")
+_MODULES = ("PyTorch", "numpy", "matrices", "units", "verdicts", "engine", "the rest of Python")
 _SIEVE = "in these: the sieve"
 
 
@@ -36,14 +36,14 @@ def shares_of(model: nn.Module, heatmaps: Heatmaps) -> dict[str, float]:
     for _ in range(_CHECKS):
         check()
     profile.disable()
-    seconds = dict.fromkeys(_ROOMS, 0.0)
+    seconds = dict.fromkeys(_MODULES, 0.0)
     in_sieve = 0.0
     for entry in profile.getstats():
         seconds[_room_of(entry.code)] += entry.inlinetime
         if entry.code in (sift.__code__, suspects.__code__):
             in_sieve = max(in_sieve, entry.totaltime)
     total = sum(seconds.values())
-    return {**{room: seconds[room] / total for room in _ROOMS}, _SIEVE: in_sieve / total}
+    return {**{room: seconds[room] / total for room in _MODULES}, _SIEVE: in_sieve / total}
 
 
 def _room_of(code: CodeType | str) -> str:
@@ -51,7 +51,7 @@ def _room_of(code: CodeType | str) -> str:
     text = code if isinstance(code, str) else code.co_filename
     if _OURS in Path(text).parents:
         room = Path(text).relative_to(_OURS).parts[0]
-        return room if room in _ROOMS else "the rest of Python"
+        return room if room in _MODULES else "the rest of Python"
     return "PyTorch" if "torch" in text.lower() else "numpy" if "numpy" in text else "the rest of Python"
 
 
@@ -63,6 +63,6 @@ def run() -> dict[str, dict[str, float]]:
     columns = {
         f"{name}, {way}": shares_of(make(), heatmaps) for name, make in models.items() for way, heatmaps in ways.items()
     }
-    rows = [(name, *(f"{100 * shares[name]:.0f} %" for shares in columns.values())) for name in (*_ROOMS, _SIEVE)]
+    rows = [(name, *(f"{100 * shares[name]:.0f} %" for shares in columns.values())) for name in (*_MODULES, _SIEVE)]
     show("Where the time of a check goes", ("", *columns), rows)
     return columns

@@ -9,7 +9,6 @@ import torch
 from lightning.pytorch.strategies import DeepSpeedStrategy
 from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
-from typing_extensions import override
 
 from lightning_symmetry.integrations.transformers import SymmetryCallback
 from tests.deepspeed.training import OPTIONS, batch, built, config, start
@@ -20,16 +19,13 @@ from tests.training import quiet
 class OnCPU(DeepSpeedStrategy):
     """Lightning refuses its own class on CPUs, and wants their indices to be those of GPUs."""
 
-    @override
     def setup_environment(self) -> None:
         super(DeepSpeedStrategy, self).setup_environment()
 
     @property
-    @override
     def root_device(self) -> torch.device:
         return torch.device("cpu", 0)
 
-    @override
     def setup_distributed(self) -> None:
         self.set_world_ranks()
         self._init_deepspeed_distributed()

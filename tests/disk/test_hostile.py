@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_symmetry import SymmetryReport, scan
-from lightning_symmetry.disk.reading import CheckpointError
+from lightning_symmetry.disk.checkpoints import CheckpointError
 
 WEIGHT = {"fc.weight": torch.arange(32.0).reshape(8, 4)}
 

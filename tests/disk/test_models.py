@@ -9,8 +9,8 @@ from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from lightning_symmetry import diagnose, scan
+from lightning_symmetry.disk.checkpoints import CheckpointError, Contents
 from lightning_symmetry.disk.models import fill
-from lightning_symmetry.disk.reading import CheckpointError, Contents
 from tests.disk.networks import copy_half, groups_of, save_safetensors, save_torch
 from tests.training import MLP
 

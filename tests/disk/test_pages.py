@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from lightning_symmetry import diagnose, scan
-from lightning_symmetry.disk.reading import CheckpointError
+from lightning_symmetry.disk.checkpoints import CheckpointError
 from lightning_symmetry.disk.scanning import scan_checkpoint
 from lightning_symmetry.units.layers import Layer
 from tests.disk.memory import MEBIBYTE, matrices, measure

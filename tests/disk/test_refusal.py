@@ -14,7 +14,7 @@ import torch
 
 from lightning_symmetry import scan
 from lightning_symmetry.cli import main
-from lightning_symmetry.disk.reading import CheckpointError
+from lightning_symmetry.disk.checkpoints import CheckpointError
 from tests.disk.networks import FORMATS, save_safetensors, save_torch
 from tests.training import MLP
 

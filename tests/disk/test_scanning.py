@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from lightning_symmetry import Verdict, diagnose, scan
-from lightning_symmetry.disk.reading import CheckpointError
+from lightning_symmetry.disk.checkpoints import CheckpointError
 from lightning_symmetry.disk.scanning import scan_checkpoint
 from tests.disk.networks import FORMATS, NETWORKS, build, copy_half, groups_of, save_safetensors, save_torch
 from tests.training import MLP, Classifier, batches, fill, make_trainer, quiet

@@ -14,7 +14,6 @@ import pytest
 from sybil import Document, Example, Sybil
 from sybil.integration.pytest import SybilItem
 from sybil.typing import Evaluator
-from typing_extensions import override
 
 from tests.documents.blocks import compare, find_blocks, find_skips
 
@@ -40,7 +39,6 @@ class Page(Document):
         """What was said since the last blocks of text: the output, the errors and the warnings, as they came."""
         return self._said.getvalue()
 
-    @override
     def evaluate(self, example: Example, evaluator: Evaluator) -> None:
         if self._was_quoted and evaluator is not compare:
             self._said = io.StringIO()

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from typing_extensions import override
 
 from lightning_symmetry import SymmetryMonitor, SymmetryWarning, Verdict
 from lightning_symmetry.engine.engine import Conclusion, SymmetryEngine
@@ -30,11 +29,9 @@ class Notebook(Output):
         self.steps: list[int] = []
         self.closed_with: SymmetryReport | None = None
 
-    @override
     def write(self, check: Check) -> None:
         self.steps.append(check.report.step)
 
-    @override
     def close(self, report: SymmetryReport) -> None:
         self.closed_with = report
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lightning_symmetry import SymmetryTracker
 from lightning_symmetry.engine.examiner import Examiner
 from lightning_symmetry.verdicts.layer_state import LayerState
-from lightning_symmetry.verdicts.looks import Look
+from lightning_symmetry.verdicts.look import Look
 from tests import zoo
 
 INPUTS = torch.rand(64, zoo.INPUTS, generator=torch.Generator().manual_seed(2))

@@ -40,8 +40,8 @@ from lightning_symmetry.matrices.rows import Rows
 from lightning_symmetry.matrices.sketching import sketch_all
 from lightning_symmetry.ranks.flat import FlatPart
 from lightning_symmetry.ranks.pieces import part_of_rows
-from lightning_symmetry.ranks.reading import read
 from lightning_symmetry.ranks.sharded import ShardedRows, matrix_of
+from lightning_symmetry.ranks.sketches import read
 from lightning_symmetry.ranks.team import Team
 from lightning_symmetry.units.discovery import find_layers
 from tests import zoo

@@ -21,8 +21,8 @@ from lightning_symmetry.ranks import queries
 from lightning_symmetry.ranks.flat import FlatPart
 from lightning_symmetry.ranks.pieces import Piece, part_of_rows, piece_of_part
 from lightning_symmetry.ranks.queries import Query
-from lightning_symmetry.ranks.reading import read
 from lightning_symmetry.ranks.sharded import ShardedRows
+from lightning_symmetry.ranks.sketches import read
 from lightning_symmetry.ranks.team import Reduction, Team, TeamError
 from tests.matrices.interface import Asked, MatrixCase, PieceCase, check_all, matrix_cases
 from tests.ranks.pool import RankPool

@@ -13,7 +13,7 @@ import pytest
 from tests.browsing import Page as Browser
 from tests.browsing import open_browser
 from tests.serving import serving, wait_for
-from tests.site import reading
+from tests.site import pages
 
 SITE = Path(__file__).parents[2] / "site"
 PAGES = sorted(file.relative_to(SITE).as_posix() for file in SITE.rglob("*.html"))
@@ -35,8 +35,8 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 
 @cache
-def page(name: str) -> reading.Page:
-    return reading.read(SITE / name)
+def page(name: str) -> pages.Page:
+    return pages.read(SITE / name)
 
 
 def target_of(address: str, name: str) -> tuple[str, str]:

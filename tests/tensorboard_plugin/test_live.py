@@ -15,7 +15,7 @@ from lightning_symmetry import SymmetryReport
 from lightning_symmetry.units.discovery import find_layers
 from lightning_symmetry.verdicts.evidence import look
 from lightning_symmetry.verdicts.judging import to_diagnosis
-from lightning_symmetry.verdicts.looks import Look
+from lightning_symmetry.verdicts.look import Look
 from tests.browsing import Page
 from tests.serving import Server, tensorboard, wait_for
 from tests.tab_runs import TabWriter

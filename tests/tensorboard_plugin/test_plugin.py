@@ -26,8 +26,8 @@ from lightning_symmetry.tensorboard_plugin.events import (
     pack_summary,
     unpack_matrix,
 )
+from lightning_symmetry.tensorboard_plugin.histories import Cache, Reader
 from lightning_symmetry.tensorboard_plugin.plugin import SymmetryLoader
-from lightning_symmetry.tensorboard_plugin.reading import Cache, Reader
 from lightning_symmetry.units.discovery import find_layers
 from lightning_symmetry.verdicts.evidence import look
 from lightning_symmetry.verdicts.judging import to_diagnosis

@@ -23,7 +23,7 @@ from lightning_symmetry import SymmetryError, SymmetryTracker, SymmetryWarning, 
 from lightning_symmetry.units.discovery import find_layers
 from lightning_symmetry.verdicts.deadness import Dead, Deaths, ZeroStreaks
 from lightning_symmetry.verdicts.diagnoses import Origin
-from lightning_symmetry.verdicts.looks import Look
+from lightning_symmetry.verdicts.look import Look
 from tests import zoo
 from tests.test_tracker import endless, loss_of, sgd, tracked, train
 from tests.training import batches, fill, mlp

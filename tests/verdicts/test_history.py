@@ -16,7 +16,7 @@ from lightning_symmetry.units.discovery import find_layers
 from lightning_symmetry.units.layers import Layer
 from lightning_symmetry.verdicts.diagnoses import Cause, Origin, Reason
 from lightning_symmetry.verdicts.history import History
-from lightning_symmetry.verdicts.looks import Gradients, Look, Sighting
+from lightning_symmetry.verdicts.look import Gradients, Look, Sighting
 
 EQUAL, ZERO, DIFFERENT, NONE = Gradients.EQUAL, Gradients.ZERO, Gradients.DIFFERENT, Gradients.NONE
 UNCLEAR = Gradients.UNCLEAR

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_symmetry import SymmetryMonitor, SymmetryWarning, Verdict
 from lightning_symmetry.verdicts.diagnoses import Cause, Origin, Reason
 from lightning_symmetry.verdicts.judging import Judgement, judge, judge_one_look
-from lightning_symmetry.verdicts.looks import Gradients, Sighting
+from lightning_symmetry.verdicts.look import Gradients, Sighting
 from lightning_symmetry.verdicts.records import Record
 from tests.training import Classifier, fill, fit
 

@@ -17,7 +17,7 @@ from lightning_symmetry.units.layers import Layer
 from lightning_symmetry.verdicts.deadness import ZeroStreaks
 from lightning_symmetry.verdicts.diagnoses import Cause, Origin
 from lightning_symmetry.verdicts.layer_state import LayerState
-from lightning_symmetry.verdicts.looks import Gradients, Look, Sighting
+from lightning_symmetry.verdicts.look import Gradients, Look, Sighting
 from lightning_symmetry.verdicts.records import Record
 from tests.test_tracker import tracked
 from tests.training import fill

@@ -6,7 +6,7 @@ import pytest
 
 from lightning_symmetry import Verdict
 from lightning_symmetry.verdicts.diagnoses import Cause, Origin, Reason
-from lightning_symmetry.verdicts.looks import Gradients, Sighting
+from lightning_symmetry.verdicts.look import Gradients, Sighting
 from lightning_symmetry.verdicts.records import Lineage, Record
 
 EQUAL, ZERO, DIFFERENT = Gradients.EQUAL, Gradients.ZERO, Gradients.DIFFERENT

@@ -17,7 +17,7 @@ from lightning_symmetry import SymmetryTracker
 from lightning_symmetry.units.discovery import find_layers
 from lightning_symmetry.units.layers import Layer
 from lightning_symmetry.verdicts.deadness import Deaths
-from lightning_symmetry.verdicts.looks import Look
+from lightning_symmetry.verdicts.look import Look
 from lightning_symmetry.verdicts.watching import Suspects, are_still_zero, zero_gradients
 from tests.test_tracker import endless, loss_of
 from tests.training import fill, mlp

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from lightning_symmetry.engine.saying import warn
+from lightning_symmetry.engine.messages import warn
 
 LIGHTNING = ("/src/lightning/pytorch/trainer/trainer.py", "lightning.pytorch.trainer.trainer")
 LIBRARY = ("/usr/lib/python3/dist-packages/forecasts/model.py", "forecasts.model")

@@ -6,8 +6,6 @@ from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from pathlib import Path
 
-from typing_extensions import override
-
 _ADDRESSES = ("href", "src", "poster", "data")
 
 
@@ -33,7 +31,6 @@ class _Reader(HTMLParser):
         super().__init__()
         self.page = Page()
 
-    @override
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         found = {name: value for name, value in attrs if value is not None}
         self.page.anchors.update(found[name] for name in ("id", "name") if name in found)
@@ -41,7 +38,6 @@ class _Reader(HTMLParser):
         is_navigation = tag == "a" or (tag == "link" and found.get("rel") in ("prev", "next", "canonical"))
         (self.page.links if is_navigation else self.page.parts).extend(addresses)
 
-    @override
     def handle_comment(self, data: str) -> None:
         self.page.comments.append(data)
 

@@ -40,7 +40,7 @@ _MAX_SHARED = 4
 class NoModelError(CheckpointError):
     """A file that can be read and holds no weights, such as the state of an optimizer."""
 
-    __module__ = "lightning_symmetry.disk.reading"
+    __module__ = "lightning_symmetry.disk.checkpoints"
 
 
 @dataclass
