@@ -19,7 +19,7 @@ from lightning_symmetry.units.discovery import find_layers
 from lightning_symmetry.units.lookup import FindLayers, rows_by_name
 from lightning_symmetry.units.patterns import unmatched_text
 from lightning_symmetry.verdicts.diagnoses import LayerDiagnosis, UnitGroup, under_all_names
-from lightning_symmetry.verdicts.doubts import not_looked_at, undecided_layers
+from lightning_symmetry.verdicts.doubts import crowded_layers, not_looked_at, undecided_layers
 from lightning_symmetry.verdicts.evidence import look
 from lightning_symmetry.verdicts.judging import copy_groups, judge_one_look, to_diagnosis, told_copies
 from lightning_symmetry.verdicts.report import SymmetryReport
@@ -112,6 +112,7 @@ def _examine(model: nn.Module, find: FindLayers, tolerance: float | None, team: 
         if layers
         else "nothing to look at",
         *undecided_layers(diagnoses[layer.name] for layer in found.layers),
+        *crowded_layers(diagnoses[layer.name] for layer in found.layers),
         *not_looked_at(found.unread),
     ]
     return SymmetryReport(0, layers, found.skipped, groups_of_copies, found.coverage, reasons)

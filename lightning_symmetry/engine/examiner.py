@@ -31,6 +31,7 @@ from lightning_symmetry.verdicts.deadness import unread_layers
 from lightning_symmetry.verdicts.diagnoses import Finding, LayerDiagnosis, under_all_names
 from lightning_symmetry.verdicts.doubts import (
     Untrained,
+    crowded_layers,
     may_be_dead,
     not_looked_at,
     too_few_checks,
@@ -544,6 +545,7 @@ class Examiner:
             *untrained_reasons(untrained),
             *too_few_checks(num_checks, self._options.patience),
             *undecided_layers(known[name] for name in trained),
+            *crowded_layers(known[name] for name in trained),
             *may_be_dead((known[name] for name in trained), self._options.dead_share),
             *not_looked_at({**found.unread, **failed}),
         ]

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from lightning_symmetry.matrices.numerics import Floats, Indices, Mask
 
-# A row with more neighbours than this lies in a crowd, where pairs are too many to list.
-_MAX_NEIGHBOURS = 64
-_SAMPLE = 1 << 11
+# Pairs that are compared in full at once, at the most: for each row of the matrix, and of a small one.
+_PAIRS_PER_ROW = 3
+_MIN_PAIRS = 1 << 11
+_MAX_LISTED = 64  # all pairs are listed of components up to this size
+_BLOCK = 256  # rows of a crowd whose keys are compared with those of the others at once
+_MAX_IDLE_KEYS = 3  # keys in a row that split no component
 
 
 @dataclass(frozen=True)
@@ -19,94 +24,124 @@ class Candidates:
 
     Attributes:
         pairs: pairs of members, ``(2, p)``, the smaller first.
-        is_crowded: whether a member lies in a crowd, ``(m,)``; it is then in no pair.
-        best_key: the key that separates best; of use for crowds only.
+        is_crowded: whether a member lies where candidate pairs are too many to list, ``(m,)``; it is then in no pair.
     """
 
     pairs: Indices
     is_crowded: Mask
-    best_key: int
 
 
-def find_candidates(keys: Floats, block: Indices) -> Candidates:
-    """The pairs of members that are near in all keys, and the crowds in which these pairs would be too many.
+def find_candidates(keys: Floats, block: Indices, num_rows: int, reach: float | None = None) -> Candidates:
+    """Find the pairs of members that are near in all keys, and the crowds in which these pairs would be too many.
 
     Args:
         keys: ``(k, m)``; members that agree differ by one at the most.
         block: ``(m,)``; members of different blocks are never compared.
+        num_rows: of the matrix. Components with more than about three pairs for each of these rows are crowds.
+        reach: the largest L2 distance of all keys but the last of members that agree, if it is known. Without it,
+            components of more than 64 members are crowds.
     """
-    num_members = keys.shape[1]
-    if num_members <= _MAX_NEIGHBOURS:  # too few for a crowd
-        near = (np.abs(keys[:, :, None] - keys[:, None]) <= 1).all(axis=0) & (block[:, None] == block)
-        return Candidates(np.array(np.nonzero(np.triu(near, 1))), np.zeros(num_members, dtype=np.bool_), best_key=0)
-    best = _best_of(keys)
-    others = [i for i in range(len(keys)) if i != best]
-    order = sort_within(keys[best], block)
-    # Runs of members near the next one: none has a partner in another run, so crowds are whole runs.
-    is_first = np.ones(num_members, dtype=np.bool_)
-    is_first[1:] = ~_near_in_order(keys[best, order], block[order], 1)
-    run = np.empty_like(order)
-    run[order] = is_first.cumsum() - 1
-    is_crowd = np.zeros(is_first.sum(), dtype=np.bool_)
-    is_crowd[run[order][_is_packed(keys[:, order], block[order])]] = True
-    order = order[~is_crowd[run[order]]]
-    num_pairs = np.zeros(num_members, dtype=np.intp)
-    pairs = [np.zeros((2, 0), dtype=np.intp)]
-    shift = 1
-    while shift < len(order):
-        near = _near_in_order(keys[best, order], block[order], shift)
-        if not near.any():
+    component = components_of(keys, block)
+    size = np.bincount(component)
+    order = component.argsort(kind="stable")
+    is_large = size > _MAX_LISTED
+    per_row = max(_MIN_PAIRS, _PAIRS_PER_ROW * num_rows) / len(component)
+    found = [_listed_pairs(keys, component, order[~is_large[component[order]]], reach)]
+    number = np.bincount(component[found[0][0]], minlength=len(size))
+    is_crowd = is_large | (number > per_row * size)
+    if reach is not None:
+        ends = size.cumsum()
+        for i in np.flatnonzero(is_large):
+            members = order[ends[i] - size[i] : ends[i]]
+            pairs = _pairs_within(keys[:, members], reach, int(per_row * size[i]))
+            if pairs is not None:
+                found.append(members[pairs])
+                is_crowd[i] = False
+    pairs = np.concatenate(found, axis=1)
+    pairs = pairs[:, ~is_crowd[component[pairs[0]]]]
+    return Candidates(np.sort(pairs, axis=0), is_crowd[component])
+
+
+def components_of(keys: Floats, block: Indices) -> Indices:
+    """Number the members ``(m,)`` so that no two with different numbers are near in all keys.
+
+    Sorted by a key, members are parted where the next one lies more than one away; then each part by the next key.
+    """
+    order = np.lexsort((keys[0], block))
+    component = block
+    num_components, num_idle = 0, 0
+    for key in (*keys, *keys):  # what a later key has parted, an earlier one may part again
+        if num_components:
+            order = np.lexsort((key, component))
+        is_first = np.ones(len(order), dtype=np.bool_)
+        is_first[1:] = (np.diff(key[order]) > 1) | (np.diff(component[order]) != 0)
+        component = np.empty_like(order)
+        component[order] = is_first.cumsum() - 1
+        before, num_components = num_components, int(is_first.sum())
+        num_idle = num_idle + 1 if num_components == before else 0
+        if num_components == len(order) or num_idle == _MAX_IDLE_KEYS:
             break
-        lower, upper = order[:-shift][near], order[shift:][near]
-        for i in others:
-            near = np.abs(keys[i, upper] - keys[i, lower]) <= 1
-            lower, upper = lower[near], upper[near]
-        pairs.append(np.stack([lower, upper]))
-        num_pairs[lower] += 1
-        num_pairs[upper] += 1
-        if shift % _MAX_NEIGHBOURS == 0:
-            is_crowd[run[num_pairs > _MAX_NEIGHBOURS]] = True
-            order = order[~is_crowd[run[order]]]
-        shift += 1
-    found = np.concatenate(pairs, axis=1)
-    found = found[:, ~is_crowd[run[found[0]]]]
-    return Candidates(np.sort(found, axis=0), is_crowd[run], best)
+    return component
 
 
-def find_neighbours(keys: Floats, block: Indices) -> Indices:
-    """Pairs ``(2, p)`` of members that are near in all keys and follow one another in the key that separates best."""
-    order = sort_within(keys[_best_of(keys)], block)
-    lower, upper = order[:-1], order[1:]
-    is_near = (np.abs(keys[:, upper] - keys[:, lower]) <= 1).all(axis=0) & (block[upper] == block[lower])
-    return np.stack([lower[is_near], upper[is_near]])
+def _listed_pairs(keys: Floats, component: Indices, order: Indices, reach: float | None) -> Indices:
+    """List the near pairs ``(2, p)`` of the members at ``order``, which are sorted by their components."""
+    found = [np.zeros((2, 0), dtype=np.intp)]
+    for shift in range(1, len(order)):
+        same = component[order[shift:]] == component[order[:-shift]]
+        if not same.any():
+            break
+        lower, upper = order[:-shift][same], order[shift:][same]
+        apart = np.abs(keys[:, upper] - keys[:, lower])
+        near = (apart <= 1).all(axis=0)
+        if reach is not None:
+            near &= np.square(apart[:-1]).sum(axis=0) <= reach**2
+        found.append(np.stack([lower[near], upper[near]]))
+    return np.concatenate(found, axis=1)
 
 
-def sort_within(key: Floats, block: Indices) -> Indices:
-    """The order of members by block, and by key within a block."""
-    return key.argsort() if (block == block[0]).all() else np.lexsort((key, block))
+def _pairs_within(keys: Floats, reach: float, most: int) -> Indices | None:
+    """Return the near pairs ``(2, p)`` of a large component; None if there are more than ``most``."""
+    keys = keys - keys[:, :1]  # numbers as small as the component is, for the matrix products below
+    best = np.ptp(keys, axis=1).argmax()
+    order = keys[best].argsort()
+    keys = keys[:, order]
+    ends = np.searchsorted(keys[best], keys[best] + 1, side="right")
+    squares_from = _squared_distances(keys[:-1])
+    found, num_found = [], 0
+    for start in range(0, len(order), _BLOCK):
+        stop = min(start + _BLOCK, len(order))
+        is_near = squares_from(start, stop, int(ends[stop - 1])) <= reach**2
+        is_near &= np.abs(keys[-1, start : start + is_near.shape[1]] - keys[-1, start:stop, None]) <= 1
+        if np.count_nonzero(is_near) > 2 * most + _BLOCK:  # a pair within the block counts twice
+            return None
+        first, second = start + np.stack(np.nonzero(is_near))
+        is_pair = first < second
+        num_found += int(np.count_nonzero(is_pair))
+        if num_found > most:
+            return None
+        found.append(order[np.stack([first[is_pair], second[is_pair]])])
+    return np.concatenate(found, axis=1)
 
 
-def _best_of(keys: Floats) -> int:
-    """The key that separates best."""
-    return min(range(len(keys)), key=lambda i: _count_near(keys[i]))
+def _squared_distances(keys: Floats) -> Callable[[int, int, int], Floats]:
+    """Return a function that computes squared distances of the keys ``start`` to ``stop`` from those up to ``end``.
 
+    They are less than the true ones by what rounding may have added, ``(stop - start, end - start)``.
 
-def _count_near(key: Floats) -> int:
-    """How often a member of a sample has the next one near; a rough measure of how badly a key separates."""
-    sample = np.sort(key[:: 1 + len(key) // _SAMPLE])
-    return int(np.count_nonzero(np.diff(sample) <= 1))
+    Args:
+        keys: ``(k, m)``.
+    """
+    # |a - b|^2 = |a|^2 - 2 a b + |b|^2 loses digits to the size of a and b.
+    extent = float(np.square(keys).sum(axis=0).max())
+    dtype = torch.float32 if 64 * torch.finfo(torch.float32).eps * extent < 0.1 else torch.float64
+    columns = torch.from_numpy(keys).to(dtype)
+    norms = columns.square().sum(dim=0)
+    own = norms[:, None] - 64 * torch.finfo(dtype).eps * extent
 
+    def squared_distances(start: int, stop: int, end: int) -> Floats:
+        products = torch.addmm(norms[None, start:end], columns[:, start:stop].T, columns[:, start:end], alpha=-2)
+        squares: Floats = products.add_(own[start:stop]).numpy()
+        return squares
 
-def _near_in_order(key: Floats, block: Indices, shift: int) -> Mask:
-    """Whether a member is near the one ``shift`` before it, ``(m - shift,)``; the key is sorted within each block."""
-    near: Mask = (key[shift:] - key[:-shift] <= 1) & (block[shift:] == block[:-shift])
-    return near
-
-
-def _is_packed(keys: Floats, block: Indices) -> Mask:
-    """Whether a member is near the 64th before it in all keys, as where many are equal."""
-    is_packed = np.zeros(keys.shape[1], dtype=np.bool_)
-    before, after = slice(None, -_MAX_NEIGHBOURS), slice(_MAX_NEIGHBOURS, None)
-    near = (np.abs(keys[:, after] - keys[:, before]) <= 1).all(axis=0)
-    is_packed[after] = near & (block[after] == block[before])
-    return is_packed
+    return squared_distances

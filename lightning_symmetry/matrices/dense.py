@@ -97,13 +97,15 @@ class DenseRows(Rows):
 
     def project(self, index: Indices) -> Floats:
         """As :meth:`Rows.project`."""
-        chunk, vectors = further_chunk_of(self.width), further_vectors(self.width, self.compute_dtype, self.device)
-        gathered, scratch = self._scratch(), self._scratch()
+        # In float64, in which no device rounds the input of a matrix product.
+        device = self.device if self.device.type in _WITH_FLOAT64 else CPU
+        chunk, vectors = further_chunk_of(self.width), further_vectors(self.width, torch.float64, device)
+        gathered = self._scratch()
         parts = []
         for part in self._split(index):
             rows = self.fetch(part, gathered)
             sums = rows if chunk == 1 else chunk_sums(rows, chunk)
-            parts.append(torch.stack([torch.mul(sums, vector, out=scratch()).sum(dim=1) for vector in vectors]))
+            parts.append(vectors @ sums.to(device, torch.float64).T)
         return to_host(torch.cat(parts, dim=1))
 
     def project_roughly(self, index: Indices) -> Floats:

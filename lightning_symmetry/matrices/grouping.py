@@ -9,9 +9,10 @@ representative of its group: ``n`` identical rows cost one more pass, not ``n^2`
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,20 +20,22 @@ from torch import Tensor
 
 from lightning_symmetry.arguments import check_tolerance
 from lightning_symmetry.brief import brief
-from lightning_symmetry.matrices.candidates import find_candidates, find_neighbours, sort_within
+from lightning_symmetry.matrices.candidates import components_of, find_candidates
 from lightning_symmetry.matrices.dense import DenseRows
-from lightning_symmetry.matrices.near import settle_crowds
+from lightning_symmetry.matrices.near import settle_by_distances
 from lightning_symmetry.matrices.numerics import Floats, Indices, Mask, exact_arithmetic
 from lightning_symmetry.matrices.question import TOLERANCES, Question, keys_of
 from lightning_symmetry.matrices.sieve import suspects
 from lightning_symmetry.matrices.sketching import sketch_all
 
-_FEW_MEMBERS = 64
-_FEW_PAIRS = 16
-_MAX_PAIRS = 200_000
 _CHANCE_BITS = 10.0
-# Where rounds are limited, all distances are computed of crowds up to this size, which costs about fifty reads of them.
-_MAX_NEAR_ROWS = 1 << 10
+_SAMPLE = 16
+_MAX_ROUNDS = 3
+_COPIES = 1e5  # keys of copies agree so many times as closely as those of rows that agree
+# Where the effort is bounded, so many distances are computed of crowds at the most: a few reads of the matrix.
+_MAX_DISTANCES = 1 << 16
+_DISTANCES_PER_ROW = 32
+_MAX_ELEMENTS = 1 << 26  # of a crowd, which is copied
 
 
 def duplicate_groups(rows: Tensor, tolerance: float | None = None) -> list[tuple[int, ...]]:
@@ -74,12 +77,23 @@ def duplicate_groups(rows: Tensor, tolerance: float | None = None) -> list[tuple
         return find_groups(Question(matrix, sketch, TOLERANCES[rows.dtype] if tolerance is None else tolerance))
 
 
+class Grouping(NamedTuple):
+    """The groups of rows that agree, as far as the effort allowed to find them.
+
+    Attributes:
+        groups: each sorted, sorted by their first row.
+        crowded: rows that nearly agree with so many others that they were not all compared, sorted; they are in a group
+            only with rows that are equal to the last few bits.
+        radius: the largest relative distance of any of them from the first row of its crowd.
+    """
+
+    groups: list[tuple[int, ...]]
+    crowded: Indices
+    radius: float = 0.0
+
+
 def find_groups(
-    question: Question,
-    *,
-    among: Sequence[Sequence[int]] | None = None,
-    suspected: Indices | None = None,
-    max_rounds: int | None = None,
+    question: Question, *, among: Sequence[Sequence[int]] | None = None, suspected: Indices | None = None
 ) -> list[tuple[int, ...]]:
     """Group the rows that agree: ``|w_i - w_j| <= tolerance * max(|w_i|, |w_j|)`` in the L2 norm.
 
@@ -90,13 +104,29 @@ def find_groups(
         question: the matrix and the tolerance.
         among: compare only rows within each of these disjoint sets.
         suspected: what :func:`suspects` says of the matrix, if it is at hand.
-        max_rounds: give up on rows that so many rounds, or 200,000 comparisons, cannot settle: thousands that nearly
-            agree; None: never.
 
     Returns:
         The groups of two or more, each sorted, sorted by their first row.
     """
-    rows, norms, tolerance = question.rows, question.sketch.norms, question.tolerance
+    return _find(question, among, suspected, is_bounded=False).groups
+
+
+def find_groups_within_budget(
+    question: Question, *, among: Sequence[Sequence[int]] | None = None, suspected: Indices | None = None
+) -> Grouping:
+    """Group the rows that agree, as :func:`find_groups` does, reading every row 20 times at the most.
+
+    Thousands of rows whose distances are a few tolerances take as many comparisons as they have pairs. They are
+    returned as crowded instead; those that are equal to the last few bits are found among them all the same.
+    """
+    return _find(question, among, suspected, is_bounded=True)
+
+
+def _find(
+    question: Question, among: Sequence[Sequence[int]] | None, suspected: Indices | None, *, is_bounded: bool
+) -> Grouping:
+    """Group the rows that agree: by the sketch, then by further projections, and at last by all distances."""
+    rows = question.rows
     if among is None:
         members = suspects([question])[0] if suspected is None else suspected
         block = members // max(1, rows.num_rows // question.blocks)
@@ -104,55 +134,172 @@ def find_groups(
         members = np.array([row for group in among for row in group], dtype=np.intp)
         block = np.repeat(np.arange(len(among)), [len(group) for group in among])
         members, block = members[order := members.argsort()], block[order]
-    if len(members) < 2:
-        return []
-    labels = np.full(rows.num_rows, -1)
-    is_zero = norms[members] == 0
-    for group in _split_by(members[is_zero], block[is_zero]):
-        labels[group] = group[0] if len(group) > 1 else -1
+    search = _Search(question, members, block)
+    search.settle_zeros()
+    crowded, radius = members[:0], 0.0
+    if len(search.members):
+        norm_window = rows.windows(question.tolerance)[1]
+        search.set_keys(
+            question.sketch.projections[:, search.members], rows.windows(question.tolerance)[0], norm_window
+        )
+        search.settle()
+    if len(search.members):
+        window, reach = rows.further_windows(question.tolerance)
+        search.set_keys(rows.project(search.members), window, norm_window)
+        num_before = len(search.members)
+        search.settle(reach / window)
+        copies = search.set_copies_aside()
+        for _ in range(_MAX_ROUNDS):
+            if not 0 < len(search.members) < 0.9 * num_before:
+                break
+            num_before = len(search.members)
+            search.settle(reach / window)
+        crowded, radius = search.settle_crowds(is_bounded=is_bounded)
+        search.restore_copies(copies)
+    return Grouping(search.groups(), crowded, radius)
 
-    is_usable = norms[members] > 0
-    members, block = members[is_usable], block[is_usable]
-    windows = np.array(rows.windows(tolerance))[:, None]
-    keys = keys_of(norms[members], question.sketch.projections[:, members], windows)
-    round_number, has_further_keys = 0, False
 
-    def further_keys() -> Floats:
-        return rows.project(members) / (norms[members] * rows.further_window(tolerance))
+class _Search:
+    """The rows of a matrix that are still to be settled, and the representatives of the others.
 
-    if len(members) > _FEW_MEMBERS and not _mostly_agree(question, members[find_neighbours(keys, block)]):
-        # Rows that differ, but not in these keys, as rows with a single number in the same chunk.
-        keys, has_further_keys = np.concatenate([keys, further_keys()]), True
-    while len(members) > 1 and (max_rounds is None or round_number < max_rounds):
-        candidates = find_candidates(keys, block)
-        pairs, is_crowded = candidates.pairs, candidates.is_crowded
-        if max_rounds is not None and pairs.shape[1] > _MAX_PAIRS:
-            break
-        for row, first in compare_pairs(question.agree, members[pairs]).items():
-            labels[row] = labels[first] = first
-        members, block, keys = members[is_crowded], block[is_crowded], keys[:, is_crowded]
-        if not len(members):
-            break
-        rest = _compare_crowds(question, labels, members, block, keys, candidates.best_key)
-        num_joined = len(members) - int(rest.sum())
-        members, block, keys = members[rest], block[rest], keys[:, rest]
-        if len(members) > max(_FEW_MEMBERS, num_joined):  # most rows differ, though by little
-            settled, rest = settle_crowds(
-                question,
-                members,
-                block,
-                lambda pairs: compare_pairs(question.agree, pairs),
-                _MAX_NEAR_ROWS if max_rounds is not None else math.inf,
-            )
-            for row, first in settled.items():
-                labels[row] = labels[first] = first
-            members, block, keys = members[rest], block[rest], keys[:, rest]
-        if not has_further_keys and len(members) > 1:
-            # Few get here, so more keys are cheap, and they save comparing in full rows that differ.
-            keys, has_further_keys = np.concatenate([keys, further_keys()]), True
-        round_number += 1
-    grouped = np.flatnonzero(labels >= 0)
-    return sorted(tuple(group.tolist()) for group in _split_by(grouped, labels[grouped]))
+    Args:
+        question: the matrix and the tolerance.
+        members: the rows that may agree with another one, ``(m,)``, sorted.
+        block: of each member, ``(m,)``; members of different blocks are never compared.
+
+    Attributes:
+        members: those of them that are not settled yet.
+        labels: the representative of every row of a group, its own one included; -1 for all other rows, ``(n,)``.
+    """
+
+    def __init__(self, question: Question, members: Indices, block: Indices) -> None:
+        self._question, self._norms = question, question.sketch.norms
+        self._block = block
+        self._keys: Floats = np.zeros((0, len(members)))
+        self.members = members
+        self.labels = np.full(question.rows.num_rows, -1)
+
+    def groups(self) -> list[tuple[int, ...]]:
+        """Return the groups of two or more rows, each sorted, sorted by their first row."""
+        grouped = np.flatnonzero(self.labels >= 0)
+        return sorted(tuple(group.tolist()) for group in _split_by(grouped, self.labels[grouped]))
+
+    def set_keys(self, projections: Floats, window: float, norm_window: float) -> None:
+        """Set the numbers by which members are told apart."""
+        self._keys = keys_of(self._norms[self.members], projections, np.array([[window], [norm_window]]))
+
+    def settle_zeros(self) -> None:
+        """Put the rows of zeros of each block into a group."""
+        is_zero = self._norms[self.members] == 0
+        for group in _split_by(self.members[is_zero], self._block[is_zero]):
+            self.labels[group] = group[0] if len(group) > 1 else -1
+        self._keep(self._norms[self.members] > 0)
+
+    def settle(self, reach: float | None = None) -> None:
+        """Compare the candidate pairs, and the members of crowds with the first of their neighbourhood.
+
+        Args:
+            reach: as for :func:`find_candidates`.
+        """
+        candidates = find_candidates(self._keys, self._block, self._question.rows.num_rows, reach)
+        self._join(compare_pairs(self._question.agree, self.members[candidates.pairs]))
+        self._keep(candidates.is_crowded)
+        if len(self.members):
+            self._join_leaders()
+
+    def set_copies_aside(self) -> Indices:
+        """Leave out all but the first of members that are equal to the last few bits.
+
+        Returns:
+            Those left out, and the first of each, ``(2, c)``; for :meth:`restore_copies`.
+        """
+        component = components_of(self._keys * _COPIES, self._block)
+        _, firsts = np.unique(component, return_index=True)
+        first = firsts[component]
+        is_copy = first != np.arange(len(first))
+        is_copy[is_copy] = self._question.agree(self.members[is_copy], self.members[first[is_copy]])
+        copies = np.stack([self.members[is_copy], self.members[first[is_copy]]])
+        self._keep(~is_copy)
+        return copies
+
+    def restore_copies(self, copies: Indices) -> None:
+        """Give the rows that were left out the representative of their first one, or that one itself."""
+        rows, firsts = copies
+        self.labels[firsts] = np.where(self.labels[firsts] >= 0, self.labels[firsts], firsts)
+        self.labels[rows] = self.labels[firsts]
+
+    def settle_crowds(self, *, is_bounded: bool) -> tuple[Indices, float]:
+        """Settle the members that are left by all their distances.
+
+        Args:
+            is_bounded: leave crowds of which this would take too long.
+
+        Returns:
+            The members of these, sorted, and the largest distance of any of them from the first one of its crowd.
+        """
+        rows = self._question.rows
+        is_here = isinstance(rows, DenseRows)
+        effort = max(_MAX_DISTANCES, _DISTANCES_PER_ROW * rows.num_rows) if is_bounded else math.inf
+        crowded, firsts = [self.members[:0]], [self.members[:0]]
+        crowds = _split_by(self.members, components_of(self._keys, self._block)) if len(self.members) else []
+        for members in sorted(crowds, key=len):
+            effort -= len(members) ** 2
+            if is_bounded and (effort < 0 or not is_here):
+                crowded.append(members)
+                firsts.append(np.full_like(members, members[0]))
+            elif is_here and len(members) * rows.width <= _MAX_ELEMENTS:
+                self._join(settle_by_distances(self._question, members))
+            else:
+                self._join_one_by_one(members)
+        apart = self._question.distances(np.concatenate(crowded), np.concatenate(firsts))
+        return np.sort(np.concatenate(crowded)), float(apart.max(initial=0))
+
+    def _keep(self, is_left: Mask) -> None:
+        self.members, self._block, self._keys = self.members[is_left], self._block[is_left], self._keys[:, is_left]
+
+    def _join(self, representative: Mapping[int, int]) -> None:
+        for row, first in representative.items():
+            self.labels[row] = self.labels[first] = first
+
+    def _join_leaders(self) -> None:
+        """Compare the members of crowds with the first of their neighbourhood."""
+        # What a member could agree with lies in its own cell or the next. A leader is the first of five cells, so that
+        # nobody it agrees with could find a representative before it.
+        members, keys = self.members, self._keys
+        num_members = len(members)
+        cell = np.floor(keys[np.ptp(keys, axis=1).argmax()])
+        order = np.lexsort((cell, self._block))
+        is_new = np.ones(num_members, dtype=np.bool_)
+        is_new[1:] = (np.diff(cell[order]) != 0) | (np.diff(self._block[order]) != 0)
+        number = np.empty_like(order)
+        number[order] = is_new.cumsum() - 1
+        first = np.full(is_new.sum(), num_members)
+        np.minimum.at(first, number, np.arange(num_members))
+        cells, blocks = cell[order][is_new], self._block[order][is_new]
+        is_leader_cell = first == _least_nearby(first, cells, blocks, 2)
+        # Each member asks the first of the leaders in its cell and the next.
+        candidate = _least_nearby(np.where(is_leader_cell, first, num_members), cells, blocks, 1)
+        leader = candidate[number]
+        is_left = np.ones(num_members, dtype=np.bool_)
+        is_left[first[is_leader_cell]] = False
+        index = np.flatnonzero((leader < num_members) & is_left)
+        index = index[(np.abs(keys[:, index] - keys[:, leader[index]]) <= 1).all(axis=0)]
+        sample = index[:: 1 + len(index) // _SAMPLE]
+        if 2 * np.count_nonzero(self._question.agree(members[sample], members[leader[sample]])) <= len(sample):
+            return  # rows that differ, though not in these keys
+        joins = index[self._question.agree(members[index], members[leader[index]])]
+        firsts = members[leader[joins]]
+        self.labels[members[joins]] = self.labels[firsts] = firsts
+        is_left[joins] = False
+        self._keep(is_left)
+
+    def _join_one_by_one(self, members: Indices) -> None:
+        """Compare each member that has joined no other one with all that come after it."""
+        while len(members) > 1:
+            first, rest = members[0], members[1:]
+            agree = self._question.agree(rest, np.full_like(rest, first))
+            self._join(dict.fromkeys(rest[agree].tolist(), int(first)))
+            members = rest[~agree]
 
 
 def merge_overlapping(groups: Iterable[Sequence[int]]) -> list[tuple[int, ...]]:
@@ -191,49 +338,6 @@ def is_chance_group(question: Question, group: Sequence[int], width: int) -> boo
     """
     resolution = max(question.tolerance, torch.finfo(question.rows.dtype).eps)
     return is_chance(len(group), question.rows.num_rows // question.blocks, width, resolution)
-
-
-def _compare_crowds(
-    question: Question, labels: Indices, members: Indices, block: Indices, keys: Floats, best_key: int
-) -> Mask:
-    """Compare the members of crowds with the first of their neighbourhood, and label those that agree.
-
-    Args:
-        question: the matrix and the tolerance.
-        labels: the representative of every row, ``(n,)``; written to.
-        members: the rows in crowds, ``(m,)``.
-        block: of each member, ``(m,)``; members of different blocks are never compared.
-        keys: of the members, ``(k, m)``.
-        best_key: the key that separates best.
-
-    Returns:
-        ``(m,)`` of bool, whether a member is still to be settled.
-    """
-    # What a member could agree with lies in its own cell or the next. A leader is the first of five cells, so that
-    # nobody it agrees with could find a representative before it.
-    num_members = len(members)
-    cell = np.floor(keys[best_key])
-    order = sort_within(cell, block)
-    is_new = np.ones(num_members, dtype=np.bool_)
-    is_new[1:] = (np.diff(cell[order]) != 0) | (np.diff(block[order]) != 0)
-    number = np.empty_like(order)
-    number[order] = is_new.cumsum() - 1
-    first = np.full(is_new.sum(), num_members)
-    np.minimum.at(first, number, np.arange(num_members))
-    cells, blocks = cell[order][is_new], block[order][is_new]
-    is_leader_cell = first == _least_nearby(first, cells, blocks, 2)
-    # Each member asks the first of the leaders in its cell and the next.
-    candidate = _least_nearby(np.where(is_leader_cell, first, num_members), cells, blocks, 1)
-    leader = candidate[number]
-    rest = np.ones(num_members, dtype=np.bool_)
-    rest[first[is_leader_cell]] = False
-    index = np.flatnonzero((leader < num_members) & rest)
-    index = index[(np.abs(keys[:, index] - keys[:, leader[index]]) <= 1).all(axis=0)]
-    joins = index[question.agree(members[index], members[leader[index]])]
-    labels[members[joins]] = members[leader[joins]]
-    labels[members[leader[joins]]] = members[leader[joins]]
-    rest[joins] = False
-    return rest
 
 
 def compare_pairs(agree: Callable[[Indices, Indices], Mask], pairs: Indices) -> dict[int, int]:
@@ -275,14 +379,6 @@ def _least_nearby(values: Indices, cells: Floats, blocks: Indices, reach: int) -
         least[shift:] = np.minimum(least[shift:], np.where(is_near, values[:-shift], values[shift:]))
         least[:-shift] = np.minimum(least[:-shift], np.where(is_near, values[shift:], values[:-shift]))
     return least
-
-
-def _mostly_agree(question: Question, pairs: Indices) -> bool:
-    """Whether the rows of most pairs ``(2, p)`` agree, judged by a few of them; True where there is no pair."""
-    if not pairs.shape[1]:
-        return True
-    firsts, rows = pairs[:, :: 1 + pairs.shape[1] // _FEW_PAIRS]
-    return bool(question.agree(rows, firsts).mean() > 0.5)
 
 
 def _split_by(index: Indices, label: Indices) -> list[Indices]:

@@ -7,12 +7,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from lightning_symmetry.matrices.candidates import find_candidates
 from lightning_symmetry.matrices.numerics import Floats, Indices
 from lightning_symmetry.matrices.question import Question, keys_of
 from lightning_symmetry.matrices.rows import Rows
-
-# More candidate pairs than these are given up: thousands of rows that nearly agree. A late warning beats a long wait.
-_MAX_PAIRS = 200_000
+from lightning_symmetry.matrices.sieve import without_signs
 
 
 class Mirrored(NamedTuple):
@@ -74,7 +73,7 @@ def find_mirrors(question: Question, groups: Sequence[tuple[int, ...]], suspecte
     """Find rows that agree up to sign: ``|w_i + w_j| <= tolerance * max(|w_i|, |w_j|)`` in the L2 norm.
 
     The negative of a group of equal rows joins it whole, judged by the first row of each. Rows of zeros, which are
-    their own negatives, join nothing.
+    their own negatives, join nothing. Nor do crowds of rows that nearly agree up to sign, where the pairs are too many.
 
     Args:
         question: the matrix and the tolerance.
@@ -90,14 +89,7 @@ def find_mirrors(question: Question, groups: Sequence[tuple[int, ...]], suspecte
     heads = heads[norms[heads] > 0]
     if len(heads) < 2:
         return []
-    windows = np.array(question.rows.windows(question.tolerance))[:, None]
-    keys = keys_of(norms[heads], question.sketch.projections[:, heads], windows)
-    first, second = _opposite_pairs(keys[:-1])
-    block = heads // max(1, question.rows.num_rows // question.blocks)
-    is_near = (block[first] == block[second]) & (np.abs(keys[-1, first] - keys[-1, second]) <= 1)
-    if not is_near.any():
-        return []
-    pairs = heads[np.stack([first[is_near], second[is_near]])]
+    pairs = _opposite_pairs(question, heads)
     agree = question.agree(pairs[1], pairs[0], factors=np.full(pairs.shape[1], -1.0))
     class_of = {group[0]: group for group in groups}
     home: dict[int, int] = {}
@@ -118,33 +110,31 @@ def _mirrored(rows: Sequence[int], others: Sequence[int]) -> Mirrored:
     return Mirrored(tuple(sorted([*rows, *others])), tuple(sorted(others if first in rows else rows)))
 
 
-def _opposite_pairs(keys: Floats) -> Indices:
-    """The pairs of members whose keys add up to one at the most, ``(2, p)``, the smaller first, in ascending order.
+def _opposite_pairs(question: Question, heads: Indices) -> Indices:
+    """Return the pairs of rows that may be negatives, ``(2, p)``, in order.
 
     Args:
-        keys: ``(k, m)``.
-
-    Example:
-        >>> _opposite_pairs(np.array([[0.0, 5.0, -4.5, 5.2]])).tolist()
-        [[1, 2], [2, 3]]
+        question: the matrix and the tolerance.
+        heads: the rows to pair, none of them zero, sorted.
     """
-    best: tuple[int, Indices, Indices, Indices] | None = None  # by the key with the fewest pairs
-    for key in keys:
-        order = key.argsort()
-        start = np.searchsorted(key[order], -key - 1, side="left")
-        count = np.searchsorted(key[order], -key + 1, side="right") - start
-        if best is None or count.sum() < best[0]:
-            best = int(count.sum()), order, start, count
-    assert best is not None
-    total, order, start, count = best
-    if total > 2 * _MAX_PAIRS:  # each pair comes twice
-        return np.zeros((2, 0), dtype=np.intp)
-    first = np.repeat(np.arange(len(order)), count)
-    second = order[np.arange(total) - np.repeat(count.cumsum() - count - start, count)]
-    is_pair = first < second
-    first, second = first[is_pair], second[is_pair]
-    for key in keys:
-        is_near = np.abs(key[first] + key[second]) <= 1
-        first, second = first[is_near], second[is_near]
-    by_members = np.lexsort((second, first))
-    return np.stack([first[by_members], second[by_members]])
+    rows = question.rows
+    window, norm_window = rows.windows(question.tolerance)
+    pairs, left = _pairs_among(question, heads, question.sketch.projections[:, heads], (window, norm_window), None)
+    if len(left):
+        window, reach = rows.further_windows(question.tolerance)
+        others, _ = _pairs_among(question, left, rows.project(left), (window, norm_window), reach / window)
+        pairs = np.concatenate([pairs, others], axis=1)
+    return pairs[:, np.lexsort(pairs[::-1])]
+
+
+def _pairs_among(
+    question: Question, rows: Indices, projections: Floats, windows: tuple[float, float], reach: float | None
+) -> tuple[Indices, Indices]:
+    """Return pairs of rows that may be negatives, judged by some projections, and the rows with too many of them."""
+    keys, owner, signs = without_signs(keys_of(question.sketch.norms[rows], projections, np.array(windows)[:, None]))
+    block = rows // max(1, question.rows.num_rows // question.blocks)
+    candidates = find_candidates(keys, block[owner], question.rows.num_rows, reach)
+    first, second = candidates.pairs
+    is_opposite = (signs[first] != signs[second]) & (owner[first] != owner[second])
+    pairs = np.unique(np.sort(owner[candidates.pairs[:, is_opposite]], axis=0), axis=1)
+    return rows[pairs], rows[np.unique(owner[candidates.is_crowded])]

@@ -18,14 +18,11 @@ from lightning_symmetry.matrices.numerics import CPU
 NUM_PROJECTIONS = 3
 """Random vectors of the sketch."""
 
-NUM_FURTHER = 2
+NUM_FURTHER = 16
 """Random vectors for the few rows that the sketch does not tell apart."""
 
 NUM_ROUGH = 8
 """Random vectors for keys that are to tell apart rows of different directions."""
-
-NUM_NEAR = 16
-"""Random vectors for crowds of rows that nearly agree."""
 
 MAX_KEPT_BYTES = 1 << 26
 """Random vectors are kept up to this size, and the ones used last whatever their size."""
@@ -38,15 +35,16 @@ PERIOD = 1 << 16
 # the chunks are s, exceeds t |s| with a probability below 2 exp(-t^2 / 2), which is 3e-14 for t = 8; and |s| is at most
 # sqrt(chunk) |e|. Cauchy-Schwarz gives sqrt(3 d) |e|: certain, but thousands of rows that differ lie within that.
 _SIGMAS = 8.0
+_BOUND_OF_SQUARES = 122.0
 _LARGEST = math.sqrt(3)
 # torch.sum adds pairwise, with an error of at most log2(d) roundings (Higham 1993, doi:10.1137/0914050), and norms are
 # taken of chunks first; here with room for what comes before and after. A matrix product adds one by one, and may round
 # its input to tf32 or bfloat16.
 _ROUNDING = 4.0
 # The further vectors have a number for every column, unless rows are so long that this would take too much memory.
-_MAX_WIDTH_OF_FURTHER = 1 << 22
+_MAX_WIDTH_OF_FURTHER = 1 << 19
 # The seeds of vectors that do not belong to the sketch, whose vectors are numbered by the column at which they begin.
-_FURTHER, _POSITION, _ROUGH, _NEAR = -1, -2, -3, -4
+_FURTHER, _POSITION, _ROUGH = -1, -2, -3
 _kept: dict[tuple[int, int, int, torch.dtype, torch.device], Tensor] = {}  # the ones used last come last
 _lock = Lock()
 
@@ -91,11 +89,6 @@ def rough_vectors(width: int, dtype: torch.dtype, device: torch.device) -> Tenso
     return random_vectors(_ROUGH, NUM_ROUGH, -(-width // further_chunk_of(width)), dtype, device)
 
 
-def near_vectors(width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """The random vectors that tell rows apart that nearly agree, one number per column, ``(NUM_NEAR, width)``."""
-    return random_vectors(_NEAR, NUM_NEAR, width, dtype, device)
-
-
 def rough_reach(apart: float, width: int) -> float:
     """How far the products of two unit rows with the rough vectors lie apart at the most, if the rows lie ``apart``.
 
@@ -125,8 +118,28 @@ def windows_of(tolerance: float, width: int, chunk: int, precision: float) -> tu
         The largest difference of the projections of the two rows divided by their norms, and of the logarithms of
         their norms.
     """
-    rounding = _ROUNDING * precision * (1 + math.log2(max(width, 1)))
-    # |u_i - u_j| <= 2 |w_i - w_j| / (|w_i| + |w_j|) for unit vectors u (Dunkl and Williams 1964).
-    apart = tolerance / (1 - tolerance / 2)
+    rounding = _rounding(width, precision)
     reach = min(_SIGMAS * math.sqrt(chunk), _LARGEST * math.sqrt(width))
-    return reach * apart + rounding * math.sqrt(chunk), -math.log1p(-tolerance) + rounding
+    return reach * _apart(tolerance) + rounding * math.sqrt(chunk), -math.log1p(-tolerance) + rounding
+
+
+def joint_window_of(tolerance: float, width: int, chunk: int, precision: float) -> float:
+    """How far all :data:`NUM_FURTHER` projections of two rows that agree can lie apart, in the L2 norm.
+
+    It takes the arguments of :func:`windows_of`. For random vectors as above, the sum of the squares exceeds 122 times
+    that of the rows with a probability below 1e-16, by the same bound on moment generating functions:
+    ``E exp(x s^2) <= (1 - 2 x) ** -0.5``.
+    """
+    reach = min(math.sqrt(_BOUND_OF_SQUARES * chunk), _LARGEST * math.sqrt(NUM_FURTHER * width))
+    return reach * _apart(tolerance) + _rounding(width, precision) * math.sqrt(NUM_FURTHER * chunk)
+
+
+def _apart(tolerance: float) -> float:
+    """How far the unit vectors of two rows that agree can lie apart."""
+    # |u_i - u_j| <= 2 |w_i - w_j| / (|w_i| + |w_j|) for unit vectors u (Dunkl and Williams 1964).
+    return tolerance / (1 - tolerance / 2)
+
+
+def _rounding(width: int, precision: float) -> float:
+    """How far rounding takes a projection of a unit row off, with a chunk of one."""
+    return _ROUNDING * precision * (1 + math.log2(max(width, 1)))

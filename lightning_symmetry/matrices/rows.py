@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_symmetry.matrices.numerics import Floats, Indices
-from lightning_symmetry.matrices.projections import chunk_of, further_chunk_of, windows_of
+from lightning_symmetry.matrices.projections import chunk_of, further_chunk_of, joint_window_of, windows_of
 
 
 class Rows(ABC):
@@ -58,10 +58,14 @@ class Rows(ABC):
         """
         return windows_of(tolerance, self.width, self.chunk, torch.finfo(self.compute_dtype).eps)
 
-    def further_window(self, tolerance: float) -> float:
-        """As the first of :meth:`windows`, for the products of :meth:`project`."""
-        chunk = further_chunk_of(self.width)
-        return windows_of(tolerance, self.width, chunk, torch.finfo(self.compute_dtype).eps)[0]
+    def further_windows(self, tolerance: float) -> tuple[float, float]:
+        """How far the products of :meth:`project` of two rows that agree can lie apart, divided by norms.
+
+        Returns:
+            The largest difference of a single product, and the largest L2 distance of all of them.
+        """
+        arguments = tolerance, self.width, further_chunk_of(self.width), torch.finfo(self.compute_dtype).eps
+        return windows_of(*arguments)[0], joint_window_of(*arguments)
 
     @abstractmethod
     def sketch(self) -> Tensor:

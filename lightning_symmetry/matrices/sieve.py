@@ -148,7 +148,7 @@ def _share_a_cell(keys: Floats, block: Indices) -> Mask:
         block: ``(m,)``; rows of different blocks are never compared.
     """
     num_rows = keys.shape[1]
-    keys, owner = _without_signs(keys)
+    keys, owner, _ = without_signs(keys)
     block = block[owner]
     cells = np.floor(keys / _CELL)
     # One that lies at the lower bound of its cell may agree with one in the cell below, and counts there too.
@@ -172,19 +172,27 @@ def _share_a_cell(keys: Floats, block: Indices) -> Mask:
     return shares
 
 
-def _without_signs(keys: Floats) -> tuple[Floats, Indices]:
-    """The keys of every row or of its negative, whichever has a first projection above zero.
+def without_signs(keys: Floats) -> tuple[Floats, Indices, Floats]:
+    """Turn the keys of rows into those of the row or its negative, whichever has a first projection above zero.
 
     A row whose first projection is near zero counts as both, since that of a row which agrees may have the other sign.
 
+    Args:
+        keys: projections, and the logarithms of norms in the last row, ``(k, m)``; changed in place.
+
     Returns:
-        Keys ``(k, c)``, and the row that each column belongs to, ``(c,)``.
+        Keys ``(k, c)``; the row that each column belongs to, and the sign that it was multiplied by, both ``(c,)``.
     """
-    keys[:-1] *= np.where(keys[0] < 0, -1.0, 1.0)
+    signs = np.where(keys[0] < 0, -1.0, 1.0)
+    keys[:-1] *= signs
     both = np.flatnonzero(keys[0] <= 1.01)
     owner = np.arange(keys.shape[1])
     if not len(both):
-        return keys, owner
+        return keys, owner, signs
     negated = keys[:, both]
     negated[:-1] *= -1
-    return np.concatenate([keys, negated], axis=1), np.concatenate([owner, both])
+    return (
+        np.concatenate([keys, negated], axis=1),
+        np.concatenate([owner, both]),
+        np.concatenate([signs, -signs[both]]),
+    )

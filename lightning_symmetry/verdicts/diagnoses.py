@@ -137,6 +137,8 @@ class LayerDiagnosis:
             every fourth where the directions are at most half as many as the distinct living units. None for layers
             of more than 16,384 units.
         slices_of: name of the parameter, if these units are its slices because no adapter knows it; else empty.
+        crowded_units: number of units whose weights nearly agree with those of too many others to compare them all.
+        crowd_radius: within which relative L2 distance of one of them their weights lie.
     """
 
     name: str
@@ -150,6 +152,8 @@ class LayerDiagnosis:
     idle_units: int = 0
     orientations: int | None = None
     slices_of: str = ""
+    crowded_units: int = 0
+    crowd_radius: float = 0.0
 
     @property
     def dead_units(self) -> int:
@@ -216,6 +220,8 @@ class LayerDiagnosis:
             "dead_units": self.dead_units,
             "dead": list(self.dead),
             "orientations": self.orientations,
+            "crowded_units": self.crowded_units,
+            "crowd_radius": self.crowd_radius,
             "groups": [group.to_dict() for group in self.groups],
         }
 

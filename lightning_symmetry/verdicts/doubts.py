@@ -100,6 +100,20 @@ def undecided_layers(layers: Iterable[LayerDiagnosis]) -> list[str]:
     return sentences
 
 
+def crowded_layers(layers: Iterable[LayerDiagnosis]) -> list[str]:
+    """Return a sentence for each layer with too many units of nearly equal weights to compare them all.
+
+    >>> crowded_layers([LayerDiagnosis("fc", 2048, 512, crowded_units=2048, crowd_radius=3.4e-5)])
+    ["fc: too many near rows to compare: 2,048 of 2,048 units, whose weights lie within 3.4e-05 of the first one's"]
+    """
+    return [
+        f"{layer.name}: too many near rows to compare: {layer.crowded_units:,} of {layer.num_units:,} units, whose "
+        f"weights lie within {layer.crowd_radius:.2g} of the first one's"
+        for layer in layers
+        if layer.crowded_units
+    ]
+
+
 def too_few_checks(num_checks: Mapping[str, int], needed: int) -> list[str]:
     """A sentence if there are layers whose gradients too few checks have seen.
 

@@ -12,7 +12,12 @@ import numpy as np
 
 from lightning_symmetry.matrices.dense import DenseRows
 from lightning_symmetry.matrices.directions import MAX_ROWS, count_directions
-from lightning_symmetry.matrices.grouping import find_groups, is_chance_group, merge_overlapping
+from lightning_symmetry.matrices.grouping import (
+    find_groups,
+    find_groups_within_budget,
+    is_chance_group,
+    merge_overlapping,
+)
 from lightning_symmetry.matrices.mirrors import Mirrored, Parity, find_mirrors, spreads
 from lightning_symmetry.matrices.numerics import Floats, Indices, Mask, exact_arithmetic
 from lightning_symmetry.matrices.partition import stable_groups
@@ -25,8 +30,8 @@ from lightning_symmetry.ranks.team import Name, Team, TeamError
 from lightning_symmetry.units.comparable import Comparable
 from lightning_symmetry.units.updates import Updates
 from lightning_symmetry.verdicts.diagnoses import Cause
-from lightning_symmetry.verdicts.gradients import MAX_ROUNDS, GradientEvidence, noise_floor, none_of
-from lightning_symmetry.verdicts.look import Gradients, Look, Sighting, Steady
+from lightning_symmetry.verdicts.gradients import GradientEvidence, noise_floor, none_of
+from lightning_symmetry.verdicts.look import Crowd, Gradients, Look, Sighting, Steady
 from lightning_symmetry.verdicts.proof import Proof
 
 
@@ -300,7 +305,7 @@ def _look_at(
     layer, weights = item.layer, item.weights
     known = [group for group in known if group.rows[-1] < layer.num_units]
     known_mirrored = [group for group in known if group.negative]
-    groups = _equal_units(weights, item.recurrent, suspected=suspected) if len(suspected) > 1 else []
+    groups, crowd = _equal_units(weights, item.recurrent, suspected=suspected)
     groups = _equal_in_all(layer, groups, weights.tolerance)
     if groups:
         causes = _causes(layer, weights.rows, groups)
@@ -314,7 +319,7 @@ def _look_at(
         ]
         if held:
             loose = weights.loosened()
-            still_equal = _equal_units(loose, item.recurrent, among=held)
+            still_equal, _ = _equal_units(loose, item.recurrent, among=held)
             groups = merge_overlapping([*groups, *_equal_in_all(layer, still_equal, loose.tolerance)])
     mirrors: list[tuple[Mirrored, Gradients]] = []
     # Where only some of the weights change sign, those tell which units are mirror images.
@@ -343,6 +348,7 @@ def _look_at(
         item.gradients is not None and bool(np.count_nonzero(item.gradients.sketch.norms)),
         *judge.idle(_norms_of_all(layer, weights.sketch.norms), exclude=grouped),
         is_finite=bool(np.isfinite(weights.sketch.norms).all()),
+        crowd=crowd,
     )
 
 
@@ -364,9 +370,12 @@ def _equal_units(
     *,
     suspected: Indices | None = None,
     among: Sequence[Sequence[int]] | None = None,
-) -> list[tuple[int, ...]]:
-    groups = find_groups(weights, suspected=suspected, among=among, max_rounds=MAX_ROUNDS)
-    return groups if recurrent is None or not groups else stable_groups(groups, recurrent, weights.tolerance)
+) -> tuple[list[tuple[int, ...]], Crowd]:
+    """Return the groups of equal units, and what was not compared."""
+    groups, crowded, radius = find_groups_within_budget(weights, suspected=suspected, among=among)
+    if groups and recurrent is not None:
+        groups = stable_groups(groups, recurrent, weights.tolerance)
+    return groups, Crowd(len(crowded), radius)
 
 
 def _equal_in_all(layer: Comparable, groups: list[tuple[int, ...]], tolerance: float) -> list[tuple[int, ...]]:

@@ -10,7 +10,7 @@ from itertools import accumulate
 import numpy as np
 import torch
 
-from lightning_symmetry.matrices.grouping import find_groups, is_chance_group
+from lightning_symmetry.matrices.grouping import find_groups_within_budget, is_chance_group
 from lightning_symmetry.matrices.mirrors import Mirrored, Parity, spreads
 from lightning_symmetry.matrices.numerics import Floats, Indices, Mask
 from lightning_symmetry.matrices.question import Question
@@ -21,8 +21,6 @@ from lightning_symmetry.verdicts.look import Gradients
 # larger than so many times the precision of their dtype, relative to the largest gradient row of the model. Such a
 # gradient proves no difference, and that it is equal counts only if it is seen again and again.
 _NOISE = 16.0
-# Rows that take more rounds of comparisons are given up at this check: a late warning is better than a long wait.
-MAX_ROUNDS = 16
 
 
 def in_unused_blocks(is_zero: Mask, blocks: int) -> Mask:
@@ -84,7 +82,7 @@ class GradientEvidence:
         self._floor = noise_floor(question, scale)
         if len(suspected) > 1:
             is_telling = self._norms[suspected] > 0  # that gradients are zero does not tell units apart
-            self._groups = find_groups(question, suspected=suspected[is_telling], max_rounds=MAX_ROUNDS)
+            self._groups = find_groups_within_budget(question, suspected=suspected[is_telling]).groups
 
     def of(self, groups: Sequence[tuple[int, ...]]) -> list[Gradients]:
         """What the gradients say of units with equal weights, one answer per group."""
@@ -95,8 +93,9 @@ class GradientEvidence:
         answers = {group: self._at_a_glance(group, home, norm) for group, norm in zip(groups, largest, strict=True)}
         open_groups = [group for group, answer in answers.items() if answer is None]
         if open_groups:
-            loose = set(find_groups(self._question.loosened(), among=open_groups))
-            answers |= {g: Gradients.UNCLEAR if g in loose else Gradients.DIFFERENT for g in open_groups}
+            loose = find_groups_within_budget(self._question.loosened(), among=open_groups)
+            unclear = {*loose.groups, *(g for g in open_groups if not set(loose.crowded.tolist()).isdisjoint(g))}
+            answers |= {g: Gradients.UNCLEAR if g in unclear else Gradients.DIFFERENT for g in open_groups}
         return [answer for answer in answers.values() if answer is not None]
 
     def _at_a_glance(self, group: tuple[int, ...], home: Mapping[int, int], largest: float) -> Gradients | None:

@@ -117,6 +117,8 @@ def to_diagnosis(
         idle_units=dead.num_idle,
         orientations=seen.orientations if orientations is None else orientations,
         slices_of=layer.slices_of,
+        crowded_units=seen.crowd.num_units,
+        crowd_radius=seen.crowd.radius,
     )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 
@@ -57,6 +58,21 @@ class Sighting:
     is_proof: bool = True
 
 
+class Crowd(NamedTuple):
+    """Units whose weights nearly agree, too many to compare them all.
+
+    Attributes:
+        num_units: how many there are.
+        radius: within which relative L2 distance of one of them their weights lie.
+    """
+
+    num_units: int
+    radius: float
+
+
+NO_CROWD = Crowd(0, 0.0)
+
+
 @dataclass(frozen=True)
 class Steady:
     """Groups of equal units with equal gradients of which all is said: to see that they hold is enough.
@@ -99,6 +115,7 @@ class Look:
             ``sightings`` does not tell of them.
         is_finite: whether all weights are.
         is_faint: whether there are gradients, and all of them may be rounding errors.
+        crowd: the units whose weights nearly agree with those of too many others to compare them all.
         floor: the norm up to which ``idle`` takes gradients for zero, since they are rounding errors; 0 as a rule.
     """
 
@@ -114,6 +131,7 @@ class Look:
     stands: bool = False
     is_finite: bool = True
     is_faint: bool = False
+    crowd: Crowd = NO_CROWD
     floor: float = 0.0
 
     @cached_property

@@ -185,7 +185,9 @@ class ModelDiagnosis:
               distinct units; ``working_units``, that of units that are neither redundant nor dead;
               ``redundant_units``, those that are not distinct; ``dead``, the indices of the dead units, and
               ``dead_units``, their number; ``orientations``, the number of directions among the living units, null
-              if they were not counted; and ``groups``.
+              if they were not counted; ``crowded_units``, the number of units whose weights nearly agree with those of
+              too many others to compare them all, and ``crowd_radius``, the relative distance within which they do; and
+              ``groups``.
             - ``layers.*.groups``: a list of dicts with ``units``, their indices; ``verdict`` (:class:`Verdict`);
               ``cause`` (:class:`Cause`); ``value``, the number that every weight was, null if they were not all
               one number; ``first_step``, the step of the check that saw the group first, null after a single look;

@@ -200,13 +200,13 @@ def check_windows(asked: Asked) -> None:
     assert abs(math.log(sketch.norms[0] / sketch.norms[1])) <= norm_window
 
 
-def check_further_window(asked: Asked) -> None:
+def check_further_windows(asked: Asked) -> None:
     if asked.case.num_rows < 2:
         return
     apart = float((asked.exact[0] - asked.exact[1]).norm())
     tolerance = min(0.5, apart / asked.norms[:2].max())
     directions = asked.rows.project(np.arange(2)) / asked.norms[:2]
-    assert np.abs(directions[:, 0] - directions[:, 1]).max() <= asked.rows.further_window(tolerance)
+    assert np.abs(directions[:, 0] - directions[:, 1]).max() <= asked.rows.further_windows(tolerance)[0]
 
 
 def further(asked: Asked) -> Tensor:
@@ -320,7 +320,7 @@ CHECKS: dict[str, Callable[[Asked], None]] = {
     "norms_stay_in_range": check_norms_stay_in_range,
     "sketch": check_sketch,
     "windows": check_windows,
-    "further_window": check_further_window,
+    "further_windows": check_further_windows,
     "project": check_project,
     "project_roughly": check_project_roughly,
     "positions": check_positions,

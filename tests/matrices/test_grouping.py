@@ -13,12 +13,11 @@ from torch import Tensor
 
 from lightning_symmetry import duplicate_groups
 from lightning_symmetry.matrices.dense import DenseRows
-from lightning_symmetry.matrices.grouping import compare_pairs, find_groups, is_chance
+from lightning_symmetry.matrices.grouping import compare_pairs, find_groups, find_groups_within_budget, is_chance
 from lightning_symmetry.matrices.numerics import Indices, Mask
 from lightning_symmetry.matrices.question import TOLERANCES, Question
 from lightning_symmetry.matrices.rows import Rows
 from lightning_symmetry.matrices.sketching import sketch_all
-from lightning_symmetry.verdicts.gradients import MAX_ROUNDS
 from tests.oracle import brute_force_groups
 
 DTYPES = list(TOLERANCES)
@@ -212,7 +211,7 @@ def test_rows_that_nearly_agree_do_not_hide_a_pair(num_near: int, apart: float) 
         matrix = DenseRows([torch.cat([rows, rows[-1:]])])
         [sketch] = sketch_all([matrix])
         # As in a training, which gives up on thousands of such rows.
-        assert find_groups(Question(matrix, sketch, 1e-5), max_rounds=MAX_ROUNDS) == [(num_near, num_near + 1)]
+        assert find_groups_within_budget(Question(matrix, sketch, 1e-5)).groups == [(num_near, num_near + 1)]
 
 
 @given(st.integers(2, 12), st.data())
@@ -283,3 +282,40 @@ def test_rows_that_nearly_agree_are_told_apart_as_by_brute_force(case: tuple[Ten
     assert same_block[row[:, 0][joins], home[joins]].all()
     is_earlier_representative = (home == other) & (other < home[:, None])
     assert (apart[is_earlier_representative & same_block] > 0.999).all()
+
+
+@given(crowds())
+@settings(max_examples=60, deadline=None)
+def test_what_is_found_within_the_budget_holds(case: tuple[Tensor, float, int]) -> None:
+    rows, tolerance, blocks = case
+    matrix = DenseRows([rows])
+    [sketch] = sketch_all([matrix])
+    question = Question(matrix, sketch, tolerance, blocks)
+    found = find_groups_within_budget(question)
+    for group in found.groups:
+        first = np.full(len(group) - 1, group[0])
+        assert (question.distances(np.array(group[1:]), first) <= 1.001 * tolerance).all()
+    if not len(found.crowded):
+        assert found.groups == find_groups(question)
+        return
+    # What is crowded is near to many, and what is not is settled as it would be without a limit.
+    assert len(found.crowded) > 200
+    assert found.radius > 0
+    crowded = set(found.crowded.tolist())
+    assert [group for group in found.groups if crowded.isdisjoint(group)] == [
+        group for group in find_groups(question) if crowded.isdisjoint(group)
+    ]
+
+
+def test_copies_are_found_in_a_crowd_that_is_not_compared() -> None:
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.ones(2048, 300) + 2e-5 * torch.randn(2048, 300, generator=generator)
+    rows[[5, 700, 2000]] = rows[40].clone()
+    matrix = DenseRows([rows])
+    [sketch] = sketch_all([matrix])
+    groups, crowded, radius = find_groups_within_budget(Question(matrix, sketch, 1e-5))
+    assert groups == [(5, 40, 700, 2000)]
+    assert len(crowded) == 2045
+    largest = (rows - rows[0]).norm(dim=1).max() / rows[0].norm()
+    assert radius == pytest.approx(float(largest), rel=1e-3)
+    assert duplicate_groups(rows) == groups
