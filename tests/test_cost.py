@@ -24,6 +24,8 @@ from lightning_symmetry.units.discovery import find_layers
 from lightning_symmetry.units.updates import Updates
 from lightning_symmetry.verdicts.evidence import look
 from lightning_symmetry.verdicts.look import Look
+from tests.benchmarks.contents import WORST, Recipe
+from tests.benchmarks.worst import group_as_a_check
 
 WAITS = {"aten::_local_scalar_dense", "aten::nonzero", "aten::equal", "aten::is_nonzero"}
 
@@ -211,6 +213,15 @@ def test_passes_over_a_matrix(content: str, passes: float) -> None:
     assert ledger.passes(matrix) <= passes
     assert not ledger.waits
     assert ledger.largest <= numerics.BLOCK_ELEMENTS["cpu"] * 4
+
+
+@pytest.mark.parametrize("recipe", WORST, ids=lambda recipe: f"{recipe.base}, {recipe.noise}")
+@pytest.mark.parametrize(("shape", "most"), [((2048, 1024), 20), ((512, 512), 60)])
+def test_the_worst_contents_are_read_a_few_times(recipe: Recipe, shape: tuple[int, int], most: int) -> None:
+    matrix = recipe.build(*shape)
+    ledger = ledger_of(lambda: group_as_a_check(matrix))
+    assert ledger.passes(matrix) <= 10
+    assert sum(ledger.read.values()) / matrix.numel() <= most  # with all that was computed of it
 
 
 def test_rows_whose_squares_vanish_are_not_copied_whole() -> None:

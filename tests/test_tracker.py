@@ -414,3 +414,32 @@ def test_an_optimizer_that_has_not_stepped_leaves_its_layers_open() -> None:
         reason.startswith("2: all 8 units are equal, and their gradients say nothing so far")
         for reason in tracker.report.reasons
     )
+
+
+def test_units_that_nearly_agree_are_too_many_to_compare_until_they_part() -> None:
+    generator = torch.Generator().manual_seed(0)
+    layer = nn.Linear(64, 1024, bias=False)
+    net = nn.Sequential(layer, nn.ReLU(), nn.Linear(1024, 2))
+    noise = torch.randn(1024, 64, generator=generator)
+    optimizer = torch.optim.SGD(net.parameters(), lr=1e-5)
+    statuses = []
+    sentence = "0: too many near rows to compare: 1,024 of 1,024 units, whose weights lie within "
+    with SymmetryTracker(net, optimizer, every_n_steps=1) as tracker:
+        for scale in [2e-5] * 4 + [1.0] * 2:
+            with torch.no_grad():
+                layer.weight.copy_(0.1 + 0.1 * scale * noise)
+            optimizer.zero_grad()
+            net(torch.randn(8, 64, generator=generator)).square().mean().backward()
+            optimizer.step()
+            report = tracker.report
+            assert report is not None
+            seen, reasons = report.layers["0"], [r for r in report.reasons if r.startswith(sentence)]
+            if scale == 1.0:
+                assert (seen.crowded_units, seen.crowd_radius, reasons) == (0, 0.0, [])
+            else:
+                assert seen.crowded_units == 1024
+                assert seen.crowd_radius == pytest.approx(2e-5 * 2**0.5, rel=0.5)
+                assert len(reasons) == 1
+            statuses.append(report.status)
+    assert statuses == 4 * ["inconclusive"] + 2 * ["healthy"]
+    assert not tracker.findings

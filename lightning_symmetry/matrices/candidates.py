@@ -13,8 +13,9 @@ from lightning_symmetry.matrices.numerics import Floats, Indices, Mask
 # Pairs that are compared in full at once, at the most: for each row of the matrix, and of a small one.
 _PAIRS_PER_ROW = 3
 _MIN_PAIRS = 1 << 11
-_MAX_LISTED = 64  # all pairs are listed of components up to this size
+_MAX_LISTED = 32  # all pairs are listed of components up to this size
 _BLOCK = 256  # rows of a crowd whose keys are compared with those of the others at once
+_LONGEST_LINE = 2.0**40  # keys on it are exact to less than a thousandth
 _MAX_IDLE_KEYS = 3  # keys in a row that split no component
 
 
@@ -39,7 +40,7 @@ def find_candidates(keys: Floats, block: Indices, num_rows: int, reach: float | 
         block: ``(m,)``; members of different blocks are never compared.
         num_rows: of the matrix. Components with more than about three pairs for each of these rows are crowds.
         reach: the largest L2 distance of all keys but the last of members that agree, if it is known. Without it,
-            components of more than 64 members are crowds.
+            components of more than 32 members are crowds.
     """
     component = components_of(keys, block)
     size = np.bincount(component)
@@ -67,12 +68,9 @@ def components_of(keys: Floats, block: Indices) -> Indices:
 
     Sorted by a key, members are parted where the next one lies more than one away; then each part by the next key.
     """
-    order = np.lexsort((keys[0], block))
-    component = block
-    num_components, num_idle = 0, 0
+    component, num_components, num_idle = block, 0, 0
     for key in (*keys, *keys):  # what a later key has parted, an earlier one may part again
-        if num_components:
-            order = np.lexsort((key, component))
+        order = sort_within(key, component)
         is_first = np.ones(len(order), dtype=np.bool_)
         is_first[1:] = (np.diff(key[order]) > 1) | (np.diff(component[order]) != 0)
         component = np.empty_like(order)
@@ -82,6 +80,14 @@ def components_of(keys: Floats, block: Indices) -> Indices:
         if num_components == len(order) or num_idle == _MAX_IDLE_KEYS:
             break
     return component
+
+
+def sort_within(key: Floats, block: Indices) -> Indices:
+    """Return the order of members by block, and by key within a block."""
+    length = float(key.max(initial=0) - key.min(initial=0)) + 1
+    if length * float(block.max(initial=0)) < _LONGEST_LINE:  # all blocks side by side on one line, which sorts faster
+        return (key + length * block).argsort()
+    return np.lexsort((key, block))
 
 
 def _listed_pairs(keys: Floats, component: Indices, order: Indices, reach: float | None) -> Indices:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from lightning_symmetry.arguments import check_tolerance
 from lightning_symmetry.brief import brief
-from lightning_symmetry.matrices.candidates import components_of, find_candidates
+from lightning_symmetry.matrices.candidates import components_of, find_candidates, sort_within
 from lightning_symmetry.matrices.dense import DenseRows
 from lightning_symmetry.matrices.near import settle_by_distances
 from lightning_symmetry.matrices.numerics import Floats, Indices, Mask, exact_arithmetic
@@ -268,7 +268,7 @@ class _Search:
         members, keys = self.members, self._keys
         num_members = len(members)
         cell = np.floor(keys[np.ptp(keys, axis=1).argmax()])
-        order = np.lexsort((cell, self._block))
+        order = sort_within(cell, self._block)
         is_new = np.ones(num_members, dtype=np.bool_)
         is_new[1:] = (np.diff(cell[order]) != 0) | (np.diff(self._block[order]) != 0)
         number = np.empty_like(order)

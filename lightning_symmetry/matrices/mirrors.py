@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lightning_symmetry.matrices.candidates import find_candidates
+from lightning_symmetry.matrices.candidates import components_of, find_candidates
 from lightning_symmetry.matrices.numerics import Floats, Indices
 from lightning_symmetry.matrices.question import Question, keys_of
 from lightning_symmetry.matrices.rows import Rows
@@ -132,8 +132,15 @@ def _pairs_among(
 ) -> tuple[Indices, Indices]:
     """Return pairs of rows that may be negatives, judged by some projections, and the rows with too many of them."""
     keys, owner, signs = without_signs(keys_of(question.sketch.norms[rows], projections, np.array(windows)[:, None]))
-    block = rows // max(1, question.rows.num_rows // question.blocks)
-    candidates = find_candidates(keys, block[owner], question.rows.num_rows, reach)
+    block = (rows // max(1, question.rows.num_rows // question.blocks))[owner]
+    # Most rows that nearly agree up to sign have one sign, and nothing to be compared.
+    component = components_of(keys, block)
+    num_signs = [np.bincount(component[signs == sign], minlength=len(signs)) > 0 for sign in (-1, 1)]
+    is_mixed = (num_signs[0] & num_signs[1])[component]
+    if not is_mixed.any():
+        return rows[np.zeros((2, 0), dtype=np.intp)], rows[:0]
+    keys, block, owner, signs = keys[:, is_mixed], block[is_mixed], owner[is_mixed], signs[is_mixed]
+    candidates = find_candidates(keys, block, question.rows.num_rows, reach)
     first, second = candidates.pairs
     is_opposite = (signs[first] != signs[second]) & (owner[first] != owner[second])
     pairs = np.unique(np.sort(owner[candidates.pairs[:, is_opposite]], axis=0), axis=1)

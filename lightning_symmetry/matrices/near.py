@@ -38,12 +38,12 @@ def settle_by_distances(question: Question, members: Indices) -> dict[int, int]:
     left = torch.arange(len(members), device=offsets.device)
     while len(left) > 1:
         head = left[:_BLOCK]
-        agree = _agree(question, members, offsets, norms, head, left).triu_(1)  # each pair once
+        agree = _agree(question, members, offsets, norms, head, left).triu_(1).to(CPU).numpy()  # each pair once
         place = left.to(CPU).numpy()
         is_taken = np.zeros(len(place), dtype=np.bool_)
-        for i in np.flatnonzero(agree.any(dim=1).to(CPU).numpy()):
+        for i in np.flatnonzero(agree.any(axis=1)):
             if not is_taken[i]:
-                joins = agree[i].to(CPU).numpy() & ~is_taken
+                joins = agree[i] & ~is_taken
                 representative.update(dict.fromkeys(members[place[joins]].tolist(), int(members[place[i]])))
                 is_taken |= joins
         is_taken[: len(head)] = True

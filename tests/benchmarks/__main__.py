@@ -27,10 +27,12 @@ from tests.benchmarks import (
     sharded,
     shares,
     trace,
+    worst,
 )
 
 PARTS = {
     "kernel": kernel.run,
+    "worst": worst.run,
     "callback": callback.run,
     "alternatives": alternatives.run,
     "first": first.run,
