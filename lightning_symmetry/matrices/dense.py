@@ -1,4 +1,4 @@
-"""The rows of tensors that are here in full; they are read where they lie, and never copied whole."""
+"""Matrices whose tensors are complete on this process. They are read in place and never copied whole."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from lightning_symmetry.matrices.projections import (
 )
 from lightning_symmetry.matrices.rows import Rows
 
-# Matrices smaller than this cost what calling PyTorch costs, so those of one shape are read together.
+# Below this size the overhead of calling PyTorch dominates, so matrices of one shape are read together.
 _SMALL_ELEMENTS = 1 << 16
 _WITH_FLOAT64 = ("cpu", "cuda")  # kinds of devices that are sure to compute in it
 # A tensor that cannot be flattened without a copy is read plane by plane, unless it has more planes than these.
@@ -43,7 +43,7 @@ _MAX_PLANES = 8
 
 
 class DenseRows(Rows):
-    """A matrix ``(n, d)`` of tensors that are here.
+    """A matrix ``(n, d)`` whose tensors are complete on this process.
 
     Args:
         pieces: tensors of shape ``(n, ...)`` with any strides, or lists of ``n`` tensors of one shape; the dimensions
@@ -73,11 +73,9 @@ class DenseRows(Rows):
 
     @property
     def norms_stay_in_range(self) -> bool:
-        """Small matrices are sketched in float64."""
         return self.is_small and self.compute_dtype == torch.float32
 
     def sketch(self) -> Tensor:
-        """As :meth:`Rows.sketch`; reads every number once."""
         if self.is_small:
             return sketch_small([self])
         sketch: Tensor | None = None
@@ -96,7 +94,6 @@ class DenseRows(Rows):
         return sketch
 
     def project(self, index: Indices) -> Floats:
-        """As :meth:`Rows.project`."""
         # In float64, in which no device rounds the input of a matrix product.
         device = self.device if self.device.type in _WITH_FLOAT64 else CPU
         chunk, vectors = further_chunk_of(self.width), further_vectors(self.width, torch.float64, device)
@@ -109,7 +106,6 @@ class DenseRows(Rows):
         return to_host(torch.cat(parts, dim=1))
 
     def project_roughly(self, index: Indices) -> Floats:
-        """As :meth:`Rows.project_roughly`."""
         chunk, vectors = further_chunk_of(self.width), rough_vectors(self.width, self.compute_dtype, self.device)
         parts = []
         for part in self._split(index):
@@ -123,7 +119,6 @@ class DenseRows(Rows):
         return to_host(parts[0] if len(parts) == 1 else torch.cat(parts, dim=1))
 
     def positions(self, index: Indices) -> Floats:
-        """As :meth:`Rows.positions`."""
         vector = position_vector(self.width, self.compute_dtype, self.device)
         parts = []
         for part in self._split(index):
@@ -135,7 +130,6 @@ class DenseRows(Rows):
         return to_host(torch.cat(parts))
 
     def distances(self, index: Indices, others: Indices, scale: Floats, factors: Floats | None = None) -> Floats:
-        """As :meth:`Rows.distances`."""
         limits = torch.finfo(self.compute_dtype)
         # Divided before it is squared where the square would leave the range of the dtype.
         is_extreme = bool(((scale < limits.tiny**0.4) | (scale > limits.max**0.4)).any())
@@ -161,7 +155,6 @@ class DenseRows(Rows):
         return distances
 
     def constants(self, index: Indices, piece: int = 0) -> Floats:
-        """As :meth:`Rows.constants`."""
         parts = []
         for part in self._split(index):
             numbers = self._at(piece, part)
@@ -170,7 +163,6 @@ class DenseRows(Rows):
         return to_host(torch.cat(parts))
 
     def sums_by(self, index: Indices, label: Indices) -> tuple[Floats, Floats]:
-        """As :meth:`Rows.sums_by`."""
         column_sum, num_sums = columns_by(label, self.width)
         sums, squares = np.zeros((len(index), num_sums)), np.zeros(len(index))
         for part in self._split(np.arange(len(index))):
@@ -180,7 +172,7 @@ class DenseRows(Rows):
         return sums, np.sqrt(squares)
 
     def fetch(self, index: Indices, memory: Callable[[], Tensor] | None = None) -> Tensor:
-        """As :meth:`Rows.fetch`, on the device of the rows; a view where the rows and the dtype allow one.
+        """Return rows on their own device; a view where the rows and the dtype allow one.
 
         Args:
             index: the rows.
@@ -190,7 +182,6 @@ class DenseRows(Rows):
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=1)
 
     def largest(self, index: Indices) -> Tensor:
-        """As :meth:`Rows.largest`."""
         scratch = self._scratch()
         parts = []
         for part in self._split(index):
@@ -200,7 +191,6 @@ class DenseRows(Rows):
         return torch.cat(parts)
 
     def scaled_norms(self, index: Indices, scale: Floats) -> Floats:
-        """As :meth:`Rows.scaled_norms`."""
         size = torch.from_numpy(scale).to(self.device, self.compute_dtype)
         norms = [
             (self.fetch(index[part]) / size[part, None]).square().sum(dim=1).sqrt()
@@ -209,7 +199,7 @@ class DenseRows(Rows):
         return to_host(size * torch.cat(norms))
 
     def _at(self, i: int, index: Indices, memory: Callable[[], Tensor] | None = None) -> Tensor:
-        """Rows of one piece, ``(m, widths[i])``; a view if they follow one another and strides allow."""
+        """Return rows of one piece, ``(m, widths[i])``; a view if they are consecutive and the strides allow it."""
         piece = self.pieces[i]
         if not isinstance(piece, Tensor):
             rows = torch.stack([piece[row] for row in index]) if len(index) else piece[0][None][:0]
@@ -221,17 +211,17 @@ class DenseRows(Rows):
         return rows.reshape(len(index), self.widths[i]).to(self.compute_dtype)
 
     def _scratch(self) -> Callable[[], Tensor]:
-        """Memory for one result after the other: fresh memory for each would cost more than reading the rows."""
+        """Return a buffer that successive results reuse: allocating each result costs more than reading the rows."""
         memory = torch.empty(0, dtype=self.compute_dtype, device=self.device)
         return lambda: memory.resize_(0)
 
     def _split(self, index: Indices) -> list[Indices]:
-        """Parts of ``index`` that are read at once; one part, of no rows, if there are none."""
+        """Split ``index`` into parts that are read at once; return one empty part for an empty index."""
         step = max(1, elements_at_once(COPY_ELEMENTS, self.device) // max(1, self.width))
         return [index[start : start + step] for start in range(0, len(index), step)] or [index]
 
     def _blocks(self) -> Iterator[tuple[int, Tensor, Tensor, int]]:
-        """All that is read at once, time after time.
+        """Yield the blocks that are read at once.
 
         Yields:
             The first row, the numbers ``(m, w)``, the random vectors for the chunks of their columns, and the number of
@@ -267,9 +257,9 @@ class DenseRows(Rows):
 
 
 def sketch_small(matrices: Sequence[DenseRows]) -> Tensor:
-    """Sketches of small matrices whose pieces have the same widths and dtypes, side by side."""
+    """Sketch small matrices whose pieces have the same widths and dtypes, and return the sketches side by side."""
     first = matrices[0]
-    # In float64 few operations do, and squares stay in range.
+    # In float64 squares stay in range, so that no operation has to guard against overflow.
     pieces = [torch.cat(column).to(torch.float64) for column in zip(*map(_flat_pieces, matrices), strict=True)]
     stack = pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=1)
     vectors = random_vectors(0, NUM_PROJECTIONS, first.width, torch.float64, first.device)
@@ -278,7 +268,7 @@ def sketch_small(matrices: Sequence[DenseRows]) -> Tensor:
 
 
 def _flat_pieces(rows: DenseRows) -> list[Tensor]:
-    """The pieces of a matrix, ``(n, w)`` each."""
+    """Return the pieces of a matrix, ``(n, w)`` each."""
     return [
         piece if piece.ndim == 2 else piece.reshape(rows.num_rows, width)
         for piece, width in zip(rows.pieces, rows.widths, strict=True)
@@ -287,7 +277,7 @@ def _flat_pieces(rows: DenseRows) -> list[Tensor]:
 
 
 def _planes(piece: Tensor | Sequence[Tensor]) -> list[Tensor | Sequence[Tensor]]:
-    """Two-dimensional views that make up a piece side by side, or the piece itself if there are no such views."""
+    """Split a piece into two-dimensional views that lie side by side; return it unchanged where that takes a copy."""
     if not isinstance(piece, Tensor):
         return [piece]
     # The order of the numbers within a row does not matter, as long as it is the same for all: channels last, say.

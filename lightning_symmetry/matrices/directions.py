@@ -1,4 +1,4 @@
-"""How many directions the rows of a matrix have, up to sign."""
+"""Counts the directions, up to sign, among the rows of a matrix."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ MAX_ROWS = 1 << 14
 
 _BLOCK = 256
 _PAIRS_PER_ROW = 8
-# Rows that crowd around a few directions are settled direction by direction, in so many rounds at the most.
+# Rows that crowd around a few directions are settled one direction a round; this limits the rounds.
 _MAX_ROUNDS = 64
 _ROUNDS_AT_ONCE = 8
 
 
 def count_directions(rows: Rows, norms: Floats, index: Indices, cosine: float = COSINE) -> int:
-    """The number of directions, up to sign, of some rows.
+    """Count the directions, up to sign, of some rows.
 
     In the order of their indices, each row joins the first representative with which its cosine similarity is
     ``cosine`` or more in absolute value, or becomes a representative; these are counted. Where thousands of rows crowd
@@ -68,7 +68,7 @@ def count_directions(rows: Rows, norms: Floats, index: Indices, cosine: float = 
 
 
 def _near_pairs(keys: Floats, limit: float) -> Indices | None:
-    """The pairs of members whose keys are near up to sign, ``(2, p)``, the smaller first; None if they are too many.
+    """Return the pairs of members whose keys are near up to sign, ``(2, p)``, the smaller first; None if too many.
 
     Args:
         keys: ``(m, k)``.
@@ -93,7 +93,7 @@ def _near_pairs(keys: Floats, limit: float) -> Indices | None:
 
 
 def _squared_distances(keys: Floats, others: Floats) -> Floats:
-    """Squared distances of some keys from others, or from the negated ones if these are nearer, ``(m, n)``."""
+    """Return squared distances of keys from others, or from the negated ones if these are nearer, ``(m, n)``."""
     products = (torch.from_numpy(keys) @ torch.from_numpy(others).T).abs_().numpy()
     squares: Floats = np.einsum("mk,mk->m", keys, keys)[:, None] + np.einsum("mk,mk->m", others, others)
     squares -= 2 * products

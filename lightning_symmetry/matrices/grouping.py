@@ -1,4 +1,4 @@
-"""Rows to groups: which rows of a matrix agree within a tolerance.
+"""Groups the rows of a matrix that agree within a tolerance.
 
 The straightforward way compares all ``n (n - 1) / 2`` pairs. Here every row is read once, for its sketch. By the
 sketches, a sieve (:mod:`lightning_symmetry.matrices.sieve`) drops all rows that agree with no other one. Of those that
@@ -263,8 +263,8 @@ class _Search:
 
     def _join_leaders(self) -> None:
         """Compare the members of crowds with the first of their neighbourhood."""
-        # What a member could agree with lies in its own cell or the next. A leader is the first of five cells, so that
-        # nobody it agrees with could find a representative before it.
+        # Members that agree lie in the same cell or in adjacent ones. A leader is the smallest index of five cells, so
+        # that no member that agrees with it can have an earlier representative.
         members, keys = self.members, self._keys
         num_members = len(members)
         cell = np.floor(keys[np.ptp(keys, axis=1).argmax()])
@@ -277,7 +277,7 @@ class _Search:
         np.minimum.at(first, number, np.arange(num_members))
         cells, blocks = cell[order][is_new], self._block[order][is_new]
         is_leader_cell = first == _least_nearby(first, cells, blocks, 2)
-        # Each member asks the first of the leaders in its cell and the next.
+        # Each member is compared with the first leader of its own and the adjacent cells.
         candidate = _least_nearby(np.where(is_leader_cell, first, num_members), cells, blocks, 1)
         leader = candidate[number]
         is_left = np.ones(num_members, dtype=np.bool_)
@@ -317,7 +317,7 @@ def merge_overlapping(groups: Iterable[Sequence[int]]) -> list[tuple[int, ...]]:
 
 @lru_cache(maxsize=1024)
 def is_chance(size: int, num_rows: int, width: int, resolution: float) -> bool:
-    """Whether a group of ``size`` among ``num_rows`` random rows of ``width`` numbers could be mere coincidence.
+    """Return whether ``size`` of ``num_rows`` random rows of ``width`` numbers could agree by coincidence.
 
     One number of relative ``resolution`` carries ``-log2(resolution)`` bits; for ``size`` rows to agree, ``size - 1``
     of them must match in all of theirs, and there are at most ``num_rows ** size`` ways to choose them. A group counts
@@ -329,7 +329,7 @@ def is_chance(size: int, num_rows: int, width: int, resolution: float) -> bool:
 
 
 def is_chance_group(question: Question, group: Sequence[int], width: int) -> bool:
-    """Whether the rows of a group may agree by mere coincidence, see :func:`is_chance`.
+    """Return whether the rows of a group may agree by coincidence, see :func:`is_chance`.
 
     Args:
         question: the matrix and the tolerance at which the rows agree.
@@ -341,7 +341,7 @@ def is_chance_group(question: Question, group: Sequence[int], width: int) -> boo
 
 
 def compare_pairs(agree: Callable[[Indices, Indices], Mask], pairs: Indices) -> dict[int, int]:
-    """The representative of every row that has one, comparing in full few more of the pairs than it takes.
+    """Map each row to the representative of its group. Pairs whose result follows from earlier ones are skipped.
 
     Args:
         agree: compares some rows with others, one by one.
@@ -352,7 +352,7 @@ def compare_pairs(agree: Callable[[Indices, Indices], Mask], pairs: Indices) -> 
     is_known = np.zeros(pairs.shape[1], dtype=np.bool_)  # whether the rows of a pair are known to agree
     while pairs.shape[1]:
         first, second = pairs
-        # Every row asks the smallest one that is left to it.
+        # Compare every row with the smallest candidate that is left to it.
         is_next = np.ones(len(second), dtype=np.bool_)
         is_next[1:] = second[1:] != second[:-1]
         asked = np.flatnonzero(is_next & ~is_known)
@@ -360,7 +360,7 @@ def compare_pairs(agree: Callable[[Indices, Indices], Mask], pairs: Indices) -> 
         if len(asked):
             answers = agree(second[asked], first[asked])
             is_known[asked[answers]] = is_over[asked[~answers]] = True
-        # One that has nobody smaller left to ask is a representative.
+        # A row without a smaller candidate is a representative.
         may_join, joins = np.zeros(second[-1] + 1, dtype=np.bool_), np.zeros(second[-1] + 1, dtype=np.bool_)
         may_join[second] = True
         found = is_next & is_known & ~may_join[first]
@@ -372,7 +372,7 @@ def compare_pairs(agree: Callable[[Indices, Indices], Mask], pairs: Indices) -> 
 
 
 def _least_nearby(values: Indices, cells: Floats, blocks: Indices, reach: int) -> Indices:
-    """The least of the values of each cell, ``(c,)``, and of those up to ``reach`` cells away; cells are sorted."""
+    """Return the minimum over each cell and those up to ``reach`` cells away, ``(c,)``; cells are sorted."""
     least = values.copy()
     for shift in range(1, min(reach + 1, len(values))):
         is_near = (cells[shift:] - cells[:-shift] <= reach) & (blocks[shift:] == blocks[:-shift])

@@ -32,7 +32,7 @@ class Mirrored(NamedTuple):
 
 
 class Parity(NamedTuple):
-    """Rows by what becomes of them in the mirror image of a unit, which puts out the negative of its output.
+    """The weights of a layer, by whether they change sign in the mirror image of a unit, whose output is negated.
 
     Attributes:
         odd: those that change sign, such as the weights of a cell gate.
@@ -44,7 +44,7 @@ class Parity(NamedTuple):
 
 
 def spreads(question: Question, sets: Sequence[Mirrored], parity: Parity | None = None) -> Floats:
-    """The largest distance, up to sign, of a row of each set from the first, ``(len(sets),)``; at least one set.
+    """Return the largest distance, up to sign, of a row of each set from the first, ``(len(sets),)``.
 
     It is relative to the larger of both norms, and NaN where both rows are zero, or one is not finite.
 

@@ -1,4 +1,4 @@
-"""Reading numbers: the dtype and the amount that are read at once, sums and norms of rows, and the way to the host."""
+"""Reads numbers in blocks: sums and norms of rows, and transfers to the host."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Indices = npt.NDArray[np.intp]
 Integers = npt.NDArray[np.integer[Any]]
 Mask = npt.NDArray[np.bool_]
 
-# The global default device is the user's, so what this package makes for itself names the CPU.
+# Users may change the default device, so tensors of this package name the CPU.
 CPU = torch.device("cpu")
 
 # How many elements are read at once: reductions run over a block several times while the last cache holds it. Blocks
@@ -27,7 +27,7 @@ COPY_ELEMENTS = {"cpu": 1 << 20, "cuda": 1 << 23}
 
 @contextmanager
 def exact_arithmetic(device: torch.device) -> Iterator[None]:
-    """No autograd and no autocast inside, whatever the caller has switched on."""
+    """Disable autograd and autocast inside, whatever the caller has enabled."""
     with torch.no_grad():
         if torch.is_autocast_enabled(device.type):  # entering the context below is not cheap
             with torch.autocast(device.type, enabled=False):
@@ -42,18 +42,18 @@ def is_capturing() -> bool:
 
 
 def to_host(tensor: Tensor, dtype: torch.dtype = torch.float64) -> Floats:
-    """Copy numbers from their device to an array; the host waits here, and nowhere else."""
+    """Copy numbers from their device to an array. This is the only place where the host waits."""
     numbers: Floats = tensor.to(CPU).to(dtype).numpy()
     return numbers
 
 
 def elements_at_once(limits: dict[str, int], device: torch.device) -> int:
-    """The limit for a device; other accelerators have that of CUDA."""
+    """Return the limit for a device; accelerators other than CUDA have the limit of CUDA."""
     return limits.get(device.type, limits["cuda"])
 
 
 def reduce_rows(block: Tensor, vectors: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
-    """Norms of rows, and their products with vectors that are constant over chunks of columns.
+    """Return norms of rows, and their products with vectors that are constant over chunks of columns.
 
     Args:
         block: rows ``(m, w)``.
@@ -67,7 +67,7 @@ def reduce_rows(block: Tensor, vectors: Tensor, chunk: int) -> tuple[Tensor, Ten
 
 
 def chunk_sums(block: Tensor, chunk: int) -> Tensor:
-    """Sums over chunks of neighbouring columns, ``(m, w)`` to ``(m, ceil(w / chunk))``."""
+    """Return sums over chunks of neighbouring columns, ``(m, w)`` to ``(m, ceil(w / chunk))``."""
     if is_column_major(block):  # PyTorch is 10 times as fast if the result lies as the block does
         return torch.cat([part.movedim(0, -1).sum(dim=1) for part in _in_chunks(block, chunk)]).T
     if chunk > 1:
@@ -76,7 +76,7 @@ def chunk_sums(block: Tensor, chunk: int) -> Tensor:
 
 
 def norms_of(block: Tensor, chunk: int) -> Tensor:
-    """L2 norms of rows, ``(m, w)`` to ``(m,)``.
+    """Return L2 norms of rows, ``(m, w)`` to ``(m,)``.
 
     The norms of chunks are taken first where ``chunk`` is more than 1: ``vector_norm`` of long rows is less accurate.
     """
@@ -89,12 +89,12 @@ def norms_of(block: Tensor, chunk: int) -> Tensor:
 
 
 def is_column_major(block: Tensor) -> bool:
-    """Whether the numbers of a column are closer in memory than those of a row."""
+    """Return whether the numbers of a column are closer in memory than those of a row."""
     return 0 < block.stride(0) < block.stride(1)
 
 
 def columns_by(label: Integers, width: int) -> tuple[Tensor, int]:
-    """Where the columns of a row go if those of one label are added up.
+    """Return the index of the sum to which each column contributes when columns are added up by label.
 
     Args:
         label: a label for every column of a run, ``(r,)``.
@@ -109,7 +109,7 @@ def columns_by(label: Integers, width: int) -> tuple[Tensor, int]:
 
 
 def _in_chunks(block: Tensor, chunk: int) -> list[Tensor]:
-    """The columns in chunks, ``(m, c, chunk)``, and those that are left over, ``(m, 1, rest)``, if any."""
+    """Split the columns into chunks, ``(m, c, chunk)``, and a remainder, ``(m, 1, rest)``, if any."""
     whole = block.shape[1] // chunk * chunk
     parts = [block[:, :whole].view(len(block), -1, chunk)] if whole else []
     return parts + ([block[:, None, whole:]] if whole < block.shape[1] else [])

@@ -1,4 +1,4 @@
-"""Groups of units that feed one another, refined until every group is fed alike by every group."""
+"""Refines groups of recurrent units until all units of a group receive the same from every group."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def stable_groups(
         label = np.arange(recurrent.num_rows)
         for group in groups:
             label[list(group)] = group[0]
-        # The units of each group are added up sign by sign, and the sums subtracted.
+        # Inputs from units of each group are summed by sign, and the two sums subtracted.
         label += recurrent.num_rows * (sign < 0)
         of_sums = np.unique(label)
         number, place = np.unique(of_sums % recurrent.num_rows, return_inverse=True)
@@ -66,7 +66,7 @@ def stable_groups(
                 runs = sums.reshape(len(group), -1, len(of_sums)) @ fold
                 received = np.where(is_odd, sign[list(group), None], 1)  # (units, gates)
                 sums = (runs * received[:, :, None]).reshape(len(group), -1)
-            # Sums may cancel out: they are equal relative to what is added up.
+            # Sums may cancel out, so equality is relative to the norms of what is summed.
             matrix = DenseRows([torch.from_numpy(sums), torch.from_numpy(np.full_like(sizes, sizes.max()))])
             [sketch] = sketch_all([matrix])
             parts = find_groups(Question(matrix, sketch, tolerance))

@@ -1,4 +1,4 @@
-"""Random projections: the vectors, and how far the projections of two rows that agree can lie apart.
+"""Random vectors to project rows on, and bounds on the difference of projections of rows that agree.
 
 The vectors are constant over chunks of neighbouring columns, so that a product takes the sums of the chunks and little
 else.
@@ -50,12 +50,12 @@ _lock = Lock()
 
 
 def chunk_of(width: int) -> int:
-    """Number of neighbouring columns of a row that share a number of the sketch's random vectors."""
+    """Return how many neighbouring columns of a row share a number of the sketch's random vectors."""
     return 64 if width >= 512 else 32 if width >= 256 else 1
 
 
 def further_chunk_of(width: int) -> int:
-    """Number of neighbouring columns of a row that share a number of the further random vectors."""
+    """Return how many neighbouring columns of a row share a number of the further random vectors."""
     return 1 if width <= _MAX_WIDTH_OF_FURTHER else chunk_of(width)
 
 
@@ -68,7 +68,7 @@ def random_vectors(offset: int, number: int, width: int, dtype: torch.dtype, dev
     with _lock:
         vectors = _kept.pop(key, None)
         if vectors is None:
-            # A generator of its own: the global one belongs to the training.
+            # A separate generator, so that the random numbers of the training stay the same.
             generator = torch.Generator(CPU).manual_seed(0x5EED + offset)
             uniform = torch.rand(number, width, generator=generator, device=CPU, dtype=torch.float64)
             vectors = ((2 * uniform - 1) * _LARGEST).to(device, dtype)
@@ -80,17 +80,17 @@ def random_vectors(offset: int, number: int, width: int, dtype: torch.dtype, dev
 
 
 def further_vectors(width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """The further random vectors for rows of a width, one number per chunk, ``(NUM_FURTHER, c)``."""
+    """Return the further random vectors for rows of a width, one number per chunk, ``(NUM_FURTHER, c)``."""
     return random_vectors(_FURTHER, NUM_FURTHER, -(-width // further_chunk_of(width)), dtype, device)
 
 
 def rough_vectors(width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """The random vectors of keys that tell directions apart, one number per chunk, ``(NUM_ROUGH, c)``."""
+    """Return the random vectors that distinguish directions, one number per chunk, ``(NUM_ROUGH, c)``."""
     return random_vectors(_ROUGH, NUM_ROUGH, -(-width // further_chunk_of(width)), dtype, device)
 
 
 def rough_reach(apart: float, width: int) -> float:
-    """How far the products of two unit rows with the rough vectors lie apart at the most, if the rows lie ``apart``.
+    """Bound the L2 distance of the products of two unit rows with the rough vectors, given the rows' distance.
 
     The squared L2 distance of the products is, relative to that of the rows, below a chi-squared variable with
     ``NUM_ROUGH`` degrees of freedom, which exceeds 80 with a probability of 5e-14.
@@ -100,13 +100,13 @@ def rough_reach(apart: float, width: int) -> float:
 
 
 def position_vector(width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """The first numbers of the vector that tells how far a row has moved, ``(min(width, PERIOD),)``."""
+    """Return the first numbers of the vector that shows how far a row has moved, ``(min(width, PERIOD),)``."""
     return random_vectors(_POSITION, 1, min(width, PERIOD), dtype, device)[0]
 
 
 @lru_cache(maxsize=1024)
 def windows_of(tolerance: float, width: int, chunk: int, precision: float) -> tuple[float, float]:
-    """How far the projections and norms of two rows that agree can lie apart.
+    """Bound the differences of projections and norms of two rows that agree.
 
     Args:
         tolerance: relative L2 distance up to which rows agree.
@@ -124,7 +124,7 @@ def windows_of(tolerance: float, width: int, chunk: int, precision: float) -> tu
 
 
 def joint_window_of(tolerance: float, width: int, chunk: int, precision: float) -> float:
-    """How far all :data:`NUM_FURTHER` projections of two rows that agree can lie apart, in the L2 norm.
+    """Bound the L2 distance of all :data:`NUM_FURTHER` projections of two rows that agree.
 
     It takes the arguments of :func:`windows_of`. For random vectors as above, the sum of the squares exceeds 122 times
     that of the rows with a probability below 1e-16, by the same bound on moment generating functions:
@@ -135,11 +135,11 @@ def joint_window_of(tolerance: float, width: int, chunk: int, precision: float) 
 
 
 def _apart(tolerance: float) -> float:
-    """How far the unit vectors of two rows that agree can lie apart."""
+    """Bound the distance of the unit vectors of two rows that agree."""
     # |u_i - u_j| <= 2 |w_i - w_j| / (|w_i| + |w_j|) for unit vectors u (Dunkl and Williams 1964).
     return tolerance / (1 - tolerance / 2)
 
 
 def _rounding(width: int, precision: float) -> float:
-    """How far rounding takes a projection of a unit row off, with a chunk of one."""
+    """Bound the rounding error of a projection of a unit row, with a chunk of one."""
     return _ROUNDING * precision * (1 + math.log2(max(width, 1)))

@@ -1,4 +1,4 @@
-"""The question that is asked of every matrix: which of its rows agree within a tolerance?"""
+"""The question that a check answers for every matrix: which of its rows agree within a tolerance?"""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Question:
     blocks: int = 1
 
     def loosened(self) -> Question:
-        """The same question at the looser tolerance, at which groups are left."""
+        """Return the same question at the looser tolerance at which a known group is given up."""
         tolerance = min(max(100 * self.tolerance, LEAVE_TOLERANCES[self.rows.dtype]), 0.5)
         return replace(self, tolerance=tolerance)
 
@@ -44,13 +44,13 @@ class Question:
         return self.distances(index, others, factors) <= self.tolerance
 
     def distances(self, index: Indices, others: Indices, factors: Floats | None = None) -> Floats:
-        """As :meth:`Rows.distances`, relative to the larger of both norms; factors are 1 or -1."""
+        """Return L2 distances of rows, relative to the larger of both norms, ``(m,)``; factors are 1 or -1."""
         norms = self.sketch.norms
         return self.rows.distances(index, others, np.maximum(norms[others], norms[index]), factors)
 
 
 def keys_of(norms: Floats, projections: Floats, windows: Floats) -> Floats:
-    """Numbers ``(k + 1, m)`` in which rows that agree differ by one at the most.
+    """Return keys ``(k + 1, m)``: numbers that differ by at most one between rows that agree.
 
     Args:
         norms: of the rows, ``(m,)``, none of them zero.

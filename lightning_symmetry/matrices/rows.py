@@ -1,4 +1,4 @@
-"""What can be asked of a matrix whose rows are compared, wherever its numbers lie."""
+"""The interface of a matrix whose rows are compared, on one process or on several ranks."""
 
 from __future__ import annotations
 
@@ -47,11 +47,11 @@ class Rows(ABC):
 
     @property
     def norms_stay_in_range(self) -> bool:
-        """Whether the norms of the sketch are right even where squares leave the range of :attr:`compute_dtype`."""
+        """Whether the sketch has correct norms even where squares overflow :attr:`compute_dtype`."""
         return False
 
     def windows(self, tolerance: float) -> tuple[float, float]:
-        """How far the sketches of two rows that agree within a tolerance can lie apart.
+        """Bound the difference of the sketches of two rows that agree within a tolerance.
 
         Returns:
             The largest difference of projections divided by norms, and of the logarithms of norms.
@@ -59,7 +59,7 @@ class Rows(ABC):
         return windows_of(tolerance, self.width, self.chunk, torch.finfo(self.compute_dtype).eps)
 
     def further_windows(self, tolerance: float) -> tuple[float, float]:
-        """How far the products of :meth:`project` of two rows that agree can lie apart, divided by norms.
+        """Bound the difference of the products of :meth:`project`, divided by norms, of two rows that agree.
 
         Returns:
             The largest difference of a single product, and the largest L2 distance of all of them.
@@ -69,37 +69,37 @@ class Rows(ABC):
 
     @abstractmethod
     def sketch(self) -> Tensor:
-        """Norm and projections of every row, ``(1 + NUM_PROJECTIONS, n)``, on the device of the rows."""
+        """Return norm and projections of every row, ``(1 + NUM_PROJECTIONS, n)``, on the device of the rows."""
 
     @abstractmethod
     def project(self, index: Indices) -> Floats:
-        """Products of the rows at ``index`` with further random vectors, ``(NUM_FURTHER, m)``."""
+        """Return products of the rows at ``index`` with further random vectors, ``(NUM_FURTHER, m)``."""
 
     @abstractmethod
     def project_roughly(self, index: Indices) -> Floats:
-        """Products of the rows at ``index`` with random vectors, ``(NUM_ROUGH, m)``, as exact as a matrix product."""
+        """Return products of rows with random vectors, ``(NUM_ROUGH, m)``, as exact as a matrix product is."""
 
     @abstractmethod
     def positions(self, index: Indices) -> Floats:
-        """Products of the rows at ``index`` with one fixed random vector, ``(m,)``.
+        """Return products of the rows at ``index`` with one fixed random vector, ``(m,)``.
 
         When a row moves, its position moves by about as much.
         """
 
     @abstractmethod
     def distances(self, index: Indices, others: Indices, scale: Floats, factors: Floats | None = None) -> Floats:
-        """L2 distances of the rows at ``index`` from ``factors`` times those at ``others``, divided by ``scale``.
+        """Return L2 distances of rows at ``index`` from ``factors`` times those at ``others``, divided by ``scale``.
 
         All are ``(m,)``; without ``factors`` they are 1.
         """
 
     @abstractmethod
     def constants(self, index: Indices, piece: int = 0) -> Floats:
-        """The number that a row of one piece holds in every column, ``(m,)``; NaN where its columns differ."""
+        """Return the number that a row of one piece holds in every column, ``(m,)``; NaN where columns differ."""
 
     @abstractmethod
     def sums_by(self, index: Indices, label: Indices) -> tuple[Floats, Floats]:
-        """Sums of the columns of one label, and norms, of rows made of runs of ``len(label)`` columns.
+        """Sum columns by label, and compute norms, of rows made of runs of ``len(label)`` columns.
 
         Returns:
             ``(m, runs * labels)``, for the different labels in ascending order within each run, and ``(m,)``.
@@ -107,15 +107,15 @@ class Rows(ABC):
 
     @abstractmethod
     def fetch(self, index: Indices) -> Tensor:
-        """The rows ``(m, d)`` at ``index``, in :attr:`compute_dtype`; on the device of the rows or on the CPU."""
+        """Return the rows ``(m, d)`` at ``index``, in :attr:`compute_dtype`; on their device or on the CPU."""
 
     @abstractmethod
     def largest(self, index: Indices) -> Tensor:
-        """The largest absolute value of each row at ``index``, ``(m,)``, on the device of the rows."""
+        """Return the largest absolute value of each row at ``index``, ``(m,)``, on the device of the rows."""
 
     @abstractmethod
     def scaled_norms(self, index: Indices, scale: Floats) -> Floats:
-        """Norms of the rows at ``index``, ``(m,)``, divided by ``scale`` before they are squared.
+        """Return norms of the rows at ``index``, ``(m,)``, which are divided by ``scale`` before squaring.
 
         With the largest value of each row for ``scale`` no square leaves the range of the dtype.
         """

@@ -1,7 +1,7 @@
-"""Many small matrices, read together again and again: may anything be found in them?
+"""Reads many small matrices at once, and tells whether rows of any of them may agree.
 
-A check of small matrices costs what calling PyTorch and numpy costs. What does not change from check to check, which
-matrices there are and where their numbers go, is worked out once here, and the calls are shared by all matrices.
+The overhead of calling PyTorch and numpy dominates a check of small matrices. The layout, which stays the same from
+check to check, is computed once, and all matrices share the calls.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from lightning_symmetry.matrices.numerics import Floats, Integers, Mask, to_host
 from lightning_symmetry.matrices.projections import NUM_PROJECTIONS, random_vectors
 from lightning_symmetry.matrices.sieve import sift
 
-# So many numbers are copied together at once; the memory for them is kept.
+# Numbers that are copied at once, into memory that is kept.
 _SCRATCH_ELEMENTS = 1 << 19
 
 
 @dataclass(frozen=True)
 class Screened:
-    """What came of reading all matrices once.
+    """The result of reading all matrices once.
 
     Attributes:
         are_distinct: whether no rows of a matrix but those that are zero may agree up to sign, and all are finite,
@@ -44,13 +44,13 @@ class Screened:
     _bounds: list[tuple[int, int]]
 
     def is_zero(self, matrix: int) -> Mask:
-        """Which rows of a matrix are zero, ``(n,)``."""
+        """Return which rows of a matrix are zero, ``(n,)``."""
         first, end = self._bounds[matrix]
         return self._is_zero[first:end]
 
 
 class Screen:
-    """Small matrices that are here, of one device, each made up of tensors that lie side by side.
+    """Small matrices of one device, each made up of tensors that lie side by side.
 
     Args:
         matrices: samples of the matrices, all of them small, none in float64; only their shapes and dtypes count.
@@ -122,14 +122,14 @@ class _Part:
     vectors: Tensor
 
     def sketch(self, tensors: Sequence[Tensor]) -> Tensor:
-        """Norms and projections of the rows, ``(1 + NUM_PROJECTIONS, n)``."""
+        """Return norms and projections of the rows, ``(1 + NUM_PROJECTIONS, n)``."""
         torch._foreach_copy_(self.places, [tensors[i] for i in self.sources])
         norms = torch.linalg.vector_norm(self.stack, dim=1)
         return torch.cat([norms[None], self.vectors @ self.stack.T])
 
 
 def _parts(matrices: Sequence[DenseRows], order: Sequence[int]) -> Iterator[_Part]:
-    """The matrices in an order in which those with rows of the same length follow one another, in parts."""
+    """Yield the matrices in parts; ``order`` is sorted by the length of the rows."""
     first_tensor = [0, *accumulate(len(matrix.pieces) for matrix in matrices)]
     device = matrices[0].device
     most = max(matrix.num_rows * matrix.width for matrix in matrices)
@@ -152,7 +152,7 @@ def _parts(matrices: Sequence[DenseRows], order: Sequence[int]) -> Iterator[_Par
 
 
 def _alike(matrices: Sequence[DenseRows], order: Sequence[int]) -> Iterator[list[int]]:
-    """Runs of matrices whose rows have the same length, few enough in each for the scratch memory."""
+    """Yield runs of matrices whose rows have the same length, and which fit into the scratch memory."""
     run: list[int] = []
     num_elements = 0
     for i in order:

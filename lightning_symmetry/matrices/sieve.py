@@ -1,4 +1,4 @@
-"""The sieve: drops every row that agrees with no other one up to sign, judged by the sketches alone.
+"""The sieve: drops rows whose sketches show that they agree with no other row up to sign.
 
 Rows that agree have nearby norms and projections; those of a row and its negative are opposite. In a healthy layer, as
 a rule, every row is dropped.
@@ -16,7 +16,7 @@ from lightning_symmetry.matrices.question import Question, keys_of
 
 # The size of a cell, in windows: a row is looked up in a neighbouring cell only if it lies within a window of it.
 _CELL = 16.0
-# So many rows are sifted together: enough to share the cost of calling numpy, few enough to stay in a cache.
+# Rows that are sifted together: enough to share the overhead of numpy, few enough to stay in a cache.
 _SIFTED_ROWS = 1 << 13
 _MANY_ROWS = 1 << 11  # of one matrix
 _FEW_ROWS = 64  # all pairs of which are quickly compared
@@ -26,7 +26,7 @@ _HASH = np.uint64(0x5851F42D4C957F2D)  # multiplied modulo 2^64
 
 
 def suspects(questions: Sequence[Question]) -> list[Indices]:
-    """Of each matrix the rows that may agree with another one up to sign, sorted; small matrices are sifted together.
+    """Return the rows of each matrix that may agree with another one up to sign, sorted.
 
     Zero rows are always among them, rows that are not finite never.
     """
@@ -43,7 +43,7 @@ def suspects(questions: Sequence[Question]) -> list[Indices]:
 
 
 def suspects_among(question: Question, rows: Indices) -> Indices:
-    """Those of some rows, none of them zero, that may agree with another one of them up to sign."""
+    """Return those of some nonzero rows that may agree with another one of them up to sign."""
     num_rows = question.rows.num_rows
     windows = np.repeat(np.array(question.rows.windows(question.tolerance))[:, None], num_rows, axis=1)
     block = np.arange(num_rows) // max(1, num_rows // question.blocks)
@@ -51,7 +51,7 @@ def suspects_among(question: Question, rows: Indices) -> Indices:
 
 
 def _sift(questions: Sequence[Question]) -> list[Indices]:
-    """As :func:`suspects`, for all matrices at once."""
+    """Sift matrices together, and return the rows of each that are left."""
     sizes = [question.rows.num_rows for question in questions]
     bounds = [0, *accumulate(sizes)]
     matrix = np.repeat(np.arange(len(sizes)), sizes)
@@ -72,7 +72,7 @@ def _sift(questions: Sequence[Question]) -> list[Indices]:
 
 
 def sift(norms: Floats, projections: Floats, windows: Floats, block: Indices, rows: Indices, longest: int) -> Indices:
-    """Those of some rows that may agree with another one of their block up to sign.
+    """Return those of some rows that may agree with another one of their block up to sign.
 
     Args:
         norms: of all rows, ``(n,)``.
@@ -83,7 +83,7 @@ def sift(norms: Floats, projections: Floats, windows: Floats, block: Indices, ro
         longest: the number of rows of the longest matrix.
     """
     if longest < _MANY_ROWS:
-        # Among few rows one key after the other leaves none, as a rule, and costs less than a grid over several.
+        # Of few rows one key after the other leaves none in most layers, at a lower cost than a grid over several keys.
         for projection in projections:
             key = np.abs(projection[rows]) / (norms[rows] * windows[0, rows])
             rows = rows[_are_near_another(key, block[rows])]
@@ -105,7 +105,7 @@ def sift(norms: Floats, projections: Floats, windows: Floats, block: Indices, ro
 
 
 def _are_near_another(key: Floats, block: Indices) -> Mask:
-    """Which rows have another one of their block within one of their key, ``(m,)``; all if the keys are too large.
+    """Return which rows have another row of their block within one of their key, ``(m,)``; all if keys are too large.
 
     Args:
         key: not negative, ``(m,)``.
@@ -123,7 +123,7 @@ def _are_near_another(key: Floats, block: Indices) -> Mask:
 
 
 def _are_near_in_all_keys(keys: Floats, block: Indices) -> Mask:
-    """Which rows have another one of their block, or its negative, within one of all their keys, ``(m,)``.
+    """Return which rows have another row of their block, or its negative, within one in all keys, ``(m,)``.
 
     Args:
         keys: as for :func:`_share_a_cell`, of a few rows: all pairs are looked at.
@@ -140,7 +140,9 @@ def _are_near_in_all_keys(keys: Floats, block: Indices) -> Mask:
 
 
 def _share_a_cell(keys: Floats, block: Indices) -> Mask:
-    """Which rows share a cell of a grid over their keys with another one of their block, as all that agree do.
+    """Return which rows share a cell of a grid over their keys with another row of their block.
+
+    All rows that agree share one.
 
     Args:
         keys: projections, and the logarithms of norms in the last row, ``(k, m)``. Rows that agree differ by one at the
@@ -151,9 +153,9 @@ def _share_a_cell(keys: Floats, block: Indices) -> Mask:
     keys, owner, _ = without_signs(keys)
     block = block[owner]
     cells = np.floor(keys / _CELL)
-    # One that lies at the lower bound of its cell may agree with one in the cell below, and counts there too.
+    # A row near the lower bound of its cell may agree with a row in the cell below, and counts there too.
     is_at_bound = keys - cells * _CELL <= 1.01
-    # A hash of the cells; should two have the same one, no row is lost.
+    # A hash of the cells: a collision only adds candidate rows; it never loses one.
     of_block, *multipliers = _HASH ** np.arange(1, len(keys) + 2, dtype=np.uint64)
     cell = block.astype(np.uint64) * of_block
     cell += (cells.astype(np.int64).view(np.uint64) * np.array(multipliers)[:, None]).sum(axis=0)
@@ -162,7 +164,7 @@ def _share_a_cell(keys: Floats, block: Indices) -> Mask:
         low = np.flatnonzero(is_low[member])
         member = np.concatenate([member, member[low]])
         cell = np.concatenate([cell, cell[low] - multiplier])
-    # Half of the hash sorts twice as fast, and still hardly ever unites what does not belong together.
+    # Half of the hash sorts twice as fast, and collisions are still rare.
     cell = (cell >> np.uint64(32)).astype(np.uint32)
     shares = np.zeros(num_rows, dtype=np.bool_)
     if (np.diff(np.sort(cell)) == 0).any():

@@ -1,4 +1,4 @@
-"""Sketches of matrices: what one pass over the rows leaves of them.
+"""Sketches matrices in one pass over their rows.
 
 The sketch of a row is its norm and a few scalar products with fixed random vectors
 (:mod:`lightning_symmetry.matrices.projections`). Small matrices are read together, and the sketches of all matrices
@@ -20,13 +20,13 @@ from lightning_symmetry.matrices.dense import DenseRows, sketch_small
 from lightning_symmetry.matrices.numerics import Floats, Indices, to_host
 from lightning_symmetry.matrices.rows import Rows
 
-# So many numbers of small matrices are copied together at once.
+# Numbers of small matrices that are copied together at once.
 _STACK_ELEMENTS = 1 << 19
 
 
 @dataclass(frozen=True)
 class Sketch:
-    """What one pass over the rows leaves of them, on the host.
+    """Norms and projections of the rows of a matrix, on the host.
 
     Attributes:
         norms: L2 norm of every row, ``(n,)``; zero for rows below the smallest normal number, NaN for rows that are
@@ -51,7 +51,7 @@ def sketch_all(matrices: Sequence[Rows]) -> list[Sketch]:
 
 
 def _sketch_of_one_dtype(matrices: Sequence[Rows]) -> list[Sketch]:
-    """Sketches of matrices of one device and dtype."""
+    """Sketch matrices of one device and dtype."""
     dtype = matrices[0].compute_dtype
     host = to_host(torch.cat(_sketches_on_device(matrices), dim=1), dtype)
     bounds = [0, *accumulate(rows.num_rows for rows in matrices)]
@@ -66,7 +66,7 @@ def _sketch_of_one_dtype(matrices: Sequence[Rows]) -> list[Sketch]:
 
 
 def _sketches_on_device(matrices: Sequence[Rows]) -> list[Tensor]:
-    """The sketch of each matrix; small ones whose rows have the same length are read together."""
+    """Sketch each matrix; small ones whose rows have the same length are read together."""
     sketches: dict[int, Tensor] = {}
     alike: dict[object, list[tuple[int, DenseRows]]] = {}
     for i, rows in enumerate(matrices):
@@ -83,7 +83,7 @@ def _sketches_on_device(matrices: Sequence[Rows]) -> list[Tensor]:
 
 
 def _stacks(small: Sequence[tuple[int, DenseRows]]) -> Iterator[list[tuple[int, DenseRows]]]:
-    """Parts of some numbered matrices, few enough in each to be copied together."""
+    """Split numbered matrices into parts that are small enough to be copied together."""
     part: list[tuple[int, DenseRows]] = []
     num_elements = 0
     for i, rows in small:
@@ -96,7 +96,7 @@ def _stacks(small: Sequence[tuple[int, DenseRows]]) -> Iterator[list[tuple[int, 
 
 
 def _recompute_norms(matrices: Sequence[Rows], bounds: Sequence[int], norms: Floats, extreme: Indices) -> None:
-    """Compute again, in place, the norms of rows whose squares may have left the range of the dtype.
+    """Recompute, in place, the norms of rows whose squares may have left the range of the dtype.
 
     Args:
         matrices: the matrices, one below the other.
