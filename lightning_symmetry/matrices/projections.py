@@ -21,6 +21,9 @@ NUM_PROJECTIONS = 3
 NUM_FURTHER = 16
 """Random vectors for the few rows that the sketch does not tell apart."""
 
+NUM_ESTIMATED = 2
+"""Of these, the random vectors from which distances of rows that lie on several ranks are estimated."""
+
 NUM_ROUGH = 8
 """Random vectors for keys that are to tell apart rows of different directions."""
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from lightning_symmetry.matrices.numerics import Floats, Integers, columns_by, reduce_rows
 from lightning_symmetry.matrices.projections import (
+    NUM_ESTIMATED,
     NUM_FURTHER,
     NUM_PROJECTIONS,
     NUM_ROUGH,
@@ -139,10 +140,6 @@ def _number_per_row(local: LocalRows, index: Integers, *arguments: Any) -> Shape
     return (len(index),)
 
 
-def _further_products(local: LocalRows, index: Integers, *arguments: Any) -> Shape:
-    return (NUM_FURTHER, len(index))
-
-
 @_query(lambda local: (1 + NUM_PROJECTIONS, local.num_rows))
 def sketch(local: LocalRows, numbers: Tensor) -> None:
     """Squared norm and projections of every row."""
@@ -167,7 +164,7 @@ def _vectors_for(fragment: Fragment, chunk: int, vectors: Tensor) -> tuple[int, 
     return 1, vectors[:, fragment.columns() // chunk]
 
 
-@_query(_further_products)
+@_query(lambda local, index: (NUM_FURTHER, len(index)))
 def project(local: LocalRows, numbers: Tensor, index: Integers) -> None:
     """Products of the rows at ``index`` with the further random vectors."""
     _add_products(local, numbers, index, further_vectors(local.width, torch.float64, local.device))
@@ -187,12 +184,13 @@ def _add_products(local: LocalRows, numbers: Tensor, index: Integers, vectors: T
             numbers[:, place] += (here @ block.T).to(numbers)
 
 
-@_query(_further_products)
+@_query(lambda local, index, others, factors: (NUM_ESTIMATED, len(index)))
 def differences(local: LocalRows, numbers: Tensor, index: Integers, others: Integers, factors: Floats) -> None:
-    """Products of the rows at ``index`` minus ``factors`` times those at ``others`` with the further vectors."""
+    """Products of rows at ``index`` minus ``factors`` times those at ``others`` with the first further vectors."""
     subtracted = torch.zeros_like(numbers)
-    project.add(local, numbers, index)
-    project.add(local, subtracted, others)
+    vectors = further_vectors(local.width, torch.float64, local.device)[:NUM_ESTIMATED]
+    _add_products(local, numbers, index, vectors)
+    _add_products(local, subtracted, others, vectors)
     numbers -= subtracted * torch.from_numpy(factors).to(subtracted)
 
 
