@@ -1,4 +1,4 @@
-"""Checkpoints on disk: which of their units are duplicates, without the code that made them.
+"""Checkpoints on disk: which of their units are duplicates, without the code of the model.
 
-May import engine and all below. Knows no file that is not a checkpoint, and runs no code that a file brings along.
+May import engine and all below. Never executes code from a file.
 """

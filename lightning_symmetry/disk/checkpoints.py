@@ -1,4 +1,4 @@
-"""Files to tensors, whose numbers stay in their file until they are looked at; no code of a file is ever run."""
+"""From files to tensors, whose numbers stay in the file until they are needed. Code in a file is never executed."""
 
 from __future__ import annotations
 
@@ -15,17 +15,15 @@ import torch
 from torch import Tensor
 
 from lightning_symmetry.brief import brief, printable
-from lightning_symmetry.disk.archives import Archive, is_plain
 from lightning_symmetry.disk.files import CheckpointError as CheckpointError
 from lightning_symmetry.disk.files import Place, StoredFile
 from lightning_symmetry.disk.folders import EXPECTED, TORCH_SUFFIXES, is_index
-from lightning_symmetry.disk.safetensors_files import places_in_safetensors
+from lightning_symmetry.disk.formats import Archive, is_plain, places_in_safetensors
 
-# Where the state dict of a model is kept, apart from the checkpoint itself being one.
-_PLACES = ("state_dict", "model", "module", "model_state_dict")
+_KEYS = ("state_dict", "model", "module", "model_state_dict")  # of a checkpoint's state dict
 _ZIP = b"PK\x03\x04"
-_PICKLE = b"\x80"  # what PyTorch wrote before version 1.6
-# What is kept beside a model under such names is not its weights.
+_PICKLE = b"\x80"  # the format of PyTorch before version 1.6
+# Keys of entries beside the model that hold no weights.
 _NO_WEIGHTS = re.compile(
     r"(^|[_.-])(optim\w*|scheduler\w*|scaler|rng\w*|random\w*|callbacks?|loops|hyper\w*|args?|config|metrics?|history)"
     r"([_.-]|$)"
@@ -33,28 +31,28 @@ _NO_WEIGHTS = re.compile(
 _MAX_DEPTH = 8
 _MAX_KEYS = 8
 _MAX_REASON = 300
-# Several names may share numbers, such as tied weights and views of one buffer; more often than that is no model.
+# Tied weights and views of one buffer share numbers, but the tensors of a model do not claim more than 4 files' bytes.
 _MAX_SHARED = 4
 
 
 class NoModelError(CheckpointError):
-    """A file that can be read and holds no weights, such as the state of an optimizer."""
+    """A readable file without weights, such as the state of an optimizer."""
 
     __module__ = "lightning_symmetry.disk.checkpoints"
 
 
 @dataclass
 class Contents:
-    """What a checkpoint holds.
+    """The contents of a checkpoint.
 
     Attributes:
-        tensors: by name. Those that have a place in a file have no numbers of their own.
-        places: by name of a tensor, where its numbers lie.
-        left_out: by name, why a tensor is not looked at.
-        num_unread: how many numbers those have, as far as the file holds them.
-        step: completed optimizer steps, as Lightning notes them; 0 if the file does not say.
-        hyper_parameters: the arguments of the module, as Lightning notes them; None if the file has none.
-        monitors: what the :class:`~lightning_symmetry.SymmetryMonitor` of the training has left in the file.
+        tensors: tensors by name; placeholders for those in ``places``.
+        places: where the numbers of placeholders lie, by name.
+        left_out: by name, why a tensor is not read.
+        num_unread: how many numbers the file holds for the tensors that are left out.
+        step: completed optimizer steps, stored by Lightning; 0 if unknown.
+        hyper_parameters: arguments of the module, stored by Lightning; None if the file has none.
+        monitors: states of the training's :class:`~lightning_symmetry.SymmetryMonitor` callbacks.
     """
 
     tensors: dict[str, Tensor]
@@ -67,20 +65,22 @@ class Contents:
 
 
 def read(path: Path) -> Contents:
-    """Read which tensors a checkpoint holds; their numbers stay in the file where its format allows that.
+    """Read which tensors a checkpoint holds; where the format allows it, their numbers stay in the file.
 
     Args:
-        path: a file, or the index of several.
+        path: a file, or the index of a sharded checkpoint.
 
     Raises:
-        CheckpointError: if the file is none of a checkpoint, is damaged, or holds more than tensors and plain data.
+        CheckpointError: if the file is no checkpoint, is damaged, or holds more than tensors and plain data.
         OSError: if it cannot be opened.
     """
     contents, size = _read_shards(path) if is_index(path) else _read_file(path)
     claimed = sum({_key(place): place.claimed for place in contents.places.values()}.values())
     if claimed > _MAX_SHARED * size:
         raise CheckpointError(
-            f"{str(path)!r} is refused: its tensors claim {claimed:,} bytes of a file of {size:,}, over and over again."
+            f"{str(path)!r} is refused: its tensors claim {claimed:,} bytes of a file of {size:,}, so many of them "
+            "share numbers, which those of a model do not. Save copies: "
+            "torch.save({name: tensor.clone() for name, tensor in model.state_dict().items()}, path)"
         )
     return contents
 
@@ -90,7 +90,7 @@ def _key(place: Place) -> object:
 
 
 def _read_file(path: Path) -> tuple[Contents, int]:
-    """Read one file; returns its size, too."""
+    """Return the contents of one file, and its size."""
     if path.suffix == ".safetensors":
         file = StoredFile(path)
         return _of_places(*places_in_safetensors(file)), file.size
@@ -137,7 +137,7 @@ def _read_shards(index: Path) -> tuple[Contents, int]:
 
 
 def _beside(index: Path, name: str) -> Path:
-    # A name that leads elsewhere may be meant to have another file read, and an index in an index would have no end.
+    # A path could make this program read any file, and an index that names an index could loop.
     if Path(name).name != name or not name.isprintable() or is_index(Path(name)):
         raise ValueError(f"{brief(name)} is not the name of a file of tensors beside the index")
     return index.parent / name
@@ -153,7 +153,7 @@ def _read_torch(file: StoredFile) -> Contents:
         content, archive = _load(file, begin)
     except CheckpointError:
         raise
-    except Exception as error:  # a foreign file can fail in any way
+    except Exception as error:  # a damaged or foreign file can raise anything
         raise CheckpointError(_why_unreadable(file.path, error)) from error
     contents = _placed(_state_dict(file.path, content), archive)
     if isinstance(content, Mapping):
@@ -168,16 +168,16 @@ def _read_torch(file: StoredFile) -> Contents:
 
 
 def _load(file: StoredFile, begin: bytes) -> tuple[object, Archive | None]:
-    """Return the object in a file of ``torch.save``; with its archive if the numbers were left there."""
+    """Return the object in a ``torch.save`` file, and its archive if the numbers are still in the file."""
     if begin == _ZIP:
-        with suppress(NotImplementedError):  # PyTorch makes quantised and nested tensors with their numbers only
+        with suppress(NotImplementedError):  # PyTorch cannot make quantised and nested tensors without numbers
             archive = Archive(file)
             return archive.content, archive
     return torch.load(file.path, map_location="cpu", weights_only=True), None
 
 
 def _placed(tensors: Mapping[str, Tensor], archive: Archive | None) -> Contents:
-    """Sort tensors by where their numbers are: in the archive, in memory, or nowhere that this package reads."""
+    """Sort tensors into those with numbers in the archive, those in memory, and those that cannot be read."""
     places: dict[str, Place] = {}
     here: dict[str, Tensor] = {}
     left_out: dict[str, str] = {}
@@ -186,7 +186,7 @@ def _placed(tensors: Mapping[str, Tensor], archive: Archive | None) -> Contents:
         if place is not None:
             places[name] = place
         elif archive is not None or not is_plain(tensor) or tensor.is_meta:
-            left_out[name] = _form_of(tensor)
+            left_out[name] = _why_not_plain(tensor)
         elif fault := _place_in_memory(tensor).fault():
             left_out[name] = fault
         else:
@@ -197,14 +197,13 @@ def _placed(tensors: Mapping[str, Tensor], archive: Archive | None) -> Contents:
 
 
 def _place_in_memory(tensor: Tensor) -> Place:
-    storage = tensor.untyped_storage()
-    where: Any = None  # it is only asked for what it claims
+    no_file: Any = None  # `fault` does not read
+    num_bytes = tensor.untyped_storage().nbytes()
     shape, stride = tuple(tensor.shape), tensor.stride()
-    return Place(where, 0, storage.nbytes(), tensor.dtype, shape, stride, int(tensor.storage_offset()))
+    return Place(no_file, 0, num_bytes, tensor.dtype, shape, stride, int(tensor.storage_offset()))
 
 
-def _form_of(tensor: Tensor) -> str:
-    """Say in which form the numbers of a tensor are that cannot be read."""
+def _why_not_plain(tensor: Tensor) -> str:
     if tensor.is_nested:
         return "it is a nested tensor, which this package does not read"
     if tensor.is_quantized:
@@ -232,30 +231,30 @@ def _why_unreadable(path: Path, error: Exception) -> str:
 
 
 def _in_short(error: Exception) -> str:
-    # PyTorch puts advice on `weights_only` around what has gone wrong.
+    # PyTorch wraps the cause in advice on `weights_only`.
     lines = str(error).rpartition("WeightsUnpickler error: ")[2].strip().splitlines() or [""]
     return f"{type(error).__name__}: {printable(lines[0][:_MAX_REASON])}"
 
 
 def _state_dict(path: Path, content: object) -> dict[str, Tensor]:
-    nested = [content.get(place) for place in _PLACES] if isinstance(content, Mapping) else []
+    nested = [content.get(key) for key in _KEYS] if isinstance(content, Mapping) else []
     for candidate in (*nested, content):
         if isinstance(candidate, Mapping):
             tensors = {str(name): tensor for name, tensor in candidate.items() if isinstance(tensor, Tensor)}
             if tensors:
                 return tensors
-    # Several models in one file, such as a generator and a discriminator, or one that lies deeper.
+    # The file may hold several models, such as a generator and a discriminator, or a model in a deeper dict.
     nested_tensors = dict(_tensors_within(content)) if isinstance(content, Mapping) else {}
     if nested_tensors:
         return nested_tensors
     raise NoModelError(
-        f"{str(path)!r} holds no tensors: expected a state dict, or one under {', '.join(map(repr, _PLACES))}, "
-        f"but got {_in_words(content)}."
+        f"{str(path)!r} holds no tensors: expected a state dict, or one under {', '.join(map(repr, _KEYS))}, "
+        f"but got {_in_words(content)}. Save one with torch.save(model.state_dict(), path)."
     )
 
 
 def _tensors_within(content: Mapping[object, Any], start: str = "", depth: int = 0) -> Iterator[tuple[str, Tensor]]:
-    """Yield the tensors of dicts in one another by their path, without those of optimizers and their like."""
+    """Yield the tensors in nested dicts with their paths, without those of optimizers, schedulers and the like."""
     if "param_groups" in content or depth > _MAX_DEPTH:
         return
     for key, value in content.items():

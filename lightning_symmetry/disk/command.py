@@ -1,4 +1,4 @@
-"""The command ``lightning-symmetry scan``: looks at checkpoints one by one, and says what it has seen of each."""
+"""The command ``lightning-symmetry scan``: scans checkpoints one by one, and prints the result of each."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import TextIO
+from typing import NamedTuple, TextIO
 
 from lightning_symmetry.brief import printable
 from lightning_symmetry.disk.checkpoints import CheckpointError, NoModelError
+from lightning_symmetry.disk.folders import checkpoints_at
 from lightning_symmetry.disk.models import Model
-from lightning_symmetry.disk.scanning import Follow, Scan, checkpoints, scan_checkpoint
+from lightning_symmetry.disk.scanning import Follow, Scan, scan_checkpoint
 from lightning_symmetry.outputs.findings import findings_json
 from lightning_symmetry.verdicts.advice import alike_findings, describe_units
 from lightning_symmetry.verdicts.diagnoses import Finding, LayerDiagnosis
@@ -25,7 +26,7 @@ from lightning_symmetry.verdicts.text import percent_below, summarise
 from lightning_symmetry.verdicts.verdict import Verdict
 
 CLEAN, FOUND, UNREADABLE = 0, 1, 2
-"""Exit statuses; of several checkpoints the worst, the highest, counts."""
+"""Exit statuses; for several checkpoints the highest, which is the worst."""
 
 _MAX_LINES = 20
 _MAX_NAMES = 3
@@ -41,46 +42,43 @@ def run(
     model: str | None = None,
     with_details: bool = False,
 ) -> int:
-    """Scan checkpoints, and print what was seen: of one its layers, of several a row each and totals.
+    """Scan checkpoints and print the results: the layers of a single one; of several, a row each and totals.
 
     Args:
-        paths: files, or folders, all of whose checkpoints are looked at.
-        as_json: whether to print, for each checkpoint, an object with its ``path`` and the fields of
+        paths: files, or folders, all of whose checkpoints are scanned.
+        as_json: whether to print an object per checkpoint, with its ``path`` and the fields of
             :func:`~lightning_symmetry.outputs.findings.findings_json`, or with its ``path`` and ``error``.
         fail_on: the verdicts that count as findings.
-        model: what makes the model, ``package.module:Class``.
+        model: the model's class or factory, as ``package.module:Class``.
         with_details: whether to print the layers of each of several checkpoints, too.
 
     Returns:
-        The exit status. It is that of a file which could not be read if nothing at all was looked at.
+        The exit status; ``UNREADABLE`` if nothing was scanned.
     """
     try:
-        made_by = None if model is None else import_model(model)
-    except Exception as error:  # a module can fail in any way when it is imported
+        factory = None if model is None else import_model(model)
+    except Exception as error:  # importing a module can raise anything
         _complain(f"argument --model: {type(error).__name__}: {error}")
         return UNREADABLE
     found = list(_found(paths))
     with_rows = not as_json and not with_details and sum(isinstance(each, _Listed) for each in found) > 1
-    scanning = _Scanning(made_by, fail_on, as_json=as_json, with_rows=with_rows)
+    scanning = _Scanning(factory, fail_on, as_json=as_json, with_rows=with_rows)
     if with_rows:
         scanning.print_head()
     for each in found:
-        scanning.take(each)
+        scanning.scan(each)
     if with_rows:
         scanning.print_totals()
     return scanning.status
 
 
 def import_model(name: str) -> Model:
-    """What makes a model, by its name; modules in the current directory are found too.
-
-    Args:
-        name: ``package.module:Class``.
+    """Import a model's class or factory, also from the current directory.
 
     Raises:
-        ValueError: if the name has another form.
-        ImportError: if there is no such module.
-        AttributeError: if there is no such name in it.
+        ValueError: if the name is not of the form ``package.module:Class``.
+        ImportError: if the module does not exist.
+        AttributeError: if the module does not have the name.
 
     Example:
         >>> import_model("torch.nn:Identity")
@@ -91,46 +89,39 @@ def import_model(name: str) -> Model:
         raise ValueError(f"Expected package.module:Class but got {name!r}.")
     if "" not in sys.path:
         sys.path.insert(0, "")
-    made_by: object = import_module(module)
+    factory: object = import_module(module)
     for step in attribute.split("."):
-        made_by = getattr(made_by, step)
-    return made_by  # type: ignore[return-value] # `fill` refuses what makes no model
+        factory = getattr(factory, step)
+    return factory  # type: ignore[return-value] # `fill` checks it
 
 
-class _Listed:
-    """A checkpoint to look at.
+class _Listed(NamedTuple):
+    """A checkpoint to scan; ``is_named`` if the user gave this path, and not a folder above it."""
 
-    Attributes:
-        path: of the file.
-        is_named: whether the user has named it, rather than a folder that it is in.
-    """
-
-    def __init__(self, path: Path, *, is_named: bool) -> None:
-        self.path = path
-        self.is_named = is_named
+    path: Path
+    is_named: bool
 
 
-class _Missing:
-    """A path at which nothing can be looked at, and why."""
+class _Missing(NamedTuple):
+    """A path without checkpoints."""
 
-    def __init__(self, path: Path, error: Exception) -> None:
-        self.path = path
-        self.error = error
+    path: Path
+    error: Exception
 
 
 def _found(paths: Sequence[Path]) -> Iterator[_Listed | _Missing]:
     for path in paths:
         try:
-            yield from [_Listed(file, is_named=file == path) for file in checkpoints(path)]
-        except (CheckpointError, OSError, ValueError) as error:
+            yield from [_Listed(file, is_named=file == path) for file in checkpoints_at(path)]
+        except (OSError, ValueError) as error:
             yield _Missing(path, error)
 
 
 class _Scanning:
-    """Looks at checkpoints, prints what was seen, and keeps count.
+    """Scans checkpoints, prints the results, and counts them.
 
     Attributes:
-        status: the exit status so far; ``UNREADABLE`` until anything was looked at.
+        status: the exit status so far; ``UNREADABLE`` until something was scanned.
     """
 
     def __init__(self, model: Model | None, fail_on: Collection[Verdict], *, as_json: bool, with_rows: bool) -> None:
@@ -145,8 +136,8 @@ class _Scanning:
     def status(self) -> int:
         return max(self._statuses, default=UNREADABLE)
 
-    def take(self, each: _Listed | _Missing) -> None:
-        """Look at a checkpoint and print what was seen."""
+    def scan(self, each: _Listed | _Missing) -> None:
+        """Scan a checkpoint and print the result."""
         path = str(each.path)
         if isinstance(each, _Missing):
             self._unreadable(path, str(each.error))
@@ -162,7 +153,7 @@ class _Scanning:
         except (CheckpointError, OSError, ModuleNotFoundError, TypeError) as error:
             self._unreadable(path, str(error))
             return
-        except Exception as error:  # Python would exit with 1, which says that something was found
+        except Exception as error:  # uncaught, it would make Python exit with 1, the status of a finding
             traceback.print_exc()
             self._unreadable(path, str(error))
             return
@@ -179,7 +170,7 @@ class _Scanning:
         else:
             _print(as_text(seen))
         if not report.layers:
-            _complain(f"nothing in {path!r} was looked at")
+            _complain(f"no layer of {path!r} was scanned")
 
     def print_head(self) -> None:
         """Print the head of a table with a row for each checkpoint."""
@@ -188,7 +179,7 @@ class _Scanning:
 
     def print_totals(self) -> None:
         """Print how many checkpoints there were of each kind."""
-        words = {CLEAN: "clean", FOUND: "with findings", UNREADABLE: "that could not be looked at"}
+        words = {CLEAN: "clean", FOUND: "with findings", UNREADABLE: "that could not be scanned"}
         counts = [f"{self._statuses[status]} {what}" for status, what in words.items() if self._statuses[status]]
         total = _count(sum(self._statuses.values()), "checkpoint")
         _print(f"\n{': '.join(filter(None, (total, ', '.join(counts))))} (--details shows the layers)")
@@ -198,7 +189,7 @@ class _Scanning:
     def _unreadable(self, path: str, error: str) -> None:
         self._statuses[UNREADABLE] += 1
         if self._with_rows:
-            _print_row(("-", "-", "-", "could not be looked at"), path)
+            _print_row(("-", "-", "-", "could not be scanned"), path)
         _complain(error)
         if self._as_json:
             _print(json.dumps({"path": path, "error": error}))
@@ -223,26 +214,26 @@ def _complain(text: str) -> None:
 
 
 def _write(text: str, stream: TextIO) -> None:
-    """Print text, in a form that fits the encoding of the stream; in vain if nobody reads it any more.
+    """Print text, with escapes for characters that the stream cannot encode. A closed pipe is ignored.
 
     Raises:
-        SystemExit: with the status of a failure if it cannot be written, as to a full disk.
+        SystemExit: with ``UNREADABLE`` if writing fails otherwise, as to a full disk.
     """
     encoding = getattr(stream, "encoding", None) or "utf-8"
     fitting = text.encode(encoding, "backslashreplace").decode(encoding)
     try:
         print(fitting, file=stream, flush=True)
     except OSError as error:
-        with open(os.devnull, "w") as nowhere:  # for what is left to be written, also when Python ends
+        with open(os.devnull, "w") as nowhere:  # so that later writes, also when Python exits, do not fail again
             os.dup2(nowhere.fileno(), stream.fileno())
-        # Whoever reads a pipe may have seen enough, as `head` has. The scan goes on for the sake of its exit status.
+        # A reader such as `head` closes the pipe early. The scan continues, for its exit status.
         if not isinstance(error, BrokenPipeError):
-            _complain(f"what was seen cannot be written: {error}")
+            _complain(f"the results cannot be written: {error}")
             raise SystemExit(UNREADABLE) from error
 
 
 def found_verdicts(seen: Scan) -> set[Verdict]:
-    """The verdicts of all groups and copies in a checkpoint, and of what its monitor has found and still holds."""
+    """Return the verdicts of all groups and copies in a checkpoint, and of its monitor's findings that still hold."""
     report = seen.report
     of_units = {group.verdict for layer in report.distinct_layers for group in layer.groups}
     of_modules = {group.verdict for group in report.copies}
@@ -250,12 +241,12 @@ def found_verdicts(seen: Scan) -> set[Verdict]:
 
 
 def as_line_of_json(seen: Scan) -> str:
-    """What was seen of a checkpoint, for other programs."""
+    """Return the result as one line of JSON."""
     return json.dumps({"path": str(seen.path), **json.loads(findings_json(seen.findings, seen.report))})
 
 
 def as_row(seen: Scan) -> tuple[str, str, str, str]:
-    """What was seen of a checkpoint in one line: units, working ones, the share of weights seen, what was found."""
+    """Return the cells of a table row: units, working units, share of the weights that was scanned, findings."""
     report = seen.report
     with_groups = [layer for layer in report.counted_layers if layer.groups]
     units = Counter(group.verdict for layer in with_groups for group in layer.groups for _ in group.units)
@@ -271,7 +262,7 @@ def as_row(seen: Scan) -> tuple[str, str, str, str]:
     found += [f"SymmetryMonitor: {_count(number, f'{verdict} group')}" for verdict, number in holding.items()]
     share = "100%" if report.coverage == 1 else f"{percent_below(report.coverage)}%"
     if not report.layers:
-        return "-", "-", share, "nothing could be looked at"
+        return "-", "-", share, "no layer could be scanned"
     return f"{report.num_units:,}", f"{report.working_units:,}", share, "; ".join(found) or "nothing"
 
 
@@ -280,7 +271,7 @@ def _count(number: int, what: str) -> str:
 
 
 def as_text(seen: Scan) -> str:
-    """What was seen of a checkpoint, for people; of long lists the beginning."""
+    """Return the result as text, with long lists cut."""
     report = seen.report
     lines = [
         *_shortened([f"copies: {group.describe()} ({group.verdict})" for group in report.copies], "sets of copies"),
@@ -292,7 +283,7 @@ def as_text(seen: Scan) -> str:
 
 
 def _table(report: SymmetryReport) -> list[str]:
-    """The layers with groups, those with the most redundant units first, and what to know of the groups."""
+    """Return a table of the layers with groups, those with the most redundant units first, and notes on the groups."""
     with_groups = [layer for layer in report.distinct_layers if layer.groups]
     if not with_groups:
         return []
@@ -303,7 +294,7 @@ def _table(report: SymmetryReport) -> list[str]:
         lines.append(f"and {rest} more layers with groups; --json lists all of them")
     if others:
         lines.append(f"and {_count(others, 'layer')} without groups")
-    # A file has no next step, at which gradients might say more.
+    # The usual note on duplicates says that later checks may tell more; a file has none.
     notes = [note for note in report.notes() if not note.startswith(f"{Verdict.DUPLICATE}:")]
     duplicates = "duplicate: units with equal weights; a file has no gradients, which tell whether they train as one"
     return [*lines, duplicates, *map(printable, notes)]
@@ -314,7 +305,7 @@ def _row(layer: LayerDiagnosis) -> tuple[str, ...]:
 
 
 def _not_inspected(report: SymmetryReport) -> list[str]:
-    """The modules that were left out, by the reason."""
+    """Return a line for each reason why modules were left out."""
     names: dict[str, list[str]] = {}
     for name, reason in report.skipped.items():
         names.setdefault(reason, []).append(name)
@@ -322,7 +313,7 @@ def _not_inspected(report: SymmetryReport) -> list[str]:
 
 
 def _dated(findings: Sequence[Finding], report: SymmetryReport) -> list[str]:
-    """What a monitor has found, with the steps at which it did."""
+    """Return a line for each finding of a monitor, with its steps."""
     lines = []
     for alike in alike_findings(findings, report):
         first = alike[0]
@@ -345,7 +336,7 @@ def _some(names: Sequence[str], between: str = ", ") -> str:
 
 
 def _progress(path: Path) -> Follow:
-    """Shows a bar while layers are looked at, if somebody is there to see it and Rich is installed."""
+    """Return a function that shows a progress bar, if stderr is a terminal and Rich is installed."""
     if not sys.stderr.isatty():
         return iter
     try:

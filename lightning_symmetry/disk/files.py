@@ -1,17 +1,18 @@
-"""Where in a file the numbers of a tensor lie, and how they are read: never through a mapping of the file.
+"""Where in a file the numbers of tensors lie, and how they are read: with ``read``, never through a memory map.
 
-The system ends a process that looks at a mapped file which somebody else has cut. Reading such a file is an error.
+If another program truncates a mapped file, the system kills the process that reads it; ``read`` only fails.
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
 import mmap
 import os
 import stat
-import sys
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -19,30 +20,29 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-_MUCH = 1 << 20  # bytes
+_LARGE = 1 << 20  # bytes
+_CHUNK = 1 << 22  # numbers that are converted for a comparison at once
+_HEAD = 16
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that cannot be read; the message names the file and says what was expected."""
+    """A checkpoint that cannot be read; the message names the file and what was expected."""
 
     __module__ = "lightning_symmetry.disk.checkpoints"
 
 
 class StoredFile:
-    """A file that is open for reading; it notices when somebody else writes to the file.
+    """A file that is open for reading, and notices when another program writes to it.
 
-    A file that is replaced by another one of the same name, as careful programs do it, is read to its end as it was.
-
-    Args:
-        path: of the file.
+    If the file is replaced by another one of the same name, the old content is read to the end.
 
     Raises:
-        CheckpointError: if it is no regular file.
+        CheckpointError: if the path is not a regular file.
         OSError: if it cannot be opened.
     """
 
     def __init__(self, path: Path) -> None:
-        # To open a pipe without this flag waits until somebody writes to it. `os.O_BINARY` is there on Windows only.
+        # Without O_NONBLOCK, opening a pipe waits for a writer. O_BINARY exists on Windows only.
         flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
         try:
             handle = os.open(path, flags)
@@ -57,21 +57,21 @@ class StoredFile:
 
     @property
     def size(self) -> int:
-        """Number of bytes in the file, as it was opened."""
+        """Number of bytes in the file when it was opened."""
         return self._version[0]
 
     def read(self, start: int, length: int) -> bytearray:
-        """Read a part of the file.
+        """Read ``length`` bytes.
 
         Raises:
-            CheckpointError: if the file has been written to since it was opened.
+            CheckpointError: if the file has changed since it was opened.
         """
         content = bytearray(length)
         self.read_into(memoryview(content), start)
         return content
 
     def read_into(self, buffer: memoryview, start: int) -> None:
-        """Fill a buffer from the file; errors are those of :meth:`read`."""
+        """Fill a buffer from the file; raises as :meth:`read` does."""
         self._file.seek(start)
         while buffer:
             length = self._file.readinto(buffer)
@@ -79,7 +79,9 @@ class StoredFile:
                 break
             buffer = buffer[length:]
         if buffer or self._stamp() != self._version:
-            raise CheckpointError(f"{str(self.path)!r} was changed while it was read.")
+            raise CheckpointError(
+                f"{str(self.path)!r} was changed while it was read. Scan it again once it is complete."
+            )
 
     def _stamp(self) -> tuple[int, int]:
         status = os.fstat(self._file.fileno())
@@ -88,19 +90,19 @@ class StoredFile:
 
 @dataclass(frozen=True)
 class Place:
-    """Where the numbers of a tensor lie.
+    """Where the numbers of a tensor lie in a file.
 
     Attributes:
         file: the file.
-        start: the position in the file at which its storage begins.
-        num_bytes: of its storage.
-        dtype: of the tensor.
-        shape: of the tensor.
-        stride: of the tensor, in its storage.
-        offset: of its first number, in its storage.
-        is_conj: whether the numbers are the complex conjugates of those in the file.
-        is_neg: whether they are the negatives.
-        is_swapped: whether the bytes of each number are in the order of another kind of machine.
+        start: position in the file at which the tensor's storage begins.
+        num_bytes: size of the storage.
+        dtype: dtype of the tensor.
+        shape: shape of the tensor.
+        stride: strides of the tensor in its storage.
+        offset: index of the tensor's first number in its storage.
+        is_conj: whether the tensor is the complex conjugate of the stored numbers.
+        is_neg: whether the tensor is the negative of the stored numbers.
+        is_swapped: whether the file has the other byte order.
     """
 
     file: StoredFile
@@ -116,15 +118,16 @@ class Place:
 
     @property
     def claimed(self) -> int:
-        """Number of bytes that the tensor takes in memory when every number has a place of its own."""
+        """Number of bytes that the tensor would take if no two of its numbers shared memory."""
         return prod(self.shape) * self.dtype.itemsize
 
     def fault(self) -> str:
-        """Say why the tensor cannot be read; empty if it can."""
+        """Return why the tensor cannot be read; empty if it can."""
         if not all(self.shape):
             return "it holds no numbers"
         if self.offset < 0 or min(self.stride, default=0) < 0 or self._end * self.dtype.itemsize > self.num_bytes:
-            return f"its shape {shape_text(self.shape)} goes beyond the numbers that the file holds for it"
+            shape = " by ".join(f"{size:,}" for size in self.shape) or "()"
+            return f"its shape {shape} goes beyond the numbers that the file holds for it"
         if prod(self.shape) > self.held:  # stride 0, as `expand` makes it, or rows that overlap
             numbers = "1 number" if self.held == 1 else f"{self.held:,} numbers"
             return f"it claims {prod(self.shape):,} numbers, for which the file holds {numbers}"
@@ -132,30 +135,28 @@ class Place:
 
     @property
     def held(self) -> int:
-        """Number of different numbers that the tensor may have."""
+        """Largest number of different numbers that the tensor can have, given its strides and its storage."""
         available = max(0, self.num_bytes // self.dtype.itemsize - self.offset)
         return min(self._end - self.offset, available) if all(self.shape) else 0
 
     @property
     def _end(self) -> int:
-        """One more than the position of its last number, in its storage."""
-        last = sum((size - 1) * step for size, step in zip(self.shape, self.stride, strict=True))
-        return self.offset + last + 1
+        """One more than the index of the tensor's last number in its storage."""
+        return self.offset + _extent(self.shape, self.stride)
 
     def read(self, count: int | None = None) -> Tensor:
         """Read the tensor, or its first few numbers.
 
         Args:
-            count: how many numbers, in one dimension; None: all, in the shape of the tensor.
+            count: read this many numbers, as a vector; None: all, in the shape of the tensor.
 
         Raises:
-            CheckpointError: if the file has been written to since it was opened.
+            CheckpointError: if the file has changed since it was opened.
         """
         shape, stride = self.shape, self.stride
-        if count is not None and is_contiguous(shape, stride):
+        if count is not None and torch.empty_strided(shape, stride, device="meta").is_contiguous():
             shape, stride = (min(count, prod(shape)),), (1,)
-        length = sum((size - 1) * step for size, step in zip(shape, stride, strict=True)) + 1
-        memory = _memory(length * self.dtype.itemsize)
+        memory = _memory(_extent(shape, stride) * self.dtype.itemsize)
         self.file.read_into(memoryview(memory), self.start + self.offset * self.dtype.itemsize)
         numbers = torch.frombuffer(memory, dtype=self.dtype)
         if self.is_swapped:
@@ -167,33 +168,90 @@ class Place:
         return -tensor if self.is_neg else tensor
 
     def placeholder(self) -> Tensor:
-        """Make a tensor of this shape that takes no memory; whoever reads it by mistake finds no number in it."""
+        """Return a tensor of this shape that takes no memory; floating point ones hold NaN, so misuse shows."""
         fill = float("nan") if self.dtype.is_floating_point or self.dtype.is_complex else 0
         return torch.full((), fill, dtype=torch.float32).to(self.dtype).expand(self.shape)
 
 
+class StoredNumbers:
+    """Parameters whose numbers lie in files: read on demand, so that one layer is in memory at a time.
+
+    Implements :class:`lightning_symmetry.units.copies.Numbers` for the search for copies.
+
+    Args:
+        places: where the numbers of parameters lie, by ``id`` of the parameter. All other parameters are in memory.
+    """
+
+    def __init__(self, places: Mapping[int, Place]) -> None:
+        self._places = places
+        self._digests: dict[int, object] = {}
+
+    @contextmanager
+    def loaded(self, parameters: Iterable[Tensor]) -> Iterator[None]:
+        """Load the numbers of parameters within the context.
+
+        Raises:
+            CheckpointError: if the file has changed since it was opened.
+        """
+        placeholders = [(parameter, parameter.data) for parameter in parameters]
+        try:
+            self.load(parameter for parameter, _ in placeholders)
+            yield
+        finally:
+            for parameter, placeholder in placeholders:
+                parameter.data = placeholder
+
+    def load(self, parameters: Iterable[Tensor]) -> None:
+        """Load the numbers of parameters for good; raises as :meth:`loaded` does."""
+        for parameter in parameters:
+            if id(parameter) in self._places:
+                parameter.data = self._places[id(parameter)].read()
+
+    def head(self, parameter: Tensor) -> list[float]:
+        """Return the first few numbers of a parameter."""
+        numbers: list[float] = self._vector(parameter, _HEAD).tolist()
+        return numbers
+
+    def digest(self, parameter: Tensor) -> object:
+        """Return a value that is equal for parameters of one shape with equal numbers; each is read only once.
+
+        As in ``torch.equal``, the sign of zero does not matter, and a parameter with a NaN is equal to no other.
+        """
+        if id(parameter) not in self._digests:
+            self._digests[id(parameter)] = _digest(self._vector(parameter))
+        return self._digests[id(parameter)]
+
+    def is_constant(self, parameter: Tensor) -> bool:
+        """Return whether all numbers of a parameter are equal."""
+        numbers = self._vector(parameter)
+        return all(bool((chunk == numbers[0]).all()) for chunk in numbers.split(_CHUNK))
+
+    def _vector(self, parameter: Tensor, count: int | None = None) -> Tensor:
+        place = self._places.get(id(parameter))
+        return parameter.detach().flatten()[:count] if place is None else place.read(count).flatten()
+
+
+def _digest(numbers: Tensor) -> object:
+    digest = hashlib.blake2b(digest_size=16)
+    for chunk in numbers.split(_CHUNK):
+        if chunk.is_complex():
+            chunk = torch.view_as_real(chunk.resolve_conj())
+        chunk = chunk + 0  # -0.0 + 0 is 0.0
+        if bool(chunk.isnan().any()):
+            return object()
+        digest.update(chunk.contiguous().view(torch.uint8).numpy())
+    return digest.digest()
+
+
 def _memory(num_bytes: int) -> bytearray | mmap.mmap:
-    """Return writable memory, which goes back to the system as soon as it is let go of if there is much of it."""
-    if num_bytes < _MUCH:
+    """Return writable memory. A large block is mapped, so that it goes back to the system as soon as it is freed."""
+    if num_bytes < _LARGE:
         return bytearray(num_bytes)
     if not hasattr(mmap, "MAP_PRIVATE"):  # on Windows
         return mmap.mmap(-1, num_bytes)
     return mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 
 
-def is_contiguous(shape: Sequence[int], stride: Sequence[int]) -> bool:
-    """Return whether the numbers of a tensor follow one another in its storage."""
-    expected = 1
-    for size, step in zip(reversed(shape), reversed(stride), strict=True):
-        if size != 1 and step != expected:
-            return False
-        expected *= size
-    return True
-
-
-def shape_text(shape: Sequence[int]) -> str:
-    """Return a shape in words: ``200,000 by 200,000``."""
-    return " by ".join(f"{size:,}" for size in shape) or "()"
-
-
-NATIVE_ORDER = sys.byteorder
+def _extent(shape: Sequence[int], stride: Sequence[int]) -> int:
+    """Return how many consecutive numbers of its storage a tensor spans."""
+    return sum((size - 1) * step for size, step in zip(shape, stride, strict=True)) + 1

@@ -6,67 +6,73 @@ import os
 import re
 from pathlib import Path
 
-TORCH_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin")
-"""What files written by ``torch.save`` are called."""
-INDEX_SUFFIXES = (".safetensors.index.json", ".bin.index.json")
-"""What the index of a checkpoint is called that is split over several files, its shards."""
-EXPECTED = f"a file that ends in .safetensors, {', '.join(TORCH_SUFFIXES)}, or an index, *.safetensors.index.json"
-"""What a user may name, in words."""
+from lightning_symmetry.disk.files import CheckpointError
 
-# A folder with one of these is a model of the Hugging Face Hub, whose other files belong to it. The first one counts.
+TORCH_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin")
+"""Suffixes of files written by ``torch.save``."""
+_INDEX_SUFFIXES = (".safetensors.index.json", ".bin.index.json")
+EXPECTED = f"a file that ends in .safetensors, {', '.join(TORCH_SUFFIXES)}, or an index, *.safetensors.index.json"
+"""The files that a user may name, in words."""
+
+# A folder with one of these is a model of the Hugging Face Hub; its other files belong to it. The first match counts.
 _MODELS = ("model.safetensors.index.json", "model.safetensors", "pytorch_model.bin.index.json", "pytorch_model.bin")
 
-# What trainers leave beside the weights: optimizers, schedulers, scalers, random numbers, arguments. Those of the
-# Hugging Face Trainer, accelerate (`optimizer_1.bin`, `random_states_0`), DeepSpeed, torchtune and their like.
+# What the Hugging Face Trainer, accelerate (`optimizer_1.bin`, `random_states_0`), DeepSpeed, torchtune and others
+# write beside the weights: optimizers, schedulers, scalers, random states, arguments.
 _NO_MODELS = re.compile(
     r"((lr_)?scheduler|(grad_)?scaler|optim(izer)?|rng_states?|random_states|training_args|train_args|sampler|"
     r"dl_state_dict)([_.-]?(state|rank|\d))*\.(pt|pth|bin)|.*_optim_states\.pt"
 )
 
 
-def checkpoints_in(path: Path) -> list[Path]:
-    """The checkpoints at a path.
+def checkpoints_at(path: Path) -> list[Path]:
+    """Return the checkpoints at a path, at least one.
 
     Args:
         path: a file, which counts as a checkpoint whatever its name is, or a folder.
 
     Returns:
-        The file; of a folder with a model of the Hugging Face Hub, the model or the index of its shards; of any other
-        folder, all checkpoints in it and in the folders below, sorted. A checkpoint in shards is named by its index.
-        What a trainer leaves beside the weights, going by the name, such as ``optimizer.pt``, is none.
+        The file. For a folder with a model of the Hugging Face Hub: the model, or the index of its shards. For any
+        other folder: all checkpoints in it and below, sorted; sharded ones by their index. Files that trainers write
+        beside the weights, such as ``optimizer.pt``, are recognised by name and left out.
 
     Raises:
-        FileNotFoundError: if there is nothing at the path.
+        FileNotFoundError: if the path does not exist.
+        CheckpointError: if the folder has no checkpoint.
     """
-    if not os.path.lexists(path):  # a link that leads nowhere is left to whoever opens it
+    if not os.path.lexists(path):  # opening a dangling link raises a clear error by itself
         raise FileNotFoundError(f"Expected argument `path` to be a file or a folder but there is no {str(path)!r}.")
     if not path.is_dir():
         return [path]
-    for name in _MODELS:
-        if (path / name).is_file():
-            return [path / name]
-    entries = sorted(path.iterdir())
-    files = [
-        entry for entry in entries if entry.is_file() and is_checkpoint(entry) and not _NO_MODELS.fullmatch(entry.name)
-    ]
-    stems = [_stem(file) for file in files if is_index(file)]
-    found = [file for file in files if not any(_is_shard(file, stem) for stem in stems)]
-    folders = [entry for entry in entries if entry.is_dir() and not entry.is_symlink()]
-    return found + [file for folder in folders for file in checkpoints_in(folder)]
+    if found := _checkpoints_in(path):
+        return found
+    raise CheckpointError(f"Expected the folder {str(path)!r} to hold {EXPECTED}, but there is none.")
 
 
 def is_index(path: Path) -> bool:
-    """Whether a file is the index of a checkpoint in shards, going by its name."""
-    return path.name.endswith(INDEX_SUFFIXES)
+    """Return whether a file is the index of a sharded checkpoint, going by its name."""
+    return path.name.endswith(_INDEX_SUFFIXES)
 
 
-def is_checkpoint(path: Path) -> bool:
-    """Whether a file is a checkpoint or the index of one, going by its name."""
-    return is_index(path) or path.suffix in (".safetensors", *TORCH_SUFFIXES)
+def _checkpoints_in(folder: Path) -> list[Path]:
+    for name in _MODELS:
+        if (folder / name).is_file():
+            return [folder / name]
+    entries = sorted(folder.iterdir())
+    files = [entry for entry in entries if entry.is_file() and _is_checkpoint(entry)]
+    stems = [_stem(file) for file in files if is_index(file)]
+    found = [file for file in files if not any(_is_shard(file, stem) for stem in stems)]
+    folders = [entry for entry in entries if entry.is_dir() and not entry.is_symlink()]
+    return found + [file for inner in folders for file in _checkpoints_in(inner)]
+
+
+def _is_checkpoint(path: Path) -> bool:
+    is_known = is_index(path) or path.suffix in (".safetensors", *TORCH_SUFFIXES)
+    return is_known and not _NO_MODELS.fullmatch(path.name)
 
 
 def _stem(index: Path) -> str:
-    """How the shards of an index are called: ``model`` for ``model.safetensors.index.json``."""
+    """Return what the names of an index's shards begin with: ``model`` for ``model.safetensors.index.json``."""
     return index.name.removesuffix(".index.json").rpartition(".")[0]
 
 

@@ -1,4 +1,4 @@
-"""A model of the user's with the tensors of a checkpoint in it, so that its own layers say what their units are."""
+"""Models that hold the tensors of a checkpoint: stand-ins of unknown classes, or the user's own model."""
 
 from __future__ import annotations
 
@@ -6,34 +6,151 @@ import copy
 import inspect
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from lightning_symmetry.brief import brief
 from lightning_symmetry.disk.checkpoints import Contents
-from lightning_symmetry.disk.files import CheckpointError
-from lightning_symmetry.disk.stored import Filled
+from lightning_symmetry.disk.files import CheckpointError, Place
 
 Model = nn.Module | Callable[..., nn.Module]
 """A module, whose own numbers do not count, or a class or function that makes one."""
 
-_MAX_LINES = 4  # of what PyTorch says of tensors that do not fit: a head, and a line for each
+_PARAMETRIZED = ".parametrizations."
+# Tensors of these dtypes are buffers, such as positions, masks and counters, unless they are called `weight`.
+_NO_WEIGHTS = (torch.bool, torch.int64)
+_MAX_DEPTH = 100  # of modules in a name; deeper trees exceed the recursion limit of code that walks them
+_MAX_LINES = 4  # of PyTorch's message on tensors that do not fit: a head, and a line for each
 _EXPECTED = "a torch.nn.Module, or a class or function that makes one without arguments"
 
 
-def fill(model: Model, contents: Contents, path: Path) -> Filled:
-    """Build a model without numbers of its own, and have it use the tensors of a checkpoint; none is copied.
+class Filled(NamedTuple):
+    """A model with the tensors of a checkpoint.
+
+    Attributes:
+        model: the model.
+        tensors: the parameters and buffers that hold tensors of the checkpoint, by their names in the checkpoint.
+        skipped: by name, why a tensor of the checkpoint or of the model was left out.
+        num_unread: number of weights in the checkpoint that are not in the model.
+    """
+
+    model: nn.Module
+    tensors: dict[str, Tensor]
+    skipped: dict[str, str]
+    num_unread: int = 0
+
+
+# ----------------------------------------------------------------- without the model: stand-ins
+
+
+class StoredModule(nn.Module):
+    """A stand-in with the tensors of one module, whose class is unknown.
 
     Args:
-        model: a module, which stays as it is, or what makes one.
-        contents: the checkpoint. A prefix that its names share, such as ``module.``, is no hindrance. If the model is a
-            class, it is made with the hyperparameters; those that it does not know are left out.
-        path: of the checkpoint, for messages.
+        path: path of the module in the checkpoint; empty for the model itself.
+        relatives: all modules of the checkpoint by path; this one is added.
+    """
+
+    def __init__(self, path: str, relatives: dict[str, StoredModule]) -> None:
+        super().__init__()
+        self.path = path
+        self.relatives = relatives
+        relatives[path] = self
+
+    @property
+    def tensors(self) -> Mapping[str, Tensor]:
+        """The module's own tensors by name, such as ``weight`` or ``parametrizations.weight.original0``."""
+        return cast("dict[str, Tensor]", self._parameters)
+
+    def child(self, name: str) -> StoredModule:
+        """Return the child of this name; make it if it does not exist."""
+        if name not in self._modules:
+            # `add_module` refuses names of attributes, such as `path`.
+            self._modules[name] = StoredModule(f"{self.path}.{name}" if self.path else name, self.relatives)
+        return cast("StoredModule", self._modules[name])
+
+
+class Checkpoint(StoredModule):
+    """The stand-in of the model; reports use the name of this class for tensors that no inner module has."""
+
+    def __init__(self) -> None:
+        super().__init__("", {})
+
+
+def as_modules(tensors: Mapping[str, Tensor], places: Mapping[str, Place] | None = None) -> Filled:
+    """Put tensors into a tree of stand-ins, by the dots in their names.
+
+    Args:
+        tensors: tensors by name, as in a state dict. Tensors that cannot be weights, such as counters, are left out.
+        places: where the numbers of placeholders lie, by name.
+
+    Returns:
+        The tree. Tensors that share their numbers become one parameter.
+
+    Example:
+        >>> filled = as_modules({"fc.weight": torch.ones(2, 3), "fc.bias": torch.ones(2)})
+        >>> [name for name, _ in filled.model.named_parameters()]
+        ['fc.weight', 'fc.bias']
+    """
+    tree = Checkpoint()
+    parameters: dict[str, Tensor] = {}
+    known: dict[object, nn.Parameter] = {}
+    skipped: dict[str, str] = {}
+    num_unread = 0
+    for name, tensor in tensors.items():
+        path, own = _owner_of(name)
+        steps = path.split(".") if path else []
+        if len(steps) > _MAX_DEPTH:
+            skipped[name] = f"its name has {len(steps) + 1:,} parts, more than {_MAX_DEPTH}"
+            num_unread += tensor.numel()
+            continue
+        if tensor.dtype in _NO_WEIGHTS:
+            if own == "weight":
+                skipped[path] = f"its dtype {tensor.dtype} is not a floating point type this package reads"
+                num_unread += tensor.numel()
+            continue
+        key = (places or {}).get(name) or _place_of(tensor) or name
+        parameter = nn.Parameter(tensor, requires_grad=tensor.is_floating_point())
+        parameters[name] = parameter = known.setdefault(key, parameter)
+        module: StoredModule = tree
+        for step in steps:
+            module = module.child(step)
+        module._parameters[own] = parameter
+    return Filled(tree, parameters, skipped, num_unread)
+
+
+def _owner_of(name: str) -> tuple[str, str]:
+    """Split the name of a tensor into the path of its module and its name there."""
+    path, found, own = f".{name}".partition(_PARAMETRIZED)
+    if found:
+        return path[1:], _PARAMETRIZED[1:] + own
+    path, _, own = name.rpartition(".")
+    return path, own
+
+
+def _place_of(tensor: Tensor) -> object | None:
+    """Return a key that is equal for tensors that share their numbers; None if that is unknown."""
+    if tensor.layout != torch.strided or not tensor.numel():
+        return None
+    return tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
+
+
+# ----------------------------------------------------------------- with the user's model
+
+
+def fill(model: Model, contents: Contents, path: Path) -> Filled:
+    """Build a model without numbers, and assign it the tensors of a checkpoint without copying them.
+
+    Args:
+        model: a module, which is not changed, or a class or function that makes one.
+        contents: the checkpoint. A prefix that its names share, such as ``module.``, is ignored. A class is called with
+            those of the checkpoint's hyperparameters that it accepts.
+        path: path of the checkpoint, for messages.
 
     Raises:
-        TypeError: if ``model`` is neither, or cannot be called like that.
+        TypeError: if ``model`` is neither, or calling it fails.
         CheckpointError: if the tensors do not fit.
     """
     tensors = contents.tensors
@@ -41,20 +158,19 @@ def fill(model: Model, contents: Contents, path: Path) -> Filled:
     names = list(built.state_dict(keep_vars=True))
     prefix = _shared_prefix(names, tensors)
     fitting = {name: tensors[prefix + name] for name in names if prefix + name in tensors}
+    expected = f"Expected {str(path)!r} to be a checkpoint of a {type(built).__name__}"
     if not fitting:
         raise CheckpointError(
-            f"Expected {str(path)!r} to be a checkpoint of a {type(built).__name__}, with tensors like {_some(names)}, "
-            f"but got tensors like {_some(list(tensors))}."
+            f"{expected}, with tensors like {_some(names)}, but got tensors like {_some(list(tensors))}."
         )
     ties = _ties(built)
     try:
         built.load_state_dict(fitting, strict=False, assign=True)
     except RuntimeError as error:
-        expected = f"Expected {str(path)!r} to be a checkpoint of a {type(built).__name__}"
         lines = [line.strip() for line in str(error).splitlines()]
         rest = len(lines) - _MAX_LINES
-        told = " ".join(lines[:_MAX_LINES]) + (f" and {rest} more" if rest > 0 else "")
-        raise CheckpointError(f"{expected}, but: {told}") from error
+        shown = " ".join(lines[:_MAX_LINES]) + (f" and {rest} more" if rest > 0 else "")
+        raise CheckpointError(f"{expected}, but: {shown}") from error
     missing = _tie(built, ties, [name for name in names if name not in fitting])
     loaded = built.state_dict(keep_vars=True)
     skipped = dict.fromkeys(missing, "the model has it, the checkpoint does not")
@@ -75,7 +191,7 @@ def _build(model: Model, hyper_parameters: Mapping[str, Any] | None) -> nn.Modul
         try:
             with torch.device("meta"):
                 built = model(**arguments)
-        except Exception:  # some models need numbers to be built, which the meta device has not
+        except Exception:  # some models read their own numbers while they are built, which fails on the meta device
             built = _build_with_numbers(model, arguments)
     if not isinstance(built, nn.Module):
         raise TypeError(f"Expected argument `model` to be {_EXPECTED}, but {brief(model)} makes {brief(built)}.")
@@ -106,7 +222,7 @@ def _without_numbers(tensor: Tensor) -> Tensor:
 
 
 def _shared_prefix(names: Collection[str], tensors: Collection[str]) -> str:
-    """What has to be put before the names of a model to get those of most tensors."""
+    """Return the prefix with which most of the model's names are names of stored tensors."""
     prefixes = {""}
     for name in names:
         prefixes |= {stored.removesuffix(name) for stored in tensors if stored.endswith(f".{name}")}
@@ -116,7 +232,7 @@ def _shared_prefix(names: Collection[str], tensors: Collection[str]) -> str:
 
 
 def _ties(model: nn.Module) -> list[list[str]]:
-    """The names of parameters that are one and the same, for each of those that have several."""
+    """Return the names of each parameter that has several."""
     names: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name)
@@ -124,7 +240,7 @@ def _ties(model: nn.Module) -> list[list[str]]:
 
 
 def _tie(model: nn.Module, ties: list[list[str]], missing: list[str]) -> list[str]:
-    """Make parameters one again that were, and take the numbers away from those that are missing; returns which are."""
+    """Tie parameters again after loading, and move those still missing to the meta device; return their names."""
     for names in ties:
         loaded = [name for name in names if name not in missing]
         for name in names if loaded else ():

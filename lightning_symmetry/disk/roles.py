@@ -1,7 +1,7 @@
 """The roles of stored tensors: which dimension counts units, going by the names and shapes alone.
 
-The table :data:`ROLES` is gone through from the top; the first role that recognises a module describes it. To teach it
-another kind of module, add a line. Parameters that no role speaks of are looked at slice by slice, as in a live model.
+The first role of the table :data:`ROLES` that recognises a module describes its units. To support another kind of
+module, add a line. Parameters without a role are checked slice by slice, as in a live model.
 """
 
 from __future__ import annotations
@@ -13,26 +13,26 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lightning_symmetry.disk.stored import StoredModule
+from lightning_symmetry.disk.models import StoredModule
 from lightning_symmetry.units.registry import NotUnderstoodError, Units, register_layer, units_of
 
 _NOTHING = torch.empty(0)
 _GATES = {1: "RNN_TANH", 3: "GRU", 4: "LSTM"}
 _EMBEDDING = {"emb", "embs", "embed", "embeds", "embedding", "embeddings", "wte", "wpe"}
 _EMBEDDINGS_OF_T5 = ("shared", "relative_attention_bias")
-_NO_EMBEDDING = {"out", "proj", "projection", "mapping", "head"}  # as in the `embed_out` of GPT-NeoX, which is linear
+_NO_EMBEDDING = {"out", "proj", "projection", "mapping", "head"}  # GPT-NeoX's `embed_out`, for example, is linear
 _TRANSPOSED = {"up", "ups", "upconv", "deconv", "deconvs", "transpose", "transposed", "convtranspose"}
 _LOW_RANK = ("lora_A", "lora_B")
 _CONV1D = {"c_attn", "c_fc", "c_proj", "q_attn"}
 
 
 class Role(NamedTuple):
-    """What a kind of module is recognised by, and what its units are.
+    """A kind of module: how to recognise it, and its units.
 
     Attributes:
-        kind: the modules in question, in words.
-        recognises: tells whether a module is of this kind.
-        units: describes it, as an adapter of :func:`~lightning_symmetry.register_layer` does.
+        kind: the kind in words.
+        recognises: returns whether a module is of this kind.
+        units: an adapter, as for :func:`~lightning_symmetry.register_layer`.
     """
 
     kind: str
@@ -40,11 +40,11 @@ class Role(NamedTuple):
     units: Callable[[StoredModule], Units | Iterable[Units]]
 
 
-# ----------------------------------------------------------------- what a module has
+# ----------------------------------------------------------------- properties of a module
 
 
 def _weight(module: StoredModule) -> Tensor | None:
-    """The matrix or the filters of a module; under weight normalisation, their directions."""
+    """Return the matrix or filters of a module; under weight normalisation, the directions."""
     for name in ("weight", "weight_v", "parametrizations.weight.original1"):
         tensor = module.tensors.get(name)
         if tensor is not None and tensor.ndim > 1:
@@ -58,7 +58,7 @@ def _shape(module: StoredModule) -> tuple[int, ...]:
 
 
 def _num_biases(module: StoredModule) -> int | None:
-    """How many units have a bias; None if there is no bias."""
+    """Return the number of biases: None without a bias, -1 if it is not a vector."""
     bias = module.tensors.get("bias")
     if bias is None:
         return None
@@ -66,17 +66,17 @@ def _num_biases(module: StoredModule) -> int | None:
 
 
 def _words(module: StoredModule) -> set[str]:
-    """The words in the name of a module."""
+    """Return the words in the name of a module."""
     return set(re.split(r"_|(?<=[a-z])(?=\d)", _own_name(module).lower()))
 
 
 def _own_name(module: StoredModule) -> str:
-    """The last step of the path of a module; in a list, whose steps are numbers, that of the list."""
+    """Return the last step of a module's path that is not a number, as in ``nn.ModuleList``."""
     return next((step for step in reversed(module.path.split(".")) if not step.isdigit()), "")
 
 
 def _incoming(module: StoredModule, *, transposed: bool = False, blocks: int = 1) -> Units:
-    """Units with their weights, their biases, and under weight normalisation their lengths."""
+    """Describe units by their weights, biases, and under weight normalisation their lengths."""
 
     def by_unit(weight: Tensor) -> Tensor:
         return weight.transpose(0, 1) if transposed else weight
@@ -145,7 +145,7 @@ def _num_gates(fed_back: Tensor, hidden: int) -> int:
 
 
 def _units_as_of(like: nn.Module, module: StoredModule, names: Iterable[str]) -> Units | Iterable[Units]:
-    """What the adapter of a module of PyTorch says, if it has the stored tensors of these names."""
+    """Describe units with the adapter of a PyTorch module ``like``, given the stored tensors of these names."""
     like._parameters = {name: module._parameters.get(name) for name in names}
     return units_of(like)
 
@@ -156,18 +156,18 @@ def _is_gated_stack(module: StoredModule) -> bool:
 
 def _gated_stack(module: StoredModule) -> Units | Iterable[Units]:
     like = nn.Module()
-    # GPT-OSS, whose stacks have biases, keeps gate and up of each unit side by side. A file does not say so.
+    # GPT-OSS, whose stacks have biases, interleaves gate and up; the shapes do not show it.
     like.is_concatenated = "gate_up_proj_bias" not in module.tensors  # type: ignore[assignment]
-    return _units_as_of(like, module, module.tensors)  # by its names and shapes, as in a live model
+    return _units_as_of(like, module, module.tensors)
 
 
 def _is_stack(module: StoredModule) -> bool:
-    # A convolution over one dimension has weights of three dimensions, too, but not such a name.
+    # The weights of a 1d convolution have three dimensions, too; only the name differs.
     return len(_shape(module)) == 3 and any(re.match("linear|experts?", word) for word in _words(module))
 
 
 def _no_units(module: StoredModule) -> Units:
-    raise NotUnderstoodError("a stack of matrices")  # whose slices are looked at
+    raise NotUnderstoodError("a stack of matrices")  # is checked slice by slice
 
 
 def _is_embedding(module: StoredModule) -> bool:
@@ -208,7 +208,7 @@ def _is_named_conv1d(module: StoredModule) -> bool:
 
 
 def _has_conv1d(modules: Iterable[StoredModule]) -> bool:
-    """Whether layers with the names of GPT-2's have its weights ``(in, out)``, which a square one does not show."""
+    """Return whether some layer named as in GPT-2 has weights ``(in, out)``, which square ones do not show."""
     shapes = [(_shape(module), _num_biases(module)) for module in modules if _is_named_conv1d(module)]
     return any(len(shape) == 2 and biases == shape[1] != shape[0] for shape, biases in shapes)
 
@@ -235,13 +235,13 @@ ROLES = (
     Role("linear layer of GPT-2, (in, out)", _is_conv1d, _columns),
     Role("linear layer", _is_linear, _incoming),
 )
-"""The kinds of modules that are recognised, the first match counts."""
+"""The recognised kinds of modules; the first match counts."""
 
 
 @register_layer(StoredModule)
 def _stored(module: StoredModule) -> Iterator[Units]:
     role = next((role for role in ROLES if role.recognises(module)), None)
-    # The corrections of LoRA lie beside the weight that they correct, or in modules of their own, which are linear.
+    # LoRA matrices are stored beside the weight that they correct, or as linear modules of their own.
     low_rank = [name for name in _LOW_RANK if name in module.tensors and module.tensors[name].ndim == 2]
     if role is None and not low_rank:
         has_matrix = any(tensor.ndim > 1 for tensor in module.tensors.values())

@@ -1,4 +1,4 @@
-"""A look at a checkpoint on disk."""
+"""Scans of checkpoints: read the tensors, find the layers, and report groups of equal units."""
 
 from __future__ import annotations
 
@@ -11,13 +11,11 @@ from typing import Any
 from torch import nn
 
 from lightning_symmetry.brief import brief
-from lightning_symmetry.disk import roles as roles  # so that the stand-ins of stored modules have an adapter
+from lightning_symmetry.disk import roles as roles  # registers the adapter for stand-ins
 from lightning_symmetry.disk.checkpoints import read
-from lightning_symmetry.disk.files import CheckpointError
-from lightning_symmetry.disk.folders import EXPECTED, checkpoints_in
-from lightning_symmetry.disk.models import Model, fill
-from lightning_symmetry.disk.pages import Pages
-from lightning_symmetry.disk.stored import as_modules
+from lightning_symmetry.disk.files import CheckpointError, StoredNumbers
+from lightning_symmetry.disk.folders import checkpoints_at
+from lightning_symmetry.disk.models import Model, as_modules, fill
 from lightning_symmetry.engine.examiner import Examiner
 from lightning_symmetry.engine.options import Options
 from lightning_symmetry.modules import modules_of, parameters_of, parametrizations_of
@@ -35,17 +33,17 @@ from lightning_symmetry.verdicts.verdict import Verdict
 _MAX_LISTED = 5
 
 Follow = Callable[[Sequence[Layer]], Iterable[Layer]]
-"""Passes layers on, and may show how far they are."""
+"""Yields the layers one by one, for example to show progress."""
 
 
 @dataclass(frozen=True)
 class Scan:
-    """What a checkpoint has come to.
+    """The result of scanning one checkpoint.
 
     Attributes:
         path: the checkpoint.
-        report: the state of the model in it.
-        findings: what the monitor of the training, if there was one, has found.
+        report: the report on its model.
+        findings: findings of the training's monitor, if the checkpoint holds one.
     """
 
     path: Path
@@ -54,30 +52,30 @@ class Scan:
 
 
 def scan(path: str | os.PathLike[str], *, model: Model | None = None) -> SymmetryReport:
-    """Look for duplicate units in a checkpoint on disk.
+    """Find duplicate units in a checkpoint on disk.
 
-    Read are files of safetensors (``.safetensors``), of Lightning (``.ckpt``) and of ``torch.save`` (``.pt``, ``.pth``,
-    ``.bin``), the latter with ``weights_only=True``: a file that wants to run code is refused. Without a model, the
-    names and shapes of the tensors say which of their dimensions counts units. Layers are read one by one:
-    besides PyTorch itself, it takes about as much memory as the largest of them. Tensors that claim more numbers than
-    the file holds are left out, with a reason in ``skipped``.
+    Reads safetensors files (``.safetensors``), Lightning checkpoints (``.ckpt``) and ``torch.save`` files (``.pt``,
+    ``.pth``, ``.bin``). The latter two are read as with ``weights_only=True``: a file that would execute code is
+    refused. Without a model, the names and shapes of the tensors determine which dimension counts units. Layers are
+    read one by one, so a scan takes about as much memory as the largest layer. Tensors that claim more numbers than the
+    file holds are left out, with a reason in ``skipped``.
 
     Args:
-        path: a file, the index of a checkpoint in shards, or a folder with one checkpoint.
-        model: the model, of which the layers then say what their units are: a module, whose own numbers do not count
-            and which stays as it is, or a class or function that makes one. A class gets the hyperparameters that a
-            checkpoint of Lightning holds.
+        path: a file, the index of a sharded checkpoint, or a folder with one checkpoint.
+        model: the model, whose layers then determine the units: a module, whose own numbers do not count and which is
+            not changed, or a class or function that makes one. A class is called with the hyperparameters of a
+            Lightning checkpoint.
 
     Returns:
-        The report. A file has no gradients, so all groups are ``DUPLICATE``. Its step is that of Lightning, 0 in other
-        files.
+        The report. A file has no gradients, so all groups are ``DUPLICATE``. Its step is the one stored by Lightning, 0
+        for other files.
 
     Raises:
-        CheckpointError: (a ``ValueError``) if a file is damaged, foreign, or wants to run code, if it is written to
-            meanwhile, or if it does not fit the model.
-        ValueError: if there are several checkpoints in a folder, or none.
-        FileNotFoundError: if there is nothing at the path.
-        TypeError: if an argument is of the wrong type, or the model cannot be built.
+        CheckpointError: (a ``ValueError``) if a file is damaged, foreign, or would execute code, if another program
+            writes to it during the scan, or if it does not fit the model.
+        ValueError: if the folder has several checkpoints, or none.
+        FileNotFoundError: if the path does not exist.
+        TypeError: if an argument has the wrong type, or the model cannot be built.
 
     Example:
         >>> import tempfile, torch
@@ -97,7 +95,7 @@ def scan(path: str | os.PathLike[str], *, model: Model | None = None) -> Symmetr
         if is_class or isinstance(path, nn.Module | Mapping):
             text += " For a model in memory, with its state dict loaded, use lightning_symmetry.diagnose(model)."
         raise TypeError(text)
-    found = checkpoints(Path(path))
+    found = checkpoints_at(Path(path))
     if len(found) > 1:
         rest = len(found) - _MAX_LISTED
         listed = ", ".join(str(file.relative_to(path)) for file in found[:_MAX_LISTED])
@@ -109,43 +107,26 @@ def scan(path: str | os.PathLike[str], *, model: Model | None = None) -> Symmetr
     return scan_checkpoint(found[0], model).report
 
 
-def checkpoints(path: Path) -> list[Path]:
-    """The checkpoints at a path, at least one.
-
-    Raises:
-        FileNotFoundError: if there is nothing at the path.
-        CheckpointError: if it is a folder without checkpoints.
-    """
-    found = checkpoints_in(path)
-    if not found:
-        raise CheckpointError(f"Expected the folder {str(path)!r} to hold {EXPECTED}, but there is none.")
-    return found
-
-
 def scan_checkpoint(path: Path, model: Model | None = None, follow: Follow = iter) -> Scan:
-    """Look at one checkpoint.
-
-    Args:
-        path: a file, or the index of a checkpoint in shards.
-        model: as for :func:`scan`.
-        follow: is given all layers, and passes them on one after the other.
-    """
+    """Scan one checkpoint, a file or the index of a sharded one; ``model`` is as for :func:`scan`."""
     contents = read(path)
     filled = as_modules(contents.tensors, contents.places) if model is None else fill(model, contents, path)
-    pages = Pages(
+    numbers = StoredNumbers(
         {id(filled.tensors[name]): place for name, place in contents.places.items() if name in filled.tensors}
     )
     for module in modules_of(filled.model):
-        if parametrizations_of(module):  # its weights are computed when layers are looked for
-            pages.load([*module.parameters(), *module.buffers()])
+        if parametrizations_of(module):  # `find_layers` computes its weights
+            numbers.load([*module.parameters(), *module.buffers()])
     found = find_layers(filled.model)
-    # Copies are equal to the last number, and without gradients there is no more to be seen of them.
-    sets = find_copies(filled.model, found.layers, numbers=pages)
-    copies = [CopyGroup(same.row_names, Verdict.DUPLICATE) for same in sets]
-    diagnoses = {layer.name: _diagnose(layer, pages) for layer in follow(found.layers)}
+    copies = [
+        CopyGroup(same.row_names, Verdict.DUPLICATE)
+        for same in find_copies(filled.model, found.layers, numbers=numbers)
+    ]
+    diagnoses = {layer.name: _diagnose(layer, numbers) for layer in follow(found.layers)}
     skipped = {**found.skipped, **filled.skipped, **contents.left_out}
     coverage = found.coverage
-    if model is None and (num_unread := contents.num_unread + filled.num_unread):  # else the model says what there is
+    # A model given by the user determines the coverage by itself.
+    if model is None and (num_unread := contents.num_unread + filled.num_unread):
         num_weights = sum(p.numel() for p in parameters_of(filled.model) if is_matrix(p.shape))
         coverage *= num_weights / (num_weights + num_unread)
     report = SymmetryReport(
@@ -154,9 +135,9 @@ def scan_checkpoint(path: Path, model: Model | None = None, follow: Follow = ite
     return Scan(path, report, _findings(path, contents.monitors))
 
 
-def _diagnose(layer: Layer, pages: Pages) -> LayerDiagnosis:
-    with pages.loaded(layer.originals):
-        (seen,) = look([layer])  # directions are not counted: that would take more memory than all else
+def _diagnose(layer: Layer, numbers: StoredNumbers) -> LayerDiagnosis:
+    with numbers.loaded(layer.originals):
+        (seen,) = look([layer])  # without counting directions, which would take the most memory
     groups = [
         UnitGroup(sighting.units, judge_one_look(sighting), sighting.cause, sighting.value, mirrored=sighting.mirrored)
         for sighting in seen.sightings
@@ -165,7 +146,7 @@ def _diagnose(layer: Layer, pages: Pages) -> LayerDiagnosis:
 
 
 def _reasons(found: Found, diagnoses: Mapping[str, LayerDiagnosis]) -> list[str]:
-    """Why nothing can be concluded: as in a report of :func:`~lightning_symmetry.diagnose`, but of a file."""
+    """Return why the report is inconclusive."""
     if not found.layers:
         return ["nothing to look at"]
     equal = {
@@ -181,20 +162,21 @@ def _reasons(found: Found, diagnoses: Mapping[str, LayerDiagnosis]) -> list[str]
 
 
 def _findings(path: Path, monitors: Iterable[dict[str, Any]]) -> list[Finding]:
-    """What the monitors of a training have found.
+    """Return the findings of the monitors stored in a checkpoint.
 
     Raises:
-        CheckpointError: if what they have left is not understood.
+        CheckpointError: if the state of a monitor cannot be read.
     """
     findings: list[Finding] = []
     for state in monitors:
         examiner = Examiner(Options(), lambda layer, reason: None)
         try:
             examiner.load_state_dict(state)
-        except Exception as error:  # whatever another version has written
+        except Exception as error:  # another version may have stored anything
             raise CheckpointError(
-                f"Expected the SymmetryMonitor in {str(path)!r} to be one of this version or before, but reading it "
-                f"failed with {type(error).__name__}: {error}"
+                f"Expected the SymmetryMonitor in {str(path)!r} to be from this version of lightning-symmetry or an "
+                f"earlier one, but reading it failed with {type(error).__name__}: {error}. "
+                "Update with: pip install -U lightning-symmetry"
             ) from error
         findings += examiner.history.findings
     return findings

@@ -43,13 +43,13 @@ print(max([*seen, status("RssAnon")]) - anonymous, status("VmHWM") - highest, se
 
 
 class Usage(NamedTuple):
-    """What a scan has taken.
+    """Cost and result of a scan.
 
     Attributes:
-        anonymous: by how many bytes the memory of the process has grown that is its own, every half millisecond.
-        resident: by how many bytes all of its memory has grown, as the system counts.
-        seconds: how long it has taken.
-        redundant_units: what it has found.
+        anonymous: growth of the process's own memory in bytes, sampled every half millisecond.
+        resident: growth of all of its memory in bytes, as the system counts it.
+        seconds: duration.
+        redundant_units: number of redundant units found.
     """
 
     anonymous: int
@@ -59,7 +59,7 @@ class Usage(NamedTuple):
 
 
 def measure(tensors: dict[str, Tensor], name: str) -> Usage:
-    """Save tensors to a file of this name, scan it in a process of its own, and delete it."""
+    """Save tensors to a temporary file of this name, and scan it in a process of its own."""
     save: Callable[[dict[str, Tensor], Path], None] = save_file if name.endswith(".safetensors") else torch.save
     with tempfile.TemporaryDirectory() as folder:
         path, small = Path(folder) / name, Path(folder) / f"small_{name}"
@@ -71,7 +71,7 @@ def measure(tensors: dict[str, Tensor], name: str) -> Usage:
 
 
 def matrices(num_bytes: int, number: int, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
-    """Random weights of linear layers."""
+    """Return random weights of linear layers."""
     generator = torch.Generator().manual_seed(0)
     shape = (num_bytes // (2560 * dtype.itemsize), 2560)
     return {f"layers.{i}.weight": torch.randn(shape, generator=generator).to(dtype) for i in range(number)}

@@ -1,4 +1,4 @@
-"""Networks whose checkpoints are scanned, and the ways in which they are saved."""
+"""Networks to scan, and functions that save them in each format."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def encoder() -> nn.Module:
     net = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
     for parameter in net.parameters():
         if parameter.ndim > 1:
-            nn.init.normal_(parameter)  # each layer anew: they start as copies
+            nn.init.normal_(parameter)  # the layers of an nn.TransformerEncoder start as copies
     return net
 
 
@@ -73,7 +73,7 @@ def copy_half(net: nn.Module) -> nn.Module:
 
 
 def groups_of(report: SymmetryReport) -> dict[str, list[tuple[Any, ...]]]:
-    """By layer, its groups: units, verdict, cause, and value."""
+    """Map each layer to its groups: units, verdict, cause, value and mirrored units."""
     return {
         name: [(group.units, group.verdict, group.cause, group.value, group.mirrored) for group in layer.groups]
         for name, layer in report.layers.items()

@@ -69,12 +69,12 @@ def test_several_checkpoints_get_a_row_each_and_totals(
     assert capsys.readouterr().out.splitlines() == [
         "     units     working  seen  found                             checkpoint",
         "----------  ----------  ----  --------------------------------  ----------",
-        f"         -           -    0%  nothing could be looked at        {tmp_path / 'whole_numbers.pt'}",
-        f"         -           -     -  could not be looked at            {broken}",
+        f"         -           -    0%  no layer could be scanned         {tmp_path / 'whole_numbers.pt'}",
+        f"         -           -     -  could not be scanned              {broken}",
         f"        28          28  100%  nothing                           {clean}",
         f"        28          14  100%  duplicate: 28 units in 3 layers   {sick}",
         "",
-        "4 checkpoints: 1 clean, 1 with findings, 2 that could not be looked at (--details shows the layers)",
+        "4 checkpoints: 1 clean, 1 with findings, 2 that could not be scanned (--details shows the layers)",
         f"Passed over 1 file without weights: {shorten(str(tmp_path / 'epoch.pt'))}",
     ]
 
@@ -100,7 +100,7 @@ def test_what_a_trainer_leaves_beside_the_weights(tmp_path: Path, capsys: pytest
     assert len(capsys.readouterr().out.splitlines()) == 1
     assert main(["scan", str(tmp_path / "optimizer.pt")]) == 2  # named by the user
     (tmp_path / "adapter_model.bin").unlink()
-    assert main(["scan", str(tmp_path)]) == 2  # nothing was looked at
+    assert main(["scan", str(tmp_path)]) == 2  # nothing was scanned
 
 
 def test_whoever_reads_the_output_may_stop(
@@ -123,7 +123,7 @@ def test_output_that_cannot_be_written_is_no_finding(
         with pytest.raises(SystemExit) as stopped:
             main(["scan", str(sick)])
     assert stopped.value.code == 2
-    assert "what was seen cannot be written" in capsys.readouterr().err
+    assert "the results cannot be written" in capsys.readouterr().err
 
 
 def test_a_terminal_of_another_encoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

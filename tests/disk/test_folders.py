@@ -4,14 +4,15 @@ from pathlib import Path
 
 import pytest
 
-from lightning_symmetry.disk.folders import checkpoints_in
+from lightning_symmetry.disk.files import CheckpointError
+from lightning_symmetry.disk.folders import checkpoints_at
 
 
 def files_in(folder: Path, *names: str) -> list[str]:
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).touch()
-    return [str(path.relative_to(folder)) for path in checkpoints_in(folder)]
+    return [str(path.relative_to(folder)) for path in checkpoints_at(folder)]
 
 
 def test_all_checkpoints_of_a_folder_and_the_folders_below(tmp_path: Path) -> None:
@@ -25,7 +26,7 @@ def test_all_checkpoints_of_a_folder_and_the_folders_below(tmp_path: Path) -> No
 def test_a_folder_of_the_hub_is_one_checkpoint(main: str, tmp_path: Path) -> None:
     others = ("training_args.bin", "optimizer.pt", "rng_state.pth", "checkpoint-5/model.safetensors")
     assert files_in(tmp_path, main, *others) == [main]
-    assert checkpoints_in(tmp_path / "optimizer.pt") == [tmp_path / "optimizer.pt"]
+    assert checkpoints_at(tmp_path / "optimizer.pt") == [tmp_path / "optimizer.pt"]
 
 
 def test_what_trainers_leave_beside_the_weights_is_passed_over(tmp_path: Path) -> None:
@@ -41,7 +42,7 @@ def test_what_trainers_leave_beside_the_weights_is_passed_over(tmp_path: Path) -
         "optimizer_net.pt",
         "sampler_net.pth",
     ]
-    hostile = "optimizer" + "1" * 200 + ".pt_.bin"  # takes as long as others to be told from them
+    hostile = "optimizer" + "1" * 200 + ".pt_.bin"  # must not make the regular expression slow
     assert files_in(tmp_path, *beside, *models, hostile) == sorted([*models, hostile])
 
 
@@ -56,6 +57,7 @@ def test_shards_belong_to_their_index(tmp_path: Path) -> None:
 
 
 def test_an_empty_folder_and_none(tmp_path: Path) -> None:
-    assert checkpoints_in(tmp_path) == []
+    with pytest.raises(CheckpointError, match=r"to hold a file that ends in \.safetensors"):
+        checkpoints_at(tmp_path)
     with pytest.raises(FileNotFoundError, match="to be a file or a folder but there is no"):
-        checkpoints_in(tmp_path / "nowhere")
+        checkpoints_at(tmp_path / "nowhere")

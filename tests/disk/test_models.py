@@ -15,7 +15,7 @@ from tests.disk.networks import copy_half, groups_of, save_safetensors, save_tor
 from tests.training import MLP
 
 
-def test_what_only_one_of_both_has_is_told(tmp_path: Path) -> None:
+def test_tensors_that_only_the_model_or_the_checkpoint_has_are_reported(tmp_path: Path) -> None:
     path = tmp_path / "model.pt"
     state: dict[str, Any] = dict(MLP().state_dict())
     del state["2.weight"]

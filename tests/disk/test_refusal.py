@@ -1,4 +1,4 @@
-"""Files that want to run code, that are damaged, or that are no checkpoints."""
+"""Files that would execute code, are damaged, or are no checkpoints."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_code_is_refused_and_never_runs(
     assert main(["scan", str(tmp_path), "--model", "tests.training:MLP"]) == 2
     assert f"{name}' is refused" in capsys.readouterr().err
     assert not trace.exists()
-    torch.load(path, weights_only=False)  # the file would do it
+    torch.load(path, weights_only=False)  # executes the code
     assert trace.exists()
 
 
@@ -99,7 +99,7 @@ def test_errors_are_short(tmp_path: Path) -> None:
 def test_torchscript(tmp_path: Path) -> None:
     path = tmp_path / "model.pt"
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # newer versions of PyTorch want it no more
+        warnings.simplefilter("ignore", DeprecationWarning)  # by newer versions of PyTorch
         torch.jit.script(MLP()).save(str(path))
     with pytest.raises(CheckpointError, match=r"model.pt' to be a whole file of torch.save with a state dict"):
         scan(path)

@@ -1,4 +1,4 @@
-"""What names and shapes say of a tensor, where they could say several things."""
+"""The roles of tensors whose names and shapes are ambiguous."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 from lightning_symmetry import SymmetryReport, scan
-from lightning_symmetry.disk import roles as roles  # so that stored modules have an adapter
-from lightning_symmetry.disk.stored import as_modules
+from lightning_symmetry.disk import roles as roles  # registers the adapter for stand-ins
+from lightning_symmetry.disk.models import as_modules
 from lightning_symmetry.units.discovery import find_layers
 from tests.disk.networks import copy_half
 from tests.oracle import brute_force_groups
 
 
 def layers_of(tensors: dict[str, Tensor]) -> dict[str, tuple[int, int, int]]:
-    """By name of the layer, its units, the weights that feed each, and the blocks within which they are compared."""
+    """Map each layer to its number of units, its fan-in, and its number of blocks."""
     found = find_layers(as_modules(tensors).model)
     return {layer.name: (layer.num_units, layer.fan_in, layer.blocks) for layer in found.layers}
 
@@ -56,7 +56,7 @@ def scanned(tensors: dict[str, Tensor], folder: Path) -> SymmetryReport:
         (layer("conv", 6, 2, 3), (6, 6, 1)),
         (layer("conv", 6, 2, 3, 3, 3), (6, 54, 1)),
         (layer("depthwise", 6, 1, 3, 3, bias=6), (6, 9, 6)),
-        (layer("conv_of_some_name", 6, 2, 3, 3, bias=2), (2, 54, 1)),  # transposed, as the biases tell
+        (layer("conv_of_some_name", 6, 2, 3, 3, bias=2), (2, 54, 1)),  # transposed, as the number of biases shows
         (layer("up", 4, 4, 2, 2, bias=4), (4, 16, 1)),
         (layer("decoder.ups.0", 6, 2, 4), (2, 24, 1)),
         (layer("up", 6, 2, 3, 3, bias=6), (6, 18, 1)),  # no transposed one could have six biases
@@ -80,7 +80,7 @@ def test_gates_of_stacked_experts_lie_side_by_side_where_there_are_biases(tmp_pa
     report = scanned({**stacks, **biases}, tmp_path)
     groups = {name: [group.units for group in layer.groups] for name, layer in report.layers.items() if layer.groups}
     assert groups == {"experts.gate_proj.1": [(1, 5)], "experts.up_proj.1": [(1, 5)]}
-    assert "experts.gate_proj.1" in scanned(stacks, tmp_path).layers  # gates first, then what they let through
+    assert "experts.gate_proj.1" in scanned(stacks, tmp_path).layers  # all gates, then all up-projections
 
 
 @pytest.mark.parametrize("attention", [(4, 12), (12, 4)], ids=["GPT-2", "nanoGPT"])

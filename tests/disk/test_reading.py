@@ -1,4 +1,4 @@
-"""Files whose tensors are so large that they are opened time after time."""
+"""Large tensors, which stay in the file until they are needed: memory, and files that change during a scan."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def wide() -> nn.Module:
 
 
 @pytest.mark.parametrize("save", [save_safetensors, save_torch])
-def test_all_is_seen_of_a_file_that_is_opened_anew(save: Callable[[nn.Module, Path], Path], tmp_path: Path) -> None:
+def test_large_tensors_are_read_in_full(save: Callable[[nn.Module, Path], Path], tmp_path: Path) -> None:
     net = copy_half(wide())
     path = save(net, tmp_path)
     assert groups_of(scan(path)) == groups_of(scan(path, model=wide)) == groups_of(diagnose(net))
 
 
 def meanwhile(change: Callable[[], object]) -> Callable[[Sequence[Layer]], Iterator[Layer]]:
-    """Change something after the first layer was looked at."""
+    """Call ``change`` after the first layer."""
 
     def follow(layers: Sequence[Layer]) -> Iterator[Layer]:
         yield layers[0]
