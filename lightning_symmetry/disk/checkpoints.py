@@ -31,7 +31,7 @@ _NO_WEIGHTS = re.compile(
 _MAX_DEPTH = 8
 _MAX_KEYS = 8
 _MAX_REASON = 300
-# Tied weights and views of one buffer share numbers, but the tensors of a model do not claim more than 4 files' bytes.
+# How many times the size of the file its tensors may claim; tied weights and views of one buffer share numbers.
 _MAX_SHARED = 4
 
 
@@ -43,24 +43,16 @@ class NoModelError(CheckpointError):
 
 @dataclass
 class Contents:
-    """The contents of a checkpoint.
+    """The contents of a checkpoint."""
 
-    Attributes:
-        tensors: tensors by name; placeholders for those in ``places``.
-        places: where the numbers of placeholders lie, by name.
-        left_out: by name, why a tensor is not read.
-        num_unread: how many numbers the file holds for the tensors that are left out.
-        step: completed optimizer steps, stored by Lightning; 0 if unknown.
-        hyper_parameters: arguments of the module, stored by Lightning; None if the file has none.
-        monitors: states of the training's :class:`~lightning_symmetry.SymmetryMonitor` callbacks.
-    """
-
-    tensors: dict[str, Tensor]
-    places: dict[str, Place] = field(default_factory=dict)
-    left_out: dict[str, str] = field(default_factory=dict)
-    num_unread: int = 0
-    step: int = 0
+    tensors: dict[str, Tensor]  # tensors by name; placeholders for those in ``places``
+    places: dict[str, Place] = field(default_factory=dict)  # where the numbers of placeholders lie, by name
+    left_out: dict[str, str] = field(default_factory=dict)  # by name, why a tensor is not read
+    num_unread: int = 0  # how many numbers the file holds for the tensors that are left out
+    step: int = 0  # completed optimizer steps, stored by Lightning; 0 if unknown
+    # arguments of the module, stored by Lightning; None if the file has none
     hyper_parameters: dict[str, Any] | None = None
+    # states of the training's :class:`~lightning_symmetry.SymmetryMonitor` callbacks
     monitors: list[dict[str, Any]] = field(default_factory=list)
 
 

@@ -42,7 +42,9 @@ def run(
     model: str | None = None,
     with_details: bool = False,
 ) -> int:
-    """Scan checkpoints and print the results: the layers of a single one; of several, a row each and totals.
+    """Scan checkpoints, print the results, and return the exit status; ``UNREADABLE`` if nothing was scanned.
+
+    Prints the layers of a single checkpoint; of several, a row each and totals.
 
     Args:
         paths: files, or folders, all of whose checkpoints are scanned.
@@ -50,10 +52,7 @@ def run(
             :func:`~lightning_symmetry.outputs.findings.findings_json`, or with its ``path`` and ``error``.
         fail_on: the verdicts that count as findings.
         model: the model's class or factory, as ``package.module:Class``.
-        with_details: whether to print the layers of each of several checkpoints, too.
-
-    Returns:
-        The exit status; ``UNREADABLE`` if nothing was scanned.
+        with_details: whether to print the layers of several checkpoints instead of rows.
     """
     try:
         factory = None if model is None else import_model(model)
@@ -61,7 +60,7 @@ def run(
         _complain(f"argument --model: {type(error).__name__}: {error}")
         return UNREADABLE
     found = list(_found(paths))
-    with_rows = not as_json and not with_details and sum(isinstance(each, _Listed) for each in found) > 1
+    with_rows = not as_json and not with_details and sum(each.error is None for each in found) > 1
     scanning = _Scanning(factory, fail_on, as_json=as_json, with_rows=with_rows)
     if with_rows:
         scanning.print_head()
@@ -95,26 +94,20 @@ def import_model(name: str) -> Model:
     return factory  # type: ignore[return-value] # `fill` checks it
 
 
-class _Listed(NamedTuple):
-    """A checkpoint to scan; ``is_named`` if the user gave this path, and not a folder above it."""
+class _Entry(NamedTuple):
+    """A checkpoint to scan, or a path without any."""
 
     path: Path
-    is_named: bool
+    is_named: bool  # whether the user gave this path, and not a folder above it
+    error: Exception | None = None
 
 
-class _Missing(NamedTuple):
-    """A path without checkpoints."""
-
-    path: Path
-    error: Exception
-
-
-def _found(paths: Sequence[Path]) -> Iterator[_Listed | _Missing]:
+def _found(paths: Sequence[Path]) -> Iterator[_Entry]:
     for path in paths:
         try:
-            yield from [_Listed(file, is_named=file == path) for file in checkpoints_at(path)]
+            yield from [_Entry(file, file == path) for file in checkpoints_at(path)]
         except (OSError, ValueError) as error:
-            yield _Missing(path, error)
+            yield _Entry(path, True, error)
 
 
 class _Scanning:
@@ -136,25 +129,20 @@ class _Scanning:
     def status(self) -> int:
         return max(self._statuses, default=UNREADABLE)
 
-    def scan(self, each: _Listed | _Missing) -> None:
+    def scan(self, each: _Entry) -> None:
         """Scan a checkpoint and print the result."""
         path = str(each.path)
-        if isinstance(each, _Missing):
+        if each.error is not None:
             self._unreadable(path, str(each.error))
             return
         try:
             seen = scan_checkpoint(each.path, self._model, _progress(each.path))
-        except NoModelError as error:
-            if each.is_named:
-                self._unreadable(path, str(error))
-            else:
-                self._pass_over(path)
-            return
-        except (CheckpointError, OSError, ModuleNotFoundError, TypeError) as error:
-            self._unreadable(path, str(error))
-            return
         except Exception as error:  # uncaught, it would make Python exit with 1, the status of a finding
-            traceback.print_exc()
+            if isinstance(error, NoModelError) and not each.is_named:
+                self._pass_over(path)
+                return
+            if not isinstance(error, CheckpointError | OSError | ModuleNotFoundError | TypeError):
+                traceback.print_exc()
             self._unreadable(path, str(error))
             return
         report = seen.report
@@ -294,9 +282,9 @@ def _table(report: SymmetryReport) -> list[str]:
         lines.append(f"and {rest} more layers with groups; --json lists all of them")
     if others:
         lines.append(f"and {_count(others, 'layer')} without groups")
-    # The usual note on duplicates says that later checks may tell more; a file has none.
+    # The usual note on duplicates refers to later checks, which a file does not have.
     notes = [note for note in report.notes() if not note.startswith(f"{Verdict.DUPLICATE}:")]
-    duplicates = "duplicate: units with equal weights; a file has no gradients, which tell whether they train as one"
+    duplicates = "duplicate: units with equal weights; a file has no gradients to show whether they train as one"
     return [*lines, duplicates, *map(printable, notes)]
 
 

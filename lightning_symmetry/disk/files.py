@@ -90,31 +90,18 @@ class StoredFile:
 
 @dataclass(frozen=True)
 class Place:
-    """Where the numbers of a tensor lie in a file.
-
-    Attributes:
-        file: the file.
-        start: position in the file at which the tensor's storage begins.
-        num_bytes: size of the storage.
-        dtype: dtype of the tensor.
-        shape: shape of the tensor.
-        stride: strides of the tensor in its storage.
-        offset: index of the tensor's first number in its storage.
-        is_conj: whether the tensor is the complex conjugate of the stored numbers.
-        is_neg: whether the tensor is the negative of the stored numbers.
-        is_swapped: whether the file has the other byte order.
-    """
+    """Where the numbers of a tensor lie in a file."""
 
     file: StoredFile
-    start: int
-    num_bytes: int
+    start: int  # position in the file at which the tensor's storage begins
+    num_bytes: int  # size of the storage
     dtype: torch.dtype
     shape: tuple[int, ...]
-    stride: tuple[int, ...]
-    offset: int = 0
-    is_conj: bool = False
-    is_neg: bool = False
-    is_swapped: bool = False
+    stride: tuple[int, ...]  # of the tensor in its storage
+    offset: int = 0  # index of the tensor's first number in its storage
+    is_conj: bool = False  # whether the tensor is the complex conjugate of the stored numbers
+    is_neg: bool = False  # whether the tensor is the negative of the stored numbers
+    is_swapped: bool = False  # whether the file has the other byte order
 
     @property
     def claimed(self) -> int:
@@ -145,14 +132,7 @@ class Place:
         return self.offset + _extent(self.shape, self.stride)
 
     def read(self, count: int | None = None) -> Tensor:
-        """Read the tensor, or its first few numbers.
-
-        Args:
-            count: read this many numbers, as a vector; None: all, in the shape of the tensor.
-
-        Raises:
-            CheckpointError: if the file has changed since it was opened.
-        """
+        """Read the tensor, or its first ``count`` numbers as a vector; raises as :meth:`StoredFile.read` does."""
         shape, stride = self.shape, self.stride
         if count is not None and torch.empty_strided(shape, stride, device="meta").is_contiguous():
             shape, stride = (min(count, prod(shape)),), (1,)
@@ -188,11 +168,7 @@ class StoredNumbers:
 
     @contextmanager
     def loaded(self, parameters: Iterable[Tensor]) -> Iterator[None]:
-        """Load the numbers of parameters within the context.
-
-        Raises:
-            CheckpointError: if the file has changed since it was opened.
-        """
+        """Load the numbers of parameters within the context; raises as :meth:`StoredFile.read` does."""
         placeholders = [(parameter, parameter.data) for parameter in parameters]
         try:
             self.load(parameter for parameter, _ in placeholders)
@@ -202,7 +178,7 @@ class StoredNumbers:
                 parameter.data = placeholder
 
     def load(self, parameters: Iterable[Tensor]) -> None:
-        """Load the numbers of parameters for good; raises as :meth:`loaded` does."""
+        """Load the numbers of parameters for good; raises as :meth:`StoredFile.read` does."""
         for parameter in parameters:
             if id(parameter) in self._places:
                 parameter.data = self._places[id(parameter)].read()

@@ -1,4 +1,4 @@
-"""The two file formats, safetensors and the archives of ``torch.save``: where in a file the numbers of each tensor lie.
+"""The places of tensors in files of two formats: safetensors, and the archives of ``torch.save``.
 
 A safetensors file is a header with names, shapes and positions, followed by the numbers. An archive of ``torch.save``
 (since PyTorch 1.6) is a ZIP file with a pickle, and a record with the numbers of each storage. The pickle is read with

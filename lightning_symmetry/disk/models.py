@@ -27,36 +27,25 @@ _EXPECTED = "a torch.nn.Module, or a class or function that makes one without ar
 
 
 class Filled(NamedTuple):
-    """A model with the tensors of a checkpoint.
-
-    Attributes:
-        model: the model.
-        tensors: the parameters and buffers that hold tensors of the checkpoint, by their names in the checkpoint.
-        skipped: by name, why a tensor of the checkpoint or of the model was left out.
-        num_unread: number of weights in the checkpoint that are not in the model.
-    """
+    """A model with the tensors of a checkpoint."""
 
     model: nn.Module
+    # the parameters and buffers that hold tensors of the checkpoint, by their names in the checkpoint
     tensors: dict[str, Tensor]
-    skipped: dict[str, str]
-    num_unread: int = 0
+    skipped: dict[str, str]  # by name, why a tensor of the checkpoint or of the model was left out
+    num_unread: int = 0  # number of weights in the checkpoint that are not in the model
 
 
 # ----------------------------------------------------------------- without the model: stand-ins
 
 
 class StoredModule(nn.Module):
-    """A stand-in with the tensors of one module, whose class is unknown.
-
-    Args:
-        path: path of the module in the checkpoint; empty for the model itself.
-        relatives: all modules of the checkpoint by path; this one is added.
-    """
+    """A stand-in with the tensors of one module, whose class is unknown."""
 
     def __init__(self, path: str, relatives: dict[str, StoredModule]) -> None:
         super().__init__()
-        self.path = path
-        self.relatives = relatives
+        self.path = path  # in the checkpoint; empty for the model itself
+        self.relatives = relatives  # all modules of the checkpoint by path
         relatives[path] = self
 
     @property
@@ -80,14 +69,10 @@ class Checkpoint(StoredModule):
 
 
 def as_modules(tensors: Mapping[str, Tensor], places: Mapping[str, Place] | None = None) -> Filled:
-    """Put tensors into a tree of stand-ins, by the dots in their names.
+    """Put the tensors of a state dict into a tree of stand-ins, by the dots in their names.
 
-    Args:
-        tensors: tensors by name, as in a state dict. Tensors that cannot be weights, such as counters, are left out.
-        places: where the numbers of placeholders lie, by name.
-
-    Returns:
-        The tree. Tensors that share their numbers become one parameter.
+    Tensors that share their numbers, in memory or in ``places``, become one parameter. Tensors that cannot be weights,
+    such as counters, are left out.
 
     Example:
         >>> filled = as_modules({"fc.weight": torch.ones(2, 3), "fc.bias": torch.ones(2)})
@@ -143,14 +128,11 @@ def _place_of(tensor: Tensor) -> object | None:
 def fill(model: Model, contents: Contents, path: Path) -> Filled:
     """Build a model without numbers, and assign it the tensors of a checkpoint without copying them.
 
-    Args:
-        model: a module, which is not changed, or a class or function that makes one.
-        contents: the checkpoint. A prefix that its names share, such as ``module.``, is ignored. A class is called with
-            those of the checkpoint's hyperparameters that it accepts.
-        path: path of the checkpoint, for messages.
+    A prefix that all names of the checkpoint share, such as ``module.``, is ignored. A class is called with those of
+    the checkpoint's hyperparameters that it accepts. A module is not changed.
 
     Raises:
-        TypeError: if ``model`` is neither, or calling it fails.
+        TypeError: if ``model`` is no module and makes none, or calling it fails.
         CheckpointError: if the tensors do not fit.
     """
     tensors = contents.tensors

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -27,16 +28,11 @@ _CONV1D = {"c_attn", "c_fc", "c_proj", "q_attn"}
 
 
 class Role(NamedTuple):
-    """A kind of module: how to recognise it, and its units.
+    """A kind of module: how to recognise it, and its units."""
 
-    Attributes:
-        kind: the kind in words.
-        recognises: returns whether a module is of this kind.
-        units: an adapter, as for :func:`~lightning_symmetry.register_layer`.
-    """
-
-    kind: str
-    recognises: Callable[[StoredModule], bool]
+    kind: str  # the kind in words
+    recognises: Callable[[StoredModule], bool]  # returns whether a module is of this kind
+    # an adapter, as for :func:`~lightning_symmetry.register_layer`
     units: Callable[[StoredModule], Units | Iterable[Units]]
 
 
@@ -218,9 +214,7 @@ def _is_linear(module: StoredModule) -> bool:
     return len(shape) == 2 and _num_biases(module) in (None, shape[0])
 
 
-def _columns(module: StoredModule) -> Units:
-    return _incoming(module, transposed=True)
-
+_columns = partial(_incoming, transposed=True)
 
 ROLES = (
     Role("attention with packed projections", _is_attention, _attention),

@@ -38,17 +38,11 @@ Follow = Callable[[Sequence[Layer]], Iterable[Layer]]
 
 @dataclass(frozen=True)
 class Scan:
-    """The result of scanning one checkpoint.
+    """The result of scanning one checkpoint."""
 
-    Attributes:
-        path: the checkpoint.
-        report: the report on its model.
-        findings: findings of the training's monitor, if the checkpoint holds one.
-    """
-
-    path: Path
-    report: SymmetryReport
-    findings: list[Finding]
+    path: Path  # the checkpoint
+    report: SymmetryReport  # the report on its model
+    findings: list[Finding]  # findings of the training's monitor, if the checkpoint holds one
 
 
 def scan(path: str | os.PathLike[str], *, model: Model | None = None) -> SymmetryReport:
@@ -155,8 +149,8 @@ def _reasons(found: Found, diagnoses: Mapping[str, LayerDiagnosis]) -> list[str]
         if layer.groups and not layer.slices_of
     }
     return [
-        "a file on disk has no gradients, which tell what becomes of equal units",
-        *(f"{name}: {units} are equal; `diagnose` tells more in a training" for name, units in equal.items()),
+        "a file has no gradients, which determine the verdict on equal units",
+        *(f"{name}: {units} are equal; call `diagnose(model)` during a training" for name, units in equal.items()),
         *(f"{name} was not looked at: {reason}" for name, reason in found.unread.items()),
     ]
 

@@ -29,7 +29,7 @@ def sample():
 
 scan(sys.argv[2])  # imports what is needed
 with open("/proc/self/clear_refs", "w") as peak:
-    peak.write("5")  # VmHWM begins anew
+    peak.write("5")  # resets VmHWM
 done, seen, anonymous, highest = threading.Event(), [], status("RssAnon"), status("VmHWM")
 sampling = threading.Thread(target=sample)
 sampling.start()

@@ -27,7 +27,7 @@ def test_a_file_shows_what_the_live_network_shows(name: str, is_sick: bool, tmp_
     assert seen.copies == live.copies
     assert seen.coverage == live.coverage
     assert (seen.step, seen.status) == (0, "inconclusive")
-    assert seen.reasons[0] == "a file on disk has no gradients, which tell what becomes of equal units"
+    assert seen.reasons[0] == "a file has no gradients, which determine the verdict on equal units"
 
 
 @pytest.mark.parametrize("name", ["MLP", "GRU", "GPT-2"])
@@ -61,7 +61,7 @@ def test_causes(tmp_path: Path) -> None:
     }
     assert groups["0"] == [("constant", 0.5, Verdict.DUPLICATE)]
     assert groups["2"] == [("zero", 0.0, Verdict.DUPLICATE)]
-    assert "0: all 16 units are equal; `diagnose` tells more in a training" in report.reasons
+    assert "0: all 16 units are equal; call `diagnose(model)` during a training" in report.reasons
 
 
 def test_modules_that_are_copies(tmp_path: Path) -> None:
