@@ -1,4 +1,4 @@
-"""Making the same network with fewer units: units that compute the same become one.
+"""Merging: the same network with fewer units, after units that compute the same have become one.
 
-May import engine and all below. Which tensors belong together is asked of the dependency graph of torch-pruning.
+May import engine and all below. Which tensors belong together is taken from the dependency graph of torch-pruning.
 """

@@ -1,6 +1,6 @@
-"""What has numbers for the units of a layer, according to the dependency graph of torch-pruning.
+"""The tensors with numbers for the units of a layer, according to the dependency graph of torch-pruning.
 
-Everything that depends on torch-pruning is in this module.
+Only this module depends on torch-pruning.
 """
 
 from __future__ import annotations
@@ -22,21 +22,15 @@ from lightning_symmetry.units.readers import ReadingGraph, input_dim
 
 
 class Part(NamedTuple):
-    """A tensor of a module with slices for units.
+    """A tensor of a module with slices for units."""
 
-    Attributes:
-        name: attribute of the module.
-        dim: the dimension along which the slices lie.
-        is_odd: whether mirror images hold the negative of each other's numbers.
-    """
-
-    name: str
-    dim: int
-    is_odd: bool = True
+    name: str  # attribute of the module
+    dim: int  # dimension along which the slices lie
+    is_odd: bool = True  # whether the slices of mirror images are negatives of each other
 
 
 _NORM = (Part("weight", 0, False), Part("bias", 0), Part("running_mean", 0), Part("running_var", 0, False))
-# By the names of torch-pruning for kinds of nodes: what goes with a unit that a module puts out or passes on.
+# Tensors with slices for the units that a module outputs or passes on, by torch-pruning's names for kinds of nodes.
 _WRITTEN = {
     "DEPTHWISE_CONV": (Part("weight", 0, False), Part("bias", 0)),
     "BN": _NORM,
@@ -48,48 +42,36 @@ _READERS = ("LINEAR", "CONV")
 _ROOTS = (*_READERS, "EMBED")  # layers whose units can be merged
 _LAYERS = (*_ROOTS, "DEPTHWISE_CONV")  # layers that have units
 _MIXERS = ("LN", "GN")
-_UNTOLD = "torch-pruning cannot tell which of the numbers that go with them belong to which unit"
+_UNCLEAR = "torch-pruning cannot assign the numbers that belong to them to single units"
 _MAX_VISITS = 100  # to one node of the graph; a node of a residual network is visited a handful of times
 _WITHOUT_NUMBERS = ("ELEMENTWISE", "RESHAPE", "CONCAT", "SPLIT", "UNBIND", "EXPAND", "SLICE")
 
 
 @dataclass(frozen=True)
 class Coupled:
-    """A module with numbers for each of some units, or a parameter that belongs to no known module.
+    """A module with numbers for each of some units, or a parameter that belongs to no known module."""
 
-    Attributes:
-        name: its name in the model, as users read it.
-        kind: its class.
-        tensors: the tensors by name in the model, each with the description of its slices.
-        places: of each unit, the indices of its slices.
-        is_reader: whether the numbers are multiplied by the outputs of the units, which are then summed.
-        is_layer: whether it loses units of its own.
-    """
-
-    name: str
-    kind: str
+    name: str  # name in the model
+    kind: str  # name of the class
+    # the tensors by name in the model, each with the description of its slices
     tensors: Mapping[str, tuple[Part, Tensor]]
-    places: Mapping[int, tuple[int, ...]]
-    is_reader: bool
-    is_layer: bool
+    places: Mapping[int, tuple[int, ...]]  # the indices of each unit's slices
+    is_reader: bool  # whether the outputs of the units are multiplied by the numbers and summed
+    is_layer: bool  # whether the module loses units of its own
 
     def row(self, unit: int, sign: int) -> Tensor:
-        """All numbers for a unit as one vector, those that are odd times the sign."""
-        return torch.cat(
-            [
-                self._slices(tensor, part.dim, unit).flatten() * (sign if part.is_odd else 1)
-                for part, tensor in self.tensors.values()
-            ]
-        )
-
-    def _slices(self, tensor: Tensor, dim: int, unit: int) -> Tensor:
-        return tensor.detach().index_select(dim, torch.tensor(self.places[unit], device=tensor.device))
+        """Return all numbers for a unit as a vector, the odd ones times the sign."""
+        rows = []
+        for part, tensor in self.tensors.values():
+            places = torch.tensor(self.places[unit], device=tensor.device)
+            rows.append(tensor.detach().index_select(part.dim, places).flatten() * (sign if part.is_odd else 1))
+        return torch.cat(rows)
 
 
 class _BoundedList(list[Any]):
-    """The dependencies of a node, which can be gone through a limited number of times.
+    """The dependencies of a node; raises after too many iterations.
 
-    torch-pruning follows them until it meets no new indices. In the operations of an LSTM it may never come to an end.
+    torch-pruning follows dependencies until it meets no new indices, which may never happen in an LSTM.
     """
 
     visits = 0
@@ -102,25 +84,23 @@ class _BoundedList(list[Any]):
 
 
 class Graph:
-    """How the tensors of a model depend on one another.
+    """The dependencies between the tensors of a model.
 
-    Args:
-        model: the model; all of its floating point parameters have to require a gradient. It is put into evaluation
-            mode.
-        inputs: what it is called with.
+    All floating point parameters must require a gradient. The model is put into evaluation mode.
 
     Attributes:
-        readers_are_told: whether a symbolic trace of both modes has found all that reads the units last asked for.
+        knows_all_readers: whether a symbolic trace of both modes found all readers of the units last passed to
+            :meth:`coupled`.
 
     Raises:
         ModuleNotFoundError: if torch-pruning is not installed.
-        NotMergedError: if torch-pruning cannot follow the model.
+        NotMergedError: if torch-pruning cannot trace the model.
     """
 
     def __init__(self, model: nn.Module, inputs: Inputs) -> None:
         pruning = torch_pruning()
         self._model = model
-        self.readers_are_told = False
+        self.knows_all_readers = False
         self._paths = {module: path for path, module in model.named_modules()}
         try:
             with torch.enable_grad():
@@ -132,38 +112,34 @@ class Graph:
                     ignored_params=[],  # release 1.5 fails on its own default
                     verbose=False,
                 )
-        except Exception as error:  # it follows some models only, and fails on others in many ways
-            raise NotMergedError(f"torch-pruning cannot follow the model ({describe(error)})") from error
+        except Exception as error:  # torch-pruning fails on unsupported models in many ways
+            raise NotMergedError(f"torch-pruning cannot trace the model ({describe(error)})") from error
         for node in self._graph.module2node.values():
             node.dependencies = _BoundedList(node.dependencies)
 
     def num_units(self, module: nn.Module) -> int:
-        """Return how many units a layer has."""
+        """Return the number of units of a layer; 0 if it is not in the graph."""
         return int(self._graph.get_out_channels(module) or 0) if module in self._graph.module2node else 0
 
     def coupled(self, module: nn.Module, units: Sequence[int]) -> list[Coupled]:
-        """All that has numbers for these units, the module itself first.
-
-        Args:
-            module: the layer whose units they are.
-            units: their indices.
+        """Return all modules with numbers for some units of a layer, the layer itself first.
 
         Raises:
-            NotMergedError: if the units cannot be removed, or not without changing what the model computes.
+            NotMergedError: if removing the units is impossible, or would change the model's function.
         """
         group = self._group(module, units)
         coupled = [each for item in group for each in self._coupled(item, units)]
         readers = [each for each in coupled if each.is_reader]
         if not readers:
-            raise NotMergedError("they are outputs of the model, or torch-pruning does not know what reads them")
+            raise NotMergedError("they are outputs of the model, or torch-pruning does not find what reads them")
         self._check_readers(readers, module, units)
         return coupled
 
     def _check_readers(self, readers: Iterable[Coupled], module: nn.Module, units: Sequence[int]) -> None:
-        """Refuse units that other layers read as well, such as one that is used in training mode only."""
+        """Check that torch-pruning found all readers, including layers that are used only in training mode."""
         expected = ReadingGraph(self._model).readers_of(module, self._graph.get_out_channels(module))
-        self.readers_are_told = expected is not None
-        if expected is None:  # it cannot follow units that are added to others, for example
+        self.knows_all_readers = expected is not None
+        if expected is None:  # for example, because the units are added to others
             return
         found = {id(tensor): (part.dim, each.places) for each in readers for part, tensor in each.tensors.values()}
         for reader in expected:
@@ -172,7 +148,7 @@ class Graph:
                 raise NotMergedError(f"`{reader.name}` reads them at inputs that torch-pruning does not find")
 
     def remove(self, module: nn.Module, units: Sequence[int]) -> None:
-        """Remove units of a layer, and what goes with them. Afterwards this graph is no longer of use.
+        """Remove units of a layer and everything that belongs to them. The graph must not be used afterwards.
 
         Raises:
             NotMergedError: if torch-pruning fails.
@@ -184,7 +160,7 @@ class Graph:
 
     def _group(self, module: nn.Module, units: Sequence[int]) -> Any:
         if module not in self._graph.module2node:
-            raise NotMergedError("torch-pruning does not find the layer in what leads to the outputs of the model")
+            raise NotMergedError("torch-pruning does not find the layer on a path to the outputs of the model")
         if self._graph.module2node[module].type.name not in _ROOTS:
             raise NotMergedError(f"torch-pruning removes no single units of {type(module).__name__}")
         for node in self._graph.module2node.values():
@@ -193,16 +169,16 @@ class Graph:
         try:
             return self._graph.get_pruning_group(module, remove, list(units))
         except Exception as error:
-            raise NotMergedError(f"torch-pruning cannot tell what goes with them ({describe(error)})") from error
+            raise NotMergedError(f"torch-pruning cannot find what belongs to them ({describe(error)})") from error
 
     def _coupled(self, item: Any, units: Sequence[int]) -> list[Coupled]:
-        """What an item of a pruning group stands for: nothing, if it has no numbers."""
+        """Return the module or parameter that a pruning-group item touches; empty for operations without numbers."""
         node, handler = item.dep.target, item.dep.handler
         kind = node.type.name
         if kind in _WITHOUT_NUMBERS:
-            # Behind weights of zero its outputs make no difference yet, so running the model would not tell.
+            # Weights of zero behind it would hide the change from a comparison of outputs.
             if "Softmax" in str(node.module):
-                raise NotMergedError("a softmax runs over them, or over what is computed from them")
+                raise NotMergedError("a softmax runs over them, or over values computed from them")
             return []
         if kind == "OUTPUT":
             raise NotMergedError("they are outputs of the model")
@@ -217,14 +193,14 @@ class Graph:
             dim = input_dim(module)
             parts = (Part("weight", dim),) if is_reader else (Part("weight", 1 - dim), Part("bias", 0))
         if kind in _MIXERS:
-            raise NotMergedError(f"`{name}` ({class_name}) takes statistics over them, which would be others")
+            raise NotMergedError(f"`{name}` ({class_name}) computes statistics over them, which would change")
         if parts is None:
             raise NotMergedError(f"torch-pruning removes no single units of `{name}` ({class_name})")
         _check_convolution(module, kind, name)
         if kind == "IN" and getattr(module, "running_mean", None) is not None:
             raise NotMergedError(f"torch-pruning does not shorten the statistics of `{name}` ({class_name})")
         tensors = self._tensors(module, name, parts)
-        # A PReLU may have one number for all of its units.
+        # A PReLU may share one number among its units.
         tensors = {key: (part, tensor) for key, (part, tensor) in tensors.items() if tensor.shape[part.dim] > 1}
         if not tensors:
             return []
@@ -250,7 +226,7 @@ class Graph:
         path = next(name for name, other in self._model.named_parameters() if other is parameter)
         owner_path, _, attribute = path.rpartition(".")
         owner = self._model.get_submodule(owner_path)
-        if type(owner).__module__.startswith("torch.nn."):  # such as a GRU, of which torch-pruning sees tensors only
+        if type(owner).__module__.startswith("torch.nn."):  # for a GRU, torch-pruning finds the tensors only
             raise NotMergedError(f"torch-pruning does not know `{owner_path}` ({type(owner).__name__})")
         tensors = self._tensors(owner, owner_path, [Part(attribute, dim % parameter.ndim, is_odd=False)])
         _check_places(places, tensors)
@@ -262,7 +238,7 @@ class Graph:
 
 
 def torch_pruning() -> Any:
-    """The package torch-pruning.
+    """Import and return the package torch-pruning.
 
     Raises:
         ModuleNotFoundError: if it is not installed.
@@ -280,7 +256,7 @@ def _places(item: Any, units: Sequence[int]) -> dict[int, tuple[int, ...]]:
     found: dict[int, list[int]] = {unit: [] for unit in units}
     for place, unit in zip(item.idxs, item.root_idxs, strict=True):
         if unit not in found:
-            raise NotMergedError(_UNTOLD)
+            raise NotMergedError(_UNCLEAR)
         found[unit].append(place)
     return {unit: tuple(sorted(places)) for unit, places in found.items()}
 
@@ -289,7 +265,7 @@ def _check_places(places: Mapping[int, tuple[int, ...]], tensors: Mapping[str, t
     all_places = [place for of_unit in places.values() for place in of_unit]
     size = min(tensor.shape[part.dim] for part, tensor in tensors.values())
     if len(set(all_places)) < len(all_places) or not all(0 <= place < size for place in all_places):
-        raise NotMergedError(_UNTOLD)
+        raise NotMergedError(_UNCLEAR)
 
 
 def _check_convolution(module: nn.Module, kind: str, name: str) -> None:

@@ -1,28 +1,30 @@
-"""What the merging of units does to the numbers of one tensor, to its gradient and to what an optimizer keeps of it."""
+"""What a merge does to one tensor, to its gradient, and to the optimizer's state for it."""
 
 from __future__ import annotations
 
-import math
+import copy
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from lightning_symmetry.merging.errors import MergeError
+
+# States that PyTorch's optimizers keep for each parameter, by their names.
+_LINEAR = frozenset({"momentum_buffer", "exp_avg", "grad_avg", "ax", "prev"})
+_SQUARES = frozenset({"exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum"})
 
 
 @dataclass(frozen=True)
 class Equal:
-    """Slices of a tensor that are equal, or mirror images, if units are.
+    """Slices of a tensor that are equal, or mirror images, if units are."""
 
-    Attributes:
-        name: name of the parameter or buffer in the model.
-        dim: the dimension along which the slices lie.
-        pairs: the index of a slice, that of the one that it equals, and the sign.
-    """
-
-    name: str
-    dim: int
-    pairs: tuple[tuple[int, int, int], ...]
+    name: str  # name of the parameter or buffer in the model
+    dim: int  # dimension along which the slices lie
+    pairs: tuple[tuple[int, int, int], ...]  # index of a slice, index of the slice that it equals, sign
 
     def make_so(self, tensor: Tensor) -> None:
         """Make the slices of a tensor equal, in place.
@@ -40,69 +42,81 @@ class Equal:
 
 @dataclass(frozen=True)
 class Edit:
-    """Slices of a tensor are added to others and dropped.
+    """Removal of slices of a tensor, some of which are added to others first."""
 
-    Attributes:
-        name: name of the parameter or buffer in the model.
-        dim: the dimension in question, of size ``n``.
-        kept: indices of the slices that stay, sorted.
-        added: for every slice whose numbers are added to another one before it is dropped: its index, that of the other
-            one, and the sign.
-        factors: for every slice that stays, what its gradient in the merged network has to be multiplied by for the
-            merged network to follow the original one.
-    """
+    name: str  # name of the parameter or buffer in the model
+    dim: int  # dimension along which the slices lie
+    kept: tuple[int, ...]  # sorted indices of the slices that are kept
+    added: tuple[tuple[int, int, int], ...]  # index of a removed slice, index of the slice to which it is added, sign
+    factors: tuple[float, ...]  # for the gradient of each kept slice, to follow the original network
 
-    name: str
-    dim: int
-    kept: tuple[int, ...]
-    added: tuple[tuple[int, int, int], ...]
-    factors: tuple[float, ...]
+    @staticmethod
+    def of(name: str, dim: int, size: int, sets: Iterable[Iterable[tuple[int, int]]], *, is_reader: bool) -> Edit:
+        """Make the edit that keeps the first slice of each set.
+
+        Slices of a reader are added up. A sum of ``m`` slices gets the gradient of a single one: the factor is ``m``.
+        In other tensors, a slice that replaces ``m`` slices gets ``m`` times the gradient: the factor is ``1 / m``.
+
+        Args:
+            name: name of the tensor.
+            dim: dimension along which the slices lie.
+            size: size of this dimension.
+            sets: for each set of slices, their indices and signs; only readers use the signs.
+            is_reader: whether the tensor is multiplied by the outputs of the units.
+
+        Example:
+            >>> edit = Edit.of("fc2.weight", 1, 3, [[(0, 1), (2, -1)]], is_reader=True)
+            >>> edit.apply(torch.tensor([[1.0, 2.0, 3.0]])), edit.factors
+            (tensor([[-2.,  2.]]), (2.0, 1.0))
+        """
+        added: list[tuple[int, int, int]] = []
+        multiplicity: dict[int, int] = {}
+        for members in sets:
+            (first, sign), *others = members
+            multiplicity[first] = 1 + len(others)
+            added += [(index, first, sign * other) for index, other in others]
+        gone = {index for index, _, _ in added}
+        kept = tuple(index for index in range(size) if index not in gone)
+        factors = tuple(float(multiplicity.get(index, 1)) ** (1 if is_reader else -1) for index in kept)
+        return Edit(name, dim, kept, tuple(added) if is_reader else (), factors)
 
     def fold(self, tensor: Tensor) -> Tensor:
-        """A copy of a tensor in which slices are added to others; none is dropped yet."""
+        """Return a copy of a tensor in which slices are added to others; none is removed yet."""
         if not self.added:
             return tensor.clone()
-        # Thousands of equal numbers add up with an error that shows; some devices have no float64.
+        # A sum of thousands of equal numbers would have a visible error; some devices have no float64.
         exact = tensor.to("cpu", torch.complex128 if tensor.is_complex() else torch.float64, copy=True)
         gone, into, signs = zip(*self.added, strict=True)
         slices = exact.index_select(self.dim, _index(gone, exact))
-        return exact.index_add_(self.dim, _index(into, exact), slices * self._along(signs, exact)).to(tensor)
+        return exact.index_add_(self.dim, _index(into, exact), slices * _along(signs, self.dim, exact)).to(tensor)
 
     def apply(self, tensor: Tensor) -> Tensor:
-        """The tensor after the merge. So go the weights, and all that is linear in the gradient, like a momentum."""
+        """Return the weights after the merge, or a state that is linear in the gradient, such as momentum."""
         return self._keep(self.fold(tensor))
 
     def apply_to_squares(self, tensor: Tensor) -> Tensor:
-        """An average of squared gradients after the merge, as if gradients had been multiplied by their factors.
+        """Return an average of squared gradients after the merge, as if gradients had been scaled by their factors.
 
-        The gradient of a sum of ``m`` slices is then ``m`` times that of each; all others are those of the original.
+        The scaled gradient of a sum of ``m`` slices is ``m`` times that of each; all others are the original ones.
         """
         kept = self._keep(tensor)
         return kept * self.correction(tensor).square() if self.added else kept
 
     def apply_to_scale(self, scale: Tensor) -> Tensor:
-        """Factors of a gradient, of size 1 along the dimensions in which they are equal, with those of this merge."""
+        """Combine gradient factors of earlier edits, of size 1 along dimensions without any, with those of this one."""
         kept = scale if scale.shape[self.dim] == 1 else self._keep(scale)
         return kept * self.correction(scale)
 
     def correction(self, like: Tensor) -> Tensor:
-        """What the gradient in the merged network has to be multiplied by, to be broadcast to the tensor."""
-        return self._along(self.factors, like)
+        """Return the gradient's factors, to be broadcast to the tensor."""
+        return _along(self.factors, self.dim, like)
 
     def _keep(self, tensor: Tensor) -> Tensor:
         return tensor.index_select(self.dim, _index(self.kept, tensor))
 
-    def _along(self, numbers: Iterable[float], like: Tensor) -> Tensor:
-        return _along(numbers, self.dim, like)
-
 
 def gradient_scales(edits: Iterable[Edit], parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The factors for the gradients of the merged network, by the names of parameters, where any is not 1.
-
-    Args:
-        edits: what was done, in this order.
-        parameters: those of the merged network that are trained, by name.
-    """
+    """Return the factors for the gradients of the trained parameters, by name, unless all of them are 1."""
     scales: dict[str, Tensor] = {}
     for edit in edits:
         parameter = parameters.get(edit.name)
@@ -112,6 +126,55 @@ def gradient_scales(edits: Iterable[Edit], parameters: Mapping[str, Tensor]) -> 
     return {name: scale for name, scale in scales.items() if not bool((scale == 1).all())}
 
 
+def rebuilt_optimizer(
+    optimizer: torch.optim.Optimizer, model: nn.Module, merged: nn.Module, edits: Iterable[Edit]
+) -> torch.optim.Optimizer:
+    """Return an optimizer for the merged network, with the class, options and progress of the original network's.
+
+    Its state is what it would be if gradients had been scaled by ``Merged.gradient_scale`` from the start: momentum is
+    edited as the weights are, averages of squared gradients are scaled by the squared factors, step counts are kept.
+
+    Raises:
+        MergeError: if the optimizer has a state whose edit is unknown.
+    """
+    if isinstance(optimizer, torch.optim.LBFGS):
+        raise MergeError("the state of LBFGS belongs to no single parameter; merge without `optimizer`, make a new one")
+    edits_of: dict[str, list[Edit]] = defaultdict(list)
+    for edit in edits:
+        edits_of[edit.name].append(edit)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    parameters = dict(merged.named_parameters())
+    state: dict[Tensor, Any] = defaultdict(dict)
+    groups = []
+    for group in optimizer.param_groups:
+        groups.append({**group, "params": [parameters[names[id(parameter)]] for parameter in group["params"]]})
+        for parameter in group["params"]:
+            name = names[id(parameter)]
+            if parameter in optimizer.state:
+                state[parameters[name]] = {
+                    key: _edited(key, value, parameter, edits_of[name])
+                    for key, value in optimizer.state[parameter].items()
+                }
+    # Rebuilt as by unpickling, because not every class accepts its own `defaults` as arguments.
+    twin: Any = type(optimizer).__new__(type(optimizer))
+    twin.__setstate__({"defaults": dict(optimizer.defaults), "state": state, "param_groups": groups})
+    rebuilt: torch.optim.Optimizer = twin
+    return rebuilt
+
+
+def _edited(key: str, value: Any, parameter: Tensor, edits: list[Edit]) -> Any:
+    if not edits or not isinstance(value, Tensor | list | dict) or (isinstance(value, Tensor) and not value.ndim):
+        return copy.deepcopy(value)
+    if isinstance(value, Tensor) and value.shape == parameter.shape and key in _LINEAR | _SQUARES:
+        for edit in edits:
+            value = edit.apply(value) if key in _LINEAR else edit.apply_to_squares(value)
+        return value
+    raise MergeError(
+        f"it is unknown how the optimizer's state `{key}` changes with the weights; merge without `optimizer` and make "
+        "a new one"
+    )
+
+
 def _along(numbers: Iterable[float], dim: int, like: Tensor) -> Tensor:
     vector = torch.tensor(list(numbers), dtype=like.dtype, device=like.device)
     return vector.reshape([-1 if each == dim % like.ndim else 1 for each in range(like.ndim)])
@@ -119,45 +182,3 @@ def _along(numbers: Iterable[float], dim: int, like: Tensor) -> Tensor:
 
 def _index(indices: Iterable[int], like: Tensor) -> Tensor:
     return torch.tensor(list(indices), dtype=torch.long, device=like.device)
-
-
-def edit_of_writer(name: str, dim: int, size: int, sets: Iterable[Iterable[tuple[int, int]]]) -> Edit:
-    """The edit of a tensor with a slice for each unit: the first slice of each set stays.
-
-    A slice that stands for ``m`` units gets ``m`` times the gradient, so the factor is ``1 / m``.
-
-    Args:
-        name: name of the tensor in the model.
-        dim: its dimension in question.
-        size: the size of this dimension.
-        sets: for every set of equal slices, their indices, and a sign that plays no part here.
-    """
-    return _edit(name, dim, size, sets, adds=False)
-
-
-def edit_of_reader(name: str, dim: int, size: int, sets: Iterable[Iterable[tuple[int, int]]]) -> Edit:
-    """The edit of a tensor that is multiplied by the outputs of units: the slices of each set are added up.
-
-    A sum of ``m`` slices gets the gradient of one, so the factor is ``m``. The arguments are those of
-    :func:`edit_of_writer`; the sign says how a slice enters the sum.
-
-    Example:
-        >>> edit = edit_of_reader("fc2.weight", 1, 3, [[(0, 1), (2, -1)]])
-        >>> edit.apply(torch.tensor([[1.0, 2.0, 3.0]])), edit.factors
-        (tensor([[-2.,  2.]]), (2.0, 1.0))
-    """
-    return _edit(name, dim, size, sets, adds=True)
-
-
-def _edit(name: str, dim: int, size: int, sets: Iterable[Iterable[tuple[int, int]]], adds: bool) -> Edit:
-    added: list[tuple[int, int, int]] = []
-    multiplicity: dict[int, int] = {}
-    for members in sets:
-        (first, sign), *others = members
-        multiplicity[first] = 1 + len(others)
-        added += [(index, first, sign * other) for index, other in others]
-    gone = {index for index, _, _ in added}
-    kept = tuple(index for index in range(size) if index not in gone)
-    power = 1 if adds else -1
-    factors = tuple(math.pow(multiplicity.get(index, 1), power) for index in kept)
-    return Edit(name, dim, kept, tuple(added) if adds else (), factors)

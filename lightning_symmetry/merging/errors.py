@@ -1,18 +1,18 @@
-"""What goes wrong with a merge."""
+"""Errors of a merge."""
 
 from __future__ import annotations
 
 
 class MergeError(RuntimeError):
-    """Raised if no merged network can be vouched for; the message says why."""
+    """Raised if no merged network can be verified; the message says why."""
 
 
 class NotMergedError(Exception):
-    """Raised within this package if units of one layer cannot be merged; the message is the reason that users read."""
+    """Raised within this package if units of one layer cannot be merged; users read the message as the reason."""
 
 
 def describe(error: Exception) -> str:
-    r"""What an error of somebody else's code is, in one line.
+    r"""Return the type of an error and the first line of its message.
 
     Example:
         >>> describe(ValueError("too wide\nat line 3"))

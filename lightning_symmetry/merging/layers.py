@@ -1,40 +1,33 @@
-"""Merging the units of one layer, in place, without a look at what the model computes then."""
+"""Merging the units of one layer, in place, without checking the outputs of the model."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from lightning_symmetry.matrices.question import TOLERANCES
 from lightning_symmetry.merging.coupling import Coupled, Graph
-from lightning_symmetry.merging.edits import Edit, Equal, edit_of_reader, edit_of_writer
+from lightning_symmetry.merging.edits import Edit, Equal
 from lightning_symmetry.merging.errors import NotMergedError
-from lightning_symmetry.merging.sets import Signed, split
 from lightning_symmetry.merging.verification import Inputs
+
+Signed = tuple[int, int]
+"""A unit, and the sign of its output relative to the first unit of its set."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """What was done to merge units of one layer.
+    """The merge of units of one layer."""
 
-    Attributes:
-        edits: what became of each tensor.
-        gone: by the name of a module, the indices of the units that it lost; other layers than the one in question
-            lose units if they write to the same channels.
-        reasons: why some of the units were not merged.
-        equal: which slices of which tensors are equal if the merged units are.
-        readers_are_told: whether a symbolic trace of both modes has found all that reads the units.
-        num_units: number of units of the layer before.
-    """
-
-    edits: tuple[Edit, ...]
-    gone: dict[str, tuple[int, ...]]
-    reasons: tuple[str, ...]
-    equal: tuple[Equal, ...]
-    readers_are_told: bool
-    num_units: int
+    edits: tuple[Edit, ...]  # the edits of all tensors
+    gone: dict[str, tuple[int, ...]]  # removed units by layer: this one, and those that write to the same channels
+    reasons: tuple[str, ...]  # why some of the units were not merged
+    equal: tuple[Equal, ...]  # the slices that are equal if the merged units are
+    knows_all_readers: bool  # whether a symbolic trace of both modes has found all layers that read the units
+    num_units: int  # number of units of the layer before the merge
 
 
 def merge_units(
@@ -42,16 +35,11 @@ def merge_units(
 ) -> Step:
     """Merge units of one layer of a model, in place.
 
-    Args:
-        model: the model; all of its floating point parameters have to require a gradient. Afterwards it is in
-            evaluation mode, and some of its parameters are new ones that require a gradient.
-        inputs: what it is called with.
-        name: name of the layer in the model.
-        groups: groups of units that have equal rows, up to the sign.
-        labels: what the units of the layer are called where a reason names them.
+    All floating point parameters must require a gradient. The model is put into evaluation mode, and edited parameters
+    are replaced by new ones that require a gradient. ``labels`` are the names of the layer's units in reasons.
 
     Raises:
-        NotMergedError: if none of the units can be merged. The model is of no use then.
+        NotMergedError: if none of the units can be merged; the model may then be left half edited.
     """
     graph = Graph(model, inputs)
     module = model.get_submodule(name)
@@ -66,7 +54,11 @@ def merge_units(
         reasons += why_not_all
     if not sets:
         raise NotMergedError("; ".join(dict.fromkeys(reasons)))
-    edits = [edit for each in coupled for edit in _edits(each, sets)]
+    edits = [
+        Edit.of(key, part.dim, tensor.shape[part.dim], _sets_of_places(each, sets), is_reader=each.is_reader)
+        for each in coupled
+        for key, (part, tensor) in each.tensors.items()
+    ]
     tensors: dict[str, Tensor] = dict(model.named_parameters())
     with torch.no_grad():
         for edit in edits:
@@ -80,20 +72,54 @@ def merge_units(
         if each.is_layer
     }
     equal = tuple(one for each in coupled if not each.is_reader for one in _equal(each, sets))
-    return Step(tuple(edits), of_layers, tuple(dict.fromkeys(reasons)), equal, graph.readers_are_told, num_units)
+    return Step(tuple(edits), of_layers, tuple(dict.fromkeys(reasons)), equal, graph.knows_all_readers, num_units)
 
 
-def _edits(coupled: Coupled, sets: Sequence[Sequence[Signed]]) -> list[Edit]:
-    """What happens to each tensor of something coupled if one unit of each set stays."""
-    make = edit_of_reader if coupled.is_reader else edit_of_writer
-    sets_of_places = _sets_of_places(coupled, sets)
-    return [
-        make(name, part.dim, tensor.shape[part.dim], sets_of_places) for name, (part, tensor) in coupled.tensors.items()
-    ]
+def split(
+    units: Sequence[Signed], coupled: Sequence[Coupled], labels: Sequence[int]
+) -> tuple[list[list[Signed]], list[str]]:
+    """Split units into sets that agree in all coupled tensors. Readers may differ: their weights are added up.
+
+    Returns:
+        The sets of two or more units, and a reason for each module in which units differ.
+    """
+    sets, reasons = [list(units)], []
+    for index, each in enumerate(coupled):
+        parts = [part for members in sets for part in _split_by(members, each)]
+        if len(parts) > len(sets):
+            separated = ", ".join(str(labels[part[0][0]]) for part in parts)
+            also = "writes to the same channels and " if each.is_layer and index else ""
+            differs = "does not read all of them alike" if each.is_reader else f"{also}holds different numbers for them"
+            reasons.append(f"units {separated}: `{each.name}` ({each.kind}) {differs}")
+        sets = parts
+    return [members for members in sets if len(members) > 1], reasons
+
+
+def _split_by(members: Sequence[Signed], coupled: Coupled) -> Iterable[list[Signed]]:
+    parts: list[list[Signed]] = []
+    for member in members:
+        part = next((part for part in parts if _agree(member, part[0], coupled)), None)
+        if part is None:
+            parts.append([member])
+        else:
+            part.append(member)
+    return parts
+
+
+def _agree(a: Signed, b: Signed, coupled: Coupled) -> bool:
+    if len(coupled.places[a[0]]) != len(coupled.places[b[0]]):
+        return False
+    if coupled.is_reader:
+        return True
+    rows = (coupled.row(*signed).cpu() for signed in (a, b))
+    x, y = (row.to(torch.complex128 if row.is_complex() else torch.float64) for row in rows)
+    dtype = next(tensor.dtype.to_real() for _, tensor in coupled.tensors.values())
+    largest = torch.maximum(torch.linalg.vector_norm(x), torch.linalg.vector_norm(y))
+    return bool(torch.linalg.vector_norm(x - y) <= TOLERANCES.get(dtype, 0.0) * largest)
 
 
 def _equal(coupled: Coupled, sets: Sequence[Sequence[Signed]]) -> Iterator[Equal]:
-    """Which slices of the tensors of something coupled are equal if the units of each set are."""
+    """Yield, for each coupled tensor, the slices that are equal if the units of each set are."""
     for name, (part, _) in coupled.tensors.items():
         pairs = [
             (place, first, sign * first_sign if part.is_odd else 1)
@@ -104,7 +130,7 @@ def _equal(coupled: Coupled, sets: Sequence[Sequence[Signed]]) -> Iterator[Equal
 
 
 def _sets_of_places(coupled: Coupled, sets: Sequence[Sequence[Signed]]) -> list[tuple[Signed, ...]]:
-    # A unit may have several slices, such as a column for each pixel of a channel; those at the same place go together.
+    # A unit may have several slices, such as a column for each pixel of a channel; slices of the same pixel form a set.
     return [
         places
         for members in sets

@@ -1,9 +1,8 @@
-"""The same network with fewer units."""
+"""`merge_duplicates`: the same network with fewer units."""
 
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,15 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from lightning_symmetry.arguments import check_module
+from lightning_symmetry.brief import brief
 from lightning_symmetry.engine.diagnose import diagnose
 from lightning_symmetry.merging.coupling import torch_pruning
-from lightning_symmetry.merging.edits import Edit, gradient_scales
+from lightning_symmetry.merging.edits import Edit, gradient_scales, rebuilt_optimizer
 from lightning_symmetry.merging.errors import MergeError, NotMergedError, describe
-from lightning_symmetry.merging.layers import Step, merge_units
-from lightning_symmetry.merging.optimizers import carried_over, check_optimizer
-from lightning_symmetry.merging.sets import Signed
+from lightning_symmetry.merging.layers import Signed, Step, merge_units
 from lightning_symmetry.merging.trials import Trial
-from lightning_symmetry.merging.verification import Inputs, Original, own_surroundings
+from lightning_symmetry.merging.verification import Inputs, Original, change_in_words, own_surroundings
 from lightning_symmetry.units.discovery import find_layers
 from lightning_symmetry.units.naming import readable_modules
 from lightning_symmetry.verdicts.diagnoses import LayerDiagnosis, UnitGroup
@@ -35,16 +33,15 @@ class Merged:
 
     Attributes:
         model: the merged network, a copy without gradients.
-        removed: by layer name, the indices of the units that are gone, as the original layer counts them.
+        removed: by layer name, the indices of the removed units in the original layer.
         parameters_before: number of parameters of the original network.
-        parameters_after: number of parameters of the merged one.
-        error: the largest relative distance ``||a - b|| / ||a||`` between outputs of both, on the example inputs and on
-            random ones, computed in float64, if the model can be run so.
-        left: by layer name, why groups of the layer were not merged, in whole or in part.
-        optimizer: an optimizer over the parameters of ``model`` that carries on where the given one stands; None if
-            none was given.
-        gradient_scale: by parameter name, what to multiply the gradient by so that SGD goes on as in the original
-            network, to be broadcast to the parameter. Only parameters that require one, and for which it is not 1.
+        parameters_after: number of parameters of the merged network.
+        error: the largest relative distance ``||a - b|| / ||a||`` between their outputs, on the example inputs and on
+            random ones, computed in float64 if the model can be run so.
+        left: by layer name, why some groups, or parts of them, were not merged.
+        optimizer: an optimizer for ``model`` that continues from the state of the given one; None without one.
+        gradient_scale: by parameter name, the factors for the gradient with which SGD continues as in the original
+            network, to be broadcast to the parameter. Frozen parameters and factors of 1 are omitted.
     """
 
     model: nn.Module
@@ -66,44 +63,46 @@ def merge_duplicates(
 ) -> Merged:
     """Make the same network with fewer units.
 
-    Of each group of units with equal incoming weights the first stays, and the outgoing weights of the others are
-    added to its own: ``v_1 h + ... + v_m h = (v_1 + ... + v_m) h``. Mirror images enter with a minus sign, where the
-    activation is odd. Then the others are removed, with all that goes with them, by the dependency graph of
-    torch-pruning. Each layer is merged on a copy, and that is kept only if its outputs are those of the original
-    network: within a relative error of 1e-5 in float32, 1e-12 in float64, in evaluation mode, on the example inputs and
-    on random ones. So that no numbers hide what else reads the units, it is also tried in float64 with noise on all
-    parameters, in both modes and with inputs of several sizes, within 1e-9. Units that may be read on a path that none
-    of these runs took are left. Dead units are not merged.
+    The first unit of each group with equal incoming weights is kept, and the outgoing weights of the others are added
+    to its own: ``v_1 h + ... + v_m h = (v_1 + ... + v_m) h``. Mirror images enter with a minus sign, if the activation
+    is odd. The others are then removed with all numbers that belong to them, by the dependency graph of torch-pruning.
+
+    Each layer is merged on a copy, which is kept only if its outputs equal those of the original network: within a
+    relative error of 1e-5 in float32 and 1e-12 in float64, in evaluation mode, on the example inputs and on random
+    ones. The numbers of a model can hide other readers of the units. So each merge is also tried in float64 with noise
+    on all parameters, in both modes and with inputs of several scales, within 1e-9. Units that a path outside these
+    runs may read are left. Dead units are not merged.
 
     The merged network does not by itself train as the original one. Let ``m`` units have the incoming weights ``w`` and
     the outgoing weights ``v``; the merged unit has ``w`` and ``V = m v``. With the input ``x``, the output ``h``, the
-    gradient ``d`` of what the outgoing weights lead to, and the slope ``s`` of the activation, the gradients are
+    gradient ``d`` with respect to ``V h``, and the slope ``s`` of the activation, the gradients are
 
     - of the original: ``dw = s (v d) x`` and ``dv = d h``, the same for all ``m`` units,
     - of the merged network: ``dw = s (V d) x = m s (v d) x`` and ``dV = d h``.
 
-    So SGD, with momentum and weight decay, which are linear, goes on exactly as before if the gradient of the incoming
-    weights is divided by ``m`` and that of the outgoing ones multiplied by it: ``V`` has to move ``m`` times as far as
-    each ``v``. ``Merged.gradient_scale`` has these factors. It also takes units that train as one, so equal outgoing
-    weights, up to the sign: others part, and the merged network cannot follow. Adam takes no notice of factors. Its
-    steps for ``w`` are right without any; for ``V`` the learning rate would have to be ``m`` times as large.
+    SGD, momentum and weight decay are linear. They continue exactly as before if the gradient of the incoming weights
+    is divided by ``m`` and the gradient of the outgoing weights multiplied by ``m``, because ``V`` has to move ``m``
+    times as far as each ``v``. ``Merged.gradient_scale`` holds these factors. This requires units that train as one,
+    with equal outgoing weights up to the sign; other units diverge, which the merged network cannot follow. Adam
+    ignores the scale of gradients: its steps for ``w`` are right without factors, and ``V`` would need ``m`` times the
+    learning rate.
 
     Args:
-        model: the network; it stays as it is, to the last bit.
-        example_inputs: what it can be called with: a tensor, a tuple of tensors, or a dict of keyword arguments.
-        report: what :func:`diagnose` or a monitor has found in this model; None: look anew.
-        optimizer: an optimizer over the parameters of the model, if there is one to carry on.
+        model: the network; it is not changed.
+        example_inputs: arguments for the model: a tensor, a tuple of tensors, or a dict of keyword arguments.
+        report: the report of :func:`diagnose` or a monitor on this model; None: make one.
+        optimizer: an optimizer over the parameters of the model, whose state the merged network continues with.
 
     Returns:
-        The merged network, and what there is to know about it.
+        The merged network, with what was removed and how to continue its training.
 
     Raises:
         ModuleNotFoundError: if torch-pruning is not installed.
-        TypeError: if an argument is of the wrong type.
+        TypeError: if an argument has the wrong type.
         ValueError: if the model cannot be copied or fails on the example inputs, or if the report or the optimizer
             belong to another model.
-        MergeError: if the model returns something else at every call, so that no merge can be verified, or if the
-            optimizer keeps something of which it is not known how it goes with the weights.
+        MergeError: if the model's outputs are not reproducible, so that no merge can be verified, or if the optimizer
+            has a state that cannot be merged.
 
     Example:
         >>> import torch
@@ -122,8 +121,11 @@ def merge_duplicates(
     torch_pruning()
     check_module(model)
     inputs = Inputs.of(example_inputs)
-    check_optimizer(optimizer, model)
-    report = _checked(report, model)
+    _check_optimizer(optimizer, model)
+    if report is None:
+        report = diagnose(model)
+    else:
+        check_report(report, {layer.name: layer.num_units for layer in find_layers(model).layers})
     with own_surroundings():
         merging = _Merging(model, inputs)
         for layer in report.distinct_layers:
@@ -137,38 +139,33 @@ def merge_duplicates(
             parameters_after=_num_parameters(merged),
             error=error,
             left=merging.left,
-            optimizer=None if optimizer is None else carried_over(optimizer, model, merged, merging.edits),
+            optimizer=None if optimizer is None else rebuilt_optimizer(optimizer, model, merged, merging.edits),
             gradient_scale=gradient_scales(merging.edits, _trained(merged)),
         )
 
 
 class _Merging:
-    """A copy of a model in which one layer after the other is merged.
-
-    Args:
-        model: the model.
-        inputs: what it is called with.
-    """
+    """A copy of a model whose layers are merged one after the other."""
 
     def __init__(self, model: nn.Module, inputs: Inputs) -> None:
         self._model = _evaluated_copy(model)
         self._inputs = inputs
         self._original = Original.of(self._model, inputs)
         self._trial: Trial | None = None  # made when it is first needed
-        # The names that reports use differ from those of the modules where a wrapper is in between.
+        # Reports omit the names of wrappers from the paths of modules.
         paths = [path for path, _ in model.named_modules()]
         self._paths = {name: path for (name, _), path in zip(readable_modules(model), paths, strict=True)}
         self._names = {path: name for name, path in self._paths.items()}
-        self._removed: dict[str, set[int]] = {}  # by path: which units of the original layer are gone
+        self._removed: dict[str, set[int]] = {}  # by path, the removed units of the original layer
         self.edits: list[Edit] = []
         self.left: dict[str, str] = {}
 
     def error(self) -> float:
-        """How far the outputs lie from those of the original model."""
+        """Return the relative error of the outputs."""
         return self._original.error_of(self._model)
 
     def merge(self, layer: LayerDiagnosis) -> None:
-        """Merge the units of a layer, or note why not."""
+        """Merge the units of a layer, or record why not."""
         groups = [group for group in layer.groups if group.verdict.traits.is_redundant]
         if not groups:
             return
@@ -180,15 +177,15 @@ class _Merging:
 
     def _why_not(self, layer: LayerDiagnosis) -> str | None:
         if layer.slices_of:
-            return "they are slices of a parameter that no adapter knows"
+            return "they are slices of a parameter without an adapter"
         if layer.also:
             return f"the weight is tied to that of {', '.join(f'`{name}`' for name in layer.also)}"
         if layer.name not in self._paths:
-            return "they are units of a part of a layer, and torch-pruning removes no single units of such a part"
+            return "they are units of a part of a layer, which torch-pruning cannot remove one by one"
         return None
 
     def _try_all(self, path: str, groups: Sequence[UnitGroup]) -> str:
-        """Merge with mirror images, and if that changes the outputs, without. Returns why any units were left."""
+        """Merge with mirror images; if that changes the outputs, without. Return why units were left."""
         units = self._present(path, 1 + max(max(group.units) for group in groups))
         place = {unit: i for i, unit in enumerate(units)}
         reasons: list[str] = []
@@ -200,7 +197,9 @@ class _Merging:
             try:
                 step = self._try(path, present, units)
             except NotMergedError as error:
-                reasons.append(str(error))
+                has_mirror_images = any(sign < 0 for group in present for _, sign in group)
+                action = "merging mirror images" if has_mirror_images else "removing them"
+                reasons.append(str(error).replace("removing them", action))
                 continue
             return "; ".join([*reasons, *step.reasons])
         return "; ".join(dict.fromkeys(reasons))
@@ -211,20 +210,14 @@ class _Merging:
         _require_gradients(candidate)
         if self._trial is None:
             self._trial = Trial.of(self._model, self._inputs)
-        self._trial.check_seen(step.num_units, readers_are_told=step.readers_are_told)
-        mirrored = " with mirror images merged" if any(sign < 0 for group in groups for _, sign in group) else ""
-        try:
-            trial = self._trial.after(candidate, step.equal, step.edits)
-        except NotMergedError as why_not:
-            raise NotMergedError(str(why_not).replace("outputs are", f"outputs{mirrored} are")) from why_not
+        self._trial.check_paths(step.num_units, knows_all_readers=step.knows_all_readers)
+        trial = self._trial.after(candidate, step.equal, step.edits)
         try:
             error = self._original.error_of(candidate)
-        except Exception as failure:  # a model may count on its widths anywhere
+        except Exception as failure:  # a model may depend on its widths anywhere
             raise NotMergedError(f"without them the model fails with {describe(failure)}") from failure
         if not error <= self._original.max_error:
-            if math.isinf(error):
-                raise NotMergedError("without them the outputs have other shapes, or others of them are not finite")
-            raise NotMergedError(f"without them the outputs{mirrored} are others: the error is {error:.1e}")
+            raise NotMergedError(change_in_words(error))
         self._model, self._trial = candidate, trial
         self.edits += step.edits
         for name, gone in step.gone.items():
@@ -233,16 +226,16 @@ class _Merging:
         return step
 
     def _present(self, path: str, end: int) -> list[int]:
-        """Those of the first ``end`` units of an original layer that are still there."""
+        """Return which of the first ``end`` units of an original layer still exist."""
         removed = self._removed.get(path, set())
         return [unit for unit in range(end) if unit not in removed]
 
     def removed(self) -> dict[str, tuple[int, ...]]:
-        """By layer name, the units of the original layers that are gone."""
+        """Return the removed units of the original layers, by layer name."""
         return {self._names[path]: tuple(sorted(units)) for path, units in self._removed.items()}
 
     def finished(self, original: nn.Module) -> nn.Module:
-        """The merged network, with the modes of the original one and the parameters frozen that are so there."""
+        """Return the merged network, with the modes and the frozen parameters of the original one."""
         trained = {name: parameter.requires_grad for name, parameter in original.named_parameters()}
         for name, parameter in self._model.named_parameters():
             parameter.requires_grad_(trained[name])
@@ -252,7 +245,7 @@ class _Merging:
 
 
 def _attempts(groups: Sequence[UnitGroup]) -> Iterator[list[list[Signed]]]:
-    """Sets of units to merge, with signs: first with mirror images, where there are any, then without."""
+    """Yield the sets of units to merge, with signs: first with mirror images, if there are any, then without."""
     if any(group.mirrored for group in groups):
         yield [[(unit, -1 if unit in group.mirrored else 1) for unit in group.units] for group in groups]
     yield [
@@ -263,12 +256,12 @@ def _attempts(groups: Sequence[UnitGroup]) -> Iterator[list[list[Signed]]]:
 
 
 def _evaluated_copy(model: nn.Module) -> nn.Module:
-    """A copy in evaluation mode that can be traced: all of its floating point parameters require a gradient."""
+    """Return a copy in evaluation mode, whose floating point parameters require a gradient so that it can be traced."""
     try:
         twin = copy.deepcopy(model).eval()
     except Exception as error:
         raise ValueError(
-            f"Expected argument `model` to be one that copy.deepcopy can copy, but it failed with {describe(error)}"
+            f"Expected argument `model` to work with copy.deepcopy, but it failed with {describe(error)}"
         ) from error
     _require_gradients(twin)
     return twin
@@ -279,21 +272,24 @@ def _require_gradients(model: nn.Module) -> None:
         parameter.requires_grad_(parameter.is_floating_point() or parameter.is_complex())
 
 
-def _checked(report: SymmetryReport | None, model: nn.Module) -> SymmetryReport:
-    """The report to go by.
-
-    Raises:
-        TypeError: if it is no report.
-        ValueError: if it is one of another model.
-    """
-    if report is None:
-        return diagnose(model)
-    check_report(report, {layer.name: layer.num_units for layer in find_layers(model).layers})
-    return report
+def _check_optimizer(optimizer: object, model: nn.Module) -> None:
+    if optimizer is None:
+        return
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise TypeError(
+            f"Expected argument `optimizer` to be a torch.optim.Optimizer or None but got {brief(optimizer)}."
+        )
+    known = set(map(id, model.parameters()))
+    strange = sum(id(parameter) not in known for group in optimizer.param_groups for parameter in group["params"])
+    if strange:
+        raise ValueError(
+            "Expected argument `optimizer` to be an optimizer over the parameters of `model` "
+            f"but {strange} of its parameters belong to no module of it."
+        )
 
 
 def _trained(model: nn.Module) -> dict[str, Tensor]:
-    """The parameters that require a gradient, by name; no hook can be registered on others."""
+    """Return the parameters that require a gradient, by name; others accept no hook."""
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 

@@ -1,9 +1,9 @@
-"""Whether a merge keeps the function whatever the numbers are: tried in float64, with other numbers, in both modes.
+"""Trials of a merge on a copy of the model with other numbers, in float64 and in both modes.
 
-The numbers of a model can hide a mistake. Behind a head of zeros all merges look right, on small inputs a clamp looks
-like the identity, and in half precision an error of a percent looks like rounding. So a merge is tried on a copy of the
-model in float64, to whose parameters noise is added and whose units in question are made equal to the last bit: a
-merge that is right has no error there but rounding.
+The numbers of a model can hide a mistake. Behind a head of zeros every merge looks right, on small inputs a clamp looks
+like the identity, and in half precision an error of a percent looks like rounding. So a merge is tried on a copy in
+float64 with noise on all parameters, in which the units in question are exactly equal. There, a correct merge has no
+error but rounding.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from lightning_symmetry.merging.edits import Edit, Equal
 from lightning_symmetry.merging.errors import NotMergedError, describe
 from lightning_symmetry.merging.verification import (
     Inputs,
+    change_in_words,
     exact_copy,
     is_exact,
     outputs_of,
@@ -32,60 +33,38 @@ from lightning_symmetry.merging.verification import (
 
 _SEED = 1
 _NOISE = 0.1  # relative to the root mean square of a parameter
-_MAX_ERROR = 1e-9  # many times what rounding in float64 comes to
-_MAX_ERROR_FAR_OUT = 1e-6  # sines of large numbers, for example, lose digits
+_MAX_ERROR = 1e-9  # far above rounding errors in float64
+_MAX_ERROR_LARGE = 1e-6  # for large numbers, because their sines, for example, lose digits
 
 
 class Run(NamedTuple):
-    """How the model is run.
+    """One run of the model."""
 
-    Attributes:
-        inputs: what it is called with.
-        is_training: in which mode.
-        factor: what all parameters are multiplied by.
-        max_error: the relative error that rounding may account for.
-        what: the run in words, to follow "without them the outputs are others".
-    """
-
-    inputs: Inputs
-    is_training: bool
-    factor: float
-    max_error: float
-    what: str
+    inputs: Inputs  # the model's arguments
+    is_training: bool  # the model's mode
+    factor: float  # factor for all parameters
+    max_error: float  # the relative error that rounding can cause
+    where: str  # the run in words, to follow "removing them changes the outputs"
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A copy of a model on which merges are tried, and what was seen of the model meanwhile.
+    """A copy of a model on which merges are tried, and what its runs have shown."""
 
-    Attributes:
-        model: the copy.
-        runs: the runs that the original model passes.
-        unseen: shapes of parameters that no run has used, by name.
-        reads_numbers: whether the model reads numbers out of tensors, by which it may choose another path.
-        why_not_trained: why nothing is known of training mode; empty if it was run.
-        why_not_exact: why nothing can be tried at all; empty otherwise.
-    """
-
-    model: nn.Module
-    runs: tuple[Run, ...]
-    unseen: dict[str, torch.Size]
-    reads_numbers: bool
-    why_not_trained: str
-    why_not_exact: str
+    model: nn.Module  # the copy
+    runs: tuple[Run, ...]  # the runs in which the original model does not fail
+    unused: dict[str, torch.Size]  # shapes of the parameters that no run used, by name
+    reads_numbers: bool  # whether the model reads numbers out of tensors, and so may branch on them
+    why_not_trained: str  # why the model was not run in training mode; empty if it was
+    why_not_exact: str  # why no merge can be tried; empty if merges can
 
     @staticmethod
     def of(model: nn.Module, inputs: Inputs) -> Trial:
-        """Prepare a copy of a model.
-
-        Args:
-            model: the model; it stays as it is.
-            inputs: what it is called with.
-        """
+        """Make a trial on a copy of the model."""
         twin = exact_copy(model, inputs)
         exact = is_exact(twin)
         if not exact and any(each.dtype in (torch.float16, torch.bfloat16) for each in twin.parameters()):
-            why_not = "the model cannot be run in float64, and in half precision errors of a merge pass for rounding"
+            why_not = "the model fails in float64, and in half precision a wrong merge looks like rounding"
             return Trial(twin, (), {}, False, "", why_not)
         _add_noise(twin)
         watch = _Watch()
@@ -101,55 +80,45 @@ class Trial:
                 outputs = _outputs(probe, run, watch)
                 if other is not None and relative_error(outputs, _outputs(other, run)) != 0:
                     raise RuntimeError("it returns something else at every call")
-            except Exception as error:  # inputs of another size may not suit the model
+            except Exception as error:  # the model may reject inputs of another size
                 why_not_trained = describe(error) if is_first else ""
                 continue
             runs.append(run)
         named = probe.named_parameters()
-        unseen = {name: each.shape for name, each in named if each.numel() and _storage(each) not in watch.used}
-        return Trial(twin, tuple(runs), unseen, watch.reads_numbers, why_not_trained, "")
+        unused = {name: each.shape for name, each in named if each.numel() and _storage(each) not in watch.used}
+        return Trial(twin, tuple(runs), unused, watch.reads_numbers, why_not_trained, "")
 
-    def check_seen(self, num_units: int, *, readers_are_told: bool) -> None:
-        """Refuse units that may be read where no run has come.
+    def check_paths(self, num_units: int, *, knows_all_readers: bool) -> None:
+        """Check that no path that the runs did not take can read the units of a layer.
 
-        Args:
-            num_units: the number of units of the layer in question.
-            readers_are_told: whether a symbolic trace of both modes has found all that reads them.
+        ``knows_all_readers`` says that a symbolic trace of both modes has found all layers that read the units.
 
         Raises:
-            NotMergedError: says where.
+            NotMergedError: if such a path may exist.
         """
         if self.why_not_exact:
             raise NotMergedError(self.why_not_exact)
-        if readers_are_told:
+        if knows_all_readers:
             return
         if self.why_not_trained:
             raise NotMergedError(
-                f"in training mode the model cannot be run on the example inputs ({self.why_not_trained}), so what "
-                "reads them there is not known"
+                f"in training mode the model fails on the example inputs ({self.why_not_trained}), so it is unknown "
+                "what reads them there"
             )
-        for name, shape in self.unseen.items():
+        for name, shape in self.unused.items():
             if max(shape, default=0) >= num_units:
                 raise NotMergedError(f"`{name}` was used in no run of the model, and what uses it may read them")
         if self.reads_numbers:
             raise NotMergedError(
-                "the model reads numbers out of tensors, as in `if x.max() > 1`, and may take another path by them, on "
-                "which they may be read"
+                "the model reads numbers out of tensors, as in `if x.max() > 1`, and may branch on them to a path that "
+                "reads the units"
             )
 
     def after(self, merged: nn.Module, equal: Iterable[Equal], edits: Sequence[Edit]) -> Trial:
-        """Try a merge.
-
-        Args:
-            merged: the merged model, whose structure is taken.
-            equal: which slices are equal in a model of which the units in question are.
-            edits: what was done.
-
-        Returns:
-            The trial of the merged model.
+        """Try a merge, of whose model only the structure is used, and return the trial of the merged model.
 
         Raises:
-            NotMergedError: if the function changes; says in which run.
+            NotMergedError: if a run's outputs change.
         """
         before = copy.deepcopy(self.model)
         tensors = dict(_tensors(before))
@@ -171,21 +140,17 @@ class Trial:
             expected = _outputs(before, run)
             try:
                 actual = _outputs(after, run)
-            except Exception as failure:  # a model may count on its widths anywhere
+            except Exception as failure:  # a model may depend on its widths anywhere
                 where = " in training mode" if run.is_training else ""
                 raise NotMergedError(f"without them the model fails{where} with {describe(failure)}") from failure
             error = relative_error(expected, actual)
-            if error == float("inf"):
-                raise NotMergedError(
-                    f"without them the outputs have other shapes, or others of them are not finite{run.what}"
-                )
             if not error <= run.max_error:
-                raise NotMergedError(f"without them the outputs are others{run.what}: the error is {error:.1e}")
+                raise NotMergedError(change_in_words(error, run.where))
         return replace(self, model=after)
 
 
 def _runs(inputs: Inputs, exact: bool) -> Iterator[Run]:
-    near, far = (_MAX_ERROR, _MAX_ERROR_FAR_OUT) if exact else (1e-5, 1e-3)
+    near, far = (_MAX_ERROR, _MAX_ERROR_LARGE) if exact else (1e-5, 1e-3)
     drawn = inputs.drawn_anew()
     large, small = "for inputs that are 1000 times as large", "for inputs that are a hundredth as large"
     yield Run(inputs, False, 1.0, near, "")
@@ -198,7 +163,7 @@ def _runs(inputs: Inputs, exact: bool) -> Iterator[Run]:
 
 
 def _outputs(model: nn.Module, run: Run, watch: _Watch | None = None) -> list[Tensor]:
-    """Run a model, whose parameters are then as before but for rounding. In training mode its buffers may change."""
+    """Run a model. Its parameters may change by rounding, because they are scaled and scaled back; so may buffers."""
     model.train(run.is_training)
     _scale(model, run.factor)
     try:
@@ -218,9 +183,9 @@ def _scale(model: nn.Module, factor: float) -> None:
 
 
 class _Watch(TorchDispatchMode):
-    """Notes which tensors operations take and whether numbers are read out of them; dropout drops nothing.
+    """Records the tensors that operations use, and whether numbers are read out of them; switches dropout off.
 
-    Dropout draws for each unit, so that a model with fewer units would drop others.
+    Dropout draws a number per unit, so a model with fewer units would drop different ones.
     """
 
     def __init__(self) -> None:
@@ -231,7 +196,7 @@ class _Watch(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         aten = torch.ops.aten
-        with suppress(RuntimeError, NotImplementedError):  # tensors of other layouts have no storage
+        with suppress(RuntimeError, NotImplementedError):  # sparse tensors have no storage
             self.used.update(_storage(each) for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor))
         if func is aten._local_scalar_dense.default:
             self.reads_numbers = True
@@ -261,7 +226,7 @@ def _add_noise(model: nn.Module) -> None:
             continue
         numbers = parameter.detach()
         size = float(numbers.abs().double().square().mean().sqrt())
-        if size == 0:  # what is zero has no scale of its own
+        if size == 0:  # zeros have no scale; use that of a default initialisation
             size = parameter[0].numel() ** -0.5 / _NOISE if parameter.ndim > 1 else 1.0
         dtype = torch.complex128 if numbers.is_complex() else torch.float64
         noise = torch.randn(numbers.shape, generator=generator, dtype=dtype)

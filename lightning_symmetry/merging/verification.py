@@ -1,8 +1,9 @@
-"""Whether two networks compute the same: what they are fed with, and how far their outputs lie apart."""
+"""Whether two networks compute the same: their inputs, and the distance of their outputs."""
 
 from __future__ import annotations
 
 import copy
+import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -20,18 +21,13 @@ from lightning_symmetry.merging.errors import MergeError, describe
 from lightning_symmetry.randomness import preserved_random_numbers
 
 _SEED = 0
-# What the rounding of sums of weights to their dtype may come to, by the coarsest dtype of the parameters.
+# Errors that rounding sums of weights to their dtype can cause, by the coarsest dtype of the parameters.
 _MAX_ERRORS = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 4e-2}
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a model is called with.
-
-    Attributes:
-        args: its positional arguments.
-        kwargs: its keyword arguments.
-    """
+    """The positional and keyword arguments for a model."""
 
     args: tuple[Tensor, ...]
     kwargs: dict[str, Any]
@@ -55,33 +51,30 @@ class Inputs:
         )
 
     def call(self, model: nn.Module) -> Any:
-        """Run the model on copies of these inputs, which it may change in place."""
+        """Call the model with copies of these inputs, because it may change them in place."""
         copied = self._mapped(lambda tensor: tensor.detach().clone())
         return model(*copied.args, **copied.kwargs)
 
     def drawn_anew(self) -> Inputs:
-        """Random inputs of the same shapes, always the same ones.
+        """Return reproducible random inputs of the same shapes.
 
-        Floating point numbers are normal, with the mean and the spread of the example; others are permuted along the
-        first dimension, as random ones may mean nothing to the model.
+        Floating point numbers are drawn from a normal distribution with the mean and standard deviation of the example.
+        Integers are permuted along the first dimension, because random ones may be invalid, for example as tokens.
         """
         generator = torch.Generator().manual_seed(_SEED)
         return self._mapped(lambda tensor: _like(tensor, generator))
 
     def scaled(self, factor: float) -> Inputs:
-        """These inputs with all floating point numbers multiplied by a factor."""
+        """Return these inputs with all floating point numbers multiplied by a factor."""
         return self._mapped(lambda tensor: tensor * factor if tensor.is_floating_point() else tensor)
 
     def exact(self) -> Inputs:
-        """These inputs in float64."""
+        """Return these inputs in float64 and complex128."""
         return self._mapped(_exact)
 
     def _mapped(self, change: Callable[[Tensor], Tensor]) -> Inputs:
-        """Change all tensors, also those in nested lists, tuples and dicts."""
-        return Inputs(*tree_map(lambda value: change(value) if isinstance(value, Tensor) else value, self._all()))
-
-    def _all(self) -> tuple[tuple[Tensor, ...], dict[str, Any]]:
-        return self.args, self.kwargs
+        both = (self.args, self.kwargs)
+        return Inputs(*tree_map(lambda value: change(value) if isinstance(value, Tensor) else value, both))
 
 
 def _exact(tensor: Tensor) -> Tensor:
@@ -106,13 +99,13 @@ def _like(value: Tensor, generator: torch.Generator) -> Tensor:
 
 @contextmanager
 def own_surroundings() -> Iterator[None]:
-    """Random numbers drawn inside leave no trace in the global generators, and gradients can be traced."""
+    """Restore the global random generators afterwards, and allow gradients even in inference mode."""
     with preserved_random_numbers(), torch.inference_mode(False):
         yield
 
 
 def outputs_of(model: nn.Module, inputs: Inputs) -> list[Tensor]:
-    """The tensors that a model returns, with the same random numbers at every call. Its modes stay as they are."""
+    """Return the tensors that a model returns, with the same random numbers at every call."""
     random.seed(_SEED)
     np.random.seed(_SEED)
     torch.default_generator.manual_seed(_SEED)
@@ -123,18 +116,18 @@ def outputs_of(model: nn.Module, inputs: Inputs) -> list[Tensor]:
 
 
 def exact_copy(model: nn.Module, inputs: Inputs) -> nn.Module:
-    """Return a copy in float64; one as it is, if the model has parameters of other types on purpose and fails so."""
+    """Return a copy in float64; an unchanged copy if the model fails in float64, for example by a cast of its own."""
     twin = copy.deepcopy(model)
     to_float64(twin)
     try:
         outputs_of(copy.deepcopy(twin), inputs.exact())
-    except Exception:  # whatever a model may raise
+    except Exception:  # a model can raise anything
         return copy.deepcopy(model)
     return twin
 
 
 def to_float64(model: nn.Module) -> None:
-    """Turn the parameters and buffers of a model into float64 or complex128, in place."""
+    """Convert the parameters and buffers of a model to float64 or complex128, in place."""
     model.double()
     for tensor in (*model.parameters(), *model.buffers()):
         if tensor.is_complex():
@@ -148,7 +141,7 @@ def is_exact(model: nn.Module) -> bool:
 
 
 def tensors_in(output: object) -> list[Tensor]:
-    """All tensors in nested lists, tuples and dicts, in their order."""
+    """Return all tensors in nested lists, tuples and dicts, in order."""
     if isinstance(output, Tensor):
         return [output]
     if isinstance(output, Mapping):
@@ -159,7 +152,7 @@ def tensors_in(output: object) -> list[Tensor]:
 
 
 def relative_error(expected: Sequence[Tensor], actual: Sequence[Tensor]) -> float:
-    """The largest ``||a - b|| / ||a||`` over the tensors; infinite if they differ in number, shape or finiteness."""
+    """Return the largest ``||a - b|| / ||a||`` of the tensors; inf if their number, shapes or finiteness differ."""
     if [tensor.shape for tensor in expected] != [tensor.shape for tensor in actual]:
         return float("inf")
     return max((_distance(a, b) for a, b in zip(expected, actual, strict=True)), default=0.0)
@@ -171,7 +164,7 @@ def _distance(a: Tensor, b: Tensor) -> float:
     finite = a.isfinite()
     if not torch.equal(finite, b.isfinite()):
         return float("inf")
-    # Minus infinity for what is masked out is the same on both sides; it has no distance.
+    # Equal infinities, such as those of masked values, have no distance.
     a, b = a[finite], b[finite]
     difference, norm = float(torch.linalg.vector_norm(a - b)), float(torch.linalg.vector_norm(a))
     if difference == 0:
@@ -179,34 +172,36 @@ def _distance(a: Tensor, b: Tensor) -> float:
     return difference / norm if norm else float("inf")
 
 
+def change_in_words(error: float, where: str = "") -> str:
+    """Return the reason not to merge units: the outputs change by this relative error."""
+    if math.isinf(error):
+        return f"removing them changes the shapes of the outputs, or which of them are finite{where}"
+    return f"removing them changes the outputs{where}: the error is {error:.1e}"
+
+
 @dataclass(frozen=True)
 class Original:
-    """What the original model returns, to hold others against.
+    """The outputs of the original model, with which others are compared.
 
-    It is computed in float64, if the model can be run so: errors in the outputs are then errors of the weights.
-
-    Attributes:
-        runs: pairs of inputs and outputs.
-        is_exact: whether they were computed in float64.
-        max_error: the relative error that rounding accounts for, by the coarsest dtype of the parameters.
+    They are computed in float64 if the model can be run so: then errors of the outputs are errors of the weights.
     """
 
-    runs: tuple[tuple[Inputs, list[Tensor]], ...]
-    is_exact: bool
-    max_error: float
+    runs: tuple[tuple[Inputs, list[Tensor]], ...]  # pairs of inputs and outputs
+    is_exact: bool  # whether the outputs were computed in float64
+    max_error: float  # the relative error that rounding can cause, by the coarsest dtype of the parameters
 
     @staticmethod
     def of(model: nn.Module, inputs: Inputs) -> Original:
-        """Run a model, which has to be in evaluation mode, on the example and on random inputs.
+        """Run a model in evaluation mode on the example inputs and on random ones.
 
         Raises:
-            ValueError: if the model cannot be run on the example, or returns no tensor.
-            MergeError: if it returns something else at every call.
+            ValueError: if the model fails on the example inputs, or returns no tensor.
+            MergeError: if its outputs are not reproducible.
         """
         check_module(model)
         try:
             outputs = outputs_of(copy.deepcopy(model), inputs)
-        except Exception as error:  # whatever a model may raise
+        except Exception as error:  # a model can raise anything
             raise ValueError(
                 "Expected argument `example_inputs` to be what `model` can be called with, but it raised "
                 f"{describe(error)}"
@@ -222,12 +217,12 @@ class Original:
         if not relative_error(runs[0][1], outputs_of(twin, inputs)) <= max_error:
             raise MergeError("the model returns something else at every call, so no merge of its units can be verified")
         drawn = inputs.drawn_anew()
-        with suppress(Exception):  # a model may rightly refuse random inputs, where it expects probabilities
+        with suppress(Exception):  # a model may refuse random inputs, for example if it expects probabilities
             runs.append((drawn, outputs_of(twin, drawn)))
         return Original(tuple(runs), exact, max_error)
 
     def error_of(self, model: nn.Module) -> float:
-        """How far the outputs of another model, which has to be in evaluation mode, lie from these at the most."""
+        """Return the largest relative error of the outputs of another model in evaluation mode."""
         twin = copy.deepcopy(model)
         if self.is_exact:
             to_float64(twin)

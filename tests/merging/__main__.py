@@ -1,4 +1,4 @@
-"""What is merged in each architecture, as a table: ``python -m tests.merging``."""
+"""Print a table of the merges in each architecture: ``python -m tests.merging``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from tests.merging.evidence import cases, digits
 
 
 def main() -> None:
-    """Print a row per network, why layers were left, and what becomes of the digits network."""
+    """Print a row per network, the reasons why layers were left, and the merge of the digits network."""
     print("| architecture | dtype | copied half | parameters | units removed | relative error | layers left |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     left: dict[str, dict[str, str]] = {}

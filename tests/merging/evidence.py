@@ -1,4 +1,4 @@
-"""What is merged in each architecture, and in the digits network of the demo."""
+"""Merges of each architecture, and of the digits network of the demo."""
 
 from __future__ import annotations
 
@@ -16,14 +16,7 @@ from tests.merging.nets import ARCHITECTURES, plant_halves
 
 @dataclass(frozen=True)
 class Case:
-    """One row of the table.
-
-    Attributes:
-        architecture: its name.
-        dtype: of its parameters.
-        planted: what was planted.
-        merged: what came of it.
-    """
+    """One row of the table."""
 
     architecture: str
     dtype: torch.dtype
@@ -50,14 +43,14 @@ def cases() -> Iterator[Case]:
 
 @dataclass(frozen=True)
 class Digits:
-    """The digits network of the demo, whose hidden layers consist of two equal halves, and what it is merged to.
+    """The merge of the demo's digits network, whose hidden layers consist of two equal halves.
 
     Attributes:
         widths: number of units of its layers, before and after.
         num_images: number of test images.
-        num_equal: for how many of them both networks say the same digit.
-        accuracy: share of the test images that the original network gets right.
-        merged: what came of it.
+        num_equal: number of test images for which both networks predict the same digit.
+        accuracy: test accuracy of the original network.
+        merged: the merge.
     """
 
     widths: tuple[list[int], list[int]]

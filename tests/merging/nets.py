@@ -13,7 +13,7 @@ from tests import zoo
 
 
 def mlp(*widths: int, activation: type[nn.Module] = nn.ReLU) -> nn.Sequential:
-    """A perceptron in float64."""
+    """Return a perceptron in float64."""
     layers: list[nn.Module] = []
     for inputs, outputs in pairwise(widths):
         layers += [nn.Linear(inputs, outputs), activation()]
@@ -21,7 +21,7 @@ def mlp(*widths: int, activation: type[nn.Module] = nn.ReLU) -> nn.Sequential:
 
 
 def cnn() -> nn.Sequential:
-    """Two convolutions with BatchNorm, then a linear layer that reads every pixel of every channel."""
+    """Return two convolutions with BatchNorm, and a linear layer that reads every pixel of every channel."""
     head = nn.Sequential(nn.Flatten(), nn.Linear(12 * 4, 8), nn.ReLU(), nn.Linear(8, 4))
     net = nn.Sequential(zoo.Image(), *zoo.conv_bn(2, 8, stride=2), *zoo.conv_bn(8, 12, stride=2), *head)
     return shake_norms(net)
@@ -60,12 +60,9 @@ def _halve(tensor: Tensor, dim: int, sign: float = 1.0) -> None:
 
 
 def plant_halves(net: nn.Module, equal_outgoing: bool, sign: float = 1.0) -> nn.Module:
-    """Make the second half of the units of all layers but the last copies of the first half.
+    """Copy the first half of the units of all layers but the last to the second half; with sign -1, mirror them.
 
-    Args:
-        net: the network.
-        equal_outgoing: whether the outgoing weights are copied too.
-        sign: -1 for mirror images.
+    With ``equal_outgoing``, the outgoing weights are copied, too.
     """
     with torch.no_grad():
         layers = [layer for layer in find_layers(net).layers if not layer.slices_of]
@@ -88,7 +85,7 @@ def plant_halves(net: nn.Module, equal_outgoing: bool, sign: float = 1.0) -> nn.
 
 
 def plant(net: nn.Module, layer: str, groups: Sequence[Sequence[int]], *readers: str) -> nn.Module:
-    """Make the units of each group copies, and in some layers what they send."""
+    """Make the units of each group copies, and also their outgoing weights in the layers ``readers``."""
     module = zoo.linear(net, layer)
     with torch.no_grad():
         for first, *others in groups:

@@ -1,4 +1,4 @@
-"""What becomes of units that are planted into networks of twelve architectures: ``python -m tests.merging.table``.
+"""Units planted into networks of twelve architectures, and their repair: ``python -m tests.merging.table``.
 
 Copies and mirror images are merged, units without a gradient are recycled. The function is compared in float64 and in
 both modes.
@@ -18,13 +18,13 @@ NAMES = ("float32", "bfloat16", "float64")
 
 
 def row(architecture: str, planted: str) -> tuple[str, ...]:
-    """Return how far the function changes in each dtype, what is saved, and what is left and why."""
+    """Return the change of the function in each dtype, what is saved, and what is left and why."""
     seed = 100 * ARCHITECTURES.index(architecture) + PLANTED.index(planted)
     changed, saved, left = [], [], []
     for dtype in DTYPES:
         case = sick_network(seed, architecture, planted, dtype)
         if not planted.endswith("units"):
-            loss_of(case.net, case.inputs).backward()  # mirror images are told by their gradients
+            loss_of(case.net, case.inputs).backward()  # mirror images are recognised by their gradients
         before = copy.deepcopy(case.net)
         if planted.endswith("units"):
             changes, why_not = repaired(case)

@@ -1,4 +1,4 @@
-"""The merged network computes what the original one does, and the original one stays as it was."""
+"""The merged network computes the same as the original one, which is not changed."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ INPUTS = torch.randn(6, 12, generator=torch.Generator().manual_seed(3), dtype=to
 
 
 def distance(a: nn.Module, b: nn.Module, inputs: Tensor = INPUTS) -> float:
-    """Relative distance of the outputs in evaluation mode; the oracle that the package is held against."""
+    """Return the relative distance of the outputs in evaluation mode; the oracle for ``Merged.error``."""
     with torch.no_grad():
         x, y = copy.deepcopy(a).eval()(inputs), copy.deepcopy(b).eval()(inputs)
     return float((x - y).norm() / x.norm())
@@ -38,7 +38,7 @@ def widths(net: nn.Module) -> list[int]:
 
 @st.composite
 def planted_perceptrons(draw: st.DrawFn) -> tuple[nn.Sequential, dict[str, set[int]]]:
-    """A random perceptron with random groups of equal units, and what should go."""
+    """Return a random perceptron with random groups of equal units, and the units to be removed."""
     torch.manual_seed(draw(st.integers(0, 1000)))
     hidden = draw(st.lists(st.integers(2, 9), min_size=1, max_size=3))
     net = mlp(12, *hidden, 4, activation=draw(st.sampled_from([nn.ReLU, nn.Tanh, nn.Sigmoid, nn.Identity])))
@@ -136,7 +136,7 @@ def test_mirror_images_behind_an_activation_that_is_not_odd_stay() -> None:
     net[1] = nn.GELU()
     merged = merge_duplicates(net, INPUTS, report=report)
     assert merged.removed == {"0": (1, 4)}
-    assert "with mirror images merged are others: the error is" in merged.left["0"]
+    assert "merging mirror images changes the outputs: the error is" in merged.left["0"]
     assert distance(net, merged.model) <= 1e-12
 
 
@@ -279,11 +279,11 @@ def weight_normed() -> nn.Module:
 
 
 LEFT = {
-    "LayerNorm": (between(nn.LayerNorm(6)), "0", "`1` (LayerNorm) takes statistics over them"),
+    "LayerNorm": (between(nn.LayerNorm(6)), "0", "`1` (LayerNorm) computes statistics over them"),
     "RMSNorm": (between(nn.RMSNorm(6)), "0", "torch-pruning does not know `1` (RMSNorm)"),
-    "GroupNorm": (between(nn.GroupNorm(2, 6)), "0", "`1` (GroupNorm) takes statistics over them"),
+    "GroupNorm": (between(nn.GroupNorm(2, 6)), "0", "`1` (GroupNorm) computes statistics over them"),
     "softmax": (between(nn.Softmax(dim=1)), "0", "a softmax runs over them"),
-    "outputs": (Features(), "a", "without them the outputs have other shapes"),
+    "outputs": (Features(), "a", "removing them changes the shapes of the outputs"),
     "plain outputs": (nn.Sequential(nn.Linear(12, 6), nn.ReLU()), "0", "they are outputs of the model"),
     "last layer": (nn.Sequential(nn.Linear(12, 6)), "0", "they are outputs of the model"),
     "tied": (Twice(), "a", "the weight is tied to that of `b`"),
@@ -294,7 +294,7 @@ LEFT = {
     "flattened tokens": (tokens(), "1", "`4` reads them at inputs that torch-pruning does not find"),
     "fixed width": (FixedWidth(), "a", "without them the model fails with RuntimeError"),
     "BatchNorm": (cnn(), "1", "units 0, 3: `2` (BatchNorm2d) holds different numbers for them"),
-    "residual": (zoo.resnet(), "1.0", "(Conv2d) puts out the same channels and holds different numbers for them"),
+    "residual": (zoo.resnet(), "1.0", "(Conv2d) writes to the same channels and holds different numbers for them"),
 }
 
 
@@ -344,7 +344,7 @@ def test_reasons_name_units_as_the_original_layer_counts_them() -> None:
     plant(net, "1.body.0", [(0, 1), (5, 7)])
     merged = merge_duplicates(net, INPUTS)
     assert merged.removed == {"0": (1,), "1.body.0": (1,)}
-    assert "units 5, 7: `0` (Linear) puts out the same channels" in merged.left["1.body.0"]
+    assert "units 5, 7: `0` (Linear) writes to the same channels" in merged.left["1.body.0"]
 
 
 def test_a_report_of_weights_that_have_changed_since_does_no_harm() -> None:
@@ -480,7 +480,7 @@ def test_a_model_that_is_never_the_same_twice() -> None:
 def test_a_model_that_cannot_be_copied() -> None:
     net = mlp(12, 6, 4)
     net.get_submodule("0").register_buffer("cache", net(INPUTS))
-    with pytest.raises(ValueError, match=r"`model` to be one that copy\.deepcopy can copy"):
+    with pytest.raises(ValueError, match=r"`model` to work with copy\.deepcopy"):
         merge_duplicates(net, INPUTS)
 
 

@@ -1,4 +1,4 @@
-"""Random networks of many architectures: merged or repaired, they keep what is promised."""
+"""Random networks of many architectures: merges and repairs keep their promises."""
 
 from __future__ import annotations
 

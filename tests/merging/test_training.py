@@ -1,4 +1,4 @@
-"""How the merged network trains: as the original one under SGD with the factors, otherwise not."""
+"""The merged network trains as the original one under SGD with the factors, and not without them."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def planted_mobilenet() -> nn.Module:
 
 
 def gap(net: nn.Module, merged: nn.Module) -> float:
-    """The largest distance of outputs, and of weights: those of the trained original are merged in their turn."""
+    """Return the largest distance of outputs, and of weights, after merging the trained original as well."""
     net, merged = copy.deepcopy(net).eval(), copy.deepcopy(merged).eval()
     with torch.no_grad():
         distances = [float((net(INPUTS) - merged(INPUTS)).abs().max())]
@@ -93,7 +93,7 @@ def test_expanded_weights_are_those_of_the_original() -> None:
     train(net, FULL(net.parameters()), 100)
     train(merged.model, FULL(merged.model.parameters()), 100)
     assert any(float((a - b.detach()).abs().max()) > 0.1 for a, b in zip(start, net.parameters(), strict=True))
-    homes = {"0": [0, 1, 2, 0, 3, 1, 4, 1, 5], "2": [0, 1, 2, 0, 3, 2, 4, 2]}  # where each unit has gone
+    homes = {"0": [0, 1, 2, 0, 3, 1, 4, 1, 5], "2": [0, 1, 2, 0, 3, 2, 4, 2]}  # the merged unit of each unit
     sizes = {name: torch.bincount(torch.tensor(home)) for name, home in homes.items()}
     first, second, third = (zoo.linear(merged.model, name) for name in ("0", "2", "4"))
     torch.testing.assert_close(first.weight[homes["0"]], zoo.linear(net, "0").weight, rtol=0, atol=1e-9)

@@ -1,4 +1,4 @@
-"""What the examples do not show is no reason to merge: other modes, numbers, scales, dtypes and paths."""
+"""Merges that look right on the examples, but not in other modes or with other numbers, scales, dtypes and paths."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Function = Callable[[Tensor], Tensor]
 
 
 def between(function: Function) -> nn.Sequential:
-    """Two layers with a function between, and a pair of equal units in the first."""
+    """Return two layers with a function between them, and a pair of equal units in the first."""
     return plant(nn.Sequential(nn.Linear(6, 8), Call(function), nn.Linear(8, 3)), "0", [(0, 5)])  # type: ignore[return-value]
 
 
@@ -85,7 +85,7 @@ def test_mirror_images_need_an_activation_that_is_odd_everywhere() -> None:
     assert merge_duplicates(mirrored(lambda x: x.clamp(-20.0, 20.0)), INPUTS).removed == {"0": (4, 5, 6, 7)}
     merged = merge_duplicates(mirrored(clipped), INPUTS)
     assert merged.removed == {}
-    assert "with mirror images merged are others for inputs that are 1000 times as large" in merged.left["0"]
+    assert "merging mirror images changes the outputs for inputs that are 1000 times as large" in merged.left["0"]
 
 
 def test_behind_a_norm_only_larger_weights_reach_a_clamp() -> None:
@@ -105,7 +105,7 @@ def test_neighbours_that_are_mixed_weakly() -> None:
 
 
 class Paths(nn.Module):
-    """Units that are used in another way somewhere."""
+    """A model with a second use of its units."""
 
     def __init__(self, use: Callable[[Any, Tensor, Tensor], Any], auxiliary: bool = False) -> None:
         super().__init__()
@@ -128,11 +128,11 @@ def rare(net: Any, x: Tensor, h: Tensor) -> Tensor:
 OTHERWISE: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "sum in training": (
         lambda: Paths(lambda net, x, h: net.out(h) + (h.sum(1, keepdim=True) if net.training else 0)),
-        "without them the outputs are others in training mode",
+        "removing them changes the outputs in training mode",
     ),
     "noise in training": (
         lambda: Paths(lambda net, x, h: net.out(h + torch.randn_like(h) if net.training else h)),
-        "without them the outputs are others in training mode",
+        "removing them changes the outputs in training mode",
     ),
     "noise of fixed width": (
         lambda: Paths(lambda net, x, h: net.out(h) + (net.out(torch.randn(8).to(h)) if net.training else 0)),
@@ -149,7 +149,7 @@ OTHERWISE: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "rare branch": (lambda: Paths(rare), "the model reads numbers out of tensors"),
     "fails in training": (
         lambda: Paths(lambda net, x, h: net.out(h) / (1 / (not net.training))),
-        "in training mode the model cannot be run on the example inputs (ZeroDivisionError: division by zero)",
+        "in training mode the model fails on the example inputs (ZeroDivisionError: division by zero)",
     ),
 }
 
@@ -175,7 +175,7 @@ def test_where_training_mode_takes_other_inputs_a_trace_without_inputs_tells_wha
 
 
 class Mixed(nn.Module):
-    """Computes in bfloat16, whatever it is given."""
+    """Computes in bfloat16, whatever the dtype of its input."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -187,7 +187,7 @@ class Mixed(nn.Module):
 
 
 def test_a_model_that_runs_in_half_precision_only_is_left() -> None:
-    assert "cannot be run in float64" in merge_duplicates(Mixed(), INPUTS).left["body.0"]
+    assert "the model fails in float64" in merge_duplicates(Mixed(), INPUTS).left["body.0"]
 
 
 def test_complex_weights_and_nested_inputs() -> None:
