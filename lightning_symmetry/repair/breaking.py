@@ -1,4 +1,4 @@
-"""Break a symmetry: give units that are equal weights of their own."""
+"""`break_symmetry`: different weights for equal units."""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ from lightning_symmetry.repair.planning import (
     Plan,
     is_to_be_broken,
     is_trained,
+    name_units,
     plans_for,
 )
 from lightning_symmetry.repair.writing import (
@@ -40,8 +41,8 @@ from lightning_symmetry.repair.writing import (
     check_writable,
     is_computed,
     name_of_computed,
-    put,
-    write,
+    write_numbers,
+    write_rows,
 )
 from lightning_symmetry.units.discovery import find_layers
 from lightning_symmetry.units.layers import Incoming, Layer
@@ -49,26 +50,24 @@ from lightning_symmetry.units.naming import readable_modules, readable_parameter
 from lightning_symmetry.units.readers import Reader, ReadingGraph
 from lightning_symmetry.verdicts.diagnoses import CopyGroup
 from lightning_symmetry.verdicts.report import SymmetryReport, check_report
-from lightning_symmetry.verdicts.tables import describe_groups
 from lightning_symmetry.verdicts.verdict import Verdict
 
 Method = Literal["auto", "reinit", "noise"]
 
-# The standard deviation from which BERT, GPT-2 and ViT draw their embeddings.
-_STD = 0.02
+_STD = 0.02  # of the initial embeddings of BERT, GPT-2 and ViT
 
 
 @dataclass(frozen=True)
 class Change:
-    """What has been changed in a model.
+    """A change of some units of a layer, or of a whole module.
 
     Attributes:
         layer: name of the layer, or of a whole module that was a copy.
         units: sorted indices of the units whose incoming weights are new; empty for a whole module.
         method: ``"reinit"`` if they were drawn anew, ``"noise"`` if noise was added.
-        reason: what they were.
-        outgoing: names of the layers whose weights from these units are zero now, so that a dead unit that comes to
-            life does not disturb what the network computes.
+        reason: why, such as "they were copies of unit 0".
+        outgoing: names of the layers whose weights for these units are zero now, so that recycled dead units do not
+            change the network's function.
     """
 
     layer: str
@@ -78,16 +77,14 @@ class Change:
     outgoing: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        """The change as a sentence.
+        """Return a sentence.
 
         >>> print(Change("fc1", (1, 2, 3), "reinit", "they were copies of unit 0"))
         fc1: 3 units, {1, 2, 3}, drawn anew: they were copies of unit 0.
         """
         done = "drawn anew" if self.method == "reinit" else "given a little noise"
         outgoing = f" Their outgoing weights in {', '.join(self.outgoing)} are zero now." if self.outgoing else ""
-        several = f"unit {self.units[0]}" if len(self.units) == 1 else describe_groups([self.units], None)
-        units = f": {several}," if self.units else ""
-        return f"{self.layer}{units} {done}: {self.reason}.{outgoing}"
+        return f"{name_units(self.layer, self.units)} {done}: {self.reason}.{outgoing}"
 
 
 def break_symmetry(
@@ -98,50 +95,49 @@ def break_symmetry(
     method: Method = "auto",
     generator: Generator | None = None,
 ) -> list[Change]:
-    """Give the units that a report calls locked or frozen weights of their own, and recycle dead ones.
+    """Give locked and frozen units different weights, and recycle dead units.
 
-    - Units all of whose weights are one number, zero or not, are drawn anew as the layer type does by default.
-    - Of copies and mirror images, the first unit of each group stays as it is; the others get a row in a random
-      direction, as long as the one that they had.
-    - Zero weights behind frozen units, which let no gradient through, are drawn anew as well.
-    - Dead units get a fresh row, and the weights that read them become zero, as in ReDo (Sokar et al. 2023, arXiv
-      2302.12902): the network computes the same, and they can train again. They stay as they are where it cannot be
-      told which weights read them, or where they may put out another constant than zero, as behind a saturated tanh;
-      unless ``method="reinit"`` asks for fresh rows at the price of another function.
-    - Of whole modules that are copies, the first stays as it is; the others get noise, or are drawn anew with
+    - Units whose weights are all one number, zero or not, get a default initialisation of the layer type.
+    - Of copies and mirror images, the first unit of each group is kept; the others get a row in a random direction,
+      with the norm of their old row.
+    - Zero weights that block the gradient of frozen units get a default initialisation.
+    - Dead units get a default initialisation, and the weights that read them become zero, as in ReDo (Sokar et al.
+      2023, arXiv 2302.12902): the network's function is unchanged, and the units can train again. Units are left if
+      their readers are unknown, or if they may output a constant other than zero, as behind a saturated tanh.
+      ``method="reinit"`` recycles these, too, and changes the function.
+    - Of whole modules that are copies, the first is kept; the others get noise, or a default initialisation with
       ``method="reinit"``.
 
-    Groups that break by themselves, and units in lockstep, whose own weights differ, stay as they are. So do those that
-    a report of several checks has not decided; in one of a single look, as :func:`lightning_symmetry.diagnose` gives
-    it, all units that are equal are parted, but for zeros without equal gradients, which may be there on purpose. What
-    ``exclude`` left out of the report is left alone, and parameters with ``requires_grad=False`` are never written.
+    Not changed are groups that break by themselves, units in lockstep, whose weights differ, and groups that a report
+    of several checks has not decided. After a single check, as in a report of :func:`lightning_symmetry.diagnose`, all
+    equal units are separated, except zeros without equal gradients, which may be on purpose. Layers excluded from the
+    report, and parameters with ``requires_grad=False``, are never changed.
 
-    Gradients of numbers that are gone become zero, and what an optimizer remembers of them becomes what it is before
-    the first step; the rest of its state, such as the number of steps, is kept. LBFGS, whose memory is of all
-    parameters together, forgets all of it. With several processes that each have the whole model, as under DDP, call
-    this on all of them with the same arguments: all of them draw the same.
+    The gradients of replaced numbers become zero, and their optimizer states are reset; other states, such as step
+    counts, are kept. The state of LBFGS, which spans all parameters, is reset completely. If several processes each
+    have the whole model, as under DDP, call this on all of them with the same arguments: all draw the same numbers.
 
     Args:
         model: the model; it is changed in place.
-        report: what is known of it.
-        optimizer: what updates it, or several.
-        method: ``"auto"``: as above; ``"reinit"``: no noise, and fresh rows for all dead units; ``"noise"``: units and
-            modules get noise of 0.01 times the root mean square of their weights, so that copies compute nearly what
-            they did. Dead units, and zero weights that block others, are drawn anew in any case.
-        generator: what the numbers are drawn from; None: one that is seeded with a checksum of the weights in question,
-            so that the same call on the same model does the same. The global generators are never used.
+        report: a report on the model.
+        optimizer: the optimizer of the model, or several.
+        method: ``"auto"``: as above; ``"reinit"``: no noise, and new rows for all dead units; ``"noise"``: units and
+            modules get noise of 0.01 times the root mean square of their weights, so that copies compute nearly the
+            same as before. Dead units, and zero weights that block others, are always drawn anew.
+        generator: source of random numbers; None: a generator seeded with a checksum of the weights to be changed, so
+            that the same call on the same model has the same result. The global generators are never used.
 
     Returns:
-        What has been changed, in the order of the model; empty if there was nothing to do.
+        The changes, in the order of the model; empty if there was nothing to do.
 
     Warns:
-        UserWarning: if units that the report names were left as they are; the text says which, and why.
+        UserWarning: if units named by the report were left as they are; the text says which, and why.
 
     Raises:
-        TypeError: if an argument is of the wrong type.
-        ValueError: if ``method`` is unknown, the report is one of another model, or a layer in question cannot be
-            changed: it is sharded over several processes, or parametrized in a way through which no weight can be
-            assigned. The model is then as it was.
+        TypeError: if an argument has the wrong type.
+        ValueError: if ``method`` is unknown, the report belongs to another model, or a layer cannot be changed because
+            it is sharded over several processes, or has a parametrization without ``right_inverse``. The model is then
+            unchanged.
 
     Example:
         >>> import torch
@@ -154,33 +150,27 @@ def break_symmetry(
         >>> diagnose(net).layers["0"].effective_width
         8
     """
-    repair = repaired(model, report, optimizer=optimizer, method=method, generator=generator)
+    repair = repaired(model, report, optimizer, method, generator)
     if repair.left:
         warnings.warn(" ".join(map(str, repair.left)), stacklevel=2)
     return repair.changes
 
 
 class Repair(NamedTuple):
-    """What :func:`repaired` did.
+    """The result of :func:`repaired`."""
 
-    Attributes:
-        changes: what has been changed, in the order of the model.
-        left: units and modules that the report names and that stay as they are, and why.
-    """
-
-    changes: list[Change]
-    left: list[Left]
+    changes: list[Change]  # the changes, in the order of the model
+    left: list[Left]  # units and modules named by the report that were not changed, and why
 
 
 def repaired(
     model: nn.Module,
     report: SymmetryReport,
-    *,
     optimizer: Optimizer | Sequence[Optimizer] | None = None,
     method: Method = "auto",
     generator: Generator | None = None,
 ) -> Repair:
-    """Do what :func:`break_symmetry` does, and return what was left instead of a warning."""
+    """Break a symmetry like :func:`break_symmetry`, but return what was left instead of warning about it."""
     check_module(model)
     check_choice("method", method, get_args(Method))
     _check_generator(generator)
@@ -197,7 +187,8 @@ def repaired(
     of_parameters = [group for group in copies if set(group.modules) <= parameters.keys()]
     copies = [group for group in copies if group not in of_parameters]
     _check_modules(copies, modules)
-    copies, of_parameters = _without_zeros(copies, of_parameters, modules, parameters, left)
+    zero = [group for group in (*copies, *of_parameters) if _is_zero(group, modules, parameters)]
+    left += [Left(name, (), ZERO_ON_PURPOSE) for group in zero for name in group.modules[1:]]
     plans, readers = _with_readers(model, plans, owners, left, keeps_function=method != "reinit")
     if generator is None:
         generator = Generator().manual_seed(_checksum(plans))
@@ -212,10 +203,11 @@ def repaired(
         outgoing = clear(of_dead, torch.tensor(plan.units), optimizers)
         done: Literal["reinit", "noise"] = "noise" if plan.drawing is Drawing.NOISE else "reinit"
         changes.append(Change(plan.layer.name, plan.units, done, plan.reason, outgoing))
-    for group in copies:
-        changes += _part_modules(group, modules, generator, optimizers, reinit=method == "reinit")
-    for group in of_parameters:
-        changes += _part_parameters(group, parameters, generator, optimizers)
+    for group in (*copies, *of_parameters):
+        if group in of_parameters and group not in zero:
+            changes += _separate_parameters(group, parameters, generator, optimizers)
+        elif group not in zero:
+            changes += _separate_modules(group, modules, generator, optimizers, reinit=method == "reinit")
     return Repair(changes, left)
 
 
@@ -227,17 +219,10 @@ def _with_readers(
     *,
     keeps_function: bool,
 ) -> tuple[list[Plan], dict[str, list[Reader]]]:
-    """Find out what reads dead units, and leave those whose fresh rows would change the function.
+    """Return the plans, and the readers of dead units by layer name.
 
-    Args:
-        model: the model.
-        plans: what is to happen.
-        owners: the modules of the layers, by the names of these.
-        left: units that stay as they are are added to it.
-        keeps_function: whether units stay if their fresh rows would change the function; else the reason says so.
-
-    Returns:
-        The plans to follow, and by the name of a layer the layers that read its dead units.
+    Plans that may change the network's function are moved to ``left``. Without ``keeps_function`` they remain, with a
+    reason that says so.
     """
     graph = ReadingGraph(model) if any(plan.clear_outgoing for plan in plans) else None
     followed: list[Plan] = []
@@ -254,32 +239,19 @@ def _with_readers(
         elif reading.is_alive:
             left.append(Left(name, plan.units, f"they have no gradient, but {reading.why_not}"))
         elif keeps_function:
-            tail = 'so new rows might change what the network computes; `method="reinit"` draws them all the same'
+            tail = 'so new rows might change the network\'s outputs; `method="reinit"` draws them nevertheless'
             left.append(Left(name, plan.units, f"they are dead, but {reading.why_not}, {tail}"))
         else:
-            reason = f"{plan.reason}; {reading.why_not}, so this may have changed what the network computes"
+            reason = f"{plan.reason}; {reading.why_not}, so this may have changed the network's outputs"
             followed.append(replace(plan, reason=reason, clear_outgoing=False))
     return followed, found
 
 
-def _without_zeros(
-    copies: Sequence[CopyGroup],
-    of_parameters: Sequence[CopyGroup],
-    modules: dict[str, nn.Module],
-    parameters: dict[str, nn.Parameter],
-    left: list[Left],
-) -> tuple[list[CopyGroup], list[CopyGroup]]:
-    """Return the groups without those that a single look has seen to be zero, which are added to ``left``."""
-
-    def is_zero(name: str) -> bool:
-        own = [parameters[name]] if name in parameters else modules[name].parameters()
-        return not any(each.detach().any() for each in own if each.ndim > 1 or name in parameters)
-
-    zero = [
-        group for group in (*copies, *of_parameters) if group.verdict is Verdict.DUPLICATE and is_zero(group.modules[0])
-    ]
-    left += [Left(name, (), ZERO_ON_PURPOSE) for group in zero for name in group.modules[1:]]
-    return [each for each in copies if each not in zero], [each for each in of_parameters if each not in zero]
+def _is_zero(group: CopyGroup, modules: dict[str, nn.Module], parameters: dict[str, nn.Parameter]) -> bool:
+    """Return whether a single check has found parameters, or the weights of modules, that are zero."""
+    name = group.modules[0]
+    own = [parameters[name]] if name in parameters else [p for p in modules[name].parameters() if p.ndim > 1]
+    return group.verdict is Verdict.DUPLICATE and not any(each.detach().any() for each in own)
 
 
 def _change_units(
@@ -295,19 +267,19 @@ def _change_units(
             if is_number_each(tensor):
                 continue
             old = current_rows(tensor, units)
-            # What is zero has no scale of its own.
+            # Zeros have no scale; use that of the default initialisation.
             rows = rows_with_noise(old, old if old.any() else rows, generator)
-        write(tensor, units, rows, owner, optimizers)
+        write_rows(tensor, units, rows, owner, optimizers)
 
 
 def _name_of(tensor: Incoming, owner: nn.Module) -> str | None:
-    """The name of a tensor in the module that it belongs to."""
+    """Return the name of a tensor in the module that owns it."""
     if is_computed(tensor):
         return name_of_computed(owner, tensor)
     return next((name for name, parameter in owner._parameters.items() if parameter is tensor.weights), None)
 
 
-def _part_modules(
+def _separate_modules(
     group: CopyGroup,
     modules: dict[str, nn.Module],
     generator: Generator,
@@ -315,11 +287,12 @@ def _part_modules(
     *,
     reinit: bool,
 ) -> Iterator[Change]:
-    """Give all modules of a group but the first weights of their own."""
+    """Change the weights of all modules of a group but the first."""
     for name in group.modules[1:]:
-        for part in modules[name].modules():
-            fresh = fresh_copy(part, generator) if reinit and _has_weights(part) else None
-            for own, parameter in part.named_parameters(recurse=False):
+        for module in modules[name].modules():
+            has_weights = any(parameter.ndim > 1 for parameter in module.parameters(recurse=False))
+            fresh = fresh_copy(module, generator) if reinit and has_weights else None
+            for own, parameter in module.named_parameters(recurse=False):
                 if parameter.ndim < 2 or not parameter.requires_grad:  # biases, and the scales of norms
                     continue
                 rows = parameter.detach().to("cpu", copy=True)
@@ -327,37 +300,32 @@ def _part_modules(
                     rows = rows_with_noise(rows, rows, generator)
                 else:
                     rows = cast("Tensor", fresh._parameters[own])
-                put(parameter, torch.arange(parameter.numel()), rows.flatten(), optimizers)
+                write_numbers(parameter, torch.arange(parameter.numel()), rows.flatten(), optimizers)
         yield Change(name, (), "reinit" if reinit else "noise", f"it was a copy of {group.modules[0]}")
 
 
-def _part_parameters(
+def _separate_parameters(
     group: CopyGroup, parameters: dict[str, nn.Parameter], generator: Generator, optimizers: Sequence[Optimizer]
 ) -> Iterator[Change]:
-    """Give all parameters of a group but the first numbers of their own."""
+    """Change the numbers of all parameters of a group but the first."""
     for name in group.modules[1:]:
         if not parameters[name].requires_grad:
             continue
         numbers = parameters[name].detach().to("cpu", copy=True).flatten()
         if numbers.any():
             numbers = rows_with_noise(numbers[None], numbers[None], generator)[0]
-        else:  # what is zero has no scale of its own
+        else:  # zeros have no scale
             numbers = numbers.normal_(std=_STD, generator=generator)
-        put(parameters[name], torch.arange(len(numbers)), numbers, optimizers)
+        write_numbers(parameters[name], torch.arange(len(numbers)), numbers, optimizers)
         yield Change(name, (), "noise", f"it was equal to {group.modules[0]}")
 
 
-def _has_weights(module: nn.Module) -> bool:
-    return any(parameter.ndim > 1 for parameter in module.parameters(recurse=False))
-
-
 def _owner_of(layer: Layer, modules: dict[str, nn.Module]) -> nn.Module:
-    """The module that a layer, or a part of it, belongs to."""
+    """Return the module that owns a layer; if modules share its parameters, the one that the layer is named after."""
     own = set(layer.identity)
     holders = [
         (name, module) for name, module in modules.items() if not own.isdisjoint(map(id, _own_parameters(module)))
     ]
-    # Of several modules that share a parameter, the one that the layer is called by.
     named = [module for name, module in holders if layer.name == name or layer.name.startswith(f"{name}.")]
     if not holders:
         raise CannotChangeError(
@@ -373,7 +341,7 @@ def _own_parameters(module: nn.Module) -> Iterator[nn.Parameter]:
 
 
 def _checksum(plans: Sequence[Plan]) -> int:
-    """A number that depends on the weights that are to be changed, the same on every process and device."""
+    """Return a checksum of the weights to be changed, the same on every process and device."""
     checksum = 0
     for plan in plans:
         rows = current_rows(plan.layer.tensors[0], torch.tensor(plan.units)).float()
@@ -391,7 +359,7 @@ def _check_generator(generator: object) -> None:
 def _optimizers_of(optimizer: object) -> list[Optimizer]:
     several = [] if optimizer is None else list(optimizer) if isinstance(optimizer, list | tuple) else [optimizer]
     for one in several:
-        if not isinstance(one, Optimizer) and not is_zero_optimizer(one):  # which nothing is written for
+        if not isinstance(one, Optimizer) and not is_zero_optimizer(one):  # sharded models are refused later
             raise TypeError(
                 "Expected argument `optimizer` to be a torch.optim.Optimizer, a sequence of them or None but got "
                 f"{brief(optimizer)}."

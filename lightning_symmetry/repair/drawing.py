@@ -1,4 +1,4 @@
-"""New numbers for units: as a fresh layer has them, at the scale of the old ones, or the old ones with noise."""
+"""New rows for units: from a default initialisation, in a random direction at the old norm, or with noise added."""
 
 from __future__ import annotations
 
@@ -14,21 +14,17 @@ from lightning_symmetry.units.layers import Incoming, Layer, complex_rows, real_
 from lightning_symmetry.units.parametrized import without_parametrizations
 
 NOISE = 0.01
-"""Size of the noise that parts copies, relative to the root mean square of what it is added to.
+"""Size of the noise added to copies, relative to the root mean square of the row.
 
-So little is enough: gradients differ as soon as weights do, and training does the rest. Net2Net (Chen et al. 2016,
-arXiv 1511.05641) parts the units that it copies in the same way."""
+A little noise suffices, because equal units diverge as soon as their weights and so their gradients differ. Net2Net
+(Chen et al. 2016, arXiv 1511.05641) separates the units that it copies in the same way."""
 
 
 def fresh_copy(module: nn.Module, generator: Generator) -> nn.Module | None:
-    """A module of the same class and shapes, initialised as its class does by default, on the CPU.
+    """Return a module of the same class and shapes with the default initialisation and plain parameters, on the CPU.
 
-    Args:
-        module: a module, parametrized or not; it stays as it is.
-        generator: what the numbers are drawn from; the global generators stay as they are.
-
-    Returns:
-        The module, with plain parameters; None if its class has no ``reset_parameters``, or TorchScript has made it.
+    Returns None if the class has no ``reset_parameters``, or for TorchScript. The global random generators are
+    restored.
     """
     if is_script(module):
         return None
@@ -38,13 +34,13 @@ def fresh_copy(module: nn.Module, generator: Generator) -> nn.Module | None:
         if not callable(reset):
             return None
         seed = int(torch.randint(2**62, (1,), generator=generator))
-        torch.default_generator.manual_seed(seed)  # `torch.manual_seed` would seed other devices too
+        torch.default_generator.manual_seed(seed)  # `torch.manual_seed` would seed all devices
         reset()
     return blank
 
 
 def _blank(module: nn.Module) -> nn.Module:
-    """A copy of a module, and of its children, with parameters of their own that hold nothing."""
+    """Return a copy of a module and its children, with new parameters of zeros."""
     blank = copy.copy(module)
     blank.__dict__ = {**module.__dict__}
     blank._parameters = {
@@ -61,21 +57,11 @@ def _blank(module: nn.Module) -> nn.Module:
 def fresh_rows(
     layer: Layer, tensor: Incoming, fresh: nn.Module | None, name: str | None, units: Tensor, generator: Generator
 ) -> Tensor:
-    """What feeds some units in a layer that has just been initialised.
+    """Return rows of a freshly initialised layer for ``units`` ``(n,)``, of shape ``(n, ...)``, on the CPU.
 
-    Args:
-        layer: the layer.
-        tensor: one of its tensors.
-        fresh: a module like that of the layer, as :func:`fresh_copy` makes it; None: there is none. Then, and where
-            these rows are equal in a fresh module too, weights are drawn uniformly from
-            ``[-1 / sqrt(fan_in), 1 / sqrt(fan_in)]``, as ``torch.nn.Linear`` does, and what is one number per unit, a
-            bias, is zero.
-        name: of the tensor in ``fresh``.
-        units: indices, ``(n,)``.
-        generator: what the numbers are drawn from.
-
-    Returns:
-        ``(n, ...)``, on the CPU.
+    They are taken from the tensor ``name`` of ``fresh``, the result of :func:`fresh_copy`. If it is None, or its rows
+    for these units are equal, too, weights are drawn uniformly from ``[-1 / sqrt(fan_in), 1 / sqrt(fan_in)]``, as
+    ``torch.nn.Linear`` does, and biases are zero.
     """
     rows = current_rows(tensor, units)
     is_a_number_each = is_number_each(tensor)
@@ -91,9 +77,9 @@ def fresh_rows(
 
 
 def rows_at_scale(tensor: Incoming, units: Tensor, generator: Generator) -> Tensor:
-    """Rows in random directions, each as long as the one that it replaces, ``(n, ...)``, on the CPU.
+    """Return rows in random directions with the norms of the current ones, ``(n, ...)``, on the CPU.
 
-    What is one number per unit, such as a bias, stays as it is: it has no direction.
+    Biases and other single numbers per unit have no direction; they are returned unchanged.
     """
     rows = current_rows(tensor, units)
     if is_number_each(tensor):
@@ -105,13 +91,7 @@ def rows_at_scale(tensor: Incoming, units: Tensor, generator: Generator) -> Tens
 
 
 def rows_with_noise(rows: Tensor, scale_of: Tensor, generator: Generator) -> Tensor:
-    """Rows with a little Gaussian noise.
-
-    Args:
-        rows: ``(n, ...)``, on the CPU.
-        scale_of: rows of the same shape; the noise of each row is 0.01 times the root mean square of its numbers.
-        generator: what the noise is drawn from.
-    """
+    """Return ``rows`` ``(n, ...)`` plus Gaussian noise, of 0.01 times the root mean square of the rows ``scale_of``."""
     if rows.is_complex():
         return complex_rows(rows_with_noise(real_rows(rows), real_rows(scale_of), generator))
     size = scale_of.flatten(1).double().square().mean(dim=1).sqrt().float()
@@ -120,11 +100,11 @@ def rows_with_noise(rows: Tensor, scale_of: Tensor, generator: Generator) -> Ten
 
 
 def is_number_each(tensor: Incoming) -> bool:
-    """Whether a tensor has one number per unit, as a bias has."""
+    """Return whether a tensor has one number per unit, such as a bias."""
     return tensor.rows()[0].numel() == (2 if tensor.weights.is_complex() else 1)  # type: ignore[index]
 
 
 def current_rows(tensor: Incoming, units: Tensor) -> Tensor:
-    """What feeds some units today, ``(n, ...)``, on the CPU."""
+    """Return a copy of the current rows of some units, ``(n, ...)``, on the CPU."""
     weights = tensor.weights.detach()
     return tensor.view(weights)[units.to(weights.device)].to("cpu", copy=True)

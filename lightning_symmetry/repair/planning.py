@@ -1,4 +1,4 @@
-"""By a report, which units of a model are to be changed, how, and why."""
+"""Plans of a repair: which units to change according to a report, how, and why."""
 
 from __future__ import annotations
 
@@ -17,53 +17,39 @@ from lightning_symmetry.verdicts.verdict import Verdict
 _FROZEN = "its weights are frozen (`requires_grad=False`)"
 ZERO_ON_PURPOSE = (
     "their weights are zero, which may be on purpose, as in a pruned layer or in the second factor of a low-rank "
-    "adapter, and a single look does not show that they fail to train; pass the report of a training"
+    "adapter, and a single check cannot show that they fail to train; pass the report of a training, `monitor.report`"
 )
-# Where the gradient of dead units stops if their outputs are the constant of an activation that is shut. In all other
-# places the units may put out anything: only their gradient is missing.
-_SHUT = (StopKind.CLOSED, StopKind.SATURATED, StopKind.UNKNOWN)
+# If the gradient of dead units stops at one of these, their outputs are the constant of a closed activation. If it
+# stops elsewhere, the units may have any output.
+_CLOSED = (StopKind.CLOSED, StopKind.SATURATED, StopKind.UNKNOWN)
 
 
 class Drawing(StrEnum):
-    """How new numbers are made."""
+    """How new rows are drawn."""
 
-    FRESH = "fresh"  # as the layer type initialises them by default
-    AT_SCALE = "at scale"  # in a random direction, as long as what is replaced
-    NOISE = "noise"  # what is there, with a little noise
+    FRESH = "fresh"  # by the default initialisation of the layer type
+    AT_SCALE = "at scale"  # in a random direction, with the norm of the old row
+    NOISE = "noise"  # as the old row plus a little noise
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to happen to some units of a layer.
-
-    Attributes:
-        layer: the layer.
-        units: sorted indices.
-        drawing: how their new numbers are made.
-        reason: why, in words that follow "because".
-        clear_outgoing: whether the weights that read these units become zero.
-    """
+    """A planned change of some units of a layer."""
 
     layer: Layer
-    units: tuple[int, ...]
-    drawing: Drawing
-    reason: str
-    clear_outgoing: bool = False
+    units: tuple[int, ...]  # sorted indices
+    drawing: Drawing  # how their new rows are drawn
+    reason: str  # why, to follow "because"
+    clear_outgoing: bool = False  # whether to zero the weights that read these units
 
 
 @dataclass(frozen=True)
 class Left:
-    """Units that are left as they are, though the report names them.
+    """Units named by the report that are not changed."""
 
-    Attributes:
-        layer: name of the layer, or of a whole module.
-        units: sorted indices; empty for a whole module.
-        reason: why, as a clause.
-    """
-
-    layer: str
-    units: tuple[int, ...]
-    reason: str
+    layer: str  # name of the layer, or of a whole module
+    units: tuple[int, ...]  # sorted indices; empty for a whole module
+    reason: str  # why, as a clause
 
     def __str__(self) -> str:
         """Return a sentence.
@@ -71,26 +57,28 @@ class Left:
         >>> print(Left("fc1", (1, 2), "its weights are frozen (`requires_grad=False`)"))
         fc1: 2 units, {1, 2}, were left as they are: its weights are frozen (`requires_grad=False`).
         """
-        several = f"unit {self.units[0]}" if len(self.units) == 1 else describe_groups([self.units], None)
-        units = f": {several}," if self.units else ""
-        verb = "was" if len(self.units) <= 1 else "were"
-        each = "it is" if len(self.units) <= 1 else "they are"
-        return f"{self.layer}{units} {verb} left as {each}: {self.reason}."
+        verb, each = ("were", "they are") if len(self.units) > 1 else ("was", "it is")
+        return f"{name_units(self.layer, self.units)} {verb} left as {each}: {self.reason}."
+
+
+def name_units(layer: str, units: tuple[int, ...]) -> str:
+    """Return how a sentence on some units begins; on the whole layer, if ``units`` is empty.
+
+    >>> name_units("fc1", (1, 2)), name_units("fc1", (1,)), name_units("fc1", ())
+    ('fc1: 2 units, {1, 2},', 'fc1: unit 1,', 'fc1')
+    """
+    if not units:
+        return layer
+    return f"{layer}: {f'unit {units[0]}' if len(units) == 1 else describe_groups([units], None)},"
 
 
 def plans_for(
     report: SymmetryReport, layers: Mapping[str, Layer], *, only_noise: bool
 ) -> tuple[list[Plan], list[Left]]:
-    """Return what is to happen to the units of a model, in the order of its layers, and which units are left.
-
-    Args:
-        report: what is known of them.
-        layers: the layers of the model, by name, in their order.
-        only_noise: whether copies get noise rather than rows that are drawn anew.
-    """
+    """Return the planned changes of a model, in the order of its layers, and the units that are not changed."""
     plans: dict[str, list[Plan]] = {name: [] for name in layers}
     left: list[Left] = []
-    drawn: set[int] = set()  # identities of weights of which every number is new: tied ones are drawn once
+    drawn: set[int] = set()  # `id`s of weights that are drawn completely; tied weights are drawn once
     for diagnosis in report.distinct_layers:
         layer = layers.get(diagnosis.name)
         if layer is None or not drawn.isdisjoint(map(id, layer.tensors[0].originals)):
@@ -105,17 +93,17 @@ def plans_for(
         of_all_units = any(len(plan.units) == layer.num_units for plan in plans[layer.name])
         if of_all_units and all(share == 1 for _, share in layer.shares()):
             drawn.update(map(id, layer.tensors[0].originals))
-    for diagnosis in filter(_is_cut_off, report.distinct_layers):
+    for diagnosis in filter(_is_blocked, report.distinct_layers):
         for blocking in _blocking(diagnosis.name, layers):
             if not plans[blocking.name] and is_trained(blocking.tensors[0]):
                 every_unit = tuple(range(blocking.num_units))
-                reason = f"their weights were zero, and let no gradient through to {diagnosis.name}"
+                reason = f"their weights were zero, and blocked the gradient of {diagnosis.name}"
                 plans[blocking.name] = [Plan(blocking, every_unit, Drawing.FRESH, reason)]
     return [plan for several in plans.values() for plan in several], left
 
 
 def is_trained(tensor: Incoming) -> bool:
-    """Return whether every parameter that a tensor is made of requires a gradient."""
+    """Return whether all parameters of a tensor require a gradient."""
     return all(original.requires_grad for original in tensor.originals)
 
 
@@ -124,23 +112,23 @@ def _plans_for_layer(layer: Layer, diagnosis: LayerDiagnosis, *, only_noise: boo
     if zero := [group for group in to_be_broken if group.value == 0 and group.verdict is Verdict.DUPLICATE]:
         yield Left(layer.name, tuple(sorted(unit for group in zero for unit in group.units)), ZERO_ON_PURPOSE)
         to_be_broken = [group for group in to_be_broken if group not in zero]
-    for group in filter(_holds_nothing, to_be_broken):
+    for group in filter(_is_constant, to_be_broken):
         drawing = Drawing.NOISE if only_noise else Drawing.FRESH
         yield Plan(layer, group.units, drawing, f"all of their weights were {group.value:.6g}")
-    if copied := [group for group in to_be_broken if not _holds_nothing(group)]:
+    if copied := [group for group in to_be_broken if not _is_constant(group)]:
         others = tuple(sorted(unit for group in copied for unit in group.units[1:]))
         yield Plan(layer, others, Drawing.NOISE if only_noise else Drawing.AT_SCALE, _reason_of_copies(copied))
     grouped = {unit for group in diagnosis.groups if group.verdict is not Verdict.DEAD for unit in group.units}
     dead = tuple(unit for unit in diagnosis.dead if unit not in grouped)
-    # A single look shows zero gradients of one batch, which is no death.
-    if not dead or not diagnosis.died_at or _is_cut_off(diagnosis):
+    # After a single check, `dead` means zero gradients of one batch, which proves nothing.
+    if not dead or not diagnosis.died_at or _is_blocked(diagnosis):
         return
     groups = [group for group in diagnosis.groups if group.verdict is Verdict.DEAD]
-    elsewhere = next((group.stop for group in groups if group.stop and group.stop.kind not in _SHUT), None)
+    elsewhere = next((group.stop for group in groups if group.stop and group.stop.kind not in _CLOSED), None)
     if root := next((group.follows for group in groups if group.follows), ""):
-        yield Left(layer.name, dead, f"layer {root} stops their gradient; they may train as soon as that one does")
+        yield Left(layer.name, dead, f"layer {root} stops their gradient; they may train as soon as {root} does")
     elif elsewhere is not None:
-        yield Left(layer.name, dead, f"their gradient stops where nothing shows that they put out zero ({elsewhere})")
+        yield Left(layer.name, dead, f"their gradient stops where nothing shows that they output zero ({elsewhere})")
     else:
         yield Plan(layer, dead, Drawing.FRESH, "they were dead", clear_outgoing=True)
 
@@ -152,25 +140,23 @@ def _reason_of_copies(groups: Sequence[UnitGroup]) -> str:
 
 
 def is_to_be_broken(verdict: Verdict, first_step: int | None) -> bool:
-    """Whether units, or modules, of this verdict are to be parted.
+    """Return whether to separate units or modules of this verdict.
 
-    Args:
-        verdict: what became of them.
-        first_step: when they were seen first; None after a single look, which can prove nothing: what is equal there
-            is then parted on request.
+    Duplicates are separated only after a single check, with ``first_step`` None: it cannot prove more, and the user has
+    asked for it.
     """
     if verdict is Verdict.DUPLICATE:
         return first_step is None
     return verdict in (Verdict.LOCKED, Verdict.FROZEN)
 
 
-def _holds_nothing(group: UnitGroup) -> bool:
-    """Whether the rows of a group are a single number each, of which nothing is worth keeping."""
+def _is_constant(group: UnitGroup) -> bool:
+    """Return whether all weights of a group are one number, so that nothing is worth keeping."""
     return group.value is not None and group.cause in (Cause.ZERO, Cause.CONSTANT, Cause.DEAD)
 
 
-def _is_cut_off(diagnosis: LayerDiagnosis) -> bool:
-    """Whether it is what follows a layer that lets no gradient through to it."""
+def _is_blocked(diagnosis: LayerDiagnosis) -> bool:
+    """Return whether another layer blocks this layer's gradient."""
     return any(
         group.verdict is Verdict.FROZEN or (group.verdict is Verdict.DEAD and group.cause is Cause.CUT_OFF)
         for group in diagnosis.groups
@@ -178,6 +164,6 @@ def _is_cut_off(diagnosis: LayerDiagnosis) -> bool:
 
 
 def _blocking(name: str, layers: Mapping[str, Layer]) -> list[Layer]:
-    """The layers right after one, in the order of the model, whose weights are all zero; none if it is unknown."""
-    behind = dropwhile(lambda layer: layer.name != name, layers.values())
-    return list(takewhile(lambda layer: not layer.tensors[0].weights.detach().any(), islice(behind, 1, None)))
+    """Return the layers directly after one, in the order of the model, up to the first whose weights are not zero."""
+    following = islice(dropwhile(lambda layer: layer.name != name, layers.values()), 1, None)
+    return list(takewhile(lambda layer: not layer.tensors[0].weights.detach().any(), following))

@@ -1,4 +1,4 @@
-"""New numbers for units: written into parameters, with what optimizers remember of the old ones cleared."""
+"""Writing new rows into parameters, and resetting gradients and optimizer states of the old ones."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch.optim import Optimizer
 
 from lightning_symmetry.units.layers import Incoming, Layer, complex_rows
 
-# What optimizers of PyTorch keep per number of a parameter, and what is zero before their first step. Adafactor keeps
-# `row_var` and `col_var` per row and per column.
+# States per number of a parameter that PyTorch's optimizers initialise with zeros. Adafactor has `row_var` and
+# `col_var` per row and per column.
 _ZERO_AT_START = {
     *("momentum_buffer", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "exp_inf", "mu_product", "row_var", "col_var"),
     *("square_avg", "grad_avg", "acc_delta", "prev", "variance"),
@@ -24,10 +24,10 @@ class CannotChangeError(ValueError):
 
 
 def check_writable(layer: Layer, module: nn.Module) -> None:
-    """Refuse a layer whose weights cannot be written here.
+    """Check that the weights of a layer can be written.
 
     Raises:
-        CannotChangeError: says why.
+        CannotChangeError: if the layer is sharded, or has a parametrization without ``right_inverse``.
     """
     for tensor in layer.all_tensors():
         if tensor.part is not None or not isinstance(tensor.rows(), Tensor):
@@ -46,21 +46,18 @@ def check_writable(layer: Layer, module: nn.Module) -> None:
                 )
 
 
-def write(tensor: Incoming, units: Tensor, values: Tensor, module: nn.Module, optimizers: Sequence[Optimizer]) -> None:
-    """Replace the numbers that feed some units.
+def write_rows(
+    tensor: Incoming, units: Tensor, values: Tensor, module: nn.Module, optimizers: Sequence[Optimizer]
+) -> None:
+    """Replace the rows of ``units`` ``(n,)`` by ``values`` ``(n, ...)``, in the shape of the tensor's view.
 
-    Args:
-        tensor: what feeds the units of a layer.
-        units: indices, ``(n,)``.
-        values: the new numbers, ``(n, ...)`` in the shape that the view of the tensor has.
-        module: the module that the tensor belongs to.
-        optimizers: those that update its parameters.
+    ``module`` owns the tensor.
     """
     if tensor.weights.is_complex():
         values = complex_rows(values)
     places = tensor.view(torch.arange(tensor.weights.numel()).reshape(tensor.weights.shape))[units].flatten()
     if not is_computed(tensor):
-        put(tensor.weights, places, values.flatten(), optimizers)
+        write_numbers(tensor.weights, places, values.flatten(), optimizers)
         return
     weight = tensor.weights.detach().clone()
     _fill(weight, places, values.flatten())
@@ -68,27 +65,21 @@ def write(tensor: Incoming, units: Tensor, values: Tensor, module: nn.Module, op
     with torch.no_grad():
         setattr(module, name_of_computed(module, tensor), weight)
         for original, old in zip(tensor.originals, before, strict=True):
-            moved = places
+            changed = places
             if original.shape != weight.shape:
-                moved = torch.arange(original.numel())
-                if len(original) == len(tensor.rows()):  # a row for each unit, as the norms in weight_norm
-                    moved = moved.reshape(len(original), -1)[units].flatten()
-            new = original.detach().flatten()[moved.to(original.device)]
+                changed = torch.arange(original.numel())
+                if len(original) == len(tensor.rows()):  # a row per unit, such as the norms of weight_norm
+                    changed = changed.reshape(len(original), -1)[units].flatten()
+            new = original.detach().flatten()[changed.to(original.device)]
             original.copy_(old)
-            put(original, moved, new, optimizers)
+            write_numbers(original, changed, new, optimizers)
 
 
-def put(parameter: Tensor, places: Tensor, values: Tensor | float, optimizers: Sequence[Optimizer]) -> None:
-    """Replace some numbers of a parameter; what optimizers remember of them becomes what it is before the first step.
+def write_numbers(parameter: Tensor, places: Tensor, values: Tensor | float, optimizers: Sequence[Optimizer]) -> None:
+    """Replace some numbers of a parameter, and reset their optimizer states to those before the first step.
 
-    Their gradients become zero: they belong to the numbers that are gone, and a step that is about to be taken leaves
-    the new ones as they are. How many steps an optimizer has taken is kept.
-
-    Args:
-        parameter: the parameter.
-        places: flat indices, ``(n,)``.
-        values: the new numbers, ``(n,)``, or one for all.
-        optimizers: those that may update the parameter.
+    Their gradients become zero, so that an optimizer step that follows does not change the new numbers. Step counts are
+    kept. ``places`` are flat indices ``(n,)``, ``values`` the new numbers ``(n,)`` or one for all.
     """
     _fill(parameter, places, values)
     if parameter.grad is not None and parameter.grad.layout == torch.strided:
@@ -103,11 +94,11 @@ def put(parameter: Tensor, places: Tensor, values: Tensor | float, optimizers: S
         for name, kept in optimizer.state.get(cast("nn.Parameter", parameter), {}).items():
             start = _at_start(name, group, parameter, places)
             if start is not None and isinstance(kept, Tensor) and kept.ndim:
-                _fill(kept, _shared(kept.shape, parameter.shape, places), start)
+                _fill(kept, _covered(kept.shape, parameter.shape, places), start)
 
 
 def _at_start(name: str, group: dict[str, Any], parameter: Tensor, places: Tensor) -> Tensor | float | None:
-    """Return what an optimizer keeps under a name before its first step; None if that is not known."""
+    """Return the value of a state before the first step; None if the state is unknown."""
     if name in _ZERO_AT_START:
         return 0.0
     if name == "sum":  # of Adagrad
@@ -119,11 +110,11 @@ def _at_start(name: str, group: dict[str, Any], parameter: Tensor, places: Tenso
     return None
 
 
-def _shared(shape: torch.Size, full: torch.Size, places: Tensor) -> Tensor:
-    """Return the flat indices of a tensor that is broadcast to ``full`` at which only numbers of ``places`` lie.
+def _covered(shape: torch.Size, full: torch.Size, places: Tensor) -> Tensor:
+    """Return the flat indices in ``shape`` that are broadcast to nothing but ``places``, flat indices in ``full``.
 
     Example:
-        >>> _shared(torch.Size([3, 1]), torch.Size([3, 2]), torch.tensor([0, 4, 5]))
+        >>> _covered(torch.Size([3, 1]), torch.Size([3, 2]), torch.tensor([0, 4, 5]))
         tensor([2])
     """
     if shape == full:
@@ -137,7 +128,7 @@ def _shared(shape: torch.Size, full: torch.Size, places: Tensor) -> Tensor:
 
 
 def _forget_directions(optimizer: Optimizer, parameter: Tensor) -> None:
-    """Drop what LBFGS remembers: its directions are of all parameters together."""
+    """Reset the state of LBFGS, whose directions span all parameters."""
     parameters = [each for group in optimizer.param_groups for each in group["params"]]
     if any(each is parameter for each in parameters):
         optimizer.state[parameters[0]].clear()
@@ -155,12 +146,12 @@ def _fill(tensor: Tensor, places: Tensor, values: Tensor | float) -> None:
 
 
 def is_computed(tensor: Incoming) -> bool:
-    """Whether parametrizations compute a tensor from other ones."""
+    """Return whether parametrizations compute a tensor from other tensors."""
     return not (len(tensor.originals) == 1 and tensor.originals[0] is tensor.weights)
 
 
 def name_of_computed(module: nn.Module, tensor: Incoming) -> str:
-    """The name of a tensor that is computed by parametrizations."""
+    """Return the name of a tensor that parametrizations compute."""
     for name, chain in getattr(module, "parametrizations", {}).items():
         if any(original is tensor.originals[0] for original in chain.parameters(recurse=False)):
             return str(name)

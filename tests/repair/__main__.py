@@ -1,4 +1,4 @@
-"""What a break amid a training does to the loss: the table of docs/repair.md, ``python -m tests.repair``."""
+"""Print the table of docs/repair.md, the effect of a repair during training: ``python -m tests.repair``."""
 
 from __future__ import annotations
 

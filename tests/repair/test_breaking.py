@@ -1,4 +1,4 @@
-"""Units that are equal get weights of their own, and nothing else changes."""
+"""Equal units get different weights, and nothing else changes."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def copied(net: nn.Module, name: str, first: int, others: list[int]) -> nn.Modul
 
 
 def proven(net: nn.Module) -> SymmetryReport:
-    """A report of a single look, in which what is equal is known to stay so, as a training would show."""
+    """Return the report of a single check, with all groups marked as lasting, as a training would show."""
     report = diagnose(net)
     layers = {
         name: replace(layer, groups=[replace(group, verdict=Verdict.FROZEN, first_step=0) for group in layer.groups])
@@ -81,7 +81,7 @@ def test_mirror_images_are_parted_too() -> None:
 
 
 class Zeroed(nn.Linear):
-    """A layer that starts from zeros, whatever is done."""
+    """A layer whose default initialisation is zero."""
 
     def reset_parameters(self) -> None:
         nn.init.zeros_(self.weight)
@@ -322,7 +322,7 @@ def test_zero_weights_that_block_frozen_units_are_named_and_drawn_too() -> None:
     tracker = tracked(net, steps=6, every_n_steps=1)
     changes = break_symmetry(net, tracker.report)
     assert [change.layer for change in changes] == ["0", "2", "4"]
-    assert "let no gradient through" in changes[-1].reason
+    assert "blocked the gradient" in changes[-1].reason
     assert zoo.linear(net, "4").weight.all()
 
 
@@ -358,7 +358,7 @@ def pruned() -> nn.Module:
 
 
 def zero_convolutions() -> nn.Module:
-    """Two layers side by side that start from zero, as those of a ControlNet do."""
+    """Two parallel layers that start from zero, as in a ControlNet."""
     return nn.ModuleList([fill(nn.Sequential(nn.Conv2d(4, 4, 1)), 0.0) for _ in range(2)])
 
 
@@ -414,7 +414,7 @@ def test_upcycled_experts_are_parted() -> None:
 
 
 class Doubled(nn.Module):
-    """A parametrization through which no weight can be assigned."""
+    """A parametrization without ``right_inverse``."""
 
     def forward(self, weight: Tensor) -> Tensor:
         return 2 * weight

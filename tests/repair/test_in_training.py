@@ -1,4 +1,4 @@
-"""Trainings in which the monitor breaks what it finds."""
+"""Trainings with ``on_symmetry="break"``."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.training import Classifier, assert_same, fill, fit, mlp, quiet
 
 
 def trained(net: nn.Module, monitor: SymmetryMonitor | None, **options: Any) -> list[str]:
-    """Train; returns what the monitor warned of."""
+    """Train, and return the monitor's warnings."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         fit(Classifier(net), monitor, **options)
@@ -31,8 +31,8 @@ def trained(net: nn.Module, monitor: SymmetryMonitor | None, **options: Any) -> 
 def test_it_is_broken_once_said_loudly_and_noted(value: float, caplog: pytest.LogCaptureFixture) -> None:
     net, monitor = fill(mlp(), value), quiet(every_n_steps=1, on_symmetry="break")
     with caplog.at_level("INFO"):
-        said = trained(net, monitor, max_steps=30)
-    [about] = [text for text in said if "breaks the symmetry" in text]
+        warned = trained(net, monitor, max_steps=30)
+    [about] = [text for text in warned if "breaks the symmetry" in text]
     assert all(str(change) in about for change in monitor.changes)
     assert {change.layer for change in monitor.changes} >= {"net.0", "net.2"}
     assert len({(change.layer, change.units) for change in monitor.changes}) == len(monitor.changes)
@@ -59,8 +59,8 @@ def test_the_other_choices_change_nothing() -> None:
 def test_what_cannot_be_parted_is_said() -> None:
     net, monitor = fill(mlp(), 0.05), quiet(every_n_steps=1, on_symmetry="break")
     register_parametrization(net.linear(0), "weight", Doubled())
-    said = trained(net, monitor)
-    [refusal] = [text for text in said if "cannot break the symmetry" in text]
+    warned = trained(net, monitor)
+    [refusal] = [text for text in warned if "cannot break the symmetry" in text]
     assert "right_inverse" in refusal
     assert monitor.changes == []
     assert len(monitor.findings) == 2
@@ -70,8 +70,8 @@ def test_dead_units_that_put_out_a_constant_stay_and_that_is_said() -> None:
     net, monitor = mlp(), quiet(every_n_steps=20, on_symmetry="break")
     net[1] = nn.Tanh()
     zoo.with_bias(net, "0", 1000.0, 12)
-    said = trained(net, monitor, max_steps=70)
-    assert any("left as they are: they are dead, but they may put out a constant" in text for text in said), said
+    warned = trained(net, monitor, max_steps=70)
+    assert any("left as they are: they are dead, but they may output a constant" in text for text in warned), warned
     assert "net.0" not in {change.layer for change in monitor.changes}
     assert (net.linear(0).bias[:12] > 900).all()
 
@@ -92,7 +92,7 @@ def test_moments_that_an_optimizer_has_of_the_copies_do_not_pull_them_together()
 
 
 def break_on_ranks(folder: Path) -> dict[str, Any]:
-    """By layout: the weights in the end, what was changed, and what was warned of."""
+    """Map each layout to the final weights, the changes, and the warnings."""
     results = {}
     for layout in ("DDP", "FSDP2"):
         monitor = quiet(every_n_steps=1, on_symmetry="break")

@@ -1,4 +1,4 @@
-"""Dead units get fresh rows: the network computes the same, or the change says why it may not."""
+"""Dead units get new rows: the network computes the same, or the change says why it may not."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from lightning_symmetry.verdicts.verdict import Verdict
 from tests import zoo
 from tests.units.networks import LAYERS, num_units, random_network, run, units_dim
 
-BOUNDED = (nn.Tanh, nn.Sigmoid, nn.Hardtanh, nn.Hardsigmoid, nn.ReLU6)  # without a slope on both sides
+BOUNDED = (nn.Tanh, nn.Sigmoid, nn.Hardtanh, nn.Hardsigmoid, nn.ReLU6)  # with zero slope on both sides
 STOPPING = (*BOUNDED, nn.ReLU, nn.GELU, nn.SiLU, nn.Mish, nn.Softplus, nn.Hardswish, nn.ELU)
 
 
 def dead_units(net: nn.Module, name: str, inputs: Tensor) -> set[int]:
-    """The units of a layer without a gradient in either mode, whatever dropout does."""
+    """Return the units of a layer without a gradient in either mode, with and without dropout."""
     net.zero_grad()
     for seed in range(5):
         torch.manual_seed(seed)
@@ -36,7 +36,7 @@ def dead_units(net: nn.Module, name: str, inputs: Tensor) -> set[int]:
 
 
 def recycled(net: nn.Module, name: str, dead: set[int], stop: GradientStop | None = None) -> tuple[list[Change], str]:
-    """Give dead units fresh rows; returns what was changed, and why nothing was."""
+    """Give dead units new rows; return the changes, and the reasons why units were left."""
     groups = [] if stop is None else [UnitGroup(tuple(sorted(dead)), Verdict.DEAD, Cause.DEAD, stop=stop)]
     layer = replace(diagnose(net).layers[name], groups=groups, dead=tuple(sorted(dead)), died_at=(0,) * len(dead))
     with warnings.catch_warnings(record=True) as caught:
@@ -46,12 +46,12 @@ def recycled(net: nn.Module, name: str, dead: set[int], stop: GradientStop | Non
 
 
 def outputs_of(net: nn.Module, inputs: Tensor) -> list[Tensor]:
-    """The outputs in both modes; the statistics of BatchNorm stay as they are."""
+    """Return the outputs in both modes, without changing the statistics of BatchNorm."""
     return [run(copy.deepcopy(net).train(is_training), inputs)[0] for is_training in (True, False)]
 
 
 def changed_by(net: nn.Module, change: Callable[[], object]) -> dict[str, Tensor]:
-    """By the name of each parameter that changes, a mask of its numbers that do."""
+    """Map each changed parameter to a mask of its changed numbers."""
     before = {name: parameter.detach().clone() for name, parameter in net.named_parameters()}
     change()
     masks = {name: parameter.detach() != before[name] for name, parameter in net.named_parameters()}
@@ -59,7 +59,7 @@ def changed_by(net: nn.Module, change: Callable[[], object]) -> dict[str, Tensor
 
 
 def reads_of(net: nn.Module, layer: nn.Module, unit: int, reader: nn.Module, inputs: Tensor) -> list[int]:
-    """The inputs of a reader that change with the outputs of a unit."""
+    """Return the inputs of a reader that change with the outputs of a unit."""
     old, new = (run(net.train(), inputs, [reader], poked)[1][0] for poked in (None, (layer, unit)))
     return (old != new).movedim(units_dim(reader), 0).flatten(1).any(1).nonzero().flatten().tolist()
 
@@ -71,12 +71,12 @@ def test_the_network_computes_the_same(seed: int) -> None:
     net, inputs = random_network(random)
     layers = {name: module for name, module in net.named_children() if isinstance(module, LAYERS)}
     graph = ReadingGraph(net)
-    told = [name for name, layer in layers.items() if graph.readers_of(layer, num_units(layer))]
-    name = random.choice(told if told and random.random() < 0.7 else list(layers)[:-1])
+    known = [name for name, layer in layers.items() if graph.readers_of(layer, num_units(layer))]
+    name = random.choice(known if known and random.random() < 0.7 else list(layers)[:-1])
     layer = layers[name]
     activation = random.choice((*STOPPING, nn.ReLU, nn.ReLU, nn.ReLU))()
     for i in range(int(name) + 1, len(net)):
-        if type(net[i]) in STOPPING:  # no layer behind is to stop the gradients of living units
+        if type(net[i]) in STOPPING:  # no later layer may stop the gradients of living units
             net[i] = nn.LeakyReLU()
     net.insert(int(name) + 1, activation)
     planted = set(range(num_units(layer) // 2))
@@ -113,12 +113,12 @@ def test_the_network_computes_the_same(seed: int) -> None:
         ([nn.Sigmoid()], 8, "constant other than zero"),
         ([nn.ReLU6()], 8, "constant other than zero"),
         ([nn.Hardsigmoid()], 8, "constant other than zero"),
-        ([nn.ReLU(), nn.GroupNorm(2, 8)], 8, "could not be told"),
+        ([nn.ReLU(), nn.GroupNorm(2, 8)], 8, "it is unknown what reads them"),
         ([nn.Hardswish()], 8, ""),
         ([nn.ReLU(), nn.BatchNorm1d(8)], 8, "constant other than zero"),
         ([nn.ReLU(), nn.Sigmoid()], 8, "constant other than zero"),
-        ([nn.ReLU(), nn.Softmax(-1)], 8, "could not be told"),
-        ([nn.ReLU(), nn.MaxPool1d(2)], 4, "could not be told"),
+        ([nn.ReLU(), nn.Softmax(-1)], 8, "it is unknown what reads them"),
+        ([nn.ReLU(), nn.MaxPool1d(2)], 4, "it is unknown what reads them"),
         ([nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout()], 8, ""),
         ([nn.GELU(), nn.Flatten()], 8, ""),
     ],
@@ -129,7 +129,7 @@ def test_why_dead_units_are_left_is_said(between: list[nn.Module], inputs: int, 
 
 
 def assert_recycled_or_left(net: nn.Sequential, why: str, stop: GradientStop | None = None) -> None:
-    """Expect fresh rows for units of the first layer, and zeros in the last one; or that nothing changes, and why."""
+    """Assert new rows for units of the first layer and zeros in the last one; or no change, for the reason ``why``."""
     done: list[tuple[list[Change], str]] = []
     masks = changed_by(net, lambda: done.append(recycled(net, "0", {1, 4}, stop)))
     [(changes, why_not)] = done
@@ -165,10 +165,10 @@ def test_zeros_of_a_gradient_that_a_hook_erases_are_no_death() -> None:
 def test_units_whose_readers_have_gradients_put_out_something() -> None:
     net = relu_net()
     net(torch.randn(16, 3)).square().mean().backward()
-    for parameter in net[0].parameters():  # as a loop does that trains some units only
+    for parameter in net[0].parameters():  # as in a loop that trains some units only
         assert parameter.grad is not None
         parameter.grad[[1, 4]] = 0
-    assert_recycled_or_left(net, "`2`, which reads them, has gradients for what they put out")
+    assert_recycled_or_left(net, "`2`, which reads them, has gradients for their outputs")
 
 
 def test_who_asks_for_it_gets_fresh_rows_at_the_price_of_another_function() -> None:
@@ -178,14 +178,14 @@ def test_who_asks_for_it_gets_fresh_rows_at_the_price_of_another_function() -> N
     report = SymmetryReport(layers={"0": layer})
     masks = changed_by(net, lambda: changes.extend(break_symmetry(net, report, method="reinit")))
     assert set(masks) == {"0.weight", "0.bias"}
-    assert "a constant other than zero, so this may have changed what the network computes" in str(changes[0])
+    assert "a constant other than zero, so this may have changed the network's outputs" in str(changes[0])
     assert changes[0].outgoing == ()
 
 
 @pytest.mark.parametrize("kind", StopKind)
 def test_only_where_an_activation_is_shut_units_put_out_zero(kind: StopKind) -> None:
     shut = kind in (StopKind.CLOSED, StopKind.SATURATED, StopKind.UNKNOWN)
-    why = "" if shut else f"nothing shows that they put out zero ({kind}"
+    why = "" if shut else f"nothing shows that they output zero ({kind}"
     assert_recycled_or_left(relu_net(), why, GradientStop(kind))
 
 

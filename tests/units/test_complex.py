@@ -222,7 +222,7 @@ def test_dead_units_are_recycled() -> None:
     net: Any = perceptron(torch.relu)
     nn.init.constant_(net[0].bias, -100 - 100j)  # type: ignore[arg-type]
     report = report_of(net)
-    with pytest.warns(UserWarning, match="0: 8 units.* were left .* what reads them could not be told"):
+    with pytest.warns(UserWarning, match="0: 8 units.* were left .* it is unknown what reads them"):
         assert break_symmetry(net, report) == []
     break_symmetry(net, report, method="reinit")
     assert report_of(net).status == "healthy"
