@@ -1,7 +1,7 @@
-"""Real trainings on several processes, and the table of what is found in them.
+"""Real trainings on several processes, and a table of their findings.
 
 ``python -m tests.distributed`` trains every network in every layout on 2 and on 4 ranks, with the monitor and without,
-and compares what it says with one process, unit by unit.
+and compares the findings with those on one process, unit by unit.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
 
 
 def shard_layers(net: nn.Module, mesh: DeviceMesh, **options: Any) -> None:
-    """FSDP2 of every layer by itself, then of the rest."""
+    """FSDP2 of every layer, then of the rest."""
     for child in net.children():
         if any(True for _ in child.parameters()) and not isinstance(child, nn.ModuleList):
             fully_shard(child, mesh=mesh, **options)
@@ -139,7 +139,7 @@ def fsdp2(net: nn.Module, mesh: DeviceMesh) -> None:
 
 
 def fsdp2_columns(net: nn.Module, mesh: DeviceMesh) -> None:
-    """Weights sharded along their inputs, where these can be shared out evenly."""
+    """Weights sharded along their inputs, if they can be split evenly."""
     size = mesh["data_parallel"].size()
 
     def place(parameter: nn.Parameter) -> Shard | None:
@@ -158,41 +158,41 @@ def both(net: nn.Module, mesh: DeviceMesh) -> None:
 
 
 def hybrid(net: nn.Module, mesh: DeviceMesh) -> None:
-    """HSDP: shards on two ranks, copies on two others."""
+    """HSDP: shards on two ranks, replicas on two others."""
     shard_layers(net, init_device_mesh("cpu", (2, 2), mesh_dim_names=("copies", "shards")))
 
 
 def fsdp1(net: nn.Module, mesh: DeviceMesh) -> nn.Module:
-    """FSDP1 of every layer; parameters are cut into pieces, but stay themselves."""
+    """FSDP1 of every layer, with `use_orig_params=True`."""
     return wrapped(net, {nn.Linear}, use_orig_params=True)
 
 
 def fsdp1_flat(net: nn.Module, mesh: DeviceMesh) -> nn.Module:
-    """FSDP1 of the whole network but its norms; all parameters become one."""
+    """FSDP1 of the whole network except its norms; all parameters become one flat parameter."""
     return wrapped(net, {nn.LayerNorm}, use_orig_params=False)
 
 
 def wrapped(net: nn.Module, kinds: set[type[nn.Module]], *, use_orig_params: bool) -> nn.Module:
     policy = ModuleWrapPolicy(kinds)
-    # Wrapped here, since Lightning would ask for a GPU.
+    # Wrapped here, because Lightning would require a GPU.
     return FullyShardedDataParallel(
         net, auto_wrap_policy=policy, use_orig_params=use_orig_params, device_id=torch.device("cpu")
     )
 
 
 class FSDP1Strategy(FSDPStrategy):
-    """Lightning refuses its own class on CPUs, and only that."""
+    """FSDP strategy for CPUs: Lightning refuses its own class there, but not a subclass."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """A way to share out a network.
+    """A way to shard or replicate a network.
 
     Attributes:
         ranks: number of processes.
         strategy: makes the Trainer's strategy.
         apply: shards the network, in place or not.
-        data_parallel: number of ranks with data of their own.
+        data_parallel: number of ranks with different data.
     """
 
     ranks: int
@@ -242,7 +242,7 @@ IN_BFLOAT16 = ("planted groups", "healthy block")
 
 
 class Task(LightningModule):
-    """A network that fits random numbers, in a layout."""
+    """A network in a layout, fitted to random numbers."""
 
     def __init__(self, build: Callable[[], nn.Module], layout: Layout | None) -> None:
         super().__init__()
@@ -272,7 +272,7 @@ def has_shards(net: nn.Module) -> bool:
 
 
 def data(batch_size: int, part: int = 0, parts: int = 1) -> DataLoader[tuple[Tensor, ...]]:
-    """96 samples, or one part of them, so that all parts together make the same batches."""
+    """Return 96 samples, or one part of them, so that all parts together give the same batches."""
     generator = torch.Generator().manual_seed(1)
     inputs = torch.rand(96, 12, generator=generator) + 0.1
     targets = torch.tanh((inputs - 0.6) @ torch.randn(12, 4, generator=generator))
@@ -287,7 +287,7 @@ def train(
     batch_size: int = 16,
     **options: Any,
 ) -> Trainer:
-    """Train with so many samples a step in all."""
+    """Train with a total number of samples per step."""
     part, parts = 0, 1
     if layout is not None:
         options |= {"strategy": layout.strategy(), "devices": layout.ranks, "use_distributed_sampler": False}
@@ -306,8 +306,8 @@ def train(
     return trainer
 
 
-def said(monitor: SymmetryMonitor | SymmetryTracker) -> dict[str, Any]:
-    """What a monitor found, to be compared unit by unit."""
+def conclusions(monitor: SymmetryMonitor | SymmetryTracker) -> dict[str, Any]:
+    """Return a monitor's findings, to be compared unit by unit."""
     report = monitor.report
     assert report is not None
     return {
@@ -324,7 +324,7 @@ def said(monitor: SymmetryMonitor | SymmetryTracker) -> dict[str, Any]:
 
 
 def state(task: Task, trainer: Trainer) -> list[Tensor]:
-    """All that a training leaves behind on this rank: weights, optimizer state, losses, random numbers."""
+    """Return the final state on this rank: weights, optimizer state, losses, random numbers."""
     tensors: list[Tensor] = [*task.parameters()]
     for optimizer in trainer.optimizers:
         for values in optimizer.state.values():
@@ -338,9 +338,9 @@ def are_same(first: Sequence[Tensor], second: Sequence[Tensor]) -> bool:
 
 
 def run_table(num_ranks: int, folder: Path, is_short: bool = False) -> dict[tuple[str, str, str], dict[str, Any]]:
-    """On every rank: train each network in each layout and precision, with the monitor and without.
+    """Train each network in each layout and precision, with the monitor and without, on every rank.
 
-    The short table is what the tests train: in bfloat16 half of the networks, and on four ranks only what needs four.
+    The tests train the short table: in bfloat16 half of the networks, and on four ranks only layouts that need four.
     """
     results = {}
     for layout_name, layout in LAYOUTS[num_ranks].items():
@@ -357,15 +357,15 @@ def run_table(num_ranks: int, folder: Path, is_short: bool = False) -> dict[tupl
                     ends.append(state(task, trainer))
                 assert monitor is not None
                 assert not task.warned, task.warned
-                results[layout_name, network, precision] = {**said(monitor), "is_same": are_same(*ends)}
+                results[layout_name, network, precision] = {**conclusions(monitor), "is_same": are_same(*ends)}
     return results
 
 
 def alone(network: str, precision: str) -> dict[str, Any]:
-    """What is found on one process."""
+    """Return the findings on one process."""
     monitor = quiet(every_n_steps=2)
     train(Task(NETWORKS[network], None), monitor=monitor, precision=precision)
-    return said(monitor)
+    return conclusions(monitor)
 
 
 # ----------------------------------------------------------------- bytes
@@ -374,7 +374,7 @@ WIDE = 4096
 
 
 class Wide(LightningModule):
-    """One sharded layer of 4096 units, of which runs of ``run`` are copies, in weights and gradients."""
+    """Return a sharded layer of 4096 units, in which each run of ``run`` units are copies, in weights and gradients."""
 
     def __init__(self, run: int) -> None:
         super().__init__()
@@ -398,7 +398,7 @@ class Wide(LightningModule):
 
 
 class Counting(SymmetryMonitor):
-    """Counts what its checks hand to collectives; each rank has to send that much, or twice as much to all-reduce."""
+    """Counts the bytes passed to collectives in checks; each rank sends as many, or twice as many for an all-reduce."""
 
     def __init__(self) -> None:
         super().__init__(every_n_steps=1, heatmaps="none", scalars="none")
@@ -422,7 +422,7 @@ class Counting(SymmetryMonitor):
 
 
 def count_bytes(num_ranks: int, folder: Path) -> dict[str, list[list[int]]]:
-    """By kind of layer and check, the bytes of every message."""
+    """Return the bytes of every message, by kind of layer and check."""
     layout = parallel(num_ranks, 1, fsdp2)
     counted = {}
     for name, run in {"healthy": 1, "2048 pairs": 2, "16 groups of 256": 256, "constant": WIDE}.items():
@@ -440,18 +440,18 @@ Work = Callable[[Path], Any]
 
 
 def process_context() -> ForkServerContext:
-    """Makes processes out of one that has imported PyTorch and Lightning, so that ranks need not, each for itself."""
+    """Forks processes from one that has imported PyTorch and Lightning, so that the ranks need not import them."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
     return context
 
 
 def on_ranks(num_ranks: int, work: Work, folder: Path, limit: float = 120.0) -> list[Any]:
-    """Run a function of a module in as many new processes, and return what it returned on each.
+    """Run a function of a module in new processes, one per rank, and return the result of each.
 
     Raises:
         TimeoutError: if they take longer than ``limit`` seconds; all are killed then.
-        AssertionError: if it raised on any of them.
+        AssertionError: if it raised on any rank.
     """
     context = process_context()
     port = free_port()
@@ -467,7 +467,7 @@ def on_ranks(num_ranks: int, work: Work, folder: Path, limit: float = 120.0) -> 
             if time.monotonic() > end:
                 raise TimeoutError(f"{num_ranks} ranks still run after {limit:.0f} s")
             if any(process.exitcode for process in processes):
-                break  # the others would wait for it for ever
+                break  # the others would wait for it forever
             time.sleep(0.05)
     finally:
         for process in processes:
@@ -491,7 +491,7 @@ def _on_rank(rank: int, num_ranks: int, port: int, work: Work, folder: Path) -> 
         result = work(folder)
     except BaseException:
         (folder / f"error{rank}").write_text(f"rank {rank}:\n{traceback.format_exc()}")
-        os._exit(1)  # without waiting for the others
+        os._exit(1)  # do not wait for the others
     (folder / f"result{rank}").write_bytes(pickle.dumps(result))
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
@@ -510,7 +510,7 @@ def shorten(units: Sequence[int]) -> str:
 
 
 def main() -> int:
-    """Print the table; the exit status is the number of rows that went wrong."""
+    """Print the table; return the number of failed rows as the exit status."""
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     wrong = 0
     print(f"{'ranks':5} {'layout':14} {'network':15} {'precision':10} {'as on one process':17} {'bitwise':7} found")

@@ -1,5 +1,6 @@
-"""Several processes: what each rank holds of a tensor, and how all of them answer queries about its rows.
+"""Several processes: the part of a tensor that each rank holds, and queries about its rows that all ranks answer.
 
-``fsdp1`` and ``pieces`` find what this rank holds, ``team`` sends requests and answers, ``queries`` declares what can
-be asked, ``sharded`` is the matrix that asks, and ``sketches`` what other folders use beside it. May import matrices.
+``flattening``, ``zero`` and ``pieces`` find the part on this rank, ``team`` sends requests and answers, ``queries``
+declares the queries, ``sharded`` is a matrix that sends them, ``sketches`` has the functions for other folders, and
+``board`` exchanges notes without waiting. May import matrices.
 """

@@ -1,7 +1,7 @@
-"""Notes that ranks leave for one another, so that none of them waits for one that never comes.
+"""Notes that ranks exchange in the store of the process group, without waiting for a rank that never arrives.
 
-A collective hangs unless every rank calls it, and mixes with those of the training where ranks make uneven steps. A
-note in the store of the process group does neither: whoever reads it looks whether it is there.
+A collective hangs unless every rank calls it, and may be matched with one of the training if ranks make uneven steps.
+Reading a note does neither: the reader polls for it, up to a time limit.
 """
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ from contextlib import suppress
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore, _get_default_store
 
-# Ranks in step with one another arrive within milliseconds, but a loaded machine may hold one up.
-_LIMIT = 10.0
+_LIMIT = 10.0  # seconds; ranks in step arrive within milliseconds, but a loaded machine may delay one
 _POLL = 0.002
 _NUM_KEPT = 100
 
@@ -22,59 +21,52 @@ _NUM_KEPT = 100
 class Board:
     """Notes among all ranks of the default process group, about one training.
 
-    To be made before the first backward pass, and used from the first optimizer step on. The first rank numbers its
-    boards; another rank takes the first number that was not there when it made its own. So it reads no notes of an
-    earlier training, also of one in which it took no part: the first rank comes to its first optimizer step only after
-    the backward passes of all.
+    Must be made before the first backward pass, and used from the first optimizer step on. The first rank numbers its
+    boards; every other rank uses the first number that did not exist when it made its board. So no rank reads notes of
+    an earlier training, not even of one without this rank: the first rank opens a board at its first optimizer step,
+    after the backward passes of all ranks.
     """
 
     def __init__(self) -> None:
         self._store = PrefixStore("lightning_symmetry", _get_default_store())
-        # A rank's trainings are numbered by itself, since nobody is to be waited for to compare hashes.
+        # Each rank numbers its trainings by itself, so that comparing hashes waits for no other rank.
         self._training = self._store.add(f"trainings of {dist.get_rank()}", 1)
         self._is_first = dist.get_rank() == 0
         self._num_before = self._num_opened()
-        self._number = 0  # of the board, once it is known
+        self._number = 0  # of this board; 0 until it is known
         self._num_notes = 0
-        self._is_deserted = False
+        self._has_timed_out = False
 
     def all_are_here(self) -> bool:
-        """Return whether every rank calls this within ten seconds; all that do so get the same answer."""
+        """Return whether every rank calls this within ten seconds; all ranks that do so get the same answer."""
         if not self._open():
             return False
         num_ranks, here = dist.get_world_size(), self._key("here")
         self._store.add(here, 1)
-        # Only the first rank says yes, and waits for the others as long as they wait for it.
+        # Only the first rank can answer yes. The others wait twice as long, because it waits for them.
         is_full = self._is_first and self._wait(lambda: self._store.add(here, 0) >= num_ranks)
         if not self._is_first:
             self._wait(lambda: self._store.check([self._key("all")]), 2 * _LIMIT)
-        # Whoever sets this first decides for all.
+        # The first rank to set this decides for all.
         answer = self._store.compare_set(self._key("all"), "", "yes" if is_full else "no")
         return bytes(answer) == b"yes"
 
     def other_with(self, digest: str) -> int | None:
-        """Leave a hash, and return another rank that has left the same one in its training of the same number.
+        """Leave a hash, and return another rank that has left the same hash in its training of the same number.
 
-        Nobody waits: of two ranks with the same hash the one that comes later is told of the other. Only the first
-        rank that is told of one in a training gets an answer.
-
-        Args:
-            digest: the hash.
+        Does not wait: of two ranks with the same hash, the later one gets the answer. In each training, only one rank
+        gets an answer; all others get None.
         """
         own, notes = str(dist.get_rank()), f"digests of training {self._training}"
         earliest = self._store.compare_set(f"{notes}/{digest}", "", own).decode()
-        if earliest == own or self._store.compare_set(f"{notes}/told", "", own).decode() != own:
+        if earliest == own or self._store.compare_set(f"{notes}/answered", "", own).decode() != own:
             return None
         return int(earliest)
 
     def next_of_first(self, note: bytes) -> bytes | None:
-        """Leave the next note on the first rank, and read it on the others.
+        """Leave the next note on the first rank, read it on the others, and return it.
 
-        Args:
-            note: what the first rank says; on other ranks it does not matter.
-
-        Returns:
-            What the first rank says; None if it has not said anything for ten seconds, and from then on.
+        Returns None from the first time on that a note does not arrive within ten seconds.
         """
         if not self._open():
             return None
@@ -82,14 +74,14 @@ class Board:
         key = self._key(str(number))
         if not self._is_first:
             return bytes(self._store.get(key)) if self._wait(lambda: self._store.check([key])) else None
-        self._store.set(key, note)  # type: ignore[arg-type] # bytes will do
+        self._store.set(key, note)  # type: ignore[arg-type] # accepts bytes
         if number >= _NUM_KEPT:
-            with suppress(RuntimeError):  # not every store can forget
+            with suppress(RuntimeError):  # not every store can delete keys
                 self._store.delete_key(self._key(str(number - _NUM_KEPT)))
         return note
 
     def _open(self) -> bool:
-        """Take a number; returns whether there is one."""
+        """Find out the number of this board; return whether it can be used."""
         if self._number == 0 and self._is_first:
             self._number = self._store.add("opened", 1)
         elif self._number == 0:
@@ -98,7 +90,7 @@ class Board:
             if self._wait(lambda: self._num_opened() >= number):
                 self._number = number
                 self._store.add(taken, number - self._store.add(taken, 0))
-        return self._number > 0 and not self._is_deserted
+        return self._number > 0 and not self._has_timed_out
 
     def _num_opened(self) -> int:
         return int(self._store.add("opened", 0))
@@ -107,11 +99,11 @@ class Board:
         return f"{self._number}/{name}"
 
     def _wait(self, is_there: Callable[[], bool], limit: float | None = None) -> bool:
-        """Return whether it is there in time; if not, nothing more is waited for."""
+        """Poll until a note is there; return False after the time limit, and close the board."""
         end = time.monotonic() + (_LIMIT if limit is None else limit)
         while not is_there():
             if time.monotonic() > end:
-                self._is_deserted = True
+                self._has_timed_out = True
                 return False
             time.sleep(_POLL)
         return True

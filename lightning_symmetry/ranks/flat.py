@@ -1,7 +1,7 @@
-"""Parameters that are laid end to end and cut into one interval per rank: what a rank holds of each of them.
+"""Parameters that are laid end to end and cut into one interval per rank: the part of each on this rank.
 
-FSDP1 and DeepSpeed's ZeRO do so without regard to rows: an interval can begin and end in the middle of one. It is made
-of a few boxes: the end of a row, whole rows, and the beginning of another one.
+FSDP1 and DeepSpeed's ZeRO ignore rows: an interval can begin and end in the middle of one. It consists of a few boxes:
+the end of a row, whole rows, and the beginning of a row.
 """
 
 from __future__ import annotations
@@ -18,23 +18,14 @@ from lightning_symmetry.modules import held
 
 @dataclass(frozen=True)
 class FlatPart:
-    """What this rank holds of a parameter that is laid end to end with others.
+    """This rank's part of a parameter that is laid end to end with others."""
 
-    Attributes:
-        source: the tensor with this rank's numbers, which the optimizer updates.
-        offset: the index in ``source`` of the first number of the parameter.
-        length: how many numbers of the parameter follow there.
-        start: the index of the first of them in the flattened parameter.
-        shape: the shape of the whole parameter.
-        key: equal for parts of the same parameter, and for no others.
-    """
-
-    source: Tensor
-    offset: int
-    length: int
-    start: int
-    shape: tuple[int, ...]
-    key: object
+    source: Tensor  # the tensor with this rank's numbers, which the optimizer updates
+    offset: int  # index in ``source`` of the parameter's first number
+    length: int  # how many numbers of the parameter follow there
+    start: int  # index of the first of them in the flattened parameter
+    shape: tuple[int, ...]  # shape of the whole parameter
+    key: object  # equal for parts of the same parameter only
 
     @property
     def dtype(self) -> torch.dtype:
@@ -43,15 +34,15 @@ class FlatPart:
 
     @property
     def gradient_dtype(self) -> torch.dtype:
-        """The coarsest dtype that the gradient has gone through, the same on all ranks."""
+        """The coarsest dtype in which the gradient was computed, the same on all ranks."""
         return self.source.dtype
 
     def numbers(self) -> Tensor:
-        """This rank's numbers of the parameter, ``(length,)``."""
+        """Return this rank's numbers of the parameter, ``(length,)``."""
         return self.source.detach()[self.offset : self.offset + self.length]
 
     def gradient(self) -> Tensor | None:
-        """The gradient of these numbers, ``(length,)``; None if there is none."""
+        """Return the gradient of these numbers, ``(length,)``; None if there is none."""
         if not self.length:
             return self.source.detach()[:0]
         gradient = self.source.grad
@@ -60,27 +51,16 @@ class FlatPart:
         return gradient.detach()[self.offset : self.offset + self.length]
 
     def boxes(self, numbers: Tensor) -> Iterator[tuple[Tensor, tuple[int, ...]]]:
-        """The boxes that make up this part.
-
-        Args:
-            numbers: what :meth:`numbers` or :meth:`gradient` returned.
-
-        Yields:
-            The numbers of a box, and the coordinates in the whole parameter at which it begins.
-        """
+        """Split the result of :meth:`numbers` or :meth:`gradient` into boxes; yield each with its first coordinates."""
         return _boxes(numbers, self.start, self.shape)
 
 
 def without_numbers(module: nn.Module, parts: Mapping[str, FlatPart]) -> tuple[nn.Module, dict[int, FlatPart]]:
-    """A stand-in for a module with parameters that are cut into parts, for adapters that look at shapes and make views.
-
-    Args:
-        module: the module; it stays as it is.
-        parts: what this rank holds of these parameters, by name.
+    """Make a stand-in for a module with flattened parameters, for adapters, which read shapes and make views.
 
     Returns:
-        The stand-in, in which these parameters have their whole shapes but no numbers, and the parts by the identity
-        (``id``) of the new parameters.
+        The stand-in, whose parameters have their whole shapes but no numbers, and the parts by ``id`` of the new
+        parameters.
     """
     whole = {
         name: nn.Parameter(torch.empty(part.shape, device="meta"), requires_grad=False) for name, part in parts.items()
@@ -92,7 +72,7 @@ def without_numbers(module: nn.Module, parts: Mapping[str, FlatPart]) -> tuple[n
 
 
 def _boxes(numbers: Tensor, start: int, shape: tuple[int, ...]) -> Iterator[tuple[Tensor, tuple[int, ...]]]:
-    """The boxes that make up some consecutive numbers of a flattened tensor, which begin at ``start`` in it."""
+    """Split consecutive numbers of a flattened tensor, which begin at index ``start``, into boxes."""
     if not len(numbers):
         return
     if len(shape) == 1:

@@ -1,8 +1,8 @@
-"""Tensors of which every rank holds a part: boxes of tensors, and the fragments of rows that lie in them.
+"""Sharded tensors: the box of a tensor on this rank, and the fragments of rows in it.
 
-A layer sees a sharded tensor in full, through the view of its adapter, whose first dimension counts units. A rank holds
-a box of the tensor, :class:`Box`. :func:`fragments` puts the two together: it applies the view to the coordinates of
-the numbers instead of the numbers themselves, so nothing is sent and nothing is copied.
+The adapter of a layer shows a whole tensor through a view, whose first dimension counts units. A rank holds a
+:class:`Box` of the tensor. :func:`fragments` combines the two: it applies the view to the coordinates of the numbers
+instead of the numbers, so nothing is sent or copied.
 """
 
 from __future__ import annotations
@@ -26,44 +26,31 @@ if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
 View = Callable[[Tensor], Tensor]
-"""Shows a tensor so that its first dimension counts units, without copying it: ``tensor -> (num_units, ...)``."""
+"""Returns a view of a tensor whose first dimension counts units: ``tensor -> (num_units, ...)``."""
 
 
 class UnreadableError(Exception):
-    """A tensor whose numbers this package cannot find; the message says why."""
+    """A tensor whose numbers cannot be located; the message says why."""
 
 
 @dataclass(frozen=True)
 class Box:
-    """The box of a tensor that this rank answers for.
+    """The box of a tensor for which this rank answers."""
 
-    Attributes:
-        numbers: the numbers in the box; none if another rank answers for them, for example for a replica.
-        start: the coordinates in the whole tensor at which the box begins.
-        tensor_shape: the shape of the whole tensor.
-    """
-
-    numbers: Tensor
-    start: tuple[int, ...]
-    tensor_shape: tuple[int, ...]
+    numbers: Tensor  # the numbers in the box; none if another rank answers for them, for example for a replica
+    start: tuple[int, ...]  # coordinates in the whole tensor at which the box begins
+    tensor_shape: tuple[int, ...]  # shape of the whole tensor
 
 
 @dataclass(frozen=True)
 class Fragment:
-    """Parts of some consecutive rows of a matrix, as this rank holds them.
+    """This rank's parts of consecutive rows of a matrix."""
 
-    Attributes:
-        numbers: a view ``(m, ...)`` of what this rank holds.
-        rows: which rows of the matrix these ``m`` are.
-        runs: for every dimension of a row the first index, the last index, and the number of columns between two
-            neighbouring indices.
-        offset: the column of the matrix at which the piece that holds the fragment begins.
-    """
-
-    numbers: Tensor
-    rows: slice
+    numbers: Tensor  # a view ``(m, ...)`` of this rank's numbers
+    rows: slice  # the ``m`` rows of the matrix
+    # for every dimension of a row, the first index, the last index, and the step in columns between neighbours
     runs: tuple[tuple[int, int, int], ...]
-    offset: int = 0
+    offset: int = 0  # column of the matrix at which the fragment's piece begins
 
     @property
     def num_columns(self) -> int:
@@ -72,30 +59,30 @@ class Fragment:
 
     @property
     def first_column(self) -> int:
-        """The first of its columns; the others follow in ascending order, not always without gaps."""
+        """The first column; the others follow in ascending order, possibly with gaps."""
         return self.offset + sum(first * step for first, _, step in self.runs)
 
     @property
     def last_column(self) -> int:
-        """The last of its columns."""
+        """The last column."""
         return self.offset + sum(last * step for _, last, step in self.runs)
 
     def columns(self) -> Tensor:
-        """All of its columns, ``(w,)``."""
+        """Return all columns, ``(w,)``."""
         columns = torch.tensor([self.offset], device=CPU)
         for first, last, step in self.runs:
             columns = (columns[:, None] + torch.arange(first, last + 1, device=CPU) * step).flatten()
         return columns.to(self.numbers.device)
 
     def blocks(self, dtype: torch.dtype) -> Iterator[tuple[int, Tensor]]:
-        """Read all rows, few enough at once; yields the index of the first row, and ``(m, w)``."""
+        """Read all rows in blocks of limited size; yield the index of the first row, and the block ``(m, w)``."""
         step = self._rows_at_once()
         for start in range(0, len(self.numbers), step):
             block = self.numbers[start : start + step]
             yield self.rows.start + start, block.reshape(len(block), self.num_columns).to(dtype)
 
     def blocks_at(self, index: Integers) -> Iterator[tuple[Tensor, Tensor]]:
-        """Read the rows at ``index`` that are here; yields their places in ``index``, and ``(m, w)`` in float64."""
+        """Read the rows at ``index`` in this fragment; yield their places in ``index``, and ``(m, w)`` in float64."""
         device = self.numbers.device
         places = np.flatnonzero((index >= self.rows.start) & (index < self.rows.stop))
         step = self._rows_at_once()
@@ -111,64 +98,51 @@ class Fragment:
 
 @dataclass(frozen=True)
 class ViewMap:
-    """A view as a linear map, from coordinates in the view to coordinates in the tensor.
+    """A view as an affine map from coordinates in the view to coordinates in the tensor."""
 
-    Attributes:
-        sizes: the shape of the view.
-        origins: for every dimension of the tensor, the coordinate of the view's first number.
-        strides: for every dimension of the tensor, by how much the coordinate grows along each dimension of the view.
-    """
-
-    sizes: tuple[int, ...]
-    origins: tuple[int, ...]
+    sizes: tuple[int, ...]  # shape of the view
+    origins: tuple[int, ...]  # for every dimension of the tensor, the coordinate of the view's first number
+    # for every dimension of the tensor, the step of the coordinate along each dimension of the view
     strides: tuple[tuple[int, ...], ...]
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A tensor ``(num_units, ...)`` of which this rank holds some fragments.
+    """A tensor ``(num_units, ...)`` with fragments on this rank."""
 
-    Attributes:
-        shape: the shape of the whole tensor.
-        dtype: the dtype of its numbers.
-        device: where the numbers of this rank lie.
-        fragments: the fragments that this rank answers for.
-        layout: equal for pieces that show the same numbers of a tensor in the same order.
-    """
-
-    shape: torch.Size
-    dtype: torch.dtype
-    device: torch.device
-    fragments: tuple[Fragment, ...]
-    layout: object = None
+    shape: torch.Size  # shape of the whole tensor
+    dtype: torch.dtype  # dtype of its numbers
+    device: torch.device  # device of this rank's numbers
+    fragments: tuple[Fragment, ...]  # the fragments for which this rank answers
+    layout: object = None  # equal for pieces that show the same numbers of a tensor in the same order
 
     def __len__(self) -> int:
         return self.shape[0]
 
 
 def is_sharded(tensor: Tensor) -> bool:
-    """Whether a tensor is a distributed one, whose numbers lie on several ranks."""
-    # Without importing what takes as long as half of PyTorch: whoever has such a tensor has imported it.
+    """Return whether a tensor is a DTensor, whose numbers lie on several ranks."""
+    # The import takes as long as half of PyTorch; where there is a DTensor, it has been done.
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(tensor, module.DTensor)
 
 
 def part_of_rows(tensor: Tensor, view: View) -> Tensor | Piece:
-    """The rows ``view(tensor)`` of a tensor that is here, or the piece of them that this rank holds.
+    """Return the rows ``view(tensor)``, or for a sharded tensor this rank's piece of them.
 
     Raises:
-        UnreadableError: if the tensor is sharded and this package does not know where its numbers lie.
+        UnreadableError: if the tensor is sharded and its numbers cannot be located.
     """
     return piece_of(tensor, view) if is_sharded(tensor) else view(tensor.detach())
 
 
 def piece_of(tensor: Tensor, view: View) -> Piece:
-    """What this rank holds of the rows ``view(tensor)`` of a distributed tensor, or of a plain one.
+    """Return this rank's piece of the rows ``view(tensor)``.
 
-    Every rank has a copy of a plain tensor; the first rank answers for all of them.
+    Of a tensor that is not sharded, every rank has a copy; the first rank answers for it.
 
     Raises:
-        UnreadableError: if this package does not know where the numbers lie.
+        UnreadableError: if the numbers cannot be located.
     """
     if is_sharded(tensor):
         box = local_box(cast("DTensor", tensor))
@@ -180,13 +154,9 @@ def piece_of(tensor: Tensor, view: View) -> Piece:
 
 
 def piece_of_part(part: FlatPart, numbers: Tensor, view: View, dtype: torch.dtype) -> Piece:
-    """What this rank holds of the rows of a parameter that is cut into flat parts, or of those of its gradient.
+    """Return this rank's piece of the rows of a flattened parameter, or of its gradient.
 
-    Args:
-        part: what this rank holds of the parameter.
-        numbers: this rank's numbers of the parameter or of its gradient, ``(part.length,)``.
-        view: the view of the adapter.
-        dtype: what the numbers are taken to have, the same on all ranks.
+    ``numbers`` ``(part.length,)`` are this rank's numbers of either, ``dtype`` is their nominal dtype on all ranks.
 
     Raises:
         UnreadableError: if the view copies.
@@ -198,7 +168,7 @@ def piece_of_part(part: FlatPart, numbers: Tensor, view: View, dtype: torch.dtyp
 
 
 def as_piece(piece: Tensor | Piece | Sequence[Tensor | Piece]) -> Piece:
-    """Make one piece of a tensor, of a piece, or of one tensor or piece per row."""
+    """Make a piece from a tensor, a piece, or one tensor or piece per row."""
     if isinstance(piece, Piece):
         return piece
     if isinstance(piece, Tensor):
@@ -211,17 +181,17 @@ def as_piece(piece: Tensor | Piece | Sequence[Tensor | Piece]) -> Piece:
 
 
 def local_box(tensor: DTensor) -> Box:
-    """What this rank holds of a distributed tensor, without any communication.
+    """Return this rank's box of a distributed tensor, without communication.
 
     Raises:
-        UnreadableError: if the tensor is laid out in a way that this package does not know.
+        UnreadableError: if the layout of the tensor is unknown.
     """
     mesh, shape = tensor.device_mesh, tuple(tensor.shape)
     local = tensor.to_local().detach()
     nothing = Box(local.new_empty([0] * len(shape)), (0,) * len(shape), shape)
     coordinate = mesh.get_coordinate()
-    # One of several copies is read: on the mesh that the first rank belongs to, the first along every dimension of the
-    # mesh that holds copies.
+    # Only one of several replicas is read: on the first rank's mesh, the first along each dimension of the mesh that
+    # replicates.
     if coordinate is None or not bool((mesh.mesh == 0).any()):
         return nothing
     start, size = [0] * len(shape), list(shape)
@@ -238,7 +208,7 @@ def local_box(tensor: DTensor) -> Box:
 
 
 def _in_order_of_sharding(tensor: DTensor) -> list[int]:
-    """The dimensions of the mesh along which a tensor is sharded, in the order in which it was sharded."""
+    """Return the dimensions of the mesh along which a tensor is sharded, in the order of sharding."""
     if any(placement.is_partial() for placement in tensor.placements):
         raise UnreadableError("its numbers are partial sums")
     sharded = [i for i, placement in enumerate(tensor.placements) if not placement.is_replicate()]
@@ -246,7 +216,7 @@ def _in_order_of_sharding(tensor: DTensor) -> list[int]:
     for i in reversed(sharded):
         placement = tensor.placements[i]
         if not hasattr(placement, "dim"):
-            raise UnreadableError(f"its placement {placement} is not known")
+            raise UnreadableError(f"its placement {placement} is unknown")
         later = [j for j in order if tensor.placements[j].dim == placement.dim]  # type: ignore[attr-defined]
         factor = getattr(placement, "split_factor", 1)
         if factor == 1:
@@ -254,17 +224,17 @@ def _in_order_of_sharding(tensor: DTensor) -> list[int]:
         elif factor == math.prod(tensor.device_mesh.size(j) for j in later):
             order.append(i)
         else:
-            raise UnreadableError(f"its placement {placement} is not known")
+            raise UnreadableError(f"its placement {placement} is unknown")
     return order
 
 
 def fragments(box: Box, view: ViewMap) -> Iterator[Fragment]:
-    """The parts of the rows ``view(tensor)``, ``(num_units, ...)``, of the whole tensor that lie in a box of it."""
+    """Yield the parts of the rows ``view(tensor)``, ``(num_units, ...)``, that lie in a box of the tensor."""
     if not box.numbers.numel():
         return
     widths = [math.prod(view.sizes[k + 1 :]) for k in range(1, len(view.sizes))]
     box_strides = box.numbers.stride()
-    # How far a step along each dimension of the view leads in memory.
+    # The stride in memory along each dimension of the view.
     steps = [
         sum(stride * along[k] for stride, along in zip(box_strides, view.strides, strict=True))
         for k in range(len(view.sizes))
@@ -282,16 +252,16 @@ def fragments(box: Box, view: ViewMap) -> Iterator[Fragment]:
 
 
 def _parts_of_view(box: Box, view: ViewMap) -> Iterator[tuple[list[int], list[int]]]:
-    """The parts of a view that lie in a box: where each begins and ends, in coordinates of the view."""
+    """Yield where the parts of a view that lie in a box begin and end, in coordinates of the view."""
     sizes, strides = view.sizes, view.strides
-    # The dimensions of the tensor that the box does not hold in full, with the dimensions of the view along them.
+    # The dimensions of the tensor that are not completely in the box, with the dimensions of the view along them.
     cut = [
         (dim, [k for k, stride in enumerate(strides[dim]) if stride])
         for dim, size in enumerate(box.tensor_shape)
         if box.numbers.shape[dim] < size
     ]
-    # Where several dimensions of the view run along one of the tensor, such as gates and units, all but the finest are
-    # gone through one by one, so that what lies in the box is an interval of the finest.
+    # If several dimensions of the view run along one of the tensor, such as gates and units, iterate over all but the
+    # one with the smallest stride. Along that one, the part in the box is an interval.
     finest = {dim: min(along, key=strides[dim].__getitem__) for dim, along in cut if along}
     listed = sorted({k for dim, along in cut for k in along if k != finest[dim]})
     for places in product(*(range(sizes[k]) for k in listed)):
@@ -311,7 +281,7 @@ def _parts_of_view(box: Box, view: ViewMap) -> Iterator[tuple[list[int], list[in
 
 
 def view_map_of(view: View, shape: Sequence[int]) -> ViewMap:
-    """Find out where a view takes its numbers from, by applying it to the coordinates of a tensor of that shape.
+    """Return a view as an affine map, found by applying it to the coordinates of a tensor of that shape.
 
     Raises:
         UnreadableError: if the view copies.

@@ -1,8 +1,8 @@
-"""What the first rank can ask all ranks about a matrix, and how each of them answers from what it holds.
+"""The queries of the first rank about a matrix, and how each rank answers them from its part of the matrix.
 
-Every query is declared once, by the function that answers it: the shape and the dtype of the answer, and how the parts
-of all ranks become one. The function receives what its rank holds of the matrix and the numbers to write to, which
-hold the neutral element of the reduction at first; it adds the part of its rank to them.
+Every query is declared once, by the function that answers it: the shape and dtype of the answer, and the reduction over
+all ranks. The function gets its rank's part of the matrix, and an answer that is filled with the neutral element of the
+reduction, to which it adds its rank's part.
 """
 
 from __future__ import annotations
@@ -38,20 +38,13 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class LocalRows:
-    """What this rank holds of a matrix ``(n, d)``.
+    """This rank's part of a matrix ``(n, d)``."""
 
-    Attributes:
-        num_rows: ``n``.
-        widths: number of columns of each piece.
-        compute_dtype: the dtype of the arithmetic.
-        device: where the numbers lie.
-        fragments: the fragments of each piece; their columns count from the beginning of the piece.
-    """
-
-    num_rows: int
-    widths: tuple[int, ...]
-    compute_dtype: torch.dtype
-    device: torch.device
+    num_rows: int  # ``n``
+    widths: tuple[int, ...]  # number of columns of each piece
+    compute_dtype: torch.dtype  # dtype of the arithmetic
+    device: torch.device  # device of the numbers
+    # the fragments of each piece; their columns count from the beginning of the piece
     fragments: tuple[tuple[Fragment, ...], ...]
 
     @property
@@ -60,11 +53,11 @@ class LocalRows:
         return sum(self.widths)
 
     def pieces(self) -> Iterator[tuple[int, int, tuple[Fragment, ...]]]:
-        """Of each piece the first column in the matrix, the number of columns, and the fragments."""
+        """Yield the first column in the matrix, the number of columns, and the fragments of each piece."""
         return zip(accumulate(self.widths, initial=0), self.widths, self.fragments, strict=False)
 
     def all_fragments(self) -> Iterator[Fragment]:
-        """The fragments of all pieces; their columns count from the beginning of the matrix."""
+        """Yield the fragments of all pieces; their columns count from the beginning of the matrix."""
         for offset, _, fragments in self.pieces():
             for fragment in fragments:
                 yield replace(fragment, offset=offset)
@@ -72,29 +65,20 @@ class LocalRows:
 
 @dataclass(frozen=True)
 class Query:
-    """Something that the first rank asks all ranks about a matrix.
+    """A query of the first rank about a matrix."""
 
-    Attributes:
-        name: its name in a request.
-        add: adds this rank's part to the answer, ``add(local_rows, numbers, *arguments)``.
-        shape: the shape of the answer, ``shape(local_rows, *arguments)``; the same on all ranks.
-        reduction: how the parts of all ranks become one.
-        is_in_compute_dtype: whether the answer has the dtype of the matrix's arithmetic; otherwise it is float64.
-    """
-
-    name: str
-    add: Callable[..., None]
+    name: str  # its name in a request
+    add: Callable[..., None]  # adds this rank's part to the answer, ``add(local_rows, numbers, *arguments)``
+    # returns the shape of the answer, ``shape(local_rows, *arguments)``; the same on all ranks
     shape: Callable[..., Shape]
-    reduction: Reduction = Reduction.SUM
+    reduction: Reduction = Reduction.SUM  # the reduction over all ranks
+    # whether the answer has the dtype of the matrix's arithmetic; otherwise it is float64
     is_in_compute_dtype: bool = False
 
     def request(self, matrices: Mapping[int, LocalRows], *arguments: Any, names: Sequence[Name] = ()) -> Request:
-        """The message that asks this of some matrices of one dtype.
+        """Make the request for this query about matrices of one dtype, by their numbers.
 
-        Args:
-            matrices: what this rank holds of each, by the number under which all ranks know the matrix.
-            arguments: of the query.
-            names: of those matrices that the ranks do not know yet.
+        ``names`` are the names of matrices that have no number on the other ranks yet.
         """
         sizes = {number: math.prod(self.shape(local, *arguments)) for number, local in matrices.items()}
         dtype = torch.float64
@@ -103,8 +87,8 @@ class Query:
         return Request(self.name, sizes, arguments, dtype, self.reduction, names)
 
     def answer(self, local: LocalRows, numbers: Tensor, *arguments: Any) -> None:
-        """Add this rank's part to ``numbers``, a vector with as many elements as the shape has."""
-        part = numbers.to(local.device)  # the shards may be offloaded to another device than messages are sent from
+        """Add this rank's part to ``numbers``, the flattened answer."""
+        part = numbers.to(local.device)  # shards may be offloaded to another device than the one that sends messages
         self.add(local, part.view(self.shape(local, *arguments)), *arguments)
         numbers.copy_(part)
 
@@ -126,11 +110,7 @@ def _query(
 
 
 def query_named(name: str) -> Query:
-    """The query of a name.
-
-    Raises:
-        ValueError: if there is none.
-    """
+    """Return the query of a name; raises a ValueError if there is none."""
     if name not in QUERIES:
         raise ValueError(f"unknown query {name!r}; the known ones are {', '.join(QUERIES)}")
     return QUERIES[name]
@@ -142,7 +122,7 @@ def _number_per_row(local: LocalRows, index: Integers, *arguments: Any) -> Shape
 
 @_query(lambda local: (1 + NUM_PROJECTIONS, local.num_rows))
 def sketch(local: LocalRows, numbers: Tensor) -> None:
-    """Squared norm and projections of every row."""
+    """Add the squared norm and the projections of every row."""
     for offset, width, fragments in local.pieces():
         chunk = chunk_of(width)
         vectors = random_vectors(offset, NUM_PROJECTIONS, -(-width // chunk), local.compute_dtype, local.device)
@@ -156,7 +136,7 @@ def sketch(local: LocalRows, numbers: Tensor) -> None:
 
 
 def _vectors_for(fragment: Fragment, chunk: int, vectors: Tensor) -> tuple[int, Tensor]:
-    """The random vectors for the columns of a fragment, ``(k, c)``, and how many of its columns share a number."""
+    """Return how many columns of a fragment share a number of the random vectors, and these vectors, ``(k, c)``."""
     first, last = fragment.first_column, fragment.last_column
     has_no_gaps = last - first + 1 == fragment.num_columns
     if first % chunk == 0 and has_no_gaps:
@@ -166,13 +146,13 @@ def _vectors_for(fragment: Fragment, chunk: int, vectors: Tensor) -> tuple[int, 
 
 @_query(lambda local, index: (NUM_FURTHER, len(index)))
 def project(local: LocalRows, numbers: Tensor, index: Integers) -> None:
-    """Products of the rows at ``index`` with the further random vectors."""
+    """Add the products of the rows at ``index`` with the further random vectors."""
     _add_products(local, numbers, index, further_vectors(local.width, torch.float64, local.device))
 
 
 @_query(lambda local, index: (NUM_ROUGH, len(index)), is_in_compute_dtype=True)
 def project_roughly(local: LocalRows, numbers: Tensor, index: Integers) -> None:
-    """Products of the rows at ``index`` with the random vectors that tell directions apart."""
+    """Add the products of the rows at ``index`` with the random vectors that distinguish directions."""
     _add_products(local, numbers, index, rough_vectors(local.width, torch.float64, local.device))
 
 
@@ -186,7 +166,7 @@ def _add_products(local: LocalRows, numbers: Tensor, index: Integers, vectors: T
 
 @_query(lambda local, index, others, factors: (NUM_ESTIMATED, len(index)))
 def differences(local: LocalRows, numbers: Tensor, index: Integers, others: Integers, factors: Floats) -> None:
-    """Products of rows at ``index`` minus ``factors`` times those at ``others`` with the first further vectors."""
+    """Add products of rows at ``index`` minus ``factors`` times those at ``others`` with the first further vectors."""
     subtracted = torch.zeros_like(numbers)
     vectors = further_vectors(local.width, torch.float64, local.device)[:NUM_ESTIMATED]
     _add_products(local, numbers, index, vectors)
@@ -196,7 +176,7 @@ def differences(local: LocalRows, numbers: Tensor, index: Integers, others: Inte
 
 @_query(_number_per_row)
 def positions(local: LocalRows, numbers: Tensor, index: Integers) -> None:
-    """Products of the rows at ``index`` with one fixed random vector."""
+    """Add the products of the rows at ``index`` with one fixed random vector."""
     vector = position_vector(local.width, torch.float64, local.device)
     for fragment in local.all_fragments():
         columns = fragment.columns()
@@ -215,22 +195,22 @@ def squares(
     scale: Floats,
     factors: Floats,
 ) -> None:
-    """Squared distances of the rows at ``index`` from ``factors`` times ``rows[other]``.
+    """Add the squares of the distances between the rows at ``index`` and ``factors`` times ``rows[other]``.
 
-    They are divided by ``scale`` before they are squared. One factor stands for all.
+    The distances are divided by ``scale`` first. A single factor applies to all.
     """
     times = torch.from_numpy(factors).to(local.device).expand(len(index))
     others, chosen, size = (torch.from_numpy(array).to(local.device) for array in (rows, other, scale))
     for fragment in local.all_fragments():
         columns = fragment.columns()
         for place, block in fragment.blocks_at(index):
-            apart = block - times[place, None] * others[chosen[place]][:, columns]
-            numbers[place] += (apart / size[place, None]).square().sum(dim=1)
+            difference = block - times[place, None] * others[chosen[place]][:, columns]
+            numbers[place] += (difference / size[place, None]).square().sum(dim=1)
 
 
 @_query(lambda local, index, piece: (2, len(index)), Reduction.LARGEST, is_in_compute_dtype=True)
 def bounds(local: LocalRows, numbers: Tensor, index: Integers, piece: int) -> None:
-    """The largest number of each row of a piece, and the largest of the numbers with the other sign."""
+    """Find the largest number of each row of a piece, and the largest of the negated numbers."""
     for fragment in local.fragments[piece]:
         for place, block in fragment.blocks_at(index):
             found = torch.stack([block.amax(dim=1), -block.amin(dim=1)]).to(numbers)
@@ -239,7 +219,7 @@ def bounds(local: LocalRows, numbers: Tensor, index: Integers, piece: int) -> No
 
 @_query(lambda local, index, label: (len(index), columns_by(label, local.width)[1] + 1))
 def sums(local: LocalRows, numbers: Tensor, index: Integers, label: Integers) -> None:
-    """Sums of the columns of one label, run by run, and the squared norm of each row in the last column."""
+    """Add the sums of the columns of each label, run by run, and in the last column the squared norm of each row."""
     column_sum, num_sums = columns_by(label, local.width)
     for fragment in local.all_fragments():
         into = column_sum.to(local.device)[fragment.columns()]
@@ -252,7 +232,7 @@ def sums(local: LocalRows, numbers: Tensor, index: Integers, label: Integers) ->
 
 @_query(lambda local, index: (len(index), local.width), is_in_compute_dtype=True)
 def fetch(local: LocalRows, numbers: Tensor, index: Integers) -> None:
-    """The rows at ``index``."""
+    """Copy the rows at ``index``."""
     for fragment in local.all_fragments():
         columns = fragment.columns()
         for place, block in fragment.blocks_at(index):
@@ -261,7 +241,7 @@ def fetch(local: LocalRows, numbers: Tensor, index: Integers) -> None:
 
 @_query(lambda local, piece, count: (local.num_rows, count))
 def heads(local: LocalRows, numbers: Tensor, piece: int, count: int) -> None:
-    """The first few numbers of a piece of every row."""
+    """Copy the first ``count`` numbers of a piece of every row."""
     for fragment in local.fragments[piece]:
         if fragment.first_column < count:
             columns = fragment.columns()
@@ -272,7 +252,7 @@ def heads(local: LocalRows, numbers: Tensor, piece: int, count: int) -> None:
 
 @_query(_number_per_row, Reduction.LARGEST)
 def largest(local: LocalRows, numbers: Tensor, index: Integers) -> None:
-    """The largest absolute value of each row at ``index``."""
+    """Find the largest absolute value of each row at ``index``."""
     for fragment in local.all_fragments():
         for place, block in fragment.blocks_at(index):
             numbers[place] = torch.maximum(numbers[place], block.abs().amax(dim=1))
@@ -280,7 +260,7 @@ def largest(local: LocalRows, numbers: Tensor, index: Integers) -> None:
 
 @_query(_number_per_row)
 def scaled(local: LocalRows, numbers: Tensor, index: Integers, scale: Floats) -> None:
-    """Squared norms of the rows at ``index``, divided by ``scale`` before they are squared."""
+    """Add the squares of the norms, divided by ``scale``, of the rows at ``index``."""
     size = torch.from_numpy(scale).to(local.device)
     for fragment in local.all_fragments():
         for place, block in fragment.blocks_at(index):

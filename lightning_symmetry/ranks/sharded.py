@@ -1,4 +1,4 @@
-"""The rows of tensors of which every rank holds a part."""
+"""Matrices whose numbers lie on several ranks."""
 
 from __future__ import annotations
 
@@ -18,12 +18,11 @@ from lightning_symmetry.ranks.pieces import Piece, as_piece
 from lightning_symmetry.ranks.queries import LocalRows, Query, query_named
 from lightning_symmetry.ranks.team import Name, Team, TeamError
 
-# So many numbers are sent to all ranks, at the most, to compare rows in full.
-_MAX_SENT = 1 << 14
+_MAX_SENT = 1 << 14  # numbers of rows sent to all ranks for a full comparison
 
 
 def matrix_of(pieces: Sequence[Tensor | Piece | Sequence[Tensor | Piece]]) -> Rows:
-    """A matrix in pieces that lie side by side, as for :class:`DenseRows`; some of them may be sharded."""
+    """Make a matrix of pieces side by side, as for :class:`DenseRows`; some of them may be sharded."""
     parts = [part for piece in pieces for part in (piece if isinstance(piece, Sequence) else [piece])]
     if all(isinstance(part, Tensor) for part in parts):
         return DenseRows(cast("Any", pieces))
@@ -33,14 +32,14 @@ def matrix_of(pieces: Sequence[Tensor | Piece | Sequence[Tensor | Piece]]) -> Ro
 class ShardedRows(Rows):
     """A matrix ``(n, d)`` whose numbers lie on several ranks.
 
-    Every rank makes one, and answers the queries about it within :meth:`Team.run`. The first rank can use the methods
-    of :class:`Rows` there, once :func:`lightning_symmetry.ranks.sketches.read` has made the matrix known to all ranks.
+    Every rank makes one, and answers queries about it within :meth:`Team.run`. There, the first rank can use the
+    methods of :class:`Rows`, after :func:`lightning_symmetry.ranks.sketches.read` has registered the matrix.
 
     Args:
         pieces: as for :class:`DenseRows`, some of them sharded.
 
     Attributes:
-        local: what this rank holds.
+        local: this rank's part.
     """
 
     def __init__(self, pieces: Sequence[Tensor | Piece | Sequence[Tensor | Piece]]) -> None:
@@ -54,25 +53,19 @@ class ShardedRows(Rows):
         self._number = -1
 
     def register(self, team: Team, number: int, sketch: Tensor | None = None) -> None:
-        """Note that all ranks of a team know this matrix by a number, and its sketch if it has been read."""
+        """Store the number of this matrix on all ranks of a team, and its sketch if it has been read."""
         self._team, self._number, self._sketch = team, number, sketch
 
     def ask(self, query: Query, *arguments: Any, names: Sequence[Name] = ()) -> Tensor:
-        """Ask all ranks of the team; for the first rank only.
+        """Ask all ranks of the team, and return the answer on the CPU; for the first rank only.
 
-        Args:
-            query: what to ask.
-            arguments: of the query.
-            names: the name of this matrix, if the ranks do not know it yet.
-
-        Returns:
-            The answer, in the shape of the query, on the CPU.
+        ``names`` has the name of this matrix, if it has no number on the other ranks yet.
 
         Raises:
             TeamError: if some rank could not answer.
         """
         if self._team is None:
-            raise TeamError("the ranks do not know this matrix")
+            raise TeamError("the matrix is not registered on all ranks")
         request = query.request({self._number: self.local}, *arguments, names=names)
         [answer] = self._team.ask(request, lambda name: self)
         if answer.has_failed or answer.is_missing:
@@ -80,42 +73,32 @@ class ShardedRows(Rows):
         return answer.numbers.reshape(query.shape(self.local, *arguments))
 
     def answer(self, query: str, numbers: Tensor, *arguments: Any) -> None:
-        """Put this rank's part of the answer to a query of the first rank into ``numbers``.
-
-        Raises:
-            ValueError: if there is no such query.
-        """
         query_named(query).answer(self.local, numbers, *arguments)
 
     def sketch(self) -> Tensor:
-        """As :meth:`Rows.sketch`; it was read when the matrix was made known to all ranks."""
         assert self._sketch is not None
         return self._sketch.to(self.device)
 
     def project(self, index: Indices) -> Floats:
-        """As :meth:`Rows.project`."""
         return to_host(self.ask(queries.project, _as_int32(index)))
 
     def project_roughly(self, index: Indices) -> Floats:
-        """As :meth:`Rows.project_roughly`."""
         return to_host(self.ask(queries.project_roughly, _as_int32(index)))
 
     def positions(self, index: Indices) -> Floats:
-        """As :meth:`Rows.positions`."""
         return to_host(self.ask(queries.positions, _as_int32(index)))
 
     def distances(self, index: Indices, others: Indices, scale: Floats, factors: Floats | None = None) -> Floats:
-        """As :meth:`Rows.distances`, but estimated where ``others`` are many.
+        """Return the distances of rows; estimates, if there are many different rows at ``others``.
 
-        A few different rows at ``others`` are sent to all ranks. Many would be half the matrix: then the distances are
-        estimated by the products of the differences with further random vectors. An estimate is less than a third of
-        the true distance once in 50 times, but less than a hundredth once in 50 million, and the rows of independent
-        units are farther apart than that.
+        Few rows are sent to all ranks. Many could be half the matrix; then the distances are estimated from the
+        products of the differences with further random vectors. An estimate is below a third of the true distance once
+        in 50 times, but below a hundredth once in 50 million, and the rows of independent units are farther apart.
         """
         if not len(index):
             return np.empty(0)
         unique, place = np.unique(others, return_inverse=True)
-        times = np.ones(1) if factors is None else factors  # one number for all is little to send
+        times = np.ones(1) if factors is None else factors
         if len(unique) * self.width <= _MAX_SENT:
             rows = self.fetch(unique).numpy()
             arguments = _as_int32(index), _as_int32(place), rows, scale, times
@@ -125,28 +108,23 @@ class ShardedRows(Rows):
         return distances
 
     def constants(self, index: Indices, piece: int = 0) -> Floats:
-        """As :meth:`Rows.constants`."""
         largest, negated_smallest = to_host(self.ask(queries.bounds, _as_int32(index), piece))
         return np.where(largest == -negated_smallest, largest, math.nan)
 
     def sums_by(self, index: Indices, label: Indices) -> tuple[Floats, Floats]:
-        """As :meth:`Rows.sums_by`."""
         found = to_host(self.ask(queries.sums, _as_int32(index), _as_int32(label)))
         return found[:, :-1], np.sqrt(found[:, -1])
 
     def fetch(self, index: Indices) -> Tensor:
-        """As :meth:`Rows.fetch`, on the CPU."""
         return self.ask(queries.fetch, _as_int32(index))
 
     def largest(self, index: Indices) -> Tensor:
-        """As :meth:`Rows.largest`."""
         return self.ask(queries.largest, _as_int32(index)).to(self.device)
 
     def scaled_norms(self, index: Indices, scale: Floats) -> Floats:
-        """As :meth:`Rows.scaled_norms`."""
         return scale * np.sqrt(to_host(self.ask(queries.scaled, _as_int32(index), scale)))
 
 
 def _as_int32(index: Indices) -> npt.NDArray[np.int32]:
-    """Half the bytes to send."""
+    """Convert indices for sending, in half the bytes."""
     return index.astype(np.int32)

@@ -1,4 +1,4 @@
-"""What is asked of the ranks that hold a model: who they are, sketches of its matrices, and which rows are equal."""
+"""Functions of the ranks that hold a model: the team, sketches of its matrices, and groups of equal rows."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ from lightning_symmetry.ranks.zero import is_engine
 
 
 def has_group() -> bool:
-    """Whether this process is one of several that have found one another."""
+    """Return whether this process has a process group."""
     return dist.is_available() and dist.is_initialized()
 
 
 def device_to_send_from(model: nn.Module) -> torch.device:
-    """Where tensors must lie to be sent to the other ranks: beside the parameters, if the backend sends from there."""
+    """Return the device from which tensors are sent: that of the parameters, if the backend supports it."""
     here = next((parameter.device for parameter in parameters_of(model)), torch.device("cpu"))
     if not has_group():
         return here
-    # For example "cuda:nccl", or "cpu:gloo,cuda:nccl" for a group with a backend for each kind of device.
+    # For example "cuda:nccl", or "cpu:gloo,cuda:nccl" for a group with a backend for each device type.
     kinds = [pair.partition(":")[0] for pair in dist.get_backend_config().split(",")]
     if here.type in kinds or not kinds:
         return here
@@ -42,24 +42,24 @@ def device_to_send_from(model: nn.Module) -> torch.device:
 
 
 def team_of(model: nn.Module) -> Team | None:
-    """The ranks that hold a model; None if it is all here."""
-    is_spread = bool(flattened_modules(model)) or any(map(is_sharded, parameters_of(model)))
-    return Team(device_to_send_from(model)) if is_spread and has_group() else None
+    """Return the ranks among which a model is sharded; None if this rank has the whole model."""
+    is_split = bool(flattened_modules(model)) or any(map(is_sharded, parameters_of(model)))
+    return Team(device_to_send_from(model)) if is_split and has_group() else None
 
 
 def is_replicated(model: nn.Module) -> bool:
-    """Whether a model is, or holds, what :class:`DistributedDataParallel` or DeepSpeed keeps equal on all ranks."""
+    """Return whether :class:`DistributedDataParallel` or DeepSpeed keeps modules of a model equal on all ranks."""
     return any(issubclass(type(module), DistributedDataParallel) or is_engine(module) for module in modules_of(model))
 
 
 def read(team: Team, matrices: Mapping[Name, Rows | None]) -> dict[Name, str]:
-    """Make the sharded ones of some matrices known to all ranks, and read each row once; for the first rank only.
+    """Register the sharded matrices on all ranks, and read their sketches; for the first rank only.
 
     Returns:
         By name, why a matrix cannot be read; an empty reason means that some rank does not have it.
 
     Raises:
-        TeamError: if there are several sharded matrices and none of them can be read.
+        TeamError: if there are several sharded matrices and all of them fail.
     """
     sharded = {name: rows for name, rows in matrices.items() if isinstance(rows, ShardedRows)}
     if not sharded:
@@ -77,12 +77,12 @@ def read(team: Team, matrices: Mapping[Name, Rows | None]) -> dict[Name, str]:
         sketch[0].sqrt_()
         rows.register(team, number, sketch)
     if len(sharded) > 1 and all(failures.get(name) for name in sharded):
-        raise TeamError(reason)  # what fails for every matrix is no matter of one layer
+        raise TeamError(reason)  # a failure of every matrix is not specific to a layer
     return failures
 
 
 def first_numbers(team: Team, name: Name, rows: Rows, piece: int, count: int) -> list[list[float]]:
-    """Up to ``count`` first numbers of a piece of every row; for the first rank only.
+    """Return up to ``count`` first numbers of a piece of every row; for the first rank only.
 
     Raises:
         TeamError: if some rank does not have the matrix, or cannot read it.
@@ -95,7 +95,7 @@ def first_numbers(team: Team, name: Name, rows: Rows, piece: int, count: int) ->
 
 
 def equal_rows(team: Team, name: Name, rows: Rows) -> list[tuple[int, ...]]:
-    """The groups of equal rows, without those that are made of one number per piece; for the first rank only.
+    """Return the groups of equal rows, except rows that are constant in each piece; for the first rank only.
 
     Raises:
         TeamError: if some rank does not have the matrix, or cannot read it.
@@ -104,7 +104,7 @@ def equal_rows(team: Team, name: Name, rows: Rows) -> list[tuple[int, ...]]:
     if failures:
         raise TeamError(failures[name] or f"{', '.join(name)} are not on every rank")
     [sketch] = sketch_all([rows])
-    # Sums over several ranks are not added up in the same order for all rows.
+    # The order of sums over ranks differs between rows, so equal rows may differ by rounding.
     groups = find_groups(Question(rows, sketch, TOLERANCES[torch.float64]))
     firsts = np.array([group[0] for group in groups], dtype=np.intp)
     is_constant = np.ones(len(groups), dtype=np.bool_)

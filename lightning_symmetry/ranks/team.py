@@ -1,10 +1,10 @@
-"""Several ranks at one check: the first rank decides, the others answer from what they hold.
+"""Checks on several ranks: the first rank decides, the others answer from their parts of the tensors.
 
-All that depends on data is decided on the first rank alone. It sends requests, each with the size of its answer; every
-rank, the first one too, puts its part into a vector of that size, and one reduction of these vectors to the first rank
-gives the answer. So every rank reaches every collective, whatever the data are and whatever fails on one of them: a
-part that fails is left out, and a flag says so. At the end the first rank sends what it has concluded to all, and all
-agree whether anything has failed on any of them.
+Only the first rank makes decisions that depend on data. It sends requests, each with the size of its answer; every
+rank, including the first, writes its part into a vector of that size, and one reduction of these vectors to the first
+rank gives the answer. So every rank reaches every collective, whatever the data are and whatever fails on a rank: a
+part that fails is left out, and a flag marks it. At the end, the first rank sends its conclusion to all, and all agree
+whether anything has failed on any rank.
 """
 
 from __future__ import annotations
@@ -25,32 +25,32 @@ from lightning_symmetry.matrices.numerics import CPU, exact_arithmetic
 P = ParamSpec("P")
 T = TypeVar("T")
 Name = tuple[str, ...]
-"""What a matrix is called on every rank."""
+"""The name of a matrix, the same on every rank."""
 
-# Every message has a first part of this size, which holds the length of the message and as much of it as fits; a second
-# part follows if that is not all.
+# Every message begins with a part of this size: the length of the message, and as much of it as fits. If it is longer,
+# a second part follows.
 _HEAD_BYTES = 1024
 _LENGTH_BYTES = 8
 
 
 class TeamError(RuntimeError):
-    """Something failed on some rank; raised on all of them."""
+    """A failure on some rank; raised on all ranks."""
 
 
 class Reduction(Enum):
-    """How the parts of an answer become one."""
+    """The reduction of all ranks' parts to one answer."""
 
     SUM = "sum"
     LARGEST = "largest"
 
     @property
     def neutral(self) -> float:
-        """The number that changes no answer."""
+        """The neutral element."""
         return 0.0 if self is Reduction.SUM else -torch.inf
 
     @property
     def operation(self) -> dist.ReduceOp.RedOpType:
-        """What does it in :mod:`torch.distributed`."""
+        """The operation of :mod:`torch.distributed`."""
         return dist.ReduceOp.SUM if self is Reduction.SUM else dist.ReduceOp.MAX
 
 
@@ -59,7 +59,11 @@ class Shared(Protocol):
     """A matrix of which every rank holds a part."""
 
     def answer(self, query: str, numbers: Tensor, *arguments: Any) -> None:
-        """Put this rank's part of the answer to a query into ``numbers``, filled with what changes no answer."""
+        """Add this rank's part of the answer to ``numbers``, which are filled with the neutral element.
+
+        Raises:
+            ValueError: if there is no such query.
+        """
         ...
 
 
@@ -68,60 +72,45 @@ Find = Callable[[Name], Shared | None]
 
 
 class Request(NamedTuple):
-    """What the first rank asks of all ranks; all they need to know for the reduction, whether they can answer or not.
+    """A request of the first rank, with all that a rank needs for the reduction, even if it cannot answer."""
 
-    Attributes:
-        query: what is asked.
-        sizes: how many numbers the answer of each matrix has, by the number of the matrix.
-        arguments: of the query.
-        dtype: of the answer.
-        reduction: how the parts of all ranks become one.
-        names: of matrices that the ranks do not know yet; they get the next numbers.
-    """
-
-    query: str
-    sizes: dict[int, int]
-    arguments: tuple[Any, ...] = ()
-    dtype: torch.dtype = torch.float64
-    reduction: Reduction = Reduction.SUM
-    names: Sequence[Name] = ()
+    query: str  # name of the query
+    sizes: dict[int, int]  # size of the answer for each matrix, by the number of the matrix
+    arguments: tuple[Any, ...] = ()  # arguments of the query
+    dtype: torch.dtype = torch.float64  # dtype of the answer
+    reduction: Reduction = Reduction.SUM  # the reduction over all ranks
+    names: Sequence[Name] = ()  # names of matrices without a number on the other ranks; they get the next numbers
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What all ranks have answered for one matrix.
+    """The answer of all ranks for one matrix."""
 
-    Attributes:
-        numbers: the answer, as a vector on the CPU.
-        is_missing: whether some rank has no such matrix.
-        has_failed: whether some rank could not answer.
-    """
-
-    numbers: Tensor
-    is_missing: bool
-    has_failed: bool
+    numbers: Tensor  # the answer as a vector on the CPU
+    is_missing: bool  # whether some rank does not have the matrix
+    has_failed: bool  # whether some rank failed to answer
 
 
 @dataclass(frozen=True)
 class _WhatFailed:
-    """Asks all ranks for the reason of a failure."""
+    """A message that asks all ranks for the reason of a failure."""
 
 
 @dataclass(frozen=True)
 class _End:
-    """The last message of the first rank: what it has concluded, or None if it failed itself."""
+    """The last message of the first rank: its conclusion, or None if it failed."""
 
     conclusion: Any
 
 
 class Team:
-    """All ranks of a training; the same calls must be made on each of them.
+    """All ranks of a training; every rank must make the same calls.
 
     Args:
-        device: where tensors must lie to be sent.
+        device: device from which tensors are sent.
 
     Attributes:
-        is_first: whether this is the rank that decides.
+        is_first: whether this is the first rank, which decides.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -131,15 +120,12 @@ class Team:
         self._errors: list[str] = []
 
     def run(self, decide: Callable[[], T], follow: Callable[[T], None], find: Find) -> T:
-        """Decide something on the first rank, which asks the others for what they hold; to be called on all ranks.
+        """Make a decision on the first rank, which may query the others; must be called on all ranks.
 
         Args:
-            decide: called on the first rank, which may :meth:`ask` all ranks meanwhile.
-            follow: called on the other ranks with what ``decide`` returned.
-            find: finds the matrices that the first rank asks of.
-
-        Returns:
-            What ``decide`` returned.
+            decide: called on the first rank, where it may :meth:`ask` all ranks; its result is returned on all ranks.
+            follow: called on the other ranks with the result of ``decide``.
+            find: finds matrices by their names in requests.
 
         Raises:
             TeamError: on all ranks, if anything failed on any of them.
@@ -154,31 +140,26 @@ class Team:
                 if conclusion is not None:
                     follow(conclusion)
         except Exception as error:
-            self._note(error)
-        self._matrices = []  # else gradients that are no longer needed would live on
+            self._record(error)
+        self._matrices = []  # so that gradients can be freed
         self._raise_if_any_failed()
         return cast("T", conclusion)
 
     @property
     def num_matrices(self) -> int:
-        """How many matrices the ranks know; the next one that a request names gets this number."""
+        """Number of registered matrices; the next one that a request names gets this number."""
         return len(self._matrices)
 
     def ask(self, request: Request, find: Find = lambda name: None) -> list[Answer]:
-        """Ask all ranks; for the first rank only, within :meth:`run`.
+        """Send a request, and return an answer for each matrix in ``request.sizes``.
 
-        Args:
-            request: what to ask.
-            find: finds the matrices that the request names, as this rank has them.
-
-        Returns:
-            One answer for each matrix in ``request.sizes``.
+        For the first rank only, within :meth:`run`. ``find`` finds its matrices of ``request.names``.
         """
         self._send(_encoded(request))
         return self._answer(request, find)
 
     def what_failed(self) -> str:
-        """Ask all ranks why an answer failed, and forget the failure; for the first rank only, within :meth:`run`."""
+        """Return why an answer failed, and clear the failure; for the first rank only, within :meth:`run`."""
         self._send(_encoded(_WhatFailed()))
         return self._collect_errors()
 
@@ -188,11 +169,11 @@ class Team:
             conclusion = decide()
             end = _encoded(_End(conclusion))
             return conclusion
-        finally:  # the others wait for this, whatever happened
+        finally:  # even after a failure, because the others wait for it
             self._send(end)
 
     def _serve(self, find: Find) -> Any:
-        """Answer all requests of the first rank; returns what it has concluded."""
+        """Answer all requests of the first rank; return its conclusion."""
         while True:
             message = self._receive()
             match message:
@@ -204,7 +185,7 @@ class Team:
                     self._answer(message, find)
 
     def _answer(self, request: Request, find: Find) -> list[Answer]:
-        # Nothing may fail here but what is caught: all ranks have to reach the reduction.
+        # Every failure must be caught here, because all ranks have to reach the reduction.
         for name in request.names:
             try:
                 self._matrices.append(find(name))
@@ -229,7 +210,7 @@ class Team:
             except Exception as error:
                 part.fill_(neutral)
                 flag[1] = 1
-                self._note(error)
+                self._record(error)
         dist.reduce(numbers, 0, request.reduction.operation)
         if not self.is_first:
             return []
@@ -249,7 +230,7 @@ class Team:
             self._broadcast(torch.frombuffer(bytearray(data[room:]), dtype=torch.uint8))
 
     def _receive(self) -> object:
-        """The next message of the first rank."""
+        """Receive the next message of the first rank."""
         head = self._broadcast(torch.zeros(_HEAD_BYTES, dtype=torch.uint8, device=CPU)).numpy().tobytes()
         length = int.from_bytes(head[:_LENGTH_BYTES], "little")
         data = head[_LENGTH_BYTES : _LENGTH_BYTES + length]
@@ -269,12 +250,12 @@ class Team:
         if has_failed.item():
             raise TeamError(self._collect_errors())
 
-    def _note(self, error: Exception) -> None:
-        """Keep a failure of this rank until :meth:`_collect_errors`; an error of the team says already whose it is."""
+    def _record(self, error: Exception) -> None:
+        """Record a failure until :meth:`_collect_errors`, and this rank, unless the error names one already."""
         self._errors.append(describe(error) + ("" if isinstance(error, TeamError) else f" (rank {dist.get_rank()})"))
 
     def _collect_errors(self) -> str:
-        """The first failure of the first rank that has any; forgets the failures of all ranks."""
+        """Return the first failure of the first rank that has any, and clear the failures of all ranks."""
         collected: list[list[str]] = [[] for _ in range(dist.get_world_size())]
         dist.all_gather_object(collected, self._errors)
         self._errors = []
@@ -286,20 +267,14 @@ def _encoded(message: object) -> bytes:
 
 
 def describe(error: Exception) -> str:
-    """What went wrong: the type and the message, or the message alone if it has come from another rank."""
+    """Return the type and message of an error; only the message of a team error, which contains the type."""
     return str(error) if isinstance(error, TeamError) else f"{type(error).__name__}: {error}"
 
 
 def attempt(step: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Callable[[], T]:
-    """Do now something that may fail on this rank alone, and deal with the failure later.
+    """Call ``step`` now, and return a function that returns its result or raises its exception later.
 
-    Args:
-        step: what to do.
-        *args: its arguments.
-        **kwargs: its keyword arguments.
-
-    Returns:
-        A function that returns what ``step`` returned, or raises what it raised.
+    So a failure on this rank alone does not keep it from the collectives in between.
     """
     try:
         result = step(*args, **kwargs)

@@ -1,9 +1,9 @@
-"""Where the numbers of a parameter lie under DeepSpeed's ZeRO, which lays parameters end to end and shares them out.
+"""The part of each parameter on this rank under DeepSpeed's ZeRO, which lays parameters end to end and partitions them.
 
-In stages 1 and 2 every rank has the weights, but only a part of what the optimizer updates (numbers in float32, also
-where the weights are of lower precision) and of the averaged gradients. In stage 3 it has no more of the weights
-either. What is read is what the optimizer updates: in stage 3 by functions of `deepspeed.utils`; in stages 1 and 2,
-where these gather, by the mapping behind them. Nothing here imports DeepSpeed: it marks the parameters that it manages.
+In stages 1 and 2, every rank has all weights, but only a part of the master weights (the optimizer's copy, in float32
+even for weights of lower precision) and of the averaged gradients. In stage 3, it has only a part of the weights, too.
+This module reads the master weights: in stage 3 with functions of `deepspeed.utils`; in stages 1 and 2, where these
+functions gather, from the mapping behind them. It does not import DeepSpeed, which marks the parameters it manages.
 """
 
 from __future__ import annotations
@@ -21,25 +21,22 @@ from torch import Tensor, nn
 from lightning_symmetry.modules import modules_of, own_parameters, parameters_of
 from lightning_symmetry.ranks.flat import FlatPart
 
-# What an optimizer of DeepSpeed calls the lists of the model's parameters that it updates; each kind has one of these.
+# Attributes with the lists of the model's parameters that a DeepSpeed optimizer updates; each class has one of these.
 _GROUPS = ("bit16_groups", "bf16_groups", "fp16_groups")
 
 
 @dataclass(frozen=True)
 class ZeroPart(FlatPart):
-    """What this rank holds of a parameter that ZeRO manages; ``source`` is the parameter of the model.
+    """This rank's part of a parameter that ZeRO manages; ``source`` is the parameter of the model.
 
-    The numbers are asked for when they are read, since DeepSpeed moves them.
-
-    Attributes:
-        master_dtype: the dtype of what the optimizer updates.
+    The numbers are looked up at each read, because DeepSpeed moves them.
     """
 
-    master_dtype: torch.dtype
+    master_dtype: torch.dtype  # dtype of the master weights
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype of what the optimizer updates."""
+        """The dtype of the master weights."""
         return self.master_dtype
 
     @property
@@ -48,7 +45,7 @@ class ZeroPart(FlatPart):
         return self.source.dtype
 
     def numbers(self) -> Tensor:
-        """What the optimizer updates, ``(length,)``."""
+        """Return the master weights, ``(length,)``."""
         if not self.length:
             return self._nothing()
         parameter: Any = self.source
@@ -59,7 +56,7 @@ class ZeroPart(FlatPart):
         return self._here(local)[: self.length]
 
     def gradient(self) -> Tensor | None:
-        """The averaged gradient, times the scale of the loss, before it is clipped; None if there is none."""
+        """Return the averaged gradient, times the loss scale, before clipping; None if there is none."""
         if not self.length:
             return self._nothing()
         parameter: Any = self.source
@@ -70,16 +67,16 @@ class ZeroPart(FlatPart):
             return None if local is None else self._here(local)[: self.length]
         try:
             local = parameter._hp_mapping.get_lp_grad_fragment(parameter._index_in_param_group)
-        except (ValueError, IndexError, KeyError):  # there is none before the backward pass
+        except (ValueError, IndexError, KeyError):  # before the backward pass
             return None
         if local is None:
             return None
         flat = self._here(local)
-        # DeepSpeed's BF16_Optimizer keeps all of it on each rank.
+        # DeepSpeed's BF16_Optimizer keeps the whole gradient on each rank.
         return flat if len(flat) == self.length else flat[self.start : self.start + self.length]
 
     def _here(self, numbers: Tensor) -> Tensor:
-        """Flatten numbers, and bring them to the device of the parameter if the optimizer keeps them elsewhere."""
+        """Flatten numbers, and move them to the parameter's device if the optimizer is offloaded."""
         return numbers.detach().flatten().to(self.source.device)
 
     def _nothing(self) -> Tensor:
@@ -87,15 +84,15 @@ class ZeroPart(FlatPart):
 
 
 def zero_modules(model: nn.Module) -> dict[int, nn.Module]:
-    """Return all modules of a model of which ZeRO manages any parameter, by ``id``."""
+    """Return all modules of a model, by ``id``, if ZeRO manages any of its parameters."""
     is_managed = any(map(_is_managed, parameters_of(model)))
     return {id(module): module for module in modules_of(model)} if is_managed else {}
 
 
 def zero_parts(model: nn.Module) -> dict[int, dict[str, FlatPart]]:
-    """Return what this rank holds of the parameters that ZeRO manages, by the ``id`` of the module and name.
+    """Return this rank's parts of the parameters that ZeRO manages, by the ``id`` of the module and name.
 
-    Those that cannot be read are left out; :func:`why_not_read` says why. No rank asks another one.
+    Parameters that cannot be read are left out; :func:`why_not_read` returns the reason. Needs no communication.
     """
     parts: dict[int, dict[str, FlatPart]] = {}
     for module in modules_of(model):
@@ -106,11 +103,11 @@ def zero_parts(model: nn.Module) -> dict[int, dict[str, FlatPart]]:
 
 
 def why_not_read(parameter: Any) -> str:
-    """Return why a parameter cannot be read that ZeRO manages; empty if it can, or if ZeRO does not manage it."""
+    """Return why a parameter managed by ZeRO cannot be read; empty for any other parameter."""
     if not _is_managed(parameter):
         return ""
     if not dist.is_available() or not dist.is_initialized():
-        return "partitioned by DeepSpeed ZeRO, and this process has no process group: look at the model in its training"
+        return "partitioned by DeepSpeed ZeRO, and this process has no process group: check the model in its training"
     if _is_partitioned(parameter):
         return _why_partition_is_not_read(parameter)
     mapping = parameter._hp_mapping
@@ -119,19 +116,19 @@ def why_not_read(parameter: Any) -> str:
     is_known = all(
         hasattr(mapping, name) for name in ("get_hp_fragment", "get_lp_grad_fragment", "lp_fragment_address")
     )
-    return "" if is_known else _of_another_version("the mapping of parameters to what the optimizer updates")
+    return "" if is_known else _of_another_version("the mapping of parameters to master weights")
 
 
 def is_zero_optimizer(optimizer: object) -> bool:
-    """Return whether an optimizer is what a DeepSpeed engine has put around another one."""
+    """Return whether an optimizer is the wrapper that a DeepSpeed engine puts around another optimizer."""
     of_deepspeed = any(kind.__module__.partition(".")[0] == "deepspeed" for kind in type(optimizer).__mro__)
     return of_deepspeed and any(hasattr(optimizer, name) for name in _GROUPS)
 
 
 def groups_of(optimizer: Any) -> Iterator[tuple[dict[str, Any], list[Tensor]]]:
-    """Yield the options of each group of an optimizer with the parameters of the model that it updates.
+    """Yield the options of each parameter group of an optimizer, and the model's parameters in it.
 
-    The groups of DeepSpeed's optimizers hold other tensors, in which those of the model are laid end to end.
+    The ``param_groups`` of DeepSpeed's optimizers hold flat tensors instead of the model's parameters.
     """
     if not is_zero_optimizer(optimizer):
         yield from ((group, list(group["params"])) for group in optimizer.param_groups)
@@ -143,7 +140,7 @@ def groups_of(optimizer: Any) -> Iterator[tuple[dict[str, Any], list[Tensor]]]:
 
 
 def is_engine(module: nn.Module) -> bool:
-    """Return whether a module is an engine of DeepSpeed."""
+    """Return whether a module is a DeepSpeed engine."""
     return any(
         kind.__name__ == "DeepSpeedEngine" and kind.__module__.partition(".")[0] == "deepspeed"
         for kind in type(module).__mro__
@@ -151,7 +148,7 @@ def is_engine(module: nn.Module) -> bool:
 
 
 def whole_shape(parameter: Any) -> tuple[int, ...]:
-    """Return the shape of a parameter, which stage 3 hides while the parameter is not gathered."""
+    """Return the whole shape of a parameter; stage 3 hides it while the parameter is not gathered."""
     return tuple(parameter.ds_shape if _has(parameter, "ds_shape") else parameter.shape)
 
 
@@ -165,7 +162,7 @@ def _is_partitioned(parameter: object) -> bool:
 
 
 def _has(parameter: object, name: str) -> bool:
-    """Return whether DeepSpeed has set an attribute of a parameter; those of other classes may not like to be asked."""
+    """Return whether DeepSpeed has set an attribute of a parameter, without calling code of a parameter's class."""
     return name in getattr(parameter, "__dict__", {})
 
 
@@ -174,7 +171,7 @@ def _is_updated(parameter: Any) -> bool:
 
 
 def _has_gradients(optimizer: Any) -> bool:
-    """Return whether the gradients that stage 3 keeps are those of a step to come, as far as that is known."""
+    """Return whether stage 3 holds gradients for the next step; True if that is unknown."""
     gradients = getattr(optimizer, "averaged_gradients", None)
     if getattr(optimizer, "offload_optimizer", False) or not isinstance(gradients, dict):
         return True
@@ -195,7 +192,7 @@ def _part_of(parameter: Any) -> ZeroPart:
         start, length = (0, 0) if mapping is None else _interval(mapping.lp_fragment_address)
         master = torch.float32 if mapping is None else mapping.get_hp_fragment().dtype
     if 0 not in dist.get_process_group_ranks(_plain(group)):
-        length = 0  # of copies on several groups of ranks, those of the first rank's group are read
+        length = 0  # if several groups of ranks hold copies, the group of the first rank is read
     return ZeroPart(parameter, 0, length, start, shape, id(parameter), master)
 
 
@@ -209,7 +206,7 @@ def _master_dtype(optimizer: Any, parameter: Any) -> torch.dtype:
 
 
 def _plain(group: Any) -> dist.ProcessGroup | None:
-    """Return a group of :mod:`torch.distributed`; DeepSpeed may write None for that of all ranks."""
+    """Return a process group, or None for the group of all ranks, which DeepSpeed may not represent by one."""
     return group if isinstance(group, dist.ProcessGroup) else None
 
 
@@ -220,8 +217,8 @@ def _why_partition_is_not_read(parameter: Any) -> str:
     is_swapped = getattr(optimizer, "swap_optimizer", False) or getattr(parameter, "nvme_swapper", None) is not None
     if is_swapped:
         return (
-            "partitioned by DeepSpeed ZeRO-3 and offloaded to NVMe, from where nothing is read: try a short training "
-            'with "device": "cpu" in offload_optimizer and offload_param'
+            "partitioned by DeepSpeed ZeRO-3 and offloaded to NVMe, which this package does not read: try a short "
+            'training with "device": "cpu" in offload_optimizer and offload_param'
         )
     lacking = [name for name in ("safe_get_local_fp32_param", "safe_get_local_grad") if _function(name) is None]
     return _of_another_version(f"deepspeed.utils.{lacking[0]}") if lacking and _is_updated(parameter) else ""

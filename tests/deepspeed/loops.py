@@ -12,12 +12,12 @@ from transformers import Trainer, TrainingArguments
 
 from lightning_symmetry.integrations.transformers import SymmetryCallback
 from tests.deepspeed.training import OPTIONS, batch, built, config, start
-from tests.distributed import NETWORKS, Layout, Task, said, train
+from tests.distributed import NETWORKS, Layout, Task, conclusions, train
 from tests.training import quiet
 
 
 class OnCPU(DeepSpeedStrategy):
-    """Lightning refuses its own class on CPUs, and wants their indices to be those of GPUs."""
+    """Lightning's strategy without its refusal of CPUs and its GPU indices."""
 
     def setup_environment(self) -> None:
         super(DeepSpeedStrategy, self).setup_environment()
@@ -32,12 +32,12 @@ class OnCPU(DeepSpeedStrategy):
 
 
 def with_lightning(stage: int, network: str, precision: str = "32-true", **options: Any) -> dict[str, Any]:
-    """What the monitor finds, on each rank, in the trainings that :mod:`tests.distributed` makes."""
+    """Return the monitor's findings on each rank in the trainings of :mod:`tests.distributed`."""
     start()
 
     def strategy() -> OnCPU:
         settings = {key: value for key, value in config(stage).items() if key not in ("bf16", "gradient_clipping")}
-        return OnCPU(config=settings, process_group_backend="gloo")  # Lightning adds to it
+        return OnCPU(config=settings, process_group_backend="gloo")  # because Lightning changes it
 
     layout = Layout(2, strategy, None, 2)
     ends, monitors = [], (None, quiet(every_n_steps=2))
@@ -46,11 +46,11 @@ def with_lightning(stage: int, network: str, precision: str = "32-true", **optio
         train(task, layout, monitor, precision, **options)
         ends.append(task.losses)
     assert monitor is not None
-    return {**said(monitor), "is_same": ends[0] == ends[1], "warned": task.warned}
+    return {**conclusions(monitor), "is_same": ends[0] == ends[1], "warned": task.warned}
 
 
 class Model(nn.Module):
-    """What the Trainer of Hugging Face expects: a dictionary with the loss."""
+    """A model that returns a dictionary with the loss, as the Hugging Face Trainer expects."""
 
     def __init__(self, network: str) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ class Model(nn.Module):
 
 
 def with_hugging_face(stage: int, network: str) -> dict[str, Any]:
-    """What the callback finds on each rank."""
+    """Return the callback's findings on each rank."""
     start()
     ends = []
     for callback in (None, SymmetryCallback(**OPTIONS)):
@@ -88,4 +88,4 @@ def with_hugging_face(stage: int, network: str) -> dict[str, Any]:
         ends.append([entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
     assert callback is not None
     assert callback._tracker is not None
-    return {**said(callback._tracker), "is_same": ends[0] == ends[1]}
+    return {**conclusions(callback._tracker), "is_same": ends[0] == ends[1]}

@@ -37,12 +37,12 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RankPool]:
 
 
 def agreed(answers: list[dict[str, Any]]) -> dict[str, Any]:
-    """What both ranks answer; the first speaks for both, and the training is the same without the tracker."""
+    """Return the results of both ranks; the first warns for both, and the tracker does not change the training."""
     first, second = answers
     for each in answers:
         assert each["is_same"]
         assert each["is_unhooked"]
-    assert first["said"] == second["said"]
+    assert first["conclusions"] == second["conclusions"]
     assert first["state"] == second["state"]
     assert second["warned"] == []
     return first
@@ -54,13 +54,13 @@ def test_all_stages_find_what_one_process_finds(ranks: RankPool, network: str, p
     expected = alone(network, precision)
     for stage in STAGES:
         found = agreed(ranks.call(watched, stage, network, precision))
-        assert found["said"] == expected, stage
+        assert found["conclusions"] == expected, stage
         assert bool(found["warned"]) == bool(expected["findings"])
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_stage_0_is_read_as_whole_models_are(ranks: RankPool, precision: str) -> None:
-    assert agreed(ranks.call(watched, 0, COPIES, precision))["said"] == alone(COPIES, precision)
+    assert agreed(ranks.call(watched, 0, COPIES, precision))["conclusions"] == alone(COPIES, precision)
 
 
 def test_a_model_may_be_made_in_parts(ranks: RankPool) -> None:
@@ -75,7 +75,7 @@ def test_units_that_do_not_train_are_found(ranks: RankPool, network: str) -> Non
     expected = alone(network, steps=steps)
     assert expected["findings"]
     for stage in STAGES:
-        assert agreed(ranks.call(watched, stage, network, "float32", steps))["said"] == expected, stage
+        assert agreed(ranks.call(watched, stage, network, "float32", steps))["conclusions"] == expected, stage
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -83,27 +83,27 @@ def test_a_step_is_one_of_accumulated_gradients(ranks: RankPool, stage: int) -> 
     options = {"gradient_accumulation_steps": 2}
     found = agreed(ranks.call(watched, stage, COPIES, "float32", 8, None, None, options))
     assert found["step"] == 3
-    assert found["said"]["findings"] == alone(COPIES)["findings"]
+    assert found["conclusions"]["findings"] == alone(COPIES)["findings"]
 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_nothing_is_concluded_from_a_step_that_is_skipped(ranks: RankPool, stage: int) -> None:
     found = agreed(ranks.call(watched, stage, COPIES, "float32", 8, 3))
     assert found["skipped_steps"] == 1
-    assert found["said"] == alone(COPIES)
+    assert found["conclusions"] == alone(COPIES)
 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_numbers_are_read_where_the_optimizer_is_offloaded_to(ranks: RankPool, stage: int) -> None:
     options = {"zero": {"offload_optimizer": {"device": "cpu"}}}
-    assert agreed(ranks.call(watched, stage, COPIES, "float32", 8, None, None, options))["said"] == alone(COPIES)
+    assert agreed(ranks.call(watched, stage, COPIES, "float32", 8, None, None, options))["conclusions"] == alone(COPIES)
 
 
 def test_gradients_may_be_accumulated_in_another_precision(ranks: RankPool) -> None:
-    options = {"data_types": {"grad_accum_dtype": "fp32"}}  # which has an optimizer of its own in stage 1
+    options = {"data_types": {"grad_accum_dtype": "fp32"}}  # has a different optimizer class in stage 1
     for stage in STAGES:
         found = agreed(ranks.call(watched, stage, COPIES, "bfloat16", 8, None, None, options))
-        assert found["said"] == alone(COPIES, "bfloat16")
+        assert found["conclusions"] == alone(COPIES, "bfloat16")
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -161,6 +161,6 @@ def test_the_example_of_the_docs(tmp_path: Path) -> None:
         command, env=environment, capture_output=True, text=True, timeout=120, check=False, cwd=tmp_path
     )
     assert done.returncode == 0, done.stderr
-    said = "2: all 64 units are identical in weights and gradients (locked since step 0): they train as 1 unit."
-    assert done.stderr.count(said) == 1
+    warning = "2: all 64 units are identical in weights and gradients (locked since step 0): they train as 1 unit."
+    assert done.stderr.count(warning) == 1
     assert "SYM101" in done.stderr

@@ -18,7 +18,7 @@ import deepspeed
 from deepspeed.utils import safe_get_local_fp32_param, safe_get_local_optimizer_state
 
 from lightning_symmetry import SymmetryTracker, break_symmetry, diagnose
-from tests.distributed import NETWORKS, Planted, said
+from tests.distributed import NETWORKS, Planted, conclusions
 from tests.training import fill
 
 STAGES = (1, 2, 3)
@@ -28,13 +28,13 @@ QUIET: dict[str, Any] = {"every_n_steps": 1, "on_symmetry": "ignore"}
 
 
 def start() -> None:
-    """Make a process group for DeepSpeed, without compiling its operation that shares memory between ranks."""
+    """Make a process group for DeepSpeed, without compiling its operation for shared memory."""
     deepspeed.ops.__compatible_ops__.clear()
     deepspeed.init_distributed("gloo", verbose=False)
 
 
 def config(stage: int, precision: str = "float32", **options: Any) -> dict[str, Any]:
-    """Small buckets and groups, so that even small networks need several; nothing is left on all ranks."""
+    """Return a configuration with buckets smaller than the networks, and no replicated parameters."""
     zero = {"stage": stage, "stage3_param_persistence_threshold": 0, "reduce_bucket_size": 1000, "sub_group_size": 100}
     return {
         "train_micro_batch_size_per_gpu": 8,
@@ -48,7 +48,7 @@ def config(stage: int, precision: str = "float32", **options: Any) -> dict[str, 
 
 
 def optimizer_of(net: nn.Module) -> torch.optim.Optimizer:
-    """Two groups of options."""
+    """Return two parameter groups."""
     trained = [parameter for parameter in net.parameters() if parameter.requires_grad]
     weights = [parameter for parameter in trained if parameter.ndim > 1]
     biases = [parameter for parameter in trained if parameter.ndim == 1]
@@ -62,7 +62,7 @@ def engine_of(net: nn.Module, stage: int, precision: str = "float32", **options:
 
 
 def dead() -> nn.Module:
-    """Three of eight hidden units never put out anything but zero."""
+    """A network three of whose eight hidden units always output zero."""
     hidden = nn.Linear(12, 8)
     with torch.no_grad():
         hidden.bias[2:5] = -100.0
@@ -74,7 +74,7 @@ def zeros() -> nn.Module:
 
 
 def partly_frozen() -> nn.Module:
-    """Copies in a layer that trains, and another layer that does not train."""
+    """Copies in a trained layer, and a frozen layer."""
     net = Planted(18)
     for parameter in net.get_submodule("2").parameters():
         parameter.requires_grad = False
@@ -90,7 +90,7 @@ def built(network: str) -> nn.Module:
 
 
 def batch(step: int) -> Tensor:
-    """Eight samples for each of two ranks."""
+    """Return eight samples for each of two ranks."""
     return torch.rand(16, 12, generator=torch.Generator().manual_seed(step))
 
 
@@ -113,11 +113,11 @@ def train(engine: Any, steps: int = 8, first: int = 0, broken: int | None = None
 
 
 def left_behind(engine: Any, losses: list[float]) -> list[Tensor]:
-    """All that a training leaves behind on this rank: what the optimizer updates, its state, losses, random numbers."""
+    """Return the final state on this rank: master weights, optimizer state, losses, random numbers."""
     tensors = [torch.tensor(losses), torch.get_rng_state()]
     for parameter in engine.module.parameters():
         if hasattr(parameter, "ds_id"):
-            # What fills the partition of the last rank up is whatever was in memory.
+            # The padding of the last rank's partition is uninitialised memory.
             size = parameter.ds_tensor.ds_numel
             length = max(0, min(size, parameter.ds_numel - torch.distributed.get_rank() * size))
             tensors.append(parameter.ds_tensor[:length])
@@ -127,7 +127,7 @@ def left_behind(engine: Any, losses: list[float]) -> list[Tensor]:
             tensors += [safe_get_local_optimizer_state(parameter, key)[:length] for key in ("exp_avg", "exp_avg_sq")]
             continue
         tensors.append(parameter)
-        mapping = getattr(parameter, "_hp_mapping", None)  # frozen ones have none
+        mapping = getattr(parameter, "_hp_mapping", None)  # frozen parameters have none
         if mapping is not None:
             tensors.append(mapping.get_hp_fragment())
     if not any(hasattr(parameter, "ds_id") for parameter in engine.module.parameters()):
@@ -137,7 +137,7 @@ def left_behind(engine: Any, losses: list[float]) -> list[Tensor]:
 
 
 def alone(network: str, precision: str = "float32", steps: int = 8) -> dict[str, Any]:
-    """What is found on one process in a loop of PyTorch."""
+    """Return the findings on one process in a plain PyTorch loop."""
     net = built(network)
     optimizer = optimizer_of(net)
     with warnings.catch_warnings(), SymmetryTracker(net, optimizer, **OPTIONS) as tracker:
@@ -148,11 +148,11 @@ def alone(network: str, precision: str = "float32", steps: int = 8) -> dict[str,
                 loss = loss_of(net, batch(step), torch.float32)
             loss.backward()
             optimizer.step()
-    return said(tracker)
+    return conclusions(tracker)
 
 
 class Ungathered(SymmetryTracker):
-    """Fails if a check gathers anything, or if DeepSpeed sends anything for it."""
+    """Fails if a check gathers anything, or makes DeepSpeed communicate."""
 
     def _before_step(self, optimizer: Any) -> None:
         with pytest.MonkeyPatch.context() as patch:
@@ -175,7 +175,7 @@ def watched(
     tracking: dict[str, Any] | None = None,
     options: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Train without a tracker and with one, and return what it says."""
+    """Train without a tracker and with one, and return the results."""
     ends = []
     engine: Any = None
     for is_watched in (False, True):
@@ -193,7 +193,7 @@ def watched(
     without, with_it = ends
     told = [str(warning.message) for warning in caught if issubclass(warning.category, UserWarning)]
     return {
-        "said": said(tracker),
+        "conclusions": conclusions(tracker),
         "is_same": len(without) == len(with_it) and all(map(torch.equal, without, with_it)),
         "warned": [text for text in told if any(word in text for word in ("identical", "zero", "Symmetry"))],
         "state": tracker.state_dict(),
@@ -205,7 +205,7 @@ def watched(
 
 
 def resumed(stage: int, network: str, folder: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The state of a tracker after ten steps, and of one that took over after five."""
+    """Return the state of a tracker after ten steps, and of one that was resumed after five."""
     engine = engine_of(built(network), stage)
     tracker = SymmetryTracker(engine, engine.optimizer, **QUIET)
     train(engine, 5)
@@ -222,7 +222,7 @@ def resumed(stage: int, network: str, folder: str) -> tuple[dict[str, Any], dict
 
 
 def made_in_parts() -> list[dict[str, Any]]:
-    """What is found in a model whose parameters are partitioned from the beginning: at once, and in a training."""
+    """Return the findings in a model that is partitioned from the start, before and during a training."""
     start()
     with deepspeed.zero.Init(config_dict_or_path=config(3)):
         net = nn.Sequential(nn.Linear(12, 8), nn.Tanh(), nn.Linear(8, 4))
@@ -242,7 +242,7 @@ def made_in_parts() -> list[dict[str, Any]]:
 
 
 def refusals(stage: int) -> list[str]:
-    """What is said of an optimizer that is not the engine's, and of a repair."""
+    """Return the warnings about an optimizer that is not the engine's, and about a repair."""
     engine = engine_of(built("planted groups"), stage)
     texts = []
     try:
@@ -261,11 +261,11 @@ def refusals(stage: int) -> list[str]:
 
 
 def skipped(kind: str) -> dict[str, str]:
-    """Why layers are skipped of which DeepSpeed lacks a function, or that it keeps elsewhere."""
+    """Return why layers are skipped if DeepSpeed lacks a function, or offloads them."""
     engine = engine_of(built("planted groups"), 3)
     with pytest.MonkeyPatch.context() as patch:
         if kind == "version":
             patch.delattr(deepspeed.utils, "safe_get_local_grad")
-        else:  # as DeepSpeed marks it; to do it takes an operation that is compiled
+        else:  # DeepSpeed's mark; offloading itself needs a compiled operation
             patch.setattr(engine.optimizer, "swap_optimizer", True)
         return dict(diagnose(engine).skipped)

@@ -1,4 +1,4 @@
-"""Processes that stay: to start them and to import PyTorch takes longer than what a test does in them."""
+"""Reusable processes, because starting them and importing PyTorch takes longer than a test."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from tests.serving import free_port
 
 
 class RankPool:
-    """Several ranks that call functions of a module, again and again.
+    """Ranks that call functions of a module on request.
 
     Args:
         num_ranks: number of processes.
-        folder: where they leave what went wrong.
+        folder: folder for their error messages.
         limit: seconds that a call may take.
     """
 
@@ -33,11 +33,11 @@ class RankPool:
         """Call a function on all ranks.
 
         Returns:
-            What it returned on each.
+            The result on each rank.
 
         Raises:
-            AssertionError: if it raised on any of them.
-            TimeoutError: if it takes too long, as where ranks wait for one another; the next call gets new ranks.
+            AssertionError: if it raised on any rank.
+            TimeoutError: if it takes too long, for example in a deadlock; the next call starts new ranks.
         """
         for connection in self._connections:
             connection.send((function, arguments))
@@ -58,7 +58,7 @@ class RankPool:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._kill()  # they wait for a call that will not come
+        self._kill()
 
     def _start(self) -> None:
         context = process_context()

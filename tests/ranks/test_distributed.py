@@ -53,11 +53,11 @@ from tests.distributed import (
     Task,
     alone,
     are_same,
+    conclusions,
     count_bytes,
     on_ranks,
     replicated,
     run_table,
-    said,
     state,
     train,
 )
@@ -94,7 +94,7 @@ def placements(mesh: DeviceMesh) -> list[list[Placement]]:
 
 
 def planted(rows: int, width: int, dtype: torch.dtype) -> Tensor:
-    """Rows of which some are equal, zero, constant, huge, tiny or not finite."""
+    """Return rows, some of which are equal, zero, constant, huge, tiny or not finite."""
     generator = torch.Generator().manual_seed(rows * width)
     matrix = torch.randn(rows, width, generator=generator, dtype=torch.float64)
     matrix[rows // 2 :: 3] = matrix[0]
@@ -107,7 +107,7 @@ def planted(rows: int, width: int, dtype: torch.dtype) -> Tensor:
 
 
 def compare_matrices(num_ranks: int, folder: Path) -> int:
-    """Read matrices in every layout, and compare all that grouping asks of them with the same on one process."""
+    """Read matrices in every layout, and compare all queries of grouping with one process."""
     init_process_group()
     mesh = init_device_mesh("cpu", (2, 2) if num_ranks == 4 else (num_ranks,))
     count = 0
@@ -158,7 +158,7 @@ def close(found: Any, expected: Any, rows: Rows) -> None:
 
 
 def estimate_distances(num_ranks: int, folder: Path) -> list[float]:
-    """Distances of many pairs, which are not sent row by row, as parts of the true ones."""
+    """Return the distances of many pairs, which are estimated, relative to the true ones."""
     init_process_group()
     generator = torch.Generator().manual_seed(0)
     half = torch.randn(64, 4096, generator=generator)
@@ -188,7 +188,7 @@ def init_process_group() -> None:
 
 
 def layers_to_shard() -> dict[str, nn.Module]:
-    """Every kind of view, with copies among the units and among their gradients."""
+    """A module with every kind of view, with copies among the units and among their gradients."""
     torch.manual_seed(0)
     modules: dict[str, nn.Module] = {
         "linear": nn.Linear(6, 11),
@@ -213,7 +213,7 @@ def layers_to_shard() -> dict[str, nn.Module]:
                     rows = incoming.view(tensor)
                     for row in range(4, len(rows), period):
                         rows[row] = rows[row % 4]
-            if layer.recurrent is not None:  # units 4 and 5 feed themselves as units 0 and 1 do
+            if layer.recurrent is not None:  # the recurrent weights of units 4 and 5 equal those of units 0 and 1
                 weights = layer.recurrent.view(layer.recurrent.weights.data)
                 weights.fill_(0.1)
                 layer.recurrent.weights.grad = torch.zeros_like(layer.recurrent.weights)
@@ -226,7 +226,7 @@ def layers_to_shard() -> dict[str, nn.Module]:
 
 
 def compare_layers(num_ranks: int, folder: Path) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
-    """By layer, the report of the whole and of the sharded module."""
+    """Map each layer to its reports in the whole and in the sharded module."""
     init_process_group()
     mesh = init_device_mesh("cpu", (num_ranks,))
     reports = {}
@@ -244,7 +244,7 @@ def compare_layers(num_ranks: int, folder: Path) -> dict[str, tuple[dict[str, An
 
 
 def skip_what_cannot_be_read(num_ranks: int, folder: Path) -> dict[str, str]:
-    """Why some modules are skipped."""
+    """Return the reasons why modules are skipped."""
     init_process_group()
     mesh = init_device_mesh("cpu", (num_ranks,))
     normed = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)))
@@ -258,7 +258,7 @@ def skip_what_cannot_be_read(num_ranks: int, folder: Path) -> dict[str, str]:
 
 
 class Accumulating(Task):
-    """Sums the gradients of two batches before they are shared."""
+    """Accumulates the gradients of two batches."""
 
     def __init__(self, build: Callable[[], nn.Module], layout: Any) -> None:
         super().__init__(build, layout)
@@ -278,7 +278,7 @@ class Accumulating(Task):
 
 
 class TwoOptimizers(Task):
-    """One optimizer for the first half of the network, one for the other, by turns."""
+    """Alternates between an optimizer for the first half of the network and one for the second."""
 
     def __init__(self, build: Callable[[], nn.Module], layout: Any) -> None:
         super().__init__(build, layout)
@@ -300,7 +300,7 @@ class TwoOptimizers(Task):
 
 
 class Checkpointed(Task):
-    """Computes the activations of the transformer block again in the backward pass."""
+    """Checkpoints the activations of the transformer block."""
 
     def configure_model(self) -> None:
         apply_activation_checkpointing(self.net, check_fn=lambda module: isinstance(module, nn.Linear))
@@ -327,7 +327,7 @@ TASKS: dict[str, tuple[type[Task], dict[str, Any]]] = {
 
 
 def train_in_settings(num_ranks: int, folder: Path) -> dict[tuple[str, str], tuple[bool, dict[str, Any]]]:
-    """By layout and way to train: whether the monitor leaves the training as it is, and what it finds."""
+    """Map each layout and training to whether the monitor leaves the training unchanged, and its findings."""
     results = {}
     for layout_name in ("DDP", "FSDP2"):
         layout = LAYOUTS[num_ranks][layout_name]
@@ -338,12 +338,12 @@ def train_in_settings(num_ranks: int, folder: Path) -> dict[tuple[str, str], tup
                 trainer = train(task, layout, monitor, **options)
                 ends.append(state(task, trainer))
             assert monitor is not None
-            results[layout_name, name] = (are_same(*ends), said(monitor))
+            results[layout_name, name] = (are_same(*ends), conclusions(monitor))
     return results
 
 
 def act(num_ranks: int, folder: Path) -> dict[tuple[str, str], tuple[int, str]]:
-    """By layout and action: at which step the training ended, and with what."""
+    """Map each layout and action to the step at which the training ended, and its result."""
     results = {}
     for layout_name in ("DDP", "FSDP2"):
         layout = LAYOUTS[num_ranks][layout_name]
@@ -360,7 +360,7 @@ def act(num_ranks: int, folder: Path) -> dict[tuple[str, str], tuple[int, str]]:
 
 
 class Steps(Callback):
-    """Notes how far the training came."""
+    """Records the last step of the training."""
 
     latest = -1
 
@@ -369,7 +369,7 @@ class Steps(Callback):
 
 
 def resume(num_ranks: int, folder: Path) -> dict[str, Any]:
-    """By layout: state and findings of an unbroken training, and of one that was resumed from its checkpoint."""
+    """Map each layout to state and findings of a training, and of one that was resumed from its checkpoint."""
     results = {}
     for layout_name in ("DDP", "FSDP2"):
         layout = LAYOUTS[num_ranks][layout_name]
@@ -385,13 +385,13 @@ def resume(num_ranks: int, folder: Path) -> dict[str, Any]:
                 task = Task(NETWORKS["planted groups"], layout)
                 trainer = train(task, layout, monitor, ckpt_path=path)
                 ends.append(task.warned)
-            ends.append((said(monitor), monitor.state_dict()["num_steps"]))
+            ends.append((conclusions(monitor), monitor.state_dict()["num_steps"]))
         results[layout_name] = ends
     return results
 
 
 class Faulty(Task):
-    """A training in which something is wrong with the gradients of the last rank at every step."""
+    """A training with wrong gradients on the last rank at every step."""
 
     def __init__(self, layout: Any, fault: str) -> None:
         super().__init__(NETWORKS["planted groups"], layout)
@@ -409,7 +409,7 @@ class Faulty(Task):
 
 
 def meet_faults(num_ranks: int, folder: Path) -> dict[str, dict[str, Any]]:
-    """What is found if one rank has no gradient, or one that is not finite, or cannot read a layer."""
+    """Return the findings if one rank has no gradient, one that is not finite, or cannot read a layer."""
     layout = LAYOUTS[num_ranks]["FSDP2"]
     results = {}
     for fault in ("none", "nan", "layer"):
@@ -420,17 +420,17 @@ def meet_faults(num_ranks: int, folder: Path) -> dict[str, dict[str, Any]]:
                 break_reading(patch, rows=16)
             trainer = train(task, layout, monitor)
         assert trainer.global_step == 8
-        results[fault] = {**said(monitor), "warned": task.warned}
+        results[fault] = {**conclusions(monitor), "warned": task.warned}
     layout = replicated(num_ranks, find_unused_parameters=True)
     monitor = quiet(every_n_steps=2)
     experts = Task(zoo.Experts, layout)
     train(experts, layout, monitor)
-    results["experts"] = {**said(monitor), "warned": experts.warned}
+    results["experts"] = {**conclusions(monitor), "warned": experts.warned}
     return results
 
 
 def break_reading(patch: pytest.MonkeyPatch, rows: int) -> None:
-    """Matrices of so many rows cannot be read on this rank."""
+    """Makes reading matrices with this number of rows fail on this rank."""
     answer = ShardedRows.answer
 
     def broken(self: ShardedRows, query: str, *args: Any) -> None:
@@ -441,7 +441,7 @@ def break_reading(patch: pytest.MonkeyPatch, rows: int) -> None:
     patch.setattr(ShardedRows, "answer", broken)
 
 
-# Where a check may fail, and whether that is reached on the first rank, on the others, or on all.
+# Functions in which a check may fail, and the ranks that call them: the first, the others, or all.
 PLACES = {
     "engine.examiner.Examiner.find": "all",
     "engine.examiner.find_copies": "first",
@@ -460,7 +460,7 @@ PLACES = {
 
 
 class Sabotaged(SymmetryMonitor):
-    """Fails on one rank at one check, at the n-th call of some function."""
+    """Makes the n-th call of a function fail on one rank at one check."""
 
     def __init__(self, place: str, check: int, call: int) -> None:
         super().__init__(every_n_steps=1)
@@ -489,7 +489,7 @@ class Sabotaged(SymmetryMonitor):
 
 
 def endure(num_checks: int, num_ranks: int, folder: Path) -> list[dict[str, Any]]:
-    """Train again and again, with a rank that fails at a check, until there were so many checks."""
+    """Repeat a training in which a rank fails at a check, up to a number of checks."""
     layout = LAYOUTS[num_ranks]["FSDP2"]
     chance = random.Random(num_ranks)
     results: list[dict[str, Any]] = []
@@ -545,12 +545,12 @@ WORKS_OF = {
 
 
 def do_all(num_ranks: int, folder: Path) -> dict[str, Any]:
-    """All of it in one world: to start processes and to import PyTorch takes longer than most of it."""
+    """Call all functions in one process group, because starting processes and importing PyTorch takes longer."""
     return {name: WORKS[name](num_ranks, folder) for name in WORKS_OF[num_ranks]}
 
 
 class World:
-    """What several ranks have returned."""
+    """The results of several ranks."""
 
     def __init__(self, num_ranks: int, folder: Path) -> None:
         self.num_ranks, self.folder = num_ranks, folder
@@ -603,7 +603,7 @@ def test_little_is_sent(world: World) -> None:
     for name, checks in world.of_first("bytes").items():
         for messages in checks:
             assert sum(messages) <= 0.012 * gathered, name
-            assert len(messages) <= 32, name  # at the first check, at which ranks agree when to look
+            assert len(messages) <= 32, name  # at the first check, at which ranks agree on the schedule
 
 
 def test_all_that_grouping_asks_of_rows(world: World) -> None:
@@ -637,7 +637,7 @@ def test_ways_to_train(small_world: World, layout: str, name: str) -> None:
     kind, options = TASKS[name]
     monitor = quiet(every_n_steps=2)
     train(kind(NETWORKS["constant layer"], None), monitor=monitor, **options)
-    expected = said(monitor)
+    expected = conclusions(monitor)
     assert expected["findings"]
     for results in small_world.of_all("settings"):
         is_same, found = results[layout, name]
@@ -664,7 +664,7 @@ def test_a_sharded_checkpoint_carries_the_records(small_world: World, layout: st
 def test_a_fault_of_one_rank_is_met_by_all(world: World) -> None:
     for results in world.of_all("faults"):
         no_gradient = results["none"]
-        # One rank holds its part of the gradients back: there is nothing to see, in this layer only.
+        # A rank without its part of the gradients hides this layer only.
         assert no_gradient["skipped"] == {}
         assert set(no_gradient["groups"]) == {"net.0", "net.2", "net.4"}
         assert results["nan"]["skipped"] == {}
@@ -711,7 +711,7 @@ def test_pictures_of_sharded_layers(small_world: World, tmp_path: Path) -> None:
         pictures.append({tag: events.Images(tag) for tag in events.Tags()["images"]})
     whole, sharded = pictures
     assert set(whole) == set(sharded)
-    # At the first step the weights are the same to the last bit.
+    # At the first step the weights are exactly equal.
     first = [picture["symmetry/heatmap/net.0"][0].encoded_image_string for picture in (whole, sharded)]
     pixels = [np.asarray(Image.open(io.BytesIO(encoded)), dtype=float) for encoded in first]
     assert np.abs(pixels[0] - pixels[1]).max() <= 3
@@ -746,13 +746,13 @@ import sys
 from pathlib import Path
 from lightning.pytorch import Callback
 from lightning_symmetry import SymmetryMonitor
-from tests.distributed import NETWORKS, Task, data, said
+from tests.distributed import NETWORKS, Task, data, conclusions
 from tests.training import make_trainer
 
 class Write(Callback):
     def on_train_end(self, trainer, pl_module):
         path = Path(sys.argv[2]) / str(trainer.global_rank)
-        path.write_text(repr(said(trainer.callbacks[0])))
+        path.write_text(repr(conclusions(trainer.callbacks[0])))
 
 if __name__ == "__main__":
     options = {"strategy": sys.argv[1], "devices": 2, "max_steps": 8, "use_distributed_sampler": False}

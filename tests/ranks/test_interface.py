@@ -1,4 +1,4 @@
-"""The interface for rows whose numbers lie on several ranks, on real processes."""
+"""Matrices whose numbers lie on several ranks, on real processes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tests.ranks.pool import RankPool
 
 CPU = torch.device("cpu")
 NAME = ("weights",)
-# How the numbers of a piece are shared out; "flat" cuts through rows, as FSDP1 does.
+# How a piece is sharded; "flat" cuts through rows, as FSDP1 does.
 SHARDINGS = ("rows", "columns", "copies", "plain", "flat")
 
 
@@ -40,7 +40,7 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RankPool]:
 
 
 def shard(tensor: Tensor, sharding: str) -> Tensor | Piece:
-    """What this rank holds of a piece."""
+    """Return this rank's part of a piece."""
     if sharding == "plain":
         return tensor
     if sharding == "flat":
@@ -62,7 +62,7 @@ def shard_piece(tensor: Tensor, layout: str, sharding: str) -> Tensor | Piece | 
     if layout == "separate":
         return [shard(row, sharding) for row in torch.split(tensor, 1)]
     if layout == "column-major" and sharding in ("rows", "columns"):
-        # As the weights of an embedding, whose units are columns.
+        # Like the weights of an embedding, whose units are columns.
         mesh = init_device_mesh("cpu", (2,))
         shards = distribute_tensor(tensor.T.contiguous(), mesh, [Shard(0 if sharding == "columns" else 1)])
         return part_of_rows(shards, torch.t)
@@ -70,7 +70,7 @@ def shard_piece(tensor: Tensor, layout: str, sharding: str) -> Tensor | Piece | 
 
 
 def decide_on_first(rows: ShardedRows, decide: Callable[[Team], Any]) -> Any:
-    """Read some rows, and let the first rank do something with them."""
+    """Read some rows, and call a function with them on the first rank."""
     team = Team(CPU)
 
     def read_and_decide() -> Any:
@@ -81,7 +81,7 @@ def decide_on_first(rows: ShardedRows, decide: Callable[[Team], Any]) -> Any:
 
 
 def ask_all(case: MatrixCase, shardings: Sequence[str]) -> None:
-    """On each rank: compare all of the interface with brute force."""
+    """Compare the whole interface with brute force, on each rank."""
     pieces = [
         shard_piece(tensor, piece.layout, sharding)
         for tensor, piece, sharding in zip(case.tensors(), case.pieces, shardings, strict=True)
@@ -122,9 +122,9 @@ def test_sharded_rows_are_what_brute_force_says(two_ranks: RankPool, drawn: tupl
 
 
 def project_long_rows() -> float:
-    """How far products of long rows that agree lie apart at the most, as a part of what is allowed for.
+    """Return the largest distance between products of long rows that agree, relative to the tolerance.
 
-    The rows are longer than there are numbers in the further vectors, and differ by the same in all columns of a chunk.
+    The rows are longer than the further vectors, and all columns of a chunk differ by the same number.
     """
     generator = torch.Generator().manual_seed(0)
     num_chunks = (1 << 19) // 64 + 1
@@ -148,7 +148,7 @@ def test_products_of_long_rows_stay_within_the_window(two_ranks: RankPool) -> No
 
 
 def failure_of(decide: Callable[[ShardedRows], Any], *, forgotten_by: int | None = None) -> str:
-    """What each rank is told where the first one does something with rows of a query that a rank does not know."""
+    """Return the error on each rank if the first rank sends a query that does not exist."""
     rows = ShardedRows([shard(torch.ones(4, 3), "rows")])
     known = dict(queries.QUERIES)
     if forgotten_by == torch.distributed.get_rank():
@@ -174,7 +174,7 @@ def test_an_unknown_query_is_an_error_on_all_ranks(two_ranks: RankPool) -> None:
     [first, second] = two_ranks.call(failure_of, ask_something_unknown)
     assert first == second
     assert first.startswith("ValueError: unknown query 'colour'; the known ones are sketch, ")
-    assert two_ranks.call(add_ranks) == [1, 1]  # they still understand one another
+    assert two_ranks.call(add_ranks) == [1, 1]  # the ranks are still in step
 
 
 @pytest.mark.parametrize("rank", [0, 1])

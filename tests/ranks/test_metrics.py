@@ -28,7 +28,7 @@ def samples() -> torch.Tensor:
 
 
 def measure(rank: int, num_ranks: int, group: Any = None) -> dict[str, float]:
-    """What the metrics say of samples of which this rank has seen a part, in two batches of different sizes."""
+    """Compute the metrics of samples of which this rank has a part, in two batches of different sizes."""
     mine = samples()[rank::num_ranks]
     found = {}
     for kind in (DeadActivations, DuplicateActivations, EffectiveRank):
@@ -42,7 +42,7 @@ def measure(rank: int, num_ranks: int, group: Any = None) -> dict[str, float]:
 
 
 def train(rank: int, num_ranks: int, is_watched: bool) -> tuple[list[torch.Tensor], dict[str, float]]:
-    """A training under DDP; the weights it ends with, and what the probe says."""
+    """Train under DDP; return the final weights and the probe's results."""
     net: nn.Module = mlp()
     model = DistributedDataParallel(net) if num_ranks > 1 else net
     probe = ActivationProbe(model, every_n_steps=1) if is_watched else None
@@ -68,7 +68,7 @@ def work(num_ranks: int, folder: Path) -> Any:
 
 
 def test_samples_of_all_ranks_are_put_together(tmp_path: Path) -> None:
-    """Of one rank, of two, and of four."""
+    """Return the results of one, two and four ranks."""
     [expected], (weights, _), (_, probed) = work(1, tmp_path)
     for measured, (plain, _), (watched, values) in on_ranks(4, partial(work, 4), tmp_path):
         for found in measured:
@@ -79,7 +79,7 @@ def test_samples_of_all_ranks_are_put_together(tmp_path: Path) -> None:
 
 
 class Branches(nn.Module):
-    """One ReLU behind two layers, of which a pass uses one."""
+    """A ReLU shared by two layers, one of which each pass uses."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -90,7 +90,7 @@ class Branches(nn.Module):
 
 
 def probe_branches(folder: Path) -> list[set[str]]:
-    """What is computed where each rank has seen another place, and only one has new samples."""
+    """Compute the metrics if each rank used another layer, and only one has new samples."""
     init_device_mesh("cpu", (2,))
     rank = torch.distributed.get_rank()
     net = Branches()

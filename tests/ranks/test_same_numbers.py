@@ -1,4 +1,4 @@
-"""Ranks with plain modules of their own that hold the same weights and compute the same gradients."""
+"""Ranks whose own plain modules have the same weights and gradients."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RankPool]:
 
 
 class SumGradients(torch.autograd.Function):
-    """Hands on its input; adds up the gradients of all ranks."""
+    """Returns its input; sums the gradients of all ranks."""
 
     @staticmethod
     def forward(ctx: Any, inputs: Tensor) -> Tensor:
@@ -49,7 +49,7 @@ class SumGradients(torch.autograd.Function):
 
 
 class SumOutputs(torch.autograd.Function):
-    """Adds up the inputs of all ranks; hands on the gradient."""
+    """Sums the inputs of all ranks; returns the gradient."""
 
     @staticmethod
     def forward(ctx: Any, inputs: Tensor) -> Tensor:
@@ -67,10 +67,10 @@ sum_outputs: Callable[[Tensor], Tensor] = SumOutputs.apply
 
 
 class TensorParallel(nn.Module):
-    """A perceptron whose hidden units are spread over the ranks, as in Megatron-LM; the rest is the same on all.
+    """A perceptron whose hidden units are sharded over the ranks, as in Megatron-LM; the rest is replicated.
 
     Args:
-        seed: of the shards of this rank.
+        seed: seed of this rank's shards.
     """
 
     def __init__(self, seed: int) -> None:
@@ -87,10 +87,10 @@ class TensorParallel(nn.Module):
 
 
 class Experts(nn.Module):
-    """One expert on each rank, and a router that all ranks have.
+    """One expert per rank, and a replicated router.
 
     Args:
-        seed: of the expert of this rank.
+        seed: seed of this rank's expert.
         is_sparse: whether an expert sees only the samples that are routed to it.
     """
 
@@ -111,7 +111,7 @@ class Experts(nn.Module):
 
 
 class SplitsItsBatch(nn.Module):
-    """A whole model on each rank, which takes its own part of what all ranks are given."""
+    """A whole model on each rank, which uses its own part of the common inputs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -141,7 +141,7 @@ def train(
     is_watched: bool = True,
     **options: Any,
 ) -> tuple[list[str], list[Tensor]]:
-    """A plain loop; what was said of ranks, and the weights of this rank in the end."""
+    """Train in a plain loop; return the warnings about ranks, and this rank's final weights."""
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     generator = torch.Generator().manual_seed(data_seed)
     with warnings.catch_warnings(record=True) as caught, contextlib.ExitStack() as stack:
@@ -173,11 +173,11 @@ def said_by_all(results: list[tuple[list[str], list[Tensor]]]) -> list[str]:
 @pytest.mark.parametrize("kind", ["tensors", "experts"])
 def test_shards_that_are_drawn_with_one_seed(ranks: RankPool, kind: str) -> None:
     results = ranks.call(parallel, kind, (7, 7))
-    [text] = said_by_all(results)  # one rank says it, once
+    [text] = said_by_all(results)  # one rank warns, once
     assert "ranks 0 and 1 hold the same weights" in text
     assert "step 0" in text
     assert "torch.manual_seed(seed + torch.distributed.get_rank())" in text
-    # It is true: they train as one.
+    # The warning is true: the ranks train as one.
     assert all(map(torch.equal, results[0][1], results[1][1]))
 
 
@@ -193,7 +193,7 @@ def test_equal_experts_with_samples_of_their_own_part_by_themselves(ranks: RankP
 
 
 def sum_in_hooks(model: nn.Module) -> nn.Module:
-    """Data parallelism by hooks that are there before the tracker."""
+    """Data parallelism by hooks that are older than the tracker."""
 
     def average(gradient: Tensor) -> Tensor:
         gradient = gradient / dist.get_world_size()
@@ -226,7 +226,7 @@ def replicas(how: str, *, has_own_data: bool) -> tuple[list[str], list[Tensor]]:
 def test_data_parallelism_with_data_of_each_rank(ranks: RankPool, how: str) -> None:
     results = ranks.call(partial_with_own_data, how)
     assert not said_by_all(results)
-    assert all(map(torch.equal, results[0][1], results[1][1]))  # equal weights are what it is about
+    assert all(map(torch.equal, results[0][1], results[1][1]))  # the weights must be equal
 
 
 def partial_with_own_data(how: str) -> tuple[list[str], list[Tensor]]:
@@ -247,7 +247,7 @@ def test_copies_that_are_given_the_same_data_by_mistake(ranks: RankPool) -> None
     assert "DistributedSampler" in text
 
 
-# ----------------------------------------------------------------- in nobody's way
+# ----------------------------------------------------------------- without side effects
 
 
 def on_some_ranks(with_tracker_on: int) -> tuple[list[str], list[Tensor]]:
@@ -302,13 +302,13 @@ def each_by_itself(seeds: tuple[int, int]) -> tuple[list[str], list[Tensor]]:
 
 def test_each_training_of_a_process_group_is_compared_for_itself(ranks: RankPool) -> None:
     assert not said_by_all(ranks.call(each_by_itself, (1, 2)))
-    assert not said_by_all(ranks.call(each_by_itself, (2, 1)))  # a rank holds what another one has held
+    assert not said_by_all(ranks.call(each_by_itself, (2, 1)))  # a rank has the former weights of another rank
     for _ in range(2):
         assert len(said_by_all(ranks.call(each_by_itself, (1, 1)))) == 1
 
 
 def left_behind() -> tuple[bool, bool]:
-    """Whether a copy of a watched model has hooks, and the model after its first step."""
+    """Return whether a copy of a watched model has hooks, and whether the model has any after its first step."""
     model = mlp()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with warnings.catch_warnings():
@@ -329,7 +329,7 @@ def test_no_hook_outlives_the_first_step_or_gets_into_copies(ranks: RankPool) ->
 
 
 class Task(LightningModule):
-    """A model by hand, whose Trainer knows nothing of other ranks."""
+    """A manually sharded model, whose Trainer does not know of other ranks."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
@@ -344,7 +344,7 @@ class Task(LightningModule):
 
 
 def fit_twice(strategy: str, seeds: tuple[int, int]) -> list[list[str]]:
-    """Fit, and go on with the fit; what each of both said of ranks."""
+    """Fit, and continue the fit; return the warnings about ranks of both."""
     seed = seeds[dist.get_rank()]
     options: dict[str, Any] = {}
     if strategy == "DDP":
@@ -352,16 +352,16 @@ def fit_twice(strategy: str, seeds: tuple[int, int]) -> list[list[str]]:
     task, monitor = Task(mlp(seed) if strategy == "DDP" else TensorParallel(seed)), quiet()
     inputs: Any = torch.randn(128, 12, generator=torch.Generator().manual_seed(1))
     trainer = make_trainer([monitor], max_steps=3, **options)
-    said = []
+    warned = []
     for max_steps in (3, 6):
         trainer.fit_loop.epoch_loop.max_steps = max_steps
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             trainer.fit(task, DataLoader(inputs, batch_size=16))
         assert trainer.global_step == max_steps
-        said.append([text for warning in caught if re.search(r"ranks \d and \d", text := str(warning.message))])
+        warned.append([text for warning in caught if re.search(r"ranks \d and \d", text := str(warning.message))])
     assert pickle.loads(pickle.dumps(monitor)).report is not None
-    return said
+    return warned
 
 
 def test_a_monitor_says_it_once(ranks: RankPool) -> None:

@@ -1,4 +1,4 @@
-"""Traced steps of trainings on two processes: the same is found as on one, and nothing is changed."""
+"""Traced steps of trainings on two processes: the findings equal those on one process, and nothing is changed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from lightning_symmetry import SymmetryTracker
 from tests.ranks.pool import RankPool
 
-# At the end of each, what was found: kind and place of the stop, and the layer that it follows from.
+# The findings of each: kind and place of the stop, and the layer that it follows from.
 Found = dict[str, tuple[str, str, str]]
 
 
@@ -30,7 +30,7 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RankPool]:
 
 
 class Shut(nn.Module):
-    """Three hidden layers, the second of which is shut."""
+    """Three hidden layers, the second of which is closed."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ def parallel(layout: str) -> nn.Module:
 
 
 def trained(layout: str, *, is_watched: bool) -> tuple[list[Tensor], Found]:
-    """Train on this rank; what the parameters are at the end, as far as they lie here, and what was found."""
+    """Train on this rank; return this rank's part of the final parameters, and the findings."""
     model = parallel(layout)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
     options: dict[str, Any] = {"every_n_steps": 10, "heatmaps": "none", "scalars": "none", "on_symmetry": "ignore"}
@@ -81,7 +81,7 @@ def trained(layout: str, *, is_watched: bool) -> tuple[list[Tensor], Found]:
 
 
 def compare(layout: str) -> tuple[bool, Found, list[str]]:
-    """Whether the training is the same with a tracker, what that has found, and what it has warned of."""
+    """Return whether the training is the same with a tracker, and the tracker's findings and warnings."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         watched, found = trained(layout, is_watched=True)
@@ -94,5 +94,5 @@ def compare(layout: str) -> tuple[bool, Found, list[str]]:
 def test_the_stop_is_found_on_several_processes(ranks: RankPool, layout: str) -> None:
     results = ranks.call(compare, layout)
     assert [is_same for is_same, _, _ in results] == [True, True]
-    assert [said for _, _, said in results] == [[], []]
+    assert [warned for _, _, warned in results] == [[], []]
     assert results[0][1] == {"a": ("closed", "relu after b", "b"), "b": ("closed", "relu after b", "")}

@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from lightning_symmetry import Finding, SymmetryError, SymmetryTracker
-from tests.distributed import NETWORKS, fsdp1, fsdp1_flat, fsdp2, on_ranks, said, tensor_parallel
+from tests.distributed import NETWORKS, conclusions, fsdp1, fsdp1_flat, fsdp2, on_ranks, tensor_parallel
 
 LAYOUTS = ("DDP", "FSDP2", "TP", "FSDP1", "FSDP1 flat")
 
@@ -37,7 +37,7 @@ def laid_out(net: nn.Module, layout: str) -> nn.Module:
 
 
 def train(model: nn.Module, steps: int = 8, **options: Any) -> tuple[SymmetryTracker | None, list[Tensor]]:
-    """A plain loop, the same on all ranks; watched if there are options. Returns also what the loop leaves behind."""
+    """Train in a plain loop on all ranks, with a tracker if there are options; return also the final state."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     generator = torch.Generator().manual_seed(2)
     tracker = SymmetryTracker(model, optimizer, **options) if options else None
@@ -65,7 +65,7 @@ OPTIONS: dict[str, Any] = {"every_n_steps": 1, "on_symmetry": "warn"}
 
 
 def all_layouts(num_ranks: int, folder: Path, network: str) -> dict[str, Any]:
-    """What is found in every layout, whether the training is the same to the last bit, and how often it was said."""
+    """Return the findings in every layout, whether the training is bitwise the same, and the number of warnings."""
     torch.distributed.init_process_group("gloo")
     found = {}
     for layout in LAYOUTS:
@@ -79,7 +79,7 @@ def all_layouts(num_ranks: int, folder: Path, network: str) -> dict[str, Any]:
         assert tracker is not None
         is_same = all(torch.equal(a, b) for a, b in zip(without, with_it, strict=True))
         texts = [str(warning.message) for warning in caught if "identical" in str(warning.message)]
-        found[layout] = (said(tracker), is_same, len(texts), tracker.state_dict(), len(heard))
+        found[layout] = (conclusions(tracker), is_same, len(texts), tracker.state_dict(), len(heard))
     return found
 
 
@@ -91,12 +91,12 @@ def test_all_ranks_find_what_one_process_finds(network: str, tmp_path: Path) -> 
     assert tracker is not None
     first, second = on_ranks(2, partial(all_layouts, 2, network=network), tmp_path)
     for layout in LAYOUTS:
-        assert first[layout][0] == said(tracker), layout
-        assert second[layout][0] == said(tracker), layout
+        assert first[layout][0] == conclusions(tracker), layout
+        assert second[layout][0] == conclusions(tracker), layout
         assert first[layout][1], f"{layout} is another training"
         assert second[layout][1], f"{layout} is another training"
         assert first[layout][3] == second[layout][3]
-        # The first rank speaks for all, and writes.
+        # The first rank warns and writes for all.
         assert second[layout][2] == 0
         assert (first[layout][2] > 0) == bool(tracker.findings)
         assert (first[layout][4], second[layout][4]) == (len(tracker.findings), 0)

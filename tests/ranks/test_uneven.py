@@ -1,4 +1,4 @@
-"""Ranks that make other steps than the rest, fail, or have no tracker: none waits for another one, and none ends."""
+"""Ranks that make different steps, fail, or have no tracker: no rank waits for another, and none ends."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ OPTIONS: dict[str, Any] = {"every_n_steps": 5, "heatmaps": "none", "scalars": "n
 
 
 def uneven(how: str, on_symmetry: str) -> tuple[int, float, int]:
-    """Train with DDP; the steps of this rank, the seconds that they took, and the number of findings."""
+    """Train with DDP; return this rank's steps, their duration, and the number of findings."""
     rank, net = dist.get_rank(), network()
     is_independent = how == "independent"
     model = net if is_independent else DistributedDataParallel(net)
@@ -89,12 +89,12 @@ def test_no_rank_waits_or_ends(ranks: RankPool, how: str, on_symmetry: str) -> N
     assert second_steps == {"join": 12, "independent": 11}.get(how, 12)
     assert first_found > 0
     assert (second_found > 0) == (how != "first only")
-    # Ranks that shall act together wait for a decision, though not for long; otherwise none waits at all.
+    # Ranks that must act together wait for a decision, for a limited time; otherwise none waits at all.
     assert max(first_seconds, second_seconds) < (8 if on_symmetry == "warn" else 25)
 
 
 def decide(on_symmetry: str, fails_on: int | None) -> tuple[int, bool, int]:
-    """Train with DDP until the tracker ends it; the steps, whether it raised, and the findings on this rank."""
+    """Train with DDP until the tracker stops; return the steps, whether it raised, and this rank's findings."""
     model = DistributedDataParallel(network())
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     has_raised, num_steps = False, 0
@@ -119,13 +119,13 @@ def decide(on_symmetry: str, fails_on: int | None) -> tuple[int, bool, int]:
 def test_all_ranks_follow_the_decision_of_the_first(ranks: RankPool, on_symmetry: str) -> None:
     has_raised = on_symmetry == "raise"
     assert ranks.call(decide, on_symmetry, None) == [(1 - has_raised, has_raised, 3)] * 2
-    # Also where they have seen nothing themselves, and where the first one has not.
+    # This includes ranks without findings, also if the first rank has none.
     assert ranks.call(decide, on_symmetry, 1) == [(1 - has_raised, has_raised, 3), (1 - has_raised, has_raised, 0)]
     assert ranks.call(decide, on_symmetry, 0) == [(4, False, 0), (4, False, 3)]
 
 
 def alone(rank: int) -> None:
-    """Train with DDP and a tracker on this rank only, which ends nothing since the others would not follow."""
+    """Train with DDP and a tracker on one rank only, which does not stop because the others would not follow."""
     model = DistributedDataParallel(network())
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     with contextlib.ExitStack() as stack, pytest.MonkeyPatch.context() as patch:
@@ -149,7 +149,7 @@ def test_decisions_of_a_training_with_a_tracker_on_one_rank_are_not_taken_for_th
 
 
 def two_at_once() -> list[bool]:
-    """Train with DDP and two trackers, one of a healthy part and one of a constant part; whether each wants to stop."""
+    """Train with DDP and trackers of a healthy and of a constant part; return whether each wants to stop."""
     model = DistributedDataParallel(nn.Sequential(nn.Linear(12, 12), network()))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     options = {**OPTIONS, "on_symmetry": "stop"}
@@ -168,7 +168,7 @@ def test_two_trackers_at_once_hear_each_their_own(ranks: RankPool) -> None:
 
 
 def collectives(on_symmetry: str) -> int:
-    """The number of collectives of a check where every rank has the whole model."""
+    """Count the collectives of a check in which every rank has the whole model."""
     model = DistributedDataParallel(network())
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     calls: list[str] = []
@@ -187,7 +187,7 @@ def test_whole_models_are_looked_at_without_a_collective(ranks: RankPool, on_sym
 
 
 def sharded(with_tracker_on: tuple[int, ...]) -> tuple[int, list[str], bool]:
-    """Train with FSDP2; the steps, what was said of missing trackers, and whether there is a report."""
+    """Train with FSDP2; return the steps, the warnings about missing trackers, and whether there is a report."""
     model = network()
     fully_shard(model, mesh=init_device_mesh("cpu", (2,)))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
@@ -202,8 +202,8 @@ def sharded(with_tracker_on: tuple[int, ...]) -> tuple[int, list[str], bool]:
             num_steps += 1
         if tracker is not None:
             tracker.close()
-    said = [text for warning in caught if "on every rank" in (text := str(warning.message))]
-    return num_steps, said, tracker is not None and tracker.report is not None
+    warned = [text for warning in caught if "on every rank" in (text := str(warning.message))]
+    return num_steps, warned, tracker is not None and tracker.report is not None
 
 
 @pytest.mark.parametrize("with_tracker_on", [(0,), (1,), (0, 1)])
@@ -211,12 +211,12 @@ def test_a_rank_without_a_tracker_is_noticed(ranks: RankPool, with_tracker_on: t
     results = ranks.call(sharded, with_tracker_on)
     assert [num_steps for num_steps, _, _ in results] == [4, 4]
     assert [has_report for _, _, has_report in results] == [len(with_tracker_on) == 2] * 2
-    # The first rank speaks, if it has a tracker.
-    assert [len(said) for _, said, _ in results] == [with_tracker_on == (0,), 0]
+    # The first rank warns, if it has a tracker.
+    assert [len(warned) for _, warned, _ in results] == [with_tracker_on == (0,), 0]
 
 
 def resumed(layout: str) -> list[dict[int, int]]:
-    """Two trainings with two optimizers that step in an order of their own, the second resumed from the first."""
+    """Train twice with two optimizers that step unequally often; resume the second training from the first."""
     net = nn.ModuleList([nn.Linear(4, 8), nn.Linear(4, 8)])
     if layout == "FSDP2":
         for layer in net:
@@ -250,7 +250,7 @@ def test_a_resume_with_several_optimizers(ranks: RankPool, layout: str) -> None:
 
 
 def watched(layout: str, is_watched: bool) -> tuple[list[tuple[str, str, int, int]], list[torch.Tensor]]:
-    """Train a network whose first layer is shut; what is found, and the weights that this rank holds in the end."""
+    """Train a network whose first layer is closed; return the findings, and this rank's final weights."""
     net = network(None)
     nn.init.constant_(net[0].bias, -100.0)  # type: ignore[index]
     model: nn.Module = net
@@ -282,7 +282,7 @@ def test_the_steps_between_the_checks_are_watched(ranks: RankPool, layout: str) 
 
 
 def fit_twice(num_ranks: int, layout_name: str, folder: Path) -> list[Any]:
-    """fit(), and fit() of the same Trainer again."""
+    """Call fit() twice on the same Trainer."""
     layout = LAYOUTS[num_ranks][layout_name]
     monitor = quiet(every_n_steps=2)
     task = Task(NETWORKS["constant layer"], layout)
@@ -303,7 +303,7 @@ def test_a_second_fit(layout: str, tmp_path: Path) -> None:
 
 
 def be_killed(folder: Path) -> None:
-    """Train with DDP, in which the second rank is killed."""
+    """Train with DDP, and kill the second rank."""
     dist.init_process_group("gloo", timeout=timedelta(seconds=5))
     model = DistributedDataParallel(network())
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
