@@ -1,4 +1,4 @@
-"""What ``lightning-symmetry demo`` trains and prints; the only folder that needs the extra ``demo``.
+"""The command ``lightning-symmetry demo``; the only folder that needs the extra ``demo``.
 
-``digits`` has the network, the data and the training; ``gallery`` compares initialisations, ``repairs`` the ways out.
+``digits`` has network, data and training, ``gallery`` compares initialisations, and ``repairs`` compares repairs.
 """

@@ -1,4 +1,4 @@
-"""A small network, trained on scikit-learn's digits from healthy and from sick initialisations."""
+"""A small network, trained on scikit-learn's digits from healthy and sick initialisations."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -24,23 +25,12 @@ from lightning_symmetry.engine.options import OnSymmetry
 
 _EPOCHS = 12
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
-
-
-def _sgd(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-    return torch.optim.SGD(parameters, lr=0.05, momentum=0.9)
-
-
-def _adam(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-    return torch.optim.Adam(parameters, lr=3e-4)
+_SGD: MakeOptimizer = partial(torch.optim.SGD, lr=0.05, momentum=0.9)
+_ADAM: MakeOptimizer = partial(torch.optim.Adam, lr=3e-4)
 
 
 class DigitsNet(LightningModule):
-    """64 pixels, two hidden layers of 64 and 32 units, 10 classes.
-
-    Args:
-        activation: of the hidden layers.
-        optimizer: makes the optimizer from the parameters.
-    """
+    """64 pixels, two hidden layers of 64 and 32 units, 10 classes."""
 
     def __init__(self, activation: Callable[[Tensor], Tensor], optimizer: MakeOptimizer) -> None:
         super().__init__()
@@ -50,39 +40,39 @@ class DigitsNet(LightningModule):
         self.fc3 = nn.Linear(32, 10)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits ``(n, 10)`` of images ``(n, 64)``."""
+        """Return logits ``(n, 10)`` of images ``(n, 64)``."""
         hidden = self._activation(self.fc2(self._activation(self.fc1(images))))
         logits: Tensor = self.fc3(hidden)
         return logits
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Cross-entropy of a batch."""
+        """Return the cross-entropy of a batch."""
         loss = nn.functional.cross_entropy(self(batch[0]), batch[1])
         self.log("loss", loss)
         return loss
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """The optimizer of the parameters."""
+        """Return the optimizer."""
         return self._optimizer(self.parameters())
 
     def layers(self) -> list[nn.Linear]:
-        """The layers in the order of the data."""
+        """Return the layers in forward order."""
         return [self.fc1, self.fc2, self.fc3]
 
 
-def _fill(value: float) -> Callable[[DigitsNet], None]:
+def _all_weights(initialise_weight: Callable[[Tensor], object]) -> Callable[[DigitsNet], None]:
     def initialise(net: DigitsNet) -> None:
         for layer in net.layers():
-            nn.init.constant_(layer.weight, value)
+            initialise_weight(layer.weight)
             nn.init.zeros_(layer.bias)
 
     return initialise
 
 
 def _copy_half(sign: float) -> Callable[[DigitsNet], None]:
-    """Copy the first half of every hidden layer, with that sign, onto the second.
+    """Copy the first half of every hidden layer, times ``sign``, to the second.
 
-    The outgoing weights are copied too: else the gradients of the copies differ, and the copies part by themselves.
+    Outgoing weights are copied, too; otherwise the gradients of the copies would differ, and the copies diverge.
     """
 
     def initialise(net: DigitsNet) -> None:
@@ -99,60 +89,32 @@ def _low_bias(net: DigitsNet) -> None:
     nn.init.constant_(net.fc2.bias, -10.0)
 
 
-def _normal(std: float) -> Callable[[DigitsNet], None]:
-    def initialise(net: DigitsNet) -> None:
-        for layer in net.layers():
-            nn.init.normal_(layer.weight, std=std)
-            nn.init.zeros_(layer.bias)
-
-    return initialise
-
-
-def _he(net: DigitsNet) -> None:
-    for layer in net.layers():
-        nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-        nn.init.zeros_(layer.bias)
-
-
 @dataclass(frozen=True)
 class Start:
-    """How a run of the gallery starts.
-
-    Attributes:
-        initialise: changes the weights in place.
-        activation: of the hidden layers.
-        optimizer: makes the optimizer from the parameters.
-    """
+    """The initialisation, activation and optimizer of a run of the gallery."""
 
     initialise: Callable[[DigitsNet], None]
     activation: Callable[[Tensor], Tensor] = torch.relu
-    optimizer: MakeOptimizer = _sgd
+    optimizer: MakeOptimizer = _SGD
 
 
 GALLERY: dict[str, Start] = {
-    "zeros": Start(_fill(0.0)),
-    "constant 0.02": Start(_fill(0.02)),
-    "constant -0.02": Start(_fill(-0.02)),
+    "zeros": Start(_all_weights(nn.init.zeros_)),
+    "constant 0.02": Start(_all_weights(partial(nn.init.constant_, val=0.02))),
+    "constant -0.02": Start(_all_weights(partial(nn.init.constant_, val=-0.02))),
     "copied half": Start(_copy_half(1.0)),
     "mirrored half, tanh": Start(_copy_half(-1.0), torch.tanh),
     "bias -10": Start(_low_bias),
-    "normal, std 0.001": Start(_normal(1e-3)),
-    "tiny, tanh, Adam": Start(_normal(1e-4), torch.tanh, _adam),
+    "normal, std 0.001": Start(_all_weights(partial(nn.init.normal_, std=1e-3))),
+    "tiny, tanh, Adam": Start(_all_weights(partial(nn.init.normal_, std=1e-4)), torch.tanh, _ADAM),
     "PyTorch default": Start(lambda net: None),
-    "He normal": Start(_he),
+    "He normal": Start(_all_weights(partial(nn.init.kaiming_normal_, nonlinearity="relu"))),
 }
 
 
 @dataclass(frozen=True)
 class Digits:
-    """Images of digits, ``(n, 64)`` with values in ``[0, 1]``, and the digits, ``(n,)``.
-
-    Attributes:
-        images: for the training.
-        labels: their digits.
-        test_images: for the accuracy.
-        test_labels: their digits.
-    """
+    """Images of digits, ``(n, 64)`` with values in ``[0, 1]``, and the digits, ``(n,)``."""
 
     images: Tensor
     labels: Tensor
@@ -160,22 +122,22 @@ class Digits:
     test_labels: Tensor
 
     def batches(self) -> DataLoader[tuple[Tensor, ...]]:
-        """The training part, in batches of 64, in a new order in every epoch."""
+        """Return the training images in batches of 64, shuffled in every epoch."""
         return DataLoader(TensorDataset(self.images, self.labels), batch_size=64, shuffle=True)
 
     def predictions(self, net: nn.Module) -> Tensor:
-        """The digits that a network sees in the test images."""
+        """Return a network's predictions for the test images."""
         with torch.no_grad():
             digits: Tensor = net(self.test_images).argmax(dim=1)
         return digits
 
     def accuracy(self, net: nn.Module) -> float:
-        """The share of the test images that a network is right about."""
+        """Return a network's test accuracy."""
         return float((self.predictions(net) == self.test_labels).double().mean())
 
 
 def load() -> Digits:
-    """The digits of scikit-learn, three quarters of them for the training."""
+    """Load scikit-learn's digits, three quarters of them as training images."""
     data = load_digits()
     images, test_images, labels, test_labels = train_test_split(data.data / 16, data.target, random_state=0)
     return Digits(
@@ -187,7 +149,7 @@ def load() -> Digits:
 
 
 def started(start: Start, seed: int = 0) -> DigitsNet:
-    """A network that starts in this way; the global random numbers go on from the seed."""
+    """Return an initialised network; seeds the global random generator."""
     torch.manual_seed(seed)
     net = DigitsNet(start.activation, start.optimizer)
     with torch.no_grad():
@@ -198,14 +160,7 @@ def started(start: Start, seed: int = 0) -> DigitsNet:
 def train(
     net: DigitsNet, digits: Digits, run: Path | None = None, on_symmetry: OnSymmetry = "ignore"
 ) -> SymmetryMonitor:
-    """Train a network for 12 epochs.
-
-    Args:
-        net: the network.
-        digits: the data.
-        run: a TensorBoard run, which is written anew; None: nothing is written.
-        on_symmetry: what the monitor does about findings.
-    """
+    """Train a network for 12 epochs; overwrite the TensorBoard run ``run``, unless it is None."""
     if run is None:
         monitor = SymmetryMonitor(on_symmetry=on_symmetry, heatmaps="none", scalars="none")
     else:
@@ -227,13 +182,13 @@ def train(
 
 
 def run_name(name: str) -> str:
-    """The name of the TensorBoard run of an initialisation."""
+    """Return the name of the TensorBoard run of an initialisation."""
     return name.replace(" ", "_").replace(",", "")
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Neither warnings nor what Lightning says of each training; afterwards both are as they were."""
+    """Suppress warnings and Lightning's messages on each training."""
     logger = logging.getLogger("lightning.pytorch")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -247,7 +202,7 @@ def _quiet() -> Iterator[None]:
 
 @contextmanager
 def progress(total: int) -> Iterator[Callable[[str], None]]:
-    """A progress bar, and nothing else on the console; it gives a function to be called with the name of each run."""
+    """Show a progress bar and nothing else on the console; yield a function that takes the name of the next run."""
     bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(),

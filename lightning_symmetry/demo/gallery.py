@@ -1,4 +1,4 @@
-"""Healthy and sick initialisations, compared."""
+"""Comparison of healthy and sick initialisations."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from lightning_symmetry.verdicts.verdict import Verdict
 
 
 def run(logdir: Path) -> dict[str, SymmetryMonitor]:
-    """Train the gallery, each a TensorBoard run below ``logdir``, and print what came of it.
+    """Train from each initialisation, with TensorBoard runs in ``logdir``, and print the results.
 
     Returns:
-        The monitor of every run, by the name of the initialisation.
+        The monitor of each run, by the name of the initialisation.
     """
     clock = time.monotonic()
     digits = load()
@@ -54,7 +54,7 @@ def _print_result(
     print_table(("initialisation", "test accuracy", "fc1", "fc2", "fc3", "verdict"), rows)
     print("fc1, fc2, fc3: working units, neither redundant nor dead, of all units of the layer after training.")
     print("condensed: no finding, but most units point in the same few directions, up to sign.\n")
-    print("What the monitor says on the console, one message per verdict:\n")
+    print("The monitor's messages on the console, one per verdict:\n")
     for name, monitor in monitors.items():
         for verdict in Verdict:
             findings = [finding for finding in monitor.findings if finding.verdict is verdict]
@@ -64,7 +64,7 @@ def _print_result(
 
 
 def tensorboard_command() -> str:
-    """The command that starts TensorBoard in this environment."""
+    """Return the command that starts TensorBoard in this environment."""
     beside = Path(sys.executable).parent / "tensorboard"
     if shutil.which("tensorboard") or not beside.exists():
         return "tensorboard"

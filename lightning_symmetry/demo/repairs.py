@@ -1,4 +1,4 @@
-"""The ways out of a symmetry: break it at the first finding, or merge what is equal."""
+"""Comparison of repairs: breaking a symmetry at the first finding, or merging equal units."""
 
 from __future__ import annotations
 
@@ -21,43 +21,30 @@ MERGED = "copied half"
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of an initialisation, with one number or list for each seed.
+    """The results of an initialisation, one per seed."""
 
-    Attributes:
-        left: test accuracies if nothing is done.
-        broken: those with ``on_symmetry="break"``.
-        changes: what that changed.
-    """
-
-    left: list[float]
-    broken: list[float]
-    changes: list[list[Change]]
+    left: list[float]  # test accuracies without a repair
+    broken: list[float]  # test accuracies with ``on_symmetry="break"``
+    changes: list[list[Change]]  # the changes by ``on_symmetry="break"``
 
 
 @dataclass(frozen=True)
 class Smaller:
-    """A network that was trained with copies, and the same one without them.
+    """The merge of a network that was trained with copies."""
 
-    Attributes:
-        merged: the smaller network.
-        num_units: of all layers, before and after.
-        num_equal: for how many test images both see the same digit.
-        num_images: number of test images.
-    """
-
-    merged: Merged
-    num_units: tuple[int, int]
-    num_equal: int
-    num_images: int
+    merged: Merged  # the smaller network
+    num_units: tuple[int, int]  # number of units of all layers, before and after
+    num_equal: int  # number of test images for which both networks predict the same digit
+    num_images: int  # number of test images
 
 
 def run(logdir: Path, num_seeds: int = 5) -> tuple[dict[str, Outcome], Smaller | None]:
-    """Train from each initialisation with and without a repair, and print what came of it.
+    """Train from each initialisation with and without a repair, and print the results.
 
-    The runs of the first seed are TensorBoard runs below ``logdir``.
+    The runs of the first seed are written as TensorBoard runs in ``logdir``.
 
     Returns:
-        The outcomes by initialisation, and what comes of merging; None if torch-pruning is not installed.
+        The results by initialisation, and the merge; None if torch-pruning is not installed.
     """
     clock = time.monotonic()
     digits = load()
@@ -100,7 +87,7 @@ def _print_result(outcomes: dict[str, Outcome], smaller: Smaller | None, logdir:
     print_table(("initialisation", "left alone", "broken", "behind healthy", "new weights for"), rows)
     num_seeds = len(outcomes[HEALTHY].left)
     print(f"left alone, broken: test accuracy, median of {num_seeds} seeds; broken: with on_symmetry='break'.\n")
-    print("What the monitor changed with the first seed:\n")
+    print("The monitor's changes with the first seed:\n")
     for name, outcome in outcomes.items():
         for change in outcome.changes[0]:
             print(f"  [{name}] {change}")
@@ -111,7 +98,7 @@ def _print_result(outcomes: dict[str, Outcome], smaller: Smaller | None, logdir:
         print(
             f"\n[{MERGED}] left alone and merged after the training: {smaller.num_units[0]} units become "
             f"{smaller.num_units[1]}, {merged.parameters_before:,} parameters {merged.parameters_after:,}; "
-            f"both networks see the same digit in {smaller.num_equal} of {smaller.num_images} test images."
+            f"both networks predict the same digit for {smaller.num_equal} of {smaller.num_images} test images."
         )
     print(f"\nDone in {seconds:.0f} s. Compare the losses with:\n\n  {tensorboard_command()} --logdir {logdir}\n")
 
