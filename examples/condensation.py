@@ -9,10 +9,10 @@ multiplicity ``p`` of the activation function, the order of its first derivative
 opposite pairs: ``p`` lines, which the paper proves for one input, and for any number of inputs if ``p`` is 1.
 
 How: the network and the function of the paper's figures 5 and 6, with one input, 100 hidden units, and the activations
-``tanh x``, ``x tanh x`` and ``x^2 tanh x`` of multiplicity 1, 2 and 3. The theory is about gradient flow. Along it long
-units grow faster than short ones, and those that start ahead would fit the data before the others have turned. So the
-gradient of each unit is rescaled to 2 % of the unit's length: it takes the same path, and all arrive in time. The
-network and the function of figure 2, with five inputs, are trained so too, and both with Adam and the paper's numbers.
+``tanh x``, ``x tanh x`` and ``x^2 tanh x`` of multiplicity 1, 2 and 3. The theory is about gradient flow. Along it,
+units with large weights grow faster, and would fit the data before the others have turned. So the gradient of each unit
+is rescaled to 2 % of the unit's norm: it takes the same path, and all turn in time. The network and the function of
+figure 2, with five inputs, are trained in the same way; both also with Adam and the paper's settings.
 
 Settings and the numbers of figures are those of the version of the paper that was under review.
 
@@ -56,13 +56,13 @@ class Activation(nn.Module):
         self._power = multiplicity - 1
 
     def forward(self, features: Tensor) -> Tensor:
-        """Any shape, element by element."""
+        """Apply the activation to each element."""
         return features**self._power * features.tanh()
 
 
 @dataclass(frozen=True)
 class Problem:
-    """What is to be fitted.
+    """A function to be fitted.
 
     Attributes:
         inputs: ``(samples, inputs)``.
@@ -77,14 +77,14 @@ class Problem:
 
 @dataclass(frozen=True)
 class Training:
-    """How it is fitted.
+    """The settings of a training.
 
     Attributes:
-        problem: what is fitted.
-        scale: standard deviation of the first weights.
+        problem: the function to be fitted.
+        scale: standard deviation of the initial weights.
         adam_rate: the learning rate of Adam; None: gradient flow with units of equal speed.
         num_steps: number of steps.
-        every_n_steps: steps between looks at the units.
+        every_n_steps: steps between observations.
     """
 
     problem: Problem
@@ -96,14 +96,14 @@ class Training:
 
 @dataclass(frozen=True)
 class Condensed:
-    """What became of the hidden units of one network.
+    """The development of the hidden units of one network.
 
     Attributes:
-        steps: the steps at which they were looked at.
+        steps: the observed steps.
         lines: the number of directions up to sign at each of them.
         orientations: the number of directions at each of them.
-        num_initial: how many of these steps belong to the initial stage, in which the loss is within 1 % of the first.
-        first_rows: the rows at the start, weights and bias, ``(units, inputs + 1)``.
+        num_initial: how many of these steps belong to the initial stage, with a loss within 1 % of the first.
+        first_rows: the initial rows, weights and bias, ``(units, inputs + 1)``.
         rows: the rows at the end of the initial stage.
     """
 
@@ -117,25 +117,25 @@ class Condensed:
 
 @dataclass(frozen=True)
 class Result:
-    """Networks by training and multiplicity, one per seed."""
+    """The networks by training and multiplicity, one per seed."""
 
     networks: dict[tuple[str, int], list[Condensed]]
 
 
 def one_input() -> Problem:
-    """``sin 3x + sin(6x) / 2`` at 40 points between -1 and 1.5, as in the paper's figures 5 and 6."""
+    """Return ``sin 3x + sin(6x) / 2`` at 40 points between -1 and 1.5, as in the paper's figures 5 and 6."""
     inputs = torch.linspace(-1, 1.5, 40, dtype=torch.float64)[:, None]
     return Problem(inputs, (3 * inputs).sin() + (6 * inputs).sin() / 2, num_hidden=100)
 
 
 def five_inputs() -> Problem:
-    """The sum of ``3.5 sin(5x + 1)`` over five inputs, at 80 random points, as in the paper's figure 2."""
+    """Return the sum of ``3.5 sin(5x + 1)`` over five inputs, at 80 random points, as in the paper's figure 2."""
     inputs = 6 * torch.rand(80, 5, dtype=torch.float64, generator=Generator().manual_seed(0)) - 4
     return Problem(inputs, (3.5 * (5 * inputs + 1).sin()).sum(dim=1, keepdim=True), num_hidden=50)
 
 
 def trainings() -> dict[str, Training]:
-    """All trainings, by name; those with Adam have the paper's numbers."""
+    """Return all trainings by name; those with Adam have the paper's settings."""
     return {
         FLOW: Training(one_input(), scale=1e-5, adam_rate=None, num_steps=500, every_n_steps=20),
         FLOW_5: Training(five_inputs(), scale=1e-11, adam_rate=None, num_steps=1000, every_n_steps=500),
@@ -159,13 +159,13 @@ def _network(training: Training, multiplicity: int, seed: int) -> nn.Sequential:
 
 
 def _by_unit(weight: Tensor, bias: Tensor, outgoing: Tensor) -> Tensor:
-    """What belongs to each hidden unit, ``(units, inputs + 2)``."""
+    """Return incoming weights, bias and outgoing weight of each hidden unit, ``(units, inputs + 2)``."""
     return torch.cat([weight, bias[:, None], outgoing.T], dim=1)
 
 
 @torch.no_grad()
 def equalize_speed(network: nn.Sequential) -> None:
-    """Rescale the gradient of each hidden unit, its outgoing weight included, to 2 % of the unit's length."""
+    """Rescale the gradient of each hidden unit, including its outgoing weight, to 2 % of the unit's norm."""
     parameters = list(network.parameters())
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     lengths, speeds = _by_unit(*parameters).norm(dim=1), _by_unit(*gradients).norm(dim=1)
@@ -175,19 +175,19 @@ def equalize_speed(network: nn.Sequential) -> None:
 
 
 def num_lines(network: nn.Sequential) -> int:
-    """The number of directions, up to sign, of the rows of the hidden layer."""
+    """Count the directions, up to sign, of the rows of the hidden layer."""
     found = diagnose(network).layers[_HIDDEN].orientations
     assert found is not None  # of a layer as small as this
     return found
 
 
 def num_orientations(rows: Tensor) -> int:
-    """The number of directions of rows ``(units, inputs + 1)``."""
+    """Count the directions of rows ``(units, inputs + 1)``."""
     return int(effective_width(nn.functional.normalize(rows), _TOLERANCE))
 
 
 def train(training: Training, multiplicity: int, seed: int) -> Condensed:
-    """Train a network, and count the directions of its hidden units on the way."""
+    """Train a network, and count the directions of its hidden units."""
     network, rate = _network(training, multiplicity, seed), training.adam_rate
     optimizer: torch.optim.Optimizer = torch.optim.SGD(network.parameters(), lr=1.0)
     if rate is not None:
@@ -223,7 +223,7 @@ def run(*, short: bool) -> Result:
 
 
 def _range(counts: Sequence[int]) -> str:
-    """The smallest and the largest count.
+    """Return the smallest and the largest count as text.
 
     >>> _range([3, 2, 2]), _range([2, 2])
     ('2 to 3', '2')
@@ -233,10 +233,10 @@ def _range(counts: Sequence[int]) -> str:
 
 
 def rows(result: Result) -> list[Row]:
-    """The table."""
+    """Return the lines of the table."""
     table = []
     for (name, multiplicity), networks in result.networks.items():
-        # The paper looks at the networks that Adam trains after a fixed number of steps.
+        # The paper shows the networks trained with Adam after a fixed number of steps.
         last = [len(one.steps) - 1 if name in (ADAM, ADAM_5) else one.num_initial - 1 for one in networks]
         lines = _range([one.lines[at] for one, at in zip(networks, last, strict=True)])
         orientations = _range([one.orientations[at] for one, at in zip(networks, last, strict=True)])
@@ -254,7 +254,7 @@ def rows(result: Result) -> list[Row]:
 
 
 def _draw_directions(axes: Axes, network: Condensed) -> None:
-    """The directions of all rows in the plane of weight and bias, at the start and at the end of the initial stage."""
+    """Plot all rows in the plane of weight and bias, at the start and at the end of the initial stage."""
     start, end = nn.functional.normalize(network.first_rows), nn.functional.normalize(network.rows)
     for weight, bias in end.tolist():
         axes.plot([0, weight], [0, bias], color="C0", linewidth=0.8)
@@ -276,7 +276,7 @@ def _draw_counts(axes: Axes, multiplicity: int, networks: Sequence[Condensed]) -
 
 
 def picture(result: Result) -> Figure:
-    """The directions of the rows, and how many there are, against the step, for the flow with one input."""
+    """Plot the directions of the rows, and their number against the step, for the flow with one input."""
     figure = Figure(figsize=(10, 6.5), layout="constrained")
     grid = figure.subplots(2, len(MULTIPLICITIES), height_ratios=(1.1, 1))
     for (above, below), multiplicity in zip(grid.T, MULTIPLICITIES, strict=True):
@@ -296,7 +296,7 @@ def picture(result: Result) -> Figure:
 def main() -> None:
     """Run from the command line."""
     options = arguments("Condensation of hidden units onto few directions")
-    torch.set_num_threads(1)  # in networks as small as these, threads wait for one another most of the time
+    torch.set_num_threads(1)  # for such small networks, several threads are slower than one
     result = run(short=options.short)
     show("Condensation (arXiv 2105.11686)", rows(result), picture(result), options.output, "condensation")
 

@@ -1,4 +1,4 @@
-"""The digits of scikit-learn, which several examples learn."""
+"""The digits of scikit-learn, for several examples."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _TRAINING_IMAGES = 1200
 
 @dataclass(frozen=True)
 class Digits:
-    """Images of 8 by 8 pixels between 0 and 1 as rows ``(n, 64)``, with labels ``(n,)``: to train with, and to test."""
+    """Images of 8 by 8 pixels between 0 and 1 as rows ``(n, 64)`` with labels ``(n,)``, for training and test."""
 
     images: Tensor
     labels: Tensor
@@ -22,7 +22,7 @@ class Digits:
 
 
 def load_digits() -> Digits:
-    """The digits in a fixed random order."""
+    """Load the digits in a fixed random order."""
     images, labels = datasets.load_digits(return_X_y=True)
     order = torch.randperm(len(labels), generator=Generator().manual_seed(0))
     pixels, classes = torch.tensor(images, dtype=torch.float32)[order] / 16, torch.tensor(labels)[order]

@@ -3,20 +3,20 @@
 Paper: Matthew Farrugia-Roberts (2023), "Proximity to Losslessly Compressible Parameters", arXiv 2306.02834. Its
 companion, arXiv 2305.05089, describes all parameters with the same function.
 
-The claim: the rank of a network with one hidden layer of tanh units, which is the least number of hidden units that
-compute the same function, is what is left after removing units that put out a constant (their incoming weights are
+The claim: the rank of a network with one hidden layer of tanh units, which is the smallest number of hidden units that
+compute the same function, is the number left after removing units with a constant output (their incoming weights are
 zero; the constant goes into the bias of the outputs), merging units whose incoming weights and biases are equal or
-mirror images, and removing those whose outgoing weights are zero then. That nothing shorter is possible rests on
+mirror images, and removing those whose outgoing weights are then zero. That no smaller network exists rests on
 Sussmann (1992).
 
 How: networks of five random units get up to four redundant ones of one kind, or one of each kind. Every number is a
-multiple of 1/32 and small, so that float64 compares and adds them exactly. The algorithm above is written down here as
+multiple of 1/32 and small, so that float64 compares and adds them exactly. The algorithm above is implemented here as
 the reference.
 
 What `lightning_symmetry` does in it: `merge_duplicates` removes units. It is made for units that train as one, so it
 does less: it leaves units with outgoing weights of zero and, unless their biases agree, constant ones; it merges copies
-whose outgoing weights cancel into one unit that nobody listens to; and it finds mirror images by their gradients, which
-are mirror images only if the outgoing weights are negated too. So every network has gradients, of some loss.
+whose outgoing weights cancel into one unit that is not read; and it finds mirror images by their gradients, which
+are mirror images only if the outgoing weights are negated too. So every network has gradients of some loss.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from lightning_symmetry import merge_duplicates
 COPIES, NEGATED, MIRRORS = "copies", "mirror images, outgoing negated", "mirror images, outgoing any"
 SILENT, CONSTANT, CANCELLING, ALL = "outgoing zero", "incoming zero", "copies that cancel", "one of each kind"
 NUM_INPUTS, NUM_OUTPUTS, NUM_UNITS = 3, 2, 5
-# The kinds of redundant units, and which unit is copied where one of each is added; where none is copied it is unused.
+# The kinds of redundant units, and the unit to copy if one of each kind is added; not all kinds copy a unit.
 _ONE_OF_EACH = {COPIES: 0, NEGATED: 1, MIRRORS: 2, SILENT: 0, CONSTANT: 0, CANCELLING: 3}
 
 
@@ -54,11 +54,11 @@ class Parameters:
 
     @property
     def num_units(self) -> int:
-        """The number of hidden units."""
+        """Number of hidden units."""
         return len(self.incoming)
 
     def network(self) -> nn.Sequential:
-        """The network as a module."""
+        """Return the network as a module."""
         outputs, units = self.outgoing.shape
         network = nn.Sequential(nn.Linear(NUM_INPUTS, units), nn.Tanh(), nn.Linear(units, outputs)).double()
         weight, bias = self.incoming[:, :-1], self.incoming[:, -1]
@@ -68,13 +68,13 @@ class Parameters:
 
 @dataclass(frozen=True)
 class Compressed:
-    """What becomes of one network.
+    """The compressions of one network.
 
     Attributes:
-        num_units: the hidden units that it has.
-        rank: the units that are left by the paper's algorithm.
-        num_merged: the units that `merge_duplicates` leaves.
-        rank_error: the relative distance ``||a - b|| / ||a||`` of the former's outputs ``b`` from the original ones.
+        num_units: number of its hidden units.
+        rank: number of units left by the paper's algorithm.
+        num_merged: number of units left by `merge_duplicates`.
+        rank_error: relative distance ``||a - b|| / ||a||`` of the former's outputs ``b`` from the original ones.
         merge_error: the same for the latter.
     """
 
@@ -87,13 +87,13 @@ class Compressed:
 
 @dataclass(frozen=True)
 class Result:
-    """The networks, by the kind of their redundant units."""
+    """The results by the kind of redundant units."""
 
     networks: dict[str, tuple[Compressed, ...]]
 
 
 def compress(parameters: Parameters) -> Parameters:
-    """The same function with as few hidden units as possible, by the algorithm of the paper."""
+    """Return the same function with as few hidden units as possible, by the algorithm of the paper."""
     offset = parameters.offset.clone()
     listeners: dict[tuple[float, ...], Tensor] = {}
     for row, outgoing in zip(parameters.incoming, parameters.outgoing.T, strict=True):
@@ -102,7 +102,7 @@ def compress(parameters: Parameters) -> Parameters:
             offset += outgoing * row[-1].tanh()
             continue
         sign = row[nonzero[0]].sign()
-        key = tuple((sign * row + 0.0).tolist())  # adding zero makes -0.0 the same as 0.0
+        key = tuple((sign * row + 0.0).tolist())  # adding zero turns -0.0 into 0.0
         listeners[key] = listeners.get(key, torch.zeros_like(outgoing)) + sign * outgoing
     kept = {key: outgoing for key, outgoing in listeners.items() if outgoing.any()}
     incoming = torch.tensor(list(kept), dtype=torch.float64).reshape(len(kept), NUM_INPUTS + 1)
@@ -111,13 +111,13 @@ def compress(parameters: Parameters) -> Parameters:
 
 
 def _numbers(shape: tuple[int, ...], generator: Generator) -> Tensor:
-    """Multiples of 1/32 between -2 and 2, none of them zero."""
+    """Draw multiples of 1/32 between -2 and 2, except zero."""
     sizes = torch.randint(1, 65, shape, generator=generator)
     return sizes.double() / 32 * (2 * torch.randint(2, shape, generator=generator) - 1)
 
 
 def irreducible(generator: Generator) -> Parameters:
-    """A random network; that two of its units coincide is next to impossible."""
+    """Draw a random network, whose units almost surely differ."""
     shapes = ((NUM_UNITS, NUM_INPUTS + 1), (NUM_OUTPUTS, NUM_UNITS), (NUM_OUTPUTS,))
     return Parameters(*(_numbers(shape, generator) for shape in shapes))
 
@@ -126,10 +126,10 @@ def with_redundant(parameters: Parameters, kind: str, units: Tensor, generator: 
     """Add redundant units of one kind.
 
     Args:
-        parameters: the network; it stays as it is.
+        parameters: the network; it is not changed.
         kind: the kind.
-        units: which units to copy; of kinds that copy none, as many are added.
-        generator: where random numbers come from.
+        units: the units to copy; for kinds without copies, only their number matters.
+        generator: source of random numbers.
     """
     rows, outgoing = parameters.incoming[units], parameters.outgoing[:, units]
     fresh_rows, fresh_outgoing = _numbers(rows.shape, generator), _numbers(outgoing.shape, generator)
@@ -172,7 +172,7 @@ def _error(parameters: Parameters, other: nn.Module, inputs: Tensor) -> float:
 
 
 def examine(parameters: Parameters, generator: Generator) -> Compressed:
-    """Compress a network in both ways."""
+    """Compress a network with both algorithms."""
     inputs = 2 * torch.randn(64, NUM_INPUTS, generator=generator, dtype=torch.float64)
     shorter = compress(parameters)
     network = parameters.network()
@@ -193,14 +193,14 @@ def run(*, short: bool) -> Result:
     generator = Generator().manual_seed(0)
     kinds = {kind: _of_one_kind(kind) for kind in _ONE_OF_EACH}
     networks = {}
-    with torch.random.fork_rng(devices=[]):  # modules draw their first weights from the global generator
+    with torch.random.fork_rng(devices=[]):  # modules draw their initial weights from the global generator
         for kind, draw in {**kinds, ALL: _of_each_kind}.items():
             networks[kind] = tuple(examine(draw(generator), generator) for _ in range(num_networks))
     return Result(networks)
 
 
 def rows(result: Result) -> list[Row]:
-    """The table."""
+    """Return the lines of the table."""
     table = []
     for kind, networks in result.networks.items():
         total, merged = sum(one.num_units for one in networks), sum(one.num_merged for one in networks)
@@ -214,7 +214,7 @@ def rows(result: Result) -> list[Row]:
 
 
 def picture(result: Result) -> Figure:
-    """Units at the start, left by `merge_duplicates`, and by the paper's algorithm, by kind; and the errors."""
+    """Plot the units at the start, left by `merge_duplicates` and by the paper's algorithm, by kind; and the errors."""
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     units, errors = figure.subplots(1, 2, sharey=True, width_ratios=[1.6, 1])
     for y, networks in enumerate(result.networks.values()):

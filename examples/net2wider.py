@@ -3,13 +3,13 @@
 Paper: Tianqi Chen, Ian Goodfellow and Jonathon Shlens (2015), "Net2Net: Accelerating Learning via Knowledge Transfer",
 arXiv 1511.05641.
 
-The claim: Net2WiderNet copies hidden units and divides the outgoing weights among the copies, which preserves the
-function. A training without randomness of its own needs a little noise on all copies but the first, else the student
+The claim: Net2WiderNet copies hidden units and divides their outgoing weights among the copies, which preserves the
+function. A training without randomness needs a little noise on all copies but the first; otherwise the student
 cannot use its full capacity; with dropout no noise is needed.
 
 How: a small ReLU network learns scikit-learn's digits for a while (the teacher), is made twice as wide, and trains on.
 A fourth student divides the outgoing weights unequally, which the paper does not do: its function is preserved too, and
-the copies part by themselves.
+the copies diverge by themselves.
 
 What `lightning_symmetry` does in it: the tracker counts the distinct units of the hidden layer during the training, and
 `break_symmetry` adds the noise.
@@ -35,14 +35,14 @@ COPIES, NOISE, DROPOUT, UNEQUAL = "copies", "copies with noise", "copies with dr
 
 @dataclass(frozen=True)
 class Student:
-    """What became of a widened network.
+    """The training of a widened network.
 
     Attributes:
-        start_error: the relative distance ``||a - b|| / ||a||`` of its first logits ``b`` from the teacher's ``a``.
-        steps: the optimizer steps at which it was looked at.
+        start_error: relative distance ``||a - b|| / ||a||`` of its first logits ``b`` from the teacher's ``a``.
+        steps: the observed optimizer steps.
         distinct: the number of distinct hidden units at each of them.
         loss: the cross-entropy on the training images at each of them.
-        accuracy: the share of test images that it has right at the end.
+        accuracy: the final test accuracy.
     """
 
     start_error: float
@@ -54,7 +54,7 @@ class Student:
 
 @dataclass(frozen=True)
 class Result:
-    """The teacher's accuracy on the test images, and the students by name."""
+    """The teacher's test accuracy, and the students by name."""
 
     teacher_accuracy: float
     students: dict[str, Student]
@@ -65,14 +65,14 @@ def _network(width: int, dropout: float = 0.0) -> nn.Sequential:
 
 
 def wider(teacher: nn.Sequential, width: int, *, dropout: float = 0.0, unequal: bool = False) -> nn.Sequential:
-    """Net2WiderNet: the same function with more hidden units.
+    """Return the same function with more hidden units, by Net2WiderNet.
 
     Args:
-        teacher: what :func:`_network` makes.
-        width: the number of hidden units that the result has. The first ones are those of the teacher, each of the
+        teacher: a network made by :func:`_network`.
+        width: number of hidden units of the result. The first ones are those of the teacher, each of the
             others is a copy of a random one.
-        dropout: the probability of dropping a hidden unit of the result.
-        unequal: whether the copies of a unit get random shares of its outgoing weights instead of equal ones.
+        dropout: dropout probability of the result's hidden units.
+        unequal: whether the copies of a unit get random instead of equal shares of its outgoing weights.
     """
     generator = Generator().manual_seed(1)
     incoming, outgoing = teacher[0].state_dict(), teacher[3].state_dict()
@@ -87,7 +87,7 @@ def wider(teacher: nn.Sequential, width: int, *, dropout: float = 0.0, unequal: 
 
 
 def students_of(teacher: nn.Sequential) -> dict[str, nn.Sequential]:
-    """The widened networks, by name."""
+    """Return the widened networks by name."""
     noisy = wider(teacher, 2 * WIDTH)
     break_symmetry(noisy, diagnose(noisy), method="noise")
     return {
@@ -100,7 +100,7 @@ def students_of(teacher: nn.Sequential) -> dict[str, nn.Sequential]:
 
 @torch.no_grad()
 def _logits(model: nn.Module, images: Tensor) -> Tensor:
-    """The logits in evaluation mode; the mode of the model stays as it is."""
+    """Return the logits in evaluation mode; the mode of the model is restored."""
     logits: Tensor = copy.deepcopy(model).eval()(images)
     return logits
 
@@ -121,7 +121,7 @@ def _train_step(model: nn.Module, optimizer: torch.optim.Optimizer, digits: Digi
 
 
 def _train(model: nn.Module, digits: Digits, num_steps: int, every_n_steps: int) -> Student:
-    """Train on, and count distinct units on the way."""
+    """Continue the training, and count distinct units."""
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     generator = Generator().manual_seed(2)
     history: list[tuple[int, int, float]] = []
@@ -154,7 +154,7 @@ def run(*, short: bool) -> Result:
 
 
 def rows(result: Result) -> list[Row]:
-    """The table."""
+    """Return the lines of the table."""
     said = {
         COPIES: ("0: the function is preserved (section 2)", "stay copies: nothing tells them apart"),
         NOISE: ("about 0: only approximately preserved", "part, and the student can use its full capacity"),
@@ -180,7 +180,7 @@ def rows(result: Result) -> list[Row]:
 
 
 def picture(result: Result) -> Figure:
-    """Distinct units, and the loss, against the optimizer step."""
+    """Plot distinct units and the loss against the optimizer step."""
     figure = Figure(figsize=(10, 4), layout="constrained")
     units, loss = figure.subplots(1, 2)
     styles = ["-", "--", "-.", ":"]

@@ -1,4 +1,4 @@
-"""Loss of plasticity: a network that learns one task after another learns worse and worse.
+"""Loss of plasticity: a network learns worse and worse in a sequence of tasks.
 
 Paper: Shibhansh Dohare, J. Fernando Hernandez-Garcia, Parash Rahman, A. Rupam Mahmood and Richard S. Sutton (2023),
 "Loss of Plasticity in Deep Continual Learning", arXiv 2306.13812, called "Maintaining Plasticity in Deep Continual
@@ -6,20 +6,20 @@ Learning" in some of its versions; in 2024 in Nature, https://doi.org/10.1038/s4
 
 The claim: with plain backpropagation, the accuracy on later tasks falls, while dead units become more, weights larger,
 and the effective rank of the representation smaller. L2 regularisation and shrink-and-perturb (the same, and a little
-noise on all weights at each step) ease it. So does making little used units anew all the time, which keeps dead units
-away altogether (the authors' continual backpropagation).
+noise on all weights at each step) reduce the loss. So does steady reinitialisation of little used units, which keeps
+dead units away completely (the authors' continual backpropagation).
 
-How: in place of MNIST, scikit-learn's digits, whose pixels are permuted anew for each task. A ReLU network with two
+How: instead of MNIST, scikit-learn's digits, with a new permutation of pixels for each task. A ReLU network with two
 hidden layers sees every image of a task once, in small batches. Its online accuracy is the share of images that it has
-right as it sees them for the first time. Plain backpropagation is compared with L2 regularisation, shrink-and-perturb,
+right when it first sees them. Plain backpropagation is compared with L2 regularisation, shrink-and-perturb,
 and dead units that are recycled after each task, which is close to continual backpropagation, but not the same.
 
-What comes out, for one network each: all that is claimed of plain backpropagation. Recycling keeps dead units away, but
-accuracy and effective rank fall a little. Shrink-and-perturb eases the fall of the accuracy; L2 regularisation alone
+Results, for one network each: all claims about plain backpropagation hold. Recycling keeps dead units away, but
+accuracy and effective rank fall a little. Shrink-and-perturb reduces the loss of accuracy; L2 regularisation alone
 hardly does, at this strength and in so few tasks.
 
 What `lightning_symmetry` does in it: the `ActivationProbe` measures dead units and the effective rank at the start of
-each task, as the authors do; `SymmetryTracker` tells which units are dead, and `break_symmetry` recycles them.
+each task, as the authors do; `SymmetryTracker` finds the dead units, and `break_symmetry` recycles them.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ _SMOOTH = 5
 
 @dataclass(frozen=True)
 class Method:
-    """How a network is trained.
+    """A method of training.
 
     Attributes:
-        weight_decay: the factor of the L2 penalty.
-        noise: the standard deviation of the noise that is added to every parameter at each step.
-        recycles: whether dead units are made anew after each task.
+        weight_decay: factor of the L2 penalty.
+        noise: standard deviation of the noise added to every parameter at each step.
+        recycles: whether dead units are recycled after each task.
     """
 
     weight_decay: float = 0.0
@@ -68,14 +68,14 @@ METHODS = {
 
 @dataclass(frozen=True)
 class Task:
-    """One task in the life of a network.
+    """One task of a network.
 
     Attributes:
-        accuracy: the share of images that it had right when it saw them for the first time.
-        dead: the share of hidden units that are zero for every image, at the start of the task.
-        rank: the effective rank of the hidden layers, their mean, at the start of the task.
-        weight: the mean absolute weight at the start of the task.
-        num_recycled: how many units were made anew after it.
+        accuracy: the online accuracy.
+        dead: share of hidden units that are zero for every image at the start of the task.
+        rank: mean effective rank of the hidden layers at the start of the task.
+        weight: mean absolute weight at the start of the task.
+        num_recycled: number of units recycled after the task.
     """
 
     accuracy: float
@@ -87,7 +87,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Result:
-    """The tasks of each method, in their order."""
+    """The tasks of each method, in order."""
 
     lives: dict[str, list[Task]]
 
@@ -107,7 +107,7 @@ def _network() -> nn.Sequential:
 
 @torch.no_grad()
 def redundancy(network: nn.Sequential, images: Tensor) -> tuple[float, float]:
-    """The share of dead hidden units, and the effective rank of the hidden layers, both as means of the layers."""
+    """Return the share of dead units and the effective rank, both as means of the hidden layers."""
     with ActivationProbe(network, every_n_steps=1) as probe:
         network(images)
     measured = probe.compute()
@@ -160,13 +160,13 @@ def live(method: Method, num_tasks: int) -> list[Task]:
 
 
 def run(*, short: bool) -> Result:
-    """Train one network per method; the short form plain backpropagation and recycling on a few tasks only."""
+    """Train one network per method; in the short form, only two methods on a few tasks."""
     names = (PLAIN, RECYCLE) if short else tuple(METHODS)
     return Result({name: live(METHODS[name], 8 if short else 30) for name in names})
 
 
 def early_and_late(values: list[float]) -> tuple[float, float]:
-    """The means over the first and the last fifth of the tasks.
+    """Return the means over the first and the last fifth of the tasks.
 
     >>> early_and_late([1.0, 2.0, 3.0, 4.0, 6.0])
     (1.0, 6.0)
@@ -176,7 +176,7 @@ def early_and_late(values: list[float]) -> tuple[float, float]:
 
 
 def rows(result: Result) -> list[Row]:
-    """The table: means over the first and the last fifth of the tasks."""
+    """Return the lines of the table, with means over the first and the last fifth of the tasks."""
     said = {
         PLAIN: ("falls", "more", "smaller", "larger"),
         L2: ("falls less", "more", "smaller", "stay small"),
@@ -200,7 +200,7 @@ def rows(result: Result) -> list[Row]:
 
 
 def smooth(values: list[float]) -> list[float]:
-    """The means of five values in a row each.
+    """Return moving averages of five values.
 
     >>> smooth([1.0, 2.0, 3.0, 4.0, 5.0, 11.0])
     [3.0, 5.0]
@@ -209,7 +209,7 @@ def smooth(values: list[float]) -> list[float]:
 
 
 def picture(result: Result) -> Figure:
-    """Accuracy, dead units and effective rank against the number of the task."""
+    """Plot accuracy, dead units and effective rank against the number of the task."""
     figure = Figure(figsize=(12, 4), layout="constrained")
     accuracy, dead, rank = figure.subplots(1, 3)
     for style, (name, tasks) in zip(["-", "--", "-.", ":"], result.lives.items(), strict=False):
@@ -229,7 +229,7 @@ def picture(result: Result) -> Figure:
 def main() -> None:
     """Run from the command line."""
     options = arguments("Loss of plasticity in continual learning")
-    torch.set_num_threads(1)  # in networks as small as these, threads wait for one another most of the time
+    torch.set_num_threads(1)  # for such small networks, several threads are slower than one
     result = run(short=options.short)
     show("Loss of plasticity (arXiv 2306.13812)", rows(result), picture(result), options.output, "plasticity")
 

@@ -1,4 +1,4 @@
-"""What all examples end with: a table of our figures beside those of the paper, and a picture."""
+"""The output of all examples: a table of our figures beside those of the paper, and a picture."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ class Row:
     """A line of the table.
 
     Attributes:
-        quantity: what is compared, with its unit.
-        ours: what this run has measured.
-        papers: what the paper says, with the place in it; or what its theory predicts.
+        quantity: the compared quantity, with its unit.
+        ours: the result of this run.
+        papers: the paper's result and its place in the paper, or the prediction of its theory.
     """
 
     quantity: str
@@ -28,7 +28,7 @@ class Row:
 
 
 def arguments(description: str) -> argparse.Namespace:
-    """The options that all examples have: ``short``, for a run of a few seconds, and ``output``, a folder."""
+    """Parse the options of all examples: ``short``, for a run of a few seconds, and ``output``, a folder."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--short", action="store_true", help="train so little that it takes a few seconds")
     parser.add_argument("--output", type=Path, default=Path("examples_output"), help="folder of the picture")
@@ -36,7 +36,7 @@ def arguments(description: str) -> argparse.Namespace:
 
 
 def show(title: str, rows: Sequence[Row], figure: Figure, output: Path, name: str) -> None:
-    """Print the table, and write the picture as ``name.png`` into a folder."""
+    """Print the table, and write the picture to ``name.png`` in a folder."""
     table = Table("", "ours", "the paper's", title=title)
     for row in rows:
         table.add_row(row.quantity, row.ours, row.papers)

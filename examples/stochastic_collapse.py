@@ -3,22 +3,22 @@
 Paper: Feng Chen, Daniel Kunin, Atsushi Yamamura and Surya Ganguli (2023), "Stochastic Collapse: How Gradient Noise
 Attracts SGD Dynamics Towards Simpler Subnetworks", arXiv 2306.04251.
 
-The claim: where two hidden units have equal incoming and outgoing weights, they stay equal under SGD, whatever the
-data: an invariant set. Noise of the gradients attracts SGD towards it, the more the stronger the noise is, of labels or
-by a large learning rate; so networks collapse to fewer independent units.
+The claim: if two hidden units have equal incoming and outgoing weights, they stay equal under SGD, whatever the
+data: an invariant set. Gradient noise attracts SGD towards it, the more the stronger the noise is, from labels or
+from a large learning rate; so networks collapse to fewer independent units.
 
 How: the toy network that the authors publish with the paper, one input, GELU units and one output, trained on 8 random
 points with a momentum of 0.9, once with and once without new noise on the labels at each step, at several sizes of the
-noise and of the learning rate; here with 8 hidden units instead of 2. Each seed has the same first weights and the same
-draws of the noise in all of them. All networks are trained at once, as the groups of a grouped convolution: no group
-sees anything of another one, and only units of one group are compared.
+noise and of the learning rate; here with 8 hidden units instead of 2. All networks of a seed have the same initial
+weights and the same noise. All networks are trained at once, as the groups of a grouped convolution: no group depends
+on another one, and only units of the same group are compared.
 
-What comes out: without noise no two units ever meet. With noise they do, mostly the sooner the larger noise and
-learning rate are. How many are left depends on the seed, and under the strongest noise some that have met part again.
-The paper's other invariant set, units that vanish, is not looked at.
+Results: without noise no two units ever become equal. With noise they do, mostly the sooner the larger noise and
+learning rate are. How many are left depends on the seed, and under the strongest noise some equal units diverge again.
+The paper's other invariant set, units that vanish, is not examined.
 
-What `lightning_symmetry` does in it: the tracker says which units of each network train as one, and since which step.
-It does so at its own tolerance, a relative distance of 0.00001, which is far stricter than being alike.
+What `lightning_symmetry` does in it: the tracker finds the units of each network that train as one, and when.
+It uses its own tolerance, a relative distance of 0.00001, which is stricter than similarity.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _NUM_POINTS = 8
 
 @dataclass(frozen=True, order=True)
 class Setting:
-    """How networks are trained: the learning rate, and the standard deviation of the noise on the labels."""
+    """The settings of a training: the learning rate, and the standard deviation of the noise on the labels."""
 
     rate: float
     noise: float
@@ -59,11 +59,11 @@ SETTINGS = tuple(sorted({*BY_NOISE, *BY_RATE}))
 
 @dataclass(frozen=True)
 class Collapse:
-    """What became of the networks of one setting.
+    """The networks of one setting.
 
     Attributes:
-        distinct: for every check, the number of units of each network that do not train as one with an earlier unit.
-        first_steps: for each network, the step since which units of it train as one; None if no units ever did.
+        distinct: for every check, the number of independent units of each network.
+        first_steps: for each network, the first step at which units train as one; None if they never do.
     """
 
     distinct: tuple[tuple[int, ...], ...]
@@ -72,21 +72,21 @@ class Collapse:
 
 @dataclass(frozen=True)
 class Result:
-    """The steps of the checks, and what came of each setting."""
+    """The steps of the checks, and the result of each setting."""
 
     steps: tuple[int, ...]
     collapses: dict[Setting, Collapse]
 
 
 def _data() -> tuple[Tensor, Tensor]:
-    """The authors' points and labels, both ``(8,)``: standard normal, drawn from seed 0."""
+    """Draw the authors' points and labels, both ``(8,)``: standard normal, from seed 0."""
     generator = Generator().manual_seed(0)
     points, _, labels = (torch.randn(_NUM_POINTS, generator=generator) for _ in ("points", "test points", "labels"))
     return points, labels
 
 
 def _networks() -> nn.Sequential:
-    """Networks for all settings and seeds, in this order, as groups; each seed starts from the same weights."""
+    """Make the networks for all settings and seeds, in this order, as groups; initial weights depend on the seed."""
     num_groups = len(SETTINGS) * NUM_SEEDS
     networks = nn.Sequential(
         nn.Conv1d(num_groups, num_groups * NUM_HIDDEN, 1, groups=num_groups, bias=False),
@@ -102,12 +102,12 @@ def _networks() -> nn.Sequential:
 
 
 def _each_group(values: Sequence[float]) -> Tensor:
-    """A number per setting, as a column with a row per network."""
+    """Return a column with a number per network, given one per setting."""
     return torch.tensor(values).repeat_interleave(NUM_SEEDS)[:, None]
 
 
 def distinct_units(layer: LayerDiagnosis) -> list[int]:
-    """For each network, the number of hidden units that do not train as one with an earlier unit."""
+    """Count the hidden units of each network that do not train as one with an earlier unit."""
     distinct = [NUM_HIDDEN] * (layer.num_units // NUM_HIDDEN)
     for group in layer.groups:
         if group.verdict is Verdict.LOCKED:
@@ -116,7 +116,7 @@ def distinct_units(layer: LayerDiagnosis) -> list[int]:
 
 
 def first_steps(findings: Sequence[Finding], num_networks: int) -> list[int | None]:
-    """For each network, the step since which units of it train as one."""
+    """Return the first step at which units of each network train as one."""
     steps: dict[int, int] = {}
     for finding in findings:
         if finding.layer == _HIDDEN and finding.verdict is Verdict.LOCKED:
@@ -126,7 +126,7 @@ def first_steps(findings: Sequence[Finding], num_networks: int) -> list[int | No
 
 
 def run(*, short: bool) -> Result:
-    """Train all networks; the short form for a quarter of the steps."""
+    """Train all networks; in the short form, for a quarter of the steps."""
     num_steps, every_n_steps = (1500, 100) if short else (6000, 100)
     points, labels = _data()
     networks = _networks()
@@ -141,7 +141,7 @@ def run(*, short: bool) -> Result:
             noise = torch.randn(NUM_SEEDS, _NUM_POINTS, generator=generator).repeat(len(SETTINGS), 1)
             errors = networks(points.expand(1, num_networks, -1))[0] - labels - sizes * noise
             optimizer.zero_grad()
-            # A factor on the loss of a network is a factor on its learning rate.
+            # Scaling the loss of a network scales its learning rate.
             (rates * errors.square() / 2).mean(dim=1).sum().backward()
             optimizer.step()
             report = tracker.report
@@ -156,7 +156,7 @@ def run(*, short: bool) -> Result:
 
 
 def rows(result: Result) -> list[Row]:
-    """The table."""
+    """Return the lines of the table."""
     table = []
     for setting, collapse in result.collapses.items():
         distinct = ", ".join(str(number) for number in collapse.distinct[-1])
@@ -168,7 +168,7 @@ def rows(result: Result) -> list[Row]:
 
 
 def _draw(axes: Axes, result: Result, labels: Mapping[Setting, str]) -> None:
-    """The mean over the seeds of the number of independent units, against the step."""
+    """Plot the mean number of independent units over the seeds against the step."""
     for index, (setting, label) in enumerate(labels.items()):
         color = f"C{index}" if setting.noise else "black"
         collapse = result.collapses[setting]
@@ -181,7 +181,7 @@ def _draw(axes: Axes, result: Result, labels: Mapping[Setting, str]) -> None:
 
 
 def picture(result: Result) -> Figure:
-    """Independent units against the step, by the size of the noise and by the learning rate."""
+    """Plot independent units against the step, by the size of the noise and by the learning rate."""
     figure = Figure(figsize=(10, 4.2), layout="constrained")
     by_noise, by_rate = figure.subplots(1, 2, sharey=True)
     _draw(by_noise, result, {setting: f"label noise {setting.noise}" for setting in BY_NOISE})
@@ -199,7 +199,7 @@ def picture(result: Result) -> Figure:
 def main() -> None:
     """Run from the command line."""
     options = arguments("Stochastic collapse: gradient noise drives units together")
-    torch.set_num_threads(1)  # in networks as small as these, threads wait for one another most of the time
+    torch.set_num_threads(1)  # for such small networks, several threads are slower than one
     result = run(short=options.short)
     show("Stochastic collapse (arXiv 2306.04251)", rows(result), picture(result), options.output, "stochastic_collapse")
 

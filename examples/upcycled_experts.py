@@ -4,15 +4,15 @@ Paper: Aran Komatsuzaki et al. (2022), "Sparse Upcycling: Training Mixture-of-Ex
 arXiv 2212.05055.
 
 The claim: a trained dense network becomes a mixture of experts if its MLP is copied into every expert and a new router
-is put in front. The experts are equal at first, and part as the router sends them different inputs. What a router
+is put in front. The experts are equal at first, and diverge as the router sends them different inputs. What a router
 cannot do by theory: if it is indifferent, its weights zero and every expert used, all experts get the same gradient,
-and so does every row of the router; the copies then stay copies for ever.
+and so does every row of the router; the copies then stay copies forever.
 
-How: a small residual network learns scikit-learn's digits for a while, its MLP becomes four experts, and it trains on;
+How: a small residual network learns scikit-learn's digits, its MLP becomes four experts, and the training continues;
 once behind a random router that uses the best two experts of each image, once behind an indifferent one that uses all
 four; each with and without noise.
 
-What `lightning_symmetry` does in it: the tracker says which experts are copies of one another, and `break_symmetry`
+What `lightning_symmetry` does in it: the tracker finds experts that are copies of one another, and `break_symmetry`
 adds the noise.
 """
 
@@ -36,12 +36,12 @@ _WIDTH = 32
 
 
 class Mixture(nn.Module):
-    """Experts, whose outputs are added up with weights that sum to 1.
+    """A mixture of experts, whose outputs are added with weights that sum to 1.
 
     Args:
-        expert: what every expert is a copy of.
-        router: gives a logit per expert.
-        num_used: how many experts work on each sample, those with the largest logits.
+        expert: the module to copy.
+        router: returns a logit per expert.
+        num_used: number of experts for each sample, those with the largest logits.
     """
 
     def __init__(self, expert: nn.Module, router: nn.Linear, num_used: int) -> None:
@@ -51,7 +51,7 @@ class Mixture(nn.Module):
         self._num_used = num_used
 
     def forward(self, features: Tensor) -> Tensor:
-        """Outputs ``(n, width)`` of features ``(n, width)``."""
+        """Return outputs ``(n, width)`` of features ``(n, width)``."""
         logits: Tensor = self.router(features)
         best = logits.topk(self._num_used, dim=1).indices
         used = torch.full_like(logits, -torch.inf).scatter(1, best, logits.gather(1, best))
@@ -70,7 +70,7 @@ class Network(nn.Module):
         self.head = nn.Linear(_WIDTH, 10)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits ``(n, 10)`` of images ``(n, 64)``."""
+        """Return logits ``(n, 10)`` of images ``(n, 64)``."""
         features = self.embedding(images)
         logits: Tensor = self.head(features + self.mlp(features))
         return logits
@@ -78,16 +78,16 @@ class Network(nn.Module):
 
 @dataclass(frozen=True)
 class Upcycled:
-    """What became of a mixture of experts.
+    """The training of a mixture of experts.
 
     Attributes:
         start_error: the relative distance ``||a - b|| / ||a||`` of its first logits ``b`` from those of the dense
             network, ``a``.
-        steps: the optimizer steps at which it was looked at.
+        steps: the observed optimizer steps.
         distinct: the number of distinct experts at each of them.
         distance: the largest relative distance of an expert's parameters from those of the first, at each of them.
-        verdicts: what the tracker said of the copies at the first step: empty if there were none.
-        accuracy: the share of test images that it has right at the end.
+        verdicts: the tracker's verdicts on copies at the first step; empty if there were none.
+        accuracy: the final test accuracy.
     """
 
     start_error: float
@@ -100,19 +100,19 @@ class Upcycled:
 
 @dataclass(frozen=True)
 class Result:
-    """The accuracy of the dense network on the test images, and the mixtures by name."""
+    """The test accuracy of the dense network, and the mixtures by name."""
 
     dense_accuracy: float
     mixtures: dict[str, Upcycled]
 
 
 def upcycle(dense: Network, *, indifferent: bool, noise: bool) -> Network:
-    """A copy of a dense network whose MLP is a mixture of copies of the MLP.
+    """Return a copy of a dense network whose MLP is replaced by a mixture of copies.
 
     Args:
-        dense: the network; it stays as it is.
-        indifferent: whether the router is zero and uses all experts; else it is random and uses the best two.
-        noise: whether all experts but the first get a little noise.
+        dense: the network; it is not changed.
+        indifferent: whether the router is zero and uses all experts; otherwise it is random and uses the best two.
+        noise: whether noise is added to all experts but the first.
     """
     network = copy.deepcopy(dense)
     router = nn.Linear(_WIDTH, NUM_EXPERTS, bias=False)
@@ -125,14 +125,14 @@ def upcycle(dense: Network, *, indifferent: bool, noise: bool) -> Network:
 
 
 def num_distinct(report: SymmetryReport) -> int:
-    """The number of experts that are no copies of an earlier one."""
+    """Count the experts that are no copies of an earlier one."""
     groups = [[name for name in group.modules if "experts" in name] for group in report.copies]
     return NUM_EXPERTS - sum(len(group) - 1 for group in groups if group)
 
 
 @torch.no_grad()
 def distance(experts: nn.ModuleList) -> float:
-    """The largest relative L2 distance of the parameters of an expert from those of the first."""
+    """Return the largest relative L2 distance of the parameters of an expert from those of the first."""
     flat = [torch.cat([parameter.flatten() for parameter in expert.parameters()]) for expert in experts]
     return max(float((row - flat[0]).norm() / flat[0].norm()) for row in flat[1:])
 
@@ -159,7 +159,7 @@ def _optimizer(model: nn.Module) -> torch.optim.Optimizer:
 
 
 def _train(network: Network, said: Tensor, digits: Digits, num_steps: int, every_n_steps: int) -> Upcycled:
-    """Train a mixture on, and compare its experts on the way."""
+    """Continue the training with a mixture, and compare its experts."""
     error = float((_logits(network, digits.test_images) - said).norm() / said.norm())
     mixture = network.mlp
     assert isinstance(mixture, Mixture)
@@ -182,7 +182,7 @@ def _train(network: Network, said: Tensor, digits: Digits, num_steps: int, every
 
 
 def run(*, short: bool) -> Result:
-    """Train the dense network, and the mixtures that are made of it."""
+    """Train the dense network, and the mixtures made of it."""
     num_steps, every_n_steps = (60, 10) if short else (1500, 25)
     digits = load_digits()
     with torch.random.fork_rng(devices=[]):
@@ -203,7 +203,7 @@ def run(*, short: bool) -> Result:
 
 
 def rows(result: Result) -> list[Row]:
-    """The table."""
+    """Return the lines of the table."""
     said = {
         RANDOM: "copies at first, part as they train",
         RANDOM_NOISE: "distinct from the first step",
@@ -230,7 +230,7 @@ def rows(result: Result) -> list[Row]:
 
 
 def picture(result: Result) -> Figure:
-    """Distinct experts, and how far apart they are, against the optimizer step."""
+    """Plot distinct experts and their distance against the optimizer step."""
     figure = Figure(figsize=(10, 4), layout="constrained")
     count, apart = figure.subplots(1, 2)
     styles = ["-", "--", "-.", ":"]

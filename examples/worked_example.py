@@ -1,4 +1,4 @@
-"""The smallest network that shows all of the idea, by hand and in numbers.
+"""The smallest network that shows the whole idea, by hand and in numbers.
 
 Source: `docs/idea.md` of this repository, "Worked through". Two inputs, two hidden layers of two units, one output,
 identity activations, no bias, and the output as the loss::
@@ -6,15 +6,15 @@ identity activations, no bias, and the output as the loss::
     y1 = w1 x1 + w3 x2    y3 = w5 y1 + w7 y2    y = w9 y3 + w10 y4
     y2 = w2 x1 + w4 x2    y4 = w6 y1 + w8 y2
 
-The claims: a constant start stays locked, two units in either hidden layer training as one; "the first layer is fine,
+The claims: from a constant start, the two units of either hidden layer train as one forever; "the first layer is fine,
 because its inputs differ" is wrong; a random second layer breaks the symmetry of the first at once; weights of zero
 never move; and rows that are permuted, `w5 = w8 != w6 = w7`, move in lockstep.
 
-How: the gradients that are written out on the page train the network in exact fractions, and PyTorch trains it in
-float64. All numbers at the start are sums of powers of two, so that both start from the same point; the table shows
-PyTorch's numbers as the fractions that they are.
+How: the gradients derived on the page train the network in exact fractions, and PyTorch trains it in
+float64. All initial numbers are sums of powers of two, so that both start from the same point; the table shows
+PyTorch's numbers as fractions.
 
-What `lightning_symmetry` does in it: the tracker says at every step what becomes of the units of each layer.
+What `lightning_symmetry` does in it: the tracker checks the units of each layer at every step.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ CONSTANT, RANDOM, ZERO, PERMUTED = "constant 1/2", "other second layer", "zero",
 INPUTS = (Fraction(3, 4), Fraction(-1, 2))
 LEARNING_RATE = Fraction(1, 1024)
 NUM_EXACT_STEPS = 8  # each step makes the fractions three times as long
-HIDDEN = {"0": "first", "1": "second"}  # names of the hidden layers, and what the page calls them
+HIDDEN = {"0": "first", "1": "second"}  # names of the hidden layers, here and on the page
 _HALF, _QUARTER, _EIGHTH = Fraction(1, 2), Fraction(1, 4), Fraction(1, 8)
 
 Numbers = tuple[Fraction, ...]
@@ -51,7 +51,7 @@ STARTS: dict[str, Numbers] = {
 
 @dataclass(frozen=True)
 class Look:
-    """What the tracker said at one step.
+    """The tracker's report at one step.
 
     Attributes:
         distinct: by layer, the number of distinct units.
@@ -67,8 +67,8 @@ class Trained:
     """A training.
 
     Attributes:
-        first_gradients: PyTorch's at step 0, those of w1, ..., w10.
-        weights: PyTorch's before each step, w1, ..., w10.
+        first_gradients: PyTorch's gradients of w1, ..., w10 at step 0.
+        weights: PyTorch's w1, ..., w10 before each step.
         error: the largest distance of any weight from the exact fraction, over the first steps.
         looks: what the tracker said at each step.
     """
@@ -81,13 +81,13 @@ class Trained:
 
 @dataclass(frozen=True)
 class Result:
-    """The trainings, by what they started from."""
+    """The trainings by their start."""
 
     trained: dict[str, Trained]
 
 
 def gradients(w: Numbers) -> Numbers:
-    """The gradients of y with respect to w1, ..., w10, as on the page."""
+    """Return the gradients of y with respect to w1, ..., w10, as on the page."""
     (x1, x2), (w1, w2, w3, w4, w5, w6, w7, w8, w9, w10) = INPUTS, w
     y1, y2 = w1 * x1 + w3 * x2, w2 * x1 + w4 * x2
     y3, y4 = w5 * y1 + w7 * y2, w6 * y1 + w8 * y2
@@ -96,7 +96,7 @@ def gradients(w: Numbers) -> Numbers:
 
 
 def by_hand(start: Numbers, num_steps: int) -> list[Numbers]:
-    """The exact weights before each of the steps of gradient descent."""
+    """Return the exact weights before each step of gradient descent."""
     weights = [start]
     while len(weights) < num_steps:
         updates = zip(weights[-1], gradients(weights[-1]), strict=True)
@@ -105,7 +105,7 @@ def by_hand(start: Numbers, num_steps: int) -> list[Numbers]:
 
 
 def _network(start: Numbers) -> nn.Sequential:
-    """The network of the page in float64; the rows of its layers are the weights that feed a unit."""
+    """Return the network of the page in float64; each row of a layer holds the weights of a unit."""
     w1, w2, w3, w4, w5, w6, w7, w8, w9, w10 = map(float, start)
     network = nn.Sequential()
     for rows in ([[w1, w3], [w2, w4]], [[w5, w7], [w6, w8]], [[w9, w10]]):
@@ -116,7 +116,7 @@ def _network(start: Numbers) -> nn.Sequential:
 
 
 def _in_order(tensors: Sequence[Tensor]) -> tuple[float, ...]:
-    """The entries that belong to w1, ..., w10, of tensors that are shaped as the weights of the three layers."""
+    """Return the entries for w1, ..., w10 of tensors with the shapes of the layers' weights."""
     return tuple(entry for tensor in tensors for entry in tensor.detach().T.flatten().tolist())
 
 
@@ -129,7 +129,7 @@ def _look(report: SymmetryReport) -> Look:
 
 
 def train(start: Numbers, num_steps: int) -> Trained:
-    """Train with PyTorch, watched by the tracker."""
+    """Train with PyTorch and a tracker."""
     network = _network(start)
     parameters = list(network.parameters())
     optimizer = torch.optim.SGD(parameters, lr=float(LEARNING_RATE))
@@ -161,14 +161,14 @@ def _fractions(values: Sequence[float | Fraction]) -> str:
 
 
 def _history(trained: Trained, layer: str) -> str:
-    """The verdicts on a layer, each with the step at which it was first given."""
+    """Return the verdicts on a layer, each with its first step."""
     said = [look.verdicts[layer] or "distinct" for look in trained.looks]
     news = [step for step in range(len(said)) if step == 0 or said[step] != said[step - 1]]
     return ", ".join(f"{said[step]} (from step {step})" for step in news)
 
 
 def rows(result: Result) -> list[Row]:
-    """The table."""
+    """Return the lines of the table."""
     constant, num_steps = result.trained[CONSTANT], len(result.trained[CONSTANT].weights)
     slopes = gradients(STARTS[CONSTANT])
     last = constant.weights[-1][:4]
@@ -201,7 +201,7 @@ def rows(result: Result) -> list[Row]:
 
 
 def picture(result: Result) -> Figure:
-    """The weights of the first layer from the constant start, and the verdicts of the first steps from all starts."""
+    """Plot the first layer's weights from the constant start, and the first verdicts from all starts."""
     figure = Figure(figsize=(12, 4), layout="constrained")
     weights, verdicts = figure.subplots(1, 2, width_ratios=[1, 1.4])
     styles = [("tab:blue", "-", 5), ("black", "--", 1.5), ("tab:orange", "-", 5), ("black", ":", 1.5)]
@@ -215,7 +215,7 @@ def picture(result: Result) -> Figure:
 
 
 def _draw_verdicts(axes: Axes, result: Result) -> None:
-    """A row for each start and hidden layer, a square for each of the first steps."""
+    """Plot a row for each start and hidden layer, with a square for each of the first steps."""
     lines = {
         f"{name}: {layer} layer": [look.verdicts[layer] or "distinct" for look in trained.looks[:NUM_EXACT_STEPS]]
         for name, trained in result.trained.items()

@@ -1,36 +1,36 @@
-"""Initialisation with zeros and ones only, and the units that it makes twins for ever.
+"""Initialisation with zeros and ones only, and the units that it makes twins forever.
 
 Paper: Jiawei Zhao, Florian Schäfer and Anima Anandkumar (2021), "ZerO Initialization: Initializing Neural Networks with
 only Zeros and Ones", arXiv 2110.12661. The setting is that of its authors' notebook, `example_mnist.ipynb` in the
 repository jiaweizzhao/ZerO-initialization: layers n-n-w-w-10 without biases, ReLU, cross-entropy, SGD with a learning
 rate of 0.1 and batches of 64; n is the number of pixels, and w > n. Algorithm 1 makes a matrix with more rows than
-columns the first rows and columns of a Hadamard matrix, scaled, and every other one the identity, cut off.
+columns from the first rows and columns of a Hadamard matrix, scaled, and every other one from the identity, cropped.
 
 The claim (theorem 1, figure 3): if the matrix that widens is the identity too, padded with zeros (*partial identity*),
 the rank of W3 - I, where W3 is the square matrix behind it, never exceeds n; the Hadamard matrix breaks this
 constraint, and training works.
 
-What is proven here, and is not in the paper: the Hadamard matrix takes the rank no further than q + 10, where q is the
+Proven here, and not in the paper: with the Hadamard matrix, the rank never exceeds q + 10, where q is the
 smallest power of two that is at least n, however wide the layer. Entry (i, j) of it is -1 to the number of binary ones
 of i AND j. Columns j < n use the lowest log2(q) bits only, so rows i and i + q are equal. Exchange two such *twins* in
 all layers: W2 stays, as its rows are equal; W3 = I stays, as its rows and columns are exchanged alike; and the partial
 identity W4 stays if neither is among the first 10 units, as both columns are zero. An exchange that leaves all weights
-as they are leaves the gradients of every batch as they are, and so all weights after a step of SGD, momentum or Adam:
-by induction such twins are twins for ever. Only units that W4 reads can part from theirs. So at most q + 10 units
+unchanged leaves the gradients of every batch unchanged, and so all weights after a step of SGD, momentum or Adam:
+by induction such twins are twins forever. Only units that W4 reads can diverge from theirs. So at most q + 10 units
 differ, their activations span no more dimensions, and every gradient of W3 is a sum of products with them.
 
 The paper also has an algorithm for convolutions and residual networks, which is not run here. The residual form here is
 that of the authors' first code (`cifar/augskip_resnet.py` of the first commits) with linear layers: a Hadamard matrix
-of the padded input that is not trained, residual branches and head of zeros. By the same argument all twins stay there,
-as no weight tells them apart; this is only about one width, without the later steps to more channels.
+of the padded input that is not trained, residual branches and head of zeros. By the same argument all twins persist,
+as no weight distinguishes them; this covers one width only, without the later steps to more channels.
 
 How: the networks learn scikit-learn's digits, so n = 64, q = 64, and w = 128. What is exact in the argument is rounded
-to float32 here. Whether the bound matters is another question: with noise, which parts all twins, the rank is hardly
+to float32 here. The bound may not matter: with noise, which separates all twins, the rank is hardly
 higher here and the accuracy the same. Units 6 and 70 never open on the digits, so they get no gradient and stay equal:
-frozen in the plain form, though W4 reads the first; in the residual form the tracker keeps calling them breaking.
+frozen in the plain form, though W4 reads the first; in the residual form their verdict stays "breaking".
 
 What `lightning_symmetry` does in it: the tracker counts distinct units, `duplicate_groups` counts equal rows, and
-`break_symmetry` makes twins part.
+`break_symmetry` separates twins.
 """
 
 from __future__ import annotations
@@ -56,15 +56,15 @@ SQUARE = {RESIDUAL: "blocks.0"}  # the first square layer behind it; "4" in netw
 
 @dataclass(frozen=True)
 class Trained:
-    """What became of a network.
+    """The training of a network.
 
     Attributes:
-        steps: the optimizer steps at which it was looked at.
-        distinct: the number of distinct units of the layer that widens, at each of them.
-        rank: the rank of what was added to the square layer behind it, W3 - I, after each of them.
-        groups: the units of the layer that widens that are equal at the end.
-        verdicts: what the tracker said of these groups.
-        accuracy: the share of test images that it has right at the end.
+        steps: the observed optimizer steps.
+        distinct: the number of distinct units of the widening layer, at each of them.
+        rank: the rank of the change W3 - I of the square layer behind it, after each of them.
+        groups: the units of the widening layer that are equal at the end.
+        verdicts: the tracker's verdicts on these groups.
+        accuracy: the final test accuracy.
     """
 
     steps: tuple[int, ...]
@@ -84,7 +84,7 @@ class Result:
 
 
 def zero_matrix(num_units: int, num_inputs: int) -> Tensor:
-    """Algorithm 1: weights ``(num_units, num_inputs)`` of a linear layer."""
+    """Return weights ``(num_units, num_inputs)`` of a linear layer, by algorithm 1."""
     if num_units <= num_inputs:
         return torch.eye(num_units, num_inputs)
     matrix = torch.ones(1, 1)
@@ -94,12 +94,12 @@ def zero_matrix(num_units: int, num_inputs: int) -> Tensor:
 
 
 def num_distinct_rows(num_units: int, num_inputs: int) -> int:
-    """By theory, how many rows of :func:`zero_matrix` differ, if there are more units than inputs."""
+    """Return how many rows of :func:`zero_matrix` differ by theory, if there are more units than inputs."""
     return min(num_units, 2 ** math.ceil(math.log2(num_inputs)))
 
 
 def plain(initialisation: str) -> nn.Sequential:
-    """The network of the authors' notebook, for digits."""
+    """Make the network of the authors' notebook, for digits."""
     network = nn.Sequential()
     for num_inputs, num_units in ((INPUTS, INPUTS), (INPUTS, WIDTH), (WIDTH, WIDTH), (WIDTH, CLASSES)):
         layer = nn.Linear(num_inputs, num_units, bias=False)
@@ -114,7 +114,7 @@ def plain(initialisation: str) -> nn.Sequential:
 
 
 class Residual(nn.Module):
-    """A fixed Hadamard matrix, and trained weights that are all zero at first."""
+    """The residual form: a fixed Hadamard matrix, and trained weights that start from zero."""
 
     hadamard: Tensor
 
@@ -128,7 +128,7 @@ class Residual(nn.Module):
             nn.init.zeros_(parameter)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits ``(n, 10)`` of images ``(n, 64)``."""
+        """Return logits ``(n, 10)`` of images ``(n, 64)``."""
         features = self.stem(images) + images @ self.hadamard.T
         for block in self.blocks:
             features = features + block(features.relu())
@@ -144,7 +144,7 @@ def _networks() -> dict[str, nn.Module]:
 
 @torch.no_grad()
 def _rank_added(name: str, network: nn.Module) -> int:
-    """The rank of what training and chance have added to the square layer; the tolerance is the notebook's."""
+    """Return the rank of the square layer's change by training and noise; the tolerance is the notebook's."""
     weight = network.get_submodule(SQUARE.get(name, "4")).get_parameter("weight")
     start = torch.zeros_like(weight) if name == RESIDUAL else torch.eye(WIDTH)
     return int(torch.linalg.matrix_rank(weight - start, atol=1e-4, rtol=0.0))
@@ -194,7 +194,7 @@ def run(*, short: bool) -> Result:
 
 
 def rows(result: Result) -> list[Row]:
-    """The table."""
+    """Return the lines of the table."""
     cap = num_distinct_rows(WIDTH, INPUTS)
     said = {
         RANDOM: ("not in the paper", "-"),
@@ -227,7 +227,7 @@ def rows(result: Result) -> list[Row]:
 
 
 def picture(result: Result) -> Figure:
-    """Distinct units, and the rank of what was added, against the optimizer step."""
+    """Plot distinct units and the rank of the change against the optimizer step."""
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     units, ranks = figure.subplots(1, 2)
     for style, (name, trained) in zip(["-", "--", "-", ":", "-."], result.trained.items(), strict=True):

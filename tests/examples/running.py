@@ -1,4 +1,4 @@
-"""Runs an example as its reader does."""
+"""Runs examples as users do."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from PIL import Image
 
 
 def run_as_script(name: str, folder: Path) -> str:
-    """Run the short form of an example, and look at its picture; returns what it prints."""
+    """Run the short form of an example, check its picture, and return its output."""
     command = [sys.executable, "-m", f"examples.{name}", "--short", "--output", str(folder)]
     root = Path(__file__).parents[2]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=root)

@@ -49,7 +49,7 @@ def test_compressing_keeps_the_function_and_leaves_nothing_redundant(seed: int, 
     with torch.no_grad():
         torch.testing.assert_close(shorter.network()(inputs), parameters.network()(inputs), rtol=1e-10, atol=1e-10)
         hidden = shorter.network()[:2](inputs)
-    # Activations that are independent of each other and of a constant, and all listened to: nothing to remove.
+    # Activations that are linearly independent of each other and of a constant, and are all read: nothing to remove.
     features = torch.cat([hidden, torch.ones(256, 1, dtype=torch.float64)], dim=1)
     assert torch.linalg.matrix_rank(features, rtol=1e-12) == shorter.num_units + 1
     assert shorter.outgoing.any(dim=0).all()

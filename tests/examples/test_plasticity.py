@@ -25,7 +25,7 @@ def test_with_plain_backpropagation_units_die_and_weights_grow(result: plasticit
 
 def test_units_are_recycled_and_no_more_of_them_are_dead_than_without(result: plasticity.Result) -> None:
     assert sum(task.num_recycled for task in result.lives[RECYCLE]) > 0
-    # At the end of a single task it is chance: a few units, which depend on the rounding of the processor.
+    # At the end of a single task, a few units may be dead by chance, depending on the processor's rounding.
     dead = {name: fmean(task.dead for task in result.lives[name]) for name in (PLAIN, RECYCLE)}
     assert dead[RECYCLE] < dead[PLAIN] + 0.03
 

@@ -20,7 +20,7 @@ def _verdicts(result: worked_example.Result, start: str, layer: str) -> list[str
 
 
 def test_gradients_by_hand_are_slopes_of_the_output() -> None:
-    # The output is linear in each single weight, so the slope between any two points is the gradient, exactly.
+    # The output is linear in each single weight, so the slope between any two points is exactly the gradient.
     def output(w: worked_example.Numbers) -> Fraction:
         x1, x2 = INPUTS
         y1, y2 = w[0] * x1 + w[2] * x2, w[1] * x1 + w[3] * x2
