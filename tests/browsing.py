@@ -1,4 +1,4 @@
-"""A real Chromium without a window."""
+"""A headless Chromium."""
 
 from __future__ import annotations
 
@@ -45,27 +45,27 @@ class Page:
         self.driver = driver
 
     def clear(self) -> None:
-        """Leave the page of the test before, and forget what it may still have complained of."""
+        """Leave the page of the previous test, and discard its console messages."""
         self.driver.switch_to.default_content()
         self.driver.get("about:blank")
         self.errors()
 
     def open(self, server: Server, link: Mapping[str, str | int] | None = None, *, dark: bool = False) -> None:
-        """Open the tab inside TensorBoard, at what a link names."""
+        """Open the tab inside TensorBoard, at the target of a link."""
         parts = "".join(f"&p.symmetry.{key}={quote(str(value), safe='')}" for key, value in (link or {}).items())
         self.open_url(f"{server.url}/{'?darkMode=true' if dark else ''}#symmetry{parts}")
 
     def open_url(self, url: str) -> None:
-        """Open an address of TensorBoard with the tab in front."""
+        """Open an address of TensorBoard with the tab selected."""
         self.driver.switch_to.default_content()
-        self.driver.get("about:blank")  # else only the hash changes
+        self.driver.get("about:blank")  # otherwise only the hash would change
         self.driver.get(url)
         frame = wait_for(lambda: self.driver.find_elements(By.CSS_SELECTOR, 'iframe[src*="name=symmetry"]'))
         self.driver.switch_to.frame(frame[0])
         self.wait("main > *")
 
     def address(self) -> str:
-        """What the browser's address bar shows."""
+        """Return the browser's address."""
         address: str = self.run("return window.top.location.href")
         return address
 
@@ -74,30 +74,30 @@ class Page:
         return self.driver.execute_script(script, *arguments)
 
     def all(self, selector: str) -> list[WebElement]:
-        """All elements that a selector finds now."""
+        """Return all elements that currently match a selector."""
         return self.driver.find_elements(By.CSS_SELECTOR, selector)
 
     def wait(self, selector: str, text: str = "") -> WebElement:
-        """The first element that a selector finds, as soon as there is one whose text holds ``text``."""
+        """Wait for an element that matches a selector and contains ``text``, and return it."""
 
         def look() -> WebElement | None:
             try:
                 return next((element for element in self.all(selector) if text in element.text), None)
-            except StaleElementReferenceException:  # drawn anew just now
+            except StaleElementReferenceException:  # redrawn in the meantime
                 return None
 
         found: WebElement = wait_for(look)
         return found
 
     def texts(self, selector: str) -> list[str]:
-        """The texts of all elements that a selector finds, whether they are in sight or not."""
+        """Return the texts of all elements that match a selector, visible or not."""
         texts: list[str] = self.run(
             "return [...document.querySelectorAll(arguments[0])].map((node) => node.textContent)", selector
         )
         return texts
 
     def text(self, selector: str) -> str:
-        """The text of the first element that a selector finds, as soon as there is one."""
+        """Wait for an element that matches a selector, and return its text."""
         found: list[str] = wait_for(lambda: self.texts(selector))
         return found[0]
 
@@ -107,7 +107,7 @@ class Page:
             ActionChains(self.driver).send_keys(key).perform()
 
     def hover(self, element: WebElement, x: float, y: float) -> None:
-        """Move the pointer to a place of an element, counted from its upper left corner."""
+        """Move the pointer to a position in an element, relative to its upper left corner."""
         size = element.size
         actions = ActionChains(self.driver)
         actions.move_to_element_with_offset(
@@ -115,7 +115,7 @@ class Page:
         ).perform()
 
     def pixels(self, canvas: WebElement, places: Sequence[tuple[float, float]]) -> list[tuple[int, ...]]:
-        """The colours of a canvas at places in CSS pixels."""
+        """Return the colours of a canvas at positions in CSS pixels."""
         script = (
             "const [canvas, places] = arguments, context = canvas.getContext('2d');"
             "const ratio = canvas.width / canvas.getBoundingClientRect().width;"
@@ -124,14 +124,14 @@ class Page:
         return [tuple(colour) for colour in self.run(script, canvas, places)]
 
     def errors(self) -> list[str]:
-        """What the console has complained of since the last call."""
+        """Return the console's errors since the last call."""
         log: list[dict[str, Any]] = self.driver.get_log("browser")  # type: ignore[no-untyped-call]
         return [entry["message"] for entry in log if entry["level"] == "SEVERE"]
 
 
 @contextmanager
 def open_browser(profile: Path, width: int = 1440, height: int = 1000) -> Iterator[Page]:
-    """Start Chromium; without it, the test that asks is skipped, or fails if a browser is required."""
+    """Start Chromium; if it is missing, skip the test, or fail if a browser is required."""
     missing = [name for name in ("chromium", "chromedriver") if shutil.which(name) is None]
     if missing:
         message = f"{' and '.join(missing)} not found; on Debian: apt-get install chromium chromium-driver"

@@ -1,4 +1,4 @@
-"""What must be found and what must be passed over in silence: ``python -m tests.cases`` prints the table.
+"""Trainings that must cause warnings, and trainings that must not: ``python -m tests.cases`` prints the table.
 
 Every case is a real training, by Lightning's Trainer and in a plain loop. A case is added by one line in :data:`CASES`.
 """
@@ -62,15 +62,15 @@ class Task(Classifier):
 
 @dataclass(frozen=True)
 class Case:
-    """A training and what must be said of it.
+    """A training and the expected warnings.
 
     Attributes:
-        name: what it is.
-        build: makes the network; the global random state is seeded before.
-        expected: by layer, the verdicts that must be warned of; nothing else may be.
+        name: name of the case.
+        build: makes the network, after the global random generator has been seeded.
+        expected: by layer, the verdicts that must cause a warning; no other may.
         loss: "targets", "classes", "two classes" or "sum".
-        warm_up: steps of a linear warm-up that starts with three steps of learning rate 0.
-        bf16: whether it must hold in bfloat16 too.
+        warm_up: steps of a linear warm-up, which starts with three steps of learning rate 0.
+        bf16: whether the expectations also hold in bfloat16.
         steps: length of the training.
         groups: makes the parameter groups; None: there is one.
     """
@@ -111,7 +111,7 @@ def constant_rnn(kind: Callable[..., nn.RNNBase]) -> nn.Module:
 
 SILENT: dict[str, set[str]] = {}
 CASES = [
-    # locked for ever
+    # locked
     *(
         Case(f"constant, {act.__name__}", partial(zoo.constant_perceptron, act), locked("0", "2"))
         for act in (nn.ReLU, nn.GELU, nn.Tanh, nn.Sigmoid)
@@ -141,7 +141,7 @@ CASES = [
     Case("LoRA, both factors zero", zoo.both_factors_zero, frozen("0.a", "0.b")),
     # lockstep
     Case("loss that sums the outputs", zoo.perceptron, {"4": {"lockstep"}}, "sum"),
-    # mirror images that stay so
+    # lasting mirror images
     Case("mirrored, tanh", lambda: zoo.mirrored(zoo.perceptron(nn.Tanh), "0", "2"), locked("0")),
     Case("mirrored, square", lambda: zoo.mirrored(one_hidden(zoo.Square), "0", "2", 1.0), locked("0")),
     Case("mirrored filters", zoo.mirrored_filters, locked("1")),
@@ -167,7 +167,7 @@ CASES = [
     Case("saturated tanh", lambda: zoo.with_bias(zoo.perceptron(nn.Tanh), "0", 40.0), dead("0"), steps=70),
     Case("saturated sigmoid", lambda: zoo.with_bias(zoo.perceptron(nn.Sigmoid), "0", 200.0), dead("0"), steps=70),
     Case("cut off by zeros that stay", lambda: zoo.cut_off(zoo.perceptron(nn.Tanh)), dead("0", "2"), steps=70),
-    # breaking by themselves
+    # breaking
     Case("looks-linear", lambda: zoo.mirrored(zoo.perceptron(), "0", "2"), SILENT),
     Case("mirrored incoming weights only", lambda: zoo.mirror_rows(zoo.perceptron(nn.Tanh), "0"), SILENT),
     Case("mirrored LSTM", lambda: zoo.mirror_rows(rnn(nn.LSTM)(), "rnn"), SILENT),
@@ -235,7 +235,7 @@ Found = dict[str, set[str]]
 
 
 def run(case: Case, optimizer: str, precision: str, every_n_steps: int = 3) -> tuple[Found, SymmetryMonitor, nn.Module]:
-    """Train a case with Lightning's Trainer; returns what was found, the monitor, and the trained network."""
+    """Train a case with Lightning's Trainer; return the findings, the monitor, and the trained network."""
     data, net = _setting(case)
     monitor = SymmetryMonitor(every_n_steps=every_n_steps, heatmaps="none", scalars="none")
     trainer = make_trainer([monitor], max_steps=case.steps, precision=precision)
@@ -246,7 +246,7 @@ def run(case: Case, optimizer: str, precision: str, every_n_steps: int = 3) -> t
 
 
 def run_in_plain_loop(case: Case, optimizer: str, precision: str) -> tuple[Found, SymmetryTracker]:
-    """Train a case without any Trainer; returns what was found, and the tracker."""
+    """Train a case in a plain loop; return the findings and the tracker."""
     data, net = _setting(case)
     dtype = torch.bfloat16 if precision == "bf16-true" else torch.float32
     task = Task(net.to(dtype) if dtype is not torch.float32 else net, optimizer, case)
@@ -280,18 +280,18 @@ def _found(monitor: SymmetryMonitor | SymmetryTracker) -> Found:
 
 
 def settings(case: Case) -> list[tuple[str, str]]:
-    """Every optimizer in float32, and in bfloat16 one without and one with a memory."""
+    """Return every optimizer in float32, and in bfloat16 one without and one with a state."""
     plain = [(optimizer, "32-true") for optimizer in OPTIMIZERS]
     return plain + [(optimizer, "bf16-true") for optimizer in ("sgd", "adamw") if case.bf16]
 
 
 def tell(found: dict[str, set[str]]) -> str:
-    """What was found, in a few words."""
+    """Return the findings in a few words."""
     return "; ".join(f"{layer}: {', '.join(sorted(verdicts))}" for layer, verdicts in sorted(found.items())) or "silent"
 
 
 def main() -> int:
-    """Print the table; the exit status is the number of settings that went wrong."""
+    """Print the table; return the number of failed settings as the exit status."""
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     wrong = 0
     for case in CASES:

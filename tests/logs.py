@@ -1,4 +1,4 @@
-"""What is logged while something runs."""
+"""Recording of log messages."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def logged(name: str, is_wanted: Callable[[str], bool] = lambda text: True) -> I
     """Collect the messages of a logger, from INFO on.
 
     Args:
-        name: of the logger.
-        is_wanted: tells whether a message is kept.
+        name: name of the logger.
+        is_wanted: returns whether to keep a message.
     """
     texts: list[str] = []
     logger = logging.getLogger(name)

@@ -1,4 +1,4 @@
-"""Weaken one condition after the other and see whether any test fails: ``python -m tests.mutants [FILE[:LINE]...]``.
+"""Weaken one condition after the other and check whether a test fails: ``python -m tests.mutants [FILE[:LINE]...]``.
 
 A copy of the repository is changed, never the repository itself. Changes that no test notices are printed as SURVIVED.
 ``--list`` prints all changes and runs nothing.
@@ -26,7 +26,7 @@ TESTS = ["tests/verdicts", "tests/engine", "tests/test_cases.py"]
 OPTIONS = ["-x", "-q", "-p", "no:randomly", "-p", "no:cacheprovider", "--assert=plain"]
 PRELOADED = ("pytest", "torch", "lightning.pytorch", "hypothesis")  # imported once, not once per mutant
 
-# What a comparison becomes: moved by one, or turned round.
+# Replacements of a comparison: moved by one, or inverted.
 COMPARISONS: dict[type[ast.cmpop], tuple[type[ast.cmpop], ...]] = {
     ast.Gt: (ast.GtE, ast.LtE),
     ast.GtE: (ast.Gt, ast.Lt),
@@ -81,7 +81,7 @@ def _put(parent: ast.AST, field: str, i: int, node: ast.AST) -> None:
 
 
 def _weakened(field: str, node: ast.AST) -> Iterator[ast.AST]:
-    """Yield what may stand in place of a node."""
+    """Yield the replacements of a node."""
     is_negated_below = isinstance(node, ast.UnaryOp) or (isinstance(node, ast.Compare) and len(node.ops) == 1)
     is_condition = field in ("test", "ifs") and ast.unparse(node) != "TYPE_CHECKING"
     if is_condition and isinstance(node, ast.expr) and not is_negated_below:
@@ -115,10 +115,10 @@ def _changes_state(node: ast.AST) -> bool:
 
 
 def outcome(folder: Path, tests: list[str], limit: float) -> str:
-    """Run tests on a copy of the repository, in a process of their own.
+    """Run tests on a copy of the repository, in a separate process.
 
     Returns:
-        Which test failed, or that it took too long; empty if all tests passed.
+        The failed test, or that the time limit was reached; empty if all tests passed.
     """
     child = os.fork()
     if child == 0:
@@ -161,10 +161,10 @@ def main() -> None:
         return
     for name in PRELOADED:
         import_module(name)
-    # On a busy machine a test that takes longer than usual would be taken for one that fails.
+    # On a busy machine, a test that takes longer than usual would count as a failure.
     import_module("hypothesis").settings.register_profile("mutants", deadline=None)
     import_module("hypothesis").settings.load_profile("mutants")
-    sys.dont_write_bytecode = True  # a mutant may be as long as the one before, and written in the same second
+    sys.dont_write_bytecode = True  # a mutant may have the length and the modification time of the previous one
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "copy"
         shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(".*", "__pycache__", "site"))

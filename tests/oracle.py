@@ -1,4 +1,4 @@
-"""Brute force in float64: the definition of a group, written down without any thought of speed."""
+"""Brute force in float64: the definition of a group, without regard to speed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def brute_force_groups(rows: Tensor, tolerance: float) -> list[tuple[int, ...]]:
-    """Each row joins the first representative with which it agrees, or becomes one."""
+    """Group rows: each joins the first representative with which it agrees, or becomes one."""
     matrix = rows.to(torch.float64)
     groups: dict[int, list[int]] = {}
     for i, row in enumerate(matrix):
@@ -23,7 +23,7 @@ def brute_force_groups(rows: Tensor, tolerance: float) -> list[tuple[int, ...]]:
 
 
 def agree(a: Tensor, b: Tensor, tolerance: float) -> bool:
-    """Relative L2 distance."""
+    """Return the relative L2 distance."""
     scale = float(max(a.abs().max(), b.abs().max())) if a.numel() else 0.0
     if scale == 0:
         return True
@@ -32,9 +32,9 @@ def agree(a: Tensor, b: Tensor, tolerance: float) -> bool:
 
 
 def brute_force_mirrors(rows: Tensor, tolerance: float) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """Sets of rows that agree up to sign, each with those that are the negative of the first.
+    """Return sets of rows that agree up to sign, each with the rows that are the negative of the first.
 
-    The first row of each group of equal rows stands for it. Each joins the first that it is the negative of.
+    The first row of each group of equal rows represents it. Each joins the first whose negative it is.
     """
     matrix = rows.to(torch.float64)
     groups = {group[0]: group for group in brute_force_groups(rows, tolerance)}
@@ -60,7 +60,7 @@ def brute_force_mirrors(rows: Tensor, tolerance: float) -> list[tuple[tuple[int,
 
 
 def brute_force_directions(rows: Tensor, cosine: float) -> int:
-    """Each row joins the first representative with this cosine similarity or its negative, or becomes one."""
+    """Group rows: each joins the first representative with this cosine similarity or its negative, or becomes one."""
     matrix = rows.to(torch.float64)
     unit = matrix / torch.linalg.vector_norm(matrix, dim=1, keepdim=True)
     representatives: list[Tensor] = []

@@ -1,4 +1,4 @@
-"""One network with something of everything, and what a monitor says of it."""
+"""A network with every kind of finding, and a monitor of it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Patient(nn.Module):
         with torch.no_grad():
             self.copied.weight[4:] = self.copied.weight[:4]
             self.copied.bias[4:] = self.copied.bias[:4]
-            self.head.weight[:, 1:8] = 0.1  # nothing tells these units of the constant layer apart
+            self.head.weight[:, 1:8] = 0.1  # nothing distinguishes these units of the constant layer
             self.head.weight[:, 0] = torch.tensor([0.4, -0.3, 0.2, -0.1])
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
@@ -39,11 +39,11 @@ class Patient(nn.Module):
 
 
 def monitored(*, options: dict[str, Any] | None = None, **trainer_options: Any) -> SymmetryMonitor:
-    """The monitor of eight steps of the network, each of which is checked.
+    """Return the monitor of eight steps of the network, all of which are checked.
 
     Args:
-        options: options of the monitor.
-        trainer_options: options of the Trainer.
+        options: options for the monitor.
+        trainer_options: options for the Trainer.
     """
     monitor = SymmetryMonitor(every_n_steps=1, on_symmetry="ignore", **(options or {}))
     with warnings.catch_warnings():

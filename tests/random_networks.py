@@ -1,4 +1,4 @@
-"""Random small networks that hold layers of all kinds, some of them sick, and what may happen to them in a training."""
+"""Random small networks with layers of all kinds, some of them sick, and random events in their training."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _ACTIVATIONS = (nn.ReLU, nn.ReLU, nn.Tanh, nn.GELU, nn.Sigmoid, nn.Identity)
 
 
 class Reshaped(nn.Module):
-    """Gives every sample another shape."""
+    """Reshapes every sample."""
 
     def __init__(self, *shape: int) -> None:
         super().__init__()
@@ -32,7 +32,7 @@ class Reshaped(nn.Module):
 
 
 class Cast(nn.Module):
-    """Computes in another precision, which its parameters have."""
+    """Computes in the precision of its parameters."""
 
     def __init__(self, body: nn.Module, dtype: torch.dtype) -> None:
         super().__init__()
@@ -79,7 +79,7 @@ class Paired(nn.Module):
 
 
 class Embedded(nn.Module):
-    """Looks up a token that depends on the numbers of a sample; some tokens never come."""
+    """Looks up a token that depends on the numbers of a sample; some tokens never occur."""
 
     def __init__(self, units: int) -> None:
         super().__init__()
@@ -91,7 +91,7 @@ class Embedded(nn.Module):
 
 
 class Chosen(nn.Module):
-    """Experts of which some steps use one, some another, and some all."""
+    """Experts; each step uses one of them, or all."""
 
     def __init__(self, experts: list[nn.Module]) -> None:
         super().__init__()
@@ -105,7 +105,7 @@ class Chosen(nn.Module):
 
 
 class Unknown(nn.Module):
-    """A product with a matrix that no adapter knows."""
+    """A product with a matrix without an adapter."""
 
     def __init__(self, width: int, units: int) -> None:
         super().__init__()
@@ -117,7 +117,7 @@ class Unknown(nn.Module):
 
 
 class Scaled(nn.Module):
-    """A parametrization with a buffer that changes, and a parameter of its own."""
+    """A parametrization with a changing buffer and its own parameter."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -130,7 +130,7 @@ class Scaled(nn.Module):
 
 
 def network(random: Random) -> nn.Sequential:
-    """A network of three to six layers for inputs ``(batch, 8)``."""
+    """Return a network of three to six layers for inputs ``(batch, 8)``."""
     layers: list[nn.Module] = []
     shape: tuple[int, ...] = (8,)
     kind = random.choice(["perceptron", "perceptron", *["convolutions"] * 3, "mixed", "mixed"])
@@ -138,7 +138,7 @@ def network(random: Random) -> nn.Sequential:
         layer, shape = random.choice(_LAYERS[kind][len(shape)])(random, shape)
         if random.random() < 0.15:
             layer = Cast(layer, random.choice([torch.bfloat16, torch.float64]))
-        elif random.random() < 0.05:  # such layers are looked at closely whenever they are
+        elif random.random() < 0.05:  # such layers are always checked in full
             _parametrize(random, layer)
         layers += [layer, random.choice(_ACTIVATIONS)()]
         if random.random() < 0.1:
@@ -185,7 +185,7 @@ def _of_one_width(random: Random, shape: tuple[int, ...]) -> tuple[nn.Module, tu
         lambda: Attended(width, bias=random.random() < 0.7),
         lambda: Attended(width, kdim=width, vdim=width, add_bias_kv=True),
         lambda: Chosen([first, copy.deepcopy(first) if equal else body(), body()]),
-        lambda: nn.Sequential(first, nn.Tanh(), first),  # one module twice
+        lambda: nn.Sequential(first, nn.Tanh(), first),  # the same module twice
     ]
     return random.choice(kinds)(), shape
 
@@ -205,7 +205,7 @@ def _convolution(random: Random, shape: tuple[int, ...]) -> tuple[nn.Module, tup
     groups, outputs = random.choice([1, 2, 2, 4]), random.choice([4, 8, channels])
     is_transposed = random.random() < 0.6
     kinds: list[type[Any]] = [nn.ConvTranspose1d, nn.ConvTranspose2d] if is_transposed else [nn.Conv1d, nn.Conv2d]
-    # The shape stays: a kernel of 1, or one of 3 with a padding.
+    # A kernel of 1, or of 3 with padding, keeps the shape.
     size = random.choice([1, 3])
     options = {"groups": groups, "padding": size // 2, "bias": random.random() < 0.8}
     return kinds[len(sizes) - 1](channels, outputs, size, **options), (outputs, *sizes)
@@ -218,7 +218,7 @@ def _flat(random: Random, shape: tuple[int, ...]) -> tuple[nn.Module, tuple[int,
 
 
 _Make = Callable[[Random, tuple[int, ...]], tuple[nn.Module, tuple[int, ...]]]
-# By kind of network, and by the number of dimensions that a sample has so far.
+# By kind of network, and by the current number of dimensions of a sample.
 _LAYERS: dict[str, dict[int, list[_Make]]] = {
     "perceptron": {1: [_wide]},
     "convolutions": {1: [_image, _series], 2: [_convolution], 3: [_convolution]},
@@ -231,7 +231,7 @@ _LAYERS: dict[str, dict[int, list[_Make]]] = {
 
 
 def layers_of(net: nn.Module) -> list[Any]:
-    """The linear layers and convolutions, as they are computed or not."""
+    """Return the linear layers and convolutions, with or without computed weights."""
     kinds = (nn.Linear, nn.modules.conv._ConvNd)
     return [module for module in net.modules() if isinstance(module, kinds)]
 
@@ -257,14 +257,14 @@ def constant(random: Random, net: nn.Module) -> None:
 
 
 def duplicated(random: Random, net: nn.Module, sign: float = 1.0) -> None:
-    """Some units have one row; if a linear layer reads them, its columns are equal too."""
+    """Give some units equal rows, and equal columns in the linear layer that reads them, if there is one."""
     layers = _plain(net)
     pairs = [(a, b) for a, b in itertools.pairwise(layers) if type(a) is type(b) is nn.Linear]
     layer, after = random.choice(pairs or [(random.choice(layers), None)])
     for first, others in ((0, [1]), (2, [3, -1]))[: random.randint(1, 2)]:
         tensors = [tensor for tensor in (layer.weight, layer.bias) if tensor is not None]
         if isinstance(layer, nn.modules.conv._ConvTransposeNd):
-            tensors[0] = tensors[0].transpose(0, 1)  # all units of the groups that the first one stands for
+            tensors[0] = tensors[0].transpose(0, 1)  # all units of the groups whose first unit this is
         for tensor in tensors:
             if len(tensor) > 3:
                 tensor[others] = sign * tensor[first]
@@ -277,7 +277,7 @@ def mirrored(random: Random, net: nn.Module) -> None:
 
 
 def without_activation(random: Random, net: nn.Module) -> None:
-    """Two linear layers with nothing in between, the second of which does not train."""
+    """Return two consecutive linear layers, and freeze the second."""
     modules = [*net.children()]
     for i, (layer, after) in enumerate(zip(modules, modules[2:], strict=False)):
         if type(layer) is type(after) is nn.Linear:
@@ -287,7 +287,7 @@ def without_activation(random: Random, net: nn.Module) -> None:
 
 
 def in_lockstep(random: Random, net: nn.Module) -> None:
-    """Units of different weights are read alike by a layer that does not train, so that their gradients are equal."""
+    """Give units with different weights equal columns in a frozen layer, so that their gradients are equal."""
     for after in _plain(net):
         if type(after) is nn.Linear and not after.weight.requires_grad and after.in_features > 3:
             after.weight[:, 1:3] = after.weight[:, :1]
@@ -313,7 +313,7 @@ def tied(random: Random, net: nn.Module) -> None:
 
 
 def strided(random: Random, net: nn.Module) -> None:
-    """Weights whose units do not come first in memory."""
+    """Transpose the memory of weights, so that units are not consecutive."""
     for layer in _plain(net):
         layer.weight = nn.Parameter(layer.weight.detach().transpose(0, -1).contiguous().transpose(0, -1))
 
@@ -333,13 +333,13 @@ _Change = Callable[[Random, nn.Module, int], None]
 
 
 def frozen(random: Random, net: nn.Module, step: int) -> None:
-    """A layer does not train for some steps."""
+    """Freeze a layer for some steps."""
     for parameter in random.choice(_plain(net)).parameters():
         parameter.requires_grad_(not 12 <= step < 25)
 
 
 def without_gradient(random: Random, net: nn.Module, step: int) -> None:
-    """A gradient is gone for some steps."""
+    """Drop a gradient for some steps."""
     parameters = list(net.parameters())
     if 15 <= step < 20:
         random.choice(parameters).grad = None
@@ -361,7 +361,7 @@ def copied(random: Random, net: nn.Module, step: int) -> None:
 
 
 def parted(random: Random, net: nn.Module, step: int) -> None:
-    """Every weight gets noise."""
+    """Add noise to every weight."""
     if step == 40:
         for parameter in net.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -383,10 +383,10 @@ CHANGES: list[_Change] = [
 
 
 def optimizers_of(random: Random, net: nn.Sequential) -> list[torch.optim.Optimizer]:
-    """One or two optimizers of all parameters, or of most.
+    """Return one or two optimizers of all parameters, or of most.
 
-    They share no layer: a quick reading knows what has moved since the check before of the same optimizer, a close look
-    what has moved since that of any.
+    They share no layer: the screen sees movements since the previous check of the same optimizer, a full check
+    those since the previous check of any optimizer.
     """
     parameters = list(net.parameters())
     places = {id(parameter): i for i, module in enumerate(net) for parameter in module.parameters()}
@@ -407,13 +407,13 @@ def optimizers_of(random: Random, net: nn.Sequential) -> list[torch.optim.Optimi
 
 
 def training(seed: int, num_steps: int) -> tuple[nn.Module, list[torch.optim.Optimizer], Iterator[int]]:
-    """A network, its optimizers, and an iterator that takes a step and yields its number."""
+    """Return a network, its optimizers, and an iterator that takes a step and yields its number."""
     random = Random(seed)
     torch.manual_seed(seed)
     net = network(random)
     optimizers = optimizers_of(random, net)
     change = random.choice(CHANGES)
-    pause = random.choice([0, 0, 2])  # of every seven steps, in which nothing moves
+    pause = random.choice([0, 0, 2])  # of every seven steps, without an update
 
     def steps() -> Iterator[int]:
         inputs, labels = torch.randn(64, 8), torch.arange(64) % OUTPUTS

@@ -1,4 +1,4 @@
-"""A terminal: what a program writes to it, and what is on its screen in the end."""
+"""A terminal: the output of a program, and the final content of the screen."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _PIECES = re.compile(r"\x1b\[([?\d;]*)([A-Za-z])|([\r\n])|([^\x1b\r\n]+)")
 
 
 class Screen:
-    """The lines of a terminal of 120 columns, once :func:`screen` has ended."""
+    """The lines of a terminal of 120 columns, after :func:`screen` has ended."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
@@ -30,7 +30,7 @@ class Screen:
         return "\n".join(self.lines)
 
     def show(self, text: str) -> None:
-        """Draw what was written: text, ends of lines, and the moves of the cursor with which Rich redraws a bar."""
+        """Draw the output: text, line ends, and the cursor movements with which Rich redraws a bar."""
         rows, x, y = [""], 0, 0
         for arguments, command, end, words in _PIECES.findall(text):
             if end == "\r":
@@ -53,7 +53,7 @@ class Screen:
 
 @contextmanager
 def screen(monkeypatch: pytest.MonkeyPatch) -> Iterator[Screen]:
-    """Let standard output and the standard error of this process be a terminal."""
+    """Replace standard output and standard error of this process by a terminal."""
     shown, data = Screen(), io.BytesIO()
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 50, WIDTH, 0, 0))

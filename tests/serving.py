@@ -1,4 +1,4 @@
-"""Servers: a real TensorBoard in a process of its own, and the files of a folder."""
+"""Servers: a real TensorBoard in a separate process, and the files of a folder."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ class Server:
     """A running TensorBoard.
 
     Attributes:
-        url: where it answers.
-        process: it.
+        url: its address.
+        process: its process.
     """
 
     url: str
     process: subprocess.Popen[bytes]
 
     def get(self, route: str, **query: str | int) -> tuple[int, str, bytes]:
-        """Ask the plugin; returns status, content type and content."""
+        """Send a request to the plugin; return status, content type and content."""
         url = f"{self.url}/data/plugin/symmetry/{route}?{urlencode(query)}"
         try:
             with urlopen(url, timeout=_PATIENCE_S) as answer:
@@ -45,13 +45,13 @@ class Server:
                 return error.code, error.headers.get_content_type(), error.read()
 
     def json(self, route: str, **query: str | int) -> Any:
-        """Ask the plugin for JSON."""
+        """Return the plugin's answer as JSON."""
         status, mimetype, content = self.get(route, **query)
         assert (status, mimetype) == (200, "application/json"), content
         return json.loads(content)
 
     def runs(self) -> list[str]:
-        """The names of all runs."""
+        """Return the names of all runs."""
         return [run["name"] for run in self.json("runs")["runs"]]
 
     def stop(self) -> None:
@@ -62,12 +62,12 @@ class Server:
 
 class _QuietHandler(SimpleHTTPRequestHandler):
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  # named by http.server
-        """Say nothing of what is asked for."""
+        """Log no requests."""
 
 
 @contextmanager
 def serving(folder: Path) -> Iterator[str]:
-    """Serve the files of a folder; gives the address, without a slash at its end."""
+    """Serve the files of a folder; yield the address, without a trailing slash."""
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(_QuietHandler, directory=str(folder))) as server:
         thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
         thread.start()
@@ -79,7 +79,7 @@ def serving(folder: Path) -> Iterator[str]:
 
 
 def free_port() -> int:
-    """A port on which nobody listens."""
+    """Return a free port."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port: int = free.getsockname()[1]
@@ -88,7 +88,7 @@ def free_port() -> int:
 
 @contextmanager
 def tensorboard(logdir: Path, *flags: str, seconds: float = _PATIENCE_S) -> Iterator[Server]:
-    """TensorBoard for a log directory, once it has found all of its runs, for which it has so many seconds."""
+    """Start TensorBoard for a log directory, and wait until it has found all runs."""
     port = free_port()
     command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(logdir), "--host=127.0.0.1", f"--port={port}"]
     process = subprocess.Popen(
@@ -104,7 +104,7 @@ def tensorboard(logdir: Path, *flags: str, seconds: float = _PATIENCE_S) -> Iter
 
 
 def wait_for(condition: Any, seconds: float = _PATIENCE_S) -> Any:
-    """What a condition returns as soon as that is true."""
+    """Wait until a condition is true, and return its value."""
     end = time.monotonic() + seconds
     while True:
         result = condition()
@@ -115,7 +115,7 @@ def wait_for(condition: Any, seconds: float = _PATIENCE_S) -> Any:
 
 
 def is_up(server: Server) -> bool:
-    """Whether it answers."""
+    """Return whether the server answers."""
     assert server.process.poll() is None, "TensorBoard has ended"
     try:
         with urlopen(f"{server.url}/data/environment", timeout=_PATIENCE_S):

@@ -1,4 +1,4 @@
-"""Random networks of twelve architectures, into one layer of which equal, mirrored or dead units are planted."""
+"""Random networks of twelve architectures, with equal, mirrored or dead units planted into one layer."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ PLANTED = ("copies", "mirror images", "dead units", "saturated units")
 
 @dataclass(frozen=True)
 class Sick:
-    """A network with units that are planted into one layer.
+    """A network with units planted into one layer.
 
     Attributes:
-        architecture: its name.
-        planted: what the units are.
+        architecture: name of the architecture.
+        planted: kind of the units.
         net: the network.
-        inputs: what it is called with.
+        inputs: arguments for the network.
         layer: the name of the layer.
-        units: the units that were changed.
+        units: the changed units.
     """
 
     architecture: str
@@ -52,7 +52,7 @@ class _Healthy:
 
 
 class _Wired(nn.Module):
-    """Parts that a function wires."""
+    """Modules connected by a function."""
 
     def __init__(self, forward: Callable[[Any, Tensor], Any], **parts: nn.Module) -> None:
         super().__init__()
@@ -106,7 +106,7 @@ def _residual(random: Random, act: nn.Module) -> _Healthy:
 
 
 class _Block(nn.TransformerEncoderLayer):
-    """One whose activation can be any module."""
+    """A ``TransformerEncoderLayer`` whose activation can be any module."""
 
     def __init__(self, act: nn.Module) -> None:
         super().__init__(8, 2, 8, dropout=0.0, activation=act, batch_first=True)
@@ -187,13 +187,13 @@ ARCHITECTURES = tuple(_MAKE)
 def sick_network(seed: int, architecture: str, planted: str, dtype: torch.dtype = torch.float64) -> Sick:
     """Make a random network and plant units into one of its layers.
 
-    What reads copies and mirror images reads them alike, so that they train as one.
+    The weights that read copies and mirror images are equal, too, so that they train as one.
 
     Args:
-        seed: of the network.
+        seed: seed of the network.
         architecture: one of ``ARCHITECTURES``.
         planted: one of ``PLANTED``.
-        dtype: of the parameters.
+        dtype: dtype of the parameters.
     """
     random = Random(seed)
     torch.manual_seed(seed)
@@ -205,9 +205,7 @@ def sick_network(seed: int, architecture: str, planted: str, dtype: torch.dtype 
         if planted.endswith("units"):
             units = tuple(sorted(random.sample(range(size), 3)))
             shift: Any = healthy.net.get_submodule(healthy.norms[0]) if architecture == "BatchNorm" else layer
-            shift.bias[list(units)] = (
-                -100.0 if planted == "dead units" else 100.0
-            )  # a norm takes the bias of what is before it away
+            shift.bias[list(units)] = -100.0 if planted == "dead units" else 100.0  # a norm cancels the bias before it
         else:
             sign = -1 if planted == "mirror images" else 1
             units = tuple(range(size - 3, size))
@@ -219,7 +217,7 @@ def sick_network(seed: int, architecture: str, planted: str, dtype: torch.dtype 
 
 
 def _copy(healthy: _Healthy, layer: Any, source: int, unit: int, sign: int) -> None:
-    """Make a unit a copy or a mirror image of another one, in all that has numbers for it."""
+    """Make a unit a copy or a mirror image of another one, in all tensors with numbers for it."""
     for parameter in (layer.weight, layer.bias):
         parameter[unit] = sign * parameter[source]
     for name in healthy.norms:
@@ -237,7 +235,7 @@ def _copy(healthy: _Healthy, layer: Any, source: int, unit: int, sign: int) -> N
 
 
 def loss_of(net: nn.Module, inputs: Tensor) -> Tensor:
-    """A loss of all outputs."""
+    """Return a loss of all outputs."""
     outputs: Any = net(inputs)
     several = outputs if isinstance(outputs, tuple) else (outputs,)
     return torch.stack(
@@ -246,7 +244,7 @@ def loss_of(net: nn.Module, inputs: Tensor) -> Tensor:
 
 
 def distance(a: nn.Module, b: nn.Module, inputs: Tensor) -> float:
-    """The largest relative distance of the outputs of two networks, in float64, in both modes."""
+    """Return the largest relative distance of the outputs of two networks, in float64, in both modes."""
     largest = 0.0
     for is_training in (False, True):
         found = []
@@ -260,7 +258,7 @@ def distance(a: nn.Module, b: nn.Module, inputs: Tensor) -> float:
 
 
 def repaired(case: Sick, optimizer: torch.optim.Optimizer | None = None) -> tuple[list[Change], str]:
-    """Repair what was planted; returns the changes, and what was left."""
+    """Repair the planted units; return the changes, and the reasons why units were left."""
     layer = diagnose(case.net).layers[case.layer]
     if case.planted.endswith("units"):
         layer = replace(layer, groups=[], dead=case.units, died_at=(0,) * len(case.units))

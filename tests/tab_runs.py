@@ -1,4 +1,4 @@
-"""Runs for the Symmetry tab to cope with: what happens in a long training, names made to do harm, damaged events."""
+"""Difficult runs for the Symmetry tab: events of a long training, malicious names, damaged events."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ BREAKOUT = "</script><script>alert(2)</script><!--"
 
 
 class TabWriter:
-    """Writes made-up checks for the Symmetry tab; to other writers than before, everything anew."""
+    """Writes invented checks for the Symmetry tab; to new writers, everything from the start."""
 
     def __init__(self) -> None:
         self._tabs: list[SymmetryTab] = []
@@ -54,7 +54,7 @@ class TabWriter:
 
 
 def write_all(logdir: Path) -> None:
-    """Write all of them."""
+    """Write all checks."""
     write_story(logdir / "story")
     write_hostile(logdir / "hostile")
     with SummaryWriter(str(logdir / "damaged")) as writer:
@@ -62,7 +62,7 @@ def write_all(logdir: Path) -> None:
 
 
 def write_story(folder: Path) -> None:
-    """Three layers of 16 units; one collapses at step 20, one is locked and breaks at step 30, one ends in lockstep."""
+    """Write three layers of 16 units: one collapses at step 20, one breaks at step 30, one ends in lockstep."""
     torch.manual_seed(0)
     model = nn.ModuleDict({name: nn.Linear(8, 16) for name in ("collapsing", "parting", "marching")})
     looks = look(find_layers(model, None, ()).layers)
@@ -86,7 +86,7 @@ def write_story(folder: Path) -> None:
 
 
 def write_hostile(folder: Path) -> None:
-    """A training whose layers have names that a careless page would take for markup."""
+    """Write a training whose layer names contain markup."""
 
     class Named(nn.Module):
         def __init__(self) -> None:

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_symmetry import SymmetryMonitor, SymmetryReport, SymmetryTracker
 
-_FOLDER = tempfile.TemporaryDirectory()  # where trainings without a logger leave their findings
+_FOLDER = tempfile.TemporaryDirectory()  # folder of the findings of trainings without a logger
 Optimizers = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 
 
@@ -25,7 +25,7 @@ def sgd(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
 
 
 class Classifier(LightningModule):
-    """Any network under cross-entropy."""
+    """A network trained with cross-entropy."""
 
     def __init__(self, net: nn.Module, optimizer: Optimizers = sgd) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ class Classifier(LightningModule):
 
 
 class Regression(Classifier):
-    """Any network that shall put out zeros."""
+    """A network trained to output zeros."""
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         loss: Tensor = self.net(batch[0]).square().mean()
@@ -60,7 +60,7 @@ class MLP(nn.Sequential):
 
 
 def mlp(seed: int = 0) -> MLP:
-    """The network in PyTorch's default initialisation."""
+    """Return the network with PyTorch's default initialisation."""
     torch.manual_seed(seed)
     return MLP()
 
@@ -69,14 +69,14 @@ ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
 def fill(net: ModuleT, value: float) -> ModuleT:
-    """Every weight one number, every bias zero."""
+    """Set every weight to one number and every bias to zero."""
     for name, parameter in net.named_parameters():
         nn.init.constant_(parameter, 0.0 if name.endswith("bias") else value)
     return net
 
 
 def batches(num_samples: int = 256, batch_size: int = 32) -> DataLoader[tuple[Tensor, ...]]:
-    """Positive inputs with labels that depend on them."""
+    """Return positive inputs with labels that depend on them."""
     generator = torch.Generator().manual_seed(1)
     inputs = torch.rand(num_samples, 12, generator=generator)
     labels = (inputs @ torch.randn(12, 4, generator=generator)).argmax(dim=1)
@@ -98,7 +98,7 @@ def make_trainer(callbacks: Sequence[Callback] = (), **options: Any) -> Trainer:
 
 
 def quiet(**options: Any) -> SymmetryMonitor:
-    """A monitor that draws and writes nothing."""
+    """Return a monitor that draws and writes nothing."""
     return SymmetryMonitor(heatmaps="none", scalars="none", **options)
 
 
@@ -118,7 +118,7 @@ def train_in_loop(
     is_watched: bool = True,
     set_to_none: bool = True,
 ) -> SymmetryReport | None:
-    """Train with Adam in a plain loop, in silence; returns what a tracker says in the end, if there is one."""
+    """Train with Adam in a plain loop, without warnings; return the report of a tracker, if there is one."""
     torch.manual_seed(1)
     optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
     tracker = SymmetryTracker(net, optimizer, every_n_steps=every_n_steps) if is_watched else None
@@ -134,7 +134,7 @@ def train_in_loop(
 
 
 def assert_same(a: Any, b: Any) -> None:
-    """Equal to the last bit, whatever is inside of what."""
+    """Return whether two nested structures are bitwise equal."""
     assert type(a) is type(b)
     if isinstance(a, Tensor):
         assert a.dtype == b.dtype
@@ -152,12 +152,12 @@ def assert_same(a: Any, b: Any) -> None:
 
 
 def failing_at_first(function: Callable[..., Any], failures: int, error: Exception) -> Callable[..., Any]:
-    """A function that raises an error at its first calls, and then does what the other one does.
+    """Return a function that raises an error at its first calls, and then calls ``function``.
 
     Args:
-        function: what is done then.
-        failures: number of calls that fail.
-        error: what they raise.
+        function: the function to call afterwards.
+        failures: number of failing calls.
+        error: the error that they raise.
     """
     calls = itertools.count()
 

@@ -1,4 +1,4 @@
-"""Small members of the families of networks that people train, and the ways in which they can be sick."""
+"""Small members of common families of networks, and functions that make them sick."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class Residual(nn.Module):
 
 
 def resnet() -> nn.Module:
-    """The plan of ResNet-18: four stages of two basic blocks."""
+    """The architecture of ResNet-18: four stages of two basic blocks."""
     layers: list[nn.Module] = [Image(), conv_bn(2, 8)]
     channels = 8
     for outputs, stride in ((8, 1), (16, 2), (16, 2), (24, 1)):
@@ -137,7 +137,7 @@ class Conv1D(nn.Module):
 
 
 class Decoder(nn.Module):
-    """GPT-2-like: causal attention, embedding tied to the head; its linear layers are Linear or Conv1D."""
+    """A model like GPT-2: causal attention, embedding tied to the head, linear layers of type Linear or Conv1D."""
 
     def __init__(self, linear: Callable[[int, int], nn.Module]) -> None:
         super().__init__()
@@ -162,7 +162,7 @@ class Decoder(nn.Module):
 
 
 class Recurrent(nn.Module):
-    """A language model without its vocabulary: reads 12 numbers one by one, or tokens."""
+    """A recurrent network that reads 12 numbers one by one, or tokens."""
 
     def __init__(self, rnn: nn.RNNBase, tokens: bool = False) -> None:
         super().__init__()
@@ -188,7 +188,7 @@ class VAE(nn.Module):
 
 
 class Experts(nn.Module):
-    """Routes each sample to one of four experts; the last is never chosen."""
+    """Routes each sample to one of four experts, never to the last."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -202,7 +202,7 @@ class Experts(nn.Module):
 
 
 class Branches(nn.Module):
-    """Parallel branches, added up."""
+    """A sum of parallel branches."""
 
     def __init__(self, are_copies: bool) -> None:
         super().__init__()
@@ -216,7 +216,7 @@ class Branches(nn.Module):
 
 
 class LoRA(nn.Module):
-    """A frozen layer with a trained correction of low rank."""
+    """A frozen layer with a trained low-rank correction."""
 
     def __init__(self, inputs: int, outputs: int, std: float = 0.3) -> None:
         super().__init__()
@@ -231,7 +231,7 @@ class LoRA(nn.Module):
 
 
 class Gated(nn.Module):
-    """A branch behind a gate that starts at zero (ReZero, AdaLN-zero)."""
+    """A residual branch with a gate that starts at zero (ReZero, AdaLN-zero)."""
 
     def __init__(self, adaptive: bool) -> None:
         super().__init__()
@@ -246,7 +246,7 @@ class Gated(nn.Module):
 
 
 class ControlNet(nn.Module):
-    """A trained copy of a frozen block, joined by zero convolutions."""
+    """A trained copy of a frozen block, connected by zero convolutions."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -267,7 +267,7 @@ class ControlNet(nn.Module):
 
 
 def duplicate_units(net: nn.Module, layer: str, following: str, groups: list[tuple[int, ...]]) -> nn.Module:
-    """Make the units of each group copies, with what they send."""
+    """Make the units of each group copies, including their outgoing weights."""
     first, second = linear(net, layer), linear(net, following)
     with torch.no_grad():
         for group in groups:
@@ -319,7 +319,7 @@ class Heads(nn.Module):
 
 
 def copied_heads(net: nn.Module, pairs: list[tuple[int, int]], roles: str = "qkvo") -> nn.Module:
-    """Make the second head of each pair a copy of the first: its queries, keys, values, and what reads it."""
+    """Make the second head of each pair a copy of the first: queries, keys, values, and outgoing weights."""
     for attn in net.modules():
         if isinstance(attn, nn.MultiheadAttention):
             with torch.no_grad():
@@ -336,7 +336,7 @@ def copied_heads(net: nn.Module, pairs: list[tuple[int, int]], roles: str = "qkv
 
 
 def mirror_rows(net: nn.Module, *layers: str) -> nn.Module:
-    """Make the second half of the units of some layers the negatives of the first, without what they send."""
+    """Make the second half of the units of some layers the negatives of the first; keep their outgoing weights."""
     with torch.no_grad():
         for layer in layers:
             for parameter in linear(net, layer).parameters():
@@ -346,7 +346,7 @@ def mirror_rows(net: nn.Module, *layers: str) -> nn.Module:
 
 
 def mirrored(net: nn.Module, layer: str, following: str, sign: float = -1.0) -> nn.Module:
-    """Make the second half of the units mirror images of the first, and what they send as much times ``sign``."""
+    """Make the second half of the units mirror images of the first, with their outgoing weights times ``sign``."""
     mirror_rows(net, layer)
     with torch.no_grad():
         weight = linear(net, following).weight
@@ -384,7 +384,7 @@ def negative_weights(net: nn.Module, layer: str) -> nn.Module:
 
 
 def cut_off(net: nn.Module) -> nn.Module:
-    """A head of zeros that is not trained lets no gradient through."""
+    """Freeze a head of zeros, which blocks all gradients."""
     nn.init.zeros_(linear(net, "4").weight).requires_grad_(False)
     return net
 
@@ -396,7 +396,7 @@ def pruned_units() -> nn.Module:
 
 
 def tiny_tanh() -> nn.Module:
-    """So small that all units condense onto a few directions."""
+    """Draw weights so small that all units condense onto a few directions."""
     net = nn.Sequential(nn.Linear(INPUTS, 24), nn.Tanh(), nn.Linear(24, OUTPUTS))
     with torch.no_grad():
         for parameter in net.parameters():
@@ -413,10 +413,10 @@ def identity_recurrent() -> nn.Module:
 
 
 def zer_o() -> nn.Module:
-    """ZerO initialisation (arXiv 2110.12661): identities, and Hadamard matrices where widths grow.
+    """Return a network with ZerO initialisation (arXiv 2110.12661): identities and Hadamard matrices.
 
     The first 12 columns of the 32 x 32 Hadamard matrix make rows j and j + 16 equal. Exchanging the two throughout
-    leaves the network as it is but for j < 4, whose outgoing weights differ: the others stay equal for ever.
+    leaves the network unchanged except for j < 4, whose outgoing weights differ: the others stay equal forever.
     """
     net = nn.Sequential(nn.Linear(INPUTS, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, OUTPUTS))
     hadamard = torch.ones(1, 1)
@@ -479,7 +479,7 @@ def all_constant(net: nn.Module, value: float = 0.1) -> nn.Module:
 
 
 class Levels(nn.Module):
-    """Rounds a weight to so many levels, and lets gradients through to it."""
+    """Rounds a weight to a number of levels, with a straight-through gradient."""
 
     def __init__(self, num_levels: int) -> None:
         super().__init__()
@@ -532,7 +532,7 @@ def mirrored_cells(kind: Callable[..., nn.RNNBase]) -> nn.Module:
 
 
 def constant_around_noise() -> nn.Module:
-    """Means and variances that start constant, and so does the layer that reads the noisy latents."""
+    """A VAE whose layers for mean, variance and noisy latents start constant."""
     net = VAE()
     for module in (net.mean, net.log_var, net.decoder[0]):
         fill(module, 0.05)
@@ -540,7 +540,7 @@ def constant_around_noise() -> nn.Module:
 
 
 class Registers(nn.Module):
-    """Four tokens that start from zero, in so many parameters."""
+    """Four tokens that start from zero, in one or more parameters."""
 
     def __init__(self, *shape: int) -> None:
         super().__init__()
@@ -557,7 +557,7 @@ class Registers(nn.Module):
 
 
 class Critics(nn.Module):
-    """Two critics, with frozen copies of them as targets."""
+    """Two critics, with frozen copies as targets."""
 
     def __init__(self, are_copies: bool) -> None:
         super().__init__()
