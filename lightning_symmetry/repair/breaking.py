@@ -249,9 +249,11 @@ def _with_readers(
 
 def _is_zero(group: CopyGroup, modules: dict[str, nn.Module], parameters: dict[str, nn.Parameter]) -> bool:
     """Return whether a single check has found parameters, or the weights of modules, that are zero."""
+    if group.verdict is not Verdict.DUPLICATE:
+        return False
     name = group.modules[0]
     own = [parameters[name]] if name in parameters else [p for p in modules[name].parameters() if p.ndim > 1]
-    return group.verdict is Verdict.DUPLICATE and not any(each.detach().any() for each in own)
+    return not any(each.detach().any() for each in own)
 
 
 def _change_units(
