@@ -242,7 +242,7 @@ class Examiner:
             state = history[name]
             try:
                 if seen.stands:
-                    state.hold(seen, step)
+                    state.keep_steady(seen, step)
                 else:
                     news += state.update(seen, step, is_fresh, name in unused, name in unread)
             except Exception as error:
@@ -257,7 +257,7 @@ class Examiner:
         if silent or self._suspects or self._usage.is_watching:
             self._usage.watch(model, [*silent, *self._suspects])
         for layer in passed_over:
-            history[layer.name].pass_over(layer)
+            history[layer.name].skip(layer)
             history[layer.name].num_checks += is_fresh
         not_finite = [seen.layer for seen in looks if not seen.is_finite and isinstance(seen.layer, Layer)]
         untrained = {**self._untrained(trained, trained_by_any, not_finite, step), **self._detached()}
@@ -301,7 +301,7 @@ class Examiner:
             traced = {each.layer.name: [Traced(tuple(each.units.tolist()), stopped)] for each in chosen}
             self.take_traced(traced, step)
             for each in alike:
-                self.history[each.layer.name].note_keepers({group.rows: "" for group in each.groups})
+                self.history[each.layer.name].explain({group.rows: "" for group in each.groups})
             return None
         return GradientTrace(model, suspects, alike, wanted=[layer.name for layer in layers])
 
@@ -316,7 +316,7 @@ class Examiner:
         traced = trace.finish()
         self.take_traced({name: traced.get(name, []) for name in layers}, step)
         for name, keepers in trace.keepers.items():
-            self.history[name].note_keepers(keepers)
+            self.history[name].explain(keepers)
 
     def take_traced(self, traced: Mapping[str, Sequence[Traced]], step: int) -> None:
         """Take in where gradients stop.
@@ -440,7 +440,7 @@ class Examiner:
             self._model.searched_with = train
             self._model.is_attended = False
         if not self._model.is_attended:
-            self.history.attend([*found.layers, *copies], step)
+            self.history.match_layers([*found.layers, *copies], step)
             self._model.is_attended = True
         return copies
 
@@ -514,7 +514,7 @@ class Examiner:
     def _due_for_orientations(self, layers: Sequence[Layer | Copies]) -> Mapping[str, tuple[int, ...]]:
         """Return the layers whose directions are to be counted at this look, each with its dead units."""
         states = {layer.name: self.history[layer.name] for layer in layers if isinstance(layer, Layer)}
-        return {name: state.deaths.units for name, state in states.items() if state.orientations.is_due}
+        return {name: state.dead_units.units for name, state in states.items() if state.orientations.is_due}
 
     def _steady(self, layers: Sequence[Layer | Copies]) -> dict[str, Steady]:
         """Return the steady groups by layer; none if all layers are to be looked at."""

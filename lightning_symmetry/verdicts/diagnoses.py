@@ -317,6 +317,13 @@ class Finding:
         return f"<Finding in {shorten(self.layer)}: {self.verdict} since step {self.first_step}{until}; {what}>"
 
 
+def finding_of(group: UnitGroup, layer: str, last_step: int, broken_step: int | None = None) -> Finding:
+    """Return the finding about a group of units."""
+    first_step = last_step if group.first_step is None else group.first_step
+    values = {**vars(group), "first_step": first_step}
+    return Finding(layer=layer, last_step=last_step, broken_step=broken_step, **values)
+
+
 def gradients_cancel(group: UnitGroup | Finding) -> bool:
     """Return whether rows of zeros get nothing but rounding errors: all that follows treats their units alike."""
     return group.verdict is Verdict.FROZEN and group.cause is Cause.ZERO and group.reason is Reason.ROUNDING_AGAIN

@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 from lightning_symmetry.verdicts.access import Access
-from lightning_symmetry.verdicts.diagnoses import Cause, CopyGroup, Finding, LayerDiagnosis, Origin
+from lightning_symmetry.verdicts.diagnoses import Cause, CopyGroup, Finding, LayerDiagnosis, Origin, finding_of
 from lightning_symmetry.verdicts.heads import Heads
 
 Status = Literal["healthy", "symmetric", "inconclusive"]
@@ -57,23 +57,7 @@ class ModelDiagnosis:
         The findings of a monitor or tracker tell more: also what has been found before and is gone.
         """
         of_units = [
-            Finding(
-                layer=layer.name,
-                units=group.units,
-                verdict=group.verdict,
-                cause=group.cause,
-                value=group.value,
-                first_step=self.step if group.first_step is None else group.first_step,
-                last_step=self.step,
-                broken_step=None,
-                origin=group.origin,
-                reason=group.reason,
-                mirrored=group.mirrored,
-                num_watched=group.num_watched,
-                stop=group.stop,
-                follows=group.follows,
-                kept_by=group.kept_by,
-            )
+            finding_of(group, layer.name, self.step)
             for layer in self.distinct_layers
             for group in layer.groups
             if group.verdict.is_warning

@@ -1,4 +1,4 @@
-"""Where the gradient of units stops on its way back from the loss, as plain data.
+"""Where the gradient of units stops in the backward pass, as plain data.
 
 Nothing here imports torch.
 """
@@ -6,27 +6,27 @@ Nothing here imports torch.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any, NamedTuple
 
 
 class StopKind(StrEnum):
-    """Why a gradient goes into an operation and zero comes out."""
+    """Why an operation turns a nonzero gradient into zero."""
 
-    CLOSED = "closed"  # an activation is shut, or clipped, for all samples seen
-    SATURATED = "saturated"  # a sigmoid or tanh is so far out that its slope is zero in this dtype
+    CLOSED = "closed"  # an activation has zero slope, or is clipped, for all samples seen
+    SATURATED = "saturated"  # the input of a sigmoid or tanh is so large that its slope is zero in this dtype
     ZERO_WEIGHTS = "zero weights"  # the weights that read these units are zero: a matrix, the gain of a norm, a gate
-    FLAT = "flat"  # the operation has no slope, as rounding
+    FLAT = "flat"  # the slope of the operation is zero everywhere, as for rounding
     ONE_VALUE = "one value"  # a softmax or a norm over a single number, whose output is constant
     DROPPED = "dropped"  # multiplied by zero: dropout of 1, or everything masked
-    UNREAD = "unread"  # nobody reads these outputs: they are sliced off or dropped
-    LOSS = "loss"  # the loss gives no gradient: it has weight 0, is met, or has nothing to compare with
-    DETACHED = "detached"  # used in the forward pass, but the loss cannot be reached from it
+    UNREAD = "unread"  # no operation reads these outputs: they are sliced off or dropped
+    LOSS = "loss"  # the loss gives no gradient: its weight is 0, it is at its minimum, or it has nothing to compare
+    DETACHED = "detached"  # used in the forward pass, but no path leads from it to the loss
     ROUNDING = "rounding"  # underflow, or nothing but rounding errors
-    ERASED = "erased"  # a gradient went through, and was zero when the optimizer stepped
-    UNKNOWN = "unknown"  # the step was not traced, or what was seen fits nothing above
+    ERASED = "erased"  # a gradient arrived, and was zero when the optimizer stepped
+    UNKNOWN = "unknown"  # the step was not traced, or the observations fit nothing above
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,8 @@ class GradientStop:
         kind: why it stops there.
         at: the name of the module, or the operation and the module before it, such as ``"relu after fc1"``.
         detail: the measurement in words, without a full stop; may be empty.
-        is_by_design: whether nothing is broken, although no gradient can pass: there is a single one to choose from, or
-            the inputs are zeros that nothing has computed.
+        is_by_design: whether no gradient can pass although nothing is broken: a softmax has a single option, or the
+            inputs are zeros that were not computed.
 
     Example:
         >>> print(GradientStop(StopKind.CLOSED, "relu after fc1", "its input is at most -3.1 in all 512 values seen"))
@@ -52,7 +52,7 @@ class GradientStop:
 
     @property
     def is_idle(self) -> bool:
-        """Whether the zero gradient is not the units' own doing."""
+        """Whether the cause of the zero gradient lies outside the units."""
         return self.is_by_design or self.kind in (StopKind.UNREAD, StopKind.LOSS, StopKind.DETACHED)
 
     def __str__(self) -> str:
@@ -64,37 +64,39 @@ class GradientStop:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> GradientStop:
-        """Read what :meth:`to_dict` wrote."""
+        """Build from what :meth:`to_dict` returned."""
         is_by_design = bool(values.get("is_by_design", False))
         return cls(StopKind(values["kind"]), str(values["at"]), str(values["detail"]), is_by_design)
 
 
 class Stopped(NamedTuple):
-    """Where the gradient of a unit stops, and because of which layer.
+    """Where the gradient of a unit stops.
 
     Attributes:
-        stop: where it stops.
-        follows: the name of the layer that stops it, if that is another one with zero gradients; else empty.
+        stop: the place and the reason.
+        follows: name of the layer that stops it, if that is another layer with zero gradients; else empty.
     """
 
     stop: GradientStop
     follows: str = ""
 
+    @classmethod
+    def from_plain(cls, values: Sequence[Any]) -> Stopped:
+        """Build from a list of what :meth:`GradientStop.to_dict` returned and the layer."""
+        return cls(GradientStop.from_dict(values[0]), str(values[1]))
+
 
 class Traced(NamedTuple):
-    """Where the gradient of some units of a layer stops.
-
-    Attributes:
-        units: sorted indices of the units.
-        stopped: where it stops, and because of which layer.
-    """
+    """Units of a layer whose gradients stop at the same place; ``units`` are sorted indices."""
 
     units: tuple[int, ...]
     stopped: Stopped
 
 
 def most_common(every: Iterable[Stopped | None]) -> Stopped | None:
-    """Return where the gradients of most units stop, and of how many if not of all; None if that is known of none.
+    """Return where the gradients of most units stop; None if that is known for none.
+
+    If it is not the same for all units, the detail counts those measured.
 
     >>> shut, unread = Stopped(GradientStop(StopKind.CLOSED)), Stopped(GradientStop(StopKind.UNREAD))
     >>> print(most_common([unread, shut, shut]).stop)

@@ -63,7 +63,7 @@ class Check:
         self.model = model
         self.layers = find_layers(model).layers
         self.history = History(3, 0.5)
-        self.history.attend(self.layers, 0)
+        self.history.match_layers(self.layers, 0)
 
     def __call__(self) -> None:
         structure_of(self.model)

@@ -57,7 +57,7 @@ def run() -> list[dict[str, float | str]]:
         model(torch.randn(shape)).square().mean().backward()
         layers = find_layers(model).layers
         history = History(3, 0.5)
-        history.attend(layers, 0)
+        history.match_layers(layers, 0)
         looks = look(layers)
         without: dict[str, tuple[int, ...]] = {layer.name: () for layer in layers}
         times = alternate(

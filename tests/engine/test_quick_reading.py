@@ -145,13 +145,13 @@ def test_the_same_is_said_of_groups_that_have_settled(
     activation: type[nn.Module], change: Callable[[nn.Module, int], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     held: list[str] = []
-    hold = LayerState.hold
+    keep_steady = LayerState.keep_steady
 
     def noting(self: LayerState, seen: Look, step: int) -> None:
         held.append(seen.layer.name)
-        hold(self, seen, step)
+        keep_steady(self, seen, step)
 
-    monkeypatch.setattr(LayerState, "hold", noting)
+    monkeypatch.setattr(LayerState, "keep_steady", noting)
     results = []
     for heatmaps in ("findings", "all"):
         torch.manual_seed(0)

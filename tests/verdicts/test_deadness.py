@@ -21,7 +21,7 @@ from torch.nn.utils import prune
 
 from lightning_symmetry import SymmetryError, SymmetryTracker, SymmetryWarning, assert_no_symmetry, diagnose
 from lightning_symmetry.units.discovery import find_layers
-from lightning_symmetry.verdicts.deadness import Dead, Deaths, ZeroStreaks
+from lightning_symmetry.verdicts.deadness import Dead, DeadUnits, ZeroStreaks
 from lightning_symmetry.verdicts.diagnoses import Origin
 from lightning_symmetry.verdicts.look import Look
 from tests import zoo
@@ -508,7 +508,7 @@ def test_streaks_are_those_of_the_definition(data: Any) -> None:
             is_watched = streaks.suspected(patience)
             assert is_watched.tolist() == [unit.is_watched(patience) for unit in units]
             if is_check:
-                streaks.take_in(idle, unseen | idle, step, patience, is_fresh=is_fresh)
+                streaks.update(idle, unseen | idle, step, patience, is_fresh=is_fresh)
             else:
                 streaks.watch(idle & is_watched, unseen | ~is_watched, step)
             for unit, state in zip(units, states, strict=True):
@@ -533,19 +533,19 @@ def test_streaks_are_those_of_the_definition(data: Any) -> None:
 def test_while_few_are_left_in_peace_only_those_that_never_had_a_gradient_are_watched() -> None:
     streaks = ZeroStreaks.of(2, was_alive=False)
     for step, idle in enumerate([[True, False], *[[True, True]] * 4]):
-        streaks.take_in(np.array(idle), np.array([False, False]), step, 3, is_fresh=True, was_resting=True)
+        streaks.update(np.array(idle), np.array([False, False]), step, 3, is_fresh=True, was_resting=True)
     assert streaks.suspected(3).tolist() == [True, True]
     assert streaks.suspected(3, is_resting=True).tolist() == [True, False]
     assert streaks.num_watched.tolist() == [5, 1]
 
 
-def played(*checks: str, patience: int = 3) -> Deaths:
+def played(*checks: str, patience: int = 3) -> DeadUnits:
     """Let checks, twenty steps apart, see units that are idle (z), awake (a) or not finite (u).
 
     The steps between two checks are watched where that is asked for, and are as the check before.
     """
     [layer] = find_layers(nn.Sequential(nn.Linear(3, len(checks[0])))).layers
-    deaths = Deaths(patience, dead_share=0.5)
+    deaths = DeadUnits(patience, dead_share=0.5)
     for i, states in enumerate(checks):
         idle, unseen = (np.array([state == kind for state in states]) for kind in "zu")
         seen = Look(layer, lambda: (layer.weights(), None), (), i, True, idle, unseen)

@@ -47,7 +47,7 @@ def read() -> tuple[Rows, None]:
 def take_in(history: History, seen: Look, step: int, is_fresh: bool = True) -> list[Finding]:
     """Show one look at the only layer of a model; returns the news."""
     if not history.knows(seen.layer):
-        history.attend([seen.layer], step)
+        history.match_layers([seen.layer], step)
     return history[seen.layer.name].update(seen, step, is_fresh)
 
 
@@ -166,7 +166,7 @@ def test_the_rest_of_a_group_that_falls_apart_needs_patience_from_its_last_loss(
 
 def test_looks_between_which_nothing_moved_count_once() -> None:
     history = History(patience=3, dead_share=0.5)
-    history.attend([LAYER], 0)
+    history.match_layers([LAYER], 0)
     zero = (see([0, 1], ZERO),)
     for step in range(6):
         looks = [Look(LAYER, read, zero, 7, True)]
@@ -181,7 +181,7 @@ def test_looks_between_which_nothing_moved_count_once() -> None:
 @pytest.mark.parametrize("has_gradient", [True, False])
 def test_a_model_without_any_gradient_need_not_move(has_gradient: bool) -> None:
     history = History(patience=3, dead_share=0.5)
-    history.attend([LAYER], 0)
+    history.match_layers([LAYER], 0)
     for step in range(3):
         looks = [Look(LAYER, read, (see([0, 1], ZERO),), 7, has_gradient)]
         take_in(history, looks[0], step, history.is_fresh(looks))
@@ -201,7 +201,7 @@ def test_the_latest_thousand_findings_in_layers_that_are_gone_are_remembered() -
     for step, num_units in enumerate((4, 2000, 4)):
         layer = layer_of(num_units)
         pairs = tuple(see([unit, unit + 1]) for unit in range(0, num_units, 2))
-        history.attend([layer], step)
+        history.match_layers([layer], step)
         history[layer.name].update(Look(layer, read, pairs, step, True), step)
     assert [finding.broken_step for finding in history.findings] == [2] * 1000 + [None] * 2
 
@@ -246,7 +246,7 @@ print([(f.units, str(f.verdict)) for f in take_in(history, looks, 60)])
 
 def test_asking_whether_looks_are_fresh_changes_nothing() -> None:
     history = History(patience=3, dead_share=0.5)
-    history.attend([LAYER], 0)
+    history.match_layers([LAYER], 0)
     looks = [Look(LAYER, read, (see([0, 1], ZERO),), 7, True)]
     assert [history.is_fresh(looks) for _ in range(3)] == [True] * 3
     take_in(history, looks[0], 0)

@@ -108,7 +108,9 @@ def test_an_earlier_version_did_not_say_the_size() -> None:
     assert not state.belongs_to(layer_of(nn.Linear(3, 4)))
     assert state.belongs_to(layer_of(nn.Linear(3, 5)))
     state = LayerState(3, 0.5)
-    state.deaths.load_state({"num_checks": 1, "record": None, "streaks": ZeroStreaks.of(4, was_alive=True).to_state()})
+    state.dead_units.load_state(
+        {"num_checks": 1, "record": None, "streaks": ZeroStreaks.of(4, was_alive=True).to_state()}
+    )
     assert state.belongs_to(layer_of(nn.Linear(3, 4)))
     assert not state.belongs_to(layer_of(nn.Linear(3, 5)))
 
@@ -204,14 +206,14 @@ def test_equal_units_of_a_layer_that_no_training_was_ever_wanted_of_are_no_doubt
 
 
 def everything_known(state: LayerState) -> tuple[object, ...]:
-    return state.findings("0"), state.last, state.orientations, state.deaths.to_state()
+    return state.findings("0"), state.last, state.orientations, state.dead_units.to_state()
 
 
 def test_to_see_that_groups_hold_is_as_good_as_a_look() -> None:
     looked_at, held = after(*[[see()]] * 3), after(*[[see()]] * 3)
     seen = look_of(LAYER, 3, [see()])
     looked_at.update(seen, 3)
-    held.hold(seen, 3)
+    held.keep_steady(seen, 3)
     assert everything_known(held) == everything_known(looked_at)
     assert held.last == (3, True)
 
@@ -219,7 +221,7 @@ def test_to_see_that_groups_hold_is_as_good_as_a_look() -> None:
 def test_a_quick_reading_that_shows_nothing_is_as_good_as_a_look() -> None:
     looked_at, passed_over = after(*[[]] * 3), after(*[[]] * 3)
     looked_at.update(look_of(LAYER, None, []), 3)
-    passed_over.pass_over(LAYER)
+    passed_over.skip(LAYER)
     assert everything_known(passed_over) == everything_known(looked_at)
     assert passed_over.last is None
 

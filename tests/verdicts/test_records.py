@@ -7,6 +7,7 @@ import pytest
 from lightning_symmetry import Verdict
 from lightning_symmetry.verdicts.diagnoses import Cause, Origin, Reason
 from lightning_symmetry.verdicts.look import Gradients, Sighting
+from lightning_symmetry.verdicts.plain import from_plain, to_plain
 from lightning_symmetry.verdicts.records import Lineage, Record
 
 EQUAL, ZERO, DIFFERENT = Gradients.EQUAL, Gradients.ZERO, Gradients.DIFFERENT
@@ -24,10 +25,10 @@ def record_of(*, has_equal_weights: bool = True) -> Record:
 @pytest.mark.parametrize("silent", [Gradients.NONE, Gradients.UNCLEAR])
 def test_gradients_that_say_nothing_leave_what_was_said(silent: Gradients, is_fresh: bool) -> None:
     record = record_of()
-    record.take_in(see(silent), is_fresh)
+    record.update(see(silent), is_fresh)
     assert (record.gradients, record.streak) == (Gradients.NONE, 0)
     for gradients in (EQUAL, EQUAL, silent):
-        record.take_in(see(gradients), is_fresh or gradients is EQUAL)
+        record.update(see(gradients), is_fresh or gradients is EQUAL)
     assert (record.gradients, record.streak, record.was_different) == (EQUAL, 2, False)
 
 
@@ -42,7 +43,7 @@ def test_the_same_evidence_counts_once_but_other_evidence_counts_at_once() -> No
         (ZERO, False),
         (ZERO, True),
     ):
-        record.take_in(see(gradients), is_fresh)
+        record.update(see(gradients), is_fresh)
         streaks.append((record.gradients, record.streak))
     assert streaks == [(EQUAL, 1), (EQUAL, 1), (EQUAL, 2), (ZERO, 1), (ZERO, 1), (ZERO, 2)]
 
@@ -50,7 +51,7 @@ def test_the_same_evidence_counts_once_but_other_evidence_counts_at_once() -> No
 @pytest.mark.parametrize("has_equal_weights", [True, False])
 def test_units_with_weights_of_their_own_are_no_group_that_was_seen_to_differ(has_equal_weights: bool) -> None:
     record = record_of(has_equal_weights=has_equal_weights)
-    record.take_in(see(DIFFERENT), True)
+    record.update(see(DIFFERENT), True)
     assert record.was_different == has_equal_weights
 
 
@@ -77,7 +78,7 @@ def test_what_is_left_of_a_group_that_was_seen_to_differ_must_hold_for_a_while(
 ) -> None:
     record = record_of()
     record.streak, record.was_different = 5, was_different
-    carried = Lineage([record]).carry_on(see(EQUAL, tuple(range(num_units))), 7)
+    carried = Lineage([record]).resume(see(EQUAL, tuple(range(num_units))), 7)
     assert carried is record
     assert record.streak == (0 if was_different and num_units < 4 else 5)
     assert (record.units, record.last_step) == (tuple(range(num_units)), 7)
@@ -117,9 +118,9 @@ def test_a_state_is_made_of_plain_lists_strings_and_numbers() -> None:
     record.conclude(Verdict.LOCKED, Reason.EQUAL_AGAIN)
     record.row_names, record.mirrored = ("a", "b", "c", "d"), (1,)
     assert record.to_group().units == (0, 1, 2, 3)
-    state = record.to_state()
+    state = to_plain(record)
     assert {type(value) for value in state.values()} == {list, str, int, float, bool, type(None)}
-    assert Record.from_state(state) == record
+    assert from_plain(Record, state) == record
 
 
 def test_the_rest_of_a_group_that_falls_apart_is_not_known_to_break() -> None:
@@ -127,6 +128,6 @@ def test_the_rest_of_a_group_that_falls_apart_is_not_known_to_break() -> None:
     record.verdict, record.was_different = Verdict.BREAKING, True
     lineage = Lineage([record])
     for units in ((0, 1), (2, 3)):  # the first part carries the record on, the second a copy of it
-        rest = lineage.carry_on(see(Gradients.NONE, units), 3)
+        rest = lineage.resume(see(Gradients.NONE, units), 3)
         assert rest is not None
         assert (rest.units, rest.verdict, rest.was_different) == (units, Verdict.DUPLICATE, True)

@@ -16,7 +16,7 @@ from torch.nn.utils import parametrizations
 from lightning_symmetry import SymmetryTracker
 from lightning_symmetry.units.discovery import find_layers
 from lightning_symmetry.units.layers import Layer
-from lightning_symmetry.verdicts.deadness import Deaths
+from lightning_symmetry.verdicts.deadness import DeadUnits
 from lightning_symmetry.verdicts.look import Look
 from lightning_symmetry.verdicts.watching import Suspects, are_still_zero, zero_gradients
 from tests.test_tracker import endless, loss_of
@@ -103,7 +103,7 @@ def test_a_group_is_frozen_only_if_no_step_between_the_checks_has_shown_a_gradie
     assert len(tracker.findings) == num_findings
 
 
-def check(deaths: Deaths, layer: Layer, idle: Any, step: int) -> None:
+def check(deaths: DeadUnits, layer: Layer, idle: Any, step: int) -> None:
     """Play a check at which some units of a layer are idle."""
     mask = np.isin(np.arange(layer.num_units), idle)
     nothing = np.zeros(layer.num_units, dtype=np.bool_)
@@ -113,7 +113,7 @@ def check(deaths: Deaths, layer: Layer, idle: Any, step: int) -> None:
 
 def test_dead_units_whose_rows_turn_are_watched_again_but_not_those_that_decay() -> None:
     [layer] = find_layers(nn.Sequential(nn.Linear(3, 4))).layers
-    deaths, dead = Deaths(3, dead_share=0.5), [0, 1, 2]
+    deaths, dead = DeadUnits(3, dead_share=0.5), [0, 1, 2]
     for step in range(60):
         check(deaths, layer, dead, step)
     assert deaths.units == (0, 1, 2)
@@ -137,7 +137,7 @@ def test_where_some_units_come_and_others_go_they_are_watched_at_a_quarter_of_th
     dead_share: float, least: float, most: float
 ) -> None:
     [layer] = find_layers(nn.Sequential(nn.Linear(3, 24))).layers
-    deaths = Deaths(3, dead_share)
+    deaths = DeadUnits(3, dead_share)
     check(deaths, layer, [], 0)
     watched = []
     for step in range(1, 4001):
