@@ -411,7 +411,7 @@ def test_an_optimizer_that_has_not_stepped_leaves_its_layers_open() -> None:
     assert tracker.report.status == "inconclusive"
     assert tracker.report.untrained == dict.fromkeys(["0", "4.weight"], "no gradient has reached it")
     assert any(
-        reason.startswith("2: all 8 units are equal, and their gradients say nothing so far")
+        reason.startswith("2: all 8 units are equal, and their gradients are inconclusive so far")
         for reason in tracker.report.reasons
     )
 

@@ -81,7 +81,7 @@ def scan(path: str | os.PathLike[str], *, model: Model | None = None) -> Symmetr
         layer  units  working  dead  groups
         -----  -----  -------  ----  ----------------------
         fc         4        1     0  duplicate: all 4 units
-        duplicate: equal units whose gradients say nothing so far: ...
+        duplicate: equal units whose gradients are inconclusive so far: ...
     """
     if not isinstance(path, str | os.PathLike):
         text = f"Expected argument `path` to be a path, as a str or os.PathLike, but got {brief(path)}."

@@ -21,7 +21,7 @@ from lightning_symmetry.units.patterns import unmatched_text
 from lightning_symmetry.verdicts.diagnoses import LayerDiagnosis, UnitGroup, under_all_names
 from lightning_symmetry.verdicts.doubts import crowded_layers, not_looked_at, undecided_layers
 from lightning_symmetry.verdicts.evidence import look
-from lightning_symmetry.verdicts.judging import copy_groups, judge_one_look, to_diagnosis, told_copies
+from lightning_symmetry.verdicts.judging import copy_groups, judge_one_look, reported_copies, to_diagnosis
 from lightning_symmetry.verdicts.report import SymmetryReport
 
 
@@ -66,7 +66,7 @@ def diagnose(
         layer  units  working  dead  groups
         -----  -----  -------  ----  ----------------------
         0          4        1     0  duplicate: all 4 units
-        duplicate: equal units whose gradients say nothing so far: ...
+        duplicate: equal units whose gradients are inconclusive so far: ...
     """
     check_module(model)
     check_tolerance(tolerance)
@@ -104,7 +104,7 @@ def _examine(model: nn.Module, find: FindLayers, tolerance: float | None, team: 
         ]
         diagnoses[seen.layer.name] = to_diagnosis(seen, groups)
     groups_of_copies = [
-        group for copy in copies for group in told_copies(copy, copy_groups(copy, diagnoses[copy.name]))
+        group for copy in copies for group in reported_copies(copy, copy_groups(copy, diagnoses[copy.name]))
     ]
     layers = under_all_names(diagnoses[layer.name] for layer in found.layers)
     reasons = [

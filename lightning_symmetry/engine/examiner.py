@@ -42,7 +42,7 @@ from lightning_symmetry.verdicts.doubts import (
 from lightning_symmetry.verdicts.evidence import look, look_at_distinct
 from lightning_symmetry.verdicts.heads import Heads
 from lightning_symmetry.verdicts.history import History
-from lightning_symmetry.verdicts.judging import copy_groups, told_copies
+from lightning_symmetry.verdicts.judging import copy_groups, reported_copies
 from lightning_symmetry.verdicts.look import Gradients, Look, Steady
 from lightning_symmetry.verdicts.report import SymmetryReport
 from lightning_symmetry.verdicts.stops import GradientStop, StopKind, Stopped, Traced
@@ -233,7 +233,7 @@ class Examiner:
         unused = {name for name in silent if self._is_unused(name)}
         unread = unread_layers(looks, self._model.members, found.layers)
         updated = self._model.updated_by(trained_by_any, history)
-        has_news = len(passed_over) + sum(seen.stands for seen in looks) < len(chosen)
+        has_news = len(passed_over) + sum(seen.is_steady for seen in looks) < len(chosen)
         if has_news:
             self._model.latest = None  # also if this check is interrupted
         trained_now = {layer.name for layer in chosen if layer.is_trained_by(trained)} if looks else set()
@@ -241,7 +241,7 @@ class Examiner:
             name = seen.layer.name
             state = history[name]
             try:
-                if seen.stands:
+                if seen.is_steady:
                     state.keep_steady(seen, step)
                 else:
                     news += state.update(seen, step, is_fresh, name in unused, name in unread)
@@ -252,7 +252,7 @@ class Examiner:
                 state.num_checks += is_fresh and seen.has_gradient
         self._usage.end_step(layer.name for layer in chosen)
         for seen in looks:
-            if isinstance(seen.layer, Layer) and not seen.stands:
+            if isinstance(seen.layer, Layer) and not seen.is_steady:
                 self._suspect(seen.layer)
         if silent or self._suspects or self._usage.is_watching:
             self._usage.watch(model, [*silent, *self._suspects])
@@ -554,7 +554,7 @@ class Examiner:
         for copies in self._model.copies or ():
             diagnosis = self.history[copies.name].diagnosis
             of_these = copy_groups(copies, diagnosis) if diagnosis is not None else []
-            groups += told_copies(copies, of_these)
+            groups += reported_copies(copies, of_these)
             if of_these or diagnosis is None:
                 still_equal.append(copies)
         # Copies that have parted need not be read again: that would double the cost of every later check.

@@ -1,4 +1,4 @@
-"""How a line of code reaches what a name in a report stands for.
+"""How a line of code reaches the layer or module that a report names.
 
 Nothing here imports torch.
 """
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from keyword import iskeyword
 
-# More targets make a line that nobody reads.
+# More targets make the line too long to read.
 _MAX_TARGETS = 8
 
 
@@ -18,12 +18,11 @@ class Access:
     """How code reaches a module, or the part of one that is a layer.
 
     Attributes:
-        module: an expression for the module; of a layer that is a part of a module, for that one; empty if it is
-            not known.
+        module: an expression for the module, or for the module that a layer is part of; empty if unknown.
         weights: expressions for the parameters of two or more dimensions that feed its units.
         biases: expressions for its biases.
-        can_reset: whether the module has the method ``reset_parameters`` of its class in torch, which initialises all
-            of its parameters anew.
+        can_reset: whether the module has the ``reset_parameters`` of its class in torch, which initialises all of its
+            parameters anew.
     """
 
     module: str = ""
@@ -33,9 +32,9 @@ class Access:
 
 
 def module_expression(name: str) -> str:
-    """Return an expression for the module of this name in ``model``; empty if the name is not made of plain steps.
+    """Return an expression for the module of this name in ``model``; empty if a step is neither a name nor a number.
 
-    Whether there is such a module, and whether it holds its children by number, the name alone does not tell.
+    It is not checked whether the module exists, and whether it holds its children by number.
 
     Example:
         >>> module_expression("net.0.fc"), module_expression("0"), module_expression(""), module_expression("q (part)")
@@ -53,7 +52,7 @@ def module_expression(name: str) -> str:
 
 
 def line_for(call: str, targets: Sequence[str], *, each: str) -> str:
-    """Return a line of code that does the same to all targets; empty if there are none, or too many for a line.
+    """Return a line of code that applies to all targets; empty if there are none, or too many for a line.
 
     Args:
         call: the code, in which ``{}`` stands for a target.

@@ -1,11 +1,11 @@
 """Findings in words: where, what was seen, what it means, and the way out, as a line of code that runs if there is one.
 
-Nothing is guessed: where a gradient stops is said if it was measured.
+The place where a gradient stops is named only if it was measured.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import chain, groupby
@@ -26,18 +26,20 @@ from lightning_symmetry.verdicts.diagnoses import (
 from lightning_symmetry.verdicts.heads import CopiedHeads, copied_heads
 from lightning_symmetry.verdicts.model_diagnosis import ModelDiagnosis
 from lightning_symmetry.verdicts.stops import GradientStop, StopKind
-from lightning_symmetry.verdicts.tables import ONLY_UNIT, describe_groups, listed, matches_text, run_names, runs_of
+from lightning_symmetry.verdicts.tables import ONLY_UNIT, abbreviate, describe_groups, match_texts
 from lightning_symmetry.verdicts.verdict import Verdict
 
-# Up to so many layers of which the same is to be said get a message each; more of them share one.
+# More layers with alike findings than this share a message.
 _MAX_ALIKE = 3
 _MAX_MESSAGES = 10
-_MAX_RUNS = 3
 
-# Units of copies may be told by head.
+_RANDOM = "torch.nn.init.kaiming_uniform_({})"
+_NOISE = "{0}.data += 0.02 * torch.randn_like({0})"
+
+# Findings with these codes may be about whole heads.
 _CODES_OF_COPIES = (Code.COPIED_ROWS, Code.COLLAPSED)
 
-# What is seen where a gradient stops; a sentence goes on with it after the place.
+# Observations where a gradient stops: the end of a sentence, after the place.
 _STOPPED = {
     StopKind.CLOSED: "which is closed",
     StopKind.SATURATED: "which is saturated",
@@ -53,13 +55,13 @@ _STOPPED = {
 
 _WAYS_OUT = {
     StopKind.FLAT: "Use a straight-through estimator, or move this operation out of the path to the loss.",
-    StopKind.ONE_VALUE: "Let it go over more than one number, or leave it out.",
+    StopKind.ONE_VALUE: "Apply it to more than one number, or remove it.",
     StopKind.DROPPED: "Use a dropout probability below 1, and check the mask.",
     StopKind.ERASED: "Call zero_grad() after step(), not between backward() and step().",
     StopKind.ROUNDING: "Train in float32, or scale the loss, as torch.amp.GradScaler does.",
     StopKind.UNREAD: "Nothing is wrong with these units: read their outputs, or leave them out.",
-    StopKind.LOSS: "Nothing is wrong with these units: see that the loss has a slope.",
-    StopKind.DETACHED: "Nothing is wrong with these units: see that the loss can be reached from them.",
+    StopKind.LOSS: "Nothing is wrong with these units: check why the loss gives no gradient.",
+    StopKind.DETACHED: "Nothing is wrong with these units: let the loss depend on them.",
 }
 
 _WHY_IDLE = {
@@ -70,7 +72,7 @@ _WHY_IDLE = {
     Code.NO_INPUT: "since their inputs are zero",
 }
 
-_WHAT_OF_IDLE = {
+_ADVICE_ON_IDLE = {
     Code.UNREAD: "If that is on purpose, nothing is wrong; else read them.",
     Code.DETACHED: "If that is on purpose, nothing is wrong; else let the loss depend on them.",
     Code.NO_INPUT: "If they are meant to be zero, nothing is wrong.",
@@ -78,13 +80,13 @@ _WHAT_OF_IDLE = {
 
 
 @dataclass(frozen=True)
-class _Story:
-    """Findings of some layers, of each of which the same is to be said.
+class _Topic:
+    """Findings that share a message.
 
     Attributes:
-        layers: the findings, those of one layer together.
-        followers: findings that are a consequence of these, and are told with them.
-        heads: by attention module, those of its heads that the units make up; empty if they are no whole heads.
+        layers: the findings, one list per layer.
+        followers: their consequences, which the message mentions.
+        heads: by attention module, the copied heads that the units make up; empty if they are no whole heads.
     """
 
     layers: list[list[Finding]]
@@ -97,74 +99,73 @@ class _Story:
 
     @cached_property
     def groups_of_heads(self) -> frozenset[tuple[str, tuple[int, ...]]]:
-        """Pairs of the name of a layer and units of it that agree, of all heads."""
+        """The groups of units of all heads: pairs of a layer's name and units."""
         return frozenset(group for heads in self.heads.values() for each in heads for group in each.groups)
 
 
 def messages(findings: Sequence[Finding], report: ModelDiagnosis) -> list[str]:
-    """The findings in words: one message for all that can be told in one, in the order of the layers.
+    """Return the findings in words, in the order of the layers, and with their consequences.
 
-    Findings that follow from others among them are told together with these. Layers of which the same is to be said
-    share a message if there are more than three of them. Units that make up whole heads of attention are told by head.
-    After ten messages a last one counts the findings that are left.
+    More than three layers with alike findings share a message. Units that make up whole heads of attention are
+    described by head. After ten messages a last one counts the findings that are left.
     """
     roots, followers = _roots_and_followers(findings)
-    stories, roots = _stories_of_heads(roots, report)
-    alikes: dict[object, list[list[Finding]]] = {}
+    topics, roots = _topics_of_heads(roots, report)
+    by_kind: dict[object, list[list[Finding]]] = {}
     for alike in alike_findings(roots, report):
-        # Each set of modules that are copies gets a message of its own. Of constants the message gives the range.
+        # Each set of copied modules gets a message of its own. Constants share one, which gives their range.
         first = replace(alike[0], value=None) if alike[0].cause is Cause.CONSTANT else alike[0]
         key = first.layer if first.modules else (*_kind(first), _is_whole_layer(alike, report))
-        alikes.setdefault(key, []).append(alike)
-    told: list[list[list[Finding]]] = []
-    for layers in alikes.values():
-        told += [layers] if len(layers) > _MAX_ALIKE else [[alike] for alike in layers]
-    order = {name: i for i, name in enumerate(report.layers)}
-    told.sort(key=lambda layers: order.get(layers[0][0].layer, len(order)))
-    for layers in told:
-        # A layer may have several stories; the consequences are told with the first.
+        by_kind.setdefault(key, []).append(alike)
+    shared: list[list[list[Finding]]] = []
+    for layers in by_kind.values():
+        shared += [layers] if len(layers) > _MAX_ALIKE else [[alike] for alike in layers]
+    position = _position(report)
+    shared.sort(key=lambda layers: position(layers[0][0].layer))
+    for layers in shared:
+        # If a layer has several messages, the first one mentions the consequences.
         names = [alike[0].layer for alike in layers if _has_no_gradient(alike[0])]
-        stories.append(_Story(layers, [each for name in names for each in followers.pop(name, [])]))
-    stories.sort(key=lambda story: order.get(story.layers[0][0].layer, len(order)))
-    texts = [_message(story, report) for story in stories[:_MAX_MESSAGES]]
-    if len(stories) > _MAX_MESSAGES:
-        rest = sum(len(story.layers) for story in stories[_MAX_MESSAGES:])
+        topics.append(_Topic(layers, [each for name in names for each in followers.pop(name, [])]))
+    topics.sort(key=lambda topic: position(topic.layers[0][0].layer))
+    texts = [_message(topic, report) for topic in topics[:_MAX_MESSAGES]]
+    if len(topics) > _MAX_MESSAGES:
+        rest = sum(len(topic.layers) for topic in topics[_MAX_MESSAGES:])
         texts.append(f"and {rest} more finding{'s' if rest > 1 else ''}: `findings` lists all of them.")
     return texts
 
 
-def _stories_of_heads(findings: Sequence[Finding], report: ModelDiagnosis) -> tuple[list[_Story], list[Finding]]:
-    """Return what is to be said of whole heads that are copies, and the findings that are not about such heads.
+def _topics_of_heads(findings: Sequence[Finding], report: ModelDiagnosis) -> tuple[list[_Topic], list[Finding]]:
+    """Return the topics about whole heads that are copies, and the findings that are not about such heads.
 
     Heads are copies if the weights of all their queries, keys and values are equal, some of these train as one, and no
-    gradients were seen to differ. They are told if any of that is news.
+    gradients are known to differ.
     """
-    alikes: dict[object, list[_Story]] = {}
-    told: set[tuple[str, tuple[str, tuple[int, ...]]]] = set()
+    by_kind: dict[object, list[_Topic]] = {}
+    covered: set[tuple[str, tuple[str, tuple[int, ...]]]] = set()
     for code in _CODES_OF_COPIES if report.heads else ():
         news = {_place(finding) for finding in findings if finding.code == code}
         locked = [finding for finding in report.findings if finding.code == code] if news else []
         units = {name: _copied_units(report, name, code) for name in report.heads} if news else {}
         for module, several in groupby(copied_heads(report.heads, units), key=lambda each: each.module):
-            story = _Story([], [], {module: [each for each in several if not news.isdisjoint(each.groups)]})
-            every = [finding for finding in locked if _place(finding) in story.groups_of_heads]
+            topic = _Topic([], [], {module: [each for each in several if not news.isdisjoint(each.groups)]})
+            every = [finding for finding in locked if _place(finding) in topic.groups_of_heads]
             if every:
-                told |= {(code, place) for place in story.groups_of_heads}
-                story.layers.extend([each for each in every if each.layer == name] for name in _layers(every))
-                heads = tuple((each.heads, each.roles) for each in story.heads[module])
-                kind = (code, heads, min(each.first_step for each in every), len(every) == len(story.groups_of_heads))
-                alikes.setdefault(kind, []).append(story)
-    stories: list[_Story] = []
-    for alike in alikes.values():
+                covered |= {(code, place) for place in topic.groups_of_heads}
+                topic.layers.extend([each for each in every if each.layer == name] for name in _layers(every))
+                heads = tuple((each.heads, each.roles) for each in topic.heads[module])
+                kind = (code, heads, min(each.first_step for each in every), len(every) == len(topic.groups_of_heads))
+                by_kind.setdefault(kind, []).append(topic)
+    topics: list[_Topic] = []
+    for alike in by_kind.values():
         if len(alike) > _MAX_ALIKE:
-            layers = [each for story in alike for each in story.layers]
-            alike = [_Story(layers, [], {name: heads for story in alike for name, heads in story.heads.items()})]
-        stories += alike
-    return stories, [finding for finding in findings if (finding.code, _place(finding)) not in told]
+            layers = [each for topic in alike for each in topic.layers]
+            alike = [_Topic(layers, [], {name: heads for topic in alike for name, heads in topic.heads.items()})]
+        topics += alike
+    return topics, [finding for finding in findings if (finding.code, _place(finding)) not in covered]
 
 
 def _copied_units(report: ModelDiagnosis, layer: str, code: Code) -> list[tuple[int, ...]]:
-    """Return the units of a layer that are copies, of a code or of gradients that say nothing so far."""
+    """Return the groups of copies in a layer that have this code, or no verdict yet."""
     if layer not in report.layers:
         return []
     return [
@@ -180,7 +181,7 @@ def _place(finding: Finding) -> tuple[str, tuple[int, ...]]:
 
 
 def _roots_and_followers(findings: Sequence[Finding]) -> tuple[list[Finding], dict[str, list[Finding]]]:
-    """Return the findings to be told by themselves, and by layer of such a finding those that follow from it."""
+    """Return the root findings, and by layer of a root the findings that follow from it."""
     without_gradient = [finding for finding in findings if _has_no_gradient(finding)]
     present = {finding.layer for finding in without_gradient}
     leads_to = {finding.layer: finding.follows for finding in without_gradient if finding.follows in present}
@@ -204,10 +205,7 @@ def _has_no_gradient(finding: Finding) -> bool:
 
 
 def idle_texts(layers: Iterable[LayerDiagnosis]) -> list[str]:
-    """Say why units get no gradient that are not to blame for it: a sentence for all layers with one reason.
-
-    Args:
-        layers: the layers.
+    """Return why idle units get no gradient: a text per reason.
 
     Example:
         >>> from lightning_symmetry.verdicts.stops import GradientStop
@@ -234,15 +232,15 @@ def idle_texts(layers: Iterable[LayerDiagnosis]) -> list[str]:
         else:
             num_units = sum(len(group.units) for _, group in several)
             verb = "get"
-            who = f"{_names(names)} ({len(names)} layers): {num_units} units"
-        what_of_it = _WHAT_OF_IDLE.get(Code(group.code), "Nothing is wrong with these units.")
+            who = f"{abbreviate(names)} ({len(names)} layers): {num_units} units"
+        advice = _ADVICE_ON_IDLE.get(Code(group.code), "Nothing is wrong with these units.")
         code = f" [{group.code}]" if group.stop is not None and group.stop.is_idle else ""
-        texts.append(f"{who} {verb} no gradient, {_why_idle(group)}. {what_of_it}{code}")
+        texts.append(f"{who} {verb} no gradient, {_why_idle(group)}. {advice}{code}")
     return texts
 
 
 def _why_idle(group: UnitGroup) -> str:
-    """Say in half a sentence why idle units have no gradient, and where it stops."""
+    """Return half a sentence on why idle units have no gradient, and where it stops."""
     stop = group.stop
     if stop is None or group.code not in _WHY_IDLE:
         return "for a reason that was not measured"
@@ -250,20 +248,20 @@ def _why_idle(group: UnitGroup) -> str:
     return f"{_WHY_IDLE[Code(group.code)]}{f' ({place})' if place else ''}"
 
 
-def _message(story: _Story, report: ModelDiagnosis) -> str:
-    """What is to be said of some layers, of each of which the same is to be said."""
-    first, every = story.layers[0][0], story.findings
-    if story.heads:
-        return _heads_message(story, report)
-    reason = _why(every, story.followers, report)
-    if len(story.layers) > 1:
+def _message(topic: _Topic, report: ModelDiagnosis) -> str:
+    """Return the message on a topic."""
+    first, every = topic.layers[0][0], topic.findings
+    if topic.heads:
+        return _heads_message(topic, report)
+    reason = _why(every, topic.followers, report)
+    if len(topic.layers) > 1:
         names = _layers(every)
-        who = f"{_names(names)} ({len(names)} layers):" if len(names) > 1 else f"{names[0]}:"
-        if _is_whole_layer(story.layers[0], report):
+        who = f"{abbreviate(names)} ({len(names)} layers):" if len(names) > 1 else f"{names[0]}:"
+        if _is_whole_layer(topic.layers[0], report):
             return f"{who} all units of each layer {what(every)} {reason}"
         num_units = sum(len(finding.units) for finding in every)
         return f"{who} {num_units} units in {len(every)} groups {what(every)} {reason}"
-    units = describe_units(story.layers[0], report)
+    units = describe_units(topic.layers[0], report)
     comma = "," if units.endswith(("}", "...")) else ""
     who = f"{first.layer}: {units}{comma}"
     if first.modules:
@@ -273,14 +271,14 @@ def _message(story: _Story, report: ModelDiagnosis) -> str:
 
 
 def sentence(alike: Sequence[Finding], report: ModelDiagnosis) -> str:
-    """Return what happens to the units of findings that say the same of one layer, as a sentence of its own."""
+    """Return what happens to the units of alike findings in one layer, as a full sentence."""
     if describe_units(alike, report) == ONLY_UNIT:
         return f"It {_singular(what(alike))}"
     return f"They {what(alike)}"
 
 
 def _singular(effect: str) -> str:
-    """Turn what happens to units into what happens to a single one, which can be dead or idle only.
+    """Rewrite a sentence about dead units for a single unit.
 
     >>> _singular("have gradients of exactly zero, though weights of their own: they do not train.")
     'has gradients of exactly zero, though weights of its own: it does not train.'
@@ -291,15 +289,15 @@ def _singular(effect: str) -> str:
     return effect
 
 
-def _heads_message(story: _Story, report: ModelDiagnosis) -> str:
-    """What is to be said of heads of attention that are copies."""
-    every, groups = story.findings, story.groups_of_heads
-    modules, heads = list(story.heads), next(iter(story.heads.values()))
+def _heads_message(topic: _Topic, report: ModelDiagnosis) -> str:
+    """Return the message on heads of attention that are copies."""
+    every, groups = topic.findings, topic.groups_of_heads
+    modules, heads = list(topic.heads), next(iter(topic.heads.values()))
     names = [name for name in report.layers if name in {layer for layer, _ in groups}]
     who, where = f"{modules[0]}:", ", ".join(names)
     if len(modules) > 1:
         who = f"{modules[0]}, {modules[1]}, ..., {modules[-1]} ({len(modules)} attention modules): in each,"
-        where = f"{_names(names)}; {len(names)} layers"
+        where = f"{abbreviate(names)}; {len(names)} layers"
     have_keys = any(len(each.roles) > 1 for each in heads)
     share = "" if have_keys else ", and they share keys and values"
     roles = f"{'queries, keys and values' if have_keys else 'queries'} ({where})"
@@ -312,7 +310,7 @@ def _heads_message(story: _Story, report: ModelDiagnosis) -> str:
         seen = (
             f"Of the {number} of equal units in their {roles} {len(every)} "
             f"{effect.format(since=since, as_units=_counted(len(every), 'unit'))} "
-            "The gradients of the others say nothing so far."
+            "The gradients of the others are inconclusive so far."
         )
     reason = _why(every, [], report, keep="one of them" if len(heads) == 1 else "one of each")
     return f"{who} {_copied_heads_text([each.heads for each in heads])}{share}. {seen} {reason}"
@@ -330,19 +328,11 @@ def _copied_heads_text(groups: Sequence[tuple[int, ...]]) -> str:
     >>> _copied_heads_text([(0, 2, 4), (1, 3, 5), (6, 8)])
     'heads 2-3 and 4-5 are copies of heads 0-1, one by one, head 8 is a copy of head 6'
     """
-    runs = runs_of(groups)
-    texts = []
-    for first, length in runs[:_MAX_RUNS]:
-        one, *others = run_names(first, length)
-        are = "is a copy" if length == len(others) == 1 else "are copies"
-        subject = "head" if length == len(others) == 1 else "heads"
-        of = f"heads {one}, one by one" if length > 1 else f"head {one}"
-        texts.append(f"{subject} {listed(others)} {are} of {of}")
-    return ", ".join([*texts, *["..."] * (len(runs) > _MAX_RUNS)])
+    return ", ".join(match_texts(groups, "head", ("is a copy of", "are copies of"), of_runs=", one by one"))
 
 
-def _whose_slices(finding: Finding, report: ModelDiagnosis) -> str:
-    """What to know of units that are slices of a parameter; nothing of others."""
+def _slices_text(finding: Finding, report: ModelDiagnosis) -> str:
+    """Return a note on units that are slices of a parameter; empty for others."""
     layer = report.layers.get(finding.layer)
     if layer is None or not layer.slices_of:
         return ""
@@ -353,13 +343,13 @@ def _whose_slices(finding: Finding, report: ModelDiagnosis) -> str:
 
 
 def _is_whole_layer(alike: Sequence[Finding], report: ModelDiagnosis) -> bool:
-    """Whether these findings are one, of all units of a layer."""
+    """Return whether this is a single finding on all units of a layer."""
     layer = report.layers.get(alike[0].layer)
     return layer is not None and len(alike) == 1 and len(alike[0].units) == layer.num_units
 
 
 def _kind(finding: Finding) -> tuple[object, ...]:
-    """The same for findings of which the same is to be said, at whatever place their gradient stops."""
+    """Return a key that alike findings share, wherever their gradient stops."""
     past = (finding.first_step, finding.broken_step is not None, finding.broken_step or 0)
     kind = "" if finding.stop is None else str(finding.stop.kind)
     is_rounding = finding.reason is Reason.ROUNDING_AGAIN
@@ -368,7 +358,7 @@ def _kind(finding: Finding) -> tuple[object, ...]:
 
 
 def copies_text(group: CopyGroup) -> str:
-    """What to know of modules that are copies, if there is nothing to warn of."""
+    """Return a note on modules that are copies without a warning."""
     return (
         f"{group.describe()} start as exact copies of one another. copy.deepcopy, nn.TransformerEncoder and equal "
         "seeds make such copies; to start them apart, initialise each anew."
@@ -376,7 +366,7 @@ def copies_text(group: CopyGroup) -> str:
 
 
 def equal_ranks_text(ranks: tuple[int, int], step: int) -> str:
-    """What to know of two ranks that have the same weights and compute the same gradients."""
+    """Return the warning about two ranks that have the same weights and compute the same gradients."""
     first, second = sorted(ranks)
     return (
         f"ranks {first} and {second} hold the same weights, and the gradients of step {step} that each computed itself "
@@ -388,18 +378,24 @@ def equal_ranks_text(ranks: tuple[int, int], step: int) -> str:
 
 
 def alike_findings(findings: Sequence[Finding], report: ModelDiagnosis) -> list[list[Finding]]:
-    """Findings put together if they differ in their units only, in the order of the layers."""
+    """Group findings that differ in their units only, in the order of the layers."""
 
     def kind(finding: Finding) -> tuple[object, ...]:
         return (finding.layer, *_kind(finding), "" if finding.stop is None else finding.stop.at)
 
-    order = {name: i for i, name in enumerate(report.layers)}
-    ordered = sorted(findings, key=lambda finding: (order.get(finding.layer, len(order)), kind(finding), finding.units))
+    position = _position(report)
+    ordered = sorted(findings, key=lambda finding: (position(finding.layer), kind(finding), finding.units))
     return [list(alike) for _, alike in groupby(ordered, key=kind)]
 
 
+def _position(report: ModelDiagnosis) -> Callable[[str], int]:
+    """Return a function that ranks names of layers by their order in the report, unknown ones last."""
+    order = {name: i for i, name in enumerate(report.layers)}
+    return lambda name: order.get(name, len(order))
+
+
 def describe_units(alike: Sequence[Finding], report: ModelDiagnosis) -> str:
-    """The units of alike findings in a few words."""
+    """Describe the units of alike findings in a few words."""
     if alike[0].modules:
         return CopyGroup(alike[0].modules, alike[0].verdict).describe()
     layer = report.layers.get(alike[0].layer)
@@ -408,31 +404,27 @@ def describe_units(alike: Sequence[Finding], report: ModelDiagnosis) -> str:
 
 
 def _which_heads(alike: Sequence[Finding], report: ModelDiagnosis) -> str:
-    """Say which heads match, if the units of alike findings in one layer are whole heads of one kind; else nothing."""
+    """Say which heads match; empty if the units of alike findings are no whole heads of one kind."""
     several = report.heads.get(alike[0].layer, ())
     if len(several) != 1 or len(alike) == 1:
         return ""
     whole = several[0].whole([finding.units for finding in alike])
     if not whole or sum(map(len, whole.values())) < len(alike):
         return ""
-    return matches_text(list(whole), "head", "unit by unit")
+    return ", ".join([*match_texts(list(whole), "head"), "unit by unit"])
 
 
 def what(alike: Sequence[Finding]) -> str:
-    """What happens to the units of alike findings, and for how long that was seen, in sentences without a subject."""
-    return _effect(alike[0], len(alike)) + _watched(alike)
-
-
-def _watched(alike: Sequence[Finding]) -> str:
-    """For how long gradients of zero were seen; nothing of findings that rest on something else."""
+    """Return what happens to the units of alike findings, as sentences without a subject."""
+    effect = _effect(alike[0], len(alike))
     num_watched = min(finding.num_watched for finding in alike)
-    if not num_watched or alike[0].verdict not in (Verdict.DEAD, Verdict.FROZEN):
-        return ""
-    return f" That was so in all of the {num_watched} steps watched."
+    if num_watched and _has_no_gradient(alike[0]):
+        return f"{effect} That was so in all of the {num_watched} steps watched."
+    return effect
 
 
 def _effect(finding: Finding, num_groups: int) -> str:
-    """What happens to the units of a finding, as a sentence without its subject."""
+    """Return what happens to the units of a finding, as a sentence without its subject."""
     since = f"{finding.verdict} since step {finding.first_step}"
     if finding.modules:
         return f"are copies in weights and gradients ({since}): they train as one."
@@ -449,7 +441,7 @@ def _effect(finding: Finding, num_groups: int) -> str:
 
 
 def why(alike: Sequence[Finding], report: ModelDiagnosis) -> str:
-    """The cause of alike findings, as far as it was measured, and the way out, in full sentences; their code last."""
+    """Return the cause of alike findings, as far as it was measured, the way out, and the code, in full sentences."""
     return _why(alike, [], report)
 
 
@@ -468,26 +460,26 @@ def _why(
         sentences = _why_no_gradient(alike, followers, report)
     else:
         sentences = _why_as_one(alike, report, keep)
-    return " ".join(filter(None, [*sentences, _whose_slices(first, report), f"[{first.code}]"]))
+    return " ".join(filter(None, [*sentences, _slices_text(first, report), f"[{first.code}]"]))
 
 
 def _why_parallel(alike: Sequence[Finding], report: ModelDiagnosis) -> list[str]:
-    """Why units move in parallel, and the way out."""
+    """Return why units move in parallel, and the way out."""
     kept_by, kept = alike[0].kept_by, _kept(alike)
     if not kept:
         return [
-            "Whatever follows them treats them alike, such as a loss that sums the outputs, or equal weights in the "
+            "Everything downstream treats them alike, such as a loss that sums the outputs, or equal weights in the "
             "layer that reads them.",
-            "Let the loss tell them apart, or, if a layer reads them, initialise that one at random.",
+            "Use a loss that distinguishes them, or, if a layer reads them, initialise that one at random.",
         ]
     if kept_by == THE_LOSS:
-        return [kept, "Use a loss in which each of them counts differently: their sum tells no two apart."]
-    line = line_for("torch.nn.init.kaiming_uniform_({})", _access(kept_by, report).weights, each="weight")
+        return [kept, "Use a loss in which each of them counts differently: a sum does not distinguish them."]
+    line = line_for(_RANDOM, _weights([kept_by], report), each="weight")
     return [kept, _with_line(f"Initialise {kept_by} at random", line)]
 
 
 def _kept(alike: Sequence[Finding]) -> str:
-    """What keeps units equal; empty if that is not known, or not the same of all."""
+    """Return what keeps units equal; empty if it is unknown, or not the same for all."""
     finding = alike[0]
     if len({each.kept_by for each in alike}) > 1:
         return ""
@@ -500,11 +492,11 @@ def _kept(alike: Sequence[Finding]) -> str:
 
 
 def _why_as_one(alike: Sequence[Finding], report: ModelDiagnosis, keep: str) -> list[str]:
-    """Why units train as one, and the way out; of copies that it is enough to keep some."""
+    """Return why units train as one, and the way out; ``keep``: which of the copies are enough."""
     first = alike[0]
     if gradients_cancel(first):
         cause = (
-            "Every weight is 0: zero initialisation, and what follows treats all of these units alike, so that their "
+            "Every weight is 0: zero initialisation, and everything downstream treats these units alike, so that their "
             "gradients cancel out."
         )
         return [cause, _draw_anew(alike, report)]
@@ -533,10 +525,9 @@ def _are_parameters(finding: Finding, report: ModelDiagnosis) -> bool:
 
 
 def _why_copies(finding: Finding, report: ModelDiagnosis) -> list[str]:
-    """The way out for whole modules, or single parameters, that are copies."""
+    """Return the way out for whole modules, or single parameters, that are copies."""
     if _are_parameters(finding, report):
-        weights = [line for name in finding.modules for line in _access(name, report).weights]
-        line = line_for("torch.nn.init.normal_({}, std=0.02)", weights, each="weight")
+        line = line_for("torch.nn.init.normal_({}, std=0.02)", _weights(finding.modules, report), each="weight")
         return [_with_line("Initialise each of them at random", line)]
     others = [_access(name, report).module for name in finding.modules[1:]]
     line = ""
@@ -548,19 +539,19 @@ def _why_copies(finding: Finding, report: ModelDiagnosis) -> list[str]:
 
 
 def _why_no_gradient(alike: Sequence[Finding], followers: Sequence[Finding], report: ModelDiagnosis) -> list[str]:
-    """Where the gradient of units stops, what their own rows show, and the way out."""
+    """Return where the gradient of units stops, what their own rows show, and the way out."""
     first = alike[0]
     died = f"They trained until step {first.first_step}." if first.origin is Origin.COLLAPSE else ""
     followed = _followers_text(followers, report)
     if first.follows:
         source = f"This follows from {first.follows}, which lets no gradient through: fix {first.follows} first."
-        return [died, source, followed, _part(alike, report)]
-    of_followers = _part(followers, report, of_followers=True)
+        return [died, source, followed, _vary(alike, report)]
+    of_followers = _vary(followers, report, of_followers=True)
     return [died, _where(alike), followed, _observed(alike), *_ways_out(alike, report), of_followers]
 
 
 def _where(alike: Sequence[Finding]) -> str:
-    """Where the gradient of these units stops, with the measurement."""
+    """Return where the gradient of these units stops, with the measurement."""
     stops = [finding.stop for finding in alike if finding.stop is not None]
     if not stops or stops[0].kind is StopKind.UNKNOWN:
         detail = f" ({stops[0].detail})" if stops and stops[0].detail else ""
@@ -570,8 +561,8 @@ def _where(alike: Sequence[Finding]) -> str:
     if stops[0].kind is StopKind.ERASED:
         return f"A gradient reached them, and was zero when the optimizer stepped{detail}."
     places = list(dict.fromkeys(stop.at for stop in stops if stop.at))
-    at = f" at {_names(places)}" if places else ""
-    # Of an activation the detail is a range, which tells nothing alone; elsewhere it says all.
+    at = f" at {abbreviate(places)}" if places else ""
+    # The detail of an activation is a range, which needs an explanation.
     is_activation = stops[0].kind in (StopKind.CLOSED, StopKind.SATURATED)
     return (
         f"The gradient stops{at}{detail if detail and not is_activation else f', {_STOPPED[stops[0].kind]}{detail}'}."
@@ -579,7 +570,7 @@ def _where(alike: Sequence[Finding]) -> str:
 
 
 def _observed(alike: Sequence[Finding]) -> str:
-    """What the rows of units without a gradient show."""
+    """Return what the rows of units without a gradient show."""
     finding = alike[0]
     if finding.verdict is Verdict.FROZEN:
         if finding.value is not None or finding.cause is Cause.ZERO:
@@ -598,22 +589,22 @@ def _observed(alike: Sequence[Finding]) -> str:
 
 
 def _ways_out(alike: Sequence[Finding], report: ModelDiagnosis) -> list[str]:
-    """What to do about units whose gradient stops: sentences."""
+    """Return what to do about units whose gradient stops."""
     first = alike[0]
-    part = _part(alike, report)
+    vary = _vary(alike, report)
     kind = StopKind.UNKNOWN if first.stop is None else first.stop.kind
     if kind is StopKind.CLOSED:
-        # Rows that are all one number are drawn anew, which opens what they have closed.
-        return [part] if part and first.value is not None else [_open(alike, report), part]
+        # Drawing constant rows anew opens the activation, too.
+        return [vary] if vary and first.value is not None else [_open(alike, report), vary]
     if kind is StopKind.SATURATED:
-        return [_scale_down(alike, report), part]
+        return [_scale_down(alike, report), vary]
     if kind is StopKind.ZERO_WEIGHTS:
-        return [_fill(alike, report), part]
-    return [_WAYS_OUT.get(kind, ""), part]
+        return [_fill(alike, report), vary]
+    return [_WAYS_OUT.get(kind, ""), vary]
 
 
 def _open(alike: Sequence[Finding], report: ModelDiagnosis) -> str:
-    """How to open an activation."""
+    """Return how to open an activation."""
     first = alike[0]
     with_slope = "an activation with a slope everywhere, such as torch.nn.LeakyReLU"
     if first.origin is Origin.COLLAPSE:
@@ -630,42 +621,39 @@ def _open(alike: Sequence[Finding], report: ModelDiagnosis) -> str:
 
 
 def _scale_down(alike: Sequence[Finding], report: ModelDiagnosis) -> str:
-    """How to bring the inputs of an activation into the range where it has a slope."""
+    """Return how to bring the inputs of an activation into the range where it has a slope."""
     if alike[0].cause is not Cause.SATURATED:
         return "Scale what goes in, or use smaller weights."
     return _with_line("Use smaller weights and biases, or scale what goes in", _reset_line(_layers(alike), report))
 
 
 def _fill(alike: Sequence[Finding], report: ModelDiagnosis) -> str:
-    """How to fill the zero weights at which gradients stop."""
+    """Return how to fill the zero weights at which gradients stop."""
     places = list(dict.fromkeys(finding.stop.at for finding in alike if finding.stop is not None))
-    line = _reset_line(places, report)
-    if not line and all(_access(name, report).weights for name in places):
-        weights = [weight for name in places for weight in _access(name, report).weights]
-        line = line_for("torch.nn.init.kaiming_uniform_({})", weights, each="weight")
-    return _with_line(f"Initialise {_names(places)}, or give it weights other than zero", line)
+    line = _reset_line(places, report) or line_for(_RANDOM, _weights(places, report), each="weight")
+    return _with_line(f"Initialise {abbreviate(places)}, or give it weights other than zero", line)
 
 
-def _part(alike: Sequence[Finding], report: ModelDiagnosis, *, of_followers: bool = False) -> str:
+def _vary(alike: Sequence[Finding], report: ModelDiagnosis, *, of_followers: bool = False) -> str:
     """Return how to make the equal ones among these units differ; empty if none are equal."""
     equal = [finding for finding in alike if finding.verdict is Verdict.FROZEN]
     if not equal:
         return ""
     if all(finding.value is None and finding.cause is not Cause.ZERO for finding in equal):
-        line = _line_of_noise(equal, report)  # rows that were copied are worth keeping
+        line = line_for(_NOISE, _weights(_layers(equal), report), each="weight")  # copied rows are worth keeping
     else:
         line = _line_to_draw(equal, report)
     if of_followers:
-        return _with_line(f"The units of {_names(_layers(equal))} are equal, too, and need weights that differ", line)
+        names = abbreviate(_layers(equal))
+        return _with_line(f"The units of {names} are equal, too, and need weights that differ", line)
     if not line:
         return "Give these units weights that differ."
     return f"Give these units weights that differ, e.g. `{line}`."
 
 
 def _followers_text(followers: Sequence[Finding], report: ModelDiagnosis) -> str:
-    """Which layers get no gradient either."""
-    order = {name: i for i, name in enumerate(report.layers)}
-    names = sorted(_layers(followers), key=lambda name: order.get(name, len(order)))
+    """Return which layers get no gradient either."""
+    names = sorted(_layers(followers), key=_position(report))
     if not names:
         return ""
     rest = len(names) - 1
@@ -674,7 +662,7 @@ def _followers_text(followers: Sequence[Finding], report: ModelDiagnosis) -> str
 
 
 def _draw_anew(alike: Sequence[Finding], report: ModelDiagnosis) -> str:
-    """How to initialise layers at random."""
+    """Return how to initialise layers at random."""
     line = _line_to_draw(alike, report)
     if line:
         return f"Initialise at random, e.g. `{line}`."
@@ -682,19 +670,15 @@ def _draw_anew(alike: Sequence[Finding], report: ModelDiagnosis) -> str:
 
 
 def _line_to_draw(alike: Sequence[Finding], report: ModelDiagnosis) -> str:
-    """A line of code that draws the weights of some layers anew; empty if none is known."""
+    """Return a line of code that draws the weights of some layers anew; empty if none is known."""
     names = _layers(alike)
-    accesses = [_access(name, report) for name in names]
-    if not all(access.weights for access in accesses):
-        return ""
-    weights = [weight for access in accesses for weight in access.weights]
-    has_several = any(len(access.weights) > 1 for access in accesses)
-    reset = _reset_line(names, report) if has_several else ""
-    return reset or line_for("torch.nn.init.kaiming_uniform_({})", weights, each="weight")
+    weights = _weights(names, report)
+    reset = _reset_line(names, report) if len(weights) > len(names) else ""
+    return reset or line_for(_RANDOM, weights, each="weight")
 
 
 def _reset_line(names: Sequence[str], report: ModelDiagnosis) -> str:
-    """A line of code that initialises modules as torch does; empty if one of them cannot be."""
+    """Return a line of code that initialises modules as torch does; empty if one of them cannot be."""
     accesses = [_access(name, report) for name in names]
     if not all(access.can_reset and access.module for access in accesses):
         return ""
@@ -702,28 +686,25 @@ def _reset_line(names: Sequence[str], report: ModelDiagnosis) -> str:
 
 
 def _add_noise(alike: Sequence[Finding], report: ModelDiagnosis, keep: str) -> str:
-    """How to part copies."""
-    line = _line_of_noise(alike, report)
+    """Return how to make copies differ."""
+    line = line_for(_NOISE, _weights(_layers(alike), report), each="weight")
     noise = f"Add noise to the copies, e.g. `{line}`," if line else "Add noise to the copies,"
     return f"{noise} or keep only {keep}."
 
 
-def _line_of_noise(alike: Sequence[Finding], report: ModelDiagnosis) -> str:
-    """A line of code that adds noise to the weights of some layers; empty if none is known."""
-    accesses = [_access(name, report) for name in _layers(alike)]
-    if not all(access.weights for access in accesses):
-        return ""
-    weights = [weight for access in accesses for weight in access.weights]
-    return line_for("{0}.data += 0.02 * torch.randn_like({0})", weights, each="weight")
+def _weights(names: Sequence[str], report: ModelDiagnosis) -> list[str]:
+    """Return expressions for the weights of some layers; empty if those of one are unknown."""
+    weights = [_access(name, report).weights for name in names]
+    return list(chain.from_iterable(weights)) if all(weights) else []
 
 
 def _with_line(text: str, line: str) -> str:
-    """A sentence, with a line of code if there is one."""
+    """Return a sentence, with a line of code if there is one."""
     return f"{text}: `{line}`." if line else f"{text}."
 
 
 def _layers(findings: Iterable[Finding]) -> list[str]:
-    """The names of the layers of findings, each once."""
+    """Return the names of the layers of findings, each once."""
     return list(dict.fromkeys(finding.layer for finding in findings))
 
 
@@ -731,17 +712,8 @@ def _access(name: str, report: ModelDiagnosis) -> Access:
     return report.access.get(name, Access())
 
 
-def _names(names: Sequence[str]) -> str:
-    """Some names in a few words.
-
-    >>> _names(["a", "b", "c", "d"])
-    'a, b, ..., d'
-    """
-    return ", ".join(names if len(names) <= 3 else (*names[:2], "...", names[-1]))
-
-
 def _numbers(alike: Sequence[Finding]) -> str:
-    """Say which number all weights are, of units each of which has one."""
+    """Return the constant of each unit, as a number or a range."""
     values = sorted({finding.value or 0.0 for finding in alike})
     low, high = f"{values[0]:.6g}", f"{values[-1]:.6g}"
     return f"Every weight is {low}" if low == high else f"The weights of each are one number, from {low} to {high}"

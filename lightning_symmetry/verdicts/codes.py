@@ -1,4 +1,4 @@
-"""Stable codes of what is said of units, each with a section on the page ``docs/codes.md``.
+"""Stable codes of diagnoses, each with a section on the page ``docs/codes.md``.
 
 Nothing here imports torch.
 """
@@ -14,7 +14,7 @@ from lightning_symmetry.verdicts.stops import StopKind
 
 @unique
 class Code(StrEnum):
-    """The codes. A code keeps its meaning for ever: new ones are added, none is given again.
+    """The codes. A code never changes its meaning and is never reused.
 
     Example:
         >>> print(Code.CLOSED, Code.CLOSED.meaning, Code.CLOSED.anchor, sep="; ")
@@ -45,7 +45,7 @@ class Code(StrEnum):
 
     @property
     def meaning(self) -> str:
-        """What is said, in a few words."""
+        """The diagnosis in a few words."""
         return _MEANINGS[self]
 
     @property
@@ -84,4 +84,4 @@ CODE_OF_STOP: Mapping[StopKind, Code] = MappingProxyType(
         StopKind.UNKNOWN: Code.NOT_MEASURED,
     }
 )
-"""The code of units without a gradient, by why it stops."""
+"""The code of units without a gradient, by the kind of stop."""

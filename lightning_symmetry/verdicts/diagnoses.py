@@ -1,4 +1,4 @@
-"""What is concluded of groups of units, of layers and of whole modules, as plain data.
+"""The conclusions about groups of units, layers and whole modules, as plain data.
 
 Nothing here imports torch.
 """
@@ -12,41 +12,39 @@ from typing import Any
 
 from lightning_symmetry.verdicts.codes import CODE_OF_STOP, Code
 from lightning_symmetry.verdicts.stops import GradientStop, StopKind
-from lightning_symmetry.verdicts.tables import describe_groups, shorten
+from lightning_symmetry.verdicts.tables import abbreviate, describe_groups, shorten
 from lightning_symmetry.verdicts.verdict import Verdict
 
-# What keeps outputs of the model equal.
+# `Finding.kept_by` for outputs of the model.
 THE_LOSS = "the loss"
 
 
 class Cause(StrEnum):
-    """How a group came to be, as far as its weights and gradients tell."""
+    """How a group came about, as far as its weights and gradients show."""
 
     ZERO = "zero"  # every weight is 0
     CONSTANT = "constant"  # every weight is the same number
     COPIED = "copied"  # the rows are copies of one another
     MIRRORED = "mirrored"  # the rows are copies of one another, some with the other sign
-    DEAD = "dead"  # no gradient although the weights are not zero, as behind a ReLU that never opens
+    DEAD = "dead"  # no gradient although the weights are not zero, as behind a ReLU that is always closed
     LOW_BIAS = "low bias"  # dead: the bias lies far below zero
-    NEGATIVE = (
-        "negative weights"  # dead: no weight is positive, so that inputs that are never negative do not open a ReLU
-    )
-    SATURATED = "saturated"  # dead: so large that a sigmoid or tanh has no slope
+    NEGATIVE = "negative weights"  # dead: no weight is positive, so that nonnegative inputs keep a ReLU closed
+    SATURATED = "saturated"  # dead: so large that the slope of a sigmoid or tanh is zero
     CUT_OFF = "cut off"  # dead: all units of the layer, with rows that look healthy
 
 
 class Origin(StrEnum):
     """How a group entered the records."""
 
-    START = "start"  # it was there before the first update
-    FIRST_LOOK = "first look"  # it was there when this layer was first looked at, some updates later
+    START = "start"  # it existed before the first update
+    FIRST_LOOK = "first look"  # it existed at the first check of this layer, some updates later
     COLLAPSE = "collapse"  # the units were distinct at an earlier check
 
 
 class Reason(StrEnum):
     """Why a verdict was given."""
 
-    EQUAL_FROM_START = "equal from the start"  # equal gradients, in a group that was there before the first update
+    EQUAL_FROM_START = "equal from the start"  # equal gradients, in a group that existed before the first update
     EQUAL_AGAIN = "equal again"  # equal gradients at `patience` checks in a row
     ZERO_AGAIN = "zero again"  # gradients of exactly zero at `patience` checks in a row
     ROUNDING_AGAIN = "rounding again"  # gradients no larger than rounding errors at `patience` checks in a row
@@ -54,7 +52,7 @@ class Reason(StrEnum):
     MOVED_AS_ONE = "moved as one"  # the weights are still equal after they have moved far
     PARALLEL_AGAIN = "parallel again"  # equal gradients of different weights at `patience` checks in a row
     PRUNED = "pruned"  # rows of zeros without gradients, in a layer whose other rows are not zero
-    UNDECIDED = "undecided"  # nothing that was seen so far tells
+    UNDECIDED = "undecided"  # no evidence so far
 
 
 @dataclass(frozen=True)
@@ -64,17 +62,17 @@ class UnitGroup:
     Attributes:
         units: sorted indices of the units.
         verdict: what becomes of them.
-        cause: what their weights looked like when the group was first seen.
+        cause: pattern of their weights when the group was first seen.
         value: the number that every weight was, for :attr:`Cause.CONSTANT`.
         first_step: optimizer step of the check that saw the group first; None after a single look.
         origin: how the group entered the records.
-        reason: why the verdict was given that was warned of first; :attr:`Reason.PRUNED` of rows that are meant to be
-            zero, of which nobody is warned.
-        mirrored: those of the units whose row is the negative of the first unit's.
-        num_watched: at how many optimizer steps in a row the gradients of all units were seen to be exactly zero.
+        reason: the reason of the verdict in the first warning; :attr:`Reason.PRUNED` for rows that are meant to be
+            zero, which need no warning.
+        mirrored: the units whose row is the negative of the first unit's.
+        num_watched: number of optimizer steps in a row at which the gradients of all units were exactly zero.
         stop: where their gradient stops; None if it does not, or if no step was traced.
-        follows: name of the layer that stops it, if that is another one with zero gradients; else empty.
-        kept_by: what keeps them equal, as in findings.
+        follows: name of the layer that stops it, if that is another layer with zero gradients; else empty.
+        kept_by: what keeps them equal, as in :class:`Finding`.
     """
 
     units: tuple[int, ...]
@@ -92,14 +90,14 @@ class UnitGroup:
 
     @property
     def code(self) -> str:
-        """The code of what is said of the units, such as ``"SYM101"``; empty where there is nothing to say."""
+        """The code of the diagnosis, such as ``"SYM101"``; empty if there is none."""
         return _code_of(self)
 
     def __repr__(self) -> str:
         return f"<UnitGroup {self.verdict}, {self.cause}: {describe_groups([self.units], None)}>"
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data, ready for JSON; :meth:`SymmetryReport.to_dict` says what the fields mean."""
+        """Return plain data, ready for JSON; :meth:`SymmetryReport.to_dict` explains the fields."""
         return {
             "units": list(self.units),
             "verdict": str(self.verdict),
@@ -122,20 +120,19 @@ class LayerDiagnosis:
         num_units: number of units.
         fan_in: number of weights that feed one unit, without the bias.
         dead: sorted indices of the dead units: those with weights of their own whose gradient was exactly zero at
-            ``patience`` checks in a row, and at each step of more than 50 in a row that were watched. Of a single look:
-            those whose gradient is zero.
+            ``patience`` checks in a row, and at more than 50 steps in a row. After a single look: those whose gradient
+            is zero.
         groups: disjoint groups of units, sorted.
         also: names of layers that share the weight; the report has this diagnosis under each.
-        died_at: of each dead unit, the optimizer step of the first of these checks; empty after a single look.
-        woke_at: of units that were dead and train again, the optimizer step of the check that saw it.
-        idle_units: number of units whose gradient was exactly zero at ``patience`` checks in a row, over however many
+        died_at: for each dead unit, the optimizer step of the first of these checks; empty after a single look.
+        woke_at: for units that were dead and train again, the optimizer step of the check that found it.
+        idle_units: number of units whose gradient was exactly zero at ``patience`` checks in a row, over however few
             steps; not all of them need be dead.
-        orientations: number of directions, up to sign, among the rows of the living units, those that are neither dead
-            nor zero; rows whose cosine similarity is 0.999 or more in absolute value share one. Small initialisation
-            makes units condense onto few directions early in the training (Zhou et al. 2022, arXiv 2105.11686). The
-            number is that of the latest count: counted are looks 1, 8, 16 and 32 at the layer, then every 64th, and
-            every fourth where the directions are at most half as many as the distinct living units. None for layers
-            of more than 16,384 units.
+        orientations: number of directions, up to sign, among the rows of the living units, which are neither dead nor
+            zero; rows share a direction if the absolute value of their cosine similarity is 0.999 or more. Small
+            initialisation makes units condense onto few directions early in the training (Zhou et al. 2022, arXiv
+            2105.11686). Directions are counted at checks 1, 8, 16 and 32 of the layer, then at every 64th, and at
+            every fourth while the layer is condensed. None for layers of more than 16,384 units.
         slices_of: name of the parameter, if these units are its slices because no adapter knows it; else empty.
         crowded_units: number of units whose weights nearly agree with those of too many others to compare them all.
         crowd_radius: within which relative L2 distance of one of them their weights lie.
@@ -164,7 +161,7 @@ class LayerDiagnosis:
     def is_condensed(self) -> bool:
         """Whether there are at most half as many directions as distinct living units; never a reason to warn.
 
-        Rows of one or two weights are never called so: there are few directions in a plane.
+        Layers with one or two weights per unit do not count: there are few directions in a plane.
         """
         if not self.orientations or self.fan_in <= 2:  # there may be no living units
             return False
@@ -172,7 +169,7 @@ class LayerDiagnosis:
 
     @property
     def redundant_units(self) -> int:
-        """Number of units whose weights another unit of the layer has too, not counting one of each group."""
+        """Number of units that are equal to another one, not counting one of each group."""
         return sum(len(group.units) - 1 for group in self.groups if group.verdict.traits.is_redundant)
 
     @property
@@ -182,7 +179,7 @@ class LayerDiagnosis:
 
     @property
     def working_units(self) -> int:
-        """Number of units that are neither redundant nor dead; of equal units one counts that is not dead.
+        """Number of units that are neither redundant nor dead; one living unit of each group counts.
 
         Example:
             >>> pair = UnitGroup((0, 1), Verdict.LOCKED, Cause.COPIED)
@@ -193,12 +190,12 @@ class LayerDiagnosis:
             return self.effective_width
         dead = set(self.dead)
         equal = [group.units for group in self.groups if group.verdict.traits.is_redundant]
-        # The unit of a group that is not redundant is one that lives, if any does.
+        # The unit of a group that counts as not redundant is a living one, if there is any.
         counted_twice = sum(min(len(dead.intersection(units)), len(units) - 1) for units in equal)
         return self.effective_width - len(dead) + counted_twice
 
     def count(self, verdict: Verdict) -> int:
-        """Number of units in groups of this verdict; of dead units all, also those too few to warn of."""
+        """Return the number of units with this verdict, including dead units that are too few for a warning."""
         if verdict is Verdict.DEAD:
             return self.dead_units
         return sum(len(group.units) for group in self.groups if group.verdict is verdict)
@@ -210,7 +207,7 @@ class LayerDiagnosis:
         return f"<LayerDiagnosis {shorten(self.name)}: {working}{of_groups}>"
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data, ready for JSON; :meth:`SymmetryReport.to_dict` says what the fields mean."""
+        """Return plain data, ready for JSON; :meth:`SymmetryReport.to_dict` explains the fields."""
         return {
             "num_units": self.num_units,
             "fan_in": self.fan_in,
@@ -244,17 +241,12 @@ class CopyGroup:
         return f"<CopyGroup {self.verdict}: {len(self.modules):,} modules, {shorten(self.describe())}>"
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data, ready for JSON; :meth:`SymmetryReport.to_dict` says what the fields mean."""
+        """Return plain data, ready for JSON; :meth:`SymmetryReport.to_dict` explains the fields."""
         return {"modules": list(self.modules), "verdict": str(self.verdict)}
 
     def describe(self) -> str:
-        """The modules in a few words.
-
-        >>> CopyGroup(("a.0", "a.1", "a.2", "a.3"), Verdict.LOCKED).describe()
-        'a.0, a.1, ..., a.3'
-        """
-        names = self.modules if len(self.modules) <= 3 else (*self.modules[:2], "...", self.modules[-1])
-        return ", ".join(names)
+        """Return the names of the modules in a few words."""
+        return abbreviate(self.modules)
 
 
 @dataclass(frozen=True)
@@ -262,25 +254,25 @@ class Finding:
     """A group that the user was warned of.
 
     Attributes:
-        layer: name of the layer; of copies, the names of all modules that were copies at first.
-        units: sorted indices of the units when they were warned of; of copies, their places among these modules.
-        verdict: the verdict that was warned of first; that of today is in the report.
-        cause: what the weights looked like when the group was first seen.
+        layer: name of the layer; for copies, the names of all modules that were copies at first.
+        units: sorted indices of the units in the warning; for copies, their places among these modules.
+        verdict: the first verdict with a warning; the current one is in the report.
+        cause: pattern of the weights when the group was first seen.
         value: the number that every weight was, for :attr:`Cause.CONSTANT`.
         first_step: optimizer step of the check that saw the group first.
         last_step: optimizer step of the last check that saw it.
         broken_step: optimizer step of the check at which the group was gone; None while it holds.
         origin: how the group entered the records.
-        modules: names of modules that are whole copies of one another; empty for units of a layer.
-        reason: why the verdict was given that was warned of first.
-        mirrored: those of the units whose row is the negative of the first unit's.
-        num_watched: at how many optimizer steps in a row the gradients of all units were seen to be exactly zero, when
-            the user was warned of them.
-        stop: where the gradient of the units stops, for frozen and dead ones, measured by tracing one step; None if no
-            step was traced.
-        follows: name of the layer with zero gradients of which this finding is a consequence; empty for a root.
+        modules: names of whole modules that are copies of one another; empty for units of a layer.
+        reason: the reason of that verdict.
+        mirrored: the units whose row is the negative of the first unit's.
+        num_watched: number of optimizer steps in a row before the warning at which the gradients of all units were
+            exactly zero.
+        stop: where the gradient of frozen and dead units stops, measured by tracing one step; None if no step was
+            traced.
+        follows: name of the layer with zero gradients that causes this finding; empty for a root.
         kept_by: what keeps units equal that train as one: the name of the layer that reads them with equal weights, or
-            ``"the loss"`` of outputs of the model; empty if that is not known.
+            ``"the loss"`` for outputs of the model; empty if unknown.
     """
 
     layer: str
@@ -302,7 +294,7 @@ class Finding:
 
     @property
     def code(self) -> str:
-        """The code of what is said of it, such as ``"SYM101"``; each has a section on the page of codes.
+        """The code of the finding, such as ``"SYM101"``; the page of codes has a section on each.
 
         Example:
             >>> group = UnitGroup((0, 1), Verdict.LOCKED, Cause.CONSTANT, value=0.5)
@@ -325,12 +317,12 @@ def finding_of(group: UnitGroup, layer: str, last_step: int, broken_step: int | 
 
 
 def gradients_cancel(group: UnitGroup | Finding) -> bool:
-    """Return whether rows of zeros get nothing but rounding errors: all that follows treats their units alike."""
+    """Return whether rows of zeros get only rounding errors, since everything downstream treats their units alike."""
     return group.verdict is Verdict.FROZEN and group.cause is Cause.ZERO and group.reason is Reason.ROUNDING_AGAIN
 
 
 def _code_of(group: UnitGroup | Finding) -> str:
-    """Return the code of what is said of units; empty for verdicts of which nothing is said."""
+    """Return the code of a diagnosis; empty for verdicts without one."""
     if group.verdict in (Verdict.FROZEN, Verdict.DEAD, Verdict.IDLE):
         return _code_without_gradient(group).value
     if group.verdict is Verdict.LOCKSTEP:
@@ -358,12 +350,12 @@ def _code_without_gradient(group: UnitGroup | Finding) -> Code:
 
 
 def under_all_names(diagnoses: Iterable[LayerDiagnosis]) -> dict[str, LayerDiagnosis]:
-    """The layers of a report."""
+    """Return the layers of a report, also under the names of layers that share a weight."""
     return {name: layer for layer in diagnoses for name in (layer.name, *layer.also)}
 
 
 def worst_first(layers: Iterable[LayerDiagnosis]) -> list[LayerDiagnosis]:
-    """Layers to warn of, then others with groups, then those without; each in the order that they had.
+    """Sort stably: layers to warn of, then others with groups, then those without.
 
     Example:
         >>> pair = UnitGroup((0, 1), Verdict.DUPLICATE, Cause.COPIED)

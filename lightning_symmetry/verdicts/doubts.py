@@ -1,4 +1,4 @@
-"""Why nothing can be concluded of parts of a model: what separates "healthy" from "nobody has looked"."""
+"""Why nothing can be concluded about parts of a model: what separates "healthy" from "not checked"."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _MAX_NAMES = 3
 
 
 class Untrained(StrEnum):
-    """Why a layer or parameter does not train, but for numbers that are not finite."""
+    """Why a layer or parameter whose numbers are finite does not train."""
 
     NO_OPTIMIZER = "no optimizer updates it"
     NO_GRADIENT = "no gradient has reached it"
@@ -24,12 +24,12 @@ class Untrained(StrEnum):
 def untrained_parts(
     names: Iterable[tuple[str, Sequence[Progress]]], updated: Set[int], patience: int
 ) -> dict[str, str]:
-    """Return by layer, or by parameter where only some of a layer are concerned, why it does not train.
+    """Return why layers do not train, by name; by name of the parameter where only some of a layer are concerned.
 
     Args:
-        names: by name of a layer, or of a parameter of none, what was seen of its parameters.
+        names: by name of a layer, or of a parameter of none, the progress of its parameters.
         updated: identities (``id``) of the parameters that any optimizer updates.
-        patience: at how many checks nothing must have been seen before that is a reason.
+        patience: number of checks without a gradient or a movement that are a reason.
     """
     reasons: dict[str, str] = {}
     every = list(names)
@@ -39,8 +39,8 @@ def untrained_parts(
         found = {one.name: _why_untrained(one, updated, patience) for one in several if one.is_wanted}
         if len(set(found.values())) == 1:
             found = {name: next(iter(found.values()))}
-        # Gradients of a vector may be too small to move it: of a bias that a norm behind it takes away, or in a branch
-        # that starts closed.
+        # Gradients of a vector may be too small to move it: a bias whose effect a norm removes, or a branch that starts
+        # closed.
         is_small = have_vectors_moved and all(one.parameter.dim() < 2 for one in several)
         if is_small or any(one.has_moved for one in several):
             found = {each: reason for each, reason in found.items() if reason != Untrained.UNMOVED}
@@ -63,7 +63,7 @@ def _why_untrained(seen: Progress, updated: Set[int], patience: int) -> str:
 
 
 def untrained_reasons(untrained: Mapping[str, str]) -> list[str]:
-    """Return a sentence for each layer or parameter that does not train.
+    """Return a text for each layer or parameter that does not train.
 
     >>> untrained_reasons({"head": "no optimizer updates it"})
     ['head does not train: no optimizer updates it']
@@ -72,7 +72,7 @@ def untrained_reasons(untrained: Mapping[str, str]) -> list[str]:
 
 
 def untrained_text(untrained: Mapping[str, str]) -> str:
-    """Return in one line what has not trained.
+    """Return what has not trained in one line.
 
     >>> untrained_text({"a": "it has not moved", "b": "it has not moved", "head": "no optimizer updates it"})
     'it has not moved: a, b; no optimizer updates it: head'
@@ -84,10 +84,10 @@ def untrained_text(untrained: Mapping[str, str]) -> str:
 
 
 def undecided_layers(layers: Iterable[LayerDiagnosis]) -> list[str]:
-    """A sentence for each layer with equal units whose gradients say nothing so far."""
+    """Return a text for each layer with equal units whose gradients are inconclusive so far."""
     sentences = []
     for layer in layers:
-        # Slices of a parameter may go unused for ever, as the positions do that no text is long enough for.
+        # Slices of a parameter may go unused for good, such as positions beyond the longest text.
         is_open = not layer.slices_of
         groups = [
             group.units
@@ -96,7 +96,7 @@ def undecided_layers(layers: Iterable[LayerDiagnosis]) -> list[str]:
         ]
         if groups:
             who = f"{layer.name}: {describe_groups(groups, layer.num_units)} are equal"
-            sentences.append(f"{who}, and their gradients say nothing so far; more optimizer steps will tell")
+            sentences.append(f"{who}, and their gradients are inconclusive so far; more optimizer steps will tell")
     return sentences
 
 
@@ -115,15 +115,15 @@ def crowded_layers(layers: Iterable[LayerDiagnosis]) -> list[str]:
 
 
 def too_few_checks(num_checks: Mapping[str, int], needed: int) -> list[str]:
-    """A sentence if there are layers whose gradients too few checks have seen.
+    """Return a text if too few checks have seen gradients of some layers.
 
     Args:
-        num_checks: by layer, how many checks have seen a gradient of it that is not zero.
-        needed: how many checks it takes until all verdicts can be reached.
+        num_checks: by layer, the number of checks with a gradient other than zero.
+        needed: the number of checks after which all verdicts can be reached.
     """
     if num_checks and not any(num_checks.values()):
         return ["no check has seen a gradient other than zero"]
-    # Layers that no gradient ever reaches, such as experts that are not used, wait for nothing.
+    # Layers that never get a gradient, such as unused experts, are left out.
     few = [name for name, number in num_checks.items() if 0 < number < needed]
     if not few:
         return []
@@ -133,11 +133,11 @@ def too_few_checks(num_checks: Mapping[str, int], needed: int) -> list[str]:
 
 
 def may_be_dead(layers: Iterable[LayerDiagnosis], dead_share: float) -> list[str]:
-    """A sentence for each layer so many of whose units may turn out to be dead that the user would be warned.
+    """Return a text for each layer with enough units for a warning that may be dead.
 
     Args:
         layers: the layers.
-        dead_share: the share of dead units of which the user is warned.
+        dead_share: the share of dead units that is worth a warning.
     """
     return [
         f"{layer.name}: {layer.idle_units} of {layer.num_units} units have had gradients of exactly zero at the last "
@@ -148,11 +148,7 @@ def may_be_dead(layers: Iterable[LayerDiagnosis], dead_share: float) -> list[str
 
 
 def not_looked_at(unread: Mapping[str, str]) -> list[str]:
-    """A sentence for each module that holds weights which nobody looks at.
-
-    Args:
-        unread: by name of the module, the reason.
-    """
+    """Return a text for each module with weights that were not checked; ``unread``: the reasons by name."""
     return [
         f"{name} was not looked at: {reason}; to leave it out on purpose, name it in `exclude`"
         for name, reason in unread.items()
@@ -160,7 +156,7 @@ def not_looked_at(unread: Mapping[str, str]) -> list[str]:
 
 
 def _names(names: Sequence[str], kind: str = " layer") -> str:
-    """Some names in a few words.
+    """Return the first three names and the number of others.
 
     >>> _names(["a", "b", "c", "d", "e"])
     'a, b, c and 2 more layers'

@@ -1,4 +1,4 @@
-"""One look at the layers: which units have equal weights, and what their gradients say."""
+"""One look at the layers: which units have equal weights, and whether their gradients are equal."""
 
 from __future__ import annotations
 
@@ -55,21 +55,19 @@ def look(
 
     Args:
         layers: the layers.
-        tolerance: relative L2 distance of rows taken for equal; None: by dtype.
+        tolerance: relative L2 distance up to which rows count as equal; None: by dtype.
         trained: identities of the parameters whose gradients count; None: all.
-        known: by layer name, groups of earlier looks, which are left only at a looser tolerance; with signs, if there
-            are two.
+        known: by layer name, groups of earlier looks, with signs; they end only at a looser tolerance.
         without: names of the layers whose directions are counted, each with its dead units, which do not count. None:
             no directions are counted.
-        steady: by layer name, groups of which it is enough to see that they hold.
-        largest: the largest norm of a gradient row among other layers of the model.
-        rounding_gain: by how much the model enlarges rounding errors in gradients; 0: a gradient is zero only if it is
-            exactly so.
-        exact: names of layers of which that holds in any case.
-        updates: how the optimizers update the layers; None: it is not known, and taken to be the same for all units.
-        proven: by layer name, the groups that are known to stay equal; of others it is asked whether equal gradients
-            prove it.
-        on_error: called with the layer and the exception when a layer cannot be looked at; it is then left out. None:
+        steady: by layer name, settled groups, for which it is enough to verify that they are unchanged.
+        largest: largest norm of a gradient row among other layers of the model.
+        rounding_gain: factor by which the model enlarges rounding errors in gradients; 0: only exact zeros count as
+            zero.
+        exact: names of layers in which only exact zeros count in any case.
+        updates: how the optimizers update the layers; None: unknown, all units are assumed to be updated alike.
+        proven: by layer name, groups that are known to stay equal; other groups need a proof for it.
+        on_error: called with the layer and the exception when reading a layer fails; the layer is left out. None:
             the exception is raised.
         team: the ranks that hold the layers; None: they are all here.
 
@@ -107,12 +105,12 @@ def look(
                     )
                 )
         if team is not None:
-            matrices = _known_to_all(team, matrices, guarded)
+            matrices = _announce(team, matrices, guarded)
         sketched: list[_Sketched] = []
         try:
             sketched = _read(matrices, tolerance)
         except Exception:
-            # Each layer is read by itself, to find the one that fails.
+            # Read each layer by itself, to find the one that fails.
             for matrix in matrices:
                 with guarded(matrix.layer):
                     sketched += _read([matrix], tolerance)
@@ -123,7 +121,7 @@ def look(
             with guarded(item.layer):
                 groups = steady.get(item.layer.name) if steady else None
                 if groups is not None and _are_steady(item, groups, scale):
-                    looks.append(_as_before(item))
+                    looks.append(_look_at_steady(item))
                 else:
                     others.append(item)
         questions = [question for item in others for question in item.questions()]
@@ -155,7 +153,7 @@ def look(
 
 @dataclass(frozen=True)
 class _Matrices:
-    """What there is to read of a layer."""
+    """The matrices of a layer before they are read."""
 
     layer: Comparable
     weights: Rows
@@ -165,13 +163,13 @@ class _Matrices:
     gradients_by_parity: Callable[[], Parity | None]
 
 
-def _known_to_all(
+def _announce(
     team: Team, matrices: Sequence[_Matrices], guarded: Callable[[Comparable], AbstractContextManager[None]]
 ) -> list[_Matrices]:
-    """Make the matrices that are sharded known to all ranks, and leave out the layers that some rank cannot read.
+    """Make sharded matrices known to all ranks, and leave out the layers that some rank cannot read.
 
-    If the gradients of a layer are missing on some rank, as those of experts that it did not use, the layer is read as
-    one without gradients.
+    If the gradients of a layer are missing on some rank, such as those of an expert that it did not use, the layer is
+    read as one without gradients.
     """
 
     def name(item: _Matrices, part: str) -> Name:
@@ -192,13 +190,13 @@ def _known_to_all(
 
 @dataclass(frozen=True)
 class _Sketched:
-    """What was read of a layer: its weights, and its gradients if there are any to see."""
+    """The sketched matrices of a layer."""
 
     layer: Comparable
     weights: Question
     gradients: Question | None
     recurrent: Rows | None
-    odd: Question | None  # about the weights that change sign in a mirror image, where these are not all
+    odd: Question | None  # the weights that change sign in a mirror image, unless all do
     gradients_by_parity: Callable[[], Parity | None]
 
     def rows(self) -> tuple[Rows, Rows | None]:
@@ -208,7 +206,7 @@ class _Sketched:
         return [each for each in (self.weights, self.gradients, self.odd) if each is not None]
 
     def largest_gradient(self) -> float:
-        """The largest norm of a gradient row that is finite."""
+        """Return the largest finite norm of a gradient row."""
         return float(np.fmax.reduce(self.gradients.sketch.norms, initial=0.0)) if self.gradients else 0.0
 
 
@@ -240,10 +238,7 @@ def _is_unremarkable(
     known: Sequence[Mirrored],
     floor: float,
 ) -> bool:
-    """Whether no rows of weights or gradients of a layer may agree, be zero or not finite, as in most layers.
-
-    Gradients count as zero up to the floor.
-    """
+    """Return whether, as in most layers, no rows may agree, and none is not finite or has a gradient of zero."""
     if np.isnan(item.weights.sketch.norms).any():
         return False
     if any(map(len, of_weights)) or known or item.gradients is None or of_gradients is None or len(of_gradients):
@@ -253,7 +248,7 @@ def _is_unremarkable(
 
 
 def _are_steady(item: _Sketched, steady: Steady, scale: float) -> bool:
-    """Whether steady groups hold, in weights and in gradients, and no other units agree or have no gradient."""
+    """Return whether steady groups are unchanged, and no other units agree or have no gradient."""
     if item.gradients is None or item.recurrent is not None:
         return False
     norms = item.gradients.sketch.norms
@@ -267,8 +262,8 @@ def _are_steady(item: _Sketched, steady: Steady, scale: float) -> bool:
     )
 
 
-def _as_before(item: _Sketched) -> Look:
-    return replace(look_at_distinct(item.layer, item.rows, fingerprint=_fingerprint(item)), stands=True)
+def _look_at_steady(item: _Sketched) -> Look:
+    return replace(look_at_distinct(item.layer, item.rows, fingerprint=_fingerprint(item)), is_steady=True)
 
 
 def look_at_distinct(
@@ -277,13 +272,13 @@ def look_at_distinct(
     idle: Mask | None = None,
     fingerprint: int | None = None,
 ) -> Look:
-    """What there is to say of a layer whose units have weights of their own, and gradients that differ or are zero.
+    """Return the look at a layer without equal units, and with gradients that differ or are zero.
 
     Args:
         layer: the layer.
-        read: gives its rows, and its gradient rows, some of them not zero, and all of them finite.
+        read: as :attr:`Look.read`; some gradient is not zero, and all are finite.
         idle: which units have a gradient of exactly zero, ``(num_units,)``; None: none.
-        fingerprint: a hash of the weights, if there is one.
+        fingerprint: hash of the weights, if there is one.
     """
     nothing = none_of(layer.num_units) if layer.can_freeze or layer.dies_as_a_whole else None
     is_idle = idle if idle is not None and layer.can_freeze else nothing
@@ -322,17 +317,17 @@ def _look_at(
             still_equal, _ = _equal_units(loose, item.recurrent, among=held)
             groups = merge_overlapping([*groups, *_equal_in_all(layer, still_equal, loose.tolerance)])
     mirrors: list[tuple[Mirrored, Gradients]] = []
-    # Where only some of the weights change sign, those tell which units are mirror images.
+    # Where only some of the weights change sign, these decide which units are mirror images.
     of_mirrors = suspected if layer.odd_gates is None else suspected_of_odd
     if known_mirrored or (of_mirrors is not None and len(of_mirrors) > 1):
         mirrors = _mirrors(item, of_mirrors, groups, known_mirrored, judge)
         mirrored_units = {unit for mirrored, _ in mirrors for unit in mirrored.rows}
         groups = [group for group in groups if mirrored_units.isdisjoint(group)]
-    said = [
-        Gradients.DIFFERENT if each is Gradients.EQUAL and proof.part(layer, group) else each
+    gradients = [
+        Gradients.DIFFERENT if each is Gradients.EQUAL and proof.updates_differ(layer, group) else each
         for group, each in zip(groups, judge.of(groups), strict=True)
     ]
-    sightings = proof.judged(layer, _sightings(item, groups, said, has_equal_weights=True))
+    sightings = proof.mark(layer, _sightings(item, groups, gradients, has_equal_weights=True))
     if mirrors:
         sightings += _sightings_of_mirrors(item, mirrors)
     grouped = {unit for sighting in sightings for unit in sighting.units}
@@ -353,7 +348,7 @@ def _look_at(
 
 
 def _with_orientations(seen: Look, weights: Question, dead: Collection[int]) -> Look:
-    """The look, with the number of directions unless there are too many rows to count them."""
+    """Add the number of directions to a look, unless there are too many rows to count them."""
     norms = weights.sketch.norms
     living = np.flatnonzero(norms > 0)  # rows that are not finite have no norm
     copies = [unit for sighting in seen.sightings if sighting.has_equal_weights for unit in sighting.units[1:]]
@@ -379,7 +374,7 @@ def _equal_units(
 
 
 def _equal_in_all(layer: Comparable, groups: list[tuple[int, ...]], tolerance: float) -> list[tuple[int, ...]]:
-    """Split groups of units whose trained numbers agree by the weights that are computed from them."""
+    """Split groups of units with equal parameters by the weights computed from them."""
     parity = layer.parity() if groups and layer.is_computed else None
     for rows in filter(None, parity or ()):
         [sketch] = sketch_all([rows])
@@ -388,9 +383,9 @@ def _equal_in_all(layer: Comparable, groups: list[tuple[int, ...]], tolerance: f
 
 
 def _are_rounded_alike(computed: Rows, group: Sequence[int]) -> bool:
-    """Return whether any two units of a group are computed to rows of one direction.
+    """Return whether any two units of a group have computed weights of one direction.
 
-    Units of other numbers that are rounded to the same few levels have equal gradients for as long as they are.
+    Different parameters that are rounded to the same few levels have equal gradients until they differ by a level.
     """
     rows = computed.fetch(np.array(group))
     directions = DenseRows([rows / rows.norm(dim=1, keepdim=True)])
@@ -399,7 +394,7 @@ def _are_rounded_alike(computed: Rows, group: Sequence[int]) -> bool:
 
 
 def _norms_of_all(layer: Comparable, norms: Floats) -> Floats:
-    """Norms that are zero only where both the weights and what they are computed from are, ``(num_units,)``."""
+    """Return norms that are zero only where the parameters and the computed weights are, ``(num_units,)``."""
     if not layer.is_computed or norms.all():
         return norms
     [sketch] = sketch_all([layer.computed_rows()])
@@ -408,7 +403,7 @@ def _norms_of_all(layer: Comparable, norms: Floats) -> Floats:
 
 def _is_coincidence(group: Sequence[int], item: _Sketched, cause: tuple[Cause, float | None]) -> bool:
     rows = item.weights.rows
-    # A constant weight is one number, however often it is repeated, so that only one number could have differed.
+    # Only one number of a constant row could have differed.
     width = rows.width if cause[0] is Cause.COPIED else 1 + rows.width - rows.widths[0]
     return item.weights.sketch.norms[group[0]] != 0 and is_chance_group(item.weights, group, width)
 
@@ -439,11 +434,11 @@ def _mirrors(
     known: Sequence[Mirrored],
     judge: GradientEvidence,
 ) -> list[tuple[Mirrored, Gradients]]:
-    """The sets of units that are equal up to sign, with what their gradients say.
+    """Return the sets of units that are equal up to sign, with the evidence of their gradients.
 
     Behind most activations a unit and its negative do different work, as in looks-linear initialisation (Balduzzi et
-    al. 2017, arXiv 1702.08591): such a set is one only if its gradients are equal up to sign too, or if it was one
-    before.
+    al. 2017, arXiv 1702.08591): such a set counts only if its gradients are equal up to sign too, or if it is known
+    from earlier looks.
     """
     layer, weights = item.layer, item.weights
     parity = layer.parity()
@@ -453,14 +448,14 @@ def _mirrors(
     sets = [mirrored for mirrored in found if known_units.isdisjoint(mirrored.rows)]
     if parity is not None:
         sets = _still_mirrored(weights, sets, weights.tolerance, parity)
-    # Two units that are all there is are mirror images wherever only their difference counts, as under a softmax.
+    # The only two units of a layer are mirror images wherever only their difference counts, as under a softmax.
     sets = [mirrored for mirrored in sets if not len(mirrored.rows) == 2 == layer.num_units // layer.blocks]
     if item.recurrent is not None:
         sets = _stable_mirrors(sets, groups, item.recurrent, weights.tolerance, layer.odd_gates)
     sets = [s for s in sets if not _is_coincidence(s.rows, item, (Cause.COPIED, None))]
     judged = list(zip([*held, *sets], judge.of_mirrored([*held, *sets]), strict=True))
     grouped = {unit for group in groups for unit in group}
-    # If they part, groups of equal units among them stand for themselves.
+    # If a mirrored set diverges, the groups of equal units in it replace it.
     kept = [
         (mirrored, gradients)
         for mirrored, gradients in judged[: len(held)]
@@ -470,14 +465,14 @@ def _mirrors(
 
 
 def _still_mirrored(weights: Question, sets: Sequence[Mirrored], limit: float, parity: Parity | None) -> list[Mirrored]:
-    """Those of some sets all of whose units are equal up to sign at a tolerance."""
+    """Return the sets whose units are all equal up to sign, at relative distances up to ``limit``."""
     if not sets:
         return []
     return [
         mirrored
-        for mirrored, apart in zip(sets, spreads(weights, sets, parity).tolist(), strict=True)
+        for mirrored, distance in zip(sets, spreads(weights, sets, parity).tolist(), strict=True)
         # neither zero nor NaN
-        if (weights.sketch.norms[list(mirrored.rows)] > 0).all() and apart <= limit
+        if (weights.sketch.norms[list(mirrored.rows)] > 0).all() and distance <= limit
     ]
 
 
@@ -488,7 +483,7 @@ def _stable_mirrors(
     tolerance: float,
     odd_gates: Sequence[int] | None,
 ) -> list[Mirrored]:
-    """What is left of sets of units that feed one another."""
+    """Return the parts of mirrored sets whose units also agree in their recurrent weights."""
     if not sets or (odd_gates is None and recurrent.width != recurrent.num_rows):
         return []
     negative = {unit for mirrored in sets for unit in mirrored.negative}
@@ -505,7 +500,7 @@ def _sightings_of_mirrors(item: _Sketched, mirrors: Sequence[tuple[Mirrored, Gra
     sets, gradients = zip(*mirrors, strict=True)
     sightings = _sightings(item, [mirrored.rows for mirrored in sets], gradients, has_equal_weights=True)
     return [
-        # At one look the gradients may be mirror images because a slope is even, as that of a sigmoid.
+        # At one look the gradients may be mirror images by an even slope, such as that of a sigmoid.
         replace(sighting, cause=Cause.MIRRORED, value=None, mirrored=mirrored.negative, is_proof=False)
         for sighting, mirrored in zip(sightings, sets, strict=True)
     ]

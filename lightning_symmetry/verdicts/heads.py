@@ -1,4 +1,4 @@
-"""Heads of attention that are copies of one another, put together from groups of units.
+"""Heads of attention that are copies of one another, found from groups of units.
 
 Nothing here imports torch.
 """
@@ -28,10 +28,7 @@ class Heads:
     size: int
 
     def whole(self, groups: Sequence[Units]) -> dict[tuple[int, ...], list[Units]]:
-        """Return the heads that agree unit by unit: by their numbers, the groups of their units.
-
-        Args:
-            groups: units that agree with one another.
+        """Return the groups of whole heads that agree unit by unit, by the numbers of the heads.
 
         Example:
             >>> heads = Heads("attn", "key", (0, 2, 4), 2)
@@ -58,7 +55,7 @@ class CopiedHeads:
         module: name of the module.
         heads: their numbers.
         groups: pairs of the name of a layer and units of it that agree.
-        roles: what these units are, without what the heads share.
+        roles: the roles of these units, without those that the heads share.
     """
 
     module: str
@@ -68,11 +65,11 @@ class CopiedHeads:
 
 
 def copied_heads(heads: Mapping[str, Sequence[Heads]], groups: Mapping[str, Sequence[Units]]) -> list[CopiedHeads]:
-    """Find the heads that agree in all that they have.
+    """Find the heads that agree in all of their roles.
 
     Args:
         heads: by layer, the heads that its units belong to.
-        groups: by layer, units that agree with one another.
+        groups: by layer, the groups of units that agree.
 
     Example:
         >>> heads = {role: [Heads("attn", role, (0, 2), 2)] for role in ("query", "key", "value")}
@@ -92,7 +89,7 @@ def _copied_in(
     whole = {role: part.whole(groups.get(layer, ())) for role, (layer, part) in parts.items()}
     num_heads, num_key_heads = (len(parts[role][1].starts) for role in ("query", "key"))
     for heads, units in whole["query"].items():
-        # Of grouped queries several heads read the same keys and values.
+        # With grouped queries several heads share keys and values.
         read = tuple(sorted({head * num_key_heads // num_heads for head in heads}))
         by_role = {"query": units}
         if len(read) > 1:

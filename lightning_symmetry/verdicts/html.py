@@ -1,7 +1,7 @@
 """A report as a fragment of HTML, for notebooks.
 
-The fragment stands alone: it has no scripts, no style sheet, no ids and no outside files, and it takes its text colour
-and font from the page, whether that is light or dark. Colours say nothing that is not said in words as well.
+The fragment has no scripts, no style sheet, no ids and no outside files. It takes its text colour and font from the
+page, light or dark. All that its colours show is also in words.
 
 Nothing here imports torch.
 """
@@ -25,11 +25,11 @@ _MAX_LINES = 40  # of each list
 _MAX_TIED_NAMES = 2
 _MAX_NAME = 120
 
-# Both greys can be seen on white and on black.
+# Both greys are visible on white and on black.
 _LINE = "1px solid rgba(128,128,128,.4)"
 _IN_NO_GROUP = "rgba(128,128,128,.3)"
 _PALE = "opacity:.75"
-# Every property that the styles of notebooks set for tables is set here too.
+# Override every property that the styles of notebooks set for tables.
 _CELL = f"padding:3px 10px 3px 0;border:0;border-bottom:{_LINE};vertical-align:top;background:none;white-space:normal"
 _TEXT = f"{_CELL};text-align:left"
 _NUMBER = f"{_CELL};text-align:right;font-variant-numeric:tabular-nums"
@@ -42,15 +42,11 @@ _STATUS_COLOURS: dict[Status, str] = {
 
 
 def report_html(report: ModelDiagnosis, heatmaps: Mapping[str, bytes]) -> str:
-    """What a notebook shows of a report.
+    """Return a report as a fragment of HTML, the worst layers first.
 
     Args:
         report: the report.
         heatmaps: pictures of layers as PNG files, by layer name.
-
-    Returns:
-        A fragment of HTML: a heading, a table of the layers with the worst of them first, what the verdicts mean, the
-        findings with advice, idle units, the heatmaps, and what was not looked at.
 
     Example:
         >>> html = report_html(ModelDiagnosis(3, {"<b>": LayerDiagnosis("<b>", 4, 8)}), {})
@@ -63,7 +59,7 @@ def report_html(report: ModelDiagnosis, heatmaps: Mapping[str, bytes]) -> str:
         _legend(report),
         _list("Findings", messages(report.findings, report)),
         _list("Idle", idle_notes(report)),
-        # The findings speak of the others.
+        # The other copies are among the findings.
         _list(
             "Copies", [f"{copy.describe()} ({copy.verdict})" for copy in report.copies if not copy.verdict.is_warning]
         ),
@@ -136,21 +132,21 @@ def _layer_name(layer: LayerDiagnosis) -> str:
 
 
 def _name(name: str) -> str:
-    """The name of a layer, which had best break after a dot."""
+    """Return the name of a layer, with line breaks allowed after dots."""
     text = escape(shorten(name, _MAX_NAME)).replace(".", ".<wbr>")
     return f'<code style="background:none;color:inherit;padding:0;white-space:normal">{text}</code>'
 
 
 def _bar(layer: LayerDiagnosis) -> str:
-    """A bar for all units of a layer, of which each verdict colours its share."""
+    """Return a bar for all units of a layer, with a coloured share per verdict."""
     counts = {verdict: layer.count(verdict) for verdict in Verdict}
     shares = {verdict: number / max(1, layer.num_units) for verdict, number in counts.items() if number}
     segments = [
         f'<div style="flex:0 0 auto;width:{100 * share:.2f}%;min-width:2px;background:{verdict.traits.colour}"></div>'
         for verdict, share in shares.items()
     ]
-    said = ", ".join(f"{counts[verdict]:,} {verdict}" for verdict in shares) or "no groups"
-    label = f"{said}, of {layer.num_units:,} units"
+    parts = ", ".join(f"{counts[verdict]:,} {verdict}" for verdict in shares) or "no groups"
+    label = f"{parts}, of {layer.num_units:,} units"
     return (
         f'<div role="img" aria-label="{label}" title="{label}" style="display:flex;width:160px;height:12px;'
         f'margin-top:3px;overflow:hidden;border-radius:3px;background:{_IN_NO_GROUP}">{"".join(segments)}</div>'
@@ -164,7 +160,7 @@ def _groups(layer: LayerDiagnosis) -> str:
 
 
 def _mark(verdict: Verdict) -> str:
-    """The symbol of a verdict, which can be told from the others without its colour."""
+    """Return the symbol of a verdict, recognisable without its colour."""
     return (
         '<svg width="10" height="10" viewBox="0 0 12 12" aria-hidden="true" style="margin-right:5px">'
         f'<path fill="{verdict.traits.colour}" fill-rule="evenodd" d="{verdict.traits.mark}"/></svg>'
@@ -172,7 +168,7 @@ def _mark(verdict: Verdict) -> str:
 
 
 def _legend(report: ModelDiagnosis) -> str:
-    """What the verdicts in the table mean."""
+    """Return the meanings of the verdicts in the table."""
     present = {group.verdict for layer in report.distinct_layers for group in layer.groups}
     keys = [
         f'<span style="margin-right:18px">{_mark(verdict)}{verdict}: {escape(verdict.traits.meaning)}</span>'
@@ -189,7 +185,7 @@ def _list(heading: str, texts: Sequence[str]) -> str:
 
 
 def _details(heading: str, texts: Sequence[str], *, is_open: bool = False) -> str:
-    """A list that is folded up at first."""
+    """Return a list that can be unfolded."""
     if not texts:
         return ""
     summary = f'<summary style="cursor:pointer">{heading} ({len(texts):,})</summary>'
@@ -217,8 +213,8 @@ def _figures(report: ModelDiagnosis, heatmaps: Iterable[tuple[str, bytes]]) -> I
     for name, png in heatmaps:
         layer = report.layers.get(name)
         words = {} if layer is None else groups_in_words(layer)
-        said = "; ".join(f"{verdict}: {text}" for verdict, text in words.items()) or "no groups"
-        alt = f"Heatmap of layer {escape(name)}; {escape(said)}"
+        groups = "; ".join(f"{verdict}: {text}" for verdict, text in words.items()) or "no groups"
+        alt = f"Heatmap of layer {escape(name)}; {escape(groups)}"
         yield (
             '<figure style="margin:0;max-width:100%">'
             f'<figcaption style="max-width:400px;overflow-wrap:anywhere">{_name(name)}</figcaption>'

@@ -1,4 +1,4 @@
-"""From evidence to verdicts. Nothing here changes anything."""
+"""From evidence to verdicts, by functions without side effects."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from lightning_symmetry.verdicts.look import Gradients, Look, Sighting
 from lightning_symmetry.verdicts.records import Record
 from lightning_symmetry.verdicts.verdict import Verdict
 
-# Equal gradients of a few units may be a passing coincidence of the optimizer; that of all units of a layer is not.
+# Equal gradients of some units may be a passing coincidence; those of all units of a layer are not.
 _LOCKSTEP_STEPS = 50
-# Units that are still equal after a movement so many times larger than what is called equal have moved together.
+# Units that are still equal after moving this many times the tolerated distance have moved together.
 _MOVED = 10.0
 
 
 class Judgement(NamedTuple):
-    """A verdict, and why it was given; :attr:`Reason.UNDECIDED` if the verdict is that of the check before."""
+    """A verdict and its reason; :attr:`Reason.UNDECIDED` if the verdict of the check before is kept."""
 
     verdict: Verdict
     reason: Reason
 
 
 def judge(record: Record, sighting: Sighting, patience: int, *, is_whole_layer: bool) -> Judgement:
-    """Conclude what becomes of a group, from its past and from what was seen at this check.
+    """Conclude what becomes of a group.
 
-    The conditions stand in the order of the table in ``docs/architecture.md``; the first that holds decides.
+    The conditions are in the order of the table in ``docs/architecture.md``; the first that holds decides.
 
     Args:
-        record: the past of the group, with this check taken in.
-        sighting: what was seen of the group at this check.
-        patience: at how many checks in a row the gradients must say the same, where one look is no proof.
+        record: the past of the group, this check included.
+        sighting: the group at this check.
+        patience: number of checks in a row with the same gradients, where one look is no proof.
         is_whole_layer: whether the group holds all units that can be compared with one another.
     """
     gradients = sighting.gradients
@@ -51,13 +51,13 @@ def judge(record: Record, sighting: Sighting, patience: int, *, is_whole_layer: 
         return Judgement(Verdict.LOCKED, Reason.EQUAL_FROM_START)
     if gradients is Gradients.FAINT and is_settled and record.cause is Cause.ZERO and not record.was_different:
         return Judgement(Verdict.FROZEN, Reason.ROUNDING_AGAIN)
-    has_moved = sighting.is_proof or _way(record, sighting) > _MOVED * sighting.resolution
+    has_moved = sighting.is_proof or _distance_moved(record, sighting) > _MOVED * sighting.resolution
     if gradients in (Gradients.EQUAL, Gradients.FAINT) and is_settled and has_moved:
         return Judgement(Verdict.LOCKED, Reason.EQUAL_AGAIN)
     if gradients is Gradients.ZERO:
         if sighting.cause is Cause.ZERO and not is_whole_layer:
             return Judgement(record.verdict, Reason.PRUNED)
-        # If the units have differed before, they have trained: they are dead now rather than symmetric.
+        # Units that have differed before have trained: they are dead rather than symmetric.
         is_frozen = is_settled and not record.was_different
         return Judgement(Verdict.FROZEN, Reason.ZERO_AGAIN) if is_frozen else as_before
     if gradients is Gradients.DIFFERENT:
@@ -69,22 +69,22 @@ def judge(record: Record, sighting: Sighting, patience: int, *, is_whole_layer: 
 
 
 def _has_moved_as_one(record: Record, sighting: Sighting) -> bool:
-    """Whether the units have gone a long way together since they were first seen, and never differed in gradients.
+    """Return whether the units have moved far together since they were first seen, and never differed in gradients.
 
-    From zero any way is long, and proves nothing. Nor does a way that units went together after they were seen to
-    differ: dead units that only a weight penalty moves go the same way.
+    From zero any distance is far and proves nothing. Nor does a movement after the gradients have differed: dead units
+    that only a weight penalty moves stay together.
     """
-    is_far = _way(record, sighting) > _MOVED * sighting.reach > 0
+    is_far = _distance_moved(record, sighting) > _MOVED * sighting.reach > 0
     return is_far and record.cause is not Cause.ZERO and not record.was_different
 
 
-def _way(record: Record, sighting: Sighting) -> float:
-    """Return about how far the units have moved since they were first seen."""
+def _distance_moved(record: Record, sighting: Sighting) -> float:
+    """Estimate how far the units have moved since they were first seen."""
     return abs(sighting.position - record.position)
 
 
 def judge_one_look(sighting: Sighting) -> Verdict:
-    """Conclude what a single look can tell; that zero gradients mean anything takes several."""
+    """Conclude from a single look, at which zero gradients mean nothing."""
     if sighting.gradients is Gradients.EQUAL:
         return Verdict.LOCKED if sighting.is_proof else Verdict.DUPLICATE
     return Verdict.BREAKING if sighting.gradients is Gradients.DIFFERENT else Verdict.DUPLICATE
@@ -93,13 +93,13 @@ def judge_one_look(sighting: Sighting) -> Verdict:
 def to_diagnosis(
     seen: Look, groups: Sequence[UnitGroup], dead: Dead | None = None, orientations: int | None = None
 ) -> LayerDiagnosis:
-    """The state of a layer: what a look showed of it, and what was concluded of its groups.
+    """Return the state of a layer.
 
     Args:
-        seen: the look.
-        groups: what was concluded of its groups.
-        dead: its dead units; None: there are no earlier looks, so that of one with a zero gradient more cannot be said.
-        orientations: the number of directions at the latest look that counted them; None: what this look says.
+        seen: a look at it.
+        groups: its groups with their verdicts.
+        dead: its dead units; None: those with a zero gradient at this look.
+        orientations: the number of directions at the latest look that counted them; None: as this look has it.
     """
     layer = seen.layer
     ordered = sorted(groups, key=lambda group: group.units)
@@ -123,7 +123,7 @@ def to_diagnosis(
 
 
 def copy_groups(found: Copies, diagnosis: LayerDiagnosis) -> list[CopyGroup]:
-    """The modules that are still copies of one another."""
+    """Return the modules that are still copies of one another."""
     return [
         CopyGroup(tuple(found.row_names[unit] for unit in group.units), group.verdict, group.first_step)
         for group in diagnosis.groups
@@ -131,9 +131,6 @@ def copy_groups(found: Copies, diagnosis: LayerDiagnosis) -> list[CopyGroup]:
     ]
 
 
-def told_copies(found: Copies, groups: Sequence[CopyGroup]) -> list[CopyGroup]:
-    """Return the groups of copies that a report tells.
-
-    Of single parameters that are equal, such as gates that start from zero, only those that stay so.
-    """
+def reported_copies(found: Copies, groups: Sequence[CopyGroup]) -> list[CopyGroup]:
+    """Return the copies for the report; single parameters, such as gates that start at 0, only if they stay equal."""
     return [group for group in groups if group.verdict.is_warning or not found.are_parameters]

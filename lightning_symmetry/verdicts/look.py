@@ -1,4 +1,4 @@
-"""What one look at a layer shows: evidence, from which nothing is concluded yet."""
+"""The evidence of one look at a layer, without conclusions."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from lightning_symmetry.verdicts.diagnoses import Cause
 
 
 class Gradients(StrEnum):
-    """What the gradients of units with equal weights say at one look."""
+    """The gradients of units with equal weights at one look."""
 
-    NONE = "none"  # there are none, or they are not finite
+    NONE = "none"  # missing or not finite
     ZERO = "zero"  # exactly zero
     EQUAL = "equal"
-    FAINT = "faint"  # equal, but so small that it could be rounding noise
-    UNCLEAR = "unclear"  # neither equal nor different beyond doubt
+    FAINT = "faint"  # equal, but small enough to be rounding errors
+    UNCLEAR = "unclear"  # neither clearly equal nor clearly different
     DIFFERENT = "different"
 
 
@@ -33,16 +33,16 @@ class Sighting:
 
     Attributes:
         units: sorted indices.
-        has_equal_weights: otherwise only the gradients agree.
-        gradients: what the gradients say.
-        cause: what the weights look like.
+        has_equal_weights: False if only the gradients agree.
+        gradients: evidence of the gradients.
+        cause: pattern of the weights.
         value: the number that every weight equals, for :attr:`Cause.CONSTANT`.
-        position: the product of the first unit's row with a fixed random vector. From look to look it changes by about
-            as much as the row does.
-        reach: the L2 distance up to which two of these rows count as equal, at the looser tolerance. Rows that are
-            still equal after they have moved by many times this distance have moved together.
-        resolution: the L2 distance up to which two of these rows count as equal when they are first seen.
-        mirrored: units whose row is the negative of the first unit's; so are their gradients, if these are equal.
+        position: product of the first unit's row with a fixed random vector. From look to look it changes by about as
+            much as the row does.
+        reach: L2 distance at the looser tolerance. Rows that are still equal after they have moved many times this far
+            have moved together.
+        resolution: L2 distance at the tight tolerance.
+        mirrored: units whose row, and gradient row if these are equal, is the negative of the first unit's.
         is_proof: whether equal gradients at this one look prove that the units stay equal.
     """
 
@@ -75,11 +75,11 @@ NO_CROWD = Crowd(0, 0.0)
 
 @dataclass(frozen=True)
 class Steady:
-    """Groups of equal units with equal gradients of which all is said: to see that they hold is enough.
+    """Settled groups of equal units with equal gradients: a check only verifies that they are unchanged.
 
     Attributes:
         members: all units of the groups but the first of each, ``(m,)``.
-        firsts: of each member, the first unit of its group, ``(m,)``.
+        firsts: for each member, the first unit of its group, ``(m,)``.
         distinct: the first unit of each group and the units of no group, ``(num_units - m,)``.
     """
 
@@ -89,7 +89,7 @@ class Steady:
 
     @classmethod
     def of(cls, groups: Iterable[Sequence[int]], num_units: int) -> Steady:
-        """The steady groups of a layer of so many units, each group sorted."""
+        """Build from sorted groups of a layer with ``num_units`` units."""
         pairs = [(unit, group[0]) for group in groups for unit in group[1:]]
         members, firsts = np.array(pairs, dtype=np.intp).T
         return cls(members, firsts, np.setdiff1d(np.arange(num_units), members, assume_unique=True))
@@ -97,26 +97,25 @@ class Steady:
 
 @dataclass(frozen=True)
 class Look:
-    """What one look at a layer showed.
+    """The evidence of one look at a layer.
 
     Attributes:
         layer: the layer.
-        read: gives its rows, and its gradient rows if there are any to see; called when these are first asked for,
+        read: returns its rows, and its gradient rows if there are any. It is called when these are first needed,
             which must be before the weights move.
         sightings: disjoint sets of units.
-        fingerprint: a hash of the weights, which changes if any row does; None if the layer was read quickly.
+        fingerprint: hash of the weights, which changes if any row does; None if the layer was read quickly.
         has_gradient: whether any gradient is not zero; it may be infinite.
-        idle: which units have a gradient of zero, and weights that are not zero and their own,
-            ``(num_units,)``; None if there are no gradients to see, or if zeros say nothing.
+        idle: which units have a gradient of zero, and weights that are not zero and unlike any other unit's,
+            ``(num_units,)``; None if there are no gradients, or if zeros mean nothing.
         unseen: which units have a gradient that is not finite; None with ``idle``.
         orientations: number of directions of the rows, up to sign; None if they were not counted at this look.
         num_living: number of distinct units among which they were counted: those that are neither dead nor zero.
-        stands: whether the steady groups of the layer are as they were, and there is nothing else to see; then
-            ``sightings`` does not tell of them.
+        is_steady: whether the steady groups are unchanged and there is nothing else; ``sightings`` is empty then.
         is_finite: whether all weights are.
         is_faint: whether there are gradients, and all of them may be rounding errors.
         crowd: the units whose weights nearly agree with those of too many others to compare them all.
-        floor: the norm up to which ``idle`` takes gradients for zero, since they are rounding errors; 0 as a rule.
+        floor: norm up to which gradients count as zero in ``idle``; positive only for rounding errors.
     """
 
     layer: Comparable
@@ -128,7 +127,7 @@ class Look:
     unseen: Mask | None = None
     orientations: int | None = None
     num_living: int = 0
-    stands: bool = False
+    is_steady: bool = False
     is_finite: bool = True
     is_faint: bool = False
     crowd: Crowd = NO_CROWD
@@ -145,5 +144,5 @@ class Look:
 
     @property
     def gradients(self) -> Rows | None:
-        """Its gradient rows, if there are any to see."""
+        """The gradient rows of the layer, if there are any."""
         return self._rows[1]

@@ -1,4 +1,4 @@
-"""What is concluded of a whole model at one step, as plain data.
+"""The conclusions about a whole model at one step, as plain data.
 
 Nothing here imports torch.
 """
@@ -15,12 +15,12 @@ from lightning_symmetry.verdicts.diagnoses import Cause, CopyGroup, Finding, Lay
 from lightning_symmetry.verdicts.heads import Heads
 
 Status = Literal["healthy", "symmetric", "inconclusive"]
-"""What a report comes to: nothing to warn of, something to warn of, or not enough seen to tell."""
+"""The result of a report: nothing to warn of, something to warn of, or too little evidence."""
 
 
 @dataclass(frozen=True)
 class ModelDiagnosis:
-    """The fields of a :class:`lightning_symmetry.SymmetryReport`, which explains them, and the numbers in them."""
+    """The fields of a :class:`lightning_symmetry.SymmetryReport`, which explains them, and numbers from them."""
 
     step: int = 0
     layers: dict[str, LayerDiagnosis] = field(default_factory=dict)
@@ -35,7 +35,7 @@ class ModelDiagnosis:
 
     @property
     def status(self) -> Status:
-        """What the report comes to.
+        """The result of the report.
 
         ``"symmetric"`` if there is anything to warn of; else ``"inconclusive"`` if there are :attr:`reasons`, else
         ``"healthy"``.
@@ -46,15 +46,15 @@ class ModelDiagnosis:
 
     @property
     def _num_findings(self) -> int:
-        """How many :attr:`findings` there are; in a wide layer it takes long to make all of them."""
+        """The number of :attr:`findings`, without making them: a wide layer may have thousands."""
         of_units = sum(group.verdict.is_warning for layer in self.distinct_layers for group in layer.groups)
         return of_units + sum(group.verdict.is_warning for group in self.copies)
 
     @property
     def findings(self) -> list[Finding]:
-        """What there is to warn of at this step, in the order of the layers.
+        """The findings at this step, in the order of the layers.
 
-        The findings of a monitor or tracker tell more: also what has been found before and is gone.
+        The findings of a monitor or tracker also include those that are gone.
         """
         of_units = [
             finding_of(group, layer.name, self.step)
@@ -87,10 +87,10 @@ class ModelDiagnosis:
 
     @property
     def counted_layers(self) -> list[LayerDiagnosis]:
-        """The layers that make up the totals: every weight counts once.
+        """The layers in the totals: every weight counts once.
 
-        A parameter that no adapter knows is looked at along each of its dimensions. Of these ways to look at it the one
-        with the most redundant units counts, the first of them if there are several.
+        A parameter that no adapter knows is compared along each of its dimensions. The dimension with the most
+        redundant units counts, the first of them if there are several.
         """
         counted: dict[str, LayerDiagnosis] = {}
         for layer in self.distinct_layers:
@@ -99,32 +99,25 @@ class ModelDiagnosis:
                 counted[layer.slices_of] = layer
         return list(counted.values())
 
-    @property
+    @cached_property
     def num_units(self) -> int:
         """Number of units of all layers."""
-        return self._totals[0]
-
-    @property
-    def working_units(self) -> int:
-        """Number of units of all layers that are neither redundant nor dead."""
-        return self._totals[1]
-
-    @property
-    def redundant_units(self) -> int:
-        """Number of redundant units of all layers."""
-        return self._totals[2]
-
-    @property
-    def dead_units(self) -> int:
-        """Number of dead units of all layers."""
-        return self._totals[3]
+        return sum(layer.num_units for layer in self.counted_layers)
 
     @cached_property
-    def _totals(self) -> tuple[int, int, int, int]:
-        """Numbers of units, of working, redundant and dead ones; every check asks for them several times."""
-        counted = self.counted_layers
-        working, redundant = sum(x.working_units for x in counted), sum(x.redundant_units for x in counted)
-        return sum(x.num_units for x in counted), working, redundant, sum(x.dead_units for x in counted)
+    def working_units(self) -> int:
+        """Number of units of all layers that are neither redundant nor dead."""
+        return sum(layer.working_units for layer in self.counted_layers)
+
+    @cached_property
+    def redundant_units(self) -> int:
+        """Number of redundant units of all layers."""
+        return sum(layer.redundant_units for layer in self.counted_layers)
+
+    @cached_property
+    def dead_units(self) -> int:
+        """Number of dead units of all layers."""
+        return sum(layer.dead_units for layer in self.counted_layers)
 
     @property
     def effective_width_fraction(self) -> float:
@@ -132,10 +125,10 @@ class ModelDiagnosis:
         return 1 - self.redundant_units / max(1, self.num_units)
 
     def metrics(self, layers: Iterable[str] | None = None) -> dict[str, float]:
-        """The scalars of this report by tag: totals, and effective widths and orientations of layers.
+        """Return the scalars of this report by tag: totals, and effective widths and orientations of layers.
 
         Args:
-            layers: names of the layers; None: all. Names of layers that are not in the report are passed over.
+            layers: names of the layers; None: all. Names that are not in the report are ignored.
         """
         names = self.layers if layers is None else layers
         scalars = {
@@ -153,7 +146,7 @@ class ModelDiagnosis:
         return scalars
 
     def to_dict(self) -> dict[str, Any]:
-        """The report as plain data, ready for JSON.
+        """Return the report as plain data, ready for JSON.
 
         Fields may be added; none changes its meaning while ``schema`` is 1.
 
@@ -162,28 +155,27 @@ class ModelDiagnosis:
 
             - ``schema``: 1.
             - ``step``: completed optimizer steps at the time.
-            - ``num_units``, ``working_units``, ``redundant_units``, ``dead_units``: of all layers, those that share a
-              weight once, and those that are slices of one parameter once.
+            - ``num_units``, ``working_units``, ``redundant_units``, ``dead_units``: totals over all layers. Layers that
+              share a weight count once, and so do slices of one parameter.
             - ``layers``: by layer name, also under each name of layers that share a weight, a dict with
               ``num_units``; ``fan_in``, the number of weights that feed one unit; ``effective_width``, the number of
-              distinct units; ``working_units``, that of units that are neither redundant nor dead;
-              ``redundant_units``, those that are not distinct; ``dead``, the indices of the dead units, and
-              ``dead_units``, their number; ``orientations``, the number of directions among the living units, null
-              if they were not counted; ``crowded_units``, the number of units whose weights nearly agree with those of
-              too many others to compare them all, and ``crowd_radius``, the relative distance within which they do; and
+              distinct units; ``working_units``, those that are neither redundant nor dead; ``redundant_units``, those
+              that are not distinct; ``dead``, the indices of the dead units; ``dead_units``, their number;
+              ``orientations``, the number of directions among the living units, null if they were not counted;
+              ``crowded_units``, the number of units whose weights nearly agree with those of too many others to compare
+              them all, and ``crowd_radius``, the relative distance within which they do; and
               ``groups``.
             - ``layers.*.groups``: a list of dicts with ``units``, their indices; ``verdict`` (:class:`Verdict`);
-              ``cause`` (:class:`Cause`); ``value``, the number that every weight was, null if they were not all
-              one number; ``first_step``, the step of the check that saw the group first, null after a single look;
-              ``mirrored``, those of the units whose row is the negative of the first unit's; ``stop``, where their
-              gradient stops, a dict with ``kind``, ``at`` and ``detail``, null where no step was traced; ``follows``,
-              the layer of which that is a consequence, empty for a root; ``kept_by``, what keeps equal units equal, a
-              layer or ``"the loss"``, empty if that is not known.
+              ``cause`` (:class:`Cause`); ``value``, the number that every weight was, null if there were several;
+              ``first_step``, the step of the check that saw the group first, null after a single look; ``mirrored``,
+              the units whose row is the negative of the first unit's; ``stop``, where their gradient stops, a dict
+              with ``kind``, ``at`` and ``detail``, null if no step was traced; ``follows``, the layer that causes it,
+              empty for a root; ``kept_by``, what keeps equal units equal, a layer or ``"the loss"``, empty if unknown.
             - ``skipped``: by module name, why it was not inspected.
             - ``copies``: a list of dicts with ``modules``, the names of modules that are equal, and ``verdict``.
-            - ``coverage``: share of the weights that were looked at, between 0 and 1.
+            - ``coverage``: share of the weights that were checked, between 0 and 1.
             - ``status``: ``"healthy"``, ``"symmetric"`` or ``"inconclusive"``.
-            - ``reasons``: a list of texts, why nothing can be concluded of parts of the model.
+            - ``reasons``: a list of texts, why nothing can be concluded about parts of the model.
             - ``untrained``: by name of a layer or parameter, why it does not train.
             - ``idle_inputs``: by layer, how many weights of each unit have had a gradient in no unit; layers without
               such weights are left out.
@@ -213,14 +205,14 @@ class ModelDiagnosis:
 
     def __repr__(self) -> str:
         num_findings = self._num_findings
-        said = describe_work(self)
+        summary = describe_work(self)
         if num_findings and self.working_units == self.num_units:  # units in lockstep, or whole modules
-            said = f"{num_findings:,} finding{'s' if num_findings > 1 else ''}, {said}"
-        return f"<{type(self).__name__} at step {self.step}: {self.status}; {said}>"
+            summary = f"{num_findings:,} finding{'s' if num_findings > 1 else ''}, {summary}"
+        return f"<{type(self).__name__} at step {self.step}: {self.status}; {summary}>"
 
 
 def describe_work(report: ModelDiagnosis) -> str:
-    """How many units of a model work, and why the others do not, in a few words.
+    """Return how many units of a model work, and why the others do not, in a few words.
 
     Example:
         >>> describe_work(ModelDiagnosis(3, {"fc": LayerDiagnosis("fc", 4, 8, dead=(0,))}))

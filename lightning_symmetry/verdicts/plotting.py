@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _MAX_LAYERS = 40
-_NAME_LENGTHS = range(32, 81, 4)  # characters, the least that tells all names apart
+_NAME_LENGTHS = range(32, 81, 4)  # characters, the smallest that keeps all names distinct
 _MAX_LINE = 60  # characters in a line of the title
 _IN_NO_GROUP = "#c9ced6"
 _INCHES_OF_BARS = 6  # with the numbers beside them
@@ -31,7 +31,7 @@ _INCHES_TO_LEGEND = 0.5
 
 
 def plot_report(report: ModelDiagnosis, ax: Axes | None = None) -> tuple[Figure, Axes]:
-    """Draw a bar per layer, as :meth:`lightning_symmetry.SymmetryReport.plot` says."""
+    """Draw a bar per layer; see :meth:`lightning_symmetry.SymmetryReport.plot`."""
     try:
         import matplotlib.pyplot as plt
     except ModuleNotFoundError as error:
@@ -77,14 +77,14 @@ def _draw_bars(ax: Axes, layers: Sequence[LayerDiagnosis], labels: Sequence[str]
 
 
 def _labels(names: Sequence[str]) -> list[str]:
-    """Names as short as can be told apart."""
+    """Return names, as short as they stay distinct."""
     cut = [[shorten(name, length) for name in names] for length in _NAME_LENGTHS]
     labels = next((labels for labels in cut if len(set(labels)) == len(names)), cut[-1])
-    return [label.replace("$", r"\$") for label in labels]  # which matplotlib would take for the start of a formula
+    return [label.replace("$", r"\$") for label in labels]  # matplotlib reads $ as the start of a formula
 
 
 def _series(layers: Sequence[LayerDiagnosis]) -> dict[str, tuple[str, list[int]]]:
-    """By label, the colour and the numbers of units of each layer; without verdicts that no unit has."""
+    """Return by label the colour and the number of units in each layer, without unused verdicts."""
     series = {str(verdict): (verdict.traits.colour, [layer.count(verdict) for layer in layers]) for verdict in Verdict}
     grouped = [sum(counts) for counts in zip(*(counts for _, counts in series.values()), strict=True)]
     rest = [layer.num_units - number for layer, number in zip(layers, grouped, strict=True)]

@@ -1,4 +1,4 @@
-"""The report of one step: what is concluded of a model, and how it shows itself.
+"""The report of one step, and the forms in which it is shown.
 
 Nothing here imports torch.
 """
@@ -30,29 +30,28 @@ class SymmetryReport(ModelDiagnosis):
         copies: whole modules that are equal.
         coverage: share of the model's weights, the numbers in parameters of two or more dimensions, that belong to
             these layers; between 0 and 1.
-        reasons: why nothing can be concluded of parts of the model so far: too few optimizer steps, or layers that
-            were not looked at; empty if all of it is decided.
+        reasons: why nothing can be concluded about parts of the model so far: too few optimizer steps, or layers that
+            were not checked; empty if all is decided.
         untrained: by name of a layer, or of a parameter where only some of a layer are concerned, why it does not
             train: no optimizer updates it, no gradient has reached it, it is not finite since a step, or it has not
             moved. Each is among the ``reasons`` too.
-        idle_inputs: by layer, how many weights of each unit have had a gradient in no unit at the first checks, as
-            those of inputs that are always zero.
-        access: by name of a layer or module that a finding speaks of, how code reaches it.
-        heads: by name of a layer of an attention module, which of its units make up each head; empty if there is
-            nothing to warn of.
-        draw_heatmaps: draws heatmaps of layers with groups, for notebooks: PNG files by layer name, from the weights
-            that the model has when it is called. None if there is no model at hand: a report that was copied or has
-            come from another process has no such function.
+        idle_inputs: by layer, how many weights of each unit have had a gradient in no unit at the first checks, such
+            as those of inputs that are always zero.
+        access: by name of a layer or module in a finding, how code reaches it.
+        heads: by name of a layer of an attention module, which of its units make up each head; empty without findings.
+        draw_heatmaps: draws heatmaps of layers with groups, for notebooks: PNG files by layer name, from the current
+            weights of the model. None if there is no model at hand: reports that were copied or come from another
+            process have no such function.
     """
 
     draw_heatmaps: Callable[[], Mapping[str, bytes]] | None = field(default=None, repr=False, compare=False)
 
     def __getstate__(self) -> dict[str, Any]:
-        # What draws the heatmaps refers to the model, which does not travel between processes.
+        # `draw_heatmaps` refers to the model, which stays in its process.
         return {each.name: getattr(self, each.name) for each in fields(self) if each.name != "draw_heatmaps"}
 
     def messages(self) -> list[str]:
-        """What there is to warn of at this step in words: what happens, why, and the way out.
+        """Return the findings at this step in words: what happens, why, and the way out.
 
         Example:
             >>> from lightning_symmetry import LayerDiagnosis, UnitGroup, Verdict
@@ -65,7 +64,7 @@ class SymmetryReport(ModelDiagnosis):
         return advice.messages(self.findings, self)
 
     def to_dataframe(self) -> DataFrame:
-        """The layers as a table of pandas.
+        """Return the layers as a table of pandas.
 
         Returns:
             A row per layer, those that share a weight once. The index, ``layer``, is the name; the columns are
@@ -84,9 +83,9 @@ class SymmetryReport(ModelDiagnosis):
         return text.layer_frame(self)
 
     def plot(self, ax: Axes | None = None) -> tuple[Figure, Axes]:
-        """Draw a bar per layer: the share of its units that each verdict was given to.
+        """Draw a bar per layer: the share of its units with each verdict.
 
-        Layers to warn of come first, then others with groups. Of more than 40 layers the rest are counted only.
+        Layers to warn of come first, then others with groups. At most 40 layers are drawn.
 
         Args:
             ax: where to draw; None: in a figure of its own.
@@ -107,31 +106,31 @@ class SymmetryReport(ModelDiagnosis):
         return plotting.plot_report(self, ax)
 
     def _repr_html_(self) -> str:
-        """What notebooks show: totals, a table of the layers, findings with advice, and heatmaps."""
+        """Return the report for notebooks: totals, a table of the layers, findings with advice, and heatmaps."""
         return html.report_html(self, self.draw_heatmaps() if self.draw_heatmaps is not None else {})
 
     def table(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-        """Head and rows of a table for people: one row per layer."""
+        """Return head and rows of a table for people: one row per layer."""
         return text.layer_table(self)
 
     def __str__(self) -> str:
         return text.report_text(self)
 
     def notes(self) -> list[str]:
-        """What to know of the verdicts in the table."""
+        """Return explanations of the verdicts in the table."""
         return text.notes(self)
 
     def totals(self) -> str:
-        """One line on the whole model."""
+        """Return one line on the whole model."""
         return text.totals(self)
 
 
 def check_report(report: object, widths: Mapping[str, int]) -> None:
-    """Check that an argument of a user is a report of a model with these numbers of units, by name of the layer.
+    """Check that an argument is a report of a model with these numbers of units, by name of the layer.
 
     Raises:
         TypeError: if it is no report.
-        ValueError: if it is one of another model.
+        ValueError: if it is a report of another model.
     """
     if not isinstance(report, SymmetryReport):
         raise TypeError(

@@ -8,14 +8,14 @@ from collections.abc import Sequence
 from lightning_symmetry.brief import printable
 
 ONLY_UNIT = "its only unit"
-"""What all units of a layer are called if it has one."""
+"""All units of a layer with a single one, in words."""
 
 _MAX_SHOWN = 3  # groups, or runs of them
 _MAX_LISTED = 8  # members of a group
 
 
 def plain_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table as text; columns of numbers are flush right, and what a terminal would obey is escaped.
+    """Return a table as text, with numbers flush right and control characters escaped.
 
     >>> print(plain_table(("layer", "units"), [("fc1", "5"), ("conv.12", "64")]))
     layer    units
@@ -34,17 +34,17 @@ def plain_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def is_number_column(rows: Sequence[Sequence[str]], i: int) -> bool:
-    """Whether column ``i`` of a table holds nothing but numbers."""
+    """Return whether column ``i`` of a table holds numbers only."""
     return all(re.fullmatch(r"[\d./%]+", row[i]) for row in rows)
 
 
 def describe_groups(groups: Sequence[tuple[int, ...]], num_units: int | None, which: str = "") -> str:
-    """Groups of units in a few words.
+    """Describe groups of units in a few words.
 
     Args:
         groups: the groups.
-        num_units: how many units the layer has; None: not known.
-        which: what these units are, if there is more to say than their numbers.
+        num_units: number of units of the layer; None: unknown.
+        which: a description of the units to use in place of their numbers.
 
     >>> describe_groups([(0, 1, 2, 3)], 4)
     'all 4 units'
@@ -77,40 +77,42 @@ def describe_groups(groups: Sequence[tuple[int, ...]], num_units: int | None, wh
 
 
 def _runs_text(groups: Sequence[tuple[int, ...]]) -> str:
-    """Say which runs of units match others one by one; empty if that is not shorter than to list the groups."""
+    """Return which runs of units match others one by one; empty if a list of the groups is no longer."""
     if len(groups) <= _MAX_SHOWN or 2 * len(runs_of(groups)) > len(groups):
         return ""
-    return matches_text(groups, "unit", "one by one")
+    return ", ".join([*match_texts(groups, "unit"), "one by one"])
 
 
-def matches_text(groups: Sequence[tuple[int, ...]], kind: str, how: str) -> str:
-    """Say which members of groups match which, with runs of them put together.
+def match_texts(
+    groups: Sequence[tuple[int, ...]], kind: str, verbs: Sequence[str] = ("matches", "match"), of_runs: str = ""
+) -> list[str]:
+    """Return which members of groups match the first, a text per run of groups.
 
     Args:
         groups: their numbers.
-        kind: what one of them is called.
-        how: in what way they match.
+        kind: what one of the members is called.
+        verbs: for one and for several members.
+        of_runs: what is added for runs of more than one group.
 
     Example:
-        >>> matches_text([(1, 3)], "head", "unit by unit"), matches_text([(0, 4, 8), (1, 5, 9)], "unit", "one by one")
-        ('head 3 matches head 1, unit by unit', 'units 4-5 and 8-9 match units 0-1, one by one')
+        >>> match_texts([(1, 3)], "head"), match_texts([(0, 4, 8), (1, 5, 9)], "unit", of_runs=", one by one")
+        (['head 3 matches head 1'], ['units 4-5 and 8-9 match units 0-1, one by one'])
     """
     runs = runs_of(groups)
     texts = []
     for first, length in runs[:_MAX_SHOWN]:
-        one, *others = run_names(first, length)
+        one, *others = [str(unit) if length == 1 else f"{unit}-{unit + length - 1}" for unit in first]
         is_several = length > 1 or len(others) > 1
-        verb = "match" if is_several else "matches"
-        subject = f"{kind}s" if is_several else kind
-        texts.append(f"{subject} {listed(others)} {verb} {kind}{'s' if length > 1 else ''} {one}")
-    return ", ".join([*texts, *["..."] * (len(runs) > _MAX_SHOWN), how])
+        subject = f"{kind}{'s' if is_several else ''} {listed(others)}"
+        texts.append(f"{subject} {verbs[is_several]} {f'{kind}s {one}{of_runs}' if length > 1 else f'{kind} {one}'}")
+    return [*texts, *["..."] * (len(runs) > _MAX_SHOWN)]
 
 
 def runs_of(groups: Sequence[tuple[int, ...]]) -> list[tuple[tuple[int, ...], int]]:
-    """Put groups together that follow one another, each of whose members is one more than that of the group before.
+    """Combine groups into runs, in which each member is one more than in the group before.
 
     Returns:
-        The first group of each run, and how many groups it has.
+        The first group of each run, and the number of its groups.
 
     Example:
         >>> runs_of([(0, 4), (1, 5), (2, 6), (8, 9)])
@@ -126,17 +128,17 @@ def runs_of(groups: Sequence[tuple[int, ...]]) -> list[tuple[tuple[int, ...], in
     return runs
 
 
-def run_names(first: Sequence[int], length: int) -> list[str]:
-    """Return what each member of the groups of a run goes through.
+def abbreviate(names: Sequence[str]) -> str:
+    """Return the first two names and the last one.
 
-    >>> run_names((0, 4), 3)
-    ['0-2', '4-6']
+    >>> abbreviate(["a", "b", "c", "d"])
+    'a, b, ..., d'
     """
-    return [str(unit) if length == 1 else f"{unit}-{unit + length - 1}" for unit in first]
+    return ", ".join(names if len(names) <= 3 else (*names[:2], "...", names[-1]))
 
 
 def listed(names: Sequence[str]) -> str:
-    """Some names as a list in a sentence; of more than eight the rest is left out.
+    """Return names as a list in a sentence, at most eight of them.
 
     >>> listed(["1", "2", "3"])
     '1, 2 and 3'
@@ -152,7 +154,7 @@ def _set_text(units: Sequence[int]) -> str:
 
 
 def shorten(name: str, length: int = 60) -> str:
-    """A name that is cut at its beginning, which tells less than its end, if it is too long.
+    """Cut the beginning of a name that is too long: its end is more specific.
 
     Example:
         >>> shorten("encoder.layers.11.attention.output.dense", 28)
@@ -162,5 +164,5 @@ def shorten(name: str, length: int = 60) -> str:
         return name
     tail = name[3 - length :]
     _, _, rest = tail.partition(".")
-    # The rest of a step of a path can be taken for a whole one: 1.dense for 11.dense.
+    # Cut at a dot, since the rest of a step looks like a whole one: 1.dense for 11.dense.
     return "..." + (rest if len(rest) > length // 2 else tail)

@@ -15,8 +15,8 @@ from lightning_symmetry.verdicts.model_diagnosis import ModelDiagnosis, describe
 from lightning_symmetry.verdicts.tables import describe_groups, plain_table
 from lightning_symmetry.verdicts.verdict import Verdict
 
-# Inputs from units that are shut for all samples are common in healthy networks, and few.
-_TOLD_INPUTS = 0.25
+# A smaller share of idle inputs is common in healthy networks: units that are closed for all samples.
+_IDLE_SHARE = 0.25
 _MAX_IDLE = 5
 
 if TYPE_CHECKING:
@@ -88,10 +88,9 @@ def layer_frame(report: ModelDiagnosis) -> DataFrame:
 
 
 def notes(report: ModelDiagnosis) -> list[str]:
-    """Return what to know of the verdicts in the table."""
+    """Return explanations of the verdicts in the table."""
     present = {group.verdict for layer in report.distinct_layers for group in layer.groups}
-    told = [verdict for verdict in Verdict if verdict in present and verdict.traits.note]
-    lines = [f"{verdict}: {verdict.traits.note}" for verdict in told]
+    lines = [f"{verdict}: {verdict.traits.note}" for verdict in Verdict if verdict in present and verdict.traits.note]
     lines += idle_notes(report)
     pruned = sum(
         len(group.units) for layer in report.distinct_layers for group in layer.groups if group.reason is Reason.PRUNED
@@ -101,7 +100,7 @@ def notes(report: ModelDiagnosis) -> list[str]:
             f"{pruned} rows of zeros without gradients, in layers whose other rows are not zero: pruned or padded"
         )
     for name, number in report.idle_inputs.items():
-        if name in report.layers and number >= _TOLD_INPUTS * report.layers[name].fan_in:
+        if name in report.layers and number >= _IDLE_SHARE * report.layers[name].fan_in:
             lines.append(
                 f"{name}: {number} of the {report.layers[name].fan_in} weights of each unit have had no gradient, as "
                 "those of inputs that are always zero"
@@ -115,19 +114,19 @@ def notes(report: ModelDiagnosis) -> list[str]:
 
 
 def idle_notes(report: ModelDiagnosis) -> list[str]:
-    """Return for layers with idle units why they have no gradient, and where it stops."""
-    told = idle_texts(report.distinct_layers)
-    rest = len(told) - _MAX_IDLE
-    return [*told[:_MAX_IDLE], *([f"and {rest} more reasons of idle units"] if rest > 0 else [])]
+    """Return why idle units have no gradient, and where it stops."""
+    texts = idle_texts(report.distinct_layers)
+    rest = len(texts) - _MAX_IDLE
+    return [*texts[:_MAX_IDLE], *([f"and {rest} more reasons of idle units"] if rest > 0 else [])]
 
 
 def summarise(layer: LayerDiagnosis) -> str:
-    """The groups of a layer in a few words, such as ``locked: 4 of 64 units in 2 groups, {0, 32}, {1, 33}``."""
+    """Return the groups of a layer in a few words, such as ``locked: 4 of 64 units in 2 groups, {0, 32}, {1, 33}``."""
     return "; ".join(f"{verdict}: {text}" for verdict, text in groups_in_words(layer).items())
 
 
 def groups_in_words(layer: LayerDiagnosis) -> dict[Verdict, str]:
-    """The groups of a layer in a few words, by verdict, the most serious one first.
+    """Return the groups of a layer in a few words, by verdict, the most serious one first.
 
     Example:
         >>> from lightning_symmetry.verdicts.diagnoses import Cause, UnitGroup

@@ -1,4 +1,4 @@
-"""All that is said of a verdict, in one place: its name, how serious it is, its colours, its mark and its words.
+"""The verdicts, with all that is shown of each: severity, colours, mark and words.
 
 Nothing here imports torch: TensorBoard loads this module at every start.
 """
@@ -11,7 +11,7 @@ from enum import StrEnum
 
 @dataclass(frozen=True)
 class Traits:
-    """What a verdict looks like and what it says.
+    """The appearance and the words of a verdict.
 
     Attributes:
         is_warning: whether the user is warned of it.
@@ -19,11 +19,11 @@ class Traits:
         colour: on a light background, ``#rrggbb``.
         dark_colour: on a dark background.
         mark: outline of a symbol in a square of 12 by 12, as the path data of an SVG, filled by the even-odd rule.
-        meaning: what is seen and what follows from it, for legends.
-        effect: what happens to the units of a finding: a sentence without its subject, in which ``{since}`` stands for
-            the verdict and the step of the first check that saw it, and ``{as_units}`` for ``1 unit`` or ``3 units``.
-        note: what a reader of a table should know of it; empty if its name says enough.
-        gone: what became of units of which it no longer holds: a sentence without its subject and its step.
+        meaning: the observation and its consequence, for legends.
+        effect: what happens to the units of a finding: a sentence without its subject. ``{since}`` stands for the
+            verdict and the step of the first check that saw it, ``{as_units}`` for ``1 unit`` or ``3 units``.
+        note: an explanation for readers of a table; empty if the name is enough.
+        gone: what became of units that no longer have the verdict: a sentence without its subject and its step.
     """
 
     is_warning: bool
@@ -41,7 +41,7 @@ class Verdict(StrEnum):
     """What becomes of a group of units; the most serious verdict comes first.
 
     Attributes:
-        traits: what the verdict looks like and what it says.
+        traits: the appearance and the words of the verdict.
 
     Example:
         >>> Verdict.LOCKED == "locked"
@@ -120,8 +120,8 @@ class Verdict(StrEnum):
             colour="#7b828d",
             dark_colour="#a5acb8",
             mark="M1 4h10v1.8h-10zM1 7.4h10v1.8h-10z",
-            meaning="equal weights; the gradients say nothing so far",
-            note="equal units whose gradients say nothing so far: none, zero, rounding noise, or too few checks.",
+            meaning="equal weights; the gradients are inconclusive so far",
+            note="equal units whose gradients are inconclusive so far: none, zero, rounding noise, or too few checks.",
         ),
     )
     IDLE = (

@@ -1,4 +1,4 @@
-"""What is seen of the gradients between two checks, of units that may be dead or frozen: which are still zero."""
+"""The gradients, between two checks, of units that may be dead or frozen: whether they are still zero."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class Suspects(NamedTuple):
     Attributes:
         layer: the layer.
         units: their sorted indices.
-        floor: the norm up to which their gradients are zero but for rounding.
-        places: their indices, on the device of the weights.
+        floor: norm up to which their gradients are zero but for rounding.
+        places: the indices on the device of the weights.
     """
 
     layer: Layer
@@ -34,15 +34,15 @@ class Suspects(NamedTuple):
 
     @classmethod
     def of(cls, layer: Layer, units: Indices, floor: float) -> Suspects:
-        """Make suspects of some units of a layer."""
+        """Build with the indices on the device of the layer."""
         return cls(layer, units, floor, torch.from_numpy(units).to(layer.device))
 
 
 def are_still_zero(suspects: Sequence[Suspects], trained: Set[int]) -> list[bool]:
-    """Return of each layer whether it is seen at a glance that the gradients of all suspected units are exactly zero.
+    """Return for each layer whether a fast test finds all gradients of the suspected units to be exactly zero.
 
-    Where they are not, or cannot be read at a glance, :func:`zero_gradients` tells more. This takes a few calls of
-    PyTorch for each layer, and one transfer to the host for all of them.
+    If not, :func:`zero_gradients` reads them. The test takes a few calls of PyTorch per layer, and one transfer to the
+    host for all layers.
 
     Args:
         suspects: the units, by layer.
@@ -53,7 +53,7 @@ def are_still_zero(suspects: Sequence[Suspects], trained: Set[int]) -> list[bool
     found: list[Tensor] = []
     for i, each in enumerate(suspects):
         parts = each.layer.all_tensors()
-        if each.floor or not trained >= set(each.layer.identity) or not all(map(_can_be_seen, parts)):
+        if each.floor or not trained >= set(each.layer.identity) or not all(map(_is_readable, parts)):
             continue
         rows = [part.view(part.weights.grad).index_select(0, each.places) for part in parts]  # type: ignore[arg-type]
         found += [each_rows.any() for each_rows in rows]
@@ -67,8 +67,8 @@ def are_still_zero(suspects: Sequence[Suspects], trained: Set[int]) -> list[bool
     return answers
 
 
-def _can_be_seen(part: Incoming) -> bool:
-    """Return whether a tensor that feeds units has a gradient that lies here and is that of the tensor itself."""
+def _is_readable(part: Incoming) -> bool:
+    """Return whether a tensor has a gradient that is dense, on this rank, and not computed from others."""
     gradient = part.weights.grad if part.is_plain and part.weights.requires_grad else None
     return gradient is not None and gradient.layout == torch.strided
 
@@ -79,9 +79,9 @@ def zero_gradients(
     on_error: Callable[[Layer, Exception], None],
     team: Team | None = None,
 ) -> Iterator[tuple[Layer, Mask, Mask]]:
-    """Yield of each layer that has gradients which suspected units have one of zero, and of which nothing is seen.
+    """Yield each layer that has gradients, which suspected units have a gradient of zero, and which are unknown.
 
-    Nothing is seen of the other units, and where a gradient is not finite.
+    Unknown are the gradients of the other units, and those that are not finite.
 
     Args:
         suspects: the units, by layer.

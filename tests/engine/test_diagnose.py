@@ -139,7 +139,8 @@ def test_report_as_dict_and_as_table() -> None:
         "layer  units  working  dead  groups",
         "-----  -----  -------  ----  ----------------------",
         "fc         4        1     0  duplicate: all 4 units",
-        "duplicate: equal units whose gradients say nothing so far: none, zero, rounding noise, or too few checks.",
+        "duplicate: equal units whose gradients are inconclusive so far: none, zero, rounding noise, or too few "
+        "checks.",
         "not inspected: norm (LayerNorm has one scale and shift per unit and no incoming row to compare)",
         "inconclusive: a single look, without optimizer steps, cannot tell what becomes of all units "
         "(and 1 more reason)",

@@ -140,7 +140,7 @@ CASES = [
                 name,
                 "dead",
                 "cut off",
-                way_out="Let it go over more than one number, or leave it out.",
+                way_out="Apply it to more than one number, or remove it.",
                 stop=("one value", "temporal_decoder.norm"),
             )
             for name in NORMALISED

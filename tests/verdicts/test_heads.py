@@ -217,7 +217,7 @@ def test_whole_heads() -> None:
     assert message.startswith(
         "attn: head 2 is a copy of head 0. Of the 12 groups of equal units in their queries, keys and values (query, "
         "key, value) 8 are identical in weights and gradients (locked since step 0): they train as 8 units. The "
-        "gradients of the others say nothing so far. "
+        "gradients of the others are inconclusive so far. "
     )
 
 

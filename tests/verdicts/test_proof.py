@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lightning_symmetry import SymmetryTracker, diagnose
 from lightning_symmetry.units.discovery import find_layers
-from lightning_symmetry.verdicts.proof import are_read_apart
+from lightning_symmetry.verdicts.proof import are_read_differently
 from tests.training import fill
 
 UNITS = (0, 1, 2)
@@ -25,7 +25,7 @@ def reader_of(weight: Tensor, gradient: Tensor, module: nn.Module) -> nn.Module:
 
 
 def is_apart(*readers: nn.Module, num_units: int = 6) -> bool:
-    return are_read_apart(UNITS, num_units, find_layers(nn.Sequential(*readers)).layers, floor=1e-6)
+    return are_read_differently(UNITS, num_units, find_layers(nn.Sequential(*readers)).layers, floor=1e-6)
 
 
 def columns(equal: bool, out: int = 4, units: int = 6, per_unit: int = 1) -> Tensor:
