@@ -141,14 +141,10 @@ class ZeroStreaks:
         np.copyto(self.since, _NEVER, where=awake)
 
     def suspected(self, patience: int, *, is_resting: bool = False) -> Mask:
-        """Return which units may be dead.
+        """Return which units may be dead; ``is_resting``: only those that have never had a gradient.
 
         A unit that has had a gradient must have none at ``patience`` checks in a row, plus as many for each watched
         step at which it had one: behind a ReLU units come and go.
-
-        Args:
-            patience: number of checks.
-            is_resting: whether only units count that have never had a gradient.
         """
         is_open: Mask = (self.since != _NEVER) & ~self.is_dead
         if is_resting:
@@ -162,12 +158,7 @@ class ZeroStreaks:
         self.is_dead[several], self.was_alive[several] = False, False
 
     def dead(self, patience: int, spared: Sequence[int] = ()) -> Dead:
-        """Return the units that were dead at the latest check.
-
-        Args:
-            patience: number of checks in a row with a gradient of zero that makes a unit idle.
-            spared: units to leave out, since the cause of their zero gradient lies elsewhere.
-        """
+        """Return the units that were dead at the latest check, without those in ``spared``, which are idle."""
         counts = self.num_checks >= patience
         counts[list(spared)] = False
         num_idle = np.count_nonzero(counts)
@@ -302,8 +293,7 @@ class DeadUnits:
     def trace(self, stopped: Mapping[int, Stopped]) -> None:
         """Record where the gradients of units stop; start over with units that are no longer idle.
 
-        Args:
-            stopped: by unit; the caller removes units from it once they have a gradient again.
+        The caller removes units from ``stopped`` once they have a gradient again.
         """
         active = [unit for unit in self._spared() if not (unit in stopped and stopped[unit].stop.is_idle)]
         if active and self._streaks is not None:

@@ -69,18 +69,12 @@ def describe_groups(groups: Sequence[tuple[int, ...]], num_units: int | None, wh
         return text
     if len(groups) > 1:
         text += f" in {len(groups)} groups"
-    which = which or _runs_text(groups)
+    if not which and len(groups) > _MAX_SHOWN and 2 * len(runs_of(groups)) <= len(groups):
+        which = ", ".join([*match_texts(groups, "unit"), "one by one"])
     if which:
         return f"{text} ({which})"
     shown = [_set_text(group) for group in groups[:_MAX_SHOWN]] + ["..."] * (len(groups) > _MAX_SHOWN)
     return f"{text}, {', '.join(shown)}"
-
-
-def _runs_text(groups: Sequence[tuple[int, ...]]) -> str:
-    """Return which runs of units match others one by one; empty if a list of the groups is no longer."""
-    if len(groups) <= _MAX_SHOWN or 2 * len(runs_of(groups)) > len(groups):
-        return ""
-    return ", ".join([*match_texts(groups, "unit"), "one by one"])
 
 
 def match_texts(

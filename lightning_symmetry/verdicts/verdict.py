@@ -132,15 +132,15 @@ class Verdict(StrEnum):
             colour="#5f7f95",
             dark_colour="#9dbccf",
             mark="M2.5 1h7v1.6h-7zM2.5 9.4h7v1.6h-7zM3.4 3.2h5.2l-1.9 2.8l1.9 2.8h-5.2l1.9 -2.8z",
-            meaning="zero gradients that are not the units' own doing: nobody reads them, or the loss gives none",
-            note="units without a gradient for a reason that lies elsewhere: nobody reads their outputs, or the loss "
+            meaning="zero gradients for a reason outside the units: nobody reads them, or the loss gives none",
+            note="units without a gradient for a reason outside of them: nobody reads their outputs, or the loss "
             "gives no gradient.",
             gone="have a gradient now",
         ),
     )
 
     def __new__(cls, name: str, traits: Traits | None = None) -> Verdict:
-        """A string that carries its traits; ``Verdict("locked")`` looks one up by its name alone."""
+        """Make a string that carries its traits; ``Verdict("locked")`` looks one up."""
         assert traits is not None
         verdict = str.__new__(cls, name)
         verdict._value_ = name
