@@ -22,6 +22,7 @@ from lightning_symmetry.verdicts.diagnoses import LayerDiagnosis, UnitGroup, und
 from lightning_symmetry.verdicts.doubts import crowded_layers, not_looked_at, undecided_layers
 from lightning_symmetry.verdicts.evidence import look
 from lightning_symmetry.verdicts.judging import copy_groups, judge_one_look, reported_copies, to_diagnosis
+from lightning_symmetry.verdicts.orientations import count_orientations
 from lightning_symmetry.verdicts.report import SymmetryReport
 
 
@@ -89,8 +90,8 @@ def _examine(model: nn.Module, find: FindLayers, tolerance: float | None, team: 
     found = find()
     copies = find_copies(model, found.layers, team) + find_equal_parameters(model, found.layers)
     diagnoses: dict[str, LayerDiagnosis] = {}
-    without: dict[str, tuple[int, ...]] = {layer.name: () for layer in found.layers}
-    for seen in look([*found.layers, *copies], tolerance=tolerance, without=without, team=team):
+    gated = {layer.name for layer in found.layers}
+    for seen in look([*found.layers, *copies], tolerance=tolerance, gated=gated, team=team):
         groups = [
             UnitGroup(
                 sighting.units,
@@ -102,7 +103,7 @@ def _examine(model: nn.Module, find: FindLayers, tolerance: float | None, team: 
             for sighting in seen.sightings
             if sighting.has_equal_weights
         ]
-        diagnoses[seen.layer.name] = to_diagnosis(seen, groups)
+        diagnoses[seen.layer.name] = to_diagnosis(seen, groups, orientations=count_orientations(seen))
     groups_of_copies = [
         group for copy in copies for group in reported_copies(copy, copy_groups(copy, diagnoses[copy.name]))
     ]

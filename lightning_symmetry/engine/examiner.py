@@ -500,7 +500,7 @@ class Examiner:
                 trained=trained,
                 known={layer.name: history[layer.name].known for layer in chosen},
                 steady=self._steady(chosen) if team is None else {},
-                without=self._due_for_orientations(chosen),
+                gated={layer.name for layer in chosen if history[layer.name].orientations.is_due},
                 largest=max(quick.largest, self._model.largest_elsewhere(trained)),
                 rounding_gain=self._model.rounding_gain,
                 exact={layer.name for layer in chosen if history[layer.name].is_exact},
@@ -510,11 +510,6 @@ class Examiner:
                 team=team,
             )
         return passed_over, looks
-
-    def _due_for_orientations(self, layers: Sequence[Layer | Copies]) -> Mapping[str, tuple[int, ...]]:
-        """Return the layers whose directions are to be counted at this look, each with its dead units."""
-        states = {layer.name: self.history[layer.name] for layer in layers if isinstance(layer, Layer)}
-        return {name: state.dead_units.units for name, state in states.items() if state.orientations.is_due}
 
     def _steady(self, layers: Sequence[Layer | Copies]) -> dict[str, Steady]:
         """Return the steady groups by layer; none if all layers are to be looked at."""

@@ -11,7 +11,6 @@ from functools import partial
 import numpy as np
 
 from lightning_symmetry.matrices.dense import DenseRows
-from lightning_symmetry.matrices.directions import MAX_ROWS, count_directions
 from lightning_symmetry.matrices.grouping import (
     find_groups,
     find_groups_within_budget,
@@ -41,7 +40,7 @@ def look(
     tolerance: float | None = None,
     trained: Set[int] | None = None,
     known: Mapping[str, Sequence[Mirrored]] | None = None,
-    without: Mapping[str, Collection[int]] | None = None,
+    gated: Collection[str] = (),
     steady: Mapping[str, Steady] | None = None,
     largest: float = 0.0,
     rounding_gain: float = 0.0,
@@ -58,8 +57,7 @@ def look(
         tolerance: relative L2 distance up to which rows count as equal; None: by dtype.
         trained: identities of the parameters whose gradients count; None: all.
         known: by layer name, groups of earlier looks, with signs; they end only at a looser tolerance.
-        without: names of the layers whose directions are counted, each with its dead units, which do not count. None:
-            no directions are counted.
+        gated: names of layers in which units with gates are searched for mirror images, which takes long.
         steady: by layer name, settled groups, for which it is enough to verify that they are unchanged.
         largest: largest norm of a gradient row among other layers of the model.
         rounding_gain: factor by which the model enlarges rounding errors in gradients; 0: only exact zeros count as
@@ -91,9 +89,7 @@ def look(
         matrices: list[_Matrices] = []
         for layer in layers:
             with guarded(layer):
-                # Mirror images of units with gates are looked for when directions are counted.
-                is_due = layer.odd_gates is not None and without is not None and layer.name in without
-                parity = layer.parity() if is_due else None
+                parity = layer.parity() if layer.odd_gates is not None and layer.name in gated else None
                 matrices.append(
                     _Matrices(
                         layer,
@@ -101,7 +97,6 @@ def look(
                         layer.gradients(trained),
                         layer.recurrent_rows(),
                         None if parity is None else parity.odd,
-                        partial(layer.gradients_by_parity, trained),
                     )
                 )
         if team is not None:
@@ -137,17 +132,14 @@ def look(
                 if _is_unremarkable(item, of_all, of_gradients, known.get(name, ()), floor):
                     seen = look_at_distinct(item.layer, item.rows, fingerprint=_fingerprint(item))
                 else:
-                    judge = GradientEvidence(
-                        item.layer, item.gradients, of_gradients, scale, floor, item.gradients_by_parity
-                    )
+                    by_parity = partial(item.layer.gradients_by_parity, trained)
+                    judge = GradientEvidence(item.layer, item.gradients, of_gradients, scale, floor, by_parity)
                     proof = Proof(layers, updates, (proven or {}).get(name, ()), noise)
                     seen = _look_at(item, of_weights, of_odd, judge, known.get(name, ()), proof)
                     seen = replace(seen, floor=floor)
                 if item.gradients and 0 < item.largest_gradient() <= noise:
                     seen = replace(seen, is_faint=True)
-                if without is not None and name in without:
-                    seen = _with_orientations(seen, item.weights, without[name])
-                looks.append(seen)
+                looks.append(replace(seen, norms=item.weights.sketch.norms))
         return looks
 
 
@@ -160,7 +152,6 @@ class _Matrices:
     gradients: Rows | None
     recurrent: Rows | None
     odd: Rows | None
-    gradients_by_parity: Callable[[], Parity | None]
 
 
 def _announce(
@@ -197,7 +188,6 @@ class _Sketched:
     gradients: Question | None
     recurrent: Rows | None
     odd: Question | None  # the weights that change sign in a mirror image, unless all do
-    gradients_by_parity: Callable[[], Parity | None]
 
     def rows(self) -> tuple[Rows, Rows | None]:
         return self.weights.rows, self.gradients.rows if self.gradients else None
@@ -225,7 +215,6 @@ def _read(matrices: Sequence[_Matrices], tolerance: float | None) -> list[_Sketc
             question(item.gradients, item.layer) if item.gradients else None,
             item.recurrent,
             question(item.odd, item.layer) if item.odd else None,
-            item.gradients_by_parity,
         )
         for item in matrices
     ]
@@ -345,18 +334,6 @@ def _look_at(
         is_finite=bool(np.isfinite(weights.sketch.norms).all()),
         crowd=crowd,
     )
-
-
-def _with_orientations(seen: Look, weights: Question, dead: Collection[int]) -> Look:
-    """Add the number of directions to a look, unless there are too many rows to count them."""
-    norms = weights.sketch.norms
-    living = np.flatnonzero(norms > 0)  # rows that are not finite have no norm
-    copies = [unit for sighting in seen.sightings if sighting.has_equal_weights for unit in sighting.units[1:]]
-    if dead or copies:
-        living = np.setdiff1d(living, [*dead, *copies], assume_unique=True)
-    if len(living) > MAX_ROWS:
-        return seen
-    return replace(seen, orientations=count_directions(weights.rows, norms, living), num_living=len(living))
 
 
 def _equal_units(

@@ -99,7 +99,7 @@ def to_diagnosis(
         seen: a look at it.
         groups: its groups with their verdicts.
         dead: its dead units; None: those with a zero gradient at this look.
-        orientations: the number of directions at the latest look that counted them; None: as this look has it.
+        orientations: its latest number of directions, if they were counted.
     """
     layer = seen.layer
     ordered = sorted(groups, key=lambda group: group.units)
@@ -115,7 +115,7 @@ def to_diagnosis(
         died_at=dead.died_at,
         woke_at=dict(dead.woke_at),
         idle_units=dead.num_idle,
-        orientations=seen.orientations if orientations is None else orientations,
+        orientations=orientations,
         slices_of=layer.slices_of,
         crowded_units=seen.crowd.num_units,
         crowd_radius=seen.crowd.radius,

@@ -336,6 +336,7 @@ class LayerState:
             for sighting in seen.sightings:
                 is_silent[list(sighting.units)] |= sighting.gradients in (Gradients.ZERO, Gradients.NONE)
             self._forget_stops(is_silent)
+        self.orientations.update(seen, self.dead_units.units)
         dead, new_dead = self.dead_units.update(seen, step, is_fresh=is_fresh, is_unused=is_unused or is_unread)
         if self.dead_units.group:
             groups.append(self.dead_units.group)
@@ -345,7 +346,7 @@ class LayerState:
         has_settled = holding and not self.dead_units.are_open and all(map(self._has_settled, holding))
         units = [record.units for record in holding]
         self._steady = Steady.of(units, seen.layer.num_units) if has_settled else None
-        self.diagnosis = to_diagnosis(seen, groups, dead, self.orientations.update(seen))
+        self.diagnosis = to_diagnosis(seen, groups, dead, self.orientations.latest)
         return _without_repeats(news, records) + ([new_dead.to_finding(name)] if new_dead else [])
 
     def _moves_in_parallel(self, sighting: Sighting) -> bool:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lightning_symmetry.matrices.numerics import Indices, Mask
+from lightning_symmetry.matrices.numerics import Floats, Indices, Mask
 from lightning_symmetry.matrices.rows import Rows
 from lightning_symmetry.units.comparable import Comparable
 from lightning_symmetry.verdicts.diagnoses import Cause
@@ -109,8 +109,7 @@ class Look:
         idle: which units have a gradient of zero, and weights that are not zero and unlike any other unit's,
             ``(num_units,)``; None if there are no gradients, or if zeros mean nothing.
         unseen: which units have a gradient that is not finite; None with ``idle``.
-        orientations: number of directions of the rows, up to sign; None if they were not counted at this look.
-        num_living: number of distinct units among which they were counted: those that are neither dead nor zero.
+        norms: norms of the rows, ``(num_units,)``; None if the layer was read quickly.
         is_steady: whether the steady groups are unchanged and there is nothing else; ``sightings`` is empty then.
         is_finite: whether all weights are.
         is_faint: whether there are gradients, and all of them may be rounding errors.
@@ -125,8 +124,7 @@ class Look:
     has_gradient: bool
     idle: Mask | None = None
     unseen: Mask | None = None
-    orientations: int | None = None
-    num_living: int = 0
+    norms: Floats | None = None
     is_steady: bool = False
     is_finite: bool = True
     is_faint: bool = False

@@ -1,12 +1,19 @@
-"""When the directions of a layer's units are counted: seldom, because that costs as much as the rest of a check."""
+"""The directions of a layer's units: when they are counted, and the latest number.
+
+Counting costs as much as the rest of a check, so it is seldom done. It never leads to a warning.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from operator import index
 from typing import Any
 
+import numpy as np
+
+from lightning_symmetry.matrices.directions import MAX_ROWS, count_directions
+from lightning_symmetry.matrices.numerics import Indices, exact_arithmetic
 from lightning_symmetry.verdicts.look import Look
 
 _EARLY = (1, 8, 16, 32)
@@ -16,11 +23,11 @@ _EVERY_IF_FEW = 4
 
 @dataclass
 class Orientations:
-    """The number of directions of a layer at the latest look that counted them.
+    """The directions of one layer over time.
 
     Attributes:
-        num_looks: looks at the layer so far.
-        latest: the number of directions; None if it has not been counted.
+        num_looks: number of looks at the layer.
+        latest: number of directions at the latest count; None before the first.
         are_few: whether there were at most half as many as distinct living units.
     """
 
@@ -30,20 +37,47 @@ class Orientations:
 
     @classmethod
     def from_state(cls, values: Mapping[str, Any]) -> Orientations:
-        """Read the fields of an instance."""
+        """Build from the fields of an instance."""
         latest = values["latest"]
         return cls(index(values["num_looks"]), None if latest is None else index(latest), bool(values["are_few"]))
 
     @property
     def is_due(self) -> bool:
-        """Whether the next look shall count them."""
+        """Whether the next look counts the directions."""
         number = self.num_looks + 1
         return number in _EARLY or number % (_EVERY_IF_FEW if self.are_few else _EVERY) == 0
 
-    def update(self, seen: Look) -> int | None:
-        """Take in a look; the number of directions at the latest look that counted them."""
+    def update(self, seen: Look, dead: Collection[int]) -> None:
+        """Record a look, and count the directions if it is time.
+
+        Args:
+            seen: the look.
+            dead: the dead units, which do not count.
+        """
+        units = _living_units(seen, dead) if self.is_due else None
         self.num_looks += 1
-        if seen.orientations is not None:
-            self.latest = seen.orientations
-            self.are_few = 2 * seen.orientations <= seen.num_living
-        return self.latest
+        if units is not None:
+            self.latest = _count(seen, units)
+            self.are_few = 2 * self.latest <= len(units)
+
+
+def count_orientations(seen: Look) -> int | None:
+    """Return the number of directions at a single look; None if there are too many rows."""
+    units = _living_units(seen)
+    return None if units is None else _count(seen, units)
+
+
+def _living_units(seen: Look, dead: Collection[int] = ()) -> Indices | None:
+    """Return the distinct units that are neither dead nor zero; None if they cannot be counted."""
+    if seen.norms is None or seen.layer.row_names:
+        return None
+    copies = [unit for sighting in seen.sightings if sighting.has_equal_weights for unit in sighting.units[1:]]
+    # Norms of rows that are not finite are NaN.
+    units = np.setdiff1d(np.flatnonzero(seen.norms > 0), [*dead, *copies], assume_unique=True)
+    return units if len(units) <= MAX_ROWS else None
+
+
+def _count(seen: Look, units: Indices) -> int:
+    assert seen.norms is not None
+    with exact_arithmetic(seen.layer.device):
+        return count_directions(seen.weights, seen.norms, units)
