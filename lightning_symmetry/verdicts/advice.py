@@ -253,7 +253,7 @@ def _message(topic: _Topic, report: ModelDiagnosis) -> str:
     first, every = topic.layers[0][0], topic.findings
     if topic.heads:
         return _heads_message(topic, report)
-    reason = _why(every, topic.followers, report)
+    reason = why(every, report, topic.followers)
     if len(topic.layers) > 1:
         names = _layers(every)
         who = f"{abbreviate(names)} ({len(names)} layers):" if len(names) > 1 else f"{names[0]}:"
@@ -312,7 +312,7 @@ def _heads_message(topic: _Topic, report: ModelDiagnosis) -> str:
             f"{effect.format(since=since, as_units=_counted(len(every), 'unit'))} "
             "The gradients of the others are inconclusive so far."
         )
-    reason = _why(every, [], report, keep="one of them" if len(heads) == 1 else "one of each")
+    reason = why(every, report, keep="one of them" if len(heads) == 1 else "one of each")
     return f"{who} {_copied_heads_text([each.heads for each in heads])}{share}. {seen} {reason}"
 
 
@@ -440,17 +440,20 @@ def _effect(finding: Finding, num_groups: int) -> str:
     return finding.verdict.traits.effect.format(since=since, as_units=_counted(num_groups, "unit"))
 
 
-def why(alike: Sequence[Finding], report: ModelDiagnosis) -> str:
-    """Return the cause of alike findings, as far as it was measured, the way out, and the code, in full sentences."""
-    return _why(alike, [], report)
-
-
-def _why(
+def why(
     alike: Sequence[Finding],
-    followers: Sequence[Finding],
     report: ModelDiagnosis,
+    followers: Sequence[Finding] = (),
     keep: str = "one of each if they are hidden units",
 ) -> str:
+    """Return the cause of alike findings, as far as it was measured, the way out, and the code, in full sentences.
+
+    Args:
+        alike: the findings.
+        report: the report that they are from.
+        followers: findings that follow from them.
+        keep: which copies are enough.
+    """
     first = alike[0]
     if first.modules:
         sentences = _why_copies(first, report)

@@ -309,10 +309,12 @@ class Finding:
         return f"<Finding in {shorten(self.layer)}: {self.verdict} since step {self.first_step}{until}; {what}>"
 
 
-def finding_of(group: UnitGroup, layer: str, last_step: int, broken_step: int | None = None) -> Finding:
-    """Return the finding about a group of units."""
+def finding_of(
+    group: UnitGroup, layer: str, last_step: int, broken_step: int | None = None, modules: tuple[str, ...] = ()
+) -> Finding:
+    """Return the finding about a group of units, or of modules."""
     first_step = last_step if group.first_step is None else group.first_step
-    values = {**vars(group), "first_step": first_step}
+    values = {**vars(group), "first_step": first_step, "modules": modules}
     return Finding(layer=layer, last_step=last_step, broken_step=broken_step, **values)
 
 

@@ -116,7 +116,7 @@ def look(
             with guarded(item.layer):
                 groups = steady.get(item.layer.name) if steady else None
                 if groups is not None and _are_steady(item, groups, scale):
-                    looks.append(_look_at_steady(item))
+                    looks.append(replace(item.distinct(), is_steady=True))
                 else:
                     others.append(item)
         questions = [question for item in others for question in item.questions()]
@@ -130,7 +130,7 @@ def look(
                 floor = 0.0 if name in exact else rounding_gain * noise
                 of_all = [of_weights] if of_odd is None else [of_weights, of_odd]
                 if _is_unremarkable(item, of_all, of_gradients, known.get(name, ()), floor):
-                    seen = look_at_distinct(item.layer, item.rows, fingerprint=_fingerprint(item))
+                    seen = item.distinct()
                 else:
                     by_parity = partial(item.layer.gradients_by_parity, trained)
                     judge = GradientEvidence(item.layer, item.gradients, of_gradients, scale, floor, by_parity)
@@ -192,6 +192,14 @@ class _Sketched:
     def rows(self) -> tuple[Rows, Rows | None]:
         return self.weights.rows, self.gradients.rows if self.gradients else None
 
+    @property
+    def fingerprint(self) -> int:
+        return hash(self.weights.sketch.projections.tobytes())
+
+    def distinct(self) -> Look:
+        """Return the look if there are no equal units."""
+        return look_at_distinct(self.layer, self.rows, fingerprint=self.fingerprint)
+
     def questions(self) -> list[Question]:
         return [each for each in (self.weights, self.gradients, self.odd) if each is not None]
 
@@ -251,10 +259,6 @@ def _are_steady(item: _Sketched, steady: Steady, scale: float) -> bool:
     )
 
 
-def _look_at_steady(item: _Sketched) -> Look:
-    return replace(look_at_distinct(item.layer, item.rows, fingerprint=_fingerprint(item)), is_steady=True)
-
-
 def look_at_distinct(
     layer: Comparable,
     read: Callable[[], tuple[Rows, Rows | None]],
@@ -272,10 +276,6 @@ def look_at_distinct(
     nothing = none_of(layer.num_units) if layer.can_freeze or layer.dies_as_a_whole else None
     is_idle = idle if idle is not None and layer.can_freeze else nothing
     return Look(layer, read, (), fingerprint, True, is_idle, nothing)
-
-
-def _fingerprint(item: _Sketched) -> int:
-    return hash(item.weights.sketch.projections.tobytes())
 
 
 def _look_at(
@@ -328,7 +328,7 @@ def _look_at(
         layer,
         item.rows,
         tuple(sightings),
-        _fingerprint(item),
+        item.fingerprint,
         item.gradients is not None and bool(np.count_nonzero(item.gradients.sketch.norms)),
         *judge.idle(_norms_of_all(layer, weights.sketch.norms), exclude=grouped),
         is_finite=bool(np.isfinite(weights.sketch.norms).all()),

@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 from lightning_symmetry.verdicts.access import Access
-from lightning_symmetry.verdicts.diagnoses import Cause, CopyGroup, Finding, LayerDiagnosis, Origin, finding_of
+from lightning_symmetry.verdicts.diagnoses import Cause, CopyGroup, Finding, LayerDiagnosis, UnitGroup, finding_of
 from lightning_symmetry.verdicts.heads import Heads
 
 Status = Literal["healthy", "symmetric", "inconclusive"]
@@ -63,16 +63,10 @@ class ModelDiagnosis:
             if group.verdict.is_warning
         ]
         of_modules = [
-            Finding(
-                layer=", ".join(group.modules),
-                units=tuple(range(len(group.modules))),
-                verdict=group.verdict,
-                cause=Cause.COPIED,
-                value=None,
-                first_step=self.step if group.first_step is None else group.first_step,
-                last_step=self.step,
-                broken_step=None,
-                origin=Origin.START,
+            finding_of(
+                UnitGroup(tuple(range(len(group.modules))), group.verdict, Cause.COPIED, first_step=group.first_step),
+                ", ".join(group.modules),
+                self.step,
                 modules=group.modules,
             )
             for group in self.copies

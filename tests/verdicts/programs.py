@@ -1,4 +1,4 @@
-"""Small programs of plain torch that follow recipes of public libraries, and what a SymmetryTracker says of them."""
+"""Small programs of plain torch that follow recipes of public libraries, and what a SymmetryTracker finds in them."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Program:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A recipe of a library and what must be said of it.
+    """A recipe of a library and the expected outcome.
 
     Attributes:
         name: the library and what it does.
@@ -63,7 +63,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What was found by layer, mentioned as copies, said not to train, left open, and all warnings."""
+    """Findings by layer, mentioned copies, layers that do not train, open reasons, and all warnings."""
 
     found: dict[str, str]
     mentioned: list[str]
@@ -94,7 +94,7 @@ def train(recipe: Recipe, every_n_steps: int = 3) -> Outcome:
 
 @contextmanager
 def listening() -> Iterator[tuple[list[str], list[str]]]:
-    """Collect what is logged, and what is warned of by anybody."""
+    """Collect all log messages and all warnings."""
     warned: list[str] = []
     with logged("lightning_symmetry") as texts, warnings.catch_warnings():
         warnings.simplefilter("always")
@@ -142,10 +142,10 @@ def mlp(outputs: int = zoo.OUTPUTS, inputs: int = zoo.INPUTS, width: int = 8) ->
 
 @torch.no_grad()
 def follow(slow: nn.Module, fast: nn.Module, tau: float = 0.05) -> None:
-    """Move the parameters of one module by some part of the way to those of another one."""
+    """Move the parameters of one module towards those of another one."""
     for mean, new in zip(slow.parameters(), fast.parameters(), strict=True):
         mean.lerp_(new, tau)
 
 
 class Holder(nn.ModuleDict):
-    """Holds the networks of a program, as a LightningModule does."""
+    """The networks of a program, as a LightningModule holds them."""

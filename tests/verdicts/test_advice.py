@@ -1,4 +1,4 @@
-"""Findings in words: what is said of a gradient that stops, roots before consequences, and nothing that is guessed."""
+"""Findings in words: where a gradient stops, roots before consequences, and no guesses."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ def test_the_module_with_the_zeros_is_initialised_and_not_the_layer() -> None:
         "The gradient stops at 1, whose weights for these units are zero. "
         "Initialise 1, or give it weights other than zero: `model[1].reset_parameters()`. [SYM303]"
     )
-    # A method is named only where it is known to exist.
+    # A method is named only where it exists.
     assert "reset_parameters" not in why([finding], replace(report, access={}))
 
 
@@ -199,7 +199,7 @@ def test_idle_units_of_a_layer_are_told_of_once() -> None:
 
 
 class Odd(nn.Module):
-    """Children that no plain code leads to, next to some that it does."""
+    """Children that no expression reaches, next to some that one does."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Advice is followed to the letter: the line of code in a message runs, and heals the training."""
+"""The line of code in a message runs, and repairs the training."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Recurrent(nn.Module):
         super().__init__()
         self.lstm = fill(nn.LSTM(4, 8, batch_first=True), 0.1)
         self.head = nn.Linear(8, 4)
-        # Nothing tells the units apart.
+        # Nothing distinguishes the units.
         nn.init.constant_(self.head.weight[0], 0.3)
         with torch.no_grad():
             self.head.weight.copy_(self.head.weight[:, :1].expand(4, 8))
@@ -118,7 +118,7 @@ _AT_HEAD = GradientStop(StopKind.ZERO_WEIGHTS, "4", "its weight is 0 in all 16 c
 
 @dataclass(frozen=True)
 class Case:
-    """A sick network, and what a tracer says of its layers.
+    """A network with a defect, and what a trace finds in its layers.
 
     Attributes:
         build: makes the network.
@@ -155,7 +155,7 @@ CASES = {
 
 
 def train(net: nn.Module, steps: int = 120) -> tuple[SymmetryTracker, list[float]]:
-    """Train a network to tell four classes apart; returns the tracker and the losses."""
+    """Train a classifier of four classes; return the tracker and the losses."""
     generator = torch.Generator().manual_seed(0)
     optimizer = torch.optim.SGD(
         [parameter for parameter in net.parameters() if parameter.requires_grad], lr=0.1, momentum=0.9
@@ -174,12 +174,12 @@ def train(net: nn.Module, steps: int = 120) -> tuple[SymmetryTracker, list[float
 
 
 def lines_of(message: str) -> list[str]:
-    """The lines of code in a message."""
+    """Return the lines of code in a message."""
     return [line for line in re.findall("`([^`]+)`", message) if "model" in line]
 
 
 def told(case: Case) -> list[str]:
-    """What is said of the sick network."""
+    """Return the messages on the network."""
     torch.manual_seed(0)
     tracker, _ = train(case.build())
     assert tracker.report is not None

@@ -1,4 +1,4 @@
-"""Copies that libraries make on purpose are passed over, and those that are a mistake beside them are not.
+"""Copies that libraries make on purpose are not reported; copies by mistake beside them are.
 
 Each program follows one recipe of a public library with networks of a few units.
 """
@@ -60,7 +60,7 @@ def averaged_model() -> Program:
 
 
 def diffusers_ema() -> Program:
-    """``EMAModel``: clones of the parameters, put into the model for each evaluation and taken out again."""
+    """``EMAModel``: clones of the parameters, swapped into the model for each evaluation."""
     net = mlp()
     shadow = [parameter.detach().clone() for parameter in net.parameters()]
 
@@ -123,7 +123,7 @@ def cosine(a: Tensor, b: Tensor) -> Tensor:
 
 
 def byol(is_frozen: bool) -> Program:
-    """Copies of backbone and projection head follow them; a prediction head stands on the trained ones only."""
+    """Copies of backbone and projection head follow them; only the trained ones have a prediction head."""
     holder = Holder({"backbone": mlp(WIDTH), "projection": mlp(WIDTH, WIDTH), "prediction": mlp(WIDTH, WIDTH)})
     trained = ("backbone", "projection", "prediction")
     optimizer = torch.optim.Adam(itertools.chain(*(holder[name].parameters() for name in trained)), lr=1e-2)
@@ -195,7 +195,7 @@ class DinoHead(nn.Module):
 
 
 def dino() -> Program:
-    """The teacher is a copy; the gradients of the last layer are taken away in the first epoch."""
+    """The teacher is a copy; the gradients of the last layer are dropped in the first epoch."""
     student = nn.Sequential(mlp(WIDTH), DinoHead())
     teacher = copy.deepcopy(student)
     teacher.requires_grad_(False)
@@ -234,7 +234,7 @@ def simsiam() -> Program:
 
 
 def siamese() -> Program:
-    """One encoder under two names, on both of a pair."""
+    """One encoder under two names, for both inputs of a pair."""
     encoder = mlp(WIDTH)
     holder = Holder({"left": encoder, "right": encoder})
     optimizer = adam(holder)
@@ -268,7 +268,7 @@ def distillation() -> Program:
 
 
 def dqn(is_frozen: bool) -> Program:
-    """SB3 and CleanRL: the target network is built anew and loads the weights of the other, now and then again."""
+    """SB3 and CleanRL: the target network loads the weights of the other, at first and now and then."""
     holder = Holder({"q_net": mlp(), "q_net_target": mlp().requires_grad_(not is_frozen)})
     holder["q_net_target"].load_state_dict(holder["q_net"].state_dict())
     optimizer = adam(holder["q_net"])
@@ -352,7 +352,7 @@ def ppo() -> Program:
 
 
 class Dueling(nn.Module):
-    """A stream for the value and one for the advantages, whose hidden layers are copies of one another."""
+    """Streams for value and advantages with copied hidden layers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -372,7 +372,7 @@ class Dueling(nn.Module):
 
 
 class Language(nn.Module):
-    """Tokens in, logits of tokens out, with whatever is between."""
+    """A language model around any body."""
 
     def __init__(self, body: nn.Module, num_tokens: int = 20, is_sparse: bool = False) -> None:
         super().__init__()
@@ -391,7 +391,7 @@ def tokens_of(inputs: Tensor) -> Tensor:
 
 
 def language(model: nn.Module, optimizers: list[torch.optim.Optimizer] | None = None) -> Program:
-    """Say for each token which one it is."""
+    """Train to reproduce each token."""
     several = optimizers or [adam(model)]
 
     def step(inputs: Tensor, _: Tensor) -> None:
@@ -513,7 +513,7 @@ class UpcycledExperts(nn.Module):
 
 
 class LoRA(nn.Module):
-    """PEFT: several adapters by name, each with A at random and B of zeros; the active one alone trains."""
+    """PEFT: several adapters by name, each with a random A and a B of zeros; only the active one trains."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -582,7 +582,7 @@ def one_token() -> Tensor:
 
 
 class DeepPrompted(Prompted):
-    """VPT: prompts of each layer take the place of those that come out of the layer before."""
+    """VPT: the prompts of each layer replace the outputs of those before."""
 
     def __init__(self, std: float) -> None:
         super().__init__(lambda: std * torch.randn(4, WIDTH))
@@ -599,7 +599,7 @@ class DeepPrompted(Prompted):
 
 
 class PrefixTuning(nn.Module):
-    """Trained keys and values beside those of a frozen attention; LLaMA-Adapter closes them with a gate of zero."""
+    """Trained keys and values beside those of a frozen attention, behind a gate of zero in LLaMA-Adapter."""
 
     def __init__(self, start: Callable[[], Tensor], is_gated: bool) -> None:
         super().__init__()
@@ -660,7 +660,7 @@ def residual(make_branch: Callable[[], nn.Module]) -> nn.Sequential:
 
 
 def houlsby() -> nn.Module:
-    """A bottleneck whose second layer starts from zero."""
+    """A bottleneck whose second layer starts at zero."""
     down, up = nn.Linear(WIDTH, 4), nn.Linear(4, WIDTH)
     nn.init.zeros_(up.weight)
     nn.init.zeros_(up.bias)
@@ -744,7 +744,7 @@ def batch_ensemble(has_signs: bool, is_tiled: bool) -> Program:
 
 
 def copied_heads() -> Program:
-    """Multi-task: heads that are copies of one another, each with targets of its own."""
+    """Multi-task: copied heads with different targets."""
     head = nn.Linear(WIDTH, zoo.OUTPUTS)
     holder = Holder({"trunk": nn.Linear(zoo.INPUTS, WIDTH), "first": head, "second": copy.deepcopy(head)})
     optimizer = adam(holder)
@@ -761,7 +761,7 @@ def copied_heads() -> Program:
 
 
 def cycle_gan() -> Program:
-    """The second generator starts as a copy of the first, and maps the other way."""
+    """The second generator starts as a copy of the first and maps in the opposite direction."""
     generator = mlp(zoo.INPUTS)
     holder = Holder({"a_to_b": generator, "b_to_a": copy.deepcopy(generator), "critic_a": mlp(1), "critic_b": mlp(1)})
     of_generators = torch.optim.Adam([*holder["a_to_b"].parameters(), *holder["b_to_a"].parameters()], lr=1e-2)
@@ -871,7 +871,7 @@ def dlrm() -> Program:
 
 
 class Towers(nn.Module):
-    """Two copies of one block side by side, whose outputs are added up."""
+    """Two copies of a block whose outputs are added."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -884,7 +884,7 @@ class Towers(nn.Module):
 
 
 def layer_wise(make: Callable[[], nn.Module], blocks: str, decay: float) -> Program:
-    """BEiT: each block has a learning rate of its own, which gets smaller towards the inputs."""
+    """BEiT: the learning rate of each block decreases towards the inputs."""
     model = make()
     groups, seen = [], set[int]()
     every = list(model.get_submodule(blocks).children())
@@ -1071,7 +1071,7 @@ def test_equal_prompts_in_an_embedding_are_found() -> None:
 
 
 class Teaching(LightningModule):
-    """A student, a copy of it that follows it, and one optimizer over all that the module holds."""
+    """A student, a copy that follows it, and one optimizer for both."""
 
     def __init__(self, is_frozen: bool) -> None:
         super().__init__()

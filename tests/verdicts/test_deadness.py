@@ -1,4 +1,4 @@
-"""Dead units: which are, since when, why, and what is passed over in silence."""
+"""Dead units: which, since when, why, and which are not reported."""
 
 from __future__ import annotations
 
@@ -208,9 +208,9 @@ def test_a_dead_block_among_equal_ones_is_found_whatever_holds_it(
     holder: type[nn.Sequential] | type[nn.ModuleList],
 ) -> None:
     torch.manual_seed(0)
-    # The first look at a member of a list counts for nothing: it may be an expert without a token.
+    # The first look at a member of a list does not count: it may be an expert without a token.
     tracker = tracked(zoo.with_bias(Residual(holder), "blocks.1.2", -100.0), steps=70, every_n_steps=10)
-    # Only the rows of the second layer tell why; they cut off the first one.
+    # Only the rows of the second layer show why; they cut off the first one.
     assert {(finding.layer, str(finding.verdict)) for finding in tracker.findings} == {
         ("blocks.1.0", "dead"),
         ("blocks.1.2", "dead"),
@@ -248,7 +248,7 @@ def test_a_layer_that_trains_every_few_steps_is_alive_whichever_are_looked_at(pe
 
 
 def network_with_shut_units(seed: int) -> nn.Sequential:
-    """A network of random widths and activations, some units of which are shut from the start."""
+    """A network of random widths and activations, some of its units closed from the start."""
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
     widths = [12, *torch.randint(2, 24, (int(torch.randint(1, 4, (), generator=generator)),), generator=generator), 4]
@@ -290,7 +290,7 @@ def test_no_unit_that_trains_is_called_dead_and_none_that_never_does_is_missed(s
         assert set((steps < 0).nonzero()[:, 0].tolist()) - grouped <= dead, name
 
 
-# What each does to a row without a gradient: decay scales it, or moves all of it by a step; momentum goes on for long.
+# The effect of each on a row without a gradient: decay scales or shifts it; momentum continues for long.
 OPTIMIZERS: dict[str, dict[str, Any]] = {
     "SGD": {"momentum": 0.9, "weight_decay": 1e-3},
     "ASGD": {"weight_decay": 1e-3},
@@ -351,7 +351,7 @@ def test_steps_of_other_optimizers_do_not_count() -> None:
 
 
 class BesideASkip(nn.Module):
-    """A branch behind whose end stands a norm, added to a linear layer.
+    """A branch that ends in a norm, added to a linear layer.
 
     Args:
         width: over how many numbers the norm goes.
@@ -454,7 +454,7 @@ def test_gradients_that_are_not_finite_say_nothing() -> None:
 
 @dataclass
 class Unit:
-    """The streak of one unit by its definition."""
+    """The streak of one unit, by definition."""
 
     since: int = -1
     num_checks: int = 0
@@ -500,7 +500,7 @@ def test_streaks_are_those_of_the_definition(data: Any) -> None:
     streaks = ZeroStreaks.of(4, was_alive=False)
     step = 0
     for _ in range(data.draw(st.integers(1, 10))):
-        # zero, awake, unseen; runs of zeros are what matters
+        # zero, awake, unseen; runs of zeros matter
         states = "".join(data.draw(st.lists(st.sampled_from("zzzzzau"), min_size=4, max_size=4)))
         is_check, is_fresh = data.draw(st.booleans()), data.draw(st.sampled_from([True, True, False]))
         for _ in range(1 if is_check else data.draw(st.sampled_from([1, 2, 20, 48, 49, 50, 51]))):
@@ -559,7 +559,7 @@ def played(*checks: str, patience: int = 3) -> DeadUnits:
 def test_a_check_without_any_idle_unit_ends_the_streaks() -> None:
     assert played(*["zzzz"] * 4).units == (0, 1, 2, 3)
     assert played("zzzz", "zzzz", "aaaa", "zzzz", "zzzz").units == ()
-    # Units that have had a gradient are watched only once they were idle at three checks in a row.
+    # Units that have had a gradient are watched after three checks in a row without one.
     assert played("zzzz", "zzzz", "aaaa", *["zzzz"] * 5).units == ()
     assert played("zzzz", "zzzz", "aaaa", *["zzzz"] * 6).units == (0, 1, 2, 3)
 

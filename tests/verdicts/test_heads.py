@@ -1,4 +1,4 @@
-"""Heads of attention that are copies are told by head, in any attention; everything else as it was."""
+"""Copied heads of attention are reported by head, in any attention; everything else is unchanged."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ROLES = ("query", "key", "value")
 
 
 def train(model: nn.Module, loss: Callable[[nn.Module], Tensor], steps: int = 13) -> tuple[SymmetryTracker, list[str]]:
-    """Train a model with a tracker; returns it and what it has warned of."""
+    """Train a model with a tracker; return it and its warnings."""
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -118,7 +118,7 @@ def test_many_modules_share_a_message() -> None:
 
 
 def test_repeated_key_value_heads_part_by_themselves() -> None:
-    """As after a conversion from grouped queries: four heads whose keys and values are two, each twice."""
+    """Four heads with two distinct keys and values, each twice, as after a conversion from grouped queries."""
     model, attn = llama(4)
     weights = [attn.k_proj.weight, attn.v_proj.weight]
     copy_head(weights, 0, 1, 8)
@@ -161,7 +161,7 @@ def test_copies_that_share_keys_and_values() -> None:
 
 
 def test_gradients_that_say_nothing_so_far_are_counted() -> None:
-    """With small weights the gradients of queries and keys are near to rounding errors at first."""
+    """With small weights the gradients of queries and keys start near rounding errors."""
     torch.manual_seed(0)
     config = BertConfig(
         vocab_size=16,

@@ -1,4 +1,4 @@
-"""Groups over time, told in scripts of what each check saw."""
+"""Groups over time, as scripts of the sightings of each check."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def read() -> tuple[Rows, None]:
 
 
 def take_in(history: History, seen: Look, step: int, is_fresh: bool = True) -> list[Finding]:
-    """Show one look at the only layer of a model; returns the news."""
+    """Record a look at the only layer of a model; return the news."""
     if not history.knows(seen.layer):
         history.match_layers([seen.layer], step)
     return history[seen.layer.name].update(seen, step, is_fresh)
@@ -54,7 +54,7 @@ def take_in(history: History, seen: Look, step: int, is_fresh: bool = True) -> l
 def play(
     *checks: list[Sighting], history: History | None = None
 ) -> tuple[History, list[list[Finding]], LayerDiagnosis]:
-    """Let checks see what is listed, one after the other; returns the news of each and the last diagnosis."""
+    """Play checks with these sightings; return the history, the news of each check and the last diagnosis."""
     history = history or History(patience=3, dead_share=0.5)
     news = []
     for step, sightings in enumerate(checks):
@@ -221,7 +221,7 @@ def test_state_round_trips() -> None:
     other.load_state_dict(history.state_dict())
     assert other.state_dict() == history.state_dict()
     assert other.findings == history.findings
-    # And goes on as if nothing had happened: the third zero gradient in a row.
+    # The restored history continues: the third zero gradient in a row.
     new = take_in(other, Look(LAYER, read, (see([2, 3], ZERO),), 9, True), 2)
     assert [finding.verdict for finding in new] == [Verdict.FROZEN]
 

@@ -1,4 +1,4 @@
-"""The HTML of a report, parsed as a browser would, and without anything that a notebook could trip over."""
+"""The HTML of a report, parsed as a browser does, without anything that breaks a notebook."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def png(side: int = 3) -> bytes:
 
 
 def parse(html: str) -> ET.Element:
-    """The elements of a fragment; fails unless every element is closed where it should be."""
+    """Return the elements of a fragment; fail unless all are closed properly."""
     closed = (
         re.sub(r"<(img\b[^>]*|wbr|br)>", r"<\1/>", html).replace("&nbsp;", " ").replace("<details open", "<details")
     )
@@ -48,7 +48,7 @@ def text_of(element: ET.Element) -> str:
 
 
 def rows_of(report: SymmetryReport) -> list[list[str]]:
-    """The table without its head, cell by cell."""
+    """Return the cells of the table without its head."""
     return [[text_of(cell) for cell in row] for row in parse(report._repr_html_()).iter("tr")][1:]
 
 
@@ -165,7 +165,7 @@ def test_it_stands_alone() -> None:
         assert element.tag not in {"script", "style", "link", "iframe"}
         assert {"id", "class", "href", "onclick"}.isdisjoint(element.keys())
         assert "url(" not in element.get("style", "")
-        # The page decides what colour text has; only shapes have a colour of their own.
+        # Text has the colour of the page; only shapes are coloured.
         assert not re.search(r"(^|;)color:(?!inherit)", element.get("style", ""))
 
 

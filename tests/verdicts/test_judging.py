@@ -1,4 +1,4 @@
-"""The judge, condition by condition, and the trainings in which it used to be wrong."""
+"""`judge`, condition by condition, and trainings that it once judged wrongly."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ UNDECIDED = Judgement(Verdict.DUPLICATE, Reason.UNDECIDED)
 
 
 def record_of(**values: object) -> Record:
-    """A group of equal weights that was there before the first update, after a check that told nothing."""
+    """A group of equal weights from the start, after a check without evidence."""
     record = Record((0, 1), True, Cause.COPIED, None, 1.0, 0, 100, Origin.START)
     for name, value in values.items():
         assert hasattr(record, name)
@@ -154,7 +154,7 @@ def test_units_that_differed_and_died_are_not_locked() -> None:
     model = Penalised(net, lambda parameters: torch.optim.Adam(parameters, lr=1e-3))
     fit(model, monitor, data=data, max_steps=60)
     assert [(finding.layer, finding.verdict) for finding in monitor.findings] == [("net.0", LOCKED)]
-    # The case is the one that was wrong: units of the second layer are still called a group, after they have moved.
+    # Units of the second layer must still be a group after they have moved, which was once wrong.
     assert monitor.report is not None
     assert monitor.report.layers["net.2"].groups
 

@@ -1,4 +1,4 @@
-"""What is known of a layer: to which parameters it belongs, and whether a look at them can still change it."""
+"""The state of a layer: to which parameters it belongs, and whether a look can still change it."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def look_of(layer: Layer | Copies, fingerprint: int | None, sightings: Sequence[
 
 
 def after(*checks: Sequence[Sighting], layer: Layer | Copies = LAYER, num_idle: int = 0) -> LayerState:
-    """Let a state take in what each check saw, the first before any update."""
+    """Return a state after checks with these sightings, the first before any update."""
     state = LayerState(3, 0.5)
     state.tie_to(layer)
     for step, sightings in enumerate(checks):

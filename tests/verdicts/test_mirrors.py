@@ -25,7 +25,7 @@ def weight_of(net: nn.Sequential, place: int) -> Tensor:
 
 
 def mirrored_mlp(activation: Callable[[], nn.Module] = nn.Tanh, outgoing: float = -1.0) -> nn.Sequential:
-    """A hidden layer whose second half is the mirror image of the first, and so are its outgoing weights."""
+    """A hidden layer whose second half mirrors the first, outgoing weights included."""
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(12, 16), activation(), nn.Linear(16, 4))
     zoo.mirrored(net, "0", "2", outgoing)
@@ -101,7 +101,7 @@ def test_copies_and_mirror_images_are_one_group() -> None:
 
 
 def test_copies_are_found_though_their_mirror_images_part() -> None:
-    # Behind a ReLU the negatives do different work, and the copies are still copies.
+    # Behind a ReLU the negatives do different work; the copies are still copies.
     net = mirrored_mlp(nn.ReLU)
     with torch.no_grad():
         for parameter in net[0].parameters():
@@ -113,7 +113,7 @@ def test_copies_are_found_though_their_mirror_images_part() -> None:
 
 @pytest.mark.parametrize("kind", [nn.RNN, nn.LSTM, nn.GRU])
 def test_recurrent_units(kind: Any) -> None:
-    """Mirror images in a tanh network; gates are no odd functions, so that the same breaks by itself there."""
+    """Mirror images in a tanh network, or with gates, which are not odd: there the symmetry breaks by itself."""
     torch.manual_seed(0)
     net = zoo.Recurrent(kind(3, 8, batch_first=True))
     rnn: Any = net.rnn
@@ -157,7 +157,7 @@ def test_queries_and_keys_that_are_mirrored_together() -> None:
 
 @pytest.mark.parametrize("has_norm", [False, True])
 def test_two_units_of_which_only_the_difference_counts_are_passed_over(has_norm: bool) -> None:
-    # From zero, the two rows of a softmax of two classes are mirror images for ever, and so are their gradients.
+    # From zero, the two rows of a softmax of two classes stay mirror images, and so do their gradients.
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(12, 8), nn.Tanh(), fill(nn.Linear(8, 2), 0.0), *([nn.LayerNorm(2)] * has_norm))
     optimizer = sgd(net)

@@ -95,7 +95,7 @@ def train(
 
 
 def steps_of(net: nn.Module, loss: Callable[[], Tensor]) -> dict[str, int | None]:
-    """By layer that is warned of, after how many steps it was first said."""
+    """Return by layer with a warning the number of steps before the first one."""
     optimizer = torch.optim.SGD(net.parameters(), lr=0.05)
     said: dict[str, int | None] = {}
     with SymmetryTracker(net, optimizer, every_n_steps=1, output=None, on_symmetry="ignore") as tracker:

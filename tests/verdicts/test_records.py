@@ -1,4 +1,4 @@
-"""The past of one group: what a check adds to it."""
+"""The record of one group: what a check adds."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_zero_gradients_of_weights_that_are_not_zero_are_a_cause_of_their_own(
     record.cause = cause
     record.conclude(verdict, reason)
     assert record.cause is expected
-    record.conclude(Verdict.FROZEN, Reason.ZERO_AGAIN)  # what the user was told of is not told otherwise later
+    record.conclude(Verdict.FROZEN, Reason.ZERO_AGAIN)  # the cause in a warning does not change later
     assert record.cause is expected
 
 
@@ -127,7 +127,7 @@ def test_the_rest_of_a_group_that_falls_apart_is_not_known_to_break() -> None:
     record = record_of()
     record.verdict, record.was_different = Verdict.BREAKING, True
     lineage = Lineage([record])
-    for units in ((0, 1), (2, 3)):  # the first part carries the record on, the second a copy of it
+    for units in ((0, 1), (2, 3)):  # the first part continues the record, the second a copy
         rest = lineage.resume(see(Gradients.NONE, units), 3)
         assert rest is not None
         assert (rest.units, rest.verdict, rest.was_different) == (units, Verdict.DUPLICATE, True)

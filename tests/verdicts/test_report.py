@@ -1,4 +1,4 @@
-"""What a report says of itself: short reprs, plain data, tables and figures."""
+"""The forms of a report: short reprs, plain data, tables and figures."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ mpl.use("agg")
 
 
 def pairs(num_units: int, verdict: Verdict = Verdict.LOCKED) -> list[UnitGroup]:
-    """Groups of two neighbours each, of all units."""
+    """Return groups of two neighbours each, of all units."""
     return [UnitGroup((i, i + 1), verdict, Cause.COPIED, None, 0) for i in range(0, num_units, 2)]
 
 

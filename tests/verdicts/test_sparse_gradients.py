@@ -25,7 +25,7 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 
 
 class Factors(nn.Module):
-    """Multiplies features of users and items; with fixed weights for the features if these are not all alike."""
+    """A product of features of users and items, with fixed weights for the features if these differ."""
 
     def __init__(self, are_alike: bool, sparse: bool = True) -> None:
         super().__init__()

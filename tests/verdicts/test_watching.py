@@ -1,4 +1,4 @@
-"""What is seen of suspected units between two checks: as brute force says, and what follows from it."""
+"""The gradients of suspected units between two checks, compared with brute force, and the conclusions."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_a_group_is_frozen_only_if_no_step_between_the_checks_has_shown_a_gradie
 
 
 def check(deaths: DeadUnits, layer: Layer, idle: Any, step: int) -> None:
-    """Play a check at which some units of a layer are idle."""
+    """Record a check at which some units of a layer are idle."""
     mask = np.isin(np.arange(layer.num_units), idle)
     nothing = np.zeros(layer.num_units, dtype=np.bool_)
     seen = Look(layer, lambda: (layer.weights(), None), (), step, True, mask, nothing)
