@@ -295,15 +295,15 @@ def _look_at(
         causes = _causes(layer, weights.rows, groups)
         groups = [group for group, cause in zip(groups, causes, strict=True) if not _is_coincidence(group, item, cause)]
     if known:
-        home = {unit: i for i, group in enumerate(groups) for unit in group}
-        held = [
+        group_of = {unit: i for i, group in enumerate(groups) for unit in group}
+        incomplete = [
             group.rows
             for group in known
-            if not group.negative and len({home.get(unit, -1 - unit) for unit in group.rows}) > 1
+            if not group.negative and len({group_of.get(unit, -1 - unit) for unit in group.rows}) > 1
         ]
-        if held:
+        if incomplete:
             loose = weights.loosened()
-            still_equal, _ = _equal_units(loose, item.recurrent, among=held)
+            still_equal, _ = _equal_units(loose, item.recurrent, among=incomplete)
             groups = merge_overlapping([*groups, *_equal_in_all(layer, still_equal, loose.tolerance)])
     mirrors: list[tuple[Mirrored, Gradients]] = []
     # Where only some of the weights change sign, these decide which units are mirror images.
@@ -419,8 +419,8 @@ def _mirrors(
     """
     layer, weights = item.layer, item.weights
     parity = layer.parity()
-    held = _still_mirrored(weights, known, weights.loosened().tolerance, parity)
-    known_units = {unit for mirrored in held for unit in mirrored.rows}
+    old = _still_mirrored(weights, known, weights.loosened().tolerance, parity)
+    known_units = {unit for mirrored in old for unit in mirrored.rows}
     found = [] if suspected is None or len(suspected) < 2 else find_mirrors(item.odd or weights, groups, suspected)
     sets = [mirrored for mirrored in found if known_units.isdisjoint(mirrored.rows)]
     if parity is not None:
@@ -430,15 +430,15 @@ def _mirrors(
     if item.recurrent is not None:
         sets = _stable_mirrors(sets, groups, item.recurrent, weights.tolerance, layer.odd_gates)
     sets = [s for s in sets if not _is_coincidence(s.rows, item, (Cause.COPIED, None))]
-    judged = list(zip([*held, *sets], judge.of_mirrored([*held, *sets]), strict=True))
+    judged = list(zip([*old, *sets], judge.of_mirrored([*old, *sets]), strict=True))
     grouped = {unit for group in groups for unit in group}
     # If a mirrored set diverges, the groups of equal units in it replace it.
     kept = [
         (mirrored, gradients)
-        for mirrored, gradients in judged[: len(held)]
+        for mirrored, gradients in judged[: len(old)]
         if gradients is not Gradients.DIFFERENT or grouped.isdisjoint(mirrored.rows)
     ]
-    return kept + [pair for pair in judged[len(held) :] if pair[1] is Gradients.EQUAL]
+    return kept + [pair for pair in judged[len(old) :] if pair[1] is Gradients.EQUAL]
 
 
 def _still_mirrored(weights: Question, sets: Sequence[Mirrored], limit: float, parity: Parity | None) -> list[Mirrored]:

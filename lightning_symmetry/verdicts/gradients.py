@@ -87,9 +87,9 @@ class GradientEvidence:
         """Return the evidence about each group of units with equal weights."""
         if self._question is None or not groups:
             return [Gradients.NONE] * len(groups)
-        home = {unit: i for i, group in enumerate(self._groups) for unit in group}
+        group_of = {unit: i for i, group in enumerate(self._groups) for unit in group}
         largest = self._largest_norms(groups)
-        answers = {group: self._if_clear(group, home, norm) for group, norm in zip(groups, largest, strict=True)}
+        answers = {group: self._if_clear(group, group_of, norm) for group, norm in zip(groups, largest, strict=True)}
         open_groups = [group for group, answer in answers.items() if answer is None]
         if open_groups:
             loose = find_groups_within_budget(self._question.loosened(), among=open_groups)
@@ -97,13 +97,13 @@ class GradientEvidence:
             answers |= {g: Gradients.UNCLEAR if g in unclear else Gradients.DIFFERENT for g in open_groups}
         return [answer for answer in answers.values() if answer is not None]
 
-    def _if_clear(self, group: tuple[int, ...], home: Mapping[int, int], largest: float) -> Gradients | None:
+    def _if_clear(self, group: tuple[int, ...], group_of: Mapping[int, int], largest: float) -> Gradients | None:
         """Return the evidence of norms and groups; None if it takes a comparison at the looser tolerance."""
         silent = self._if_silent(group, largest)
         if silent is not None:
             return silent
         is_faint = largest <= self._floor
-        if len({home.get(unit, -1 - unit) for unit in group}) == 1:
+        if len({group_of.get(unit, -1 - unit) for unit in group}) == 1:
             return Gradients.FAINT if is_faint else Gradients.EQUAL
         return Gradients.UNCLEAR if is_faint else None
 

@@ -114,24 +114,24 @@ class LayerState:
     # ---------------------------------------------------------------- groups
 
     @property
-    def holding(self) -> list[Record]:
+    def current(self) -> list[Record]:
         """The records of the groups that held at the latest check."""
         return [record for record in self.records or () if record.broken_step is None]
 
     @property
     def known(self) -> list[Mirrored]:
         """The groups with equal weights at the latest check, with signs."""
-        return [Mirrored(record.units, record.mirrored) for record in self.holding if record.has_equal_weights]
+        return [Mirrored(record.units, record.mirrored) for record in self.current if record.has_equal_weights]
 
     @property
     def proven(self) -> list[tuple[int, ...]]:
         """The groups that stay equal."""
-        return [record.units for record in self.holding if record.verdict is Verdict.LOCKED]
+        return [record.units for record in self.current if record.verdict is Verdict.LOCKED]
 
     @property
     def is_without_groups(self) -> bool:
         """Whether the layer was checked in this process and has no groups."""
-        return self.diagnosis is not None and not self.holding
+        return self.diagnosis is not None and not self.current
 
     @property
     def can_be_quick(self) -> bool:
@@ -141,7 +141,7 @@ class LayerState:
     @property
     def is_open(self) -> bool:
         """Whether a quiet next check can still change the diagnosis, for example because `patience` has not run out."""
-        return bool(self.holding) or self.dead_units.are_open
+        return bool(self.current) or self.dead_units.are_open
 
     def findings(self, layer: str) -> list[Finding]:
         """Return the findings in the layer, whose name is ``layer``."""
@@ -171,7 +171,7 @@ class LayerState:
         assert seen.fingerprint is not None
         self.skip(seen.layer)
         self.last = seen.fingerprint, seen.has_gradient
-        for record in self.holding:
+        for record in self.current:
             record.last_step = step
 
     def suspected(self, blocks: int) -> Indices:
@@ -182,7 +182,7 @@ class LayerState:
                 watched. So they are where only all of them together can be dead.
         """
         units = self.dead_units.suspected()
-        in_groups = [unit for record in self.holding if record.is_to_be_watched for unit in record.units]
+        in_groups = [unit for record in self.current if record.is_to_be_watched for unit in record.units]
         if in_groups:
             units = np.union1d(units, in_groups)
         if (blocks > 1 or self._dies_as_a_whole) and len(units) and self.size is not None:
@@ -191,7 +191,7 @@ class LayerState:
 
     def watch_zeros(self) -> None:
         """Record that all suspected units have a gradient of zero at a step between two checks."""
-        for record in self.holding:
+        for record in self.current:
             record.num_watched += record.is_to_be_watched
         self.dead_units.watch_zeros()
 
@@ -203,7 +203,7 @@ class LayerState:
             is_unseen: which have one that is not finite, ``(num_units,)``.
             step: completed optimizer steps.
         """
-        for record in self.holding:
+        for record in self.current:
             if record.is_to_be_watched:
                 record.watch(is_zero, is_unseen)
         if self._dies_as_a_whole and not (is_zero | is_unseen).all():
@@ -222,11 +222,11 @@ class LayerState:
 
     def unexplained(self) -> list[Mirrored]:
         """Return the groups that train as one, with signs, for which no trace has looked for what keeps them equal."""
-        return [Mirrored(r.units, r.mirrored) for r in self.holding if r.is_to_be_explained(self.patience)]
+        return [Mirrored(r.units, r.mirrored) for r in self.current if r.is_to_be_explained(self.patience)]
 
     def explain(self, keepers: Mapping[tuple[int, ...], str]) -> None:
         """Record what keeps groups equal: by units, the name of a layer or of the loss; empty if it was not found."""
-        for record in self.holding:
+        for record in self.current:
             if record.units in keepers:
                 record.kept_by, record.is_explained = keepers[record.units], True
         self._steady = None  # so that the next look updates the report
@@ -238,7 +238,7 @@ class LayerState:
         """
         if not self._may_be_traced:
             return False
-        untraced = [record for record in self.holding if not set(record.units) <= self._stopped.keys()]
+        untraced = [record for record in self.current if not set(record.units) <= self._stopped.keys()]
         near = any(record.is_to_be_watched and record.streak + 1 >= self.patience for record in untraced)
         if near or self.is_faint or self.unexplained() or self.dead_units.is_about_to_conclude():
             return True
@@ -248,7 +248,7 @@ class LayerState:
     @property
     def idle(self) -> list[UnitGroup]:
         """The groups of units without a gradient for a reason outside of them."""
-        return [*(r.to_group() for r in self.holding if r.verdict is Verdict.IDLE), *self.dead_units.idle]
+        return [*(r.to_group() for r in self.current if r.verdict is Verdict.IDLE), *self.dead_units.idle]
 
     @property
     def is_detached(self) -> bool:
@@ -260,7 +260,7 @@ class LayerState:
 
     def units_without_gradient(self) -> Indices:
         """Return the units without a gradient, or with none but rounding errors, at the latest checks."""
-        in_groups = [unit for record in self.holding if record.gradients is Gradients.ZERO for unit in record.units]
+        in_groups = [unit for record in self.current if record.gradients is Gradients.ZERO for unit in record.units]
         if self.is_faint and self.size is not None:
             return np.arange(self.size[0])
         idle = [unit for group in self.dead_units.idle for unit in group.units]
@@ -276,7 +276,7 @@ class LayerState:
             self.is_faint = False
         self._stopped = {unit: each.stopped for each in traced for unit in each.units}
         self.traced_at = step
-        for record in self.holding:
+        for record in self.current:
             if record.gradients is Gradients.ZERO:
                 record.trace(most_common(map(self._stopped.get, record.units)))
         self.dead_units.trace(self._stopped)
@@ -304,7 +304,7 @@ class LayerState:
             origin = Origin.START if step == 0 else Origin.FIRST_LOOK
         records = self.records or []
         lineage = Lineage(records)
-        holding: list[Record] = []
+        current: list[Record] = []
         groups: list[UnitGroup] = []
         news: list[Finding] = []
         # The largest groups come first: when a group falls apart, its largest part continues the record.
@@ -315,7 +315,7 @@ class LayerState:
                 # The distance of the rows is unchanged: it is small only relative to rows that have grown.
                 sighting = replace(sighting, has_equal_weights=False)
             record = lineage.resume(sighting, step) or lineage.begin(sighting, step, origin, seen.layer.row_names)
-            holding.append(record)
+            current.append(record)
             record.update(sighting, is_fresh)
             is_whole_layer = len(record.units) * seen.layer.blocks == seen.layer.num_units
             verdict, reason = judge(record, sighting, self.patience, is_whole_layer=is_whole_layer)
@@ -329,7 +329,7 @@ class LayerState:
                 groups.append(record.to_group())
             if is_news:
                 news.append(record.to_finding(name))
-        self.records = records = _bounded(lineage.end(holding, step)) + holding
+        self.records = records = _bounded(lineage.end(current, step)) + current
         self.last = None if seen.fingerprint is None else (seen.fingerprint, seen.has_gradient)
         if self._stopped and seen.idle is not None:
             is_silent = seen.idle.copy()
@@ -341,10 +341,10 @@ class LayerState:
         if self.dead_units.group:
             groups.append(self.dead_units.group)
         groups += self.dead_units.idle
-        has_zeros = any(r.gradients is Gradients.ZERO or r.is_to_be_explained(self.patience) for r in holding)
+        has_zeros = any(r.gradients is Gradients.ZERO or r.is_to_be_explained(self.patience) for r in current)
         self._may_be_traced = has_zeros or self.is_faint or self.dead_units.are_suspect
-        has_settled = holding and not self.dead_units.are_open and all(map(self._has_settled, holding))
-        units = [record.units for record in holding]
+        has_settled = current and not self.dead_units.are_open and all(map(self._has_settled, current))
+        units = [record.units for record in current]
         self._steady = Steady.of(units, seen.layer.num_units) if has_settled else None
         self.diagnosis = to_diagnosis(seen, groups, dead, self.orientations.latest)
         return _without_repeats(news, records) + ([new_dead.to_finding(name)] if new_dead else [])
@@ -353,7 +353,7 @@ class LayerState:
         """Return whether the units had equal gradients before their weights were equal."""
         units = set(sighting.units)
         parallel = [
-            record for record in self.holding if not record.has_equal_weights and record.streak >= self.patience
+            record for record in self.current if not record.has_equal_weights and record.streak >= self.patience
         ]
         is_equal = sighting.has_equal_weights and sighting.gradients is Gradients.EQUAL
         return is_equal and any(units <= set(record.units) for record in parallel)
