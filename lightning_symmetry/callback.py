@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lightning_symmetry.namespaces import OtherCallback  # first, since importing Lightning sets globals
+from lightning_symmetry.namespaces import OtherCallback  # first, because importing Lightning sets globals
 
 # isort: split
 import weakref
@@ -32,10 +32,10 @@ from lightning_symmetry.verdicts.report import SymmetryReport
 class SymmetryMonitor(Watcher, Callback, OtherCallback):
     """Watch a training for units that are updated as one.
 
-    The weights and gradients of all supported layers are looked at before the optimizer steps 0, 1, 3, 7, ... and then
-    every ``every_n_steps``; with several optimizers the steps of each are counted for themselves. What is found is
-    warned of once, and written to the loggers of the Trainer. The training itself is not touched: with and without the
-    callback, weights, optimizer states and random numbers are the same to the last bit.
+    The weights and gradients of all supported layers are checked before the optimizer steps 0, 1, 3, 7, ... and then
+    every ``every_n_steps``; with several optimizers, each has its own count. Each finding leads to one warning, and is
+    written to the loggers of the Trainer. The training is unaffected: with and without the callback, weights, optimizer
+    states and random numbers are identical to the last bit.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -50,14 +50,14 @@ class SymmetryMonitor(Watcher, Callback, OtherCallback):
     _is_active = True
 
     def _set_up(self) -> None:
-        self._engine = SymmetryEngine(self.options, who="SymmetryMonitor", tell=_tell)
+        self._engine = SymmetryEngine(self.options, who="SymmetryMonitor", notify=_notify)
         self._handles: list[Handle] = []
-        self._hooked: set[int] = set()  # identities of the optimizers that tell of their steps themselves
-        self._num_raw_steps = 0  # of optimizers that the Trainer does not see stepping
-        self._seen: int | None = None  # the identity of the optimizer whose step the Trainer has told of
-        self._stage: str | None = None  # what the Trainer does
+        self._hooked: set[int] = set()  # ids of the optimizers with a hook
+        self._num_raw_steps = 0  # of optimizers that step without the Trainer
+        self._seen: int | None = None  # the id of the optimizer whose step the Trainer has announced
+        self._stage: str | None = None  # of the Trainer
         self._is_resumed = False
-        # The Trainer and the module of the latest training, which are not kept alive.
+        # Weak references to the Trainer and the module of the latest training.
         self._training: tuple[weakref.ref[Any], ...] = ()
 
     @property
@@ -85,7 +85,7 @@ class SymmetryMonitor(Watcher, Callback, OtherCallback):
         self._engine.guarded(self._engine.before_backward, loss)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        # What changes the gradients after this hook, as the module's own hook or clipping may, is seen by a later one.
+        # The module's own hook or clipping may change the gradients after this hook, but not after the optimizer's.
         if id(optimizer) in self._hooked:
             self._seen = id(optimizer)
         else:
@@ -95,7 +95,7 @@ class SymmetryMonitor(Watcher, Callback, OtherCallback):
         self._engine.guarded(self._unhook)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        summary = [] if self.options.on_symmetry == "ignore" else [ConsoleSummary(_tell)]
+        summary = [] if self.options.on_symmetry == "ignore" else [ConsoleSummary(_notify)]
         self._engine.guarded(self._engine.finish, summary)
         self._engine.confirm()
 
@@ -103,7 +103,7 @@ class SymmetryMonitor(Watcher, Callback, OtherCallback):
         self._abandon()
 
     def __getstate__(self) -> dict[str, Any]:
-        # Outputs hold open files, handles the optimizers, and what the Trainer hangs on a callback the module.
+        # Handles refer to the optimizers; `log` and `log_dict`, which the Trainer sets, to the module.
         kept = {name: value for name, value in self.__dict__.items() if name not in ("log", "log_dict")}
         return {**kept, "_handles": [], "_hooked": set(), "_seen": None, "_training": ()}
 
@@ -117,28 +117,25 @@ class SymmetryMonitor(Watcher, Callback, OtherCallback):
         self._training = weakref.ref(trainer), weakref.ref(pl_module)
         self._is_resumed = False
         wrapped = trainer.model
-        self._engine.meet(pl_module if wrapped is None else wrapped)
+        self._engine.prepare(pl_module if wrapped is None else wrapped)
         self._engine.start(trainer.optimizers, num_ranks=trainer.world_size, is_speaking=trainer.is_global_zero)
         if trainer.is_global_zero:
-            self._outputs_for(trainer)  # which loads what draws and writes; the first step would take longer else
+            self._outputs_for(trainer)  # imports the libraries now, to keep the first step fast
         before_update = partial(self._before_update, trainer, pl_module)
         handles = {id(optimizer): watch_steps(optimizer, before_update) for optimizer in trainer.optimizers}
         self._handles = [handle for handle in handles.values() if handle is not None]
         self._hooked = {identity for identity, handle in handles.items() if handle is not None}
 
     def _before_update(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        """Look before a step, also before one of which the Trainer knows nothing.
-
-        Such are those of what ``self.optimizers(use_pl_optimizer=False)`` returns.
-        """
+        """Check before a step, also of a raw optimizer (``self.optimizers(use_pl_optimizer=False)``)."""
         is_known, self._seen = self._seen == id(optimizer), None
-        # While the Trainer tries something out, such as learning rates, it has other callbacks.
+        # While the Trainer tries out learning rates or batch sizes, it has other callbacks.
         if is_known or any(callback is self for callback in trainer.callbacks):  # type: ignore[attr-defined] # set by a connector
             self._engine.guarded(self._before_step, trainer, pl_module, optimizer)
             self._num_raw_steps += not is_known
 
     def _before_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        self._engine.place(trainer.optimizers)  # the training may have made new ones
+        self._engine.set_optimizers(trainer.optimizers)  # they may have been replaced
         step = trainer.global_step + self._num_raw_steps
         every_n_steps = self.options.every_n_steps or _log_every_n_steps(trainer)
         outputs = self._outputs_for(trainer) if trainer.is_global_zero else []
@@ -146,7 +143,7 @@ class SymmetryMonitor(Watcher, Callback, OtherCallback):
         if conclusion is None:
             return
         if self.options.scalars != "none":
-            # `log` would write them to the loggers a second time.
+            # Not with `log`, which would write them to the loggers a second time.
             metrics = renamed(conclusion.report.metrics(layers=()), self._name_in(trainer))
             trainer.callback_metrics.update({tag: torch.tensor(value) for tag, value in metrics.items()})
         if self.options.on_symmetry != "ignore":
@@ -156,7 +153,7 @@ class SymmetryMonitor(Watcher, Callback, OtherCallback):
             trainer.should_stop = True
 
     def _abandon(self) -> None:
-        """End the watch of a training that goes no further, or not with this monitor."""
+        """End the watch of a training that stops, or that another monitor watches."""
         self._engine.guarded(self._unhook)
         self._engine.guarded(self._engine.finish, [])
 
@@ -166,7 +163,7 @@ class SymmetryMonitor(Watcher, Callback, OtherCallback):
         self._handles, self._hooked = [], set()
 
     def _outputs_for(self, trainer: Trainer) -> list[Output]:
-        """Return the outputs of all loggers, and of a folder if none of these keeps more than numbers."""
+        """Return the outputs of all loggers, and a folder if none of these stores findings."""
         outputs: list[Output] = []
         for logger in trainer.loggers:
             make = partial(self._make, outputs_of, trainer, logger)
@@ -177,19 +174,19 @@ class SymmetryMonitor(Watcher, Callback, OtherCallback):
         return outputs
 
     def _make(self, make: Callable[..., list[Output]], trainer: Trainer, target: object) -> list[Output]:
-        """Make outputs under the name of this monitor, which is only looked up here: each step asks for the outputs."""
+        """Make outputs under the name of this monitor, which is not looked up at every step."""
         return make(target, self.options.heatmaps, self.options.scalars, self._name_in(trainer))
 
     def _name_in(self, trainer: Trainer) -> str:
-        """Return what this monitor calls its tags and folders: another name than monitors before it in the Trainer."""
+        """Return the name of tags and folders; the second and later monitors of a Trainer add a number."""
         callbacks = trainer.callbacks  # type: ignore[attr-defined] # set by a connector
         monitors = [each for each in callbacks if isinstance(each, SymmetryMonitor) and each._is_active]
-        place = next((place for place, monitor in enumerate(monitors) if monitor is self), 0)
-        return f"{NAME}-{place + 1}" if place else NAME
+        index = next((index for index, monitor in enumerate(monitors) if monitor is self), 0)
+        return f"{NAME}-{index + 1}" if index else NAME
 
 
 def _outputs_without_logger(trainer: Trainer, heatmaps: Heatmaps, scalars: Scalars, name: str) -> list[Output]:
-    """A folder where a Trainer without loggers keeps its files, for trainings that are not mere trials."""
+    """Return a folder in ``default_root_dir``; none for a trial run or a remote directory."""
     is_trial = trainer.barebones or trainer.fast_dev_run  # type: ignore[attr-defined] # set by a connector
     root = trainer.default_root_dir
     if is_trial or is_remote(root):
@@ -198,7 +195,7 @@ def _outputs_without_logger(trainer: Trainer, heatmaps: Heatmaps, scalars: Scala
 
 
 def _show_in_bar(trainer: Trainer, key: str, report: SymmetryReport) -> None:
-    """Show in the progress bar how many units work, while there is something to warn of."""
+    """Show the number of working units in the progress bar while the model is symmetric."""
     shown: dict[str, Any] = trainer.progress_bar_metrics
     if report.status == "symmetric":
         shown[key] = f"{report.working_units}/{report.num_units}"
@@ -206,7 +203,7 @@ def _show_in_bar(trainer: Trainer, key: str, report: SymmetryReport) -> None:
         shown.pop(key, None)
 
 
-def _tell(text: str) -> None:
+def _notify(text: str) -> None:
     with above_bars("lightning.pytorch.utilities.rank_zero"):
         rank_zero_info(text)
 

@@ -1,7 +1,7 @@
 """Measures of redundancy as pure functions of tensors; :mod:`lightning_symmetry.metrics` has a class for each.
 
 Weights are matrices ``(units, inputs)``, activations ``(N, units)`` with a row per sample. Samples that are not finite
-are left out; if there are no others, a measure is NaN. All is computed in float64 where the device can.
+are left out; if there are no others, a measure is NaN. Measures of activations use float64 where the device has it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from lightning_symmetry.brief import brief
+from lightning_symmetry.arguments import check_number
 from lightning_symmetry.matrices.grouping import duplicate_groups
 
 __all__ = [
@@ -25,10 +25,10 @@ __all__ = [
 
 
 def effective_width(weight: Tensor, tolerance: float | None = None) -> Tensor:
-    """The number of distinct rows of a weight matrix.
+    """Return the number of distinct rows of a weight matrix.
 
     Args:
-        weight: rows ``(units, inputs)``; further dimensions count as flattened.
+        weight: rows ``(units, inputs)``; further dimensions are flattened.
         tolerance: relative L2 distance of rows that count as equal; None: by dtype, as in :func:`duplicate_groups`.
 
     Returns:
@@ -36,7 +36,7 @@ def effective_width(weight: Tensor, tolerance: float | None = None) -> Tensor:
 
     Raises:
         ValueError: if ``weight`` has less than two dimensions, or ``tolerance`` is out of range.
-        TypeError: if its dtype is not one that the package compares.
+        TypeError: if its dtype is not supported.
 
     Example:
         >>> effective_width(torch.tensor([[1.0, 2.0], [1.0, 2.0], [3.0, 4.0]]))
@@ -46,7 +46,7 @@ def effective_width(weight: Tensor, tolerance: float | None = None) -> Tensor:
 
 
 def redundant_units(weight: Tensor, tolerance: float | None = None) -> Tensor:
-    """The number of rows of a weight matrix that are equal to an earlier one; arguments as for :func:`effective_width`.
+    """Return the number of rows of a weight matrix equal to an earlier one; arguments as for :func:`effective_width`.
 
     Example:
         >>> redundant_units(torch.tensor([[1.0, 2.0], [1.0, 2.0], [3.0, 4.0]]))
@@ -62,10 +62,10 @@ def redundant_units(weight: Tensor, tolerance: float | None = None) -> Tensor:
 
 
 def duplicate_activations(activations: Tensor, threshold: float = 0.95) -> Tensor:
-    """The share of units whose activations have a correlation above a threshold with those of another unit.
+    """Return the share of units whose activations have a correlation above a threshold with those of another unit.
 
     Args:
-        activations: ``(N, units)``. Units that are constant have no correlation with any other.
+        activations: ``(N, units)``. Constant units have no correlation with any other.
         threshold: Pearson's correlation, ``-1 <= threshold < 1``.
 
     Returns:
@@ -83,7 +83,7 @@ def duplicate_activations(activations: Tensor, threshold: float = 0.95) -> Tenso
 
 
 def dead_activations(activations: Tensor) -> Tensor:
-    """The share of units that are never active: whose activation is exactly zero for every sample, as of a shut ReLU.
+    """Return the share of units whose activation is exactly zero for every sample, such as dead ReLUs.
 
     Args:
         activations: ``(N, units)``.
@@ -102,7 +102,7 @@ def dead_activations(activations: Tensor) -> Tensor:
 
 
 def effective_rank(activations: Tensor) -> Tensor:
-    """The effective rank of activations: the exponential of the entropy of their singular values.
+    """Return the effective rank of activations: the exponential of the entropy of their singular values.
 
     With ``p_i = s_i / sum(s)`` for the singular values ``s`` of the matrix ``(N, units)``, not centred, it is
     ``exp(-sum(p_i log p_i))`` (Roy and Vetterli 2007, "The effective rank", definition 1), which Dohare et al. 2023
@@ -131,23 +131,24 @@ def _checked(activations: Tensor) -> Tensor:
             "Expected argument `activations` to have shape (N, units) with at least one sample but got "
             f"{tuple(activations.shape)}."
         )
-    # Some accelerators have no float64.
     if activations.is_complex():
         raise TypeError(f"Expected argument `activations` to hold real numbers but got {activations.dtype}.")
+    # Some accelerators have no float64.
     dtype = torch.float64 if activations.device.type in ("cpu", "cuda") else torch.float32
     return finite_samples(activations.detach().to(dtype))
 
 
 def finite_samples(samples: Tensor) -> Tensor:
-    """Return a copy of samples ``(N, units)`` without those that hold an infinite number or NaN."""
+    """Return a copy of samples ``(N, units)`` without those that are not finite."""
     return samples[samples.isfinite().all(dim=1)]
 
 
 def moments_of(activations: Tensor) -> Tensor:
-    """What is kept of activations ``(N, units)``, whatever ``N``: a matrix ``(units + 1, units + 1)``.
+    """Return the moments of activations ``(N, units)``: a matrix ``(units + 1, units + 1)``.
 
-    It holds the number of samples (top left), the mean of each unit (the rest of the first row), at how many samples
-    each is not zero (the rest of the first column), and the sums of products of deviations from the means (the rest).
+    It contains the number of samples (top left), the mean of each unit (the rest of the first row), the number of
+    samples at which each is not zero (the rest of the first column), and the sums of products of deviations from the
+    means (the rest).
     """
     samples = _checked(activations)
     moments = samples.new_zeros(samples.shape[1] + 1, samples.shape[1] + 1)
@@ -161,10 +162,10 @@ def moments_of(activations: Tensor) -> Tensor:
 
 
 def merge_moments(parts: Tensor) -> Tensor:
-    """Put the moments of several sets of samples together.
+    """Merge the moments of several sets of samples.
 
-    The means of the parts differ, and products of deviations are corrected for it (Chan, Golub and LeVeque 1983,
-    "Algorithms for computing the sample variance", equation 2.1), so that large means cost no digits.
+    The products of deviations are corrected for the different means (Chan, Golub and LeVeque 1983, "Algorithms for
+    computing the sample variance", equation 2.1), so that large means cost no precision.
 
     Args:
         parts: ``(parts, units + 1, units + 1)``.
@@ -178,16 +179,16 @@ def merge_moments(parts: Tensor) -> Tensor:
 
 
 def measured(measure: Callable[[Tensor], Tensor], moments: Tensor) -> Tensor:
-    """Return a measure of moments; NaN if there are no samples, or if their products were too large."""
+    """Return a measure of moments; NaN if there are no samples, or if the moments overflow."""
     is_known = moments[0, 0] > 0 and bool(moments.isfinite().all())
     return measure(moments) if is_known else moments.new_tensor(torch.nan)
 
 
 def duplicate_share(moments: Tensor, threshold: float) -> Tensor:
-    """As :func:`duplicate_activations`, of moments."""
+    """Return the share of units with a correlation above a threshold, from moments."""
     products = moments[1:, 1:]
     deviations = products.diagonal().clamp(min=0).sqrt()
-    # What a constant unit deviates is rounding.
+    # The deviations of a constant unit are rounding errors.
     size = moments[0, 1:].abs() * moments[0, 0].sqrt()
     varies = deviations > 64 * torch.finfo(moments.dtype).eps * size
     scale = torch.where(varies, deviations, torch.inf)
@@ -198,19 +199,19 @@ def duplicate_share(moments: Tensor, threshold: float) -> Tensor:
 
 
 def dead_share(moments: Tensor) -> Tensor:
-    """As :func:`dead_activations`, of moments."""
+    """Return the share of units that are zero for every sample, from moments."""
     return (moments[1:, 0] == 0).to(moments.dtype).mean()
 
 
 def rank_from_moments(moments: Tensor) -> Tensor:
-    """As :func:`effective_rank`, of moments: singular values are roots of eigenvalues of the second moments."""
+    """Return the effective rank from moments: singular values are roots of eigenvalues of the second moments."""
     mean = moments[0, 1:]
     second = moments[1:, 1:] + moments[0, 0] * mean[:, None] * mean
     return rank_of(torch.linalg.eigvalsh(second).clamp(min=0).sqrt())
 
 
 def rank_of(singular_values: Tensor) -> Tensor:
-    """The exponential of the entropy of singular values; 0 if all of them are zero."""
+    """Return the exponential of the entropy of singular values; 0 if all are zero."""
     total = singular_values.sum()
     if total == 0:
         return total
@@ -220,8 +221,5 @@ def rank_of(singular_values: Tensor) -> Tensor:
 
 
 def check_threshold(threshold: float) -> None:
-    """Refuse what is no correlation that can be exceeded."""
-    if isinstance(threshold, bool) or not isinstance(threshold, int | float):
-        raise TypeError(f"Expected argument `threshold` to be a number but got {brief(threshold)}.")
-    if not -1 <= threshold < 1:
-        raise ValueError(f"Expected argument `threshold` to be in the range -1 <= threshold < 1 but got {threshold!r}.")
+    """Check that ``threshold`` is a correlation below 1."""
+    check_number("threshold", threshold, lambda value: -1 <= value < 1, "-1 <= threshold < 1")

@@ -25,10 +25,9 @@ T = TypeVar("T")
 Batch = TypeVar("Batch")
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
-# Besides `patience`. Whatever becomes of all units of a layer is decided by then.
+# Beyond `patience` steps; enough to decide about units that are symmetric.
 _MAX_STEPS = 8
-# So many where units may turn out to be dead.
-_DEAD_STEPS = 50
+_DEAD_STEPS = 50  # enough to decide about units that may be dead
 
 
 def assert_no_symmetry(
@@ -40,25 +39,24 @@ def assert_no_symmetry(
 ) -> SymmetryReport:
     """Train a copy of a model for a few steps, and raise if units of it train as one or do not train at all.
 
-    The model, the optimizer and the random numbers of the caller (of torch, numpy and Python) are not touched. It takes
-    four optimizer steps, and up to twelve where something is still undecided; if there are fewer batches, they are used
-    again.
+    The model, the optimizer and the global random numbers (of torch, numpy and Python) are unaffected. It takes four
+    optimizer steps, and up to twelve while something is undecided; if there are fewer batches, they are repeated.
 
     Args:
-        model: the model, in the mode (``train`` or ``eval``) in which it is to be trained.
+        model: the model, in the mode (``train`` or ``eval``) in which it will be trained.
         loss: computes the loss of a batch, with gradients, from the copy of the model and the batch.
-        batches: at least one batch, of any kind that ``loss`` understands.
-        optimizer: an optimizer of the model, of which a copy is used; or a function that makes one from parameters;
-            None: plain gradient descent at a learning rate of 0.01.
+        batches: at least one batch, of any kind that ``loss`` accepts.
+        optimizer: an optimizer of the model, which is copied; or a function that makes one from parameters; None: plain
+            gradient descent with a learning rate of 0.01.
         **options: ``tolerance``, ``patience``, ``include``, ``exclude`` and ``require_conclusion`` of
             :class:`lightning_symmetry.SymmetryMonitor`.
 
     Returns:
-        The report; its ``status`` is ``"healthy"``, or ``"inconclusive"`` if parts of the model could not be looked at.
+        The report; its ``status`` is ``"healthy"``, or ``"inconclusive"`` if parts of the model could not be checked.
 
     Raises:
-        SymmetryError: with the report and the findings, if there is anything to warn of; and, if
-            ``require_conclusion`` is set, if the report is inconclusive.
+        SymmetryError: with the report and the findings, if there are any; or if the report is inconclusive and
+            ``require_conclusion`` is set.
         TypeError: if an argument is of the wrong type, or cannot be copied.
         ValueError: if there are no batches, or the loss is not one number with a gradient.
 
@@ -79,7 +77,7 @@ def assert_no_symmetry(
         Traceback (most recent call last):
         lightning_symmetry.SymmetryError: 0: all 8 units are identical in weights and gradients ...
     """
-    __tracebackhide__ = True  # pytest then shows the line of the test, and not this function
+    __tracebackhide__ = True  # makes pytest show the line of the test instead of this function
     check_module(model)
     _check_loss_function(loss)
     if not isinstance(batches, Iterable):
@@ -109,11 +107,11 @@ def _train_copy(
     optimizer: Optimizer | Callable[[Iterable[nn.Parameter]], Optimizer] | None,
     options: dict[str, Any],
 ) -> SymmetryTracker:
-    """The tracker of a copy of the model, after as many steps as it takes."""
+    """Train a copy of the model until a decision, at most for the maximal number of steps. Return its tracker."""
     trained, its_optimizer = _copies(model, optimizer)
     needs_closure = False
     with SymmetryTracker(trained, its_optimizer, every_n_steps=1, on_symmetry="ignore", **options) as tracker:
-        for step, batch in enumerate(_again_and_again(batches)):
+        for step, batch in enumerate(_repeated(batches)):
 
             def closure(batch: Batch = batch) -> Tensor:
                 its_optimizer.zero_grad()
@@ -135,9 +133,9 @@ def _train_copy(
 def _copies(
     model: ModuleT, optimizer: Optimizer | Callable[[Iterable[nn.Parameter]], Optimizer] | None
 ) -> tuple[ModuleT, Optimizer]:
-    """A copy of the model, and an optimizer of the copy."""
-    # Copies by `id` of the original, for model and optimizer together, so that the one optimizes the other. PyTorch
-    # refuses to copy a tensor with a graph behind it, as `torch.nn.utils.weight_norm` or a forward pass leaves.
+    """Copy the model, and make an optimizer of the copy."""
+    # One memo (copies by `id` of the original) for both, so that the optimizer updates the copied model. PyTorch does
+    # not copy a tensor with a graph, which `torch.nn.utils.weight_norm` or a forward pass may leave.
     memo: dict[int, Any] = {
         id(value): value.detach().clone()
         for module in model.modules()
@@ -148,7 +146,7 @@ def _copies(
     if isinstance(optimizer, Optimizer):
         its_optimizer = _copy("optimizer", optimizer, memo)
         for name, value in vars(optimizer).items():
-            # PyTorch copies three attributes of an optimizer only. One that replaces a method belongs to the original.
+            # PyTorch copies only three attributes of an optimizer. Those that replace methods are not copied.
             if not hasattr(its_optimizer, name):
                 setattr(its_optimizer, name, _copy("optimizer", value, memo))
         return trained, its_optimizer
@@ -165,8 +163,8 @@ def _copies(
     return trained, optimizer(parameters)
 
 
-_WAYS_OUT = {
-    "model": "Pass a model as it was built, before it is used, or give what cannot be copied a `__deepcopy__`.",
+_ALTERNATIVES = {
+    "model": "Pass the model before its first use, or define `__deepcopy__` on the part that cannot be copied.",
     "optimizer": "Pass a function that makes the optimizer from parameters.",
 }
 
@@ -177,19 +175,19 @@ def _copy(argument: str, value: T, memo: dict[int, Any]) -> T:
     except Exception as error:
         raise TypeError(
             f"Expected argument `{argument}` to be something that copy.deepcopy can copy but it failed with "
-            f"{describe(error)}. {_WAYS_OUT[argument]}"
+            f"{describe(error)}. {_ALTERNATIVES[argument]}"
         ) from error
 
 
 def _step(optimizer: Optimizer, closure: Callable[[], Any], needs_closure: bool) -> bool:
-    """Compute gradients and make a step; return whether ``step`` needs the closure, as those of LBFGS and SAM do."""
-    closure()  # SAM expects gradients besides
+    """Compute gradients and make a step. Return whether ``step`` needs the closure, like that of LBFGS and SAM."""
+    closure()  # SAM needs gradients before its step, too
     if needs_closure:
         optimizer.step(closure)
         return True
     try:
         optimizer.step()
-    except Exception as error:  # of any type, for want of a closure or not
+    except Exception as error:  # of any type; the closure may be missing
         try:
             optimizer.step(closure)
         except Exception:
@@ -198,8 +196,8 @@ def _step(optimizer: Optimizer, closure: Callable[[], Any], needs_closure: bool)
     return False
 
 
-def _again_and_again(batches: Iterable[Batch]) -> Iterator[Batch]:
-    """The batches over and over; nothing if there are none."""
+def _repeated(batches: Iterable[Batch]) -> Iterator[Batch]:
+    """Yield the batches again and again, without iterating over them twice; nothing if there are none."""
     kept = []
     for batch in batches:
         kept.append(batch)
@@ -209,7 +207,7 @@ def _again_and_again(batches: Iterable[Batch]) -> Iterator[Batch]:
 
 
 def _check_loss_function(loss: object) -> None:
-    """Refuse what cannot be called with a model and a batch, such as a loss of outputs and targets."""
+    """Check that ``loss`` can be called with a model and a batch."""
     expected = "Expected argument `loss` to be a function of a model and a batch"
     hint = "Pass, for example, lambda model, batch: criterion(model(batch[0]), batch[1])."
     if not callable(loss):
@@ -221,7 +219,7 @@ def _check_loss_function(loss: object) -> None:
         inspect.signature(loss).bind(None, None)
     except TypeError as error:
         raise TypeError(f"{expected} but {brief(loss)} cannot be called with two arguments: {error}. {hint}") from error
-    except ValueError:  # a function without a signature, as some in C are
+    except ValueError:  # no signature, like some functions in C
         return
 
 

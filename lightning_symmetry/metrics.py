@@ -1,7 +1,7 @@
-"""Measures of redundancy in the shape of torchmetrics: states that add up over batches and ranks.
+"""Measures of redundancy as metrics of torchmetrics, which accumulate over batches and ranks.
 
 They can be logged with ``self.log``, put into a ``MetricCollection``, reset, moved and plotted like any other metric;
-:mod:`lightning_symmetry.functional` has the same as pure functions.
+:mod:`lightning_symmetry.functional` has the same measures as pure functions.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ __all__ = [
 
 
 class _Measure(Metric):
-    """What all of these have in common."""
+    """The base of all measures."""
 
     is_differentiable = False
     plot_lower_bound = 0.0
@@ -50,8 +50,8 @@ class _Measure(Metric):
         """Draw a value, or several over time.
 
         Args:
-            val: what to draw; None: what :meth:`compute` returns.
-            ax: where to draw; None: in a figure of its own.
+            val: the values; None: the result of :meth:`compute`.
+            ax: the axes; None: those of a new figure.
 
         Returns:
             The figure and the axes.
@@ -63,7 +63,7 @@ class _Measure(Metric):
 
 
 class _OfWeights(_Measure):
-    """A number of a weight matrix, on average over updates and ranks."""
+    """A measure of a weight matrix, averaged over updates and ranks."""
 
     full_state_update = False
     total: Tensor
@@ -77,12 +77,12 @@ class _OfWeights(_Measure):
         self.add_state("num_updates", torch.tensor(0), dist_reduce_fx="sum")
 
     def update(self, weight: Tensor) -> None:
-        """Take in a weight matrix ``(units, inputs)``; further dimensions count as flattened."""
+        """Add a weight matrix ``(units, inputs)``; further dimensions are flattened."""
         self.total += self._number(weight)
         self.num_updates += 1
 
     def compute(self) -> Tensor:
-        """The mean over all updates; NaN if there was none."""
+        """Return the mean over all updates; NaN if there was none."""
         return self.total / self.num_updates
 
     @abstractmethod
@@ -97,7 +97,7 @@ class RedundantUnits(_OfWeights):
         **kwargs: of :class:`torchmetrics.Metric`.
 
     Raises:
-        TypeError: if ``tolerance`` is no number.
+        TypeError: if ``tolerance`` is not a number.
         ValueError: if ``tolerance`` is out of range.
 
     Example:
@@ -130,10 +130,10 @@ class EffectiveWidth(_OfWeights):
 class _OfActivations(_Measure):
     """A measure of streamed activations ``(N, units)``.
 
-    What is kept are first and second moments, ``(units + 1, units + 1)`` numbers of float64 whatever ``N`` is.
+    Its state are first and second moments, ``(units + 1, units + 1)`` numbers of float64 whatever ``N`` is.
     """
 
-    full_state_update = True  # before the first batch the number of units may not be known
+    full_state_update = True  # before the first batch the number of units may be unknown
     moments: Tensor
 
     def __init__(self, num_units: int | None = None, **kwargs: Any) -> None:
@@ -145,7 +145,7 @@ class _OfActivations(_Measure):
         self.add_state("moments", torch.zeros(side, side, dtype=torch.float64), dist_reduce_fx=merge_moments)
 
     def update(self, activations: Tensor) -> None:
-        """Take in activations.
+        """Add activations.
 
         Args:
             activations: ``(N, units)``.
@@ -163,7 +163,7 @@ class _OfActivations(_Measure):
         self.moments = new if len(self.moments) == 1 else merge_moments(torch.stack([self.moments, new]))
 
     def compute(self) -> Tensor:
-        """The measure of all samples so far; NaN if there were none."""
+        """Return the measure of all samples so far; NaN if there were none."""
         return measured(self._measure, self.moments)
 
     @abstractmethod
@@ -171,7 +171,7 @@ class _OfActivations(_Measure):
 
 
 def _gather(moments: Tensor, group: Any) -> list[Tensor]:
-    """Return the moments of all ranks. One that had no batch may not know the number of units, and counts as zeros."""
+    """Return the moments of all ranks; those of a rank without batches, which may not know the units, are zeros."""
     parts = gather_all_tensors(moments, group)
     side = max(map(len, parts))
     return [part if len(part) > 1 else part.new_zeros(side, side) for part in parts]
@@ -182,7 +182,7 @@ class DuplicateActivations(_OfActivations):
 
     Args:
         threshold: Pearson's correlation.
-        num_units: number of units; None: that of the first batch.
+        num_units: number of units; None: as in the first batch.
         **kwargs: of :class:`torchmetrics.Metric`.
 
     Raises:
@@ -210,15 +210,7 @@ class DuplicateActivations(_OfActivations):
 
 
 class DeadActivations(_OfActivations):
-    """The share of units whose activation is exactly zero for every sample.
-
-    Args:
-        num_units: number of units; None: that of the first batch.
-        **kwargs: of :class:`torchmetrics.Metric`.
-
-    Raises:
-        TypeError: if ``num_units`` is no whole number.
-        ValueError: if ``num_units`` is not positive.
+    """The share of units whose activation is exactly zero for every sample; arguments as for :class:`EffectiveRank`.
 
     Example:
         >>> DeadActivations()(torch.tensor([[0.0, 2.0], [0.0, 0.0]]))
@@ -236,11 +228,11 @@ class EffectiveRank(_OfActivations):
     """The exponential of the entropy of the singular values of activations; :func:`.functional.effective_rank`.
 
     Args:
-        num_units: number of units; None: that of the first batch.
+        num_units: number of units; None: as in the first batch.
         **kwargs: of :class:`torchmetrics.Metric`.
 
     Raises:
-        TypeError: if ``num_units`` is no whole number.
+        TypeError: if ``num_units`` is not an integer.
         ValueError: if ``num_units`` is not positive.
 
     Example:

@@ -1,7 +1,6 @@
-"""What a module holds: read without calling anything that its class may have overridden.
+"""Contents of modules, read from ``__dict__`` without calling methods that users may override.
 
-``parameters()``, ``named_modules()`` and their like are methods, which users override and which then may fail, leave
-parts out or lack arguments. What a module registers lies in its ``__dict__`` all the same.
+Overridden ``parameters()``, ``named_modules()`` and the like may fail, leave parts out or lack arguments.
 """
 
 from __future__ import annotations
@@ -17,18 +16,18 @@ from torch.nn.utils.parametrize import ParametrizationList
 
 
 def held(module: nn.Module, kind: str) -> dict[str, Any]:
-    """Return what a module registers: its ``"_parameters"``, ``"_buffers"`` or ``"_modules"``, by name."""
-    holder = module.__dict__.get("_actual_script_module", module)  # what `torch.jit.trace` makes holds nothing itself
-    return dict(holder.__dict__.get(kind, {}).items())  # modules of TorchScript have something less than a dict
+    """Return the registered ``"_parameters"``, ``"_buffers"`` or ``"_modules"`` of a module, by name."""
+    holder = module.__dict__.get("_actual_script_module", module)  # `torch.jit.trace` returns a wrapper
+    return dict(holder.__dict__.get(kind, {}).items())  # TorchScript modules have objects that only resemble dicts
 
 
 def is_script(module: nn.Module) -> bool:
-    """Return whether TorchScript has compiled or traced a module; it takes no hooks then."""
+    """Return whether TorchScript has compiled or traced a module, which then supports no hooks."""
     return issubclass(type(module), torch.jit.ScriptModule)
 
 
 def class_of(module: nn.Module) -> type:
-    """Return the class of a module; of a module of TorchScript the class that it was compiled from, if it is known.
+    """Return the class of a module; for a TorchScript module, the class it was compiled from, if known.
 
     Example:
         >>> class_of(nn.ReLU())
@@ -38,7 +37,7 @@ def class_of(module: nn.Module) -> type:
         return type(module)
     try:
         steps = cast("Any", module)._c._type().qualified_name().split(".")
-    except Exception:  # of another version of PyTorch
+    except Exception:  # in other versions of PyTorch
         return type(module)
     # `__torch__.torch.nn.modules.linear.___torch_mangle_3.Linear`
     *path, name = (step for step in steps if step != "__torch__" and not step.startswith("___torch_mangle_"))
@@ -72,7 +71,7 @@ def modules_of(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def own_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
-    """Return the parameters of a module, by name, without those of its children."""
+    """Return the parameters of a module by name, without those of its children."""
     return {name: parameter for name, parameter in held(module, "_parameters").items() if parameter is not None}
 
 
@@ -98,7 +97,7 @@ def num_holders(model: nn.Module) -> Counter[int]:
 
 
 def parametrizations_of(module: nn.Module) -> dict[str, ParametrizationList]:
-    """Return what computes tensors of a module (``torch.nn.utils.parametrize``), by the name of the tensor."""
+    """Return the parametrizations (``torch.nn.utils.parametrize``) of a module by the name of the tensor."""
     chains: Any = held(module, "_modules").get("parametrizations")
     by_name = held(chains, "_modules") if issubclass(type(chains), nn.ModuleDict) else {}
     is_torch = all(issubclass(type(chain), ParametrizationList) for chain in by_name.values())

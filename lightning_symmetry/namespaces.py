@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
 
     class OtherCallback:
-        """Stands for the other class, of whose methods only those of Lightning's own matter."""
+        """Stands for the other class, whose methods are those of ``lightning.pytorch.Callback``."""
 
 else:
     _is_other_first = "pytorch_lightning" in sys.modules and "lightning.pytorch" not in sys.modules

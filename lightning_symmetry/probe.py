@@ -1,4 +1,4 @@
-"""Metrics of the activations inside a model, through forward hooks."""
+"""Metrics of the activations inside a model, measured by forward hooks."""
 
 from __future__ import annotations
 
@@ -47,28 +47,28 @@ def _default_metrics() -> dict[str, Metric]:
 
 
 class ActivationProbe:
-    """Feeds the outputs of modules to metrics, at every so-manieth forward pass in training mode.
+    """Feeds the outputs of modules to metrics, in every ``every_n_steps``-th forward pass in training mode.
 
-    It changes nothing in the training, to the last bit: what it reads is copied, under ``no_grad``, and no random
-    number is drawn. What cannot be measured is left out, and said once. On several ranks :meth:`compute` puts the
-    samples of all of them together; all have to call it.
+    The training is unaffected, to the last bit: the probe reads copies, under ``no_grad``, and draws no random numbers.
+    Modules that cannot be measured are left out, with one warning. With several ranks, :meth:`compute` combines the
+    samples of all; all must call it.
 
-    A module that is used behind several layers, such as one ``ReLU`` for a whole block, is measured at each of these
-    places: the first goes by the name of the module, the others by ``<module> after <layer>``. The layer also tells
-    which dimension of an output holds the units: dimension 1 behind convolutions and batch norms, the last one behind
-    ``Linear``, else the one that has the size of the layer's parameters. If none has, it is dimension 1 of an output of
-    four dimensions or more, and one of three is left out. Samples that are not finite do not count. Each metric keeps
-    ``(units + 1) ** 2`` numbers per place.
+    A module that is used after several layers, such as one ``ReLU`` for a whole block, is measured at each of these
+    places: the first has the name of the module, the others are ``<module> after <layer>``. The layer also determines
+    the dimension of the units in an output: dimension 1 after convolutions and batch norms, the last one after
+    ``Linear``, else the one with the size of the layer's parameters. If there is none, it is dimension 1 of outputs
+    with four dimensions or more; outputs with three are left out. Samples that are not finite do not count. Each metric
+    keeps ``(units + 1) ** 2`` numbers per place.
 
-    No hooks are called inside of a compiled model, nor does the probe see copies of the model. Close it before
-    ``torch.jit.script``, which takes no hooks.
+    Compiled models call no hooks, and copies of the model have none. Close the probe before ``torch.jit.script``, which
+    supports no hooks.
 
     Args:
         model: the model, wrapped or not.
-        include: patterns (:mod:`fnmatch`) of names of modules to look at; None: all modules of activation functions,
+        include: patterns (:mod:`fnmatch`) of names of modules to measure; None: all modules of activation functions,
             such as ``torch.nn.ReLU``.
         exclude: patterns of names of modules to leave out.
-        every_n_steps: a place is looked at in its first forward pass in training mode and then in every so-manieth.
+        every_n_steps: the number of forward passes in training mode, per place, of which the first is measured.
         make_metrics: makes the metrics of one place, by name; None: the shares of dead and of duplicate units, and the
             effective rank.
 
@@ -98,7 +98,7 @@ class ActivationProbe:
         check_count("every_n_steps", every_n_steps)
         self._every_n_steps = every_n_steps
         self._make_metrics = make_metrics or _default_metrics
-        # Modules of TorchScript take no hooks.
+        # TorchScript modules support no hooks.
         modules = [each for each in readable_modules(model) if not isinstance(each[1], torch.jit.ScriptModule)]
         chosen = {
             name: module
@@ -108,7 +108,7 @@ class ActivationProbe:
         if not chosen:
             raise ValueError(
                 f"Expected argument `include` to match a module but got {brief(include)}, with `exclude` "
-                f"{brief(exclude)}. None stands for modules of activation functions. The modules are: "
+                f"{brief(exclude)}. None selects the modules of activation functions. The modules are: "
                 f"{_listed([name for name, _ in modules])}."
             )
         self.metrics: dict[str, MetricCollection] = {}
@@ -117,9 +117,9 @@ class ActivationProbe:
         self._guard = Guard(partial(warn, category=SymmetryWarning), who="ActivationProbe")
         self._num_passes: dict[str, int] = {}  # by place
         self._first: dict[str, str] = {}  # by module, the layer before it at its first place
-        self._latest: tuple[str, nn.Module | None] = "", None  # the layer that has run last in this forward pass
+        self._latest: tuple[str, nn.Module | None] = "", None  # the latest layer in this forward pass
         self._device = torch.device("cpu")
-        self._unseen = set(chosen)  # modules of which no output was seen, and the user was not told so
+        self._unseen = set(chosen)  # modules without a measured output, of which the user was not warned
         self._failed: set[str] = set()  # places whose metrics have failed
         self._handles: list[RemovableHandle] = []
         self._hook(model, modules, chosen)
@@ -142,7 +142,7 @@ class ActivationProbe:
                 register = module.register_forward_hook if is_whole else module.register_forward_pre_hook
                 self._handles.append(register(_Hook(partial(self._note, name))))
             if chosen.get(name) is module:
-                self._handles.append(module.register_forward_hook(_Hook(partial(self._take_in, name))))
+                self._handles.append(module.register_forward_hook(_Hook(partial(self._measure_if_due, name))))
 
     def _warn(self, text: str) -> None:
         warn(f"ActivationProbe {text}", SymmetryWarning)
@@ -151,19 +151,19 @@ class ActivationProbe:
         if place not in self.metrics:
             self.metrics[place] = MetricCollection(dict(self._make_metrics()), compute_groups=False)
             for metric in self.metrics[place].values():
-                metric.compute_with_cache = False  # a rank without new samples would keep the others waiting
+                metric.compute_with_cache = False  # a rank with a cached value would not synchronize
         return self.metrics[place]
 
     def _begin(self, module: nn.Module, output: Any) -> None:
-        """Note that a forward pass of the model begins."""
+        """Record the start of a forward pass of the model."""
         self._latest = "", None
 
     def _note(self, name: str, module: nn.Module, output: Any) -> None:
-        """Note that a layer has run; or that it begins, if it has modules inside, which may be measured."""
+        """Record that a layer has run; or that it begins, if it has modules inside, which may be measured."""
         self._latest = name, module
 
-    def _take_in(self, name: str, module: nn.Module, output: Any) -> None:
-        """Measure an output of a chosen module, if it is its turn."""
+    def _measure_if_due(self, name: str, module: nn.Module, output: Any) -> None:
+        """Measure an output of a chosen module, if its place is due."""
         if not module.training or not isinstance(output, Tensor) or output.ndim < 2 or output.is_meta:
             return
         source, layer = self._latest
@@ -189,11 +189,11 @@ class ActivationProbe:
             raise
 
     def compute(self) -> dict[str, Tensor]:
-        """The metrics of all places, such as ``symmetry/dead_activations/<name>``; of all samples since the reset."""
+        """Return the metrics of all places since the reset, by tags such as ``symmetry/dead_activations/<name>``."""
         if self._unseen:
             self._warn(
                 f"has measured nothing at {_listed(sorted(self._unseen))}, where no tensor of two dimensions or more "
-                "came out in training mode. Inside of a compiled model no hooks are called: probe one that is not."
+                "came out in training mode. Compiled models call no hooks: probe the model before torch.compile."
             )
             self._unseen.clear()
         values: dict[str, Tensor] = {}
@@ -220,7 +220,7 @@ class ActivationProbe:
         return found
 
     def _places(self) -> Collection[str]:
-        """The places that any rank has seen, in one order on all: every rank has to take part in each metric."""
+        """Return the places that any rank has seen, in the same order on all, since each metric synchronizes."""
         metric = next((metric for metrics in self.metrics.values() for metric in metrics.values()), None)
         if metric is None or not metric.sync_on_compute or not has_group():
             return self.metrics
@@ -234,7 +234,7 @@ class ActivationProbe:
             collection.reset()
 
     def close(self) -> None:
-        """Take the hooks off the model; the metrics stay."""
+        """Remove the hooks from the model; keep the metrics."""
         for handle in self._handles:
             handle.remove()
         self._handles = []
@@ -256,7 +256,7 @@ class _Hook:
         self._step = step
 
     def __call__(self, module: nn.Module, inputs: Any, output: Any = None) -> None:
-        # What is compiled would hold all that follows.
+        # Otherwise the compiled code would include the measurement.
         if not torch.compiler.is_compiling() and self._step is not None:
             self._step(module, output)
 
@@ -264,47 +264,47 @@ class _Hook:
         return _Hook, ()
 
     @property
-    def __name__(self) -> str:  # is what TorchScript asks for first
-        raise AttributeError("torch.jit.script takes no hooks: close the ActivationProbe before")
+    def __name__(self) -> str:  # the first attribute that TorchScript reads
+        raise AttributeError("torch.jit.script supports no hooks: close the ActivationProbe before")
 
 
 def _is_recorded(output: Tensor) -> bool:
-    """Return whether torch.jit.trace or a CUDA graph records a forward pass, with all that is done meanwhile."""
+    """Return whether torch.jit.trace or a CUDA graph is recording the forward pass."""
     is_traced: bool = torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
     return is_traced or (output.is_cuda and torch.cuda.is_current_stream_capturing())
 
 
 def _is_activation(module: nn.Module) -> bool:
-    """Whether a module is an activation function of PyTorch's, or of a subclass."""
+    """Return whether a module is an activation function of PyTorch, or a subclass."""
     is_torch = any(getattr(base, "__module__", "") == _ACTIVATIONS for base in type(module).__mro__)
     return is_torch and not isinstance(module, _NO_UNITS)
 
 
 def _is_compiled(module: nn.Module) -> bool:
-    """Return whether torch.compile has got a module: hooks inside are not called, and may change what is compiled."""
+    """Return whether a module is compiled: hooks inside are not called, and may change the compiled code."""
     return type(module).__name__ == "OptimizedModule" or module._compiled_call_impl is not None
 
 
 def _is_fused(module: nn.Module) -> bool:
-    """Return whether PyTorch computes a module at once in eval mode, as long as there is no hook inside."""
+    """Return whether PyTorch fuses a module in eval mode, which hooks inside would prevent."""
     return isinstance(module, nn.TransformerEncoderLayer)
 
 
 def _has_weights(module: nn.Module) -> bool:
-    """Return whether a module computes units with weights of its own."""
+    """Return whether a module computes units with its own weights."""
     has_own = any(parameter is not None for parameter in module._parameters.values())
     return (has_own or isinstance(module, _KNOWN)) and not _is_activation(module)
 
 
 def _units_dim(shape: Sequence[int], layer: nn.Module | None) -> int:
-    """Return which dimension of an output holds the units.
+    """Return the dimension of the units in an output.
 
     Args:
-        shape: of the output, whose first dimension is the batch.
+        shape: the shape of the output, whose first dimension is the batch.
         layer: the layer before it.
 
     Raises:
-        ValueError: if that is not certain.
+        ValueError: if the dimension is uncertain.
     """
     is_first = isinstance(layer, _CHANNELS_FIRST)
     usual = 1 if is_first else len(shape) - 1 if isinstance(layer, _CHANNELS_LAST) else None
@@ -319,13 +319,13 @@ def _units_dim(shape: Sequence[int], layer: nn.Module | None) -> int:
         return usual
     if usual is None and len(fitting) == 1:
         return fitting[0]
-    # An output that was split or flattened since is still certain, unless it may have no batch.
+    # The usual dimension holds after a split or flatten, unless the output may have no batch.
     if not fitting and (len(shape) != 3 if usual is None else not is_first or shape[0] not in sizes):
         return usual or 1
     raise ValueError(f"it is not certain which dimension of an output of shape {tuple(shape)} holds the units")
 
 
 def _listed(names: Sequence[str]) -> str:
-    """The first of some names, and how many there are."""
+    """Return the first names, and their number if there are more."""
     more = f", ... ({len(names)} in all)" if len(names) > _MAX_NAMES else ""
     return ", ".join(names[:_MAX_NAMES]) + more

@@ -1,6 +1,6 @@
-"""A plugin for pytest: the fixture ``symmetry``. It has no hooks, so that it cannot get in the way of other tests.
+"""A plugin for pytest: the fixture ``symmetry``. It has no hooks, so that it cannot affect other tests.
 
-pytest loads this module at every start, so it imports neither torch nor anything that does.
+pytest loads this module at every start, so it does not import torch.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import pytest
 
 @pytest.fixture
 def symmetry() -> Callable[..., Any]:
-    """Asserts in one line that no units of a model train as one: ``symmetry(model, loss, batches)``.
+    """Assert in one line that no units of a model train as one: ``symmetry(model, loss, batches)``.
 
-    The same as :func:`lightning_symmetry.assert_no_symmetry`; a test that fails shows the whole report with its error.
+    It is :func:`lightning_symmetry.assert_no_symmetry`, with the whole report in the error of a failing test.
     """
     from lightning_symmetry.engine.messages import SymmetryError
     from lightning_symmetry.gate import assert_no_symmetry

@@ -1,4 +1,4 @@
-"""Random numbers: put back the generators from which a training draws."""
+"""Random numbers: restore the generators that a training draws from."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ import torch
 
 @contextmanager
 def preserved_random_numbers() -> Iterator[None]:
-    """Put back all global generators at the end: those of torch on every device in use, of numpy and of Python.
+    """Restore all global generators on exit: those of torch on every device in use, of numpy and of Python.
 
-    Reading a state does not start a device: until a device is used, it has no generator. It takes a third of a
-    millisecond, nearly all of it numpy's.
+    It does not initialise a device: an unused device has no generator. It takes 0.3 ms, nearly all of it for numpy.
 
     Example:
         >>> _ = torch.manual_seed(0)

@@ -32,22 +32,22 @@ logger = logging.getLogger(__name__)
 class SymmetryTracker(Watcher):
     """Watch a training loop of any kind for units that are updated as one.
 
-    The tracker hooks into the steps of the optimizers; the loop stays as it is. It looks at the weights and gradients
-    of all supported layers before the optimizer steps 0, 1, 3, 7, ... and then every ``every_n_steps``. What is found
-    is warned of once. The training is not touched: with and without the tracker, weights, optimizer states and random
-    numbers are the same to the last bit.
+    The tracker hooks into the steps of the optimizers; the loop does not change. It checks the weights and gradients of
+    all supported layers before the optimizer steps 0, 1, 3, 7, ... and then every ``every_n_steps``. Each finding leads
+    to one warning. The training is unaffected: with and without the tracker, weights, optimizer states and random
+    numbers are identical to the last bit.
 
-    With several processes, make a tracker on each of them. Each looks at its own copy of the model; the first one warns
-    and writes. If the model is sharded, they answer one another at every check, so all have to make the same steps.
+    With several processes, make a tracker on each. Each checks its own copy of the model; the first one warns and
+    writes. If the model is sharded, they communicate at every check, so all must make the same steps.
 
     Args:
-        model: the model, or what DDP, FSDP, DeepSpeed, ``torch.compile``, Fabric or accelerate have made of it.
-        optimizer: what updates it, or a sequence of several; wrapped by Fabric or accelerate or not. That of an engine
-            of DeepSpeed is ``engine.optimizer``.
+        model: the model, or its wrapper by DDP, FSDP, DeepSpeed, ``torch.compile``, Fabric or accelerate.
+        optimizer: the optimizer of the model, or a sequence of several; Fabric and accelerate may have wrapped it. For
+            DeepSpeed pass ``engine.optimizer``.
         output: where to write: a folder, which gets TensorBoard events, pictures, ``findings.json`` and
             ``report.html``; a ``SummaryWriter``; a run of Weights & Biases; a logger of Lightning or Fabric; or a
             sequence of these. None: nowhere.
-        **options: those of :class:`SymmetryMonitor`.
+        **options: the options of :class:`SymmetryMonitor`.
 
     Raises:
         TypeError: if an argument is of the wrong type.
@@ -84,27 +84,26 @@ class SymmetryTracker(Watcher):
         self._kind = type(model).__name__
         optimizers = _optimizers_of(model, optimizer)
         self._outputs = self._outputs_of(output) if _rank() == 0 else []
-        self._engine = SymmetryEngine(self.options, who="SymmetryTracker", tell=_tell)
-        self._engine.meet(model)
+        self._engine = SymmetryEngine(self.options, who="SymmetryTracker", notify=_notify)
+        self._engine.prepare(model)
         self._is_closed = False
         self._should_stop = False
         self._has_started = False
         self._optimizers: Sequence[Any] = optimizers
         handles = [watch_steps(optimizer, self._before_update) for optimizer in optimizers]
         self._handles = [handle for handle in handles if handle is not None]
-        blind = [type(each).__name__ for each, handle in zip(optimizers, handles, strict=True) if handle is None]
-        if blind:
-            warn(
-                f"SymmetryTracker cannot watch {', '.join(blind)}, which has no hooks for its steps. Training goes on."
-            )
+        hookless = [type(each).__name__ for each, handle in zip(optimizers, handles, strict=True) if handle is None]
+        if hookless:
+            names = ", ".join(hookless)
+            warn(f"SymmetryTracker cannot watch {names}, which has no hooks for its steps. Training goes on.")
 
     @property
     def should_stop(self) -> bool:
-        """Whether something was found, and ``on_symmetry`` is ``"stop"``: a loop of your own may want to end."""
+        """Whether there is a finding and ``on_symmetry`` is ``"stop"``, so that your loop should end."""
         return self._should_stop
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint needs, so that a resumed training keeps schedule and findings, and does not warn again.
+        """Return the state for a checkpoint, so that a resumed training keeps schedule and findings.
 
         Returns:
             Plain numbers, strings, lists and dicts, which ``torch.load`` reads with ``weights_only=True``.
@@ -112,10 +111,10 @@ class SymmetryTracker(Watcher):
         return self._engine.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what :meth:`state_dict` returned; if that fails, the user is warned and the tracker starts anew.
+        """Restore the state from :meth:`state_dict`; if that fails, warn and start without it.
 
         Args:
-            state: what :meth:`state_dict` returned.
+            state: the state from :meth:`state_dict`.
 
         Raises:
             RuntimeError: if the tracker is closed.
@@ -124,19 +123,17 @@ class SymmetryTracker(Watcher):
         self._engine.load_state_dict(state)
 
     def close(self) -> None:
-        """End the watch: write what outputs write at the end, and say what became of the model.
-
-        A second call does nothing.
+        """End the watch: finish the outputs and summarise the model. A second call does nothing.
 
         Raises:
-            SymmetryError: if nothing could be concluded of the model, and ``require_conclusion`` is set.
+            SymmetryError: if there is no conclusion about the model and ``require_conclusion`` is set.
         """
         if not self._is_closed:
             self.abandon()
             self._engine.confirm()
 
     def abandon(self) -> None:
-        """End the watch of a training that has failed: as :meth:`close`, which a conclusion is not asked of."""
+        """End the watch of a training that has failed, like :meth:`close`, but without requiring a conclusion."""
         if self._is_closed:
             return
         self._is_closed = True
@@ -154,7 +151,7 @@ class SymmetryTracker(Watcher):
     ) -> None:
         if kind is None:
             self.close()
-        else:  # an error on its way must not be replaced by another
+        else:  # do not replace the exception by another
             self.abandon()
 
     def __repr__(self) -> str:
@@ -174,9 +171,9 @@ class SymmetryTracker(Watcher):
             self._should_stop = True
 
     def _start(self, model: nn.Module) -> None:
-        """Begin the watch, unless it has begun; before the first step, or at the end if there was none."""
+        """Begin the watch unless it has begun: before the first step, or at the end if there was none."""
         if not self._has_started:
-            # What wraps the model later than the tracker took it is known only now.
+            # Not earlier, because the model may be wrapped after the tracker is made.
             num_ranks = dist.get_world_size() if is_replicated(model) and has_group() else 1
             self._engine.start(self._optimizers, num_ranks=num_ranks, is_speaking=_rank() == 0)
             self._has_started = True
@@ -184,7 +181,7 @@ class SymmetryTracker(Watcher):
     def _finish(self) -> None:
         if self._model is not None:
             self._start(self._model)
-        summary = [] if self.options.on_symmetry == "ignore" else [ConsoleSummary(_tell)]
+        summary = [] if self.options.on_symmetry == "ignore" else [ConsoleSummary(_notify)]
         self._engine.finish([*self._outputs, *summary])
 
     def _outputs_of(self, output: object) -> list[Output]:
@@ -197,13 +194,13 @@ class SymmetryTracker(Watcher):
             raise RuntimeError(f"Expected an open SymmetryTracker for {what} but this one is closed: make a new one.")
 
 
-def _tell(text: str) -> None:
+def _notify(text: str) -> None:
     with above_bars(__name__):
         logger.info(text)
 
 
 def _optimizers_of(model: nn.Module, optimizer: object) -> list[Any]:
-    """Return the raw optimizers among what a user has passed in."""
+    """Check the argument ``optimizer``. Return the optimizers in it, unwrapped."""
     several = optimizer if isinstance(optimizer, Sequence) else [optimizer]
     raw: list[Any] = []
     for one in map(unwrap, several):
@@ -226,10 +223,10 @@ def _optimizers_of(model: nn.Module, optimizer: object) -> list[Any]:
 
 
 def _instead_of(model: nn.Module) -> str:
-    """Say which optimizer to pass where that of the user no longer updates the model by itself."""
+    """Name the optimizer to pass if DeepSpeed updates the model; else return an empty text."""
     return " Pass the one that deepspeed.initialize returns, engine.optimizer." if zero_modules(model) else ""
 
 
 def _rank() -> int:
-    # Without a process group each process is a training of its own, whatever a launcher has put into its environment.
+    # Without a process group each process is a separate training, whatever the environment variables say.
     return dist.get_rank() if has_group() else 0

@@ -48,7 +48,7 @@ class TabWriter:
         if folders != self._folders:
             self._folders, self._changes = folders, Changes()
             self._tabs = [SymmetryTab(writer, heatmaps) for writer in writers]
-        changed = self._changes.take_in(report, findings)
+        changed = self._changes.update(report, findings)
         for tab in self._tabs:
             tab.write(Check(report, findings, looks, changed))
 

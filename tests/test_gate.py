@@ -204,7 +204,7 @@ def test_what_cannot_be_copied_is_named() -> None:
     with pytest.raises(TypeError, match=expected):
         assert_no_symmetry(net, loss_of, batches(), optimizer)
     net.lock = lock  # type: ignore[assignment]
-    with pytest.raises(TypeError, match=r"argument `model` to be .*lock.* Pass a model as it was built"):
+    with pytest.raises(TypeError, match=r"argument `model` to be .*lock.* Pass the model before its first use"):
         assert_no_symmetry(net, loss_of, batches())
 
 
@@ -243,7 +243,7 @@ def test_what_was_not_looked_at_is_said() -> None:
         (
             ({"a": torch.ones(2)}, loss_of, batches()),
             TypeError,
-            "Of a state dict pass the model that it is loaded into",
+            "For a state dict pass the model that loads it",
         ),
         (
             (mlp(), nn.CrossEntropyLoss(), batches()),

@@ -1,4 +1,4 @@
-"""The monitor without a training loop around it: when to look, what to conclude, whom to tell.
+"""The monitor without a training loop: when to check, what to conclude, where to report.
 
-May import outputs and all below. Knows no Trainer: its caller hands it a model, an optimizer, a step and outputs.
+May import outputs and all below. Knows no Trainer: its caller passes a model, an optimizer, a step and outputs.
 """

@@ -1,4 +1,4 @@
-"""Hands checks to outputs, each for itself: what one of them fails at is no concern of the others."""
+"""Delivers checks to outputs, such that the failure of one does not affect the others."""
 
 from __future__ import annotations
 
@@ -19,19 +19,12 @@ _TRIES = 3
 
 @dataclass
 class _Recipient:
-    """What is known of an output.
-
-    Attributes:
-        output: the output.
-        guard: switches the output off.
-        missed: the checks that could not be written so far, in order.
-        has_written: whether the latest check was written.
-    """
+    """An output and the state of its delivery."""
 
     output: Output
     guard: Guard
-    missed: list[Check] = field(default_factory=list)
-    has_written: bool = False
+    missed: list[Check] = field(default_factory=list)  # the checks that could not be written so far, in order
+    has_written: bool = False  # whether the latest check was written
 
     @property
     def name(self) -> str:
@@ -41,7 +34,7 @@ class _Recipient:
             return type(self.output).__name__
 
     def write(self, check: Check) -> None:
-        """Write what was missed, and then this check; keep what cannot be written for the next time."""
+        """Write the missed checks and then this one; keep those that fail for the next time."""
         missed = self.missed
         changed = frozenset[str]().union(check.changed, *(before.changed for before in missed))
         waiting = [*missed, replace(check, changed=changed)]
@@ -50,26 +43,26 @@ class _Recipient:
                 self.output.write(waiting[0])
                 del waiting[0]
         finally:
-            # The weights move on: what was seen of them cannot be drawn later.
+            # Looks refer to weights that will have changed by then.
             self.missed, self.has_written = [replace(each, looks=()) for each in waiting], not waiting
 
     def close(self, report: SymmetryReport) -> None:
-        """Write what was missed and what is to be said at the end."""
+        """Write the missed checks and close the output."""
         try:
             for check in self.missed:
                 self.output.write(check)
-        finally:  # whatever the output holds open, this is the last time that it is called
+        finally:  # the output may have open files
             self.output.close(report)
 
 
 class Delivery:
-    """Writes checks to outputs; tries again what has failed, and gives up an output that fails three times in a row.
+    """Writes checks to outputs, retries what failed, and switches off an output after three failures in a row.
 
     The random generators are restored after everything that may draw from them.
 
     Args:
-        warn: says a text to the user.
-        who: the name under which the monitor speaks.
+        warn: shows the user a warning.
+        who: the name of the monitor in messages.
     """
 
     def __init__(self, warn: Callable[[str], None], who: str) -> None:
@@ -77,54 +70,42 @@ class Delivery:
         self._who = who
         self._maker = Guard(self._warn, who, _TRIES)
         self._changes = Changes()
-        self._recipients: dict[int, _Recipient] = {}  # by `id`: an output of the user's may be unhashable
+        self._recipients: dict[int, _Recipient] = {}  # by `id`, since a custom output may be unhashable
         self._made: dict[int, tuple[object, Sequence[Output]]] = {}  # by `id` of a target, it and its outputs
 
     def __getstate__(self) -> dict[str, Any]:
-        # Outputs hold open files; a monitor must be able to travel between processes without them.
+        # Outputs hold open files, which cannot be pickled.
         return {**self.__dict__, "_recipients": {}, "_made": {}}
 
     def outputs_of(self, target: object, task: str, make: Callable[[], Sequence[Output]]) -> Sequence[Output]:
-        """Return the outputs of a target, made when it is first met; none if that fails, or has failed three times.
+        """Return the outputs of a target, made on first use; none if that fails. After three failures it is not tried.
 
         Args:
-            target: told from others by its identity.
-            task: what messages call the making of its outputs.
-            make: makes them.
+            target: a logger or the like, identified by its ``id``.
+            task: the name of this task in messages.
+            make: makes the outputs.
         """
         if id(target) not in self._made:
             outputs = self._maker.run(task, make)
             if outputs is None:
                 return ()
-            self._made[id(target)] = target, outputs  # which keeps the identity from being given anew
+            self._made[id(target)] = target, outputs  # a reference, so that the `id` is not reused
         return self._made[id(target)][1]
 
     def write(
         self, outputs: Sequence[Output], report: SymmetryReport, findings: Sequence[Finding], looks: Sequence[Look]
     ) -> None:
-        """Write a check.
-
-        Args:
-            outputs: where to.
-            report: the state of the model.
-            findings: all that was warned of so far.
-            looks: what the check saw.
-        """
-        check = Check(report, findings, looks, self._changes.take_in(report, findings))
+        """Write a check; its parts are those of :class:`Check`."""
+        check = Check(report, findings, looks, self._changes.update(report, findings))
         recipients = [each for each in map(self._recipient, outputs) if not each.guard.is_off(each.name)]
-        # Restoring takes 0.1 ms; an output of this package that has no news draws nothing.
+        # Restoring takes 0.1 ms; the outputs of this package draw random numbers only when something has changed.
         may_draw = any(check.changed or each.output.is_foreign or not each.has_written for each in recipients)
         with preserved_random_numbers() if may_draw else nullcontext():
             for recipient in recipients:
                 recipient.guard.run(recipient.name, recipient.write, check)
 
     def close(self, outputs: Sequence[Output], report: SymmetryReport) -> None:
-        """Let the outputs say what is to be said at the end of a training; there is no other try.
-
-        Args:
-            outputs: those that were not made here, after the others.
-            report: the last one of the training.
-        """
+        """Close all outputs at the end of a training: those made here, and then some others. A failure is final."""
         made = [output for _, several in self._made.values() for output in several]
         with preserved_random_numbers():
             for output in (*made, *outputs):
@@ -134,7 +115,7 @@ class Delivery:
                 del self._recipients[id(output)]
 
     def release(self) -> None:
-        """Let go of all targets; a training that goes on later opens its files anew."""
+        """Release all targets; a training that continues later opens new files."""
         self._made = {}
 
     def _recipient(self, output: Output) -> _Recipient:
@@ -143,4 +124,4 @@ class Delivery:
         return self._recipients[id(output)]
 
     def _warn(self, text: str) -> None:
-        self._warn_user(f"{text} Its `findings` hold all that was found.")
+        self._warn_user(f"{text} All findings remain in its attribute `findings`.")

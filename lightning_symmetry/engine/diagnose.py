@@ -1,4 +1,4 @@
-"""A single look at any module, without a training."""
+"""A single check of any module, without a training."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from functools import partial
 from torch import nn
 
 from lightning_symmetry.arguments import check_module, check_patterns, check_tolerance
-from lightning_symmetry.engine.pictures import HeatmapsOnDemand
-from lightning_symmetry.engine.reaching import access_to, heads_in
+from lightning_symmetry.engine.attachments import HeatmapsOnDemand, access_to, heads_in
 from lightning_symmetry.ranks.sketches import team_of
 from lightning_symmetry.ranks.team import Team, attempt
 from lightning_symmetry.units.copies import find_copies, find_equal_parameters
@@ -33,17 +32,17 @@ def diagnose(
     include: Sequence[str] | None = None,
     exclude: Sequence[str] = (),
 ) -> SymmetryReport:
-    """Look once at any module, without a Trainer.
+    """Check any module once, without a Trainer.
 
-    Gradients are used where ``.grad`` is present: call it after ``backward()`` to tell groups that train as one unit
-    (``LOCKED``) from those that break by themselves (``BREAKING``). ``FROZEN`` and ``LOCKSTEP`` take several looks and
-    never come from here. Nothing in the model is changed. If the model is sharded, call this on all ranks.
+    Gradients are used where ``.grad`` is present: call it after ``backward()`` to distinguish groups that train as one
+    (``LOCKED``) from those that break by themselves (``BREAKING``). ``FROZEN`` and ``LOCKSTEP`` take several checks and
+    are never returned here. The model is not changed. If it is sharded, call this on all ranks.
 
     Args:
         model: the module.
         tolerance: relative L2 distance of rows that count as equal; None: by dtype, as in :func:`duplicate_groups`.
-        include: patterns (:mod:`fnmatch`) of layer names to look at; None: all.
-        exclude: patterns of layer names to leave out.
+        include: patterns (:mod:`fnmatch`) of the names of layers to check; None: all.
+        exclude: patterns of the names of layers to leave out.
 
     Returns:
         The report, at step 0.
@@ -52,7 +51,7 @@ def diagnose(
         UserWarning: if a pattern in ``include`` or ``exclude`` matches no layer.
 
     Raises:
-        TypeError: if ``model`` is no module or another argument is of the wrong type.
+        TypeError: if ``model`` is not a module or another argument is of the wrong type.
         ValueError: if ``tolerance`` is out of range.
         TeamError: on all ranks, if the model is sharded and something failed on any of them.
 

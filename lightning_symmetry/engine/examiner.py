@@ -9,9 +9,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from lightning_symmetry.engine.attachments import HeatmapsOnDemand, access_to, heads_in
 from lightning_symmetry.engine.options import Options
-from lightning_symmetry.engine.pictures import HeatmapsOnDemand
-from lightning_symmetry.engine.reaching import access_to, heads_in
 from lightning_symmetry.matrices.rows import Rows
 from lightning_symmetry.modules import modules_of
 from lightning_symmetry.ranks.team import Team, describe

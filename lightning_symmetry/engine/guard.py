@@ -1,4 +1,4 @@
-"""A monitor must never end a training: what fails is tried again or given up, and said once."""
+"""Failures of the monitor must not end a training: a task that fails is retried or switched off, with one warning."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ T = TypeVar("T")
 class Guard:
     """Runs tasks that may fail, and switches off those that do.
 
-    A :class:`SymmetryError`, which is raised for users who want their trainings to fail, goes through.
+    A :class:`SymmetryError` passes through: it is raised only for users who want their trainings to fail.
 
     Args:
-        warn: says a text to the user.
-        who: the name under which the monitor speaks.
-        tries: how many failures in a row a task may have before it is switched off.
+        warn: shows the user a warning.
+        who: the name of the monitor in messages.
+        tries: how many failures in a row switch a task off.
     """
 
     def __init__(self, warn: Callable[[str], None], who: str, tries: int = 1) -> None:
         self._warn = warn
         self._who = who
         self._tries = tries
-        self._failures: dict[str, int] = {}  # by name of the task, in a row
-        self._reasons: dict[str, str] = {}  # by name of the task, the latest failure
+        self._failures: dict[str, int] = {}  # by task, how many in a row
+        self._reasons: dict[str, str] = {}  # by task, the latest failure
 
     def is_off(self, task: str) -> bool:
-        """Return whether a task has failed so often that it is not tried any more."""
+        """Return whether a task is switched off."""
         return self._failures.get(task, 0) >= self._tries
 
     def reason(self, task: str) -> str:
@@ -39,14 +39,7 @@ class Guard:
         return self._reasons.get(task, "")
 
     def run(self, task: str, step: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:
-        """Return what a step of a task returns; None if it fails, or if the task is off.
-
-        Args:
-            task: what the messages call it.
-            step: what to do.
-            args: for ``step``.
-            kwargs: for ``step``.
-        """
+        """Return ``step(*args, **kwargs)``; None if it fails, or if the task, named ``task`` in messages, is off."""
         if self.is_off(task):
             return None
         try:

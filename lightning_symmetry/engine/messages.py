@@ -1,4 +1,4 @@
-"""What the user hears: warnings, errors, and the code that they point at."""
+"""Warnings and errors, and the line of user code that they point at."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _NOT_THE_USERS = {
     "accelerate",
     "transformers",
 }
-# Where users import them from, so that a traceback and a filter of warnings name the same place.
+# The module that tracebacks and warning filters name is the one that users import from.
 _PUBLIC = "lightning_symmetry"
 _PYTHON = Path(sysconfig.get_path("stdlib"))
 _COMMANDS = Path(sysconfig.get_path("scripts"))  # where packages install theirs
@@ -37,20 +37,20 @@ class SymmetryWarning(UserWarning):
 
 
 class SymmetryError(RuntimeError):
-    """Units train as one, or nothing could be concluded, and the user wants to fail early.
+    """Units train as one, or there is no conclusion, and the user asked for an error.
 
     Raised with ``on_symmetry="raise"`` or ``require_conclusion=True``, and by
     :func:`lightning_symmetry.assert_no_symmetry`.
 
     Attributes:
         report: the report of the check that raised.
-        findings: what was found for the first time; empty if there was no conclusion.
+        findings: the new findings; empty if there was no conclusion.
     """
 
     __module__ = _PUBLIC
 
     def __init__(self, message: str, report: SymmetryReport, findings: Sequence[Finding]) -> None:
-        super().__init__(message, report, findings)  # all of them, so that it can travel between processes
+        super().__init__(message, report, findings)  # all arguments, for pickle
         self.report = report
         self.findings = list(findings)
 
@@ -58,15 +58,14 @@ class SymmetryError(RuntimeError):
         return str(self.args[0])
 
 
-# By default Python shows a warning once per process: a second training in a notebook would look healed.
+# By default Python shows a warning once per process: a second training in a notebook would look healthy.
 warnings.filterwarnings("always", category=SymmetryWarning, append=True)
 
 
 def warn(text: str, category: type[Warning] = UserWarning) -> None:
-    """Warn the user; the warning points at the line of the user's that is running, such as ``trainer.fit(model)``.
+    """Warn, pointing at the running line of user code, such as ``trainer.fit(model)``.
 
-    Where the user turns warnings into errors the text goes to the log: a monitor never ends a training, least of all on
-    one rank of several.
+    Where warnings are errors, the text is logged instead: a monitor must not end a training, least of all on one rank.
     """
     try:
         warnings.warn(text, category, stacklevel=_level_of_user())
@@ -75,10 +74,10 @@ def warn(text: str, category: type[Warning] = UserWarning) -> None:
 
 
 def _level_of_user() -> int:
-    """How many calls up the innermost code of the user's is, as ``warnings.warn`` counts them in our caller.
+    """Return the ``stacklevel`` of the innermost user code, as seen from the caller.
 
-    That is the innermost code that is installed nowhere. If there is none, as in a training that a command of an
-    installed package runs, it is the innermost code that belongs neither to Python nor to what calls the monitor.
+    User code is code that is not installed. If there is none, as when a command of an installed package runs the
+    training, it is the innermost code that belongs neither to Python nor to the libraries that call the monitor.
     """
     frames = []
     frame: FrameType | None = sys._getframe(1)
@@ -93,7 +92,7 @@ def _level_of_user() -> int:
 
 
 def _is_users(frame: FrameType, *, may_be_installed: bool) -> bool:
-    """Return whether a frame is the user's code, which is installed like a library in some projects."""
+    """Return whether a frame is user code, which some projects install like a library."""
     path, package = Path(frame.f_code.co_filename), (frame.f_globals.get("__name__") or "").partition(".")[0]
     if package in _NOT_THE_USERS or path.name.startswith("<frozen "):
         return False

@@ -1,4 +1,4 @@
-"""The options of whatever watches a training."""
+"""The options that the monitor, the tracker and the Hugging Face callback share."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ OnSymmetry = Literal["warn", "stop", "raise", "break", "ignore"]
 
 
 class Options:
-    """What a user may choose; the values are attributes of the same names."""
+    """The options; each is kept as an attribute of the same name."""
 
-    # No dataclass: Hydra turns the dataclasses in a list of callbacks into configurations.
+    # Not a dataclass: Hydra turns dataclasses in a list of callbacks into configurations.
     def __init__(
         self,
         every_n_steps: int | None = None,
@@ -46,27 +46,28 @@ class Options:
             tolerance: relative L2 distance of rows that count as equal; None: by dtype.
             patience: checks in a row that must agree before units are called frozen or lockstep, or locked if they
                 were distinct at first.
-            include: patterns (:mod:`fnmatch`) of layer names to look at; None: all.
-            exclude: patterns of layer names to leave out.
-            heatmaps: pictures of layers: of those with findings, when these change; of all, at every check; or none.
-            on_symmetry: what a new finding leads to: a warning; a warning and the clean end of the training, for which
-                a loop of your own reads :attr:`SymmetryTracker.should_stop`; a warning and a :class:`SymmetryError`; a
-                warning and new weights for these units, see :func:`break_symmetry`, which is the one choice that
-                changes the training; or nothing but the records.
-            scalars: totals, and the layers that have findings or are condensed, at most eight of them; totals and all
-                layers; totals and all layers with findings; or none. In Lightning the totals are also among
-                ``Trainer.callback_metrics``.
+            include: patterns (:mod:`fnmatch`) of the names of layers to check; None: all.
+            exclude: patterns of the names of layers to leave out.
+            heatmaps: ``"findings"``: pictures of layers with findings, when these change; ``"all"``: of all layers at
+                every check; ``"none"``.
+            on_symmetry: the reaction to a new finding. ``"warn"``: warn. ``"stop"``: warn and end the training cleanly;
+                your own loop reads :attr:`SymmetryTracker.should_stop`. ``"raise"``: warn and raise a
+                :class:`SymmetryError`. ``"break"``: warn and re-initialise the units, see :func:`break_symmetry`; the
+                only choice that changes the training. ``"ignore"``: only record the finding.
+            scalars: ``"summary"``: totals, and up to eight layers that have findings or are condensed; ``"layers"``:
+                totals and all layers; ``"findings"``: totals and all layers with findings; ``"none"``. In Lightning
+                the totals are also among ``Trainer.callback_metrics``.
             require_conclusion: whether the end of the training, or :meth:`SymmetryTracker.close`, raises a
-                :class:`SymmetryError` if nothing could be concluded of the model.
+                :class:`SymmetryError` if there is no conclusion about the model.
             dead_share: the share of a layer's units that must be dead before the user is warned of them.
-            on_finding: called with each new finding, once, on the first of several processes, whatever
-                ``on_symmetry`` is. An error that it raises is warned of once, and the training goes on.
+            on_finding: called once with each new finding, on the first of several processes, whatever
+                ``on_symmetry`` is. Its first error becomes a warning; training goes on.
 
         Raises:
             TypeError: if an argument is of the wrong type.
             ValueError: if an argument is out of range.
         """
-        super().__init__()  # of the callback, in the classes that are one
+        super().__init__()  # initialises the Trainer's callback class, where a subclass has one
         if every_n_steps is not None:
             check_count("every_n_steps", every_n_steps)
         check_tolerance(tolerance)
@@ -92,4 +93,4 @@ class Options:
         self._set_up()
 
     def _set_up(self) -> None:
-        """Prepare what a subclass keeps besides the options, which it inherits together with their signature."""
+        """Initialise the state of a subclass, which inherits this signature."""

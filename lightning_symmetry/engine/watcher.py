@@ -1,4 +1,4 @@
-"""What all that watch a training offer: their options, and what was seen so far."""
+"""The base of all monitors: their options, and their results so far."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from lightning_symmetry.verdicts.report import SymmetryReport
 
 
 class Watcher(Options):
-    """A base of the monitor, the tracker and the Hugging Face callback, each of which asks an engine."""
+    """A base of the monitor, the tracker and the Hugging Face callback, each of which has an engine."""
 
     _engine: SymmetryEngine | None = None
 
     @cached_property
     def options(self) -> Options:
-        """The options without what was seen."""
+        """The options alone."""
         return Options(**{name: getattr(self, name) for name in signature(Options).parameters})
 
     @property
@@ -29,7 +29,7 @@ class Watcher(Options):
 
     @property
     def findings(self) -> list[Finding]:
-        """Every group that was warned of, with layer, units, verdict, and when it was seen and broken."""
+        """Every group that the user was warned of, with layer, units, verdict, and when it was seen and broken."""
         return [] if self._engine is None else self._engine.findings
 
     @property

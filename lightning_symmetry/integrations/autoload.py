@@ -1,6 +1,6 @@
-"""A monitor in every Trainer, without a line of code, where an environment variable asks for it.
+"""A monitor in every Trainer without a line of code, if an environment variable is set.
 
-Lightning loads this module whenever it makes a Trainer, so it imports nothing that takes time.
+Lightning loads this module whenever it makes a Trainer, so its imports are fast.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ VARIABLE = "LIGHTNING_SYMMETRY_AUTOLOAD"
 
 
 def callbacks() -> list[SymmetryMonitor]:
-    """Return what is added to the callbacks of a new Trainer: a monitor if the variable is ``1``, else nothing."""
+    """Return the callbacks to add to a new Trainer: a monitor if the variable is ``1``, else none."""
     if os.environ.get(VARIABLE) != "1":
         return []
     try:
         from lightning_symmetry.integrations.autoloaded import AutoloadedMonitor
 
         return [AutoloadedMonitor()]
-    except Exception as error:  # such as a dependency that cannot be imported; the Trainer could not be made else
+    except Exception as error:  # such as a failing import, which must not prevent the Trainer
         warnings.warn(f"{VARIABLE}=1 adds no monitor: {type(error).__name__}: {error}", stacklevel=2)
         return []

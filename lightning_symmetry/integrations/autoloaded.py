@@ -11,13 +11,13 @@ from lightning_symmetry.callback import SymmetryMonitor
 
 
 class AutoloadedMonitor(SymmetryMonitor):
-    """A monitor that leaves the work to any other, and nothing in checkpoints.
+    """A monitor that is inactive if there is any other, and has no state in checkpoints.
 
-    Lightning refuses two callbacks with state of one kind. Users do hand the callbacks of one Trainer, of which this is
-    one, to the next, which gets another one.
+    Lightning refuses two callbacks of one kind with state, and users do pass the callbacks of one Trainer, including
+    this one, to the next, which adds another one.
     """
 
-    # Lightning takes a callback for one without state if it has these methods of its base class.
+    # With these methods of its base class, Lightning considers a callback stateless.
     state_dict = Callback.state_dict
     load_state_dict = Callback.load_state_dict
     _is_active = False
@@ -45,7 +45,7 @@ class AutoloadedMonitor(SymmetryMonitor):
             super().on_fit_end(trainer, pl_module)
 
     def _is_needed(self, trainer: Trainer) -> bool:
-        """Return whether the user has given no monitor, and this is the first that was added."""
+        """Return whether the user has passed no monitor, and this is the first one added."""
         callbacks = trainer.callbacks  # type: ignore[attr-defined] # set by a connector
         monitors = [callback for callback in callbacks if isinstance(callback, SymmetryMonitor)]
         return all(isinstance(monitor, AutoloadedMonitor) for monitor in monitors) and monitors[:1] == [self]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -24,9 +25,9 @@ __all__ = ["SymmetryCallback"]
 class SymmetryCallback(Watcher, TrainerCallback, ExportableState):
     """Watch a training of the Hugging Face Trainer for units that are updated as one.
 
-    It writes where the Trainer logs (``report_to``): TensorBoard, Weights & Biases, MLflow; and if it logs nowhere,
-    into the folder ``symmetry`` of ``output_dir``, once something is found. Its state is part of the checkpoints, and
-    is taken up again with ``restore_callback_states_from_checkpoint=True``.
+    It writes where the Trainer logs (``report_to``): TensorBoard, Weights & Biases, MLflow; if there is none, into the
+    folder ``symmetry`` of ``output_dir``, from the first finding on. Its state is part of the checkpoints, and is
+    restored with ``restore_callback_states_from_checkpoint=True``.
 
     The options are those of :class:`lightning_symmetry.SymmetryMonitor`.
 
@@ -49,14 +50,14 @@ class SymmetryCallback(Watcher, TrainerCallback, ExportableState):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if self._tracker is not None:  # a training before this one may have ended with an error
+        if self._tracker is not None:  # an earlier training may have ended with an error
             self._tracker.abandon()
         self._tracker, resumed_state, self.resumed_state = None, self.resumed_state, {}
         options: dict[str, Any] = {**vars(self.options), "every_n_steps": self._every_n_steps(args)}
         try:
             outputs = self._outputs(args) if state.is_world_process_zero else []
             self._tracker = SymmetryTracker(kwargs["model"], kwargs["optimizer"], output=outputs, **options)
-        except Exception as error:  # for example, an optimizer that is none of PyTorch's
+        except Exception as error:  # for example, for an optimizer of another library
             if self.options.on_symmetry == "raise" or self.options.require_conclusion:
                 raise
             warn(f"SymmetryCallback cannot watch this training ({describe(error)}). Training goes on.")
@@ -80,9 +81,8 @@ class SymmetryCallback(Watcher, TrainerCallback, ExportableState):
         return {"args": arguments, "attributes": {"resumed_state": resumed_state}}
 
     def _every_n_steps(self, args: TrainingArguments) -> int | None:
-        logs_by_steps = (
-            args.logging_strategy == "steps" and args.logging_steps >= 1
-        )  # below 1 it is a share of all steps
+        # Below 1, `logging_steps` is a share of all steps.
+        logs_by_steps = args.logging_strategy == "steps" and args.logging_steps >= 1
         return self.options.every_n_steps or (int(args.logging_steps) if logs_by_steps else None)
 
     def _outputs(self, args: TrainingArguments) -> list[object]:
@@ -94,29 +94,29 @@ class SymmetryCallback(Watcher, TrainerCallback, ExportableState):
 
 
 def _callbacks_of_caller() -> list[TrainerCallback]:
-    """All callbacks of the Trainer that is calling, of which it does not tell this one."""
-    frame = sys._getframe()
-    while frame is not None:
-        caller = frame.f_locals.get("self")
-        if isinstance(caller, CallbackHandler):
-            return list(caller.callbacks)
-        frame = frame.f_back  # type: ignore[assignment]
-    return []
+    """Return all callbacks of the calling Trainer, which only its frame knows."""
+    handlers = (frame.f_locals.get("self") for frame in _frames())
+    return next((list(handler.callbacks) for handler in handlers if isinstance(handler, CallbackHandler)), [])
 
 
 def _on_finding_of_predecessor() -> Callable[[Finding], object] | None:
-    """The ``on_finding`` of the callback that a resuming Trainer is about to replace by one with the saved options."""
-    frame = sys._getframe()
-    while frame is not None:
+    """Return the ``on_finding`` of the callback that a resuming Trainer replaces by one with the saved options."""
+    for frame in _frames():
         if frame.f_code.co_name == "_load_callback_state":
             replaced = frame.f_locals.get("callback")
             return replaced.on_finding if isinstance(replaced, SymmetryCallback) else None
-        frame = frame.f_back  # type: ignore[assignment]
     return None
 
 
+def _frames() -> Iterator[FrameType]:
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
+
+
 def _loggers_of(callbacks: list[TrainerCallback]) -> Iterator[object]:
-    """What the callbacks that log have opened: writers and runs."""
+    """Yield the writers and runs that logging callbacks have opened."""
     callback: Any
     for callback in callbacks:
         match type(callback).__name__:

@@ -1,4 +1,4 @@
-"""Where a report goes: TensorBoard, other loggers, the console; pictures. An output knows its medium, not the training.
+"""Destinations of reports: TensorBoard, other loggers, folders, the console. An output knows nothing of the training.
 
 May import verdicts, the events of the TensorBoard plugin, and matrices.
 """

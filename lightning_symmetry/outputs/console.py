@@ -17,25 +17,25 @@ _MAX_ROWS = 10
 
 
 class ConsoleSummary(Output):
-    """Says what became of the model once the training has ended: a line of a healthy one, else a table.
+    """Summarises the model at the end of the training: in one line if it is healthy, else in a table.
 
     Args:
-        tell: says the line.
+        notify: shows the user the line.
     """
 
     name = "summary"
 
-    def __init__(self, tell: Callable[[str], None]) -> None:
-        self._tell = tell
+    def __init__(self, notify: Callable[[str], None]) -> None:
+        self._notify = notify
 
     def write(self, check: Check) -> None:
-        """Nothing: the console is told of findings by warnings."""
+        """Do nothing: warnings announce new findings."""
 
     def close(self, report: SymmetryReport) -> None:
         if any(layer.groups for layer in report.layers.values()):
             print_summary(report)
         else:
-            self._tell(_last_line(report))
+            self._notify(_last_line(report))
 
 
 @preserved_random_numbers()  # importing Rich draws from `random`
@@ -53,12 +53,12 @@ def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     for i, name in enumerate(head):
         table.add_column(Text(name), justify="right" if is_number_column(rows, i) else "left", overflow="fold")
     for row in rows:
-        table.add_row(*map(Text, row))  # a layer name may hold brackets, which Rich would take for markup
+        table.add_row(*map(Text, row))  # as `Text`, since Rich would read brackets in a layer name as markup
     if not any(map(_behind_bar, (sys.stdout, sys.stderr))):
         Console().print(table)
         return
-    # Rich draws a bar, for Lightning on its global console, and overwrites what goes to the terminal past the bar. What
-    # is printed to `sys.stdout`, which Rich has replaced, appears above the bar, whichever console draws it.
+    # While Rich draws a progress bar, it overwrites other output. Only what is printed to `sys.stdout`, which Rich has
+    # replaced, appears above the bar.
     console = Console(width=get_console().width)
     with console.capture() as drawn:
         console.print(table)
@@ -67,13 +67,10 @@ def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 @contextmanager
 def above_bars(logger: str) -> Iterator[None]:
-    """Let messages of a logger appear above a bar of Rich, while there is one, instead of within it.
+    """Show messages of a logger, given by name, above a progress bar of Rich instead of within it.
 
-    Rich replaces ``sys.stdout`` and ``sys.stderr`` while it draws a bar, but the handlers of logs keep the stream that
-    they were made with, and write into the line of the bar.
-
-    Args:
-        logger: name of the logger, whose handlers and those of its parents are concerned.
+    Rich replaces ``sys.stdout`` and ``sys.stderr`` while it draws a bar, but the handlers of the logger and its parents
+    keep the original streams and write into the line of the bar.
     """
     replaced = {id(below): stream for stream in (sys.stdout, sys.stderr) if (below := _behind_bar(stream)) is not None}
     moved = []
@@ -90,7 +87,7 @@ def above_bars(logger: str) -> Iterator[None]:
 
 
 def _behind_bar(stream: object) -> object:
-    """Return the stream that Rich has replaced by this one while it draws a bar; None if it has not."""
+    """Return the original stream if Rich has replaced it by this one; else None."""
     return getattr(stream, "rich_proxied_file", None)
 
 
@@ -102,7 +99,7 @@ def _handlers_of(name: str) -> Iterator[logging.StreamHandler[Any]]:
 
 
 def print_summary(report: SymmetryReport) -> None:
-    """Print what became of the model: a table of the layers with groups, and a line on all of it."""
+    """Print a table of the layers with groups, and a line on the whole model."""
     head, rows = report.table()
     rows = [row for row, layer in zip(rows, report.distinct_layers, strict=True) if layer.groups]
     if rows:

@@ -1,4 +1,4 @@
-"""Findings as data for other programs: JSON, and rows of a table."""
+"""Findings as data for other programs: JSON, and table rows."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _MAX_ROWS = 200
 
 
 def findings_json(findings: Sequence[Finding], report: SymmetryReport) -> str:
-    """All findings of a training so far and its latest report, as JSON.
+    """Return all findings of a training so far and its latest report, as JSON.
 
     Fields may be added; none changes its meaning while ``schema`` is 1: ``schema``, ``status``, ``reasons``, ``step``,
     ``working_units``, ``redundant_units``, ``effective_width_fraction``, ``report``
@@ -41,7 +41,7 @@ def findings_json(findings: Sequence[Finding], report: SymmetryReport) -> str:
 
 
 def findings_rows(findings: Sequence[Finding], report: SymmetryReport) -> list[list[str | int | None]]:
-    """Findings in words, a row for all that differ in their units only; at most 200 rows."""
+    """Return at most 200 rows of text; findings that differ only in their units share a row."""
     return [
         [
             alike[0].layer,

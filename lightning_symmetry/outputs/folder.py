@@ -1,4 +1,4 @@
-"""A folder with everything: for loops without a logger, and for loggers that keep nothing but numbers."""
+"""A folder with all results: for loops without a logger, and for loggers that store only numbers."""
 
 from __future__ import annotations
 
@@ -17,8 +17,7 @@ from lightning_symmetry.verdicts.diagnoses import Finding
 from lightning_symmetry.verdicts.report import SymmetryReport
 
 _FINDINGS = "findings.json"
-_REMOTE = re.compile(r"[A-Za-z][\w+.-]+:/")  # `Path` makes one slash of two; a single letter is a drive of Windows
-
+_REMOTE = re.compile(r"[A-Za-z][\w+.-]+:/")  # `Path` merges two slashes; a single letter is a Windows drive
 
 logger = logging.getLogger(__name__)
 
@@ -27,18 +26,18 @@ class FolderOutput(Output):
     """Writes findings, pictures, TensorBoard events and, at the end, a report.
 
     These are ``findings.json``, ``overview.png``, ``heatmaps/*.png`` and ``report.html``; nothing is written before the
-    first check. A folder holds one training: if ``path`` has a ``findings.json``, a new training writes to ``path_1``,
-    ``path_2`` or whichever is free, and logs a warning. A resumed training continues in the last of these folders.
+    first check. A folder holds one training: if ``path`` has a ``findings.json``, a new training writes to the first
+    free folder of ``path_1``, ``path_2``, ..., and logs a warning. A resumed training continues in the last of them.
 
     Args:
         path: the folder, which need not exist.
         heatmaps: the option of the monitor.
         scalars: the option of the monitor.
-        only_findings: for a folder that the user did not name, which many trainings may share: write nothing before
-            something is found, and never continue in the folder of another training.
+        only_findings: for a default folder, which many trainings may share: write nothing before the first finding,
+            and never continue in the folder of another training.
 
     Raises:
-        ValueError: if the path is the address of something remote, or in the home directory of nobody.
+        ValueError: if the path is a remote address, or below an unknown home directory.
         OSError: if the folder cannot be written.
     """
 
@@ -60,7 +59,7 @@ class FolderOutput(Output):
         self._only_findings = only_findings
         self._events: Sequence[Output] = ()  # open once the first check is written
         self._findings: Sequence[Finding] = ()
-        self._told: object = None  # what `findings.json` says of the report
+        self._written: object = None  # status and reasons in `findings.json`
         _check_writable(self._path)
 
     def write(self, check: Check) -> None:
@@ -69,7 +68,7 @@ class FolderOutput(Output):
         try:
             self._write(check)
         except Exception:
-            # The folder may be gone: the next check creates it, with all files.
+            # The folder may have been deleted: the next check creates it again, with all files.
             with suppress(Exception):
                 self._close_events()
             raise
@@ -77,13 +76,13 @@ class FolderOutput(Output):
     def _write(self, check: Check) -> None:
         is_first = not self._events
         self._findings = check.findings
-        told = (check.report.status, check.report.reasons)
-        if check.changed or is_first or told != self._told:
+        outcome = (check.report.status, check.report.reasons)
+        if check.changed or is_first or outcome != self._written:
             findings = findings_json(check.findings, check.report).encode()
             if not self._is_claimed:
                 self._claim(is_resumed=check.report.step > 0 and not self._only_findings)
             _replace(self._path / _FINDINGS, findings)
-            self._told = told
+            self._written = outcome
         if is_first:
             self._open()
         for output in self._events:
@@ -111,7 +110,7 @@ class FolderOutput(Output):
         _replace(self._path / "report.html", build_report(self._path, is_single=True).encode())
 
     def _claim(self, *, is_resumed: bool) -> None:
-        """Choose the folder. Of two trainings that start at once, only one can create ``findings.json`` in it."""
+        """Choose a folder by creating ``findings.json``, which only one of several concurrent trainings can."""
         path = self._path
         for number in count(1):
             following = self._path.with_name(f"{self._path.name}_{number}")
@@ -157,7 +156,7 @@ def is_remote(path: str | os.PathLike[str]) -> bool:
 
 
 def _check_writable(path: Path) -> None:
-    """Refuse a path at which no folder can be made or written; nothing is made yet."""
+    """Check that a folder can be made or written at a path, without making it."""
     existing = path
     while not existing.exists() and existing != existing.parent:
         existing = existing.parent
@@ -168,7 +167,7 @@ def _check_writable(path: Path) -> None:
 
 
 def _replace(path: Path, data: bytes) -> None:
-    """Write a file in one go: whoever reads it meanwhile sees all of the old one or all of the new one."""
+    """Replace a file atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.new")
     try:

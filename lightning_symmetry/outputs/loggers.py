@@ -1,7 +1,6 @@
-"""Which outputs a logger, a run or a folder gets.
+"""The outputs for a logger, a run or a folder.
 
-Loggers are told apart by the names of their classes, so that no library of theirs is imported: whoever hands one over
-has imported it.
+Loggers are recognised by the names of their classes, so that none of their libraries is imported.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from lightning_symmetry.brief import brief
 from lightning_symmetry.outputs.folder import folder_outputs, is_remote
@@ -27,25 +26,12 @@ Kind = Callable[[Any, Heatmaps, Scalars, str], list[Output] | None]
 """A factory: returns the outputs for a target that it recognises, else None."""
 
 
-class Logger(Protocol):
-    """What is asked of every logger: what those of Lightning and of Fabric have."""
-
-    def log_metrics(self, metrics: Any, step: int | None = None) -> None:
-        """Log some numbers by name."""
-
-
 class LoggerScalars(Output):
-    """Hands the scalars of every check to a logger of any kind.
-
-    Args:
-        logger: the logger.
-        scalars: the option of the monitor.
-        tag: what the names of the numbers begin with.
-    """
+    """Logs the scalars of every check with ``log_metrics``, which all loggers of Lightning and Fabric have."""
 
     keeps_findings = False
 
-    def __init__(self, logger: Logger, scalars: Scalars, tag: str = NAME) -> None:
+    def __init__(self, logger: Any, scalars: Scalars, tag: str = NAME) -> None:
         self._logger = logger
         self._choice = ScalarChoice(scalars, tag)
         self.name = f"scalars in {type(logger).__name__}"
@@ -56,7 +42,7 @@ class LoggerScalars(Output):
             self._logger.log_metrics(metrics, step=check.report.step)
 
     def close(self, report: SymmetryReport) -> None:
-        # A Trainer does this too; a loop of one's own may forget it, and lose what the logger has not written yet.
+        # A Trainer saves by itself; a custom loop may forget it and lose what is not written yet.
         save = getattr(self._logger, "save", None)
         if callable(save):
             save()
@@ -64,21 +50,21 @@ class LoggerScalars(Output):
 
 @preserved_random_numbers()  # imports and opened loggers may draw from them
 def outputs_of(target: object, heatmaps: Heatmaps, scalars: Scalars, name: str = NAME) -> list[Output]:
-    """The outputs for something that the user wants to see checks in.
+    """Return the outputs for a target.
 
     Args:
         target: a folder, a ``SummaryWriter``, a run of Weights & Biases or of MLflow, a logger of Lightning or Fabric,
             or an output.
         heatmaps: the option of the monitor.
         scalars: the option of the monitor.
-        name: what the folders and tags in a logger are called, if it is one.
+        name: the name of folders and tags in a logger.
 
     Returns:
         The outputs; none if neither pictures nor scalars are wanted.
 
     Raises:
-        TypeError: if it is none of these.
-        ValueError: if it is the address of something remote.
+        TypeError: if the target is none of these.
+        ValueError: if it is a remote address.
         OSError: if a folder cannot be written.
     """
     for kind in KINDS:
@@ -116,8 +102,8 @@ def _of_tensorboard(target: Any, heatmaps: Heatmaps, scalars: Scalars, name: str
     if not _is_writer(target):
         can_have_one = _WRITERS & sys.modules.keys() or "TensorBoardLogger" in _class_names(target)
         if not can_have_one or heatmaps == scalars == "none":
-            return None  # to ask a logger for its writer opens a file
-        # Also of loggers of other names: what counts is the writer inside.
+            return None  # access to a logger's writer opens a file
+        # Loggers of any name count if they contain a writer.
         writer = getattr(target, "experiment", None)
     if not _is_writer(writer):
         return None
@@ -152,4 +138,4 @@ def _class_names(target: object) -> set[str]:
 
 
 KINDS: list[Kind] = [_of_itself, _of_folder, _of_wandb, _of_mlflow, _of_tensorboard, _of_any]
-"""The kinds of targets; the first that answers decides."""
+"""The factories; the first that recognises the target decides."""

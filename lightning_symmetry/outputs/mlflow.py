@@ -20,14 +20,12 @@ _MAX_METRICS = 1000  # in one request
 class MLflowOutput(Output):
     """Writes metrics, and the artifacts ``symmetry/findings.json``, ``overview.png`` and ``heatmaps/*.png``.
 
-    MLflow refuses metrics whose names hold other characters than it likes; layers with such names have a checksum in
-    theirs, as in the names of files.
+    MLflow refuses metric names with special characters; they get a checksum, like file names.
 
     Args:
         target: an ``MLFlowLogger``, or a run as ``mlflow.start_run`` returns it.
-        heatmaps: the option of the monitor.
-        scalars: the option of the monitor.
-        folder: of the artifacts; the names of metrics begin with it, too.
+        heatmaps: an option of the monitor, like ``scalars``.
+        folder: the folder of the artifacts, and the prefix of metric names.
     """
 
     name = "output to MLflow"
@@ -62,7 +60,7 @@ class MLflowOutput(Output):
         client.log_text(run_id, findings_json(self._findings, report), f"{self._folder}/findings.json")
 
     def _log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        if self._is_logger:  # which may put a prefix of the user's before the names
+        if self._is_logger:  # it may add a prefix that the user has chosen
             self._target.log_metrics(metrics, step=step)
             return
         client, run_id = self._client_and_run()
@@ -72,15 +70,15 @@ class MLflowOutput(Output):
     def _client_and_run(self) -> tuple[Any, str]:
         if self._is_logger:
             return self._target.experiment, self._target.run_id
-        # Whoever has made a run has loaded the library; nobody else has to.
+        # The library is loaded, because there is a run.
         return sys.modules["mlflow"].MlflowClient(), self._target.info.run_id
 
 
 def _metric_name(tag: str) -> str:
-    """A name that MLflow takes.
+    """Return a name that MLflow accepts.
 
     >>> _metric_name("symmetry/redundant_units"), _metric_name("symmetry/effective_width/a/b")
     ('symmetry/redundant_units', 'symmetry/effective_width/a_b-c14cddc0')
     """
-    *folders, name = tag.split("/", 2)  # the third part is the name of a layer, whatever is in it
+    *folders, name = tag.split("/", 2)  # the third part is the name of a layer, which may have slashes
     return "/".join([*folders, file_name(name)])

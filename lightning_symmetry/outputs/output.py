@@ -1,4 +1,4 @@
-"""What every output has in common, and what it is handed at a check."""
+"""The base of all outputs, and the check that they write."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ __all__ = ["Check", "Output"]
 Heatmaps = Literal["findings", "all", "none"]
 """Which layers get pictures: those with findings when these change, all at every check, or none."""
 
-NAME = "symmetry"
-"""What tags and folders are called; those of a second monitor in one training have a name of their own."""
-
 Scalars = Literal["summary", "layers", "findings", "none"]
 """Which scalars are written: totals, and effective width and orientations of the first few layers that have findings or
 are condensed; of every layer; of every layer with findings; or none."""
+
+NAME = "symmetry"
+"""The name of tags and folders; a second monitor in one training has a name of its own."""
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,9 @@ class Check:
 
     Attributes:
         report: the state of the model.
-        findings: all that was warned of so far.
-        looks: what this check saw, a look per layer that it looked at.
-        changed: names of the layers that are worth another picture.
+        findings: everything that the user was warned of so far.
+        looks: one for each layer that this check looked at.
+        changed: names of the layers that need a new picture.
     """
 
     report: SymmetryReport
@@ -43,18 +43,18 @@ class Check:
 
 
 class Output(ABC):
-    """A place where checks are written.
+    """A destination of checks.
 
-    What :meth:`write` or :meth:`close` raises ends neither the training nor the other outputs. The checks that an
-    output has failed to write are handed to it again, in order, before the next one, or at the end of the training;
-    their ``looks`` are empty then, since the weights have moved on, but ``changed`` of later checks holds what was
-    missed. After three failures in a row an output is handed nothing any more.
+    An exception in :meth:`write` or :meth:`close` affects neither the training nor other outputs. A check that could
+    not be written is written again before the next one or at the end of the training. Its ``looks`` are empty then,
+    since the weights have changed; the layers in its ``changed`` are added to the next check. After three failures in a
+    row an output is not called any more.
 
     Attributes:
-        name: what messages call the output.
-        keeps_findings: whether findings and pictures can be read there, and not only numbers.
-        is_foreign: whether ``write`` runs code of other packages, which may draw random numbers at any check: the
-            generators are then restored after every check, else after those with news.
+        name: the name of the output in messages.
+        keeps_findings: whether it stores findings and pictures, not only numbers.
+        is_foreign: whether ``write`` runs code of other packages, which may draw random numbers at any check. The
+            random generators are then restored after every check, otherwise only after checks with changes.
     """
 
     name: str
@@ -65,34 +65,34 @@ class Output(ABC):
     def write(self, check: Check) -> None:
         """Write one check."""
 
-    def close(self, report: SymmetryReport) -> None:  # noqa: B027 # most outputs have nothing to say at the end
-        """Write what is to be said at the end of the training, of which this is the last report."""
+    def close(self, report: SymmetryReport) -> None:  # noqa: B027 # most outputs write nothing at the end
+        """Finish at the end of the training, with its last report."""
 
 
 class Changes:
-    """Notes which layers are worth another picture: those whose groups or findings have other units, or have ended.
+    """Detects which layers need a new picture: those whose groups or findings have other units, or have ended.
 
-    That a verdict changes is not worth a picture: locked and frozen take turns as ReLUs open.
+    A new verdict alone needs no picture: as ReLUs open and close, groups alternate between locked and frozen.
     """
 
     def __init__(self) -> None:
         self._subjects: dict[str, object] = {}
         self._latest: tuple[Mapping[str, LayerDiagnosis], Sequence[Finding]] = {}, []
 
-    def take_in(self, report: SymmetryReport, findings: Sequence[Finding]) -> frozenset[str]:
-        """The names of the layers that have changed since the call before; all of them at the first call."""
+    def update(self, report: SymmetryReport, findings: Sequence[Finding]) -> frozenset[str]:
+        """Return the names of the layers that have changed since the previous call; at the first call, all."""
         layers_before, findings_before = self._latest
         self._latest = report.layers, findings
         if report.layers is layers_before and findings == findings_before:  # as at most checks
             return frozenset()
-        told: dict[str, list[object]] = {}
+        found: dict[str, list[object]] = {}
         for finding in findings:
-            told.setdefault(finding.layer, []).append((finding.units, finding.broken_step))
-        # Units die and wake one by one; that there are many of them is worth one picture.
+            found.setdefault(finding.layer, []).append((finding.units, finding.broken_step))
+        # Units die and revive one by one, so only the presence of a dead group counts, not its units.
         groups = {
             name: [None if group.verdict is Verdict.DEAD else group.units for group in layer.groups]
             for name, layer in report.layers.items()
         }
-        subjects: dict[str, object] = {name: (groups.get(name), told.get(name)) for name in {**groups, **told}}
+        subjects: dict[str, object] = {name: (groups.get(name), found.get(name)) for name in {**groups, **found}}
         before, self._subjects = self._subjects, subjects
         return frozenset(name for name in {**before, **subjects} if before.get(name) != subjects.get(name))

@@ -1,4 +1,4 @@
-"""Which pictures a check asks for; they are drawn only where somebody wants them."""
+"""Pictures of checks: which are due, and how they become images and files. What draws them is imported when needed."""
 
 from __future__ import annotations
 
@@ -21,12 +21,7 @@ _MAX_LENGTH = 100
 
 
 def due_heatmaps(check: Check, heatmaps: Heatmaps) -> Iterator[tuple[LayerDiagnosis, Look]]:
-    """The layers of which a picture is due.
-
-    Args:
-        check: the check.
-        heatmaps: of layers with findings, when these change ("findings"); of all, at every check ("all"); or none.
-    """
+    """Yield the layers that need a picture, by the option ``heatmaps`` of the monitor."""
     with_findings = {finding.layer for finding in check.findings}
     for seen in check.looks:
         layer = check.report.layers.get(seen.layer.name)  # whole modules have no picture
@@ -36,7 +31,7 @@ def due_heatmaps(check: Check, heatmaps: Heatmaps) -> Iterator[tuple[LayerDiagno
 
 
 def heatmap_image(layer: LayerDiagnosis, weights: Rows, gradients: Rows | None, *, on_any_page: bool = False) -> Image:
-    """Return the picture of a layer; transparent for pages that may be light or dark."""
+    """Return the heatmap of a layer; ``on_any_page`` makes it transparent, for light and dark pages."""
     from PIL.Image import fromarray
 
     from lightning_symmetry.outputs.heatmap import ON_ANY_PAGE, ON_WHITE, draw_layer
@@ -45,7 +40,7 @@ def heatmap_image(layer: LayerDiagnosis, weights: Rows, gradients: Rows | None, 
 
 
 def overview_image(report: SymmetryReport) -> Image:
-    """The picture of a model."""
+    """Return the picture of a model."""
     from PIL.Image import fromarray
 
     from lightning_symmetry.outputs.heatmap import draw_overview
@@ -54,14 +49,14 @@ def overview_image(report: SymmetryReport) -> Image:
 
 
 def png(image: Image) -> bytes:
-    """A picture as the content of a PNG file."""
+    """Encode an image as PNG."""
     file = io.BytesIO()
     image.save(file, format="PNG")
     return file.getvalue()
 
 
 def file_name(layer: str) -> str:
-    """A name for a file about a layer: one of its own for every layer, whatever characters its name has.
+    """Return a file name for a layer, unique and valid whatever characters the layer's name has.
 
     >>> file_name("encoder.0.fc1")
     'encoder.0.fc1'
@@ -69,6 +64,6 @@ def file_name(layer: str) -> str:
     'a_b-c14cddc0'
     """
     safe = re.sub(r"[^A-Za-z0-9._-]", "_", layer).lstrip(".")[:_MAX_LENGTH]
-    # A name that ends like one of these must not be taken for it.
+    # A name that ends like a checksum gets one too, to stay unique.
     is_unchanged = safe == layer and not re.search("-[0-9a-f]{8}$", layer)
     return safe if is_unchanged else f"{safe}-{hashlib.sha256(layer.encode()).hexdigest()[:8]}"

@@ -1,4 +1,4 @@
-"""Events for the Symmetry tab of TensorBoard: few, small, and cheap where nothing has changed."""
+"""Writes the events of the Symmetry tab: few and small, and cheap where nothing has changed."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from lightning_symmetry.outputs.heatmap import order_units, similarity, to_bytes
 from lightning_symmetry.outputs.output import Check, Heatmaps, Output
-from lightning_symmetry.outputs.tensorboard import add_summary, is_closed
-from lightning_symmetry.outputs.thinning import MAX_SPACING, Thinning
+from lightning_symmetry.outputs.tensorboard import MAX_SPACING, Thinning, add_summary, is_closed
 from lightning_symmetry.tensorboard_plugin.events import (
     MATRIX_TAG,
     MAX_SIDE,
@@ -36,21 +35,17 @@ _VISIBLE = 4  # similarities that differ by less than 4 of 127 levels look the s
 _METADATA = SummaryMetadata(
     plugin_data=SummaryMetadata.PluginData(plugin_name=PLUGIN_NAME), data_class=DATA_CLASS_TENSOR
 )
-# As at most checks, for which it is packed once.
+# The summary of most checks, packed once.
 _NOTHING: dict[str, Any] = {"version": 1, "layers": {}}
 _NO_NEWS = pack_summary(_NOTHING)
 Matrix = tuple[list[int], npt.NDArray[np.uint8]]
 
 
 class SymmetryTab(Output):
-    """Writes what has changed since the check before; after a failure, everything anew.
+    """Writes the changes since the previous check; after a failure, everything.
 
-    Of a long run of checks at which nothing has changed, some are written, with the steps of those before.
-
-    Args:
-        writer: where to.
-        heatmaps: which layers get matrices: those that have changed, and others every now and then ("findings"), all at
-            every check ("all"), or none.
+    Of many checks in a row without changes, only some are written, with the steps of those before. Layers get matrices
+    when they have changed and at looks 1, 2, 4, 8, ..., or as ``heatmaps`` demands, at every check or never.
     """
 
     name = "Symmetry tab"
@@ -65,7 +60,7 @@ class SymmetryTab(Output):
         self._step = -1
         self._report: SymmetryReport | None = None  # the latest
         self._layers: dict[str, LayerDiagnosis] = {}
-        self._values: dict[str, dict[str, Any]] = {}  # by layer, what was written of it
+        self._values: dict[str, dict[str, Any]] = {}  # by layer, the values that were written
         self._findings: dict[str, list[object]] = {}
         self._num_looks: dict[str, int] = {}
         self._matrices: dict[str, Matrix] = {}
@@ -76,7 +71,7 @@ class SymmetryTab(Output):
         try:
             self._write(check)
         except Exception:
-            self._reset()  # it is not known what of this check was written
+            self._reset()  # it is unknown which parts of this check were written
             raise
 
     def close(self, report: SymmetryReport) -> None:
@@ -115,7 +110,7 @@ class SymmetryTab(Output):
             self._step = report.step
             return _NOTHING  # as at most checks
         layers = {layer.name: layer for layer in report.distinct_layers}
-        # A reader forgets the later steps of a training that went on from an earlier one, and with them what changed.
+        # When a training continues from an earlier step, readers forget the later steps and their changes.
         is_full = report.step <= self._step or list(layers) != list(self._layers)
         if is_full:
             self._layers, self._values, self._findings = {}, {}, {}
@@ -125,19 +120,19 @@ class SymmetryTab(Output):
                 values, before = _layer_values(layer), self._values.get(name, {})
                 summary["layers"][name] = {key: values[key] for key in values if values[key] != before.get(key)}
                 self._values[name] = values
-        told = {}
+        changed = {}
         for name, found in findings.items():
-            # The last step is left out: it changes at every check, and the groups tell it.
+            # Without `last_step`, which changes at every check.
             state: list[object] = [
                 (f.units, f.verdict, f.cause, f.first_step, f.broken_step, f.stop, f.follows, f.kept_by) for f in found
             ]
             if state != self._findings.get(name):
-                told[name] = _findings_values(found, report)
+                changed[name] = _findings_values(found, report)
                 self._findings[name] = state
         if is_full:
             summary["full"] = True
-        if told:
-            summary["findings"] = told
+        if changed:
+            summary["findings"] = changed
         self._layers, self._step = layers, report.step
         return summary
 
@@ -145,25 +140,20 @@ class SymmetryTab(Output):
         units = [unit for part in order_units(layer, MAX_SIDE) for unit in part]
         cells = to_bytes(similarity(seen.weights, seen.gradients, units))
         before = self._matrices.get(layer.name)
-        if before is None or before[0] != units or _is_visible(before[1], cells):
+        if before is None or before[0] != units or (np.abs(before[1].astype(int) - cells) >= _VISIBLE).any():
             self._matrices[layer.name] = (units, cells)
             add_event(self._writer, MATRIX_TAG + layer.name, pack_matrix(units, cells.tobytes()), step)
 
 
-def _is_visible(before: npt.NDArray[np.uint8], after: npt.NDArray[np.uint8]) -> bool:
-    change = np.abs(before.astype(np.int16) - after)
-    return bool((change >= _VISIBLE).any())
-
-
 def add_event(writer: SummaryWriter, tag: str, data: bytes, step: int) -> None:
-    """Write one event of the tab's own kind: TensorBoard lists it only with the plugin's name and the class of data."""
+    """Write one event of the tab, with the plugin's name and the data class, without which TensorBoard ignores it."""
     value = Summary.Value(tag=tag, metadata=_METADATA, tensor=TensorProto(dtype=DT_STRING, string_val=[data]))
     add_summary(writer, [value], step)
 
 
 def _layer_values(layer: LayerDiagnosis) -> dict[str, Any]:
     groups = layer.groups[:_MAX_GROUPS]
-    # Dead units count here only where they are so many that the user is warned of them.
+    # Dead units count here only where there are enough of them for a warning.
     counts = {str(v): sum(len(group.units) for group in layer.groups if group.verdict is v) for v in Verdict}
     return {
         "units": layer.num_units,

@@ -7,36 +7,94 @@ import re
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from copy import copy
-from typing import Any
+from typing import Any, ParamSpec
 
 from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import image, text
 
-from lightning_symmetry.outputs.background import Background
 from lightning_symmetry.outputs.heatmap import draw_layer, draw_overview
 from lightning_symmetry.outputs.output import Check, Heatmaps, Output, Scalars
 from lightning_symmetry.outputs.pictures import due_heatmaps
 from lightning_symmetry.outputs.scalars import ScalarChoice
-from lightning_symmetry.outputs.thinning import Thinning
 from lightning_symmetry.verdicts.advice import alike_findings, describe_units, what, why
 from lightning_symmetry.verdicts.diagnoses import Finding, LayerDiagnosis
 from lightning_symmetry.verdicts.look import Look
 from lightning_symmetry.verdicts.report import SymmetryReport
 
+MAX_SPACING = 1 << 10
+"""The longest gap between two repetitions that are written, in checks."""
+_MAX_UNTHINNED = 64  # repetitions in a row that are all written
 _MAX_ROWS = 200
 _PATIENCE_S = 5.0
 
+P = ParamSpec("P")
+
+
+class Thinning:
+    """Decides which checks that repeat the one before are written, so that a long quiet training takes few events.
+
+    The first 64 in a row are; then every second up to 128, every fourth up to 256, and so on, at least every 1024th. A
+    flat curve has no gap of more than 1/32 of its length, so it looks complete.
+
+    Example:
+        >>> thinning = Thinning()
+        >>> _ = thinning.is_due(is_repetition=False)
+        >>> [number for number in range(1, 300) if thinning.is_due(is_repetition=True)][60:70]
+        [61, 62, 63, 64, 66, 68, 70, 72, 74, 76]
+    """
+
+    def __init__(self) -> None:
+        self._num_repetitions = 0
+
+    def is_due(self, *, is_repetition: bool) -> bool:
+        """Count the next check. Return whether it is written."""
+        self._num_repetitions = self._num_repetitions + 1 if is_repetition else 0
+        spacing = 1 << max(0, self._num_repetitions.bit_length() - _MAX_UNTHINNED.bit_length() + 1)
+        return self._num_repetitions % min(spacing, MAX_SPACING) == 0
+
+
+class Background:
+    """Runs tasks that the training need not wait for, one after the other on one thread.
+
+    The process ends only when all are done. A task must not read what the training changes, such as weights.
+
+    Example:
+        >>> background, drawn = Background(), []
+        >>> background.run(drawn.append, "picture")
+        >>> background.wait()
+        >>> drawn
+        ['picture']
+    """
+
+    def __init__(self) -> None:
+        self._executor: ThreadPoolExecutor | None = None
+        self._tasks: list[Future[None]] = []  # whose results were not seen
+
+    def run(self, task: Callable[P, None], *args: P.args, **kwargs: P.kwargs) -> None:
+        """Enqueue a task."""
+        if self._executor is None:
+            self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="symmetry")
+        self._tasks.append(self._executor.submit(task, *args, **kwargs))
+
+    def raise_failure(self) -> None:
+        """Raise the exception of a task that has failed since the last call, if any has."""
+        while self._tasks and self._tasks[0].done():
+            self._tasks.pop(0).result()
+
+    def wait(self) -> None:
+        """Wait for all tasks; raise the exception of one that has failed."""
+        executor, self._executor = self._executor, None
+        if executor is not None:
+            executor.shutdown()
+        self.raise_failure()
+
 
 class TensorBoardScalars(Output):
-    """Writes the scalars of every check; of a long run of checks at which they stay the same, some.
-
-    Args:
-        writer: where to.
-        scalars: the option of the monitor.
-    """
+    """Writes the scalars of every check; of many checks in a row with the same scalars, only some."""
 
     name = "scalars in TensorBoard"
     is_foreign = False
@@ -54,7 +112,7 @@ class TensorBoardScalars(Output):
         is_repetition = scalars == latest and step > latest_step
         if self._thinning.is_due(is_repetition=is_repetition):
             if not is_repetition:
-                self._write_skipped()  # so that a curve is flat up to where it changes
+                self._write_skipped()  # so that the curve is flat up to the change
             self._write(scalars, step)
             self._skipped_at = None
         else:
@@ -72,20 +130,16 @@ class TensorBoardScalars(Output):
             self._skipped_at = None
 
     def _write(self, scalars: Mapping[str, float], step: int, walltime: float | None = None) -> None:
-        # All scalars make up one event: an event for each would cost ten times as much.
+        # One event holds all scalars: one for each would cost ten times as much.
         values = [Summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()]
         if values:
             add_summary(self._writer, values, step, walltime)
 
 
 class TensorBoardPictures(Output):
-    """Writes a table of findings, a picture of the model, and pictures of layers, where these have changed.
+    """Writes a table of findings, a picture of the model, and heatmaps, where these have changed.
 
-    The table and the picture of the model, which need no weights, are made in the background.
-
-    Args:
-        writer: where to.
-        heatmaps: which layers get pictures: those with findings ("findings"), all at every check ("all"), or none.
+    The table and the picture of the model, which need no weights, are drawn in the background.
     """
 
     name = "findings and pictures in TensorBoard"
@@ -120,7 +174,7 @@ class TensorBoardPictures(Output):
             self._has_failed = True
 
     def _write_again(self, report: SymmetryReport) -> None:
-        """Write what has failed in the background; here a failure is noticed, and told after some more."""
+        """Write in the foreground what failed in the background, so that the caller gets the exception."""
         write_findings(self._writer, report, self._findings)
         self._has_failed = False
 
@@ -128,21 +182,21 @@ class TensorBoardPictures(Output):
 def add_summary(
     writer: SummaryWriter, values: Sequence[Summary.Value], step: int, walltime: float | None = None
 ) -> None:
-    """Write values of any kind as one event, of now unless another time is given, in seconds since 1970.
+    """Write values of any kind as one event; ``walltime`` is in seconds since 1970, by default now.
 
-    The user logs to the same writer, whose thread ends at the first failure, such as a missing folder or a full disk;
-    everything that the user logs later would raise. So this thread writes to the file, unless it is a remote one.
+    The writer's own thread ends at the first failure, such as a missing folder or a full disk, and would then fail
+    everything that the user logs. So this thread writes to the file itself, unless the file is remote.
 
     Raises:
-        OSError: if the file cannot be written. It is left as it was.
+        OSError: if the file cannot be written. It is unchanged then.
     """
     file_writer, summary = writer._get_file_writer(), Summary(value=values)
     if type(file_writer).__module__.startswith("tensorboardX."):
-        # The same message, but this library takes it only in a class of its own.
+        # tensorboardX accepts the same message only in a class of its own.
         summary = sys.modules["tensorboardX.proto.summary_pb2"].Summary.FromString(summary.SerializeToString())
     events = getattr(file_writer, "event_writer", None)
     if "://" not in file_writer.get_logdir() and (hasattr(events, "_async_writer") or hasattr(events, "_ev_writer")):
-        file_writer = copy(file_writer)  # not another class: MLflow's autologging and others patch its methods
+        file_writer = copy(file_writer)  # the same class, because MLflow's autologging and others patch its methods
         file_writer.event_writer = _DirectWriter(events)
     file_writer.add_summary(summary, step, walltime)
 
@@ -161,11 +215,11 @@ class _DirectWriter:
             return
         writer, path = self._events._async_writer, self._events._file_name
         queue = writer._byte_queue
-        with writer._lock:  # nothing enters the queue meanwhile
+        with writer._lock:  # blocks the queue
             writer._check_worker_status()
             with queue.all_tasks_done:
                 if not queue.all_tasks_done.wait_for(lambda: not queue.unfinished_tasks, _PATIENCE_S):
-                    raise TimeoutError("the writer does not get on with what it was given before")
+                    raise TimeoutError(f"earlier events were not written within {_PATIENCE_S:g} s")
             size = os.path.getsize(path) if os.path.exists(path) else 0
             try:
                 writer._writer.write(event.SerializeToString())
@@ -183,11 +237,11 @@ def write_findings(writer: SummaryWriter, report: SymmetryReport, findings: Sequ
         return
     add_summary(writer, text("symmetry/findings", table).value, report.step)
     add_summary(writer, image("symmetry/overview", pixels, dataformats="HWC").value, report.step)
-    writer.flush()  # so that news shows up at TensorBoard's next reload
+    writer.flush()  # so that TensorBoard shows it at the next reload
 
 
 def is_closed(writer: SummaryWriter) -> bool:
-    """Whether the user has closed a writer; what is written to it then opens another file."""
+    """Return whether the user has closed a writer; writing to it would open another file."""
     return writer.all_writers is None
 
 
@@ -198,7 +252,7 @@ def write_heatmap(writer: SummaryWriter, layer: LayerDiagnosis, seen: Look, step
 
 
 def findings_table(findings: Sequence[Finding], report: SymmetryReport) -> str:
-    """All findings in Markdown: a table, and what each means."""
+    """Return all findings in Markdown: a table, and what each means."""
     if not findings:
         so_far = "" if not report.redundant_units else " Units that are equal now may yet part by themselves."
         return f"Nothing to warn of: {report.totals()}{so_far}"
@@ -210,7 +264,7 @@ def findings_table(findings: Sequence[Finding], report: SymmetryReport) -> str:
         ended = "" if first.broken_step is None else f", broken at step {first.broken_step}"
         cells = [first.layer, describe_units(alike, report), f"{first.verdict}{ended}", str(first.first_step)]
         table.append("| " + " | ".join(map(_escape, cells)) + " |")
-        # The long text stands below the table, where it does not squeeze the other columns.
+        # The long text goes below the table, where it does not squeeze the other columns.
         note = f"They {what(alike)} {why(alike, report)}"
         notes.append(f"- **{_escape(first.layer)}**, {first.verdict}: {_escape(note)}")
     if len(rows) > _MAX_ROWS:
@@ -219,5 +273,5 @@ def findings_table(findings: Sequence[Finding], report: SymmetryReport) -> str:
 
 
 def _escape(text: str) -> str:
-    """Layer names may hold anything; none of it is markup."""
+    """Escape markup in layer names and messages."""
     return re.sub(r"[^\w .,:;(){}'+/=-]|_", lambda match: f"&#{ord(match[0])};", text)

@@ -14,21 +14,15 @@ from lightning_symmetry.verdicts.report import SymmetryReport
 
 
 class WandbOutput(Output):
-    """Writes to a run of Weights & Biases, a row per check, with the optimizer step as ``symmetry/step``.
+    """Writes to a run of Weights & Biases, one row per check, with the optimizer step as ``symmetry/step``.
 
-    Lightning's logger counts the rows by itself. A raw run is shared with its owner, in one of two ways:
+    A ``WandbLogger`` counts rows by itself. A raw run also has rows of its user:
 
-    - The owner lets the run count its rows. Then checks may have rows of their own. They are kept back until the
-      owner's first row has shown how rows are counted, or until the end.
-    - The owner numbers the rows, ``run.log(..., step=epoch)``. A run drops rows whose number is too low, so a row for
-      each check would cost rows of the owner's. A check is then written into the owner's open row, in place of the
-      check before, and all checks are written at the end as the table ``symmetry/checks``.
-
-    Args:
-        target: a ``WandbLogger``, or a run as ``wandb.init`` returns it.
-        heatmaps: the option of the monitor.
-        scalars: the option of the monitor.
-        tag: what the names of all values begin with.
+    - If the run counts the rows, every check gets its own row. Checks wait until the user's first row shows how rows
+      are counted, or until the end.
+    - If the user numbers the rows (``run.log(..., step=epoch)``), the run drops rows with lower numbers, so rows for
+      checks would make it drop rows of the user. Each check is then written into the user's open row, where it replaces
+      the previous check, and at the end all checks are written as the table ``symmetry/checks``.
     """
 
     name = "output to Weights & Biases"
@@ -41,7 +35,7 @@ class WandbOutput(Output):
         self._rows: _LoggerRows | _SharedRows = _LoggerRows(target) if is_logger else _SharedRows(target, tag)
 
     def write(self, check: Check) -> None:
-        # Whoever has made a run has loaded the library; nobody else has to.
+        # The library is loaded, because there is a run.
         wandb = sys.modules["wandb"]
         scalars = self._choice.of(check)
         media: dict[str, Any] = {}
@@ -73,20 +67,20 @@ class _LoggerRows:
         self._logger.log_metrics({**scalars, **media}, step=step)
 
     def close(self) -> None:
-        """Nothing: each check is written at once."""
+        """Do nothing: each check is written at once."""
 
 
 class _SharedRows:
-    """The rows of a raw run, to which its owner writes as well."""
+    """The rows of a raw run, to which the user writes as well."""
 
     def __init__(self, run: Any, tag: str) -> None:
         self.run = run
         self._tag = tag
         self._axis = f"{tag}/step"
         self._first_step = self._next_step()
-        self._waiting: list[dict[str, Any]] = []  # rows, until it is known how the owner's are counted
+        self._waiting: list[dict[str, Any]] = []  # rows, until it is known how the user's rows are counted
         self._is_known = False
-        self._scalars: list[dict[str, float]] = []  # of the checks that may have no row of their own
+        self._scalars: list[dict[str, float]] = []  # of the checks that may get no row of their own
         self._has_axis = False
 
     def add(self, step: int, scalars: Mapping[str, float], media: Mapping[str, Any]) -> None:
@@ -95,13 +89,13 @@ class _SharedRows:
             self._has_axis = True
         self._waiting.append({**scalars, **media, self._axis: step})
         self._scalars.append({self._axis: step, **scalars})
-        self._is_known = self._is_known or self._owner_numbers_rows() or self._next_step() != self._first_step
+        self._is_known = self._is_known or self._has_numbered_rows() or self._next_step() != self._first_step
         if not self._is_known:
             return
         try:
             self._write_waiting()
         except Exception:
-            del self._waiting[-1], self._scalars[-1]  # this check will be handed over again
+            del self._waiting[-1], self._scalars[-1]  # this check will be written again
             raise
 
     def close(self) -> None:
@@ -114,7 +108,7 @@ class _SharedRows:
         self._scalars = []
 
     def _write_waiting(self) -> None:
-        has_rows = not self._owner_numbers_rows()
+        has_rows = not self._has_numbered_rows()
         while self._waiting:
             self.run.log(self._waiting[0], commit=has_rows)
             del self._waiting[0]
@@ -124,7 +118,7 @@ class _SharedRows:
     def _next_step(self) -> Any:
         return getattr(self.run, "step", None)
 
-    def _owner_numbers_rows(self) -> bool:
-        """Return whether the owner has given a row a number; nothing but the library's own record tells."""
+    def _has_numbered_rows(self) -> bool:
+        """Return whether the user has numbered a row; only the library's telemetry knows."""
         feature = getattr(getattr(self.run, "_telemetry_obj", None), "feature", None)
         return bool(getattr(feature, "set_step_log", False))

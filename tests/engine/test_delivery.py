@@ -69,7 +69,7 @@ def test_a_logger_that_fails_does_not_silence_the_others(tmp_path: Path) -> None
     board = TensorBoardLogger(tmp_path / "board", name="", version="")
     assert train([faulty, sound, board]) == [
         "SymmetryMonitor switches off its scalars in Faulty, which failed with OSError: disk full. Training goes on. "
-        "Its `findings` hold all that was found."
+        "All findings remain in its attribute `findings`."
     ]
     assert faulty.calls == 3
     assert steps_in(tmp_path / "sound" / "metrics.csv") == list(range(10))
@@ -189,7 +189,7 @@ def test_an_output_that_is_switched_off_is_left_alone() -> None:
     assert journal.last is None
     assert said == [
         "SymmetryTracker switches off its journal, which failed with OSError: disk full. Training goes on. "
-        "Its `findings` hold all that was found."
+        "All findings remain in its attribute `findings`."
     ]
 
 

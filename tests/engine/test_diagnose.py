@@ -30,7 +30,7 @@ def test_what_is_often_passed_instead_of_a_model_is_told_in_a_line() -> None:
         with pytest.raises(TypeError, match=hint):
             diagnose(value)  # type: ignore[arg-type]
     for state in (big.state_dict(), {"epoch": 3, "state_dict": big.state_dict()}):
-        with pytest.raises(TypeError, match="Of a state dict pass the model that it is loaded into") as caught:
+        with pytest.raises(TypeError, match="For a state dict pass the model that loads it") as caught:
             diagnose(state)  # type: ignore[arg-type]
         assert len(str(caught.value)) < 400
 

@@ -37,7 +37,7 @@ class Notebook(Output):
 
 
 def engine_of(**options: Any) -> SymmetryEngine:
-    return SymmetryEngine(Options(**options), who="Engine", tell=lambda text: None)
+    return SymmetryEngine(Options(**options), who="Engine", notify=lambda text: None)
 
 
 def loop(

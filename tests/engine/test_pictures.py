@@ -21,7 +21,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.tensor import Shard, distribute_tensor
 
 from lightning_symmetry import SymmetryMonitor, SymmetryReport, diagnose
-from lightning_symmetry.engine.pictures import MAX_HEATMAPS
+from lightning_symmetry.engine.attachments import MAX_HEATMAPS
 from lightning_symmetry.outputs.heatmap import ON_ANY_PAGE, draw_layer
 from lightning_symmetry.units.discovery import find_layers
 from tests.training import Classifier, fill, fit, mlp
@@ -121,7 +121,7 @@ def test_showing_a_report_never_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*args: object, **kwargs: object) -> NoReturn:
         raise RuntimeError("not now")
 
-    monkeypatch.setattr("lightning_symmetry.engine.pictures.find_layers", fail)
+    monkeypatch.setattr("lightning_symmetry.engine.attachments.find_layers", fail)
     assert heatmaps(report) == {}
     assert "duplicate: all 16 units" in report._repr_html_()
 

@@ -20,7 +20,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from lightning_symmetry import SymmetryMonitor, SymmetryTracker
 from lightning_symmetry.outputs import heatmap, tensorboard
-from lightning_symmetry.outputs.background import Background
+from lightning_symmetry.outputs.tensorboard import Background
 from tests.outputs.test_tensorboard import read
 from tests.training import Classifier, assert_same, batches, failing_at_first, fill, make_trainer, mlp
 

@@ -9,9 +9,9 @@ import pytest
 from torch import nn
 
 from lightning_symmetry import LayerDiagnosis, SymmetryReport, UnitGroup, Verdict
+from lightning_symmetry.engine.attachments import access_to
 from lightning_symmetry.engine.engine import SymmetryEngine
 from lightning_symmetry.engine.options import Options
-from lightning_symmetry.engine.reaching import access_to
 from lightning_symmetry.units.discovery import find_layers
 from lightning_symmetry.verdicts.access import Access
 from lightning_symmetry.verdicts.advice import idle_texts, messages, why
@@ -191,7 +191,7 @@ def test_idle_units_of_a_layer_are_told_of_once() -> None:
     report = SymmetryReport(3, {"fc": LayerDiagnosis("fc", 2, 8, groups=[group])})
     engine = SymmetryEngine(Options(), "Monitor", heard.append)
     for _ in range(3):
-        engine._tell_of_idle_units(report)
+        engine._notify_of_idle_units(report)
     assert heard == [
         "fc: all 2 units get no gradient, since the loss gives none (its weight is 0). Nothing is wrong with these "
         "units. [SYM402]"
