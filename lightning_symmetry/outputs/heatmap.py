@@ -1,4 +1,4 @@
-"""Similarity to pixels: a picture of one layer, and one of the whole model."""
+"""Pictures as pixels: the similarities within a layer, and an overview of the model."""
 
 from __future__ import annotations
 
@@ -14,20 +14,22 @@ from torchmetrics.functional import pairwise_cosine_similarity
 
 from lightning_symmetry.matrices.numerics import exact_arithmetic
 from lightning_symmetry.matrices.rows import Rows
+from lightning_symmetry.tensorboard_plugin.page import NO_DIRECTION, SIMILARITIES, SIMILARITY_COLOURS
 from lightning_symmetry.verdicts.diagnoses import LayerDiagnosis, UnitGroup
 from lightning_symmetry.verdicts.report import SymmetryReport
+from lightning_symmetry.verdicts.tables import shorten
 from lightning_symmetry.verdicts.verdict import Verdict
 
 Pixels = npt.NDArray[np.uint8]
 
 MAX_UNITS = 160
-"""Units a side; larger layers are thinned out."""
+"""The largest number of units per side; larger layers are thinned out."""
 
 _IN_NO_GROUP = "#dfe3e8"
 
 
 class Inks(NamedTuple):
-    """The colours of a picture around its square: the background, what is written on it, and what is less important."""
+    """The colours around the square of a heatmap: background, text, and secondary text."""
 
     paper: str
     ink: str
@@ -36,25 +38,21 @@ class Inks(NamedTuple):
 
 ON_WHITE = Inks("#ffffff", "#20242c", "#6b7280")
 ON_ANY_PAGE = Inks("#7d859000", "#7d8590", "#7d8590")
-"""Transparent, with grey letters that can be read on light pages and on dark ones."""
+"""Transparent, with grey text that is legible on light and dark pages."""
 
-# Similarities of 1 are bright, those of 0 dark, and negative ones blue, which the colour-blind can tell from orange.
-_STOPS = (-1.0, -0.5, 0.0, 0.5, 0.9, 1.0)
-_COLOURS = ((120, 200, 255), (38, 98, 160), (16, 18, 32), (128, 46, 44), (236, 124, 46), (255, 240, 170))
-_NO_DIRECTION = (176, 180, 188)
 _SIDE = 320
 _LEFT, _TOP, _RIGHT = 50, 46, 66  # around the square: unit indices, heading, scale
 _LINE = 20
 _KEYS_IN_A_LINE = 3
-_SMALL, _LARGE = 13, 15  # sizes that can be read after TensorBoard has scaled the picture down
+_SMALL, _LARGE = 13, 15  # font sizes that stay legible when TensorBoard scales the picture down
 _MAX_LAYERS = 40
 
 
 def order_units(layer: LayerDiagnosis, limit: int = MAX_UNITS) -> list[list[int]]:
-    """Units in the order of the picture, group by group, then the others; thinned to ``limit``, all groups still there.
+    """Return the units in the order of the picture, thinned to ``limit`` such that every group keeps some.
 
     Returns:
-        One list per group, in the order of ``layer.groups``, and last the units of no group.
+        One list per group, in the order of ``layer.groups``, and one of the units in no group.
 
     Example:
         >>> from lightning_symmetry.verdicts.evidence import Cause
@@ -68,18 +66,18 @@ def order_units(layer: LayerDiagnosis, limit: int = MAX_UNITS) -> list[list[int]
     sizes = [2] * (len(parts) - 1) + [0]
     left_over = [len(part) - size for part, size in zip(parts, sizes, strict=True)]
     room = min(limit - sum(sizes), sum(left_over))
-    # Every part gets its share of the room, rounded so that the shares add up to it.
+    # Every part gets a share of the room, rounded such that the shares add up.
     bounds = [room * so_far // max(1, sum(left_over)) for so_far in accumulate(left_over, initial=0)]
     sizes = [size + b - a for size, (a, b) in zip(sizes, pairwise(bounds), strict=True)]
-    return [_spread(part, size) for part, size in zip(parts, sizes, strict=True)]
+    return [[part[i * len(part) // size] for i in range(size)] for part, size in zip(parts, sizes, strict=True)]
 
 
 def similarity(weights: Rows, gradients: Rows | None, units: Sequence[int]) -> npt.NDArray[np.float64]:
-    """Cosine similarities of weights below the diagonal and of gradients above it.
+    """Return cosine similarities: of weights below the diagonal, of gradients above it.
 
     Returns:
-        Matrix of shape ``(len(units), len(units))``; NaN where a row is zero or not finite and so has no direction, and
-        above the diagonal if there are no gradients.
+        Matrix ``(len(units), len(units))``; NaN where a row is zero or not finite, and above the diagonal if there are
+        no gradients.
     """
     index = np.array(units)
     with exact_arithmetic(weights.device):
@@ -92,7 +90,7 @@ def similarity(weights: Rows, gradients: Rows | None, units: Sequence[int]) -> n
 
 
 def to_bytes(matrix: npt.NDArray[np.float64]) -> Pixels:
-    """Similarities as bytes: 1 for -1, 128 for 0, 255 for 1, and 0 for NaN.
+    """Encode similarities as bytes: 1 for -1, 128 for 0, 255 for 1, and 0 for NaN.
 
     Example:
         >>> to_bytes(np.array([-1.0, 0.0, 0.5, 1.0, np.nan])).tolist()
@@ -103,20 +101,19 @@ def to_bytes(matrix: npt.NDArray[np.float64]) -> Pixels:
 
 
 def colours(matrix: npt.NDArray[np.float64]) -> Pixels:
-    """Colour of every similarity; ``(...)`` to ``(..., 3)``."""
-    stops = np.array(_COLOURS, dtype=np.float64)
+    """Map similarities ``(...)`` to colours ``(..., 3)``."""
     values = np.nan_to_num(matrix, nan=0.0)
-    channels = [np.interp(values, _STOPS, stops[:, channel]) for channel in range(3)]
+    channels = [np.interp(values, SIMILARITIES, channel) for channel in zip(*SIMILARITY_COLOURS, strict=True)]
     pixels = np.stack(channels, axis=-1).round().astype(np.uint8)
-    pixels[np.isnan(matrix)] = _NO_DIRECTION
+    pixels[np.isnan(matrix)] = NO_DIRECTION
     return pixels
 
 
 def draw_layer(layer: LayerDiagnosis, weights: Rows, gradients: Rows | None, inks: Inks = ON_WHITE) -> Pixels:
-    """The picture of a layer: one square, groups next to each other, framed in the colour of their verdict.
+    """Draw the heatmap of a layer, in which units of a group are adjacent and framed in the colour of their verdict.
 
     Returns:
-        Array ``(height, width, 3)``, or ``(height, width, 4)`` if the paper is transparent.
+        Array ``(height, width, 3)``, or ``(height, width, 4)`` if the background is transparent.
     """
     parts = order_units(layer)
     units = [unit for part in parts for unit in part]
@@ -125,7 +122,8 @@ def draw_layer(layer: LayerDiagnosis, weights: Rows, gradients: Rows | None, ink
     side = len(square)
     verdicts = [verdict for verdict in Verdict if any(group.verdict is verdict for group in layer.groups)]
     below = 10 + _LINE * (2 + (len(verdicts) + 1) // 2)
-    image = Image.new(_mode(inks), (_LEFT + max(side, _SIDE) + _RIGHT, _TOP + side + below), inks.paper)
+    mode = "RGB" if len(inks.paper) == len("#rrggbb") else "RGBA"
+    image = Image.new(mode, (_LEFT + max(side, _SIDE) + _RIGHT, _TOP + side + below), inks.paper)
     image.paste(Image.fromarray(square), (_LEFT, _TOP))
     draw = ImageDraw.Draw(image)
     shown = "" if len(units) == layer.num_units else f" ({len(units)} shown)"
@@ -147,7 +145,7 @@ def draw_layer(layer: LayerDiagnosis, weights: Rows, gradients: Rows | None, ink
 
 
 def draw_overview(report: SymmetryReport) -> Pixels:
-    """The picture of the model: a bar per layer, filled by what becomes of its units.
+    """Draw the model as one bar per layer, with the share of units of each verdict.
 
     Returns:
         Array ``(height, width, 3)``.
@@ -157,7 +155,7 @@ def draw_overview(report: SymmetryReport) -> Pixels:
         sick = [layer for layer in layers if layer.groups]
         chosen = {layer.name for layer in [*sick, *(layer for layer in layers if not layer.groups)][:_MAX_LAYERS]}
         layers = [layer for layer in layers if layer.name in chosen]
-    names = [_shorten(layer.name, 34) for layer in layers]
+    names = [shorten(layer.name, 34) for layer in layers]
     font = _font(_SMALL)
     left = 24 + int(max([font.getlength(name) for name in names], default=0))
     bar, line = 260, 24
@@ -190,15 +188,6 @@ def draw_overview(report: SymmetryReport) -> Pixels:
     return np.asarray(image)
 
 
-def _mode(inks: Inks) -> str:
-    return "RGB" if len(inks.paper) == len("#rrggbb") else "RGBA"
-
-
-def _spread(items: list[int], size: int) -> list[int]:
-    """``size`` of the items, evenly spaced."""
-    return [items[i * len(items) // size] for i in range(size)]
-
-
 def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size)
 
@@ -214,7 +203,7 @@ def _draw_frames(draw: ImageDraw.ImageDraw, groups: Sequence[UnitGroup], parts: 
 
 
 def _draw_ticks(draw: ImageDraw.ImageDraw, parts: list[list[int]], cell: int, ink: str) -> None:
-    """Unit indices along the left side: where groups begin, then as many others as there is room for."""
+    """Draw unit indices on the left side: those at the start of groups, then others where there is room."""
     units = [unit for part in parts for unit in part]
     starts = {sum(map(len, parts[:i])) for i, part in enumerate(parts) if part}
     font, taken = _font(_SMALL), list[float]()
@@ -237,10 +226,6 @@ def _draw_scale(image: Image.Image, draw: ImageDraw.ImageDraw, x: int, y: int, h
 
 
 def _draw_key(draw: ImageDraw.ImageDraw, x: int, y: int, text: str, colour: str, ink: str) -> None:
-    """A swatch with its meaning."""
+    """Draw a swatch with its meaning."""
     draw.rectangle((x, y + 2, x + 11, y + 13), fill=colour)
     draw.text((x + 17, y), text, ink, _font(_SMALL))
-
-
-def _shorten(name: str, length: int) -> str:
-    return name if len(name) <= length else "..." + name[3 - length :]

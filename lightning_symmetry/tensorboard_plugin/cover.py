@@ -1,4 +1,4 @@
-"""What a report says before the page of the tab: which run it is of, when it was written, and what was found."""
+"""The cover of a report, above the page of the tab: the run, the date, and the findings in words."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ STYLE = """
 
 _MAX_FINDINGS = 20
 _MAX_RUNS = 10
-# Folders that say nothing of a run: what loggers and monitors call theirs.
+# Default folder names of loggers and monitors, which do not describe a run.
 _ANY = re.compile(r"symmetry([-_]\d+)*|lightning_logs|logs|runs|version_\d+|checkpoints|\.|/", re.IGNORECASE)
 _OWN = re.compile(r"symmetry([-_]\d+)*")
 
 
 def run_name(folder: Path) -> str:
-    """Return what to call the run in a folder: the end of its path, from the last folder on that somebody has named.
+    """Return a name for the run in a folder: the end of its path, from the last folder without a default name on.
 
     Example:
         >>> run_name(Path("/home/me/digits/lightning_logs/version_3/symmetry"))
@@ -45,13 +45,13 @@ def run_name(folder: Path) -> str:
 
 
 def cover(title: str, runs: Sequence[tuple[str, RunHistory]], command: str, now: datetime) -> str:
-    """Return a heading, the date, the findings of each run in words, and how to look further, as HTML.
+    """Return a heading, the date, the findings of each run in words, and next steps, as HTML.
 
     Args:
-        title: what the report is of.
-        runs: the name of each run, and what happened in it.
-        command: makes the report again.
-        now: when the report is written.
+        title: the name of the run or directory.
+        runs: name and history of each run.
+        command: the command that writes the report again.
+        now: the current time.
 
     Example:
         >>> command = "lightning-symmetry report runs/digits"
@@ -61,34 +61,34 @@ def cover(title: str, runs: Sequence[tuple[str, RunHistory]], command: str, now:
     """
     number = f"{len(runs)} runs: {_listed([name for name, _ in runs])}" if len(runs) > 1 else "1 run"
     found = [(name, history) for name, history in runs if any(history.findings.values())]
-    told = [_findings(name if len(runs) > 1 else "", history) for name, history in found[:_MAX_RUNS]]
+    results = [_findings(name if len(runs) > 1 else "", history) for name, history in found[:_MAX_RUNS]]
     if len(found) > _MAX_RUNS:
-        told.append(f"<p>Findings in {len(found) - _MAX_RUNS} more runs are told below.</p>")
-    lost = [name for name, history in runs if not history.steps]
+        results.append(f"<p>Findings in {len(found) - _MAX_RUNS} more runs are below.</p>")
+    unreadable = [name for name, history in runs if not history.steps]
     quiet = [
         f"{name} up to step {history.steps[-1]:,}"
         for name, history in runs
         if history.steps and not any(history.findings.values())
     ]
     if quiet:
-        told.append(f"<p>Nothing was found in {escape(_listed(quiet))}.</p>")
-    if lost:
-        told.append(f"<p>No check of {escape(_listed(lost))} can be read.</p>")
+        results.append(f"<p>Nothing was found in {escape(_listed(quiet))}.</p>")
+    if unreadable:
+        results.append(f"<p>No check of {escape(_listed(unreadable))} can be read.</p>")
     return f"""<header class="cover">
 <h1>Symmetry report: {escape(title)}</h1>
 <p>Written on {now.day} {now:%B %Y, %H:%M} by lightning-symmetry, of {escape(number)}. While the model was
 trained, its layers were searched for units that train as one, and for units that do not train. Below the findings, each
 layer can be opened.</p>
-{chr(10).join(told)}
+{chr(10).join(results)}
 <h2>Next</h2>
 <p>Each code in brackets, such as [SYM101], has a section on the page <em>Codes</em> of the documentation: what was
-seen, how to check it, and how to cure it. Where the run was made, this page is written anew by
-<code>{escape(command)}</code>.</p>
+seen, how to check it, and how to fix it. To update this page, run
+<code>{escape(command)}</code> on the machine of the run.</p>
 </header>"""
 
 
 def _findings(name: str, history: RunHistory) -> str:
-    """Return the findings of a run; with its name, if there is more than one."""
+    """Return the findings of a run as HTML; ``name`` is empty if there is only one run."""
     found = [(layer, finding) for layer, several in history.findings.items() for finding in several]
     of = f" in {escape(name)}" if name else ""
     items = []
@@ -102,7 +102,7 @@ def _findings(name: str, history: RunHistory) -> str:
 
 
 def _with_code(text: str) -> str:
-    """Return a text as HTML, with what stands between backticks as code."""
+    """Return a text as HTML, with parts in backticks as code."""
     return re.sub("`([^`]*)`", r"<code>\1</code>", escape(text))
 
 

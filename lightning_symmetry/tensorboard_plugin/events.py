@@ -1,12 +1,12 @@
-"""How the events of the Symmetry tab are stored as bytes: written during a training, read by TensorBoard.
+"""The events of the Symmetry tab as bytes: written during a training, read by TensorBoard.
 
 There are two kinds of events, both compact:
 
-- A *summary* is written at each check. It holds, for each layer of the model, the values that have changed since the
-  summary before. The first summary of a training holds all values, and so does any that cannot build on the one before.
-- A *matrix* holds the cosine similarities of the units of one layer, or of some of them if the layer is large.
+- A *summary* is written at each check. It contains, for each layer, the values that have changed since the previous
+  summary. The first summary of a training contains all values, as does any that cannot build on the previous one.
+- A *matrix* contains the cosine similarities of the units of one layer, or of some of them if the layer is large.
 
-Everything that is read may come from a file that somebody else made, so that it is checked before it is used.
+Files are not trusted: everything is checked when it is read.
 """
 
 from __future__ import annotations
@@ -20,27 +20,26 @@ from typing import Any
 PLUGIN_NAME = "symmetry"
 SUMMARY_TAG = "symmetry/tab"
 MATRIX_TAG = "symmetry/tab/matrix/"
-"""The name of the layer follows."""
+"""The prefix of the layer's name."""
 
 MAX_SIDE = 64
-"""The largest number of units that a matrix shows."""
+"""The largest number of units in a matrix."""
 _MAX_RUNS = 400
-# The largest size of a payload once it is unpacked, because a small file may be made to unpack into a very large one.
-_MAX_BYTES = 1 << 24
+_MAX_BYTES = 1 << 24  # of an unpacked payload, since a small malicious file may unpack into a huge one
 _RUN = re.compile(r"(\d{1,15})(?:-(\d{1,15})(?::(\d{1,15}))?)?")
 _MORE = "..."
 
 
 class PayloadError(ValueError):
-    """The bytes are damaged, or this package did not write them."""
+    """The bytes are damaged or not from this package."""
 
 
 def pack_units(units: Sequence[int], limit: int = _MAX_RUNS) -> str:
-    """Write indices of units as a short text: as runs of equal stride, in the order given.
+    """Encode indices of units as a short text: as runs of equal stride, in the order given.
 
     Args:
         units: the indices.
-        limit: the largest number of runs; an ellipsis stands for all units after that.
+        limit: the largest number of runs; an ellipsis replaces all units after these.
 
     Returns:
         Runs separated by commas: a single index, ``first-last``, or ``first-last:stride``.
@@ -71,14 +70,14 @@ def pack_units(units: Sequence[int], limit: int = _MAX_RUNS) -> str:
 
 
 def unpack_units(text: str, limit: int = MAX_SIDE) -> list[int]:
-    """Read the indices that :func:`pack_units` wrote.
+    """Decode the indices that :func:`pack_units` encoded.
 
     Args:
         text: the packed indices, without an ellipsis.
         limit: the largest number of indices.
 
     Raises:
-        PayloadError: if there are more than ``limit`` indices, or :func:`pack_units` writes no such text.
+        PayloadError: if there are more than ``limit`` indices, or the text is invalid.
 
     Example:
         >>> unpack_units("0-3,8,40,10-14:2")
@@ -88,7 +87,7 @@ def unpack_units(text: str, limit: int = MAX_SIDE) -> list[int]:
     for part in text.split(",") if text else ():
         match = _RUN.fullmatch(part)
         if match is None:
-            raise PayloadError("an index is no number")
+            raise PayloadError("an index is not a number")
         first = int(match[1])
         run = range(first, int(match[2] or first) + 1, int(match[3] or 1) or 1)
         if len(units) + len(run) > limit:
@@ -98,47 +97,44 @@ def unpack_units(text: str, limit: int = MAX_SIDE) -> list[int]:
 
 
 def pack_summary(summary: dict[str, Any]) -> bytes:
-    """Write a summary as JSON, compressed if that makes it shorter."""
+    """Encode a summary as JSON, compressed if that makes it shorter."""
     plain = _to_json(summary)
     packed = zlib.compress(plain, 6)
     return min(plain, packed, key=len)
 
 
 def unpack_summary(data: bytes) -> dict[str, Any]:
-    """Read a summary that :func:`pack_summary` wrote.
+    """Decode a summary.
 
     Raises:
-        PayloadError: if the bytes are damaged or hold something else.
+        PayloadError: if the bytes are damaged or something else.
     """
     summary = _from_json(data if data.startswith(b"{") else _decompress(data))
     layers, findings = summary.get("layers"), summary.get("findings", {})
     if summary.get("version") != 1 or not isinstance(layers, dict) or not isinstance(findings, dict):
         raise PayloadError("not a summary of this version")
     if not all(isinstance(values, dict) for values in layers.values()):
-        raise PayloadError("a layer is no object")
+        raise PayloadError("a layer is not an object")
     if not all(isinstance(rows, list) and all(isinstance(row, dict) for row in rows) for rows in findings.values()):
-        raise PayloadError("a finding is no object")
+        raise PayloadError("a finding is not an object")
     return summary
 
 
 def pack_matrix(units: Sequence[int], cells: bytes) -> bytes:
-    """Write a matrix as compressed bytes.
+    """Encode a matrix as compressed bytes.
 
     Args:
         units: indices of the ``n`` units, in the order of the rows.
-        cells: ``n * n`` bytes, row by row, as :func:`lightning_symmetry.outputs.heatmap.to_bytes` makes them.
+        cells: ``n * n`` bytes, row by row, from :func:`lightning_symmetry.outputs.heatmap.to_bytes`.
     """
     return zlib.compress(_to_json({"version": 1, "units": pack_units(units)}) + b"\n" + cells, 6)
 
 
 def unpack_matrix(data: bytes) -> tuple[list[int], bytes]:
-    """Read a matrix that :func:`pack_matrix` wrote.
-
-    Returns:
-        The indices of the units in the order of the rows, and the cells row by row.
+    """Decode a matrix. Return the indices of its units and its cells.
 
     Raises:
-        PayloadError: if the bytes are damaged or hold something else.
+        PayloadError: if the bytes are damaged or something else.
     """
     head, newline, cells = _decompress(data).partition(b"\n")
     values = _from_json(head)
@@ -146,12 +142,12 @@ def unpack_matrix(data: bytes) -> tuple[list[int], bytes]:
         raise PayloadError("not a matrix of this version")
     units = unpack_units(values["units"])
     if len(cells) != len(units) ** 2:
-        raise PayloadError("the matrix does not have the size that it should have")
+        raise PayloadError("the matrix is of the wrong size")
     return units, cells
 
 
 def natural_order(name: str) -> list[tuple[int, str]]:
-    """Give a sort key that puts ``run2`` before ``run10``.
+    """Return a sort key that puts ``run2`` before ``run10``.
 
     Example:
         >>> sorted(["run10", "run2"], key=natural_order)
@@ -175,7 +171,7 @@ def _from_json(data: bytes) -> dict[str, Any]:
 
 
 def _refuse_constant(name: str) -> None:
-    raise PayloadError(f"{name} is no JSON")
+    raise PayloadError(f"{name} is not JSON")
 
 
 def _decompress(data: bytes) -> bytes:

@@ -1,28 +1,30 @@
-"""The history of a run, put together from the summaries of its checks.
+"""The history of a run, built from the summaries of its checks.
 
-Every value may come from a file that somebody else made: an event with a value of the wrong type is refused. Texts of
-which a newer version may know more, such as the names of verdicts, are kept as they are.
+Files are not trusted: an event with a value of the wrong type is refused. Texts that a newer version may have written,
+such as unknown verdicts, are kept.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from operator import itemgetter
 from typing import Any, TypeVar
 
 from lightning_symmetry.tensorboard_plugin.events import PayloadError, unpack_summary, unpack_units
 from lightning_symmetry.verdicts.diagnoses import Origin
 from lightning_symmetry.verdicts.verdict import Verdict
 
-_MAX_INT = 1 << 53  # JavaScript counts no further without gaps
+_MAX_INT = 1 << 53  # JavaScript represents larger integers with gaps
 _MAX_TEXT = 1 << 16
-_MAX_QUIET = 1 << 12  # checks without news before one; four times as many as are ever passed over
-_MAX_LISTED = 1 << 13  # of a run with more checks, those that are only claimed by a later event are not listed
-_MAX_GROUPS = 256  # as many as are ever written, of a layer and of a finding; and so many findings of a layer
+_MAX_QUIET = 1 << 12  # unwritten checks before a summary; four times as many as are ever skipped
+_MAX_LISTED = 1 << 13  # in a run with more checks, unwritten checks are not listed
+_MAX_GROUPS = 256  # as written at most, per layer and per finding; also the most findings per layer
 _MAX_SPARK = 32
 _MAX_VERDICT_TEXT = 64
 _MAX_VERDICTS = 64
-# What a summary tells of a layer; what else it holds is not kept.
+# The values of a layer that are kept from summaries.
 _LAYER_KEYS = ("units", "fan_in", "width", "both", "counts", "groups", "num_groups", "also")
 _RANKS = {str(verdict): rank for rank, verdict in enumerate(Verdict)}
 T = TypeVar("T")
@@ -30,14 +32,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Group:
-    """A group of units, as a summary describes it.
+    """A group of units in a summary.
 
     Attributes:
         units: indices of the units, packed by :func:`lightning_symmetry.tensorboard_plugin.events.pack_units`.
         size: number of units.
-        verdict: name of the verdict; a newer version may have written one that this version does not know.
+        verdict: name of the verdict, which may be unknown to this version.
         since: optimizer step of the check that saw the group first.
-        mirrored: those of the units whose row is the negative of the first unit's, packed; empty if there are none.
+        mirrored: the units whose row is the negative of the first unit's, packed; empty if there are none.
     """
 
     units: str
@@ -46,10 +48,6 @@ class Group:
     since: int
     mirrored: str = ""
 
-    def to_json(self) -> dict[str, Any]:
-        """The group by the names of its attributes, ready for JSON."""
-        return asdict(self)
-
 
 @dataclass(frozen=True)
 class Finding:
@@ -57,14 +55,13 @@ class Finding:
 
     Attributes:
         who: the units in words.
-        verdict: name of the verdict that was warned of.
-        origin: how the groups came about, as :class:`lightning_symmetry.verdicts.diagnoses.Origin` says it.
+        verdict: name of the verdict.
+        origin: the origin of the groups, see :class:`lightning_symmetry.verdicts.diagnoses.Origin`.
         what: what happens to the units.
-        why: the likely cause and the way out.
+        why: the likely cause and the fix.
         since: optimizer step of the check that saw the groups first.
         broken: optimizer step of the check at which the groups were gone; None while they hold.
-        groups: packed units of each group, the first ones if there are very many; None if the file does not tell, as
-            those that version 0.1 wrote.
+        groups: packed units of each group, at most ``_MAX_GROUPS``; None in files of version 0.1.
         num_groups: number of all groups.
     """
 
@@ -75,31 +72,17 @@ class Finding:
     why: str
     since: int
     broken: int | None
-    groups: tuple[str, ...] | None
+    groups: list[str] | None
     num_groups: int
 
     def to_json(self, layer: str) -> dict[str, Any]:
-        """The finding in words, ready for JSON."""
-        return {
-            "layer": layer,
-            "who": self.who,
-            "verdict": self.verdict,
-            "origin": self.origin,
-            "what": self.what,
-            "why": self.why,
-            "since": self.since,
-            "broken": self.broken,
-        }
+        """Return the finding in words, ready for JSON."""
+        words = ("who", "verdict", "origin", "what", "why", "since", "broken")
+        return {"layer": layer, **{name: getattr(self, name) for name in words}}
 
     def groups_to_json(self) -> dict[str, Any]:
-        """Which groups the finding is about, ready for JSON."""
-        return {
-            "verdict": self.verdict,
-            "since": self.since,
-            "broken": self.broken,
-            "groups": None if self.groups is None else list(self.groups),
-            "num_groups": self.num_groups,
-        }
+        """Return the groups of the finding, ready for JSON."""
+        return {name: getattr(self, name) for name in ("verdict", "since", "broken", "groups", "num_groups")}
 
 
 @dataclass(frozen=True)
@@ -110,9 +93,9 @@ class State:
         num_units: number of units.
         fan_in: number of weights that feed one unit.
         width: number of distinct units.
-        both: number of units that are dead as well as redundant; 0 where the file does not tell, as of version 0.2.
-        counts: number of units by verdict, where it is not zero; known verdicts first, the most serious of them first.
-        groups: the groups, the first ones if there are very many.
+        both: number of units that are dead as well as redundant; 0 in files of version 0.2.
+        counts: number of units by verdict, without zeros; the most serious verdict first, unknown ones last.
+        groups: the groups, at most ``_MAX_GROUPS``.
         num_groups: number of all groups.
         also: other names of the layer.
     """
@@ -132,12 +115,12 @@ class Layer:
     """A layer over time.
 
     Attributes:
-        states: index of the check and state, for each check at which the state changed; None instead of a state where
-            the model no longer has the layer.
+        states: index of the check and state, for each check at which the state changed; None where the model no longer
+            has the layer.
         dead: index of the check and number of dead units, for each check at which that number changed.
         orientations: index of the check and number of directions among the living units, for each check at which that
-            number changed; None instead of a number where they were not counted.
-        values: the latest values as they were written; those of the next summary are laid over them.
+            number changed; None where they were not counted.
+        values: the latest values as written, which the next summary updates.
     """
 
     states: list[tuple[int, State | None]] = field(default_factory=list)
@@ -146,23 +129,13 @@ class Layer:
     values: dict[str, Any] = field(default_factory=dict)
 
     def units_at(self, checks: Sequence[int]) -> list[tuple[int, int, int, int]]:
-        """The numbers of units at some checks: all, those that work, redundant ones, dead ones.
-
-        Args:
-            checks: indices of checks, ascending.
-        """
+        """Return the numbers of units at some checks: all, working, redundant, dead."""
         found: list[tuple[int, int, int, int]] = []
-        i = j = 0
         for check in checks:
-            while i < len(self.states) and self.states[i][0] <= check:
-                i += 1
-            while j < len(self.dead) and self.dead[j][0] <= check:
-                j += 1
-            state = self.states[i - 1][1] if i else None
+            state, dead = _at(self.states, check), _at(self.dead, check) or 0
             if state is None:
                 found.append((0, 0, 0, 0))
             else:
-                dead = self.dead[j - 1][1] if j else 0
                 working = max(0, state.width - dead + state.both)
                 found.append((state.num_units, working, state.num_units - state.width, dead))
         return found
@@ -175,7 +148,7 @@ class RunHistory:
     Attributes:
         steps: optimizer step of each check, ascending.
         layers: the layers by name, in the order of the model.
-        findings: by layer, what was warned of, as of the last check.
+        findings: all findings by layer, as of the last check.
         num_unreadable: number of events that could not be read.
     """
 
@@ -185,11 +158,11 @@ class RunHistory:
     num_unreadable: int = 0
 
     def add(self, step: int, data: bytes) -> None:
-        """Add the summary of one more check; one that cannot be read is only counted.
+        """Add the summary of one more check, or count it as unreadable.
 
         Args:
-            step: optimizer step of the check. If it is not later than the last, the training was started again from
-                an earlier checkpoint, and what was known from that step on is forgotten.
+            step: optimizer step of the check. If it is not later than the last one, the training continued from an
+                earlier checkpoint, and everything from that step on is forgotten.
             data: the bytes of the event.
         """
         try:
@@ -246,7 +219,7 @@ class RunHistory:
         self.layers = {name: layer for name, layer in self.layers.items() if layer.states}
 
     def to_json(self) -> dict[str, Any]:
-        """The run without what is only sent with a layer that is opened; ready for JSON."""
+        """Return the run without the data of :meth:`layer_to_json`, ready for JSON."""
         return {
             "steps": self.steps,
             "layers": [self._layer_row(name, layer) for name, layer in self.layers.items()],
@@ -255,7 +228,7 @@ class RunHistory:
         }
 
     def summary(self) -> dict[str, Any]:
-        """What a table of runs shows of the run: its last check, and how many units worked before; ready for JSON."""
+        """Return the row of the run in the table of runs, ready for JSON."""
         last = len(self.steps) - 1
         num_places = min(len(self.steps), _MAX_SPARK)
         checks = [last * place // max(1, num_places - 1) for place in range(num_places)]
@@ -279,7 +252,7 @@ class RunHistory:
         }
 
     def layer_to_json(self, name: str) -> dict[str, Any]:
-        """What is sent of a layer that is opened: its groups over time, and the groups of its findings.
+        """Return the data that only the view of a layer needs: its groups over time, and those of its findings.
 
         Raises:
             KeyError: if there is no such layer.
@@ -287,7 +260,7 @@ class RunHistory:
         layer = self.layers[name]
         groups: list[dict[str, Any]] = []
         for check, state in layer.states:
-            now = [group.to_json() for group in state.groups] if state else []
+            now = [asdict(group) for group in state.groups] if state else []
             num_groups = state.num_groups if state else 0
             if not groups or groups[-1]["groups"] != now or groups[-1]["num_groups"] != num_groups:
                 groups.append({"check": check, "groups": now, "num_groups": num_groups})
@@ -315,7 +288,7 @@ class RunHistory:
         }
 
     def _events(self, name: str, layer: Layer) -> list[dict[str, Any]]:
-        """What happened to a layer, in the order of time: its findings, and other changes of its width."""
+        """Return the events of a layer in order of time: its findings, and other changes of its width."""
         events: list[dict[str, Any]] = []
         for finding in self.findings.get(name, ()):
             # Units that die do not become equal.
@@ -324,7 +297,7 @@ class RunHistory:
             events.append(_event(finding.since, begins, finding.verdict, finding.who))
             if finding.broken is not None:
                 events.append(_event(finding.broken, "broke", finding.verdict, finding.who))
-        told = {(event["step"], event["kind"]) for event in events}
+        known = {(event["step"], event["kind"]) for event in events}
         before: State | None = None
         for check, state in layer.states:
             if state is None:
@@ -333,22 +306,24 @@ class RunHistory:
             if state.width != width:
                 kind = "broke" if state.width > width else "collapsed" if before else "appeared"
                 text = f"{state.width} of {state.num_units} units distinct" + (f", {width} before" if before else "")
-                if (self.steps[check], kind) not in told:
+                if (self.steps[check], kind) not in known:
                     events.append(_event(self.steps[check], kind, None, text))
             before = state
         return sorted(events, key=lambda event: event["step"])
 
 
 def fold(events: Iterable[tuple[int, bytes]]) -> RunHistory:
-    """Put together the history of a run.
-
-    Args:
-        events: optimizer step and bytes of each summary, in the order in which they were written.
-    """
+    """Build the history of a run from the optimizer step and bytes of each summary, in the order of writing."""
     history = RunHistory()
     for step, data in events:
         history.add(step, data)
     return history
+
+
+def _at(changes: Sequence[tuple[int, T]], check: int) -> T | None:
+    """Return the value at a check, from changes in the order of their checks; None before the first."""
+    i = bisect_right(changes, check, key=itemgetter(0))
+    return changes[i - 1][1] if i else None
 
 
 def _event(step: int, kind: str, verdict: str | None, text: str) -> dict[str, Any]:
@@ -356,7 +331,7 @@ def _event(step: int, kind: str, verdict: str | None, text: str) -> dict[str, An
 
 
 def _merge(layer: Layer | None, changes: Mapping[str, Any], is_full: bool) -> tuple[dict[str, Any], State]:
-    """Lay changes over the latest values of a layer; returns the new values and the state that they describe."""
+    """Update the latest values of a layer with changes. Return the new values and state."""
     before = layer.values if layer and not is_full else {}
     values = {**before, **{key: changes[key] for key in _LAYER_KEYS if key in changes}}
     groups = _short(_typed(values, "groups", list))
@@ -382,7 +357,7 @@ def _counts(values: Mapping[str, Any]) -> dict[str, int]:
 
 
 def _rank(verdict: str) -> int:
-    """How serious a verdict is, the most serious one first; those that this version does not know come last."""
+    """Return the rank of a verdict: 0 for the most serious; unknown ones come last."""
     return _RANKS.get(verdict, len(_RANKS))
 
 
@@ -403,7 +378,7 @@ def _finding(row: Mapping[str, Any]) -> Finding:
         why=_text(row.get("why")),
         since=_count(row, "since"),
         broken=None if row.get("broken") is None else _count(row, "broken"),
-        groups=None if groups is None else tuple(map(_text, groups)),
+        groups=None if groups is None else list(map(_text, groups)),
         num_groups=_count(row, "num_groups", len(groups or ())),
     )
 
@@ -415,7 +390,7 @@ def _short(values: list[T]) -> list[T]:
 
 
 def _verdict(value: Any) -> str:
-    """The name of a verdict, which need not be one that this version knows."""
+    """Check the name of a verdict, which may be unknown to this version."""
     if len(_text(value)) > _MAX_VERDICT_TEXT:
         raise PayloadError("not the name of a verdict")
     return str(value)

@@ -1,4 +1,4 @@
-"""Histories and matrices, read through TensorBoard's data provider."""
+"""Reads histories and matrices through TensorBoard's data provider."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ from lightning_symmetry.tensorboard_plugin.folding import RunHistory, fold
 
 T = TypeVar("T")
 Events = list[tuple[int, bytes]]
-"""Step and bytes of each event of a series, without bytes where an event holds something else."""
+"""Step and bytes of each event of a series; empty bytes for foreign events."""
 _MANY = 16  # runs that are read at once
-_ALL = 10_000_000  # the provider must be given a number of events, and a summary builds on all before it
+_ALL = 10_000_000  # the provider needs a number of events, and a summary builds on all before it
 
 
 class ArgumentError(ValueError):
@@ -44,7 +44,7 @@ class Matrix:
     Attributes:
         units: indices of the units, in the order of the rows.
         cells: one byte per cell, row by row.
-        key: a short text that differs for matrices with other units or cells, so that a reader can keep what it has.
+        key: a hash of units and cells, so that a reader fetches equal matrices once.
     """
 
     units: list[int]
@@ -56,10 +56,10 @@ class Reader:
     """Reads the Symmetry tab's events of one experiment.
 
     Args:
-        provider: gives access to the events, whichever way TensorBoard loads them.
+        provider: TensorBoard's access to the events.
         context: the context of the request.
-        experiment: identity of the experiment; empty for a log directory.
-        cache: keeps what readers have computed; share one among all readers.
+        experiment: the id of the experiment; empty for a log directory.
+        cache: a cache to share among all readers.
     """
 
     def __init__(self, provider: DataProvider, context: RequestContext, experiment: str, cache: Cache) -> None:
@@ -69,13 +69,13 @@ class Reader:
         self._cache = cache
 
     def versions(self) -> dict[str, str]:
-        """For each run, in natural order of the names, a text that changes whenever its data changes."""
+        """Map each run, in natural order of the names, to a text that changes whenever its data changes."""
         series = self._list(RunTagFilter(tags=[SUMMARY_TAG]))
         runs = sorted(series, key=natural_order)
         return {run: series[run][SUMMARY_TAG] for run in runs}
 
     def history(self, run: str) -> RunHistory:
-        """The history of a run.
+        """Return the history of a run.
 
         Raises:
             ArgumentError: if there is no such run.
@@ -88,16 +88,16 @@ class Reader:
     def histories(self, runs: Sequence[str]) -> Iterator[tuple[str, RunHistory]]:
         """Yield names and histories of some runs, in this order.
 
-        TensorBoard's fast server takes much longer to be asked than to answer, so that it is asked for many at once.
+        A request to TensorBoard's fast server costs more than its answer, so each request asks for several runs.
         """
         for start in range(0, len(runs), _MANY):
-            asked = runs[start : start + _MANY]
-            events = self._read(asked, SUMMARY_TAG)
-            for run in asked:
+            batch = runs[start : start + _MANY]
+            events = self._read(batch, SUMMARY_TAG)
+            for run in batch:
                 yield run, fold(events[run])
 
     def layer(self, run: str, layer: str) -> dict[str, Any]:
-        """A layer over time, and step, units and key of each of its matrices; ready for JSON.
+        """Return a layer over time, and step, units and key of each of its matrices; ready for JSON.
 
         Raises:
             ArgumentError: if there is no such run, or it has no such layer.
@@ -107,7 +107,7 @@ class Reader:
         return {**self.history(run).layer_to_json(layer), "matrices": shown}
 
     def matrices(self, run: str, layer: str) -> dict[int, Matrix]:
-        """The matrices of a layer by step, without those that cannot be read.
+        """Return the readable matrices of a layer by step.
 
         Raises:
             ArgumentError: if there is no such run, or it has no such layer.
@@ -131,14 +131,14 @@ class Reader:
 
     def _read(self, runs: Sequence[str], tag: str) -> dict[str, Events]:
         """Return the events of a tag for each of some runs."""
-        # The public method makes an array of each tensor: one of a wrong shape costs the series, a huge one the memory.
+        # The public method makes arrays of tensors: a wrong shape loses the series, a huge one fills the memory.
         if multiplexer := getattr(self._provider, "_multiplexer", None):
             return {
                 run: [(event.step, _content(event.tensor_proto)) for event in multiplexer.Tensors(run, tag)]
                 for run in runs
             }
         if stub := getattr(self._provider, "_stub", None):
-            return _ask(stub, self.experiment, runs, tag)
+            return _request(stub, self.experiment, runs, tag)
         data: Mapping[str, Mapping[str, list[TensorDatum]]] = self._provider.read_tensors(
             self._context,
             experiment_id=self.experiment,
@@ -150,18 +150,18 @@ class Reader:
 
 
 class Summaries:
-    """Keeps the summaries of all runs, so that only those of runs that have changed are computed."""
+    """Caches the summaries of all runs."""
 
     def __init__(self) -> None:
-        self._kept: dict[str, dict[str, tuple[str, dict[str, Any] | None]]] = {}  # by experiment and run, of a version
+        # By experiment and run, the version and its summary.
+        self._kept: dict[str, dict[str, tuple[str, dict[str, Any] | None]]] = {}
 
     def of(self, reader: Reader, patience: float) -> list[dict[str, Any]]:
         """Return name, version and summary of each run, in natural order of the names; ready for JSON.
 
         Args:
             reader: reads the runs.
-            patience: time in seconds after which no further run is read. What is then not of the latest version is
-                marked as pending.
+            patience: time in seconds after which no further run is read; outdated runs are marked as pending.
         """
         deadline = monotonic() + patience
         versions = reader.versions()
@@ -188,11 +188,7 @@ class Summaries:
 
 
 class Cache:
-    """Keeps the results that were used last, each for one version of the data it was computed from.
-
-    Args:
-        size: number of results to keep.
-    """
+    """Keeps the ``size`` most recently used results, each for one version of its data."""
 
     def __init__(self, size: int = 256) -> None:
         self._size = size
@@ -200,7 +196,7 @@ class Cache:
         self._kept: dict[Hashable, tuple[str, Any]] = {}
 
     def get(self, key: Hashable, version: str, compute: Callable[[], T]) -> T:
-        """The result kept for this key and version; if there is none, calls ``compute`` and keeps its result."""
+        """Return the result for this key and version; call ``compute`` if it is not cached."""
         with self._lock:
             kept = self._kept.get(key)
         value: T = kept[1] if kept and kept[0] == version else compute()
@@ -212,8 +208,8 @@ class Cache:
         return value
 
 
-def _ask(stub: Any, experiment: str, runs: Sequence[str], tag: str) -> dict[str, Events]:
-    """Ask TensorBoard's fast server."""
+def _request(stub: Any, experiment: str, runs: Sequence[str], tag: str) -> dict[str, Events]:
+    """Read events from TensorBoard's fast server."""
     request = ReadTensorsRequest(experiment_id=experiment)
     request.plugin_filter.plugin_name = PLUGIN_NAME
     request.run_tag_filter.runs.names.extend(runs)
@@ -228,7 +224,7 @@ def _ask(stub: Any, experiment: str, runs: Sequence[str], tag: str) -> dict[str,
 
 
 def _content(tensor: TensorProto) -> bytes:
-    """Return the bytes that a tensor holds, whatever its shape; none if it holds something else."""
+    """Return the bytes of a tensor of any shape; empty if its type is different."""
     return bytes(tensor.string_val[0]) if tensor.dtype == DT_STRING and tensor.string_val else b""
 
 
@@ -240,7 +236,7 @@ def _first(values: npt.NDArray[Any]) -> bytes:
 def _matrices(payloads: Iterable[tuple[int, bytes]]) -> dict[int, Matrix]:
     matrices: dict[int, Matrix] = {}
     for step, data in payloads:
-        # A step that is not the latest belongs to a training that was started again from an earlier checkpoint.
+        # The training continued from an earlier checkpoint if there are later steps.
         for later in [other for other in matrices if other > step]:
             del matrices[later]
         try:

@@ -1,4 +1,4 @@
-"""The plugin that TensorBoard loads, and the routes that its page asks for data; docs/tab.md describes each route."""
+"""The plugin that TensorBoard loads, and the routes that its page calls; docs/tab.md describes each route."""
 
 from __future__ import annotations
 
@@ -14,14 +14,13 @@ from tensorboard.backend import http_util
 from tensorboard.plugins.base_plugin import FrontendMetadata, TBContext, TBLoader, TBPlugin
 from werkzeug.wrappers import Request, Response
 
-from lightning_symmetry.tensorboard_plugin import STATIC
 from lightning_symmetry.tensorboard_plugin.events import PLUGIN_NAME
 from lightning_symmetry.tensorboard_plugin.histories import ArgumentError, Cache, Reader, Summaries
-from lightning_symmetry.tensorboard_plugin.legend import verdicts_to_json
+from lightning_symmetry.tensorboard_plugin.page import page_files
 
-_MIMETYPES = {".js": "text/javascript", ".css": "text/css"}
+_MIMETYPES = {"js": "text/javascript", "css": "text/css"}
 _JSON = "application/json"
-_PATIENCE = 0.4  # seconds after which the answer to a request for all runs does without those not read yet
+_PATIENCE = 0.4  # seconds after which an answer about all runs leaves out those not read yet
 _LOG = logging.getLogger(__name__)
 
 
@@ -29,7 +28,7 @@ class SymmetryLoader(TBLoader):  # type: ignore[misc]
     """Loads the plugin; the entry point of the package names this class."""
 
     def fix_flags(self, flags: argparse.Namespace) -> None:
-        """Make TensorBoard keep all events: a summary builds on the ones before it, so that none may be left out."""
+        """Make TensorBoard keep all events, because each summary builds on the ones before it."""
         if flags.samples_per_plugin is None:
             flags.samples_per_plugin = {}
         flags.samples_per_plugin[PLUGIN_NAME] = 0
@@ -45,8 +44,7 @@ Answer = Callable[["SymmetryPlugin", Request], tuple[Any, str]]
 def _route(answer: Answer) -> Callable[[SymmetryPlugin, Request], Response]:
     """Turn what a method returns or raises into a response.
 
-    Errors of this package are logged, and the response says no more than that there was one: their messages may hold
-    paths that are nobody's business.
+    Errors of this package are only logged, because their messages may contain private paths.
     """
 
     @wraps(answer)
@@ -62,7 +60,7 @@ def _route(answer: Answer) -> Callable[[SymmetryPlugin, Request], Response]:
             raise
         except Exception:
             _LOG.exception("The Symmetry tab failed to answer.")
-            message = "The Symmetry tab failed to answer; the console of TensorBoard tells why."
+            message = "The Symmetry tab failed to answer; see the error in the console of TensorBoard."
             content, mimetype, code = {"error": message}, _JSON, 500
         response: Response = http_util.Respond(request, content, mimetype, code=code)
         return response
@@ -74,7 +72,7 @@ class SymmetryPlugin(TBPlugin):  # type: ignore[misc]
     """The backend of the Symmetry tab.
 
     Args:
-        context: what TensorBoard gives to its plugins; it must have a data provider.
+        context: the context that TensorBoard passes to plugins; it must have a data provider.
     """
 
     plugin_name = PLUGIN_NAME
@@ -83,17 +81,11 @@ class SymmetryPlugin(TBPlugin):  # type: ignore[misc]
         self._provider = context.data_provider
         self._cache = Cache()
         self._summaries = Summaries()
-        self._files = {
-            f"/static/{file.name}": (file, mimetype)
-            for file in STATIC.iterdir()
-            for suffix, mimetype in _MIMETYPES.items()
-            if file.name.endswith(suffix)
-        }
+        self._files = {f"/static/{name}": content for name, content in page_files().items()}
 
     def get_plugin_apps(self) -> dict[str, Callable[[Any, Any], Any]]:
-        """The applications that answer requests, by route."""
+        """Return the applications that answer requests, by route."""
         answers: Mapping[str, Callable[[Request], Response]] = {
-            "/verdicts": self.verdicts,
             "/runs": self.runs,
             "/run": self.run,
             "/layer": self.layer,
@@ -103,27 +95,22 @@ class SymmetryPlugin(TBPlugin):  # type: ignore[misc]
         return {route: Request.application(answer) for route, answer in answers.items()}
 
     def is_active(self) -> bool:
-        """Whether the tab is shown; always False, which makes TensorBoard look for events of this plugin by itself."""
+        """Return False, which makes TensorBoard show the tab when it finds events of this plugin."""
         return False
 
     def frontend_metadata(self) -> FrontendMetadata:
-        """The module that TensorBoard loads into the tab, and the name of the tab."""
+        """Return the module that TensorBoard loads into the tab, and the name of the tab."""
         return FrontendMetadata(es_module_path="/static/index.js", tab_name="Symmetry")
 
     @_route
     def static(self, request: Request) -> tuple[Any, str]:
         """Answer with a file of the page."""
-        file, mimetype = self._files[request.path[request.path.index("/static/") :]]
-        return file.read_bytes(), mimetype
-
-    @_route
-    def verdicts(self, request: Request) -> tuple[Any, str]:
-        """Answer with what the page has to know of verdicts."""
-        return {"verdicts": verdicts_to_json()}, _JSON
+        path = request.path[request.path.index("/static/") :]
+        return self._files[path], _MIMETYPES[path.rpartition(".")[2]]
 
     @_route
     def runs(self, request: Request) -> tuple[Any, str]:
-        """Answer with all runs, their versions, and what a table of runs shows of them."""
+        """Answer with all runs, their versions, and their rows in the table of runs."""
         return {"runs": self._summaries.of(self._reader(request), _PATIENCE)}, _JSON
 
     @_route
@@ -133,7 +120,7 @@ class SymmetryPlugin(TBPlugin):  # type: ignore[misc]
 
     @_route
     def layer(self, request: Request) -> tuple[Any, str]:
-        """Answer with what is only needed of a layer that is opened."""
+        """Answer with the data that only the view of a layer needs."""
         run, layer = _argument(request, "run"), _argument(request, "layer")
         return self._reader(request).layer(run, layer), _JSON
 

@@ -1,4 +1,4 @@
-"""The Symmetry tab as a single HTML file, which can be sent to others and opened without TensorBoard."""
+"""The Symmetry tab as a single HTML file, which opens without TensorBoard."""
 
 from __future__ import annotations
 
@@ -16,11 +16,10 @@ from tensorboard.backend.event_processing.data_provider import MultiplexerDataPr
 from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
 from tensorboard.context import RequestContext
 
-from lightning_symmetry.tensorboard_plugin import STATIC
 from lightning_symmetry.tensorboard_plugin.cover import STYLE, cover, run_name
 from lightning_symmetry.tensorboard_plugin.events import PLUGIN_NAME
 from lightning_symmetry.tensorboard_plugin.histories import Cache, Reader
-from lightning_symmetry.tensorboard_plugin.legend import verdicts_to_json
+from lightning_symmetry.tensorboard_plugin.page import page_files
 
 _START = """
 import {App} from 'symmetry/app.js';
@@ -34,18 +33,18 @@ if (isLink) root.scrollIntoView(); // A link leads to what it names, past the he
 
 
 def build_report(logdir: Path, *, is_single: bool = False) -> str:
-    """Write the page for the runs below a log directory.
+    """Build the page for the runs below a log directory.
 
     Args:
-        logdir: the directory that ``tensorboard --logdir`` would be given.
-        is_single: whether the page is of the run in the directory itself, without those in directories below.
+        logdir: a directory as for ``tensorboard --logdir``.
+        is_single: whether to read only the run in the directory itself, and none in directories below.
 
     Returns:
         HTML that loads no other file.
 
     Raises:
         FileNotFoundError: if there is no such directory.
-        LookupError: if it holds no run with data of the Symmetry tab.
+        LookupError: if it has no run with data of the Symmetry tab.
     """
     if not logdir.is_dir():
         raise FileNotFoundError(f"Expected a directory with TensorBoard runs but got {str(logdir)!r}.")
@@ -57,7 +56,7 @@ def build_report(logdir: Path, *, is_single: bool = False) -> str:
     events.Reload()
     reader = Reader(MultiplexerDataProvider(events, str(logdir)), RequestContext(), "", Cache())
     title = run_name(logdir.resolve())
-    # A run that lies in the directory itself has no name of its own.
+    # A run in the directory itself has no name of its own.
     names = {run: title if run == "." else run for run in reader.versions()}
     if not names:
         raise LookupError(
@@ -67,11 +66,11 @@ def build_report(logdir: Path, *, is_single: bool = False) -> str:
     runs = [_run(reader, run, name) for run, name in names.items()]
     histories = [(name, reader.history(run)) for run, name in names.items()]
     head = cover(title, histories, _command(logdir), datetime.now())
-    return _page(f"Symmetry report: {title}", head, {"verdicts": verdicts_to_json(), "runs": runs})
+    return _page(f"Symmetry report: {title}", head, {"runs": runs})
 
 
 def _command(logdir: Path) -> str:
-    """The command that writes a report again; whoever receives it need not know where the folder lies."""
+    """Return the command that writes a report again, without private parts of the path."""
     path = os.path.relpath(logdir) if logdir.resolve().is_relative_to(Path.cwd()) else logdir.resolve().name
     return f"lightning-symmetry report {shlex.quote(path)}"
 
@@ -91,8 +90,8 @@ def _run(reader: Reader, run: str, name: str) -> dict[str, Any]:
 
 
 def _page(title: str, head: str, data: dict[str, Any]) -> str:
-    scripts = [file for file in STATIC.iterdir() if file.name.endswith(".js")]
-    modules = {f"symmetry/{file.name}": _module(file.read_text(encoding="utf-8")) for file in scripts}
+    texts = {name: content.decode() for name, content in page_files().items()}
+    modules = {f"symmetry/{name}": _module(text) for name, text in texts.items() if name.endswith(".js")}
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -100,14 +99,14 @@ def _page(title: str, head: str, data: dict[str, Any]) -> str:
 <meta name="viewport" content="width=device-width">
 <title>{html.escape(title)}</title>
 <style>
-{(STATIC / "style.css").read_text(encoding="utf-8")}{STYLE}</style>
+{texts["style.css"]}{STYLE}</style>
 <script type="importmap">{json.dumps({"imports": modules})}</script>
 <script type="application/json" id="data">{_embed(data)}</script>
 </head>
 <body>
 {head}
 <div id="symmetry"></div>
-<noscript>This report is drawn by JavaScript, which is switched off.</noscript>
+<noscript>This report needs JavaScript, which is switched off.</noscript>
 <script type="module">{_START}</script>
 </body>
 </html>
@@ -115,16 +114,13 @@ def _page(title: str, head: str, data: dict[str, Any]) -> str:
 
 
 def _module(source: str) -> str:
-    """A module as a data address.
-
-    Such an address has no folder, so that relative imports are replaced by the names in the import map.
-    """
+    """Return a module as a data URL, with names of the import map in place of relative imports."""
     named = re.sub(r"(from|import) '\./([\w-]+\.js)'", r"\1 'symmetry/\2'", source)
     return f"data:text/javascript;base64,{_base64(named.encode())}"
 
 
 def _embed(data: Any) -> str:
-    """JSON for a script element, without the characters that could end the element or begin a comment."""
+    """Return JSON for a script element, without characters that could end the element or begin a comment."""
     return json.dumps(data, separators=(",", ":")).replace("<", "\\u003c").replace(">", "\\u003e")
 
 

@@ -143,7 +143,7 @@ def test_the_page_keeps_what_was_used_last(page: Page, fast_server: Server) -> N
     page.open(fast_server)
     script = """
         const done = arguments[0];
-        import('./static/recent.js').then(({Recent}) => {
+        import('./static/details.js').then(({Recent}) => {
           const kept = new Recent(2);
           kept.set('a', 1);
           kept.set('b', 2);

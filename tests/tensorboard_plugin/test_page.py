@@ -18,8 +18,8 @@ from lightning_symmetry import LayerDiagnosis, SymmetryReport, UnitGroup, Verdic
 from lightning_symmetry.cli import main
 from lightning_symmetry.outputs.heatmap import colours
 from lightning_symmetry.outputs.tab import add_event
-from lightning_symmetry.tensorboard_plugin import STATIC
 from lightning_symmetry.tensorboard_plugin.events import MATRIX_TAG, SUMMARY_TAG, pack_summary, unpack_matrix
+from lightning_symmetry.tensorboard_plugin.page import STATIC
 from lightning_symmetry.verdicts.diagnoses import Cause, Finding, Origin
 from tests.browsing import Page
 from tests.outputs.test_heatmap import layer_of
@@ -263,12 +263,11 @@ def test_when_a_group_parted_is_told_by_its_units(
     page.open(fast_server)
     script = """
         const [units, findings, done] = arguments;
-        const names = ['model', 'units', 'verdicts'].map((name) => import(`./static/${name}.js`));
-        Promise.all(names).then(([{partedLater}, {Units}, {Verdicts}]) => {
+        import('./static/model.js').then(({partedLater, Units}) => {
           const rows = findings.map(([groups, num_groups, broken]) => (
             {since: 0, verdict: 'any', broken, num_groups, groups: groups?.map((packed) => new Units(packed)) ?? null}
           ));
-          const at = partedLater({units: new Units(units), since: 0, verdict: 'any'}, 10, rows, new Verdicts([]));
+          const at = partedLater({units: new Units(units), since: 0, verdict: 'any'}, 10, rows);
           done(at === null ? 'never' : at ?? 'unknown');
         });
     """

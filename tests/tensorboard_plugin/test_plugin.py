@@ -18,7 +18,6 @@ from torch.utils.tensorboard import SummaryWriter
 
 from lightning_symmetry.demo.digits import GALLERY
 from lightning_symmetry.outputs.tab import add_event
-from lightning_symmetry.tensorboard_plugin import STATIC
 from lightning_symmetry.tensorboard_plugin.events import (
     MATRIX_TAG,
     SUMMARY_TAG,
@@ -27,6 +26,7 @@ from lightning_symmetry.tensorboard_plugin.events import (
     unpack_matrix,
 )
 from lightning_symmetry.tensorboard_plugin.histories import Cache, Reader
+from lightning_symmetry.tensorboard_plugin.page import page_files
 from lightning_symmetry.tensorboard_plugin.plugin import SymmetryLoader
 from lightning_symmetry.units.discovery import find_layers
 from lightning_symmetry.verdicts.evidence import look
@@ -54,7 +54,7 @@ def test_the_plugin_needs_no_torch() -> None:
         "lightning_symmetry.tensorboard_plugin",
         *(
             f"lightning_symmetry.tensorboard_plugin.{room}"
-            for room in ("events", "folding", "legend", "plugin", "reading")
+            for room in ("events", "folding", "histories", "page", "plugin")
         ),
         "lightning_symmetry.verdicts",
         *(f"lightning_symmetry.verdicts.{room}" for room in ("codes", "diagnoses", "stops", "tables", "verdict")),
@@ -100,15 +100,17 @@ def test_layers_and_matrices_are_told_as_they_were_written(server: Server, galle
         assert (status, mimetype, content) == (200, "application/octet-stream", cells)
 
 
-def test_verdicts_are_told_in_the_order_of_their_seriousness(server: Server) -> None:
-    told = server.json("verdicts")["verdicts"]
-    assert [verdict["name"] for verdict in told] == list(Verdict)
-    for verdict in told:
+def test_the_page_knows_the_verdicts_in_the_order_of_their_seriousness() -> None:
+    verdicts = json.loads(
+        page_files()["legend.js"].decode().splitlines()[0].removeprefix("export const VERDICTS = ")[:-1]
+    )
+    assert [verdict["name"] for verdict in verdicts] == list(Verdict)
+    for verdict in verdicts:
         assert verdict == {
             "name": verdict["name"],
             **{key: getattr(Verdict(verdict["name"]).traits, key) for key in verdict if key != "name"},
         }
-    assert {"is_warning", "is_redundant", "colour", "dark_colour", "mark", "meaning"} <= told[0].keys()
+    assert {"is_warning", "is_redundant", "colour", "dark_colour", "mark", "meaning"} <= verdicts[0].keys()
 
 
 def test_event_files_of_version_0_1_are_read() -> None:
@@ -224,10 +226,10 @@ def test_bad_arguments_get_a_clear_refusal(server: Server, route: str, query: di
 
 
 def test_only_the_files_of_the_page_are_served(server: Server) -> None:
-    for file in STATIC.iterdir():
-        status, mimetype, content = server.get(f"static/{file.name}")
-        assert (status, content) == (200, file.read_bytes())
-        assert mimetype == {"js": "text/javascript", "css": "text/css"}[file.name.rsplit(".", 1)[1]]
+    for name, expected in page_files().items():
+        status, mimetype, content = server.get(f"static/{name}")
+        assert (status, content) == (200, expected)
+        assert mimetype == {"js": "text/javascript", "css": "text/css"}[name.rsplit(".", 1)[1]]
     for path in ("static/", "static/../plugin.py", "static/%2e%2e/plugin.py", "static/nothing.js", "static"):
         assert server.get(path)[0] == 404
 

@@ -15,12 +15,11 @@ from lightning.pytorch.loggers import CSVLogger
 
 from lightning_symmetry import SymmetryMonitor
 from lightning_symmetry.cli import main
-from lightning_symmetry.tensorboard_plugin import STATIC
 from lightning_symmetry.tensorboard_plugin.cover import cover
 from lightning_symmetry.tensorboard_plugin.events import MATRIX_TAG, pack_summary, unpack_matrix
 from lightning_symmetry.tensorboard_plugin.folding import fold
+from lightning_symmetry.tensorboard_plugin.page import page_files
 from lightning_symmetry.tensorboard_plugin.report import build_report
-from lightning_symmetry.verdicts.verdict import Verdict
 from tests.outputs.test_tab import payloads
 from tests.outputs.test_tensorboard import read
 from tests.tab_runs import BREAKOUT, write_hostile
@@ -57,7 +56,6 @@ def test_the_report_holds_all_and_loads_nothing(gallery: Path) -> None:
     assert not any({"src", "href"} & attributes.keys() for _, attributes, _ in elements)
     assert "url(" not in page
     (data,) = (json.loads(text) for _, attributes, text in elements if attributes.get("id") == "data")
-    assert [verdict["name"] for verdict in data["verdicts"]] == list(Verdict)
     assert {run["name"] for run in data["runs"]} == RUNS
     (copied,) = (run for run in data["runs"] if run["name"] == "copied_half")
     for step, written in payloads(read(gallery / "copied_half"), MATRIX_TAG + "fc1"):
@@ -69,7 +67,7 @@ def test_modules_find_one_another(gallery: Path) -> None:
         text for _, attributes, text in Elements(build_report(gallery)).found if attributes.get("type") == "importmap"
     )
     modules = {name: base64.b64decode(url.split(",")[1]).decode() for name, url in json.loads(text)["imports"].items()}
-    assert modules.keys() == {f"symmetry/{file.name}" for file in STATIC.iterdir() if file.name.endswith(".js")}
+    assert modules.keys() == {f"symmetry/{name}" for name in page_files() if name.endswith(".js")}
     for source in modules.values():
         for name in re.findall(r"^(?:import|export) .*'(.*)';$|^} from '(.*)';$", source, re.M):
             assert "".join(name) in modules
@@ -90,7 +88,7 @@ def test_it_begins_with_what_it_is_of_and_what_was_found(tmp_path: Path) -> None
     assert "of 1 run." in said
     assert "Findings (2) net.0 (locked): all 16 units. They are identical in weights and gradients" in said
     assert "<code>torch.nn.init.kaiming_uniform_(model.net[0].weight)</code>. [SYM101]" in page
-    assert "this page is written anew by lightning-symmetry report symmetry ." in said
+    assert "To update this page, run lightning-symmetry report symmetry on" in said
     assert "<title>Symmetry report: digits/lightning_logs/version_3</title>" in page
     assert str(tmp_path) not in page
 
@@ -112,7 +110,7 @@ def test_of_very_many_runs_those_with_findings_come_first() -> None:
     runs = [(f"run{i}", loud if i > 20 else quiet) for i in range(40)]
     head = cover("many", runs, "lightning-symmetry report many", datetime(2026, 1, 31, 9, 5))
     assert re.findall("Findings in (run[^ ]*)", head) == [f"run{i}" for i in range(21, 31)]
-    assert "Findings in 9 more runs are told below." in head
+    assert "Findings in 9 more runs are below." in head
     assert "Nothing was found in run0 up to step 0, run1 up to step 0" in head
 
 

@@ -1,4 +1,4 @@
-// The page: it holds what the user has chosen and the data that has been fetched, and shows one of three views.
+// The page: it keeps the user's choice and the fetched data, and shows one of three views.
 import {Details} from './details.js';
 import {Tip, element, reconcile} from './dom.js';
 import {LayerView} from './layer.js';
@@ -6,12 +6,12 @@ import {Run} from './model.js';
 import {Overview} from './overview.js';
 import {Link, followTheme, takeFocus} from './surroundings.js';
 import {Timeline} from './timeline.js';
-import {Verdicts} from './verdicts.js';
+import {traitsOf} from './verdicts.js';
 
 const POLL_MS = 3000;
 const MAX_PARTS = 40;
-const MAX_OPENED = 16; // Of more runs than this, the two with the most serious findings are opened at first.
-const MAX_KEPT = 48; // So many histories of runs are kept that are not in sight.
+const MAX_OPENED = 16; // With more runs, only the two with the most serious findings are opened at first.
+const MAX_KEPT = 48; // The number of histories that are kept though they are out of sight.
 const VIEWS = {overview: 'Overview', layer: 'Layer', timeline: 'Timeline'};
 const EXAMPLE = `from lightning.pytorch import Trainer
 from lightning_symmetry import SymmetryMonitor
@@ -25,11 +25,11 @@ export class App {
     this.source = source;
     this.state = {view: 'overview', run: null, layer: null, step: null}; // A step of null means the latest.
     this.filter = {text: '', onlyFound: false}; // Which layers are shown.
-    this.versions = []; // Of every run the name, the version, and the summary.
+    this.versions = []; // Name, version and summary of every run.
     this.data = new Map(); // The runs that have been fetched, by name.
     this.opened = new Set();
-    this.awaited = null; // What was chosen of a run that is not there, or not yet: TensorBoard finds runs one by one.
-    this.known = new Set(); // The names of runs for which it was decided whether to open them at first.
+    this.awaited = null; // The choice of a run that does not exist yet: TensorBoard finds runs one by one.
+    this.known = new Set(); // The names of the runs that openFirst() has opened or passed over.
     this.details = new Details(this);
     this.underway = new Map(); // The version of each run that is being fetched, by name.
     this.failures = new Map(); // The message and the task itself, by name of each task whose last attempt failed.
@@ -37,8 +37,8 @@ export class App {
     this.error = element('div', {class: 'error', role: 'alert', hidden: true});
     this.status = element('span', {class: 'status', role: 'status'}, 'Loading…');
     this.nav = element('nav', {'aria-label': 'Views'}, Object.entries(VIEWS).map(([view, name]) => element('button', {type: 'button', 'data-view': view, click: () => this.go({view})}, name)));
-    this.search = element('input', {type: 'search', class: 'filter', placeholder: 'Filter layers', 'aria-label': 'Filter layers', input: () => this.sift()});
-    this.onlyFound = element('input', {type: 'checkbox', change: () => this.sift()});
+    this.search = element('input', {type: 'search', class: 'filter', placeholder: 'Filter layers', 'aria-label': 'Filter layers', input: () => this.applyFilter()});
+    this.onlyFound = element('input', {type: 'checkbox', change: () => this.applyFilter()});
     this.filters = element('div', {class: 'filters', role: 'search'}, this.search, element('label', {}, this.onlyFound, 'Only with findings'));
     this.pickerTitle = element('summary', {});
     this.pickerList = element('div', {class: 'names'});
@@ -57,6 +57,7 @@ export class App {
     this.scrolled = new Map(); // How far each view was scrolled when it was left.
     root.append(element('div', {class: 'top'}, this.nav, this.filters, this.picker, this.status), this.error, this.main);
     this.tip = new Tip(root);
+    this.views = {overview: new Overview(this), layer: new LayerView(this), timeline: new Timeline(this)};
   }
 
   async start() {
@@ -85,16 +86,16 @@ export class App {
 
   // ---------------------------------------------------------------- data
 
-  /** Ask which runs there are, fetch those that have changed, and repeat the tasks that failed before. */
+  /** List the runs, fetch those that have changed, and repeat the tasks that failed before. */
   async refresh() {
     if (this.isBusy) return;
     this.isBusy = true;
     const failed = [...this.failures];
     try {
-      let hasSucceeded = await this.attempt('runs', () => this.look());
-      // A server that has much to read answers in parts. While runs grow faster than it reads, the others wait for the next time.
+      let hasSucceeded = await this.attempt('runs', () => this.fetchRuns());
+      // A server with much to read answers in parts. If runs grow faster than it reads, the next refresh goes on.
       for (let part = 1; hasSucceeded && part < MAX_PARTS && this.isInSight() && this.versions.some(({pending}) => pending); part++) {
-        hasSucceeded = await this.attempt('runs', () => this.look());
+        hasSucceeded = await this.attempt('runs', () => this.fetchRuns());
       }
       if (hasSucceeded) {
         const untried = failed.filter(([name, failure]) => this.failures.get(name) === failure);
@@ -105,12 +106,9 @@ export class App {
     }
   }
 
-  async look() {
-    const [verdicts, versions] = await Promise.all([this.verdicts?.list ?? this.source.verdicts(), this.source.runs()]);
-    this.verdicts ??= new Verdicts(verdicts);
-    this.views ??= {overview: new Overview(this), layer: new LayerView(this), timeline: new Timeline(this)};
-    this.versions = versions;
-    this.byName = new Map(versions.map((row) => [row.name, row]));
+  async fetchRuns() {
+    this.versions = await this.source.runs();
+    this.byName = new Map(this.versions.map((row) => [row.name, row]));
     this.hasAsked = true;
     this.openFirst();
     this.update();
@@ -118,7 +116,7 @@ export class App {
     this.status.textContent = this.source.isLive ? `Updated ${new Date().toLocaleTimeString()}` : '';
   }
 
-  /** Open runs that are new: all of a few; of many, once all are known, the two with the most serious findings. */
+  /** Open new runs: a few all at once; of many, when all are known, the two with the most serious findings. */
   openFirst() {
     const {versions} = this;
     if (versions.length <= MAX_OPENED) {
@@ -144,7 +142,7 @@ export class App {
         const hasSucceeded = await this.attempt(`run ${name}`, async () => {
           this.underway.set(name, version);
           try {
-            this.data.set(name, new Run(name, version, await this.history(name), this.verdicts));
+            this.data.set(name, new Run(name, version, await this.history(name)));
           } finally {
             this.underway.delete(name);
           }
@@ -218,23 +216,23 @@ export class App {
     return this.versions.map(({name}) => name);
   }
 
-  /** What the table of runs shows of a run; null if it was not or cannot be read. */
+  /** The row of a run in the table of runs; null if it was not read yet or is unreadable. */
   summary(name) {
     return this.byName?.get(name)?.summary ?? null;
   }
 
-  /** The names of the opened runs, without those that are known to hold nothing that can be read. */
+  /** The names of the opened runs, without those known to be unreadable. */
   openedNames() {
     return this.versions.filter(({name, summary, pending}) => this.opened.has(name) && (summary || pending)).map(({name}) => name);
   }
 
-  /** All runs, those with the most serious findings first, of these the ones of which the least works. */
+  /** All runs: the most serious verdict first, then the smallest share of working units. */
   bySeverity() {
     return [...this.versions].sort((a, b) => this.compareSeverity(a, b));
   }
 
   compareSeverity({summary: a}, {summary: b}) {
-    const rank = (summary) => (summary ? (summary.worst ? this.verdicts.get(summary.worst.verdict).rank : 1000) : 2000);
+    const rank = (summary) => (summary ? (summary.worst ? traitsOf(summary.worst.verdict).rank : 1000) : 2000);
     const share = (summary) => (summary?.units ? summary.working / summary.units : 1);
     return rank(a) - rank(b) || share(a) - share(b);
   }
@@ -247,15 +245,15 @@ export class App {
     return this.run()?.byName.get(this.state.layer) ?? null;
   }
 
-  /** Why nothing is shown of the chosen run. */
+  /** The reason why the chosen run is not shown. */
   absence() {
     const {run} = this.state;
     return this.failures.has(`run ${run}`) ? `Run ${run} cannot be shown.` : `Run ${run} is being read.`;
   }
 
   /**
-   * Change what is chosen, and draw. The browser's way back leads to what was chosen before, unless only the step has
-   * changed, or this is one of many steps of a way.
+   * Change the choice, and draw. This adds an entry to the browser's history, unless only the step has changed or isStep
+   * is set, as for keys that move from layer to layer.
    */
   go(changes, {isStep = false, byKeyboard = false} = {}) {
     const before = {...this.state};
@@ -264,7 +262,7 @@ export class App {
     if (changes.run !== undefined && changes.run !== before.run && changes.layer === undefined) changes = {...changes, layer: null};
     Object.assign(this.state, changes);
     const run = this.run();
-    // At the latest step, the page moves on as new ones come.
+    // A choice of the latest step follows new steps.
     if (run && this.state.step === run.lastStep) this.state.step = null;
     this.tip.hide();
     if (!run && this.state.run !== null) this.fetch();
@@ -274,7 +272,7 @@ export class App {
     this.link.write(this.state, {isNew});
   }
 
-  /** Choose what the address asks for. */
+  /** Apply the choice in the address. */
   follow() {
     const {view, run, layer, step} = this.link.read();
     if (Object.hasOwn(VIEWS, view ?? '')) this.state.view = view;
@@ -288,8 +286,8 @@ export class App {
   }
 
   /**
-   * If the chosen run or layer does not exist, choose the one with the most serious finding, until the chosen run is
-   * there or the user chooses something else.
+   * If the chosen run or layer does not exist, choose the one with the most serious finding, until the chosen run
+   * appears or the user makes another choice.
    */
   complete() {
     if (this.awaited && this.names().includes(this.awaited.run)) {
@@ -298,7 +296,7 @@ export class App {
       this.isAutomatic = false;
       this.fetch();
     }
-    // A run that was chosen before all were known gives way to one that has been opened since.
+    // An automatic choice that was made before all runs were known is replaced by an opened run.
     const isEarly = this.isAutomatic && this.opened.size && !this.opened.has(this.state.run);
     if (isEarly || !this.names().includes(this.state.run)) {
       if (this.state.run !== null && !this.isAutomatic) {
@@ -316,8 +314,8 @@ export class App {
     if (run && !run.byName.has(this.state.layer)) this.state.layer = run.worstLayer?.name ?? null;
   }
 
-  /** Show only some layers, in every view. */
-  sift() {
+  /** Filter the layers in every view. */
+  applyFilter() {
     this.filter = {text: this.search.value, onlyFound: this.onlyFound.checked};
     this.drawAtOnce();
   }
@@ -340,9 +338,10 @@ export class App {
     if (event.altKey || event.ctrlKey || event.metaKey || !this.run()) return;
     if (target.matches('input:not([type=range]), select, textarea, summary')) return;
     const view = this.views[this.state.view];
+    const moveLayer = (by) => (view.moveLayer ? view.moveLayer(by) : this.moveLayer(by));
     const moves = {
-      ArrowUp: () => view.moveLayer(-1),
-      ArrowDown: () => view.moveLayer(1),
+      ArrowUp: () => moveLayer(-1),
+      ArrowDown: () => moveLayer(1),
       ArrowLeft: () => this.moveStep(-1),
       ArrowRight: () => this.moveStep(1),
       Home: () => this.moveStep(-Infinity),
@@ -353,9 +352,9 @@ export class App {
     moves[key]();
   }
 
-  // ---------------------------------------------------------------- what is seen
+  // ---------------------------------------------------------------- drawing
 
-  /** Draw soon: what arrives until then is drawn at once. */
+  /** Draw at the next frame, once for all changes until then. */
   update() {
     if (this.isDue) return;
     this.isDue = true;
@@ -400,7 +399,7 @@ export class App {
         element('h2', {}, 'No symmetry data yet'),
         element('p', {}, 'This log directory holds no run that was watched. Add the callback to your Trainer, and the tab fills at the first optimizer step:'),
         element('pre', {}, element('code', {}, EXAMPLE)),
-        element('p', {class: 'quiet'}, 'The Trainer needs a TensorBoardLogger, which is its default where TensorBoard is installed. This page looks again every few seconds.'),
+        element('p', {class: 'quiet'}, 'The Trainer needs a TensorBoardLogger, which is its default where TensorBoard is installed. This page checks again every few seconds.'),
       ),
     );
   }
@@ -414,11 +413,16 @@ export class App {
       key: (name) => name,
       version: (name) => this.opened.has(name),
       make: (name) => {
-        const box = element('input', {type: 'checkbox', change: () => this.choose(box.checked ? [...this.opened, name] : [...this.opened].filter((other) => other !== name))});
+        const box = element('input', {type: 'checkbox', change: () => this.toggle(name)});
         return element('label', {title: name}, box, element('span', {}, name));
       },
       update: (name, node) => (node.firstChild.checked = this.opened.has(name)),
     });
+  }
+
+  /** Open a run, or close it if it is open. */
+  toggle(name) {
+    this.choose(this.opened.has(name) ? [...this.opened].filter((other) => other !== name) : [...this.opened, name]);
   }
 
   /** Open some runs and close all others. */
@@ -435,21 +439,8 @@ export class App {
     this.fetch();
   }
 
-  // ---------------------------------------------------------------- colours of the theme
-
+  /** A colour of the current theme, such as 'ink', for canvases. */
   colour(name) {
     return this.palette.getPropertyValue(`--${name}`).trim();
-  }
-
-  ink() {
-    return this.colour('ink');
-  }
-
-  pale() {
-    return this.colour('pale');
-  }
-
-  paper() {
-    return this.colour('paper');
   }
 }

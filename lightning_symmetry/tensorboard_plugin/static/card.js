@@ -8,6 +8,7 @@ import {Heatmap} from './heatmap.js';
 import {draw, eventText, label, mark, priority, signOf} from './marks.js';
 import {WORDS, lastAtMost, plural, ticks} from './model.js';
 import {bar} from './runs.js';
+import {traitsOf} from './verdicts.js';
 
 const ROW = 22;
 const STRIP = 16;
@@ -16,8 +17,8 @@ const MAX_HEIGHT = MAX_ROWS * ROW;
 const MAP_HEIGHT = 72;
 const SIDE = 320; // The largest side of the heatmap, in CSS pixels.
 const MAX_LINES = 5;
-const MAX_KINDS = 20; // So many kinds of findings are told; the map shows the others.
-const MAX_NAMED = 3; // So many of the layers that one kind is about are named.
+const MAX_KINDS = 20; // The number of kinds of findings that are described; the map shows the others.
+const MAX_NAMED = 3; // The number of layers that are named per kind of finding.
 const TABLE_HEAD = ['layer', 'units', 'working', 'dead', 'directions', 'units in groups'];
 
 export class Card {
@@ -81,7 +82,7 @@ export class Card {
     this.scroller.style.height = `${Math.min(MAX_HEIGHT, numLayers * ROW)}px`;
   }
 
-  /** Go on after the overview was away, during which a browser forgets how far things are scrolled. */
+  /** Restore the scroll position, which browsers forget while the overview is not in the document. */
   restore() {
     if (this.top) this.scroller.scrollTop = this.top;
   }
@@ -148,7 +149,7 @@ export class Card {
     const shown = layers.slice(first, Math.ceil((top + MAX_HEIGHT) / ROW) + 2);
     const names = new Set(shown.map(({name}) => name));
     for (const [name, row] of this.rows) {
-      // A row that has the keyboard focus stays, so that the focus is not lost while one scrolls.
+      // A row with the keyboard focus stays, so that scrolling does not lose the focus.
       if (names.has(name) || (row.node === document.activeElement && layers.some((layer) => layer.name === name))) continue;
       row.node.remove();
       this.rows.delete(name);
@@ -177,10 +178,10 @@ export class Card {
     const {units, working, redundant, dead, directions = [], findings, step} = summary;
     show(this.totals, [verdict, units, working, redundant, dead, ...directions, findings, step].join(), () => {
       const quiet = directions.length ? 'no finding, condensed' : 'no finding';
-      this.headline.replaceChildren(verdict ? label(this.app.verdicts.get(verdict)) : element('span', {class: 'quiet'}, quiet));
+      this.headline.replaceChildren(verdict ? label(traitsOf(verdict)) : element('span', {class: 'quiet'}, quiet));
       return [
         total('units', units.toLocaleString('en')),
-        total('working', working.toLocaleString('en'), bar(summary, this.app.verdicts)),
+        total('working', working.toLocaleString('en'), bar(summary)),
         redundant ? total('redundant', redundant.toLocaleString('en')) : null,
         dead ? total('dead', dead.toLocaleString('en')) : null,
         directions.length ? total('directions', directions.join(' + ')) : null,
@@ -215,12 +216,12 @@ export class Card {
     context.imageSmoothingEnabled = false;
     context.drawImage(this.picture, 0, 0, width, MAP_HEIGHT);
     const scale = MAP_HEIGHT / (layers.length * ROW);
-    context.strokeStyle = this.app.ink();
+    context.strokeStyle = this.app.colour('ink');
     context.lineWidth = 1.5;
     context.strokeRect(0.75, this.scroller.scrollTop * scale + 0.75, width - 1.5, MAX_HEIGHT * scale - 1.5);
   }
 
-  /** Draw all layers as a picture. Of several layers in one pixel, the one of which the least works is drawn. */
+  /** Draw all layers as a picture. A pixel of several layers shows the one with the smallest share of working units. */
   paintMap(columns, lines) {
     const {layers, run: {steps}} = this;
     const worst = new Float32Array(columns * lines).fill(NaN);
@@ -259,12 +260,12 @@ export class Card {
     this.rows.get(name)?.node.focus();
   }
 
-  /** Findings about whole modules, which have no row; and how many events could not be read. */
+  /** Show findings about whole modules, which have no row, and the number of unreadable events. */
   showNotes() {
     const {run} = this;
     const others = this.isDetailed ? [] : run.findings.filter((finding) => !run.byName.has(finding.layer));
     show(this.notes, JSON.stringify([others, run.unreadable]), () => [
-      ...others.map((finding) => element('p', {class: 'note'}, mark(this.app.verdicts.get(finding.verdict)), `${finding.who}: ${finding.what} ${finding.why}`)),
+      ...others.map((finding) => element('p', {class: 'note'}, mark(traitsOf(finding.verdict)), `${finding.who}: ${finding.what} ${finding.why}`)),
       run.unreadable ? element('p', {class: 'note'}, `${plural(run.unreadable, 'event')} could not be read and ${run.unreadable === 1 ? 'was' : 'were'} passed over.`) : null,
     ]);
   }
@@ -287,7 +288,6 @@ export class Card {
 
   showParts() {
     const {app, run, check} = this;
-    const {verdicts} = app;
     const step = run.steps[check];
     const isOver = ({broken}) => broken !== null && broken <= step;
     const kinds = alike(run.findingsAt(step), run);
@@ -296,7 +296,7 @@ export class Card {
       key: ([first]) => keyOf(first),
       version: (kind) => JSON.stringify([kind, isOver(kind[0])]),
       make: () => element('article', {class: 'finding'}),
-      update: (kind, node) => node.replaceChildren(...describe(node, kind[0], step, verdicts, {lead: this.layersOf(kind)})),
+      update: (kind, node) => node.replaceChildren(...describe(node, kind[0], step, {lead: this.layersOf(kind)})),
     });
     this.more.textContent = kinds.length ? (kinds.length > shown.length ? `and ${plural(kinds.length - shown.length, 'more finding')}` : '') : `Nothing to warn of up to step ${step.toLocaleString('en')}.`;
     const toDo = shown.filter(([first]) => !isOver(first));
@@ -308,12 +308,12 @@ export class Card {
       update: ([first, ...others], node) => {
         const more = others.length ? ` ${others.length === 1 ? 'The other layer needs' : `The ${others.length} other layers need`} the same.` : '';
         const name = run.byName.has(first.layer) ? first.layer : first.who;
-        node.replaceChildren(mark(verdicts.get(first.verdict)), element('span', {}, element('strong', {}, name), ': ', ...withCode(first.why), more));
+        node.replaceChildren(mark(traitsOf(first.verdict)), element('span', {}, element('strong', {}, name), ': ', ...withCode(first.why), more));
       },
     });
     const chosen = (run === app.run() ? app.layer() : null) ?? run.worstLayer;
-    const telling = run.telling(chosen, MAX_LINES);
-    const lines = run.layers.map((layer, line) => ({layer, line})).filter(({layer}) => telling.has(layer));
+    const selection = run.selection(chosen, MAX_LINES);
+    const lines = run.layers.map((layer, line) => ({layer, line})).filter(({layer}) => selection.has(layer));
     this.chart.update(run, lines, check);
     reconcile(this.legend, lines, {
       key: ({layer}) => layer.name,
@@ -397,7 +397,7 @@ class Row {
     show(this.title, layer.title, () => [cutName(layer.title)]);
     this.node.classList.toggle('chosen', isChosen);
     this.node.setAttribute('aria-label', `${this.layer.describe(check)}, step ${run.steps[check]}`);
-    this.numbers.replaceChildren(working === null ? '–' : `${working} / ${this.layer.units}`, worst ? mark(app.verdicts.get(worst)) : element('span', {class: 'mark'}));
+    this.numbers.replaceChildren(working === null ? '–' : `${working} / ${this.layer.units}`, worst ? mark(traitsOf(worst)) : element('span', {class: 'mark'}));
     this.draw(width, check, app.state.run === run.name);
   }
 
@@ -407,7 +407,7 @@ class Row {
     const column = width / run.steps.length;
     const spans = [];
     this.layer.spans((...span) => spans.push(span));
-    if (column < 1) spans.sort(([a], [b]) => a - b); // Where the least works is painted over others in its pixel.
+    if (column < 1) spans.sort(([a], [b]) => a - b); // The smallest share of working units in a pixel is painted last.
     for (const [share, from, to] of spans) {
       context.fillStyle = css(shade(share, app.isDark));
       context.fillRect(from * column, 0, Math.max(1, (to - from) * column), STRIP);
@@ -417,18 +417,18 @@ class Row {
     }
     if (hasCursor) {
       const x = (chosen + 0.5) * column;
-      context.fillStyle = app.paper();
+      context.fillStyle = app.colour('paper');
       context.fillRect(x - 2, 0, 4, STRIP);
-      context.fillStyle = app.ink();
+      context.fillStyle = app.colour('ink');
       context.fillRect(x - 1, 0, 2, STRIP);
     }
-    const events = [...this.layer.events].sort((a, b) => priority(a, app.verdicts) - priority(b, app.verdicts));
+    const events = [...this.layer.events].sort((a, b) => priority(a) - priority(b));
     const taken = [];
     for (const event of events) {
       const x = Math.min(width - 6, Math.max(6, (run.checkAt(event.step) + 0.5) * column));
       if (taken.some((other) => Math.abs(other - x) < 11)) continue;
       taken.push(x);
-      draw(context, signOf(event, app.verdicts), x, STRIP / 2, app.ink(), app.paper());
+      draw(context, signOf(event), x, STRIP / 2, app.colour('ink'), app.colour('paper'));
     }
   }
 

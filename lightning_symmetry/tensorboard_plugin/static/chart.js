@@ -36,7 +36,7 @@ export class Chart {
     this.draw();
   }
 
-  /** The place of a check. All checks have the same width, because the first ones are only a few steps apart. */
+  /** The x coordinate of a check. All checks have the same width, because the first ones are only a few steps apart. */
   x(check) {
     return EDGE.left + ((check + 0.5) * (this.width - EDGE.left - EDGE.right)) / this.run.steps.length;
   }
@@ -66,35 +66,25 @@ export class Chart {
       svg('text', {x: right, y: HEIGHT - 2, 'text-anchor': 'end'}, 'step, one place per check'),
       condensed.length ? svg('text', {x: EDGE.left, y: HEIGHT - 2}, 'thin line: directions among the units, where these have condensed') : '',
       svg('line', {class: 'cursor', x1: cursor, x2: cursor, y1: EDGE.top - 6, y2: HEIGHT - EDGE.bottom}),
-      ...condensed.map(({layer, line}) => svg('path', {class: 'line thin', d: this.directions(layer), stroke: lineStyle(line).stroke})),
-      ...this.lines.map(({layer, line}) => svg('path', {class: 'line', d: this.path(layer), ...lineStyle(line)})),
+      ...condensed.map(({layer, line}) => svg('path', {class: 'line thin', d: this.path(layer.orientations, layer), stroke: lineStyle(line).stroke})),
+      ...this.lines.map(({layer, line}) => svg('path', {class: 'line', d: this.path(layer.working, layer), ...lineStyle(line)})),
       ...this.marks(),
     );
   }
 
-  path(layer) {
+  /** The curve of a number that changes at some checks, as a share of the units of a layer; null makes a gap. */
+  path(changes, {units}) {
     let d = '';
-    layer.working.forEach(({check, units}, i) => {
-      if (units === null) return;
-      const end = layer.working[i + 1]?.check ?? this.run.steps.length - 1;
-      const continues = d && layer.working[i - 1].units !== null;
-      d += `${continues ? 'L' : 'M'}${this.x(check)} ${this.y(units / layer.units)}H${this.x(end)}`;
-    });
-    return d;
-  }
-
-  /** The number of directions among the units of a layer, as a share of its units. */
-  directions(layer) {
-    let d = '';
-    layer.orientations.forEach(({check, number}, i) => {
+    changes.forEach(({check, number}, i) => {
       if (number === null) return;
-      const end = layer.orientations[i + 1]?.check ?? this.run.steps.length - 1;
-      d += `${d ? 'L' : 'M'}${this.x(check)} ${this.y(number / layer.units)}H${this.x(end)}`;
+      const end = changes[i + 1]?.check ?? this.run.steps.length - 1;
+      const continues = d && changes[i - 1].number !== null;
+      d += `${continues ? 'L' : 'M'}${this.x(check)} ${this.y(number / units)}H${this.x(end)}`;
     });
     return d;
   }
 
-  /** The marks of the events, moved to the right where they would cover one another. */
+  /** The marks of the events, shifted to the right where they would overlap. */
   marks() {
     const taken = [];
     return this.lines.flatMap(({layer, line}) =>
@@ -110,7 +100,7 @@ export class Chart {
           'g',
           {class: 'event', transform: `translate(${x - 6} ${y - 6})`},
           svg('title', {}, title),
-          svg('path', {d: signOf(event, this.app.verdicts).mark, 'fill-rule': 'evenodd', fill: lineStyle(line).stroke}),
+          svg('path', {d: signOf(event).mark, 'fill-rule': 'evenodd', fill: lineStyle(line).stroke}),
         );
       }),
     );

@@ -1,4 +1,9 @@
 // Colour maps. The lightness of each changes evenly, so that it can be read by people who do not see its hues.
+import {prepare} from './dom.js';
+import {SIMILARITY} from './legend.js';
+
+const {values: VALUES, colours: COLOURS} = SIMILARITY;
+export const NO_DIRECTION = SIMILARITY.none;
 
 /** The colour of a share of units that do not work from 0 to 1, as [red, green, blue]; 0 is closest to the background. */
 export function shade(share, isDark) {
@@ -8,12 +13,7 @@ export function shade(share, isDark) {
   return fromOklch(lightness, 0.012 + 0.145 * Math.sqrt(t) * (isDark ? 1 - 0.2 * t : 1), hue);
 }
 
-// These are the colours of the pictures in the Images tab: bright at 1, dark at 0, and of another hue below 0.
-const STOPS = [-1, -0.5, 0, 0.5, 0.9, 1];
-const COLOURS = [[120, 200, 255], [38, 98, 160], [16, 18, 32], [128, 46, 44], [236, 124, 46], [255, 240, 170]];
-const NO_DIRECTION = [176, 180, 188];
-
-/** The similarity from -1 to 1 that a byte of a matrix stands for; null if a row has no direction. */
+/** The similarity from -1 to 1 that a byte of a matrix encodes; null if a row has no direction. */
 export function toSimilarity(byte) {
   return byte === 0 ? null : (byte - 128) / 127;
 }
@@ -21,13 +21,22 @@ export function toSimilarity(byte) {
 /** The colour of a similarity from -1 to 1, or of null, as [red, green, blue]. */
 export function similarity(value) {
   if (value === null) return NO_DIRECTION;
-  const i = Math.max(1, STOPS.findIndex((stop) => value <= stop));
-  const t = (value - STOPS[i - 1]) / (STOPS[i] - STOPS[i - 1]);
+  const i = Math.max(1, VALUES.findIndex((stop) => value <= stop));
+  const t = (value - VALUES[i - 1]) / (VALUES[i] - VALUES[i - 1]);
   return COLOURS[i].map((channel, c) => Math.round(COLOURS[i - 1][c] + t * (channel - COLOURS[i - 1][c])));
 }
 
 export function css([red, green, blue]) {
   return `rgb(${red},${green},${blue})`;
+}
+
+/** Draw a horizontal scale of the colours of shares from 0 to 1. */
+export function drawRamp(canvas, width, colourOf) {
+  const context = prepare(canvas, width, 10);
+  for (let x = 0; x < width; x++) {
+    context.fillStyle = css(colourOf(x / (width - 1)));
+    context.fillRect(x, 0, 1, 10);
+  }
 }
 
 function fromOklch(lightness, chroma, degrees) {

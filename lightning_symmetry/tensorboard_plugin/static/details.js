@@ -1,12 +1,11 @@
-// What is only fetched of a layer that is opened: its groups, its findings' units, and its matrices.
-import {Recent} from './recent.js';
-import {Units} from './units.js';
+// The data that is fetched for opened layers only: groups, the units of findings, and matrices.
+import {Units} from './model.js';
 
 const NUM_LAYERS_KEPT = 32;
 const NUM_MATRICES_KEPT = 512; // Together at most 2 MiB.
 
 export class Details {
-  #answers = new Recent(NUM_LAYERS_KEPT); // What the server said of layers, by run and layer.
+  #answers = new Recent(NUM_LAYERS_KEPT); // The server's answers, by run and layer.
   #matrices = new Recent(NUM_MATRICES_KEPT); // By their keys, which stay the same as the run goes on.
   #underway = new Set(); // The keys of requests that wait for an answer.
 
@@ -15,8 +14,8 @@ export class Details {
   }
 
   /**
-   * What the server said of a layer, maybe of an earlier version of the run; undefined before the first answer. If there
-   * is a later version, it is requested, and the page is drawn again when it arrives.
+   * The data of a layer, maybe of an earlier version of the run; undefined before the first answer. A later version is
+   * requested, and drawn when it arrives.
    */
   of(run, layer) {
     const key = `${run.name}\n${layer.name}`;
@@ -46,7 +45,7 @@ export class Details {
   #fetch(run, layer, name, key, request) {
     if (this.#underway.has(key)) return;
     this.app.attempt(name, async () => {
-      // It may be tried again after the run or the layer has vanished.
+      // A repeated attempt may come after the run or the layer has vanished.
       if (!this.app.data.get(run.name)?.byName.has(layer.name)) return;
       this.#underway.add(key);
       try {
@@ -56,5 +55,28 @@ export class Details {
       }
       this.app.update();
     });
+  }
+}
+
+/** A store that keeps a limited number of values: when it is full, the least recently used value is dropped. */
+export class Recent {
+  #size;
+  #kept = new Map(); // The least recently used value comes first.
+
+  constructor(size) {
+    this.#size = size;
+  }
+
+  get(key) {
+    if (!this.#kept.has(key)) return undefined;
+    const value = this.#kept.get(key);
+    this.set(key, value);
+    return value;
+  }
+
+  set(key, value) {
+    this.#kept.delete(key);
+    this.#kept.set(key, value);
+    if (this.#kept.size > this.#size) this.#kept.delete(this.#kept.keys().next().value);
   }
 }

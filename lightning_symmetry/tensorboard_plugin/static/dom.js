@@ -1,7 +1,7 @@
 // Functions that create elements. None of them parses markup, because names in event files may look like markup.
 
 const SVG = 'http://www.w3.org/2000/svg';
-const MAX_TAIL = 20; // So many last characters of a name are not cut.
+const MAX_TAIL = 20; // The number of last characters of a name that are never cut.
 
 /** Create an HTML element. Attributes that are null, undefined or false are left out; functions become listeners. */
 export function element(tag, attributes = {}, ...children) {
@@ -36,7 +36,7 @@ export function table(caption, head, rows, attributes = {}) {
   );
 }
 
-/** A list of names to choose from, which calls a function with the name that is chosen. */
+/** A list of names to choose from; it calls a function with the chosen name. */
 export class Choice {
   #content;
 
@@ -45,7 +45,7 @@ export class Choice {
     this.node = element('label', {class: 'choice'}, element('span', {}, label), this.list);
   }
 
-  /** Show some names; the chosen one is among them in any case. */
+  /** Show some names, always including the chosen one. */
   update(names, chosen) {
     const all = names.includes(chosen) ? names : [chosen, ...names];
     const content = all.join('\n');
@@ -56,11 +56,11 @@ export class Choice {
 }
 
 /**
- * Make the children of an element those of some items, in their order. An item keeps its element as long as there is an
- * item of its key, so that scrolling, focus, and what is open or selected stay as the reader left them.
+ * Give an element one child per item, in the order of the items. Items with the same key keep their element, and with it
+ * scrolling, focus, and what is open or selected.
  *
- * Takes functions that give the key of an item, a text that changes with what is shown of it, and a new element for it;
- * and one that fills the element, which is only called if that text has changed.
+ * Takes functions for the key of an item, for a text that changes with its content, and for a new element; and one that
+ * fills the element, which is only called if the text has changed.
  */
 export function reconcile(parent, items, {key, version, make, update}) {
   const kept = (parent.keyed ??= new Map());
@@ -85,7 +85,7 @@ export function reconcile(parent, items, {key, version, make, update}) {
   }
 }
 
-/** Replace the children of an element unless they are those of the same text as before. */
+/** Replace the children of an element unless the version is the same as before. */
 export function show(parent, version, content) {
   if (parent.shown === version) return;
   parent.shown = version;
@@ -97,7 +97,7 @@ export function withCode(text) {
   return text.split('`').map((part, i) => (i % 2 ? element('code', {}, part) : part));
 }
 
-/** A name that is cut in its middle where there is no room for it, because layers differ at both ends of their names. */
+/** A name that is cut in its middle where space is short, because names of layers differ at both ends. */
 export function cutName(text, attributes = {}) {
   const tail = Math.min(MAX_TAIL, Math.ceil(text.length / 2));
   const start = element('span', {class: 'start'}, text.slice(0, -tail));
@@ -115,9 +115,9 @@ function widthInEms(text) {
   return measuring.measureText(text).width / 100;
 }
 
-/** Offer a table as a file that spreadsheets open. */
+/** Offer a table as a CSV file. */
 export function download(name, head, rows) {
-  // A spreadsheet would take a name that begins like this for a formula.
+  // Spreadsheets read a text that begins like this as a formula.
   const safe = (text) => (/^[=+@\t\r\n-]/.test(text) ? `'${text}` : text);
   const line = (cells) => cells.map((cell) => `"${(typeof cell === 'number' ? String(cell) : safe(String(cell ?? ''))).replaceAll('"', '""')}"`).join(',');
   const link = element('a', {download: name, href: URL.createObjectURL(new Blob([[head, ...rows].map(line).join('\r\n')], {type: 'text/csv'}))});

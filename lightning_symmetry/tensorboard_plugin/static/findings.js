@@ -1,11 +1,12 @@
 // Findings in words, as the overview and the view of a layer show them.
 import {element, withCode} from './dom.js';
 import {eventSign, mark, paint} from './marks.js';
+import {traitsOf} from './verdicts.js';
 
-/** The content of a finding at a step. Takes whether to give the advice with it, and what stands before the sentence. */
-export function describe(node, finding, step, verdicts, {hasAdvice, lead = []}) {
+/** The content of a finding at a step, optionally with advice, and with a lead before its units. */
+export function describe(node, finding, step, {hasAdvice, lead = []}) {
   const isOver = finding.broken !== null && finding.broken <= step;
-  const verdict = verdicts.get(finding.verdict);
+  const verdict = traitsOf(finding.verdict);
   node.classList.toggle('over', isOver);
   if (isOver) ['--light', '--dark'].forEach((name) => node.style.removeProperty(name));
   else paint(node, verdict);
@@ -18,11 +19,11 @@ export function describe(node, finding, step, verdicts, {hasAdvice, lead = []}) 
   ];
 }
 
-/** Findings of a run that say the same of several of its layers, in the order of the first of each kind. */
+/** Group the findings of a run that differ only in their layers, in the order of the first of each group. */
 export function alike(findings, {byName}) {
   const kinds = new Map();
   for (const finding of findings) {
-    const whole = byName.has(finding.layer) ? '' : finding.layer; // It is about whole modules, which have no row.
+    const whole = byName.has(finding.layer) ? '' : finding.layer; // Findings about whole modules, which have no row, stay separate.
     const key = [whole, finding.verdict, finding.since, finding.broken, finding.who, finding.what, finding.origin].join('\n');
     if (kinds.has(key)) kinds.get(key).push(finding);
     else kinds.set(key, [finding]);
@@ -30,7 +31,7 @@ export function alike(findings, {byName}) {
   return [...kinds.values()];
 }
 
-/** A text that differs for all findings of a run. */
+/** A unique key of a finding within its run. */
 export function keyOf({layer, verdict, since, who, origin}) {
   return [layer, verdict, since, origin, who].join('\n');
 }

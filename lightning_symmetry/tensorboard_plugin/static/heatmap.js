@@ -1,14 +1,14 @@
 // The similarities of the units of a layer as a square.
-import {css, similarity, toSimilarity} from './colours.js';
+import {NO_DIRECTION, css, drawRamp, similarity, toSimilarity} from './colours.js';
 import {element, prepare} from './dom.js';
-import {latest, plural} from './model.js';
-import {Units} from './units.js';
+import {Units, latest, plural} from './model.js';
+import {traitsOf} from './verdicts.js';
 
 const LEFT = 36; // The room for the indices of units.
 const TOP = 6; // The room for the upper half of the first index.
 
 export class Heatmap {
-  /** Takes the largest side in CSS pixels; it is smaller where there is no room for it. */
+  /** Takes the largest side in CSS pixels; it is smaller where space is short. */
   constructor(app, side) {
     this.app = app;
     this.side = side;
@@ -18,14 +18,10 @@ export class Heatmap {
     this.scale = element('canvas', {class: 'scale', role: 'img', 'aria-label': 'colour scale of similarities from -1 to 1'});
     this.square = element('div', {class: 'square'}, this.canvas, this.missing);
     this.square.style.minHeight = `${side * 0.7}px`;
-    this.key = element('div', {class: 'key', hidden: true}, element('span', {class: 'number'}, '−1'), this.scale, element('span', {class: 'number'}, '1'), element('span', {class: 'swatch-none'}), 'no direction');
-    this.node = element(
-      'div',
-      {},
-      this.square,
-      this.key,
-      this.caption,
-    );
+    const swatch = element('span', {class: 'swatch-none'});
+    swatch.style.background = css(NO_DIRECTION);
+    this.key = element('div', {class: 'key', hidden: true}, element('span', {class: 'number'}, '−1'), this.scale, element('span', {class: 'number'}, '1'), swatch, 'no direction');
+    this.node = element('div', {}, this.square, this.key, this.caption);
     new ResizeObserver(() => app.attemptDrawing('the similarities', () => this.resize())).observe(this.square);
   }
 
@@ -35,7 +31,7 @@ export class Heatmap {
     this.update(...this.shown);
   }
 
-  /** Show a layer at a check. What has not been fetched is requested, and shown when it arrives. */
+  /** Show a layer at a check. Missing data is requested, and shown when it arrives. */
   update(run, layer, check) {
     this.shown = [run, layer, check];
     this.width = this.square.clientWidth;
@@ -67,7 +63,7 @@ export class Heatmap {
     this.canvas.hidden = this.key.hidden = false;
   }
 
-  /** Show nothing while the data of a layer is awaited, if what is shown is of another one. */
+  /** Clear the picture of another layer while the data of this one is loading. */
   clearOther(run, layer) {
     if (this.subject === subjectOf(run, layer)) return;
     this.missing.hidden = true;
@@ -99,8 +95,8 @@ export class Heatmap {
       let end = i + 1;
       while (end < n && places[end] === places[i]) end++;
       if (places[i] >= 0) {
-        const traits = this.app.verdicts.get(this.groups[places[i]].verdict);
-        context.strokeStyle = (this.app.isDark ? traits.dark_colour : traits.colour) ?? this.app.pale();
+        const traits = traitsOf(this.groups[places[i]].verdict);
+        context.strokeStyle = (this.app.isDark ? traits.dark_colour : traits.colour) ?? this.app.colour('pale');
         context.lineWidth = (end - i) * cell > 24 ? 2 : 1;
         const start = i * cell + context.lineWidth / 2;
         const size = (end - i) * cell - context.lineWidth;
@@ -109,7 +105,7 @@ export class Heatmap {
       starts.add(i);
       i = end;
     }
-    context.fillStyle = this.app.pale();
+    context.fillStyle = this.app.colour('pale');
     context.font = '11px Roboto, system-ui, sans-serif';
     context.textAlign = 'right';
     context.textBaseline = 'middle';
@@ -120,11 +116,7 @@ export class Heatmap {
       taken.push(y);
       context.fillText(String(units[i]), -6, y);
     }
-    const ramp = prepare(this.scale, 140, 10);
-    for (let x = 0; x < 140; x++) {
-      ramp.fillStyle = css(similarity((2 * x) / 139 - 1));
-      ramp.fillRect(x, 0, 1, 10);
-    }
+    drawRamp(this.scale, 140, (share) => similarity(2 * share - 1));
     const shown = n === layer.units ? (n === 1 ? 'its only unit' : `all ${n} units`) : `${n} of ${plural(layer.units, 'unit')}`;
     const age = at === step ? '' : ` Similarities of step ${at.toLocaleString('en')}: they are stored when they have changed.`;
     this.caption.textContent = `Cosine of weights below the diagonal, of gradients above; ${shown}, groups first.${age}`;

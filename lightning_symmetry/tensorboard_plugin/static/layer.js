@@ -4,12 +4,12 @@ import {Choice, element, reconcile, show, table} from './dom.js';
 import {describe, keyOf} from './findings.js';
 import {Heatmap} from './heatmap.js';
 import {label, mark} from './marks.js';
-import {WORDS, partedLater, plural} from './model.js';
-import {Units} from './units.js';
+import {Units, WORDS, partedLater, plural} from './model.js';
+import {byRank, traitsOf} from './verdicts.js';
 
 const SIDE = 448; // The largest side of the heatmap, in CSS pixels.
 const FRAME_MS = 450;
-const MAX_FRAMES = 60; // Of a run with more checks, only some are played.
+const MAX_FRAMES = 60; // For runs with more checks, the player skips some.
 const MAX_GROUPS = 100;
 
 export class LayerView {
@@ -93,7 +93,7 @@ export class LayerView {
     this.subject = subject;
   }
 
-  /** Put the keyboard where it moves through the checks, after the view was opened with it. */
+  /** Focus the slider, after the view was opened by keyboard. */
   focus() {
     this.slider.focus();
   }
@@ -113,23 +113,22 @@ export class LayerView {
       orientations === null ? [''] : [plural(orientations, 'direction'), WORDS.directions],
     ];
     const version = [layer.name, ...facts, worst].join();
-    show(this.facts, version, () => [...facts.map(([text, title]) => element('span', {title}, text)), worst ? label(this.app.verdicts.get(worst)) : null]);
+    show(this.facts, version, () => [...facts.map(([text, title]) => element('span', {title}, text)), worst ? label(traitsOf(worst)) : null]);
   }
 
   showFindings(step) {
-    const {verdicts} = this.app;
     const shown = this.layer.findings.filter(({since}) => since <= step);
     reconcile(this.findings, shown, {
       key: keyOf,
       version: (finding) => JSON.stringify([finding, finding.broken !== null && finding.broken <= step]),
       make: () => element('article', {class: 'finding'}),
-      update: (finding, node) => node.replaceChildren(...describe(node, finding, step, verdicts, {hasAdvice: true})),
+      update: (finding, node) => node.replaceChildren(...describe(node, finding, step, {hasAdvice: true})),
     });
     this.quiet.hidden = shown.length > 0;
     this.quiet.textContent = `Nothing to warn of up to step ${step.toLocaleString('en')}.`;
   }
 
-  /** Show no groups while those of another layer than before are awaited. */
+  /** Show no groups while those of another layer are loading. */
   clearGroups() {
     this.groupsHead.textContent = 'Groups';
     show(this.groups, '', () => []);
@@ -138,9 +137,8 @@ export class LayerView {
   showGroups(step, findings) {
     const {groups, total} = this.heatmap;
     this.groupsHead.textContent = total ? plural(total, 'group') : 'Groups';
-    const {verdicts} = this.app;
     const parted = (group) => {
-      const at = partedLater(group, step, findings, verdicts);
+      const at = partedLater(group, step, findings);
       return at === undefined ? '' : at?.toLocaleString('en') ?? '–';
     };
     const rows = groups.slice(0, MAX_GROUPS).map((group, i) => [
@@ -151,10 +149,10 @@ export class LayerView {
       group.since.toLocaleString('en'),
       parted(group),
     ]);
-    const present = verdicts.sort(new Set(groups.map(({verdict}) => verdict))).map((name) => verdicts.get(name));
+    const present = byRank(new Set(groups.map(({verdict}) => verdict))).map(traitsOf);
     show(this.groups, JSON.stringify([rows, total, present]), () => {
       if (!total) return [element('p', {class: 'quiet'}, 'All units are distinct at this check.')];
-      const shown = rows.map((row) => row.map((cell, column) => (column === 1 ? label(verdicts.get(cell)) : cell)));
+      const shown = rows.map((row) => row.map((cell, column) => (column === 1 ? label(traitsOf(cell)) : cell)));
       return [
         table('Groups of this layer at this check', ['', 'verdict', 'units', 'size', 'since step', 'broken'], shown),
         total > rows.length ? element('p', {class: 'quiet'}, `and ${plural(total - rows.length, 'more group')}`) : null,
@@ -180,9 +178,5 @@ export class LayerView {
     const check = this.run.checkAt(this.app.state.step);
     if (check === this.run.steps.length - 1 || this.app.state.view !== 'layer') this.setPlaying(false);
     else this.app.moveStep(Math.ceil(this.run.steps.length / MAX_FRAMES));
-  }
-
-  moveLayer(by) {
-    this.app.moveLayer(by);
   }
 }

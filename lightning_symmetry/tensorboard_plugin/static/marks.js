@@ -1,8 +1,9 @@
-// Marks for verdicts and events. Each has a shape of its own, so that no colour is needed to tell them apart.
+// Marks for verdicts and events. Each has a shape of its own, so that they can be distinguished without colours.
 //
 // A mark is drawn from a sign: an object with a name, a mark (its outline in a square of 12 by 12), a meaning, a colour
 // and a dark_colour. Traits of verdicts are signs, and every kind of event has one.
 import {element, svg} from './dom.js';
+import {traitsOf} from './verdicts.js';
 
 const EVENTS = new Map(
   [
@@ -23,15 +24,15 @@ export function eventSign(kind) {
   return EVENTS.get(kind);
 }
 
-/** The sign of an event. If units appeared equal, it is that of their verdict, which says more. */
-export function signOf({kind, verdict}, verdicts) {
-  return kind === 'appeared' && verdict !== null ? verdicts.get(verdict) : EVENTS.get(kind);
+/** The sign of an event; if units appeared equal, the sign of their verdict. */
+export function signOf({kind, verdict}) {
+  return kind === 'appeared' && verdict !== null ? traitsOf(verdict) : EVENTS.get(kind);
 }
 
-/** The rank of an event where there is no room for all marks; those with the mark of a serious verdict come first. */
-export function priority({kind, verdict}, verdicts) {
+/** The rank of an event where space is short; serious verdicts come first. */
+export function priority({kind, verdict}) {
   const isVerdict = kind === 'appeared' && verdict !== null;
-  return isVerdict ? verdicts.get(verdict).rank : verdicts.list.length + 1 + [...EVENTS.keys()].indexOf(kind);
+  return isVerdict ? traitsOf(verdict).rank : traitsOf(null).rank + 1 + [...EVENTS.keys()].indexOf(kind);
 }
 
 /** An event in a few words. */
@@ -62,7 +63,7 @@ export function paint(node, sign) {
   return node;
 }
 
-/** Create a mark as an element. It is hidden from screen readers, so that a text must stand beside it. */
+/** Create a mark as an element. It is hidden from screen readers, so put a text beside it. */
 export function mark(sign) {
   const outline = svg('path', {d: sign.mark, 'fill-rule': 'evenodd'});
   return paint(svg('svg', {viewBox: '0 0 12 12', class: 'mark', 'aria-hidden': 'true'}, outline), sign);

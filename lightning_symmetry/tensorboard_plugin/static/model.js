@@ -1,30 +1,32 @@
-// The history of a run, with the questions that the views ask.
+// The history of a run: its layers, the sets of their units, and findings.
+import {byRank, traitsOf, worstOf} from './verdicts.js';
 
-/** What the numbers of units mean, for those who point at them. */
+const MAX_COMPARED = 100_000; // Larger sets are not compared, because a malicious file may hold sets of any size.
+
+/** The meaning of the numbers of units, for tooltips. */
 export const WORDS = {
-  units: 'all units: neurons, channels, or what else has a row of weights of its own',
+  units: 'all units: neurons, channels, or anything else with a row of weights of its own',
   working: 'units that are neither redundant nor dead',
   redundant: 'units that compute the same as another one: the layer would do the same without them',
   dead: 'units that get no gradient, so that they do not train',
   directions: 'how many directions the weights of the living units point in; far fewer than units means that they have condensed',
-  findings: 'what was warned of and still holds',
+  findings: 'findings that still hold',
 };
 
 export class Run {
-  constructor(name, version, history, verdicts) {
+  constructor(name, version, history) {
     this.name = name;
     this.version = version;
-    this.verdicts = verdicts;
     this.steps = history.steps;
     const findings = new Map(history.layers.map(({name}) => [name, []]));
     for (const finding of history.findings) findings.get(finding.layer)?.push(finding);
-    this.layers = history.layers.map((layer) => new Layer(layer, history.steps, findings.get(layer.name), verdicts));
+    this.layers = history.layers.map((layer) => new Layer(layer, history.steps, findings.get(layer.name)));
     this.findings = history.findings;
     this.unreadable = history.unreadable;
     this.byName = new Map(this.layers.map((layer) => [layer.name, layer]));
   }
 
-  /** The layers that a filter leaves: by a part of their names, and maybe only those with findings or events. */
+  /** The layers that pass a filter: by a part of their names, and optionally only those with findings or events. */
   filtered({text, onlyFound}) {
     const key = `${onlyFound} ${text}`;
     if (this.filterKey !== key) {
@@ -34,27 +36,27 @@ export class Run {
     return this.left;
   }
 
-  /** What holds at a step of what was found up to it, the most serious finding first; then what no longer holds. */
+  /** The findings up to a step: those that hold, the most serious first; then those that no longer hold. */
   findingsAt(step) {
     const isOver = ({broken}) => broken !== null && broken <= step;
-    const rank = (finding) => 1000 * isOver(finding) + this.verdicts.get(finding.verdict).rank;
+    const rank = (finding) => 1000 * isOver(finding) + traitsOf(finding.verdict).rank;
     return this.findings.filter(({since}) => since <= step).sort((a, b) => rank(a) - rank(b) || a.since - b.since);
   }
 
-  /** The layer to look at first: that of the most serious finding, else one in which something has happened. */
+  /** The layer to show first: the one with the most serious finding, else one with events. */
   get worstLayer() {
     const found = this.findingsAt(Infinity).filter(({broken}) => broken === null).find(({layer}) => this.byName.has(layer));
     return this.byName.get(found?.layer) ?? this.layers.find(({hasNews}) => hasNews) ?? this.layers[0] ?? null;
   }
 
-  /** Some layers to draw: a chosen one, those of which there is news, then others; of equal curves only one. */
-  telling(layer, number) {
+  /** Some layers to draw: the chosen one, those with events or findings, then others; layers with new curves first. */
+  selection(layer, number) {
     const rank = (other) => 2 * (other === layer) + other.hasNews;
     const ordered = [...this.layers].sort((a, b) => rank(b) - rank(a));
-    const told = new Set();
-    const first = ordered.filter(({working, units: total}) => {
-      const story = working.map(({check, units}) => [check, units === null ? null : units / total]).join();
-      return !told.has(story) && told.add(story);
+    const seen = new Set();
+    const first = ordered.filter(({working, units}) => {
+      const curve = working.map(({check, number: count}) => [check, count === null ? null : count / units]).join();
+      return !seen.has(curve) && seen.add(curve);
     });
     return new Set([...first, ...ordered].slice(0, number));
   }
@@ -80,14 +82,13 @@ export class Run {
 
   /** The most serious verdict in any layer at a check, or null. */
   worst(check) {
-    return this.verdicts.worst(new Set(this.layers.map((layer) => layer.worst(check)).filter((verdict) => verdict !== null)));
+    return worstOf(new Set(this.layers.map((layer) => layer.worst(check)).filter((verdict) => verdict !== null)));
   }
 }
 
 class Layer {
-  constructor(values, steps, findings, verdicts) {
+  constructor(values, steps, findings) {
     Object.assign(this, values);
-    this.verdicts = verdicts;
     this.steps = steps;
     this.findings = findings;
     this.hasNews = values.events.length > 0 || findings.length > 0;
@@ -111,7 +112,7 @@ class Layer {
 
   /** The number of units at a check that are neither redundant nor dead; null where the model does not have the layer. */
   workingAt(check) {
-    return this.working[lastAtMost(this.workingChecks, check)]?.units ?? null;
+    return this.working[lastAtMost(this.workingChecks, check)]?.number ?? null;
   }
 
   /** The number of dead units at a check. */
@@ -130,27 +131,27 @@ class Layer {
     return Boolean(number) && this.fan_in > 2 && 2 * number <= (this.at(check)?.width ?? 0) - this.deadAt(check);
   }
 
-  /** Whether that was so at any check. */
+  /** Whether the layer was condensed at any check. */
   get hasCondensed() {
     return this.orientations.some(({check}) => this.isCondensed(check));
   }
 
   /** The most serious verdict at a check, or null. */
   worst(check) {
-    return this.verdicts.worst(Object.keys(this.at(check)?.counts ?? {}));
+    return worstOf(Object.keys(this.at(check)?.counts ?? {}));
   }
 
   /** The number of units of each verdict at a check, as a text; the most serious verdict comes first. */
   countsText(check) {
     const counts = this.at(check)?.counts ?? {};
-    return this.verdicts.sort(Object.keys(counts)).map((verdict) => `${counts[verdict]} ${verdict}`).join(', ');
+    return byRank(Object.keys(counts)).map((verdict) => `${counts[verdict]} ${verdict}`).join(', ');
   }
 
-  /** Call a function with each share of units that do not work, its first check and the one after its last. */
-  spans(tell) {
-    this.working.forEach(({check, units}, i) => {
-      if (units === null) return;
-      tell(1 - units / Math.max(1, this.units), check, this.working[i + 1]?.check ?? this.steps.length);
+  /** Call visit(share, from, to) for each span of checks with the same share of units that do not work. */
+  spans(visit) {
+    this.working.forEach(({check, number}, i) => {
+      if (number === null) return;
+      visit(1 - number / Math.max(1, this.units), check, this.working[i + 1]?.check ?? this.steps.length);
     });
   }
 
@@ -172,31 +173,75 @@ function workingOverTime({states, dead}) {
     while (states[i]?.check <= check) i++;
     while (dead[j]?.check <= check) j++;
     const {width = null, both} = states[i - 1] ?? {};
-    return {check, units: width === null ? null : Math.max(0, width - (dead[j - 1]?.units ?? 0) + both)};
+    return {check, number: width === null ? null : Math.max(0, width - (dead[j - 1]?.units ?? 0) + both)};
   });
 }
 
 /**
- * The later step at which a group that holds at some step was found to have parted: null if it has not, and undefined
- * if the event file does not tell.
- *
- * The finding about the group is searched among those that begin at the same step and agree on whether the weights are
- * equal. A finding names the units that were warned of, and the group may have lost or gained units since, so the best
- * match counts: a finding about the same units, else the smallest one about all of these units and others, else the
- * largest one about some of these units.
+ * A set of units. Events hold it as a text such as "0-3,8,10-14:2", made of single indices, runs, and runs with a
+ * stride. An ellipsis at the end stands for units that were left out.
  */
-export function partedLater(group, step, findings, verdicts) {
-  const isRedundant = (verdict) => verdicts.get(verdict).is_redundant;
-  const kin = findings.filter(({since, verdict}) => since === group.since && isRedundant(verdict) === isRedundant(group.verdict));
-  if (kin.every(({broken}) => broken === null)) return null;
-  if (kin.some(({groups}) => groups === null)) return undefined;
-  const candidates = kin.flatMap(({broken, groups}) => groups.map((units) => ({broken, units})));
+export class Units {
+  #runs;
+
+  constructor(packed) {
+    this.packed = packed;
+    const parts = packed.split(',');
+    this.isCut = parts[parts.length - 1] === '...';
+    if (this.isCut) parts.pop();
+    this.#runs = parts.map((part) => {
+      const [, first, last, stride] = /^(\d+)-(\d+)(?::(\d+))?$/.exec(part) ?? [];
+      return first === undefined ? [Number(part), Number(part), 1] : [Number(first), Number(last), Math.max(1, Number(stride ?? 1))];
+    });
+  }
+
+  has(unit) {
+    return this.#runs.some(([first, last, stride]) => unit >= first && unit <= last && (unit - first) % stride === 0);
+  }
+
+  get size() {
+    return this.#runs.reduce((sum, [first, last, stride]) => sum + Math.floor((last - first) / stride) + 1, 0);
+  }
+
+  /** Whether all of these units are among some others; false if that is unknown. */
+  isWithin(others) {
+    if (this.packed === others.packed) return true;
+    if (this.isCut || this.size > MAX_COMPARED) return false;
+    return this.#runs.every(([first, last, stride]) => {
+      for (let unit = first; unit <= last; unit += stride) if (!others.has(unit)) return false;
+      return true;
+    });
+  }
+
+  /** The units as a text for people. */
+  toString() {
+    const texts = this.#runs.map(([first, last, stride]) => {
+      if (first === last) return String(first);
+      return stride > 1 ? `${first}, ${first + stride}, … ${last}` : `${first}–${last}`;
+    });
+    return [...texts, ...(this.isCut ? ['…'] : [])].join(', ');
+  }
+}
+
+/**
+ * The later step at which a group was found to have diverged; null if it has not, undefined if the event file lacks it.
+ *
+ * The step is that of the finding about the group. Findings begin at the same step as their group and agree on whether
+ * the weights are equal. The group may have lost or gained units since the warning, so the best match counts: the
+ * finding about the same units, else the smallest one about more units, else the largest one about fewer.
+ */
+export function partedLater(group, step, findings) {
+  const isRedundant = (verdict) => traitsOf(verdict).is_redundant;
+  const related = findings.filter(({since, verdict}) => since === group.since && isRedundant(verdict) === isRedundant(group.verdict));
+  if (related.every(({broken}) => broken === null)) return null;
+  if (related.some(({groups}) => groups === null)) return undefined;
+  const candidates = related.flatMap(({broken, groups}) => groups.map((units) => ({broken, units})));
   const exact = candidates.find(({units}) => units.packed === group.units.packed);
   const [larger] = candidates.filter(({units}) => group.units.isWithin(units)).sort((a, b) => a.units.size - b.units.size);
   const [smaller] = candidates.filter(({units}) => units.isWithin(group.units)).sort((a, b) => b.units.size - a.units.size);
-  const meant = exact ?? larger ?? smaller;
-  if (meant) return meant.broken !== null && meant.broken > step ? meant.broken : null;
-  const isPartial = group.units.isCut || kin.some(({groups, num_groups: total}) => groups.length < total || groups.some(({isCut}) => isCut));
+  const match = exact ?? larger ?? smaller;
+  if (match) return match.broken !== null && match.broken > step ? match.broken : null;
+  const isPartial = group.units.isCut || related.some(({groups, num_groups: total}) => groups.length < total || groups.some(({isCut}) => isCut));
   return isPartial ? undefined : null;
 }
 
@@ -212,12 +257,12 @@ export function lastAtMost(numbers, value) {
   return low - 1;
 }
 
-/** The last of some entries whose key is at most a value; the entries are in ascending order of that key. */
+/** The last entry whose key is at most a value; the entries are in ascending order of that key. */
 export function latest(entries, key, value) {
   return entries?.[lastAtMost(entries.map((entry) => entry[key]), value)];
 }
 
-/** The checks that an axis of some width names: those at multiples of a round number of steps, as many as fit. */
+/** The checks that an axis of some width labels: those at multiples of a round number of steps, as many as fit. */
 export function ticks(steps, width, gap) {
   const place = width / steps.length;
   const room = gap + 7 * steps[steps.length - 1].toLocaleString('en').length;

@@ -1,12 +1,13 @@
 // The view of all runs: a table of them where there are several, and a card for each that is opened.
 import {Card} from './card.js';
-import {css, shade} from './colours.js';
-import {element, prepare, reconcile} from './dom.js';
+import {drawRamp, shade} from './colours.js';
+import {element, reconcile} from './dom.js';
 import {eventSigns, label} from './marks.js';
 import {RunsTable} from './runs.js';
+import {warnings} from './verdicts.js';
 
-const MAX_DETAILED = 2; // So many cards stand side by side with all that there is to say.
-const MARGIN = '800px'; // Cards that are so far out of sight are drawn already.
+const MAX_DETAILED = 2; // The number of cards up to which all are detailed.
+const MARGIN = '800px'; // The distance from the window at which cards are drawn already.
 
 export class Overview {
   constructor(app) {
@@ -24,7 +25,7 @@ export class Overview {
         'div',
         {class: 'legend'},
         element('span', {class: 'scale'}, 'units that do not work', element('span', {class: 'number'}, '0'), this.ramp, element('span', {class: 'number'}, '100 %')),
-        [...app.verdicts.warnings, ...eventSigns()].map((sign) => label(sign)),
+        [...warnings(), ...eventSigns()].map((sign) => label(sign)),
       ),
       this.grid,
       this.none,
@@ -77,18 +78,14 @@ export class Overview {
   drawRamp() {
     if (this.rampIsDark === this.app.isDark) return;
     this.rampIsDark = this.app.isDark;
-    const context = prepare(this.ramp, 120, 10);
-    for (let x = 0; x < 120; x++) {
-      context.fillStyle = css(shade(x / 119, this.app.isDark));
-      context.fillRect(x, 0, 1, 10);
-    }
+    drawRamp(this.ramp, 120, (share) => shade(share, this.app.isDark));
   }
 
   restore() {
     for (const card of this.cards.values()) card.restore();
   }
 
-  /** Choose the layer that is so many rows further down; after the last layer of a run comes the next run. */
+  /** Choose the layer that many rows below the chosen one; the next run follows the last layer of a run. */
   moveLayer(by) {
     const {run, layer} = this.app.state;
     const shown = this.app.openedNames().map((name) => this.app.data.get(name)).filter(Boolean);
@@ -100,7 +97,7 @@ export class Overview {
     this.cards.get(nextRun)?.reveal(nextLayer);
   }
 
-  /** Put the keyboard where it was before another view was opened with it. */
+  /** Return the keyboard focus to the chosen row. */
   focus() {
     this.cards.get(this.app.state.run)?.reveal(this.app.state.layer);
   }

@@ -2,6 +2,7 @@
 import {cutName, download, element, reconcile, svg} from './dom.js';
 import {label, paint} from './marks.js';
 import {WORDS} from './model.js';
+import {traitsOf} from './verdicts.js';
 
 const COLUMNS = [
   {name: '', title: 'open the run below'},
@@ -56,7 +57,7 @@ export class RunsTable {
     return rows.sort((a, b) => sign * compare(a, b));
   }
 
-  /** Rows do not change places while somebody reads or uses the table. */
+  /** The rows in order; rows keep their places while the pointer or the focus is in the table. */
   arrange() {
     const rows = this.sorted();
     const isUsed = this.frame.matches(':hover, :focus-within');
@@ -86,7 +87,7 @@ export class RunsTable {
   }
 
   make({name}) {
-    const box = element('input', {type: 'checkbox', 'aria-label': `Open run ${name}`, change: () => this.app.choose(box.checked ? [...this.app.opened, name] : [...this.app.opened].filter((other) => other !== name))});
+    const box = element('input', {type: 'checkbox', 'aria-label': `Open run ${name}`, change: () => this.app.toggle(name)});
     const alone = element('button', {type: 'button', class: 'link', title: `${name}: open this run alone`, click: () => this.app.open(name)}, cutName(name));
     return element('tr', {'data-name': name}, element('td', {}, box), element('td', {class: 'run'}, alone), ...COLUMNS.slice(2).map(() => element('td', {})));
   }
@@ -102,7 +103,7 @@ export class RunsTable {
       return;
     }
     const {worst: found} = summary;
-    working.replaceChildren(bar(summary, app.verdicts), share(summary));
+    working.replaceChildren(bar(summary), share(summary));
     worst.replaceChildren(found ? this.sentence(name, found) : element('span', {class: 'quiet'}, 'none'));
     since.replaceChildren(found ? found.since.toLocaleString('en') : '');
     findings.replaceChildren(summary.findings.toLocaleString('en'));
@@ -113,7 +114,7 @@ export class RunsTable {
   sentence(run, {layer, who, verdict, since, what}) {
     const open = () => this.app.go({view: 'layer', run, layer, step: since});
     const link = element('button', {type: 'button', class: 'link', title: what, click: open}, cutName(layer, {title: undefined}), element('span', {class: 'who'}, `: ${who}`));
-    return element('span', {class: 'worst'}, label(this.app.verdicts.get(verdict)), link);
+    return element('span', {class: 'worst'}, label(traitsOf(verdict)), link);
   }
 
   save() {
@@ -126,14 +127,14 @@ export class RunsTable {
 }
 
 /** A bar of all units: those that work, dead ones in the colour of that verdict, and redundant ones. */
-export function bar({units, working, dead}, verdicts) {
+export function bar({units, working, dead}) {
   const part = (name, number) => {
     const node = element('span', {class: name});
     node.style.width = `${(100 * number) / Math.max(1, units)}%`;
     return node;
   };
   const dying = Math.min(dead, units - working);
-  return element('span', {class: 'bar', 'aria-hidden': 'true'}, part('working', working), paint(part('mark', dying), verdicts.get('dead')), part('redundant', units - working - dying));
+  return element('span', {class: 'bar', 'aria-hidden': 'true'}, part('working', working), paint(part('mark', dying), traitsOf('dead')), part('redundant', units - working - dying));
 }
 
 function share({working, units}) {

@@ -3,10 +3,6 @@
 export class ServerSource {
   isLive = true;
 
-  async verdicts() {
-    return (await this.#json('verdicts', {})).verdicts;
-  }
-
   async runs() {
     return (await this.#json('runs', {})).runs;
   }
@@ -54,10 +50,6 @@ export class EmbeddedSource {
 
   constructor(data) {
     this.#data = data;
-  }
-
-  async verdicts() {
-    return this.#data.verdicts;
   }
 
   async runs() {

@@ -1,14 +1,14 @@
 // The address of the page, which holds what the user has chosen, and its theme. In TensorBoard the page is in a frame,
 // and both belong to the window around it; in a static report they belong to the page itself.
 
-const PREFIX = 'p.symmetry.'; // TensorBoard leaves parts of the address to a plugin if they begin like this.
+const PREFIX = 'p.symmetry.'; // TensorBoard reserves parts of the address with such a prefix for plugins.
 const KEYS = ['view', 'run', 'layer', 'step'];
 
 function host() {
   try {
     if (window.parent !== window && window.parent.document.body) return window.parent;
   } catch {
-    // The window around belongs to another site, whose address and theme may not be read.
+    // The parent window belongs to another site, whose address and theme may not be read.
   }
   return null;
 }
@@ -17,7 +17,7 @@ export class Link {
   #window = host() ?? window;
   #prefix = host() ? PREFIX : '';
 
-  /** Read what the address asks for, without the keys that it does not hold. */
+  /** Read the choice in the address; missing keys are left out. */
   read() {
     const parts = new Map(this.#parts());
     const found = {};
@@ -27,7 +27,7 @@ export class Link {
     return found;
   }
 
-  /** Write what is chosen into the address, as a new entry in the browser's history or in place of the latest. */
+  /** Write the choice into the address, as a new entry in the browser's history or in place of the latest. */
   write(values, {isNew = false} = {}) {
     const others = this.#parts().filter(([name]) => !KEYS.some((key) => name === this.#prefix + key));
     if (this.#prefix && others[0]?.[0] !== 'symmetry') return; // TensorBoard shows another tab.
@@ -70,7 +70,7 @@ export function takeFocus() {
   if (active && (active === window.frameElement || active === host().document.body)) window.focus();
 }
 
-/** Follow the theme of TensorBoard or, outside of it, of the system; calls a function with whether it is dark. */
+/** Follow the theme of TensorBoard or else of the system, and call listener(isDark) now and whenever it changes. */
 export function followTheme(listener) {
   const system = window.matchMedia('(prefers-color-scheme: dark)');
   const body = host()?.document.body;

@@ -6,7 +6,7 @@ import {plural} from './model.js';
 
 const NUM_CHOSEN = 6;
 const MAX_EVENTS = 200;
-const MAX_NAMED = 4; // Of an event of more layers at once, these are named.
+const MAX_NAMED = 4; // The number of layers that are named per event.
 
 export class Timeline {
   constructor(app) {
@@ -47,10 +47,10 @@ export class Timeline {
       this.none.textContent = this.app.absence();
       return;
     }
-    // A run may be made anew under the same name, with other layers.
+    // A new run may have the same name and other layers.
     if (this.run?.name !== run.name || ![...this.order].some((name) => run.byName.has(name))) {
-      this.chosen = new Set([...run.telling(this.app.layer(), NUM_CHOSEN)].map(({name}) => name));
-      this.order = new Set(this.chosen); // Of a long list, what is chosen at first comes first; it does not move later.
+      this.chosen = new Set([...run.selection(this.app.layer(), NUM_CHOSEN)].map(({name}) => name));
+      this.order = new Set(this.chosen); // The layers chosen at first lead a long list, and stay there.
     }
     this.run = run;
     this.list();
@@ -90,7 +90,7 @@ export class Timeline {
     return box;
   }
 
-  /** List the events in the order of time. What happened to several layers at one step in one way is one row. */
+  /** List the events in order of time, with one row for equal events of several layers at one step. */
   listEvents(layers) {
     const rows = new Map();
     for (const layer of layers) {
@@ -122,13 +122,9 @@ export class Timeline {
     return [
       element('button', {type: 'button', class: 'link', click: jump}, event.step.toLocaleString('en')),
       names.length > MAX_NAMED ? `${named} and ${plural(names.length - MAX_NAMED, 'more layer')}` : named,
-      label(signOf(event, this.app.verdicts), eventText(event)),
+      label(signOf(event), eventText(event)),
       texts.length > MAX_NAMED ? `${texts.slice(0, MAX_NAMED).join('; ')} and ${texts.length - MAX_NAMED} more` : texts.join('; '),
     ];
-  }
-
-  moveLayer(by) {
-    this.app.moveLayer(by);
   }
 
   focus() {
