@@ -24,59 +24,63 @@ if TYPE_CHECKING:
 
 __version__ = "0.2.0"
 
-__all__ = [
+__all__ = [  # noqa: RUF022 # by purpose, as on the page "Classes and functions"
+    # For users: watch a training.
+    "SymmetryMonitor",
+    "SymmetryTracker",
     "ActivationProbe",
-    "Change",
+    # For users: check once.
+    "diagnose",
+    "scan",
+    "assert_no_symmetry",
+    "duplicate_groups",
+    # For users: results.
+    "SymmetryReport",
+    "LayerDiagnosis",
+    "UnitGroup",
     "CopyGroup",
     "Finding",
     "GradientStop",
-    "LayerDiagnosis",
-    "Merged",
     "StopKind",
-    "SymmetryError",
-    "SymmetryMonitor",
-    "SymmetryReport",
-    "SymmetryTracker",
-    "SymmetryWarning",
-    "UnitGroup",
-    "Units",
     "Verdict",
-    "assert_no_symmetry",
+    "SymmetryWarning",
+    "SymmetryError",
+    # For users: repair.
     "break_symmetry",
-    "diagnose",
-    "duplicate_groups",
+    "Change",
     "merge_duplicates",
+    "Merged",
+    # For writers of adapters. Writers of outputs import `lightning_symmetry.outputs.output`.
     "register_layer",
-    "scan",
+    "Units",
 ]
 
-
-# Every name is imported when it is first used: TensorBoard loads the plugin of this package at every start, and should
-# not wait for torch; only the callback needs Lightning, which takes seconds.
+# Names are imported on first use: TensorBoard loads the plugin of this package at every start and should not wait for
+# torch; only the callback needs Lightning, whose import takes seconds.
 _MODULES = {
+    "SymmetryMonitor": "callback",
+    "SymmetryTracker": "tracker",
     "ActivationProbe": "probe",
-    "Change": "repair.breaking",
+    "diagnose": "engine.diagnose",
+    "scan": "disk.scanning",
+    "assert_no_symmetry": "gate",
+    "duplicate_groups": "matrices.grouping",
+    "SymmetryReport": "verdicts.report",
+    "LayerDiagnosis": "verdicts.diagnoses",
+    "UnitGroup": "verdicts.diagnoses",
     "CopyGroup": "verdicts.diagnoses",
     "Finding": "verdicts.diagnoses",
     "GradientStop": "verdicts.stops",
-    "LayerDiagnosis": "verdicts.diagnoses",
-    "Merged": "merging.merge",
     "StopKind": "verdicts.stops",
-    "SymmetryError": "engine.messages",
-    "SymmetryMonitor": "callback",
-    "SymmetryReport": "verdicts.report",
-    "SymmetryTracker": "tracker",
-    "SymmetryWarning": "engine.messages",
-    "UnitGroup": "verdicts.diagnoses",
-    "Units": "units.registry",
     "Verdict": "verdicts.verdict",
-    "assert_no_symmetry": "gate",
+    "SymmetryWarning": "engine.messages",
+    "SymmetryError": "engine.messages",
     "break_symmetry": "repair.breaking",
-    "diagnose": "engine.diagnose",
-    "duplicate_groups": "matrices.grouping",
+    "Change": "repair.breaking",
     "merge_duplicates": "merging.merge",
+    "Merged": "merging.merge",
     "register_layer": "units.registry",
-    "scan": "disk.scanning",
+    "Units": "units.registry",
 }
 
 

@@ -54,7 +54,7 @@ def test_the_public_interface_is_what_it_was(tmp_path: Path) -> None:
 
 def names(module: Any) -> list[str]:
     """A line for each public name of a module, and for each public member of its classes."""
-    return [line for name in module.__all__ for line in described(name, getattr(module, name))]
+    return [line for name in sorted(module.__all__) for line in described(name, getattr(module, name))]
 
 
 def described(name: str, value: Any) -> Iterator[str]:
