@@ -1,4 +1,4 @@
-"""One check of a model: which layers it has, a look at them, and what follows from all looks so far."""
+"""One check of a model: find its layers, look at them, and conclude from all looks so far."""
 
 from __future__ import annotations
 
@@ -49,12 +49,12 @@ from lightning_symmetry.verdicts.watching import Suspects, are_still_zero, zero_
 
 
 class Examination(NamedTuple):
-    """What a check has come to.
+    """The result of a check.
 
     Attributes:
         report: the state of the model.
-        looks: what was seen, a look per layer that was looked at.
-        news: what is found for the first time.
+        looks: one per layer that was looked at.
+        news: new findings.
     """
 
     report: SymmetryReport
@@ -64,22 +64,22 @@ class Examination(NamedTuple):
 
 @dataclass
 class _Model:
-    """What stands as long as the structure of a model does.
+    """State that is valid as long as the structure of the model does not change.
 
     Attributes:
-        structure: what :func:`structure_of` says of the model.
-        found: its layers.
+        structure: the result of :func:`structure_of`.
+        found: the layers.
         copies: whole modules that are copies and still equal; None until they are searched for.
         members: by member of a list or dict of modules, the names of its layers.
-        rounding_gain: by how much it enlarges rounding errors in gradients.
+        rounding_gain: the factor by which the model amplifies rounding errors in gradients.
         is_attended: whether the history is tied to these layers.
-        screens: by the identities of the layers of an optimizer, what reads them quickly.
-        ledger: what was seen of all parameters.
+        screens: by the ids of the layers of an optimizer, what reads them quickly.
+        ledger: a record of all parameters.
         untrained: why parts of the model do not train, by name; None before the first check.
-        optimized: identities of the parameters that any optimizer updated at the latest check.
-        latest: the names of the layers that were updated at the latest check, if its report stands until a layer is
+        optimized: ids of the parameters that any optimizer updated at the latest check.
+        latest: the names of the layers that were updated at the latest check, if its report is valid until a layer is
             looked at or others are updated.
-        searched_with: identities of the parameters that trained when copies were searched for.
+        searched_with: ids of the parameters that trained when copies were searched for.
     """
 
     structure: object = None
@@ -98,27 +98,27 @@ class _Model:
     _reached: tuple[dict[str, Access], dict[str, Sequence[Heads]]] | None = None
 
     def reached_in(self, model: nn.Module) -> tuple[dict[str, Access], dict[str, Sequence[Heads]]]:
-        """Return how code reaches the layers and modules of the model, and the heads of its layers; found out once."""
+        """Return :func:`access_to` and :func:`heads_in`, computed once."""
         if self._reached is None:
             self._reached = access_to(model, self.found.layers), heads_in(model, self.found.layers)
         return self._reached
 
     def updated_by(self, trained: Set[int], history: History) -> Set[str]:
-        """Return the names of the layers that an optimizer updates, and for which gradients were ever wanted.
+        """Return the names of the layers that an optimizer updates and that have ever required a gradient.
 
         Args:
-            trained: identities (``id``) of the parameters that any optimizer updates.
-            history: what is known of the layers.
+            trained: ids of the parameters that any optimizer updates.
+            history: the history of the layers.
 
         Returns:
-            The very set of the call before, if nothing has changed.
+            The same set object as before, if nothing has changed.
         """
         wanted = [original.requires_grad for original in self._originals]
         if self._updated is None or self._updated[0] != (trained, wanted):
             updated = set()
             for layer in self.found.layers:
                 state = history[layer.name]
-                # A layer that is switched off just now, as for the steps of another optimizer, goes on being trained.
+                # A layer whose `requires_grad` is off for the steps of another optimizer still counts as trained.
                 state.is_wanted |= any(original.requires_grad for original in layer.originals)
                 if state.is_wanted and layer.is_trained_by(trained):
                     updated.add(layer.name)
@@ -126,12 +126,12 @@ class _Model:
         return self._updated[1]
 
     def those_that_train(self, optimized: Set[int]) -> Set[int]:
-        """Return which of the parameters that any optimizer updates have had a gradient."""
-        # Once all of them have had one, that stands.
+        """Return the optimized parameters that have had a gradient."""
+        # Once all of them have had one, this does not change.
         return optimized if self.searched_with == optimized else self.ledger.with_gradients(optimized)
 
     def largest_elsewhere(self, trained: Set[int]) -> float:
-        """Return the largest norm of a gradient of parameters of no layer, where small ones may be rounding errors."""
+        """Return the largest gradient norm outside of layers, where small gradients may be rounding errors; else 0."""
         return self.ledger.largest_loose_gradient(trained) if self.rounding_gain else 0.0
 
     @cached_property
@@ -140,14 +140,14 @@ class _Model:
 
 
 class Examiner:
-    """Looks at a model again and again, and concludes.
+    """Examines a model at each check.
 
     Args:
         options: the options of the monitor.
-        on_failure: called with a layer that cannot be looked at, and why; the layer is left out from then on.
+        on_failure: called with a layer that cannot be read, and the reason; the layer is left out from then on.
 
     Attributes:
-        history: what is known of all layers.
+        history: the history of all layers.
         report: the latest report; None before the first check.
     """
 
@@ -158,12 +158,12 @@ class Examiner:
         self.report: SymmetryReport | None = None
         self._model = _Model()
         self._usage = Usage()
-        self._traced_gain = 0.0  # as `rounding_gain`, as far as a trace has shown
-        # The units that are watched at each step until the next check, by layer; None: they are to be found out.
+        self._traced_gain = 0.0  # the `rounding_gain` that a trace has shown
+        # The units that are watched at each step until the next check, by layer; None: not known yet.
         self._suspects: dict[str, Suspects | None] = {}
 
     def release(self) -> None:
-        """Let go of the model, its layers and the memory for reading them; what was found stays."""
+        """Release the model, its layers and the memory for reading them; keep the findings."""
         self._model = _Model()
         self._suspects = dict.fromkeys(self._suspects)
         self._usage.end()
@@ -174,7 +174,7 @@ class Examiner:
         return {**self.__dict__, "_model": _Model(), "_suspects": dict.fromkeys(self._suspects)}
 
     def find(self, model: nn.Module) -> Found:
-        """Return what :func:`find_layers` says of a model, asked again only when the model has changed."""
+        """Return the result of :func:`find_layers`, computed again only when the structure of the model has changed."""
         structure = structure_of(model)
         if structure is None or structure != self._model.structure:
             found = find_layers(model, self._options.include, self._options.exclude)
@@ -190,7 +190,7 @@ class Examiner:
         return self._model.found
 
     def _copies_in(self, model: nn.Module) -> list[Copies] | None:
-        """Return the copies that are still parts of a model whose structure has changed."""
+        """Return the copies that are still part of the model after its structure has changed."""
         if not self._model.copies:
             return self._model.copies
         holders = dict(holders_by_name(model))
@@ -210,13 +210,13 @@ class Examiner:
         step: int,
         team: Team | None,
     ) -> Examination:
-        """Look at a model, and bring history and report up to date.
+        """Look at a model, and update history and report.
 
         Args:
             model: the model.
             found: its layers.
-            trained: identities of the parameters that the optimizer at work updates.
-            updates: how all optimizers of the training, also this one, update the model.
+            trained: ids of the parameters that the stepping optimizer updates.
+            updates: how all optimizers of the training, including this one, update the model.
             step: completed optimizer steps.
             team: the ranks that hold the model; None: it is all here.
         """
@@ -236,7 +236,7 @@ class Examiner:
         if has_news:
             self._model.latest = None  # also if this check is interrupted
         trained_now = {layer.name for layer in chosen if layer.is_trained_by(trained)} if looks else set()
-        for seen in looks:  # what is known of layers that this optimizer does not train stands
+        for seen in looks:
             name = seen.layer.name
             state = history[name]
             try:
@@ -262,14 +262,14 @@ class Examiner:
         untrained = {**self._untrained(trained, trained_by_any, not_finite, step), **self._detached()}
         if has_news or self.report is None or self._model.latest is not updated:
             self.report = self._report(model, found, updated, untrained, step)
-            # As long as there are reasons, every check may do away with some.
+            # As long as there are reasons, every check may remove some.
             self._model.latest = None if self.report.reasons else updated
         else:  # nothing has changed
             self.report = replace(self.report, step=step)
         return Examination(self.report, looks, self._with_known_roots(news))
 
     def _with_known_roots(self, news: Sequence[Finding]) -> list[Finding]:
-        """Return findings that follow from layers only of which something was found."""
+        """Return findings, with ``follows`` cleared where that layer has no findings."""
         followed = {finding.follows for finding in news if finding.follows}
         found = {name for name in followed if self.history.findings_in(name)}
         return [finding if finding.follows in found else replace(finding, follows="") for finding in news]
@@ -279,11 +279,11 @@ class Examiner:
 
         Args:
             model: the model.
-            trained: identities of the parameters that the optimizer of that step updates.
+            trained: ids of the parameters that the optimizer of that step updates.
             step: the number of the next step.
         """
         every = [layer for layer in self._model.found.layers if not self.history[layer.name].failure]
-        # Others have gradients at other steps; here they only tell what follows from them.
+        # Layers of other optimizers have gradients at other steps; here they only explain their consequences.
         layers = [layer for layer in every if layer.is_trained_by(trained)]
         if not any(self.history[layer.name].is_to_be_traced(step) for layer in layers):
             return None
@@ -305,12 +305,7 @@ class Examiner:
         return GradientTrace(model, suspects, alike, wanted=[layer.name for layer in layers])
 
     def end_trace(self, trace: GradientTrace, step: int) -> None:
-        """Take in what a trace has found.
-
-        Args:
-            trace: the trace.
-            step: completed optimizer steps.
-        """
+        """Finish a trace and record its results."""
         layers = trace.layers
         traced = trace.finish()
         self.take_traced({name: traced.get(name, []) for name in layers}, step)
@@ -318,12 +313,7 @@ class Examiner:
             self.history[name].explain(keepers)
 
     def take_traced(self, traced: Mapping[str, Sequence[Traced]], step: int) -> None:
-        """Take in where gradients stop.
-
-        Args:
-            traced: by layer, where the gradients of its units stop.
-            step: completed optimizer steps.
-        """
+        """Record, by layer, where the gradients of its units stop."""
         for name, every in traced.items():
             state = self.history[name]
             is_rounding = state.floor > 0 or state.is_faint
@@ -335,7 +325,7 @@ class Examiner:
     def _untrained(
         self, trained: Set[int], trained_by_any: Set[int], not_finite: Sequence[Layer], step: int
     ) -> dict[str, str]:
-        """Return why parts of the model do not train, by name; the latest report does not stand if that has changed."""
+        """Return why parts of the model do not train, by name; a change makes the latest report invalid."""
         model = self._model
         is_open = model.ledger.take_in(trained, trained_by_any, not_finite, step)
         if is_open or model.untrained is None or model.optimized != trained_by_any:
@@ -343,17 +333,17 @@ class Examiner:
             idle = model.ledger.idle_inputs(self._options.patience)
             if untrained != model.untrained or self.report is None or idle != self.report.idle_inputs:
                 model.latest = None
-            # As long as it is open, each check may tell more.
+            # As long as it is open, each check may add information.
             model.untrained, model.optimized = untrained, trained_by_any
         return model.untrained
 
     def _detached(self) -> dict[str, str]:
-        """Return the layers that the loss does not depend on any more, as a trace has shown; earlier it did."""
+        """Return the layers that the loss depended on earlier but, as a trace has shown, no longer does."""
         names = [layer.name for layer in self._model.found.layers if self.history[layer.name].is_detached]
         return dict.fromkeys(names, str(Untrained.NO_GRADIENT))
 
     def bring_up_to_date(self) -> None:
-        """Say in the report what steps since the latest check have shown of parameters without a gradient before."""
+        """Update the report with the first gradients that parameters got since the latest check."""
         if self.report is not None and self._model.untrained is not None:
             parts = untrained_parts(self._model.ledger.by_layer(), self._model.optimized, self._options.patience)
             untrained = {**parts, **self._detached()}
@@ -375,22 +365,22 @@ class Examiner:
 
     @property
     def ledger(self) -> Ledger:
-        """What was seen of all parameters of the model."""
+        """The record of all parameters of the model."""
         return self._model.ledger
 
     def follow_suspects(self, names: Set[str]) -> None:
-        """Take over which layers are watched from the first rank."""
+        """Adopt the names of the watched layers from the first rank."""
         self._suspects = dict.fromkeys(names)
 
     def watch(self, trained: Set[int], step: int, team: Team | None) -> None:
-        """See at a step between two checks whether the gradients of suspected layers are still zero.
+        """Check, at a step between two checks, whether the gradients of suspected layers are still zero.
 
         Args:
-            trained: identities of the parameters that the optimizer at work updates.
+            trained: ids of the parameters that the stepping optimizer updates.
             step: completed optimizer steps.
             team: the ranks that hold the model; None: it is all here.
         """
-        if None in self._suspects.values():  # the names alone are known, from a checkpoint or another rank
+        if None in self._suspects.values():  # only the names are known, from a checkpoint or another rank
             for layer in self._model.found.layers:
                 if layer.name in self._suspects:
                     self._suspect(layer)
@@ -408,7 +398,7 @@ class Examiner:
         self._usage.end_step(each.layer.name for each in suspects)
 
     def _suspect(self, layer: Layer) -> None:
-        """Find out which units of a layer are to be watched."""
+        """Determine which units of a layer are watched."""
         state = self.history[layer.name]
         units = state.suspected(layer.blocks)
         if len(units):
@@ -417,7 +407,7 @@ class Examiner:
             self._suspects.pop(layer.name, None)
 
     def _is_unused(self, name: str) -> bool:
-        """Return whether the module of a layer without gradients is known, or may be thought, to go unused just now."""
+        """Return whether the module of a layer without gradients is, or may be, unused at this step."""
         is_used = self._usage.is_used(name)
         if is_used is not None:
             return not is_used
@@ -427,10 +417,10 @@ class Examiner:
     def _attend(
         self, model: nn.Module, found: Found, trained_by_any: Set[int], step: int, team: Team | None
     ) -> list[Copies]:
-        """Tie the history to the layers of a model; returns the copies in it that are to be looked at."""
+        """Tie the history to the layers of a model. Return the copies to look at."""
         copies = self._model.copies
-        # What starts apart does not become a copy, so only new parameters are a reason to search, and those of which
-        # it is news that they train: copies that train are told apart from others.
+        # Modules that start distinct do not become copies, so only new parameters, and parameters that begin to train,
+        # are a reason to search: copies that train are separate from others.
         has_new = not (self._model.is_attended or all(map(self.history.knows, found.layers)))
         train = self._model.those_that_train(trained_by_any)
         if copies is None or has_new or train != self._model.searched_with:
@@ -444,7 +434,7 @@ class Examiner:
         return copies
 
     def _chosen(self, layers: Sequence[Layer | Copies], trained: Set[int]) -> list[Layer | Copies]:
-        """Return the layers that this optimizer trains, and those that have not been looked at."""
+        """Return the layers that this optimizer trains, and those never looked at."""
         chosen = []
         for layer in layers:
             state = self.history[layer.name]
@@ -453,14 +443,14 @@ class Examiner:
         return chosen
 
     def _read_quickly(self, layers: Sequence[Layer | Copies], trained: Set[int], team: Team | None) -> Distinct:
-        """Return which layers, of those in which no groups are known, have distinct units as before."""
-        # Which takes a look at all of them, as does what is zero but for rounding.
+        """Return which of the layers without known groups still have distinct units."""
+        # Sharded rows, all heatmaps and zeros but for rounding need full looks.
         if team is not None or self._options.heatmaps == "all" or self._model.rounding_gain:
             return Distinct()
         every = [layer for layer in layers if isinstance(layer, Layer)]
         without_groups = [layer for layer in every if self.history[layer.name].is_without_groups]
         identities = tuple(map(id, every))
-        # A screen that is not read at a check is dropped, since it tells what has moved since it was read last.
+        # A screen that is not read at a check is dropped, because it compares with the latest read.
         screen = self._model.screens.pop(identities, None)
         if not without_groups or 2 * len(without_groups) < len(every):
             return Distinct()
@@ -468,7 +458,7 @@ class Examiner:
         try:
             screen = screen or LayerScreen(every, self._options.tolerance)
             seen = screen.read(trained, wanted)
-        except Exception:  # the look at all of them finds out which layer fails
+        except Exception:  # the full look determines which layer fails
             return Distinct()
         self._model.screens[identities] = screen
         return seen
@@ -481,7 +471,7 @@ class Examiner:
         updates: Updates,
         team: Team | None,
     ) -> tuple[list[Layer], list[Look]]:
-        """Return the layers of which all stands as it was, and looks at the others."""
+        """Return the layers without any change, and looks at the others."""
         history = self.history
         passed_over = [layer for layer, idle in quick.layers if idle is None and not history[layer.name].is_open]
         skipped = set(map(id, passed_over))
@@ -511,7 +501,7 @@ class Examiner:
         return passed_over, looks
 
     def _steady(self, layers: Sequence[Layer | Copies]) -> dict[str, Steady]:
-        """Return the steady groups by layer; none if all layers are to be looked at."""
+        """Return the steady groups by layer; none if all layers need full looks."""
         if self._options.heatmaps == "all":
             return {}
         every = {layer.name: self.history[layer.name].steady() for layer in layers}
@@ -532,7 +522,7 @@ class Examiner:
             name: state.diagnosis for name, state in states.items() if state.diagnosis is not None and not state.failure
         }
         trained = [name for name in known if name in updated]
-        # More steps like those before would not tell more of what does not train.
+        # More checks would add no information about parts that do not train.
         num_checks = {name: states[name].num_checks for name in trained if name not in untrained}
         reasons = [
             *(["nothing to look at"] if not known else []),
@@ -551,7 +541,7 @@ class Examiner:
             groups += reported_copies(copies, of_these)
             if of_these or diagnosis is None:
                 still_equal.append(copies)
-        # Copies that have parted need not be read again: that would double the cost of every later check.
+        # Copies that have diverged are not read again: that would double the cost of every later check.
         self._model.copies = still_equal
         in_order = under_all_names(known.values())
         draw = HeatmapsOnDemand(model, list(known.values()), self._options.include, self._options.exclude)
@@ -578,23 +568,23 @@ class Examiner:
         return {**self.history.state_dict(), "suspects": sorted(self._suspects), "traced_gain": self._traced_gain}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over what :meth:`state_dict` wrote, also in version 0.1 or 0.2.
+        """Restore what :meth:`state_dict` returned, also in version 0.1 or 0.2.
 
         Raises:
-            Exception: of any kind, if it did not write this; nothing has been taken over then.
+            Exception: of any kind, if the state is invalid; nothing has changed then.
         """
         self.history.load_state_dict(state if "layers" in state else _from_earlier_version(state))
         self._suspects = dict.fromkeys(map(str, state.get("suspects", ())))
         self._traced_gain = float(state.get("traced_gain", 0.0))
 
     def follow(self, report: SymmetryReport | None, state: dict[str, Any]) -> None:
-        """Take over what the first rank has concluded."""
+        """Adopt the conclusion of the first rank."""
         self.report = report
         self.load_state_dict(state)
 
 
 def _from_earlier_version(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a state of version 0.1, which knew nothing of dead units, or 0.2 in the form of today."""
+    """Convert a state of version 0.1, which has no dead units, or 0.2 to the current form."""
     history = (
         state["history"] if "num_looks" in state else {"groups": state["history"], "deaths": {}, "orientations": {}}
     )
