@@ -1,4 +1,4 @@
-"""All that others rely on, whole: names, signatures, commands, tags and the fields of the report.
+"""The complete public interface: names, signatures, commands, tags and the fields of the report.
 
 A change of ``tests/golden/api.txt`` is a change of the public interface; ``docs/stability.md`` says which are allowed.
 """
@@ -53,7 +53,7 @@ def test_the_public_interface_is_what_it_was(tmp_path: Path) -> None:
 
 
 def names(module: Any) -> list[str]:
-    """A line for each public name of a module, and for each public member of its classes."""
+    """Return a line for each public name of a module, and for each public member of its classes."""
     return [line for name in sorted(module.__all__) for line in described(name, getattr(module, name))]
 
 

@@ -1,4 +1,4 @@
-"""Values in messages, above all whole models that were passed for something else."""
+"""Values in messages, above all whole models passed by mistake."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.training import batches, mlp
 
 
 class Broken:
-    """Raises at whatever it is asked for."""
+    """Raises at every access."""
 
     def __repr__(self) -> str:
         raise ValueError("no text")

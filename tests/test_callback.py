@@ -31,7 +31,7 @@ from tests.training import MLP, Classifier, Regression, assert_same, batches, fi
 
 
 class RecordSteps(Callback):
-    """The steps at which the monitor looked."""
+    """Return the steps of the checks."""
 
     def __init__(self, monitor: SymmetryMonitor) -> None:
         self.monitor = monitor
@@ -50,7 +50,7 @@ def warnings_of(model: LightningModule, monitor: SymmetryMonitor, **options: Any
     return [str(warning.message) for warning in caught if issubclass(warning.category, SymmetryWarning)]
 
 
-# ---------------------------------------------------------------- what is said
+# ---------------------------------------------------------------- messages
 
 
 def test_constant_initialisation_is_said_before_the_first_update() -> None:
@@ -149,7 +149,7 @@ def test_zero_layer_that_learns_is_silent(zeroed: str) -> None:
     messages = warnings_of(Classifier(net), monitor, max_steps=30)
     if zeroed == "head":
         assert messages == []
-    else:  # zero hidden units share outgoing weights only by chance: they part as soon as they move
+    else:  # zero hidden units share outgoing weights only by chance: they diverge as soon as they move
         assert not any("net.4" in message for message in messages)
 
 
@@ -168,7 +168,7 @@ def test_copies_are_mentioned_once_and_not_warned_of(learning_rate: float, caplo
     assert told[0].startswith("net.1.layers.0, net.1.layers.1 start as exact copies of one another.")
     assert monitor.report is not None
     if learning_rate:
-        assert monitor.report.copies == []  # they have parted
+        assert monitor.report.copies == []  # they have diverged
         assert monitor._engine._examiner._model.copies is None
     else:
         assert [group.verdict for group in monitor.report.copies] == [Verdict.BREAKING]
@@ -241,7 +241,7 @@ def test_schedule(options: dict[str, Any], trainer_options: dict[str, Any], expe
 
 
 class TwoOptimizers(LightningModule):
-    """Two networks, each stepped in turn as in a GAN."""
+    """Two networks, stepped in turn as in a GAN."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -351,7 +351,7 @@ def test_summary_at_the_end_of_fit(
     assert "Symmetry at step 7: 6 of 28 units of 3 layers are working (22 redundant)." in out
     with caplog.at_level("INFO"):
         fit(Classifier(mlp()), SymmetryMonitor())
-    # Of a healthy model through Lightning's own log, like all that Lightning says.
+    # The line on a healthy model goes to Lightning's own log.
     assert "Symmetry at step 7: all 28 units of 3 layers are working." in caplog.messages
     assert capsys.readouterr().out == ""
 
@@ -465,7 +465,7 @@ def test_its_options_do_not_keep_a_monitor_alive() -> None:
 
 
 def test_hydra_does_not_take_a_monitor_for_a_configuration() -> None:
-    """It does so with every instance of a dataclass in a list, as of callbacks."""
+    """Convert a dataclass in a list, such as that of callbacks, as Hydra does."""
     assert not dataclasses.is_dataclass(SymmetryMonitor())
 
 
@@ -832,7 +832,7 @@ def test_bad_arguments(arguments: dict[str, Any], error: type[Exception], messag
 
 @pytest.mark.parametrize("on_symmetry", ["warn", "raise"])
 def test_a_gate_that_saw_too_little_says_so(on_symmetry: Any) -> None:
-    """Zeros take four optimizer steps to be told from a start; eight batches make two of four."""
+    """Zeros take four optimizer steps to judge; eight batches make two epochs of four."""
     options: dict[str, Any] = {"fast_dev_run": 8, "accumulate_grad_batches": 4}
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

@@ -32,7 +32,7 @@ def test_nothing_missed_and_no_false_alarm(case: Case, optimizer: str, precision
         name = finding.layer.removeprefix("net.")
         has_equal_rows = finding.verdict not in (Verdict.LOCKSTEP, Verdict.DEAD)
         if finding.broken_step is None and has_equal_rows and name in layers:
-            # What was said is true: at the end of the training the units are equal still, up to sign.
+            # The verdict is true: at the end of the training the units are still equal, up to sign.
             parity = layers[name].parity() or Parity(layers[name].weights(), None)
             units = parity.odd.fetch(np.array(finding.units))
             units[np.isin(finding.units, finding.mirrored)] *= -1
@@ -114,7 +114,7 @@ def test_locked_copies_are_warned_of_in_words_that_fit() -> None:
 
 
 class Collapsing(nn.Module):
-    """Two of eight units are put onto one another at step 500."""
+    """Two of eight units are set equal at step 500."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What a check does, counted rather than timed: passes over each matrix, transfers to the host, new tensors."""
+"""The cost of a check, counted rather than timed: passes over each matrix, transfers to the host, new tensors."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ WAITS = {"aten::_local_scalar_dense", "aten::nonzero", "aten::equal", "aten::is_
 
 
 class Ledger(TorchDispatchMode):
-    """Keeps count of what PyTorch reads and writes.
+    """Counts the reads and writes of PyTorch.
 
     Attributes:
         read: by address of a storage, elements that were read of it.
@@ -49,7 +49,7 @@ class Ledger(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        # What is written to is not read.
+        # Outputs are not read.
         read = {name: value for name, value in (kwargs or {}).items() if name != "out"}
         inputs = [leaf for leaf in tree_leaves((args, read)) if isinstance(leaf, Tensor)]
         outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
@@ -169,7 +169,7 @@ def calls_of_a_later_check(num_layers: int) -> int:
         found = examiner.find(net)
         return examiner.examine(net, found, trained=trained, updates=updates, step=step, team=None).looks
 
-    assert [len(check(step)) for step in range(5)] == [num_layers] * 3 + [0] * 2  # the last two need no look
+    assert [len(check(step)) for step in range(5)] == [num_layers] * 3 + [0] * 2  # the last two need no looks
     ledger = Ledger()
     with ledger:
         check(5)

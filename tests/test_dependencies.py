@@ -1,4 +1,4 @@
-"""What pyproject.toml declares is what is imported, and the lowest versions it allows are the ones that are tested."""
+"""pyproject.toml declares exactly the imported packages, and its lowest versions are the tested ones."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def requirements(*extras: str) -> dict[str, Requirement]:
 
 
 def in_force(lines: Iterable[Requirement]) -> list[Requirement]:
-    """Those that hold for the lowest version of Python."""
+    """Return the requirements for the lowest version of Python."""
     return [line for line in lines if line.marker is None or line.marker.evaluate({"python_version": "3.11"})]
 
 

@@ -1,4 +1,4 @@
-"""Several calls of one Trainer, or of several, with one monitor: what belongs to which training."""
+"""Several fits of one or several Trainers with one monitor: the monitor separates the trainings."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def more(trainer: Trainer, steps: int = 10) -> None:
 
 
 def heard(trainer: Trainer, model: LightningModule, **options: Any) -> list[str]:
-    """What a fit warns of."""
+    """Return the warnings of a fit."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         trainer.fit(model, batches(), **options)
@@ -73,7 +73,7 @@ def test_another_network_in_the_same_module_has_no_past() -> None:
 
 
 class FailsOnce(Classifier):
-    """Raises before its fifth step, the first time that it gets there."""
+    """Raises before its fifth step, once."""
 
     has_failed = False
 
@@ -150,7 +150,7 @@ class Lookahead(torch.optim.Optimizer):
 
 
 class Optimizable:
-    """Only what a Trainer asks for."""
+    """Has only what a Trainer uses."""
 
     def __init__(self, base: torch.optim.Optimizer) -> None:
         self.base, self.param_groups, self.state, self.defaults = base, base.param_groups, base.state, base.defaults

@@ -103,7 +103,7 @@ def test_nothing_of_the_caller_is_touched(optimizer: Any, is_made: bool) -> None
 
 
 class SAM(torch.optim.Optimizer):
-    """As on https://github.com/davda54/sam: it wants gradients that are there, and a closure besides."""
+    """Like https://github.com/davda54/sam: needs gradients and a closure."""
 
     def __init__(self, params: Any, rho: float = 0.05, **options: Any) -> None:
         super().__init__(params, {"rho": rho, **options})
@@ -209,7 +209,7 @@ def test_what_cannot_be_copied_is_named() -> None:
 
 
 class Unknown(nn.Module):
-    """A layer that nobody knows how to read."""
+    """A layer without an adapter."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -231,7 +231,7 @@ def test_what_was_not_looked_at_is_said() -> None:
     assert report.status == "inconclusive"
     with pytest.raises(SymmetryError, match="0 was not looked at"):
         assert_no_symmetry(net, loss_of, batches(), require_conclusion=True)
-    # What a user leaves out on purpose is no doubt.
+    # Layers that the user leaves out do not prevent a conclusion.
     assert assert_no_symmetry(net, loss_of, batches(), exclude=["0"], require_conclusion=True).status == "healthy"
 
 

@@ -33,7 +33,7 @@ OF_ACTIVATIONS: dict[type[Metric], Callable[[Tensor], Tensor]] = {
 
 
 def brute_force(activations: Tensor) -> dict[type[Metric], float]:
-    """The three measures by numpy, as their definitions say."""
+    """Compute the three measures with numpy, by their definitions."""
     samples = activations.double().numpy()
     with np.errstate(invalid="ignore", divide="ignore"):
         correlations = np.corrcoef(samples, rowvar=False).reshape(samples.shape[1], -1)
@@ -51,7 +51,7 @@ def brute_force(activations: Tensor) -> dict[type[Metric], float]:
 
 @st.composite
 def batches(draw: st.DrawFn) -> list[Tensor]:
-    """Activations with units that are dead, constant, copies, or nearly so, cut into batches."""
+    """Return batches of activations with units that are dead, constant, copies, or nearly so."""
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
     num_samples, num_units = draw(st.integers(2, 60)), draw(st.integers(1, 12))
     samples = torch.randn(num_samples, num_units, generator=generator)
@@ -81,7 +81,7 @@ def test_streams_equal_one_shot_and_brute_force(parts: list[Tensor]) -> None:
         metric = kind()
         for part in parts:
             metric.update(part)
-        # The roots of eigenvalues have half of the digits of singular values.
+        # Roots of eigenvalues have half of the precision of singular values.
         assert float(metric.compute()) == pytest.approx(expected[kind], rel=1e-5, abs=1e-9), kind
         assert float(function(whole)) == pytest.approx(expected[kind], rel=1e-7, abs=1e-9), kind
 

@@ -1,4 +1,4 @@
-"""The training with the monitor is the training without it, whatever the model and the Trainer do."""
+"""Training is identical with and without the monitor, for many models and Trainers."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def train(model: LightningModule, monitor: SymmetryMonitor | None, **options: An
 
 
 def kernels_for(model: LightningModule, precision: str) -> AbstractContextManager[None]:
-    """Turns oneDNN off for an LSTM under bfloat16 autocast where it cannot run one, so that PyTorch does."""
+    """Disable oneDNN for an LSTM under bfloat16 autocast where the CPU does not support it."""
     is_asked = precision == "bf16-mixed" and any(isinstance(module, nn.LSTM) for module in model.modules())
     if is_asked and not onednn_runs_lstm_in_bf16():
         return torch.backends.mkldnn.flags(enabled=False, allow_tf32=None)
@@ -169,7 +169,7 @@ def test_any_name_will_do(name: str, tmp_path: Path) -> None:
 
 
 class Strange(nn.Module):
-    """Tensors of every kind that a module may hold."""
+    """A module with tensors of every kind."""
 
     def __init__(self) -> None:
         super().__init__()

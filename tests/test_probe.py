@@ -188,7 +188,7 @@ def test_no_layer_runs_before_the_first_one() -> None:
 
 
 class Own(nn.Module):
-    """A convolution that is no module of PyTorch's."""
+    """A convolution that is not a module of PyTorch."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -211,7 +211,7 @@ class ChannelsLast(nn.Module):
 
 
 class Recurrent(nn.Module):
-    """A loop over one place."""
+    """Run a loop with one place."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -251,7 +251,7 @@ def test_units_are_told_from_positions(net: Any, has_graph: bool, lengths: Seque
 
 
 class Affine(nn.Module):
-    """A linear layer as in GPT-2, with its weight the other way round."""
+    """A linear layer as in GPT-2, with a transposed weight."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -392,7 +392,7 @@ class Fails(Metric):
     def update(self, samples: Tensor) -> None:
         if self.method == "update":
             raise OverflowError("too much")
-        samples.fill_(torch.nan)  # of what it was handed it may do what it likes
+        samples.fill_(torch.nan)  # it may change its input
         self.total += 1
 
     def compute(self) -> Tensor:
@@ -466,7 +466,7 @@ def test_patterns_choose_modules() -> None:
 
 
 class Probed(Classifier):
-    """Logs what the probe says at the end of every epoch."""
+    """Logs the metrics of the probe at the end of every epoch."""
 
     def __init__(self) -> None:
         super().__init__(mlp())

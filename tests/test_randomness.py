@@ -1,4 +1,4 @@
-"""What is drawn inside leaves no trace in the random numbers that follow."""
+"""Random numbers drawn inside do not affect those that follow."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tracker in loops of one's own."""
+"""The tracker in plain loops."""
 
 from __future__ import annotations
 
@@ -183,7 +183,7 @@ def test_several_optimizers_are_counted_each_for_itself() -> None:
 
 
 class WithModule(nn.Module):
-    """A part of it has the name that wrappers give to what they wrap."""
+    """A model with an attribute that is named like the inner model of a wrapper."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -233,7 +233,7 @@ def test_a_resumed_training_does_not_warn_again(tmp_path: Path) -> None:
     assert [f.units for f in tracker.findings] == [f.units for f in before.findings]
     assert sum(tracker.state_dict()["num_steps"].values()) == 12
     assert tracker.report is not None
-    assert tracker.report.step == 8  # a check at once, so that there is a report, and then when one is due
+    assert tracker.report.step == 8  # a check at once, for a report, and then when one is due
 
 
 def test_a_state_of_something_else_is_said_and_forgotten() -> None:
@@ -388,7 +388,7 @@ def test_a_loop_that_steps_another_optimizer_is_told_at_the_end() -> None:
     ) as said:
         tracker.close()
     assert len(said) == 1
-    with pytest.raises(KeyboardInterrupt), SymmetryTracker(net, sgd(net)):  # which is no end of its own
+    with pytest.raises(KeyboardInterrupt), SymmetryTracker(net, sgd(net)):  # which is not a regular end
         raise KeyboardInterrupt
 
 

@@ -53,7 +53,7 @@ def gradients_by_hand(w: list[float], x1: float, x2: float) -> list[float]:
 
 
 class Follow(Callback):
-    """Compare every update with the one by hand, and keep what was seen."""
+    """Compare every update with the one by hand, and record the looks."""
 
     def __init__(self, monitor: SymmetryMonitor, sample: tuple[float, float]) -> None:
         self.monitor, self.sample = monitor, sample
@@ -142,7 +142,7 @@ def test_zero_weights_never_move() -> None:
     with pytest.warns(SymmetryWarning, match="frozen since step 0"):
         monitor, follow = train(fill(0.0), steps=20)
     assert all(weights == [0.0] * 10 for weights in follow.weights)
-    assert {group[1] for group in follow.groups[0]["first"]} == {Verdict.DUPLICATE}  # one look says nothing yet
+    assert {group[1] for group in follow.groups[0]["first"]} == {Verdict.DUPLICATE}  # one look is not enough
     frozen = [((0, 1), Verdict.FROZEN)]
     assert follow.groups[2] == follow.groups[-1] == {"first": frozen, "second": frozen, "third": []}
     assert {(f.layer, f.verdict, f.cause) for f in monitor.findings} == {

@@ -78,7 +78,7 @@ class Delivery:
         return {**self.__dict__, "_recipients": {}, "_made": {}}
 
     def outputs_of(self, target: object, task: str, make: Callable[[], Sequence[Output]]) -> Sequence[Output]:
-        """Return the outputs of a target, made on first use; none if that fails. After three failures it is not tried.
+        """Return the outputs of a target, made on first use; none if that fails, which is tried three times.
 
         Args:
             target: a logger or the like, identified by its ``id``.

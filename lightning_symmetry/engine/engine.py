@@ -92,7 +92,7 @@ class SymmetryEngine:
         self._is_speaking = True
         self._is_running = False
         self._board: Board | None = None  # exchanges notes between ranks, if there are several
-        self._imprint: Imprint | None = None  # until the first check, where ranks with equal training are searched for
+        self._imprint: Imprint | None = None  # records gradients until the first check, to find equal ranks
         self._shares_decisions = False  # whether ranks with a full model each follow the decisions of the first
         self._optimizers: list[weakref.ref[Any]] = []
         self._updated: dict[int, set[int]] = {}  # by `id` of an optimizer, the ids of the parameters that it updates
@@ -436,7 +436,7 @@ class SymmetryEngine:
         self._agreed = self.report, self._examiner.state_dict()
 
     def _compare(self, step: int) -> None:
-        """Warn if another rank has the same weights and gradients; on this rank, as no other may know."""
+        """Warn, on this rank, if another one has the same weights and gradients."""
         imprint = self._drop_imprint()
         if imprint is None or self._board is None or self._team is not None:
             return

@@ -13,7 +13,7 @@ from lightning_symmetry.verdicts.report import SymmetryReport
 
 
 class Watcher(Options):
-    """A base of the monitor, the tracker and the Hugging Face callback, each of which has an engine."""
+    """A base of the monitor, the tracker and the Hugging Face callback, which have an engine each."""
 
     _engine: SymmetryEngine | None = None
 
@@ -34,7 +34,7 @@ class Watcher(Options):
 
     @property
     def changes(self) -> list[Change]:
-        """What was changed in the model, with ``on_symmetry="break"``."""
+        """The changes of the model with ``on_symmetry="break"``."""
         return [] if self._engine is None else self._engine.changes
 
     def __repr__(self) -> str:

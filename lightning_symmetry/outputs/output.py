@@ -83,7 +83,7 @@ class Changes:
         """Return the names of the layers that have changed since the previous call; at the first call, all."""
         layers_before, findings_before = self._latest
         self._latest = report.layers, findings
-        if report.layers is layers_before and findings == findings_before:  # as at most checks
+        if report.layers is layers_before and findings == findings_before:  # the usual case
             return frozenset()
         found: dict[str, list[object]] = {}
         for finding in findings:

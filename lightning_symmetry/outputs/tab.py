@@ -108,7 +108,7 @@ class SymmetryTab(Output):
         latest, self._report = self._report, report
         if latest is not None and latest.layers is report.layers and latest.step < report.step and not findings:
             self._step = report.step
-            return _NOTHING  # as at most checks
+            return _NOTHING  # the usual case
         layers = {layer.name: layer for layer in report.distinct_layers}
         # When a training continues from an earlier step, readers forget the later steps and their changes.
         is_full = report.step <= self._step or list(layers) != list(self._layers)

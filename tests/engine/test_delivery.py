@@ -1,4 +1,4 @@
-"""Outputs fail for themselves: real Trainers, real loggers, real files."""
+"""The failure of an output affects neither the training nor other outputs: real Trainers, loggers and files."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Faulty(CSVLogger):
 
 
 def train(loggers: Any, *callbacks: Callback) -> list[str]:
-    """Ten checks of a sick network; what is said of outputs."""
+    """Run ten checks of a sick network. Return the warnings about outputs."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         trainer = make_trainer([*callbacks, SymmetryMonitor(every_n_steps=1)], logger=loggers)
@@ -81,11 +81,11 @@ def test_a_logger_that_fails_does_not_silence_the_others(tmp_path: Path) -> None
 def test_a_passing_failure_is_tried_again(tmp_path: Path) -> None:
     faulty = Faulty(tmp_path, range(2, 4))
     assert train(faulty) == []
-    assert steps_in(tmp_path / "metrics.csv") == list(range(10))  # with those that it has missed
+    assert steps_in(tmp_path / "metrics.csv") == list(range(10))  # including the missed ones
 
 
 class Unreachable(CSVLogger):
-    """Its experiment cannot be had for a while once the training has begun."""
+    """A logger whose experiment is unavailable for a while after the training has begun."""
 
     failures = 0
 
@@ -129,13 +129,13 @@ def test_the_tab_tells_all_again_after_a_failure(tmp_path: Path, monkeypatch: py
 
 
 class Journal(Output):
-    """Keeps what it is handed; some calls of ``write`` fail, counted from 0."""
+    """Keeps its checks; some calls of ``write``, counted from 0, fail."""
 
     name = "journal"
 
     def __init__(self, failing: set[int]) -> None:
         self.calls: list[int] = []  # the step of every call
-        self.checks: list[Check] = []  # those that were kept
+        self.checks: list[Check] = []  # without those that failed
         self.last: SymmetryReport | None = None
         self._failing = failing
 
@@ -150,7 +150,7 @@ class Journal(Output):
 
 
 def journal_of(failing: set[int], steps: int = 5) -> tuple[Journal, list[str]]:
-    """A journal of a check per step, and what is said of it."""
+    """Check at every step. Return the journal and the warnings about it."""
     journal = Journal(failing)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -162,7 +162,7 @@ def test_missed_checks_come_in_order_without_looks_and_with_all_that_changed() -
     journal, said = journal_of({1, 2})
     assert journal.calls == [0, 1, 1, 1, 2, 3, 4]
     assert [check.report.step for check in journal.checks] == [0, 1, 2, 3, 4]
-    # The weights of the steps 1 and 2 are gone at step 3, where the pictures of what was found at step 1 are due.
+    # At step 3 the pictures of the findings of step 1 are due, but the weights of steps 1 and 2 are gone.
     assert [bool(check.looks) for check in journal.checks] == [True, False, False, True, True]
     assert [set(check.changed) for check in journal.checks[1:]] == [{"0", "2", "4"}] * 3 + [set()]
     assert journal.last is not None
@@ -195,7 +195,7 @@ def test_an_output_that_is_switched_off_is_left_alone() -> None:
 
 @dataclass
 class Record(Output):
-    """As users write outputs: equal to others, and without a hash."""
+    """An output of a user: equal to others, and without a hash."""
 
     failures: int = 0
     steps: list[int] = field(default_factory=list, compare=False)
@@ -220,7 +220,7 @@ def test_outputs_are_told_apart_by_identity() -> None:
 
 
 def draw() -> None:
-    """Draw a number from every generator, as code of others may."""
+    """Draw a number from every generator."""
     random.random()
     np.random.rand()
     torch.rand(1)
@@ -242,7 +242,7 @@ class Drawing(Journal):
 
 
 def drawing_at_its_first_call(function: Callable[..., Any]) -> Callable[..., Any]:
-    """As a function that imports a library."""
+    """Draw random numbers, like a function that imports a library."""
     is_new = iter([True])
 
     def drawing(*args: Any, **kwargs: Any) -> Any:

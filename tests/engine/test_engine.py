@@ -21,7 +21,7 @@ from tests.training import batches, fill, mlp, sgd
 
 
 class Notebook(Output):
-    """Notes the steps of the checks that it is handed, and the last report."""
+    """Records the steps of its checks, and the last report."""
 
     name = "notebook"
 
@@ -48,7 +48,7 @@ def loop(
     num_steps: int = 12,
     optimizers: Callable[[nn.Module], list[torch.optim.Optimizer]] = lambda net: [sgd(net.parameters())],
 ) -> list[Conclusion]:
-    """A plain training loop under cross-entropy; what the checks have come to."""
+    """Run a plain training loop under cross-entropy. Return the conclusions of the checks."""
     conclusions = []
     step = 0
     several = optimizers(net)
@@ -94,7 +94,7 @@ def test_optimizers_that_nobody_announced_are_counted_each_for_itself() -> None:
 
     engine, notebook = engine_of(), Notebook()
     loop(mlp(), engine, [notebook], optimizers=two, num_steps=6)
-    assert notebook.steps == [0, 1, 2, 3, 6, 7, 8, 9]  # of each its own steps 0, 1, 3, 4
+    assert notebook.steps == [0, 1, 2, 3, 6, 7, 8, 9]  # each optimizer's own steps 0, 1, 3, 4
     assert engine.state_dict()["num_steps"] == {0: 6, 1: 6}
 
 
@@ -130,7 +130,7 @@ def test_the_state_of_version_0_2_is_taken_over() -> None:
     assert {name: layer["num_checks"] for name, layer in layers.items()} == state["num_looks"]
     assert {name: layer["orientations"] for name, layer in layers.items()} == state["history"]["orientations"]
     streaks = layers["net.2"]["deaths"]["streaks"]
-    assert streaks.pop("num_watched") == streaks.pop("num_refuted") == [0] * 8  # which that version did not count
+    assert streaks.pop("num_watched") == streaks.pop("num_refuted") == [0] * 8  # missing in that version
     assert streaks == state["history"]["deaths"]["net.2"]["streaks"]
     again = SymmetryMonitor()
     again.load_state_dict(monitor.state_dict())

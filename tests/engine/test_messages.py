@@ -1,4 +1,4 @@
-"""At which line a warning points."""
+"""The line that a warning points at."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ COMMAND = (str(Path(sysconfig.get_path("scripts")) / "my-project"), "__main__")
 
 
 def warned_at(places: Sequence[tuple[str, str]]) -> str:
-    """The file at which a warning points that is raised below code of these files and modules, the outermost first."""
+    """Return the file that a warning points at, raised below code of these files and modules, outermost first."""
     step: Any = warn
     for path, name in reversed(places):
         scope: dict[str, Any] = {"__name__": name, "step": step}
@@ -30,7 +30,7 @@ def warned_at(places: Sequence[tuple[str, str]]) -> str:
         step = scope["run"]
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        thread = threading.Thread(target=step, args=("any",))  # else the tests were the outermost code
+        thread = threading.Thread(target=step, args=("any",))  # otherwise the tests were the outermost code
         thread.start()
         thread.join()
     [warning] = caught

@@ -1,4 +1,4 @@
-"""What a user's `on_finding` is called with."""
+"""The calls of a user's `on_finding`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Heatmaps that a report draws when somebody looks at it."""
+"""Heatmaps that a report draws when it is displayed."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_warnings_first_and_not_too_many() -> None:
     with torch.no_grad():
         for layer in layers:
             layer.weight[1], layer.bias[1] = layer.weight[0], layer.bias[0]
-    layers[7](torch.rand(3, 4)).sum().backward()  # the others have no gradient, and so nothing to warn of
+    layers[7](torch.rand(3, 4)).sum().backward()  # the others have no gradient, and so no findings
     net = nn.Sequential(*layers)
     drawn = list(heatmaps(diagnose(net)))
     assert drawn == ["7", "0", "1", "2", "3", "4"]
@@ -146,7 +146,7 @@ def test_a_model_on_several_ranks_is_not_drawn() -> None:
 
 
 @pytest.mark.usefixtures("group")
-@pytest.mark.filterwarnings("ignore")  # of FSDP1: it is old, and there is but one process
+@pytest.mark.filterwarnings("ignore")  # FSDP1 is old, and there is only one process
 def test_a_model_that_is_flattened_is_not_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     net = FullyShardedDataParallel(fill(mlp(), 0.5), device_id=torch.device("cpu"))
     report = diagnose(net)

@@ -1,4 +1,4 @@
-"""Healthy layers are read quickly, and what is said of a training is the same as if all of them were looked at."""
+"""Healthy layers are read quickly, with the same results as full looks at all layers."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ LABELS = torch.arange(64) % zoo.OUTPUTS
 
 
 def copied_later(net: nn.Module, step: int) -> None:
-    """Units become copies amid the training."""
+    """Units become copies in the middle of the training."""
     if step == 12:
         for parameter in zoo.linear(net, "0").parameters():
             parameter[[3, 4]] = parameter[1].clone()
 
 
 def killed_later(net: nn.Module, step: int) -> None:
-    """Units die amid the training, and are woken."""
+    """Units die in the middle of the training, and are revived."""
     if step in (5, 90):
         zoo.linear(net, "2").bias[:9] = -100.0 if step == 5 else 0.1
 
@@ -40,17 +40,17 @@ def stopped_later(net: nn.Module, step: int) -> None:
 
 
 def frozen_for_a_while(net: nn.Module, step: int) -> None:
-    """A layer is not to be trained for some steps."""
+    """A layer requires no gradient for some steps."""
     zoo.linear(net, "2").requires_grad_(step < 9 or step >= 40)
 
 
 def frozen_at_first(net: nn.Module, step: int) -> None:
-    """A layer is trained only later."""
+    """A layer is trained only from a later step on."""
     zoo.linear(net, "2").requires_grad_(step >= 30)
 
 
 def set_at_40(name: str, row: int, make: Callable[[Tensor], Tensor]) -> Callable[[nn.Module, int], None]:
-    """A change of one unit once the groups of its layer have settled, made of what feeds the first unit."""
+    """Change the weights of one unit to those of the first, after the groups of its layer have settled."""
 
     def change(net: nn.Module, step: int) -> None:
         if step == 40:
@@ -79,13 +79,13 @@ def untouched(net: nn.Module, step: int) -> None:
 
 
 def no_gradient(net: nn.Sequential) -> nn.Sequential:
-    """No layer has a gradient other than zero, and nothing ever moves."""
+    """All gradients are zero, and no weight ever moves."""
     zoo.linear(net, "4").requires_grad_(False).weight.zero_()
     return net
 
 
 def train(net: nn.Module, change: Callable[[nn.Module, int], None], **options: Any) -> list[object]:
-    """What the tracker says after every step."""
+    """Return the results of the tracker after every step."""
     optimizer = torch.optim.SGD(net.parameters(), lr=0.05)
     said: list[object] = []
     with warnings.catch_warnings():
@@ -132,7 +132,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
 )
 def test_the_same_is_said_as_if_all_layers_were_looked_at(name: str, change: Callable[[nn.Module, int], None]) -> None:
     results = []
-    for heatmaps in ("findings", "all"):  # pictures of all layers at every check take a look at all of them
+    for heatmaps in ("findings", "all"):  # heatmaps of all layers need full looks
         torch.manual_seed(0)
         results.append(train(NETWORKS[name](), change, heatmaps=heatmaps))
     for quick, close in zip(*results, strict=True):
@@ -157,7 +157,7 @@ def test_the_same_is_said_of_groups_that_have_settled(
         torch.manual_seed(0)
         net = zoo.duplicate_units(zoo.perceptron(activation), "0", "2", [(0, 7), (1, 8, 12)])
         results.append(train(net, change, heatmaps=heatmaps))
-        assert set(held) == {"0"}  # and no layer where all are looked at
+        assert set(held) == {"0"}  # and no layer with full looks
         num_held = len(held)
     assert len(held) == num_held > 10
     for quick, close in zip(*results, strict=True):

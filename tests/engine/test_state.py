@@ -1,4 +1,4 @@
-"""What is known of a layer ends with its parameters, and nothing that is kept keeps the training alive."""
+"""The history of a layer ends with its parameters, and no state keeps the training alive."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def network(hidden: int = 8) -> Any:
 def watch(
     net: nn.Module, change: Callable[[int], None] = lambda step: None, steps: int = 30, **options: Any
 ) -> tuple[SymmetryTracker, list[str]]:
-    """Train all parameters that the network has at each step; returns the tracker and its warnings."""
+    """Train the parameters that the network has at each step. Return the tracker and its warnings."""
     optimizer = torch.optim.SGD(net.parameters(), lr=0.05)
     generator = torch.Generator().manual_seed(1)
     with warnings.catch_warnings(record=True) as caught:
@@ -118,7 +118,7 @@ def test_what_was_found_in_a_layer_that_is_gone_has_ended() -> None:
     assert [(finding.first_step, finding.broken_step) for finding in of_first] == [(0, 10)]
     assert tracker.report is not None
     assert not tracker.report.layers["0"].groups
-    # It stays so in a checkpoint, and in what goes on from there.
+    # The same holds in a checkpoint, and in a training resumed from it.
     other = SymmetryTracker(net, torch.optim.SGD(net.parameters(), lr=0.1))
     other.load_state_dict(pickle.loads(pickle.dumps(tracker.state_dict())))
     assert other.findings == tracker.findings
@@ -323,7 +323,7 @@ def test_nothing_of_the_model_stays(is_lightning: bool) -> None:
     if is_lightning:
         watcher: Any = SymmetryMonitor()
         fit(Classifier(net), watcher, max_steps=4)
-        for name in ("log", "log_dict"):  # which the Trainer hangs on every callback
+        for name in ("log", "log_dict"):  # which the Trainer sets on every callback
             watcher.__dict__.pop(name, None)
     else:
         optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
@@ -361,7 +361,7 @@ def test_optimizers_made_anew_are_not_kept() -> None:
     fit(Anew(net), monitor, max_epochs=5, max_steps=-1)
     assert len(made) == 5
     assert max(alive) <= 2
-    # Each goes on where the one before left off: one schedule for the one place.
+    # Each continues where the previous one ended: one schedule for one index.
     assert monitor.state_dict()["num_steps"] == {0: 40}
     assert monitor.report is not None
     assert monitor.report.step == 32
@@ -388,7 +388,7 @@ def test_groups_that_have_long_parted_are_let_go(num_pairs: int, monkeypatch: py
             if step in (103, 203):
                 sizes[step] = len(pickle.dumps(tracker.state_dict()))
                 now = [finding for finding in tracker.findings if finding.broken_step is None]
-                assert len(now) == num_pairs  # what holds is never let go
+                assert len(now) == num_pairs  # groups that hold are never dropped
     assert sizes[203] < 1.3 * sizes[103]
     assert 10 < len(tracker.findings) < 40
 

@@ -1,4 +1,4 @@
-"""A quick look, a steady one and a report that stands say the same as a close look, whatever the network."""
+"""Quick looks, steady looks and reused reports have the same results as full looks, for random networks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.random_networks import training
 # settle.
 SEEDS = range(50, 90)
 NUM_STEPS = 60
-# Pictures of all layers at every check take a close look at all of them.
+# Heatmaps of all layers at every check need full looks.
 CLOSE: Any = {"heatmaps": "all"}
 
 

@@ -61,7 +61,7 @@ def by_trainer(namespace: Any, logger: str, folder: Path) -> None:
 
 @contextlib.contextmanager
 def opened(logger: str, folder: Path) -> Iterator[Any]:
-    """What a loop of one's own would open to log to."""
+    """Open a logger for a plain loop."""
     if logger == "TensorBoard":
         with SummaryWriter(str(folder)) as writer:
             yield writer
@@ -161,7 +161,7 @@ LOOPS: dict[str, Callable[[str, Path], None]] = {
 
 
 def without(loop: str, logger: str) -> bool:
-    """Whether there is no such logger in a loop, nor a place for one."""
+    """Return whether a loop does not support a logger."""
     return (loop, logger) == ("Hugging Face", "CSV")
 
 
@@ -169,7 +169,7 @@ def without(loop: str, logger: str) -> bool:
 
 
 def shown(logger: str, folder: Path) -> list[str]:
-    """What a training has left in its logger."""
+    """The contents of a logger after a training."""
     if logger == "TensorBoard":
         return in_tensorboard(folder)
     if logger == "W&B":
@@ -257,7 +257,7 @@ def artifacts(folder: Path) -> str:
 
 
 def cell(loop: str, logger: str, root: Path) -> list[str]:
-    """Train, and look what is there afterwards."""
+    """Train, and return the contents of the logger."""
     folder = root / f"{list(LOOPS).index(loop)}_{LOGGERS.index(logger)}"
     folder.mkdir()
     os.environ |= {

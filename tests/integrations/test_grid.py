@@ -1,4 +1,4 @@
-"""The table of loops and loggers in the docs is what is found in the loggers."""
+"""The table of loops and loggers in the docs matches the contents of the loggers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.integrations.grid import END, LOGGERS, LOOPS, NONE, START, cell, with
 DOCS = Path(__file__).parents[2] / "docs" / "loops.md"
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore"),  # of six libraries about themselves
+    pytest.mark.filterwarnings("ignore"),  # six libraries warn about themselves
     pytest.mark.usefixtures("_elsewhere"),
 ]
 
@@ -20,7 +20,7 @@ pytestmark = [
 def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("WANDB_MODE", "WANDB_SILENT", "WANDB_DIR", "MLFLOW_TRACKING_URI", "TENSORBOARD_LOGGING_DIR"):
-        monkeypatch.setenv(name, "")  # so that what a training sets is undone
+        monkeypatch.setenv(name, "")  # so that monkeypatch restores what a training sets
 
 
 def documented() -> dict[tuple[str, str], str]:

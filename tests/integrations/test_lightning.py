@@ -1,4 +1,4 @@
-"""Both namespaces of Lightning, their command lines, and the monitor that comes by itself."""
+"""Both namespaces of Lightning, their command lines, and the automatically added monitor."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ NAMESPACES = pytest.mark.parametrize("namespace", [current, old], ids=["lightnin
 
 
 def model_of(namespace: Any, value: float | None = 0.1) -> Any:
-    """A model of the one namespace or the other, which do not take each other's."""
+    """Return a model of one of the namespaces, which do not accept each other's models."""
 
     class Model(namespace.LightningModule):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -82,7 +82,7 @@ def test_both_namespaces_in_one_process(tmp_path: Path) -> None:
 @NAMESPACES
 def test_the_callbacks_metrics_can_stop_a_training(namespace: Any, tmp_path: Path) -> None:
     stopper = namespace.callbacks.EarlyStopping("symmetry/redundant_units", divergence_threshold=5.0, patience=100)
-    # In whatever order they stand.
+    # In any order.
     for callbacks in ([stopper, SymmetryMonitor()], [SymmetryMonitor(), stopper]):
         trainer = fit(namespace, callbacks, tmp_path, max_epochs=4, limit_train_batches=1)
         assert trainer.global_step == 1
@@ -146,7 +146,7 @@ def test_command_line_refuses_bad_values(
 
 
 class Manual(current.LightningModule):
-    """Steps optimizers that the Trainer does not see stepping, and one that it does."""
+    """Steps raw optimizers, which the Trainer does not see, and a wrapped one."""
 
     def __init__(self, is_raw: bool) -> None:
         super().__init__()
@@ -187,7 +187,7 @@ def test_raw_optimizers_are_seen_too(is_raw: bool, tmp_path: Path) -> None:
         warnings.simplefilter("ignore", SymmetryWarning)
         trainer.fit(model, batches())
     assert {finding.layer for finding in monitor.findings} == {"net.0", "net.2"}
-    assert monitor.state_dict()["num_steps"] == {0: 8, 1: 8}  # each step once, whoever has seen it
+    assert monitor.state_dict()["num_steps"] == {0: 8, 1: 8}  # each step counts once
     assert monitor.report is not None
     assert monitor.report.step == 15
     assert all(not optimizer._optimizer_step_pre_hooks for optimizer in trainer.optimizers)
@@ -242,7 +242,7 @@ def test_a_monitor_that_comes_by_itself_is_never_in_the_way(namespace: str, tmp_
 
 
 class Adds(current.Callback):
-    """Adds a monitor to the Trainer, once the training has begun."""
+    """Adds a monitor to the Trainer after the training has begun."""
 
     def __init__(self, batch_idx: int) -> None:
         self.given = SymmetryMonitor(every_n_steps=1)
@@ -277,7 +277,7 @@ class Removes(current.Callback):
 
 
 class Holds(current.Callback):
-    """Hands hooks on to a monitor that the Trainer does not know."""
+    """Forwards hooks to a monitor that the Trainer does not know."""
 
     def __init__(self) -> None:
         self.held = AutoloadedMonitor()
@@ -315,7 +315,7 @@ def test_nothing_comes_by_itself_unless_it_is_asked_for(monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize("first", ["lightning.pytorch", "pytorch_lightning"])
 def test_what_lightning_says_stays_in_its_log(first: str) -> None:
-    """To import one namespace turns the messages of the other over to its own log; the monitor imports both."""
+    """Importing one namespace redirects the messages of the other to its own log; the monitor imports both."""
     code = f"""
 import {first}, lightning.pytorch
 from lightning_symmetry import SymmetryMonitor

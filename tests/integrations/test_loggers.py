@@ -1,4 +1,4 @@
-"""Which outputs a target gets, and that nothing reaches it if nothing is wanted."""
+"""The outputs of a target; none if neither pictures nor scalars are wanted."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ TENSORBOARD = ["TensorBoardScalars", "SymmetryTab", "TensorBoardPictures"]
 
 
 class Subclass(SummaryWriter):
-    """As users make them."""
+    """Make a target as users do."""
 
 
 @pytest.mark.parametrize(

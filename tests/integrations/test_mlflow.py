@@ -23,7 +23,7 @@ pytestmark = [
 
 
 def read_back(client: MlflowClient, run_id: str, folder: Path) -> None:
-    """All that a run with sick layers must hold."""
+    """Check everything in a run with sick layers."""
     history = client.get_metric_history(run_id, "symmetry/redundant_units")
     assert [(metric.step, metric.value) for metric in history][-1] == (4, 22.0)
     names = {file.path for file in client.list_artifacts(run_id, "symmetry")}

@@ -1,4 +1,4 @@
-"""What MLflow takes only in a form of its own; test_mlflow.py reads all of it back."""
+"""Metrics that MLflow accepts only in a special form; test_mlflow.py reads everything back."""
 
 from __future__ import annotations
 

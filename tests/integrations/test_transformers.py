@@ -20,7 +20,7 @@ from tests.training import assert_same, batches, fill, mlp
 
 
 class Model(nn.Module):
-    """What the Trainer expects: a dictionary with the loss."""
+    """Return a dictionary with the loss, as the Trainer expects."""
 
     def __init__(self, value: float | None = None, dropout: float = 0.0) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What reaches a run of Weights & Biases, offline; test_wandb.py reads all of it back."""
+"""Calls of a run of Weights & Biases, offline; test_wandb.py reads everything back."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pictures that are drawn while the training goes on: nothing is lost or changed, and workers can be forked."""
+"""Pictures drawn in the background: nothing is lost or changed, and workers can be forked."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def slow(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
 
 
 def train(folder: Path, monitor: SymmetryMonitor | None, workers: int = 0) -> tuple[Classifier, list[str]]:
-    """A trained module, and what was said of outputs."""
+    """Return a trained module, and the warnings about outputs."""
     module = Classifier(fill(mlp(), 0.5))
     data = batches()
     if workers:
@@ -119,7 +119,7 @@ def test_a_picture_that_cannot_be_drawn_is_given_up_and_said_once(
     _, said = train(tmp_path, SymmetryMonitor(every_n_steps=1))
     assert len(said) == 1
     assert "switches off its findings and pictures in TensorBoard, which failed with MemoryError" in said[0]
-    assert len(tried) == 4  # once in the background, and three times in a row where it is waited for
+    assert len(tried) == 4  # once in the background, and three times in the foreground
 
 
 def test_what_has_failed_at_the_last_check_is_drawn_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""What is on the screen of a terminal at the end of a training."""
+"""The screen of a terminal at the end of a training."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lightning_symmetry import SymmetryMonitor
 from tests.screen import Screen, screen
 from tests.training import Classifier, batches, fill, make_trainer, mlp
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # they would be in the way of the lines to look at
+pytestmark = pytest.mark.filterwarnings("ignore")  # they would appear among the expected lines
 
 TABLE = [
     "┏━━━━━━━┳━━━━━━━┳━━━━━━━━━┳━━━━━━┳━━━━━━━━━━━━━━━━━━━━━━┓",

@@ -1,4 +1,4 @@
-"""The folder with everything."""
+"""The folder with all results."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def values(folder: Path) -> set[float]:
-    """What the findings in a folder say of the weights."""
+    """Return the findings in a folder."""
     return {finding["value"] for finding in json.loads((folder / "findings.json").read_text())["findings"]}
 
 
@@ -257,10 +257,10 @@ def test_weights_that_are_no_numbers_leave_json_that_is(value: float, tmp_path: 
     assert found["step"] == 7
 
 
-# The thread in which TensorBoard writes dies of it.
+# TensorBoard's writer thread dies at this failure.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_disk_that_is_full_for_a_while_costs_nothing(tmp_path: Path) -> None:
-    """A limit on the size of files, which the events reach first; Python ignores the signal that comes with it."""
+    """Limit the size of files, which the events reach first; Python ignores the signal of the limit."""
     net = fill(mlp(), 0.5)
     optimizer = sgd(net)
     _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -293,7 +293,7 @@ def test_what_cannot_be_written_leaves_no_scraps(tmp_path: Path) -> None:
     optimizer = sgd(net)
     with SymmetryTracker(net, optimizer, output=output, every_n_steps=1):
         train(net, optimizer, 4)
-    # The scrap is gone after the first failure, and all is written at the next check.
+    # The incomplete event is removed, and everything is written at the next check.
     assert files(tmp_path / "out") == ALL
 
 

@@ -1,4 +1,4 @@
-"""The console, the findings in words, and the report for machines, of one network with something of everything."""
+"""The console, the findings in words, and the JSON report of one network with every kind of finding."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where findings arrive: with loggers that keep only numbers, and of several monitors in one training."""
+"""Destinations of findings: with loggers that store only numbers, and for several monitors in one training."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::lightning_symmetry.SymmetryWarn
 
 
 class Numbers(Logger):
-    """Keeps numbers and nothing else, and has no folder, as Comet's logger."""
+    """Stores only numbers and has no folder, like Comet's logger."""
 
     def __init__(self, log_dir: Any = None) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Which curves there are."""
+"""The curves of a training."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TOTALS = {
 
 
 class Wide(nn.Module):
-    """As many parallel layers as one likes, the first ones of which are symmetric."""
+    """Any number of parallel layers; the first ones are symmetric."""
 
     def __init__(self, num_layers: int, num_sick: int) -> None:
         super().__init__()

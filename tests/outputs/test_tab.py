@@ -102,7 +102,7 @@ def test_all_heatmaps_means_a_matrix_at_every_check_that_shows_a_change(tmp_path
 def test_a_matrix_that_looks_the_same_is_not_written_again(tmp_path: Path) -> None:
     model = Classifier(mlp(), lambda parameters: torch.optim.SGD(parameters, lr=0.0))
     logger = TensorBoardLogger(tmp_path, name="", version="")
-    data = batches(num_samples=32)  # the same batch every time, so that the gradients stay too
+    data = batches(num_samples=32)  # the same batch every time, so that the gradients do not change
     make_trainer([SymmetryMonitor(every_n_steps=1)], logger=logger, max_steps=20).fit(model, data)
     assert matrix_steps(read(tmp_path), "net.0") == [0]
 
@@ -116,7 +116,7 @@ def test_a_matrix_holds_weights_below_and_gradients_above(tmp_path: Path) -> Non
     _, data = payloads(events, MATRIX_TAG + "net.4")[0]
     matrix = np.frombuffer(unpack_matrix(data)[1], dtype=np.uint8).reshape(4, 4)
     assert (matrix[np.tril_indices(4)] == 255).all()
-    assert set(matrix[np.triu_indices(4, 1)].tolist()) == {1, 255}  # of one feature, there are but two directions
+    assert set(matrix[np.triu_indices(4, 1)].tolist()) == {1, 255}  # with one feature, there are only two directions
 
 
 def test_large_layers_are_thinned_with_all_groups_in_sight(tmp_path: Path) -> None:
@@ -208,7 +208,7 @@ def test_very_many_groups_are_cut_and_counted(tmp_path: Path) -> None:
 
 
 def test_a_long_training_stays_small(tmp_path: Path) -> None:
-    """Per layer and check, all in all, a quarter of the 2 kB that would be too much."""
+    """Events take a quarter of the limit of 2 kB per layer and check."""
     for name, net in {"sick": fill(mlp(), 0.5), "healthy": mlp()}.items():
         events = train(net, tmp_path / name, SymmetryMonitor(every_n_steps=1), max_steps=64)
         tags = [tag for tag in events.Tags()["tensors"] if tag.startswith(SUMMARY_TAG)]
@@ -294,6 +294,6 @@ def test_dead_units_directions_and_signs_are_told_over_time(tmp_path: Path) -> N
     assert first["orientations"] == [{"check": 0, "number": 7}]
     assert second["dead"] == [{"check": 0, "units": 0}, {"check": 1, "units": 1}, {"check": 2, "units": 5}]
     assert second["orientations"] == [{"check": i, "number": number} for i, number in enumerate((8, 7, 3))]
-    # One dead unit is counted, and no reason for a mark.
+    # One dead unit is counted, but has no mark.
     assert [state["counts"] for state in second["states"]] == [{}, {"dead": 5}]
     assert [(event["step"], event["kind"], event["verdict"]) for event in second["events"]] == [(5, "appeared", "dead")]

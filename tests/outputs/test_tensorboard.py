@@ -205,7 +205,7 @@ def test_a_training_that_starts_again_writes_all_of_its_first_checks(tmp_path: P
     for step in [*range(500), *range(10)]:
         output.write(Check(replace(report, step=step), [], [], set()))
     writer.close()
-    # TensorBoard passes over what comes before the start, so the steps are read one by one.
+    # TensorBoard ignores events before the start, so the steps are read one by one.
     steps = [event.step for event in read(tmp_path).Scalars("symmetry/redundant_units")]
     assert steps[-10:] == list(range(10))
 

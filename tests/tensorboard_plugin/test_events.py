@@ -1,4 +1,4 @@
-"""The bytes of the Symmetry tab's events, and histories made of them."""
+"""The bytes of the Symmetry tab's events, and histories built from them."""
 
 from __future__ import annotations
 
@@ -284,7 +284,7 @@ def test_findings_tell_the_units_of_their_groups() -> None:
     assert history.layer_to_json("fc")["findings"] == [
         {**plain, "broken": 2, "groups": ["0,8", "1,9"], "num_groups": 2},
         {**plain, "groups": ["2,10"], "num_groups": 6},
-        {**plain, "groups": None, "num_groups": 0},  # version 0.1 did not tell
+        {**plain, "groups": None, "num_groups": 0},  # as in version 0.1
     ]
 
 
@@ -386,7 +386,7 @@ def test_steps_that_are_only_claimed_are_listed_up_to_a_bound() -> None:
         claimed = f"{5000 * i + 1}-{5000 * i + 4096}"
         history.add(5000 * (i + 1), pack_summary({**(delta() if i else full(fc=layer(8))), "quiet": claimed}))
     assert history.num_unreadable == 0
-    assert history.steps[-18:] == [5000 * (i + 1) for i in range(2, 20)]  # what was written is listed in any case
+    assert history.steps[-18:] == [5000 * (i + 1) for i in range(2, 20)]  # written checks are always listed
     assert len(history.steps) < 8192 + 20
 
 

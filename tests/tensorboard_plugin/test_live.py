@@ -61,7 +61,7 @@ def wait_until_drawn(page: Page) -> None:
 
 
 def matrices_asked_for(page: Page) -> list[str]:
-    """The steps of the matrices that the page has asked for."""
+    """Return the steps of the matrices that the page has requested."""
     script = (
         "return performance.getEntriesByType('resource').map(({name}) => new URL(name))"
         ".filter(({pathname}) => pathname.endsWith('/matrix')).map(({searchParams}) => searchParams.get('step'))"
@@ -87,7 +87,7 @@ def test_try_again_asks_again_for_what_failed(page: Page, fast_server: Server, r
     wait_until_drawn(page)
     wait_for(lambda: page.texts(".groups td")[:2] == ["1", "locked"])
     wait_for(lambda: not any("does not answer" in text for text in page.texts(".error p")))
-    page.clear()  # the browser itself complains of requests that fail
+    page.clear()  # the browser logs failed requests
 
 
 def test_what_failed_is_asked_for_again_by_itself(page: Page, fast_server: Server) -> None:

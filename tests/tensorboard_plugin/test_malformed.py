@@ -1,4 +1,4 @@
-"""Events whose tensors are malformed cost themselves, and neither their run nor other runs nor the memory."""
+"""Events with malformed tensors are lost, but do not affect their run, other runs or the memory."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ BAD = {
 
 @pytest.fixture(scope="module")
 def logdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A good run, and runs of which the second of three events is malformed, and so is one of the matrices."""
+    """A good run, and runs with a malformed second event of three, and a malformed matrix."""
     folder = tmp_path_factory.mktemp("malformed")
     layer = {"units": 4, "fan_in": 3, "width": 4, "dead": 0, "counts": {}, "groups": [], "num_groups": 0}
     for name, tensor in {"good": None, **BAD}.items():

@@ -48,7 +48,7 @@ def row(page: Page, run: str, layer: str) -> WebElement:
 
 
 def strip(page: Page, run: str, layer: str, num_checks: int) -> list[tuple[int, ...]]:
-    """The colour of every check, off its middle, where a mark may be."""
+    """Return the colour of every check, away from its middle, where a mark may be."""
     canvas = row(page, run, layer).find_element(By.CSS_SELECTOR, "canvas")
     column = canvas.size["width"] / num_checks
     return page.pixels(canvas, [((check + 0.5) * column, 1) for check in range(num_checks)])
@@ -70,11 +70,11 @@ def test_one_look_tells_the_sick_runs_from_the_healthy(page: Page, server: Serve
     wait_for(lambda: {node.get_attribute("data-run") for node in page.all("[data-run]")} == DRAWN)
     assert page.run("return window.top.document.body.innerText").upper().count("SYMMETRY") >= 1
     pale = strip(page, "He_normal", "fc1", 18)[0]
-    darkest = sum(pale)  # of the healthy, a few units of which are shut behind their ReLU
+    darkest = sum(pale)  # of the healthy runs, in which a few units are dead
     for run in HEALTHY:
         assert ("condensed" in card(page, run).text) == (run == "tiny_tanh_Adam")
         assert "no finding" in card(page, run).text
-        # But for the last one, where the cursor may be.
+        # Except for the last one, where the cursor may be.
         strips = [colour for layer in ("fc1", "fc2", "fc3") for colour in strip(page, run, layer, 18)[:-1]]
         darkest = min(darkest, *map(sum, strips))
         assert run != "tiny_tanh_Adam" or set(strips) == {pale}
@@ -101,7 +101,7 @@ def test_every_mark_has_a_text_and_every_picture_a_table(page: Page, fast_server
     assert label == "fc1: 1 of 64 units working; 64 frozen, step 260"
     table = card(page, "zeros").find_element(By.CSS_SELECTOR, "summary")
     table.click()
-    texts = wait_for(lambda: page.texts('[data-run="zeros"] td'))  # the browser tells of the click a moment later
+    texts = wait_for(lambda: page.texts('[data-run="zeros"] td'))  # the click arrives a moment later
     assert texts[:6] == ["fc1", "64", "1", "0", "0", "64 frozen"]
     assert page.texts(".legend .label") == ["locked", "frozen", "lockstep", "dead", "collapsed", "appeared", "broke"]
     shapes = page.run(
@@ -188,7 +188,7 @@ def test_broken_groups_say_when(page: Page, fast_server: Server) -> None:
 
 
 def test_only_the_groups_that_parted_are_said_to_have_parted(page: Page, tmp_path: Path) -> None:
-    """Of eight pairs three part at step 30; in another layer, a group of copies falls apart bit by bit."""
+    """Three of eight pairs diverge at step 30; in another layer, a group of copies diverges step by step."""
 
     def pairs(places: Sequence[int]) -> list[UnitGroup]:
         return [UnitGroup((i, i + 8), Verdict.LOCKED, Cause.COPIED, None, 0) for i in places]
@@ -199,8 +199,8 @@ def test_only_the_groups_that_parted_are_said_to_have_parted(page: Page, tmp_pat
     def copies(*parts: Sequence[int]) -> list[UnitGroup]:
         return [UnitGroup(tuple(units), Verdict.BREAKING, Cause.COPIED, None, 0) for units in parts]
 
-    # Units 10 and 11 leave at step 10. At step 20 the others fall apart into two groups: the larger one carries the
-    # record on and parts at step 40, the smaller one has a record of its own from then on and still holds.
+    # Units 10 and 11 leave at step 10. At step 20 the others split into two groups: the larger one continues the
+    # record and diverges at step 40, the smaller one gets its own record and still holds.
     groups_of_copies = {
         0: copies(range(12)),
         10: copies(range(10)),
@@ -244,13 +244,13 @@ def test_only_the_groups_that_parted_are_said_to_have_parted(page: Page, tmp_pat
         ("0,2,4", [(["0-5"], 1, None), (["6-9"], 1, 20)], "never"),
         ("0,2,4", [(["0-3"], 1, 20)], "never"),
         ("0-7", [(["0-7"], 1, 5)], "never"),  # it holds at step 10
-        ("0-7", [(["8-9"], 7, 30)], "unknown"),  # one of the groups that were left out may be meant
+        ("0-7", [(["8-9"], 7, 30)], "unknown"),  # it may be one of the groups that were left out
         ("0-7", [(["10-12,..."], 1, 30)], "unknown"),
         ("0,3,...", [(["1,2"], 1, 30)], "unknown"),
         ("0,3,...", [(["0,3,..."], 1, 30)], 30),
         ("0-7", [(None, 0, 30)], "unknown"),
         ("0-7", [(None, 0, None)], "never"),
-        ("0-999999999", [(["1-999999999"], 1, 30)], "never"),  # soon, although there are many units
+        ("0-999999999", [(["1-999999999"], 1, 30)], "never"),  # fast, although there are many units
     ],
 )
 def test_when_a_group_parted_is_told_by_its_units(
@@ -287,7 +287,7 @@ def test_files_that_do_not_tell_the_units_of_findings_leave_it_open(page: Page, 
 
 
 def test_dead_units_do_not_work(page: Page, tmp_path: Path) -> None:
-    """Shown are the units that work, also from files that do not tell which dead units are redundant too."""
+    """The page shows working units, also from files without the number of units both dead and redundant."""
     plain = {"units": 8, "fan_in": 3, "width": 6, "counts": {"locked": 3}, "groups": [["0-2", 3, "locked", 0]]}
     layer = {**plain, "dead": 0, "num_groups": 1}
     with SummaryWriter(str(tmp_path / "run")) as writer:
@@ -346,7 +346,7 @@ def test_verdicts_of_a_newer_version_are_shown_as_text(page: Page, tmp_path: Pat
         label = row(page, "newer", "new").get_attribute("aria-label")
         assert label == "new: 8 of 8 units working; 2 entangled, step 0"
         assert page.texts(".headline") == ["locked"]
-        wait_for(lambda: page.texts(".wrong h4")[1:] == ["two"])  # about modules, which are no layer
+        wait_for(lambda: page.texts(".wrong h4")[1:] == ["two"])  # about modules, which are not layers
         assert page.texts(".to-do .advice") == ["new: Who knows.", "two: Who knows."]
         page.open(server, {"view": "layer", "run": "newer", "layer": "new"})
         wait_for(lambda: page.texts(".groups td") == ["1", "entangled", f"0{DASH}1", "2", "0", DASH])
@@ -366,7 +366,7 @@ def test_verdicts_of_a_newer_version_are_shown_as_text(page: Page, tmp_path: Pat
 def test_no_file_of_the_page_names_a_verdict() -> None:
     for file in STATIC.iterdir():
         words = set(re.findall(r"[a-z]+", file.read_text(encoding="utf-8")))
-        # The page does count dead units, whatever is said of them.
+        # The page counts dead units, so it has that word.
         assert not words & (set(Verdict) - {Verdict.DEAD}), file.name
 
 
@@ -507,7 +507,7 @@ def test_all_fits_into_900_pixels(page: Page, fast_server: Server) -> None:
 
 
 def test_empty_then_live_then_gone(page: Page, tmp_path: Path) -> None:
-    """Without data the page says how to get some; then it shows what comes in; and says so when TensorBoard ends."""
+    """Without data the page shows instructions; then it shows new data, and a message when TensorBoard ends."""
     with tensorboard(tmp_path) as server:
         page.open(server)
         assert "trainer = Trainer(callbacks=[SymmetryMonitor()])" in page.text(".empty")
@@ -521,8 +521,8 @@ def test_empty_then_live_then_gone(page: Page, tmp_path: Path) -> None:
                 wait_for(lambda expected=expected: page.texts(".row .numbers") == expected)
         server.stop()
         assert page.wait(".error", "TensorBoard does not answer. Is it still running?")
-        assert page.texts(".row .numbers") == ["8 / 8"]  # what was there stays
-        page.clear()  # the browser itself complains of requests that fail
+        assert page.texts(".row .numbers") == ["8 / 8"]  # the data stays
+        page.clear()  # the browser logs failed requests
 
 
 def test_the_report_needs_no_tensorboard(page: Page, gallery: Path, tmp_path: Path) -> None:

@@ -114,7 +114,7 @@ def test_the_page_knows_the_verdicts_in_the_order_of_their_seriousness() -> None
 
 
 def test_event_files_of_version_0_1_are_read() -> None:
-    """The run that ``tests.tab_runs.write_story`` writes, from an event file that version 0.1 wrote."""
+    """The run of ``tests.tab_runs.write_story``, from an event file of version 0.1."""
     folder = Path(__file__).parent / "written_by_version_0_1"
     events = EventMultiplexer(tensor_size_guidance={"symmetry": 0})
     events.AddRun(str(folder), "run")

@@ -1,4 +1,4 @@
-"""The Symmetry tab as one file; how it looks is tested with the page."""
+"""The Symmetry tab as one file; test_page.py tests its appearance."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_modules_find_one_another(gallery: Path) -> None:
 
 
 def said_in(page: str) -> str:
-    """The text that comes before the page of the tab."""
+    """Return the text of the cover."""
     head = page[page.index("<header") : page.index("</header>")]
     return " ".join(html.unescape(re.sub("<[^>]*>", " ", head)).split())
 

@@ -1,4 +1,4 @@
-"""The Symmetry tab in a real browser, as somebody uses it: while runs grow, with many runs, in windows of any width."""
+"""The Symmetry tab in a real browser in use: with growing runs, many runs, and windows of any width."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.tab_runs import TabWriter
 from tests.tensorboard_plugin.test_page import chosen_step
 
 POLL_SOON = "const slow = window.setInterval; window.setInterval = (f, ms) => slow(f, Math.min(ms, 300));"
-"""The page asks for news every three seconds, which takes too long for a test."""
+"""The page refreshes every three seconds, which is too slow for a test."""
 
 
 class Run:
@@ -83,7 +83,7 @@ def write(folder: Path, names: list[str], *steps: int, **options: Any) -> None:
 
 @contextmanager
 def sized(page: Page, width: int, height: int = 900) -> Iterator[None]:
-    """The window has another size meanwhile."""
+    """Resize the window temporarily."""
     size = page.driver.get_window_size()
     page.driver.execute_cdp_cmd(
         "Emulation.setDeviceMetricsOverride",
@@ -98,7 +98,7 @@ def sized(page: Page, width: int, height: int = 900) -> Iterator[None]:
 
 @contextmanager
 def asking_often(page: Page) -> Iterator[None]:
-    """Pages that are opened meanwhile ask for news more often."""
+    """Make pages opened within refresh more often."""
     added = page.driver.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": POLL_SOON})
     try:
         yield
@@ -108,7 +108,7 @@ def asking_often(page: Page) -> Iterator[None]:
 
 NAMES = [f"model.encoder.layers.{i}.{part}" for i in range(20) for part in ("attention.out_proj", "mlp.up", "mlp.down")]
 SICK = {NAMES[7]: (Verdict.LOCKED, 0), NAMES[40]: (Verdict.FROZEN, 20)}
-# What a reader has done in each view, and what tells whether it is still so.
+# The actions of a reader in each view, and checks that their effects persist.
 DONE = {
     "overview": (
         "document.querySelector('.rows').scrollTop = 500; document.querySelector('details.as-table').open = true;",
@@ -157,7 +157,7 @@ def test_ten_refreshes_leave_the_page_as_the_reader_left_it(page: Page, tmp_path
             run.write(step)
             wait_for(lambda step=step: page.run(f"return {shown}") == str(step))
             assert page.run(f"return {state}") == before
-        page.clear()  # it would complain of the server's end
+        page.clear()  # the browser logs the server's end
     run.close()
 
 
@@ -180,7 +180,7 @@ def test_runs_that_come_and_go_are_noticed(page: Page, tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """Forty runs, of which one has dead units, two have findings, and one has no layers."""
+    """Forty runs: one has dead units, two have findings, and one has no layers."""
     folder = tmp_path_factory.mktemp("many")
     for i in range(40):
         found = {
@@ -194,7 +194,7 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 def asked_for(page: Page) -> set[str]:
-    """The runs whose histories the page has asked for."""
+    """Return the runs whose histories the page has requested."""
     script = (
         "return performance.getEntriesByType('resource').map(({name}) => new URL(name))"
         ".filter(({pathname}) => pathname.endsWith('/run')).map(({searchParams}) => searchParams.get('run'))"
@@ -264,7 +264,7 @@ def test_layers_are_filtered_in_every_view(page: Page, many: Server) -> None:
     page.run("document.querySelector('.filter').value = ''")
     page.wait(".filters label").click()
     wait_for(lambda: page.texts(".layers .name") == [NAMES[3], NAMES[4]])
-    # What happened to two layers at one step in one way is one row.
+    # Equal events of two layers at one step share a row.
     assert page.texts(".events tbody tr") == [f"20{NAMES[3]}, {NAMES[4]}collapsed, locked4 of 8 units, {{0, 1, 2, 3}}"]
     page.wait("nav button", "Overview").click()
     wait_for(lambda: page.texts('[data-run="run31"] .row .name') == [NAMES[3], NAMES[4]])
@@ -347,7 +347,7 @@ def test_a_link_to_a_run_that_comes_later_is_kept(page: Page, tmp_path: Path) ->
             file.unlink()
         (tmp_path / "late").rmdir()
         wait_for(lambda: page.run(chosen) == ["early", "fc"])
-        wait_for(lambda: chosen_step(page) == 30)  # step 10 was chosen of the other run
+        wait_for(lambda: chosen_step(page) == 30)  # step 10 was the choice in the other run
         page.clear()
 
 
