@@ -24,8 +24,7 @@ from lightning_symmetry.matrices.numerics import exact_arithmetic
 from lightning_symmetry.metrics import DeadActivations, DuplicateActivations, EffectiveRank
 from lightning_symmetry.ranks.sketches import has_group
 from lightning_symmetry.ranks.team import describe
-from lightning_symmetry.units.naming import readable_modules
-from lightning_symmetry.units.patterns import is_chosen
+from lightning_symmetry.units.naming import is_chosen, readable_modules
 
 _ACTIVATIONS = nn.ReLU.__module__
 _NO_UNITS = (nn.MultiheadAttention, nn.Softmax, nn.LogSoftmax, nn.Softmax2d, nn.Softmin)

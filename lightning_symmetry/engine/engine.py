@@ -30,7 +30,7 @@ from lightning_symmetry.units.comparable import Comparable
 from lightning_symmetry.units.discovery import Found
 from lightning_symmetry.units.imprint import Imprint
 from lightning_symmetry.units.lookup import FindLayers, rows_by_name
-from lightning_symmetry.units.patterns import unmatched_text
+from lightning_symmetry.units.naming import unmatched_text
 from lightning_symmetry.units.updates import Updates
 from lightning_symmetry.verdicts.advice import copies_text, equal_ranks_text, idle_texts, messages
 from lightning_symmetry.verdicts.diagnoses import Finding

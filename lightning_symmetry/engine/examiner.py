@@ -15,7 +15,6 @@ from lightning_symmetry.matrices.rows import Rows
 from lightning_symmetry.modules import modules_of
 from lightning_symmetry.ranks.team import Team, describe
 from lightning_symmetry.tracing.trace import Alike, GradientTrace, Suspected
-from lightning_symmetry.units.choices import members_of_lists
 from lightning_symmetry.units.comparable import Comparable
 from lightning_symmetry.units.copies import Copies, find_copies, find_equal_parameters, holders_by_name
 from lightning_symmetry.units.discovery import Found, find_layers, structure_of
@@ -24,7 +23,7 @@ from lightning_symmetry.units.norms import rounding_gain
 from lightning_symmetry.units.progress import Ledger
 from lightning_symmetry.units.screening import Distinct, LayerScreen
 from lightning_symmetry.units.updates import Updates
-from lightning_symmetry.units.usage import Usage, is_compiled
+from lightning_symmetry.units.usage import Usage, is_compiled, members_of_lists
 from lightning_symmetry.verdicts.access import Access
 from lightning_symmetry.verdicts.deadness import unread_layers
 from lightning_symmetry.verdicts.diagnoses import Finding, LayerDiagnosis, under_all_names

@@ -1,8 +1,10 @@
-"""What autograd knows of a forward or backward pass and offers no public function for."""
+"""Properties of forward and backward passes for which autograd has no public function."""
 
 from __future__ import annotations
 
 import sys
+from collections import deque
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -24,24 +26,35 @@ def next_operation() -> int:
 
 
 def number_of(node: Any) -> int:
-    """Return the number of the operation of a node; very large for those that store the gradients of parameters."""
+    """Return the number of a node's operation; very large for nodes that accumulate the gradient of a parameter."""
     number: int = node._sequence_nr()
     return number
 
 
+def upstream(nodes: Iterable[Any]) -> Iterator[Any]:
+    """Yield nodes and all nodes upstream of them once, the nearest first."""
+    left, known = deque(nodes), set()
+    while left:
+        node = left.popleft()
+        if node not in known:
+            known.add(node)
+            yield node
+            left += [child for child, _ in node.next_functions if child is not None]
+
+
 def may_recompute() -> bool:
-    """Return whether what is saved now may be computed anew when it is read, as in checkpointed segments."""
+    """Return whether tensors that are saved now may be recomputed when they are read, as in checkpointed segments."""
     is_hooked = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
     return is_hooked is None or is_hooked(False) is not None
 
 
 def outputs_of_running_pass(thread: int) -> list[Tensor]:
-    """Return the tensors from which the backward pass starts that is running; none if that cannot be found out.
+    """Return the tensors at which the running backward pass starts; none if they are unknown.
 
-    Where nobody hands over the loss, there is no other way: they are arguments of PyTorch's function.
+    They are read from a frame of PyTorch's own function: a plain loop passes its loss to nobody else.
 
     Args:
-        thread: the identity of the thread that has called it.
+        thread: the identity of the thread that called ``backward``.
     """
     frame = sys._current_frames().get(thread)
     while frame is not None:

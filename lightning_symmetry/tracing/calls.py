@@ -1,4 +1,4 @@
-"""Which modules are called in the forward passes of one step, and the range of what they put out."""
+"""The calls of modules in the forward passes of one step, and the ranges of their outputs."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from lightning_symmetry.tracing.autograd import NO_PASS, may_recompute, next_ope
 from lightning_symmetry.units.hooks import ModuleHook
 from lightning_symmetry.units.naming import readable_modules
 
-# In evaluation mode these compute something else, but for rounding, if they have hooks.
+# In evaluation mode, hooks make these compute the same in another way, with other rounding.
 _WITH_FAST_PATHS = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerEncoder)
 
 
 class Mark(NamedTuple):
-    """What a trace notes at the node of something that a module has put out.
+    """A record at the node that has computed an output of a module.
 
     Attributes:
-        is_output: whether a module that is no loss has put it out.
-        key: a number of its own, if an outermost module has put it out.
+        is_output: whether the module is no loss.
+        key: a unique number if the module is an outermost one, else None.
     """
 
     is_output: bool
@@ -37,12 +37,12 @@ class Mark(NamedTuple):
 
 
 class Range(NamedTuple):
-    """The range of numbers, by index of one dimension of a tensor.
+    """The range of numbers at each index along one dimension of a tensor.
 
     Attributes:
-        lowest: the smallest number at each index, ``(size,)``.
-        highest: the largest one.
-        nearest: the smallest absolute value.
+        lowest: the smallest number, ``(size,)``.
+        highest: the largest number, ``(size,)``.
+        nearest: the smallest absolute value, ``(size,)``.
         num_each: how many numbers there are at each index.
     """
 
@@ -53,7 +53,7 @@ class Range(NamedTuple):
 
     @classmethod
     def of(cls, numbers: Tensor, dim: int) -> Range:
-        """Measure a tensor with at least one number."""
+        """Return the range of a tensor that is not empty."""
         flat = numbers.movedim(dim, 0).reshape(numbers.shape[dim], -1)
         return cls(flat.amin(1), flat.amax(1), flat.abs().amin(1), flat.shape[1])
 
@@ -65,11 +65,11 @@ class Call:
     Attributes:
         name: the readable name of the module.
         module: the module.
-        first: the number that autograd gives the next operation as the call begins.
-        last: the same as the call ends.
-        has_calls: whether it has called other modules.
+        first: autograd's number of the next operation when the call begins.
+        last: autograd's number of the next operation when the call ends.
+        has_calls: whether it calls other modules.
         is_of_loss: whether it is part of a loss.
-        ranges: the ranges of what it puts out, along the last dimension and the second one, if it calls no modules.
+        ranges: the ranges of its output along the last and the second dimension, unless it calls other modules.
     """
 
     name: str
@@ -87,27 +87,27 @@ class Call:
 
     @property
     def is_leaf(self) -> bool:
-        """Whether it computes something itself, instead of calling other modules."""
+        """Whether the module computes its output itself, without calling other modules."""
         return not self.has_calls and not self.is_loss
 
 
 class ModuleCalls:
-    """Notes the calls of all modules of a model that have a graph of autograd, until :meth:`end`.
+    """Records all calls of a model's modules in forward passes with autograd, until :meth:`end`.
 
     Args:
         model: the model.
-        on_error: called with what fails in a hook.
-        on_gradient: called in a backward pass with the key of a mark and the gradients, when they arrive at what an
-            outermost module has put out.
+        on_error: called with the exception of a hook that fails.
+        on_gradient: called with the key of a mark and the gradients when they arrive at an output of an outermost
+            module.
 
     Attributes:
-        calls: all calls that have ended, in this order.
-        parameters: by identity of a tensor that was the parameter of a module as it was called, the identity of the
-            parameter that the module holds otherwise: FSDP2 puts others in its place for the call.
-        constants: by identity of its storage, the call that has put out a tensor without a graph.
-        unrecorded: the names of modules that were called where autograd records nothing.
-        recomputed: the names of those that were called again in a backward pass, as in a checkpointed segment.
-        is_sealed: whether tensors that autograd has saved may be computed anew when they are read.
+        calls: all calls, in the order in which they ended.
+        parameters: maps the ``id`` of a module's parameter during the call to the ``id`` of its parameter outside:
+            FSDP2 replaces parameters for the call.
+        constants: maps the storage of an output without a graph to the call that returned it.
+        unrecorded: the names of modules that were called while autograd was off.
+        recomputed: the names of modules that were called again in a backward pass, as in a checkpointed segment.
+        may_recompute_saved: whether tensors that autograd has saved may be recomputed when they are read.
     """
 
     def __init__(
@@ -121,14 +121,14 @@ class ModuleCalls:
         self.constants: dict[int, Call] = {}
         self.unrecorded: set[str] = set()
         self.recomputed: set[str] = set()
-        self.is_sealed = False
+        self.may_recompute_saved = False
         self._on_error, self._on_gradient = on_error, on_gradient
         self._open: list[Call] = []
         self._handles: list[RemovableHandle] = []
         self._num_keys = 0
         for name, module in readable_modules(model):
             has_fast_path = issubclass(type(module), _WITH_FAST_PATHS) and not module.training
-            # Of what computes weights, hooks would keep others from computing them, as another monitor does.
+            # Other monitors do not compute parametrized weights if their parametrizations have hooks.
             if has_fast_path or "parametrizations" in name.split("."):
                 continue
             own = {key: id(tensor) for key, tensor in module.__dict__.get("_parameters", {}).items()}
@@ -139,11 +139,11 @@ class ModuleCalls:
                 self._handles.append(module.register_forward_hook(end, always_call=True))  # also if it raises
 
     def mark_of(self, node: Any) -> Mark | None:
-        """Return what is noted at a node of autograd's graph; None of what no module has put out."""
+        """Return the mark at a node of autograd's graph; None if no module has returned its output."""
         return node.metadata.get(self) if hasattr(node, "metadata") else None
 
     def end(self) -> None:
-        """Take off all hooks of modules."""
+        """Remove all hooks and forget all calls."""
         for handle in self._handles:
             handle.remove()
         self._handles, self._open = [], []
@@ -154,7 +154,7 @@ class ModuleCalls:
             (self.recomputed if torch.is_grad_enabled() else self.unrecorded).add(name)
             return
         if may_recompute():
-            self.is_sealed = True
+            self.may_recompute_saved = True
         for key, tensor in module.__dict__.get("_parameters", {}).items():
             if tensor is not None and key in own:
                 self.parameters[id(tensor)] = own[key]
@@ -166,7 +166,7 @@ class ModuleCalls:
         if not _is_recording() or name not in [call.name for call in self._open]:
             return
         while (call := self._open.pop()).name != name:
-            pass  # one that has raised
+            pass  # the call has raised
         call.last = next_operation()
         self.calls.append(call)
         every = list(_tensors_in(output))
@@ -176,13 +176,13 @@ class ModuleCalls:
             self.constants |= {storage_of(each): call for each in plain}
         if call.is_leaf:
             call.ranges = _ranges(outputs)
-        # What has no parameters and belongs to no other module may be a loss of the user's own.
+        # An outermost module without parameters may be a custom loss.
         is_loss = call.is_loss or (not self._open and not any(map(own_parameters, modules_of(module))))
         if is_loss:
             for inner in self.calls:
                 inner.is_of_loss |= call.first <= inner.first
         for each in outputs:
-            # A single number is a loss, as a rule; one per sample is as likely a prediction.
+            # A single number is usually a loss; a number per sample may be a prediction.
             self._mark(each, is_outermost=not self._open, is_loss=is_loss or each.ndim == 0)
 
     def _mark(self, output: Tensor, *, is_outermost: bool, is_loss: bool) -> None:
@@ -198,29 +198,28 @@ class ModuleCalls:
 
 
 def _is_recording() -> bool:
-    """Return whether autograd records a forward pass, and not one that is computed again for a backward pass."""
+    """Return whether autograd records a forward pass, other than a recomputation for a backward pass."""
     is_forward = torch.is_grad_enabled() and running_pass() == NO_PASS
     return is_forward and not torch.compiler.is_compiling() and not is_capturing()
 
 
 def _tensors_in(value: Any, depth: int = 4) -> Iterator[Tensor]:
-    """Yield the tensors in what a module puts out."""
+    """Yield the tensors in a module's output."""
     if isinstance(value, Tensor):
         yield value
-    elif depth and isinstance(value, Mapping):
-        for each in value.values():
-            yield from _tensors_in(each, depth - 1)
-    elif depth and isinstance(value, list | tuple):
+        return
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    elif dataclasses.is_dataclass(value):
+        value = list(vars(value).values())
+    if depth and isinstance(value, list | tuple):
         for each in value:
-            yield from _tensors_in(each, depth - 1)
-    elif depth and dataclasses.is_dataclass(value):
-        for each in vars(value).values():
             yield from _tensors_in(each, depth - 1)
 
 
 @torch.no_grad()
 def _ranges(outputs: Sequence[Tensor]) -> list[Range]:
-    """Return the ranges of the first output; none if its numbers do not all lie here."""
+    """Return the ranges of the first output; none if it is sharded, empty or not of real numbers."""
     if not outputs or type(outputs[0]) is not Tensor or not outputs[0].is_floating_point():
         return []
     numbers = outputs[0].detach()
@@ -230,8 +229,8 @@ def _ranges(outputs: Sequence[Tensor]) -> list[Range]:
 
 
 def storage_of(numbers: Tensor) -> int:
-    """Return the address of the numbers of a tensor; 0 if it has none."""
+    """Return the address of a tensor's storage; 0 if it has none."""
     try:
         return numbers.untyped_storage().data_ptr()
-    except (NotImplementedError, RuntimeError):  # inside a transformation of torch.func there is none
+    except (NotImplementedError, RuntimeError):  # there is none inside a transformation of torch.func
         return 0

@@ -1,4 +1,4 @@
-"""What a traced backward pass tells: where the gradient of units stops, why, and because of which layer."""
+"""The explanation of a traced backward pass: where the gradient of units stops, why, and due to which layer."""
 
 from __future__ import annotations
 
@@ -11,23 +11,18 @@ import torch
 from torch import Tensor
 
 from lightning_symmetry.modules import own_parameters
+from lightning_symmetry.tracing.autograd import upstream
 from lightning_symmetry.tracing.calls import Call, Range
 from lightning_symmetry.tracing.graph import BackwardPass, Place, Target, Use
-from lightning_symmetry.tracing.kinds import (
-    CLOSING,
-    Stop,
-    explains,
-    kind_of,
-    words_for,
-)
-from lightning_symmetry.tracing.labels import Labels, along, is_single, operation_of, shapes_of
+from lightning_symmetry.tracing.kinds import CLOSING, Stop, explains, kind_of, words_for
+from lightning_symmetry.tracing.labels import along, is_single, operation_of, shapes_of
 from lightning_symmetry.verdicts.stops import GradientStop, StopKind, Stopped
 
-# Of the operations at which the gradient of units stops, so many are asked why.
+# At most this many operations at which a gradient stops are examined.
 _MAX_STOPS = 8
 # These move the numbers of a parameter, and compute nothing.
 _MOVING = {"T", "Transpose", "Permute", "View", "UnsafeView", "ReshapeAlias", "ToCopy", "Slice", "Split", "Unsqueeze"}
-# Between the scores of a choice, their softmax, and what is added up.
+# Operations between scores, their softmax, and the weighted sum.
 _BETWEEN = {
     *("View", "UnsafeView", "ReshapeAlias", "Unsqueeze", "Squeeze", "Transpose", "Permute", "Expand", "Clone", "Mul"),
     *("Div", "Add", "Sub", "MaskedFill", "Select", "ToCopy", "NativeDropout"),
@@ -38,13 +33,8 @@ _ERASED = GradientStop(StopKind.ERASED)
 _LOSS = GradientStop(StopKind.LOSS, "the loss", "its gradient is zero where it leaves the loss")
 
 
-class Told(NamedTuple):
-    """Where the gradient of some labels stops.
-
-    Attributes:
-        labels: the labels.
-        stopped: where it stops.
-    """
+class Explained(NamedTuple):
+    """Where the gradient of some labels stops."""
 
     labels: list[int]
     stopped: Stopped
@@ -52,15 +42,15 @@ class Told(NamedTuple):
 
 @dataclass
 class _Search:
-    """What a search from a parameter towards the loss has met.
+    """The results of a search from a parameter towards the loss.
 
     Attributes:
         has_arrived: whether a gradient arrives at the parameter itself.
-        stops: the uses into which a gradient goes that does not come out, with the tensors that are used.
-        unseen: the uses that belong to the loss and ran before anything could be seen.
-        left_out: the uses that leave all numbers in question out.
-        end: the last tensor before the loss, if all of it is zero up to there.
-        before: by tensor, the one from which the search has come.
+        stops: the uses that receive a gradient and return none, with the tensors that are used.
+        unseen: the uses in the loss whose gradients were not recorded.
+        left_out: the uses that drop all numbers of the label.
+        end: the last tensor before the loss, if no gradient arrives at it.
+        before: by tensor, the previous tensor of the search.
     """
 
     has_arrived: bool = False
@@ -71,7 +61,7 @@ class _Search:
     before: dict[Place, Place | None] = field(default_factory=dict)
 
     def route(self, place: Place | None) -> list[Place]:
-        """Return the tensors from one back to the parameter."""
+        """Return the tensors from this one back to the parameter."""
         route = []
         while place is not None:
             route.append(place)
@@ -83,38 +73,37 @@ class Explanation:
     """Explains one backward pass.
 
     Args:
-        seen: the backward pass.
-        targets: what is traced.
-        modules: of each target the name of the module that holds its parameter.
+        backward: the backward pass.
+        targets: the traced units.
+        modules: by target, the name of the module that holds its parameter.
     """
 
-    def __init__(self, seen: BackwardPass, targets: Sequence[Target], modules: Sequence[str]) -> None:
-        self._seen, self._targets, self._modules = seen, targets, modules
-        self._owners: dict[str, str] = {}  # by name of a module, the layer among the targets that it is, or has
+    def __init__(self, backward: BackwardPass, targets: Sequence[Target], modules: Sequence[str]) -> None:
+        self._pass, self._targets, self._modules = backward, targets, modules
+        self._owners: dict[str, str] = {}  # by name of a module, its first layer among the targets
         for module, target in zip(modules, targets, strict=True):
             self._owners.setdefault(module, target.layer)
         self._moved: dict[int, list[Place]] = {}
-        self._told: dict[int, list[Told]] = {}
+        self._explained: dict[int, list[Explained]] = {}
         self._users: dict[Any, str] | None = None
 
     def constant_behind(self, i: int) -> Stopped | None:
-        """Return the operation whose output is constant, so that a target gets nothing but rounding errors.
+        """Return an operation with a constant output, if all ways from the target to the loss pass through such ones.
 
-        None if there is a way from the target to the loss that does not lead through such an operation.
+        The gradient of the target then consists of rounding errors.
         """
-        path, seen = self._seen.paths[i], self._seen
+        path, backward = self._pass.paths[i], self._pass
         search = _Search(before={path.start: None})
         left, first = deque([path.start]), None
         while left:
             place = left.popleft()
-            if not seen.uses(place):
+            if not backward.uses(place):
                 return None
-            for use in seen.uses(place):
-                told = kind_of(_bare(use, self._leaf(use.node)))
-                if told.kind is StopKind.ONE_VALUE:
-                    told = replace(told, is_by_design=self._is_choice(use.node))
-                    route = search.route(place)
-                    first = first or Stopped(replace(told, at=self._place(use.node, route, i)), self._follows(route, i))
+            for use in backward.uses(place):
+                stop = kind_of(_bare(use, self._leaf(use.node)))
+                if stop.kind is StopKind.ONE_VALUE:
+                    stop = replace(stop, is_by_design=self._is_choice(use.node))
+                    first = first or self._located(stop, use.node, search.route(place), i)
                     continue
                 for each in path.outputs.get(use.node, ()):
                     if each not in search.before:
@@ -122,35 +111,36 @@ class Explanation:
                         left.append(each)
         return first
 
-    def tell(self, i: int, depth: int = 0) -> list[Told]:
-        """Return where the gradient of a target stops, for all labels of which the same is to be said together."""
-        if i in self._told:
-            return self._told[i]
-        alike: dict[tuple[StopKind, str, str], list[Told]] = {}
-        for labels in self._alike(i):
-            stopped = self._tell(i, labels, depth)
+    def explain(self, i: int, depth: int = 0) -> list[Explained]:
+        """Return where the gradient of a target stops; labels with the same kind, place and cause are one item."""
+        if i in self._explained:
+            return self._explained[i]
+        by_stop: dict[tuple[StopKind, str, str], list[Explained]] = {}
+        for labels in self._equal_labels(i):
+            stopped = self._explain_labels(i, labels, depth)
             key = stopped.stop.kind, stopped.stop.at, stopped.follows
-            alike.setdefault(key, []).append(Told(labels, stopped))
-        told = []
-        for several in alike.values():
+            by_stop.setdefault(key, []).append(Explained(labels, stopped))
+        explained = []
+        for several in by_stop.values():
             every = [label for each in several for label in each.labels]
-            # What was measured of some is not true of all of them.
-            told.append(several[0] if len(several) == 1 else Told(every, self._tell(i, every, depth)))
-        self._told[i] = told
-        return told
+            # The details that were measured for some labels need not hold for all of them.
+            one = several[0] if len(several) == 1 else Explained(every, self._explain_labels(i, every, depth))
+            explained.append(one)
+        self._explained[i] = explained
+        return explained
 
-    def _alike(self, i: int) -> list[list[int]]:
-        """Return the labels of a target, those together of which all that was seen is the same."""
-        path, number = self._seen.paths[i], self._targets[i].num_labels
+    def _equal_labels(self, i: int) -> list[list[int]]:
+        """Return the labels of a target in sets with equal observations."""
+        path, number = self._pass.paths[i], self._targets[i].num_labels
         if number == 1:
             return [[1]]
         columns = [each[:number].tolist() for each in path.arrived.values()]
         columns += [[label in left_out for label in range(1, number + 1)] for left_out in path.left_out.values()]
         several = [place for outputs in path.outputs.values() if len(outputs) > 1 for place in outputs]
-        columns += [[path.may_hold(place, label) for label in range(1, number + 1)] for place in several]
+        columns += [[path.may_contain(place, label) for label in range(1, number + 1)] for place in several]
         for place, labels in path.labels.items():
-            for use in self._seen.uses(place) if labels is not None else ():
-                factor = self._seen.factors.get(use)
+            for use in self._pass.uses(place) if labels is not None else ():
+                factor = self._pass.factors.get(use)
                 if factor is not None:
                     columns.append(factor.are_zero(labels, number))
         groups: dict[tuple[bool, ...], list[int]] = {}
@@ -158,20 +148,20 @@ class Explanation:
             groups.setdefault(signature, []).append(label)
         return list(groups.values()) or [list(range(1, number + 1))]
 
-    def _tell(self, i: int, labels: list[int], depth: int) -> Stopped:
+    def _explain_labels(self, i: int, labels: list[int], depth: int) -> Stopped:
         search = self._search(i, labels[0])
         if search.has_arrived:
             return Stopped(_ERASED if self._targets[i].is_known else GradientStop(StopKind.UNKNOWN))
-        told = [self._at(i, labels, search, use, place, depth) for use, place in search.stops[:_MAX_STOPS]]
-        clear = [each for each in told if each.stop.kind not in (StopKind.UNKNOWN, StopKind.LOSS)]
+        stops = [self._stop_at(i, labels, search, use, place, depth) for use, place in search.stops[:_MAX_STOPS]]
+        clear = [each for each in stops if each.stop.kind not in (StopKind.UNKNOWN, StopKind.LOSS)]
         if clear:
             return clear[0]
         if search.unseen:
-            told.append(self._in_loss(i, labels, search, *search.unseen[0]))
-            if told[-1].stop.kind is not StopKind.LOSS:
-                return told[-1]
-        if told:
-            return next((each for each in told if each.stop.kind is StopKind.LOSS), told[0])
+            stops.append(self._stop_in_loss(i, labels, search, *search.unseen[0]))
+            if stops[-1].stop.kind is not StopKind.LOSS:
+                return stops[-1]
+        if stops:
+            return next((each for each in stops if each.stop.kind is StopKind.LOSS), stops[0])
         if search.left_out:
             use, place = search.left_out[0]
             at = self._place(use.node, search.route(place), i)
@@ -185,119 +175,119 @@ class Explanation:
         )
 
     def _search(self, i: int, label: int) -> _Search:
-        """Follow the units of a label from their parameter towards the loss, as far as no gradient is seen."""
-        seen, path = self._seen, self._seen.paths[i]
+        """Follow the units of a label from their parameter towards the loss, as far as no gradient arrives."""
+        backward, path = self._pass, self._pass.paths[i]
         search = _Search(before={path.start: None})
-        if seen.has_arrived(path, path.start, label):
+        if backward.has_arrived(path, path.start, label):
             search.has_arrived = True
             return search
         left = deque([path.start])
         while left:
             place = left.popleft()
-            uses, came_from = seen.uses(place), search.before[place]
-            if not uses and (place.node in seen.roots or came_from is None):
+            uses, came_from = backward.uses(place), search.before[place]
+            if not uses and (place.node in backward.roots or came_from is None):
                 search.end = place
-            elif not uses and came_from is not None:  # one of several outputs, which nobody reads
+            elif not uses and came_from is not None:  # one of several outputs, and no operation uses it
                 search.left_out.append((Use(place.node, 0), came_from))
             for use in uses:
                 outputs = path.outputs[use.node]
                 if label in path.left_out.get(use, ()):
                     search.left_out.append((use, place))
-                elif use.node not in seen.fired:
+                elif use.node not in backward.fired:
                     search.unseen.append((use, place))
-                elif any(seen.has_arrived(path, each, label) for each in outputs):
+                elif any(backward.has_arrived(path, each, label) for each in outputs):
                     search.stops.append((use, place))
                 else:
                     for each in outputs:
-                        if each not in search.before and path.may_hold(each, label):
+                        if each not in search.before and path.may_contain(each, label):
                             search.before[each] = place
                             left.append(each)
         return search
 
     # ---------------------------------------------------------------- one operation
 
-    def _at(self, i: int, labels: list[int], search: _Search, use: Use, place: Place, depth: int) -> Stopped:
-        """Return why no gradient comes out of an operation."""
-        seen, route = self._seen, search.route(place)
+    def _stop_at(self, i: int, labels: list[int], search: _Search, use: Use, place: Place, depth: int) -> Stopped:
+        """Return why an operation returns no gradient."""
+        backward, route = self._pass, search.route(place)
         if place in self._of_parameter(i):
             if operation_of(use.node) in _MOVING or self._targets[i].parameter._backward_hooks:
                 return Stopped(_ERASED)
-            return self._inputs_are_zero(i, use, depth)
-        stop = self._stop(i, labels, use, place)
-        if use in seen.passed and bool(seen.passed[use]) and not self._is_partly_there(i, place):
-            if len(seen.uses(place)) > 1:
-                detail = "what several operations hand back cancels out"
+            return self._zero_inputs(i, use, depth)
+        stop = self._measured(i, labels, use, place)
+        if use in backward.passed and bool(backward.passed[use]) and not self._is_partly_there(i, place):
+            if len(backward.uses(place)) > 1:
+                detail = "the gradients of several operations cancel"
                 return Stopped(GradientStop(StopKind.UNKNOWN, self._place(use.node, route, i), detail))
             at = self._place(use.node, route, i)
-            return Stopped(GradientStop(StopKind.ERASED, at, "a hook on what goes in there makes its gradient zero"))
+            return Stopped(GradientStop(StopKind.ERASED, at, "a hook on its input makes the gradient zero"))
         if stop.operation == "Pow" and operation_of(place.node) in CLOSING and len(route) > 1:
-            # The slope of a power is zero where its input is, which something before it has made zero.
-            before = next(each for each in self._seen.uses(route[1]) if each.node is place.node)
-            stop, route = self._stop(i, labels, before, route[1]), route[1:]
+            # The slope of a power is zero at an input of zero: the activation before it has closed.
+            before = next(each for each in self._pass.uses(route[1]) if each.node is place.node)
+            stop, route = self._measured(i, labels, before, route[1]), route[1:]
             use, place = before, route[0]
-        if stop.given is not None and _is_zero(stop.given) and stop.operation in CLOSING and stop.in_model:
-            nearer = self._closed_before(i, labels, search, route, depth)
+        if stop.input_range is not None and _is_zero(stop.input_range) and stop.operation in CLOSING and stop.in_model:
+            nearer = self._closed_before(i, labels, route, depth)
             if nearer is not None:
                 return nearer
-        told = kind_of(stop)
-        if told.kind is StopKind.ONE_VALUE:
-            told = replace(told, is_by_design=self._is_choice(use.node))
-        if told.kind is StopKind.CLOSED and stop.is_factor_zero and _factor_node(stop) is not None:
-            zeros = self._zeros_before(_factor_node(stop))
+        reason = kind_of(stop)
+        if reason.kind is StopKind.ONE_VALUE:
+            reason = replace(reason, is_by_design=self._is_choice(use.node))
+        if reason.kind is StopKind.CLOSED and stop.is_factor_zero and stop.factor and not stop.factor.is_parameter:
+            zeros = None if stop.factor.node is None else self._zeros_before(stop.factor.node)
             if zeros is not None:
                 return Stopped(zeros, self._follows(route, i))
-        if told.kind is StopKind.LOSS and self._seen.value != 0 and self._seen.is_output(place.node):
-            # An activation of the outputs that stands beside the model, in the loop that trains it.
+        if reason.kind is StopKind.LOSS and self._pass.value != 0 and self._pass.is_output(place.node):
+            # The training loop may apply an activation to the outputs of the model.
             activation = kind_of(replace(stop, in_model=True))
-            told = activation if activation.kind in (StopKind.CLOSED, StopKind.SATURATED) else told
-        if told.kind in (StopKind.CLOSED, StopKind.SATURATED) and self._seen.value == 0 and self._is_last(use.node):
-            told = _LOSS  # a loss of zero that has nothing to ask for
-        if told.kind is StopKind.LOSS:
-            return Stopped(replace(told, at="the loss"))
-        return Stopped(replace(told, at=self._place(use.node, route, i)), self._follows(route, i))
+            reason = activation if activation.kind in (StopKind.CLOSED, StopKind.SATURATED) else reason
+        is_closed = reason.kind in (StopKind.CLOSED, StopKind.SATURATED)
+        if reason.kind is StopKind.LOSS or (is_closed and self._pass.value == 0 and self._is_last(use.node)):
+            return Stopped(_LOSS if is_closed else replace(reason, at="the loss"))
+        return self._located(reason, use.node, route, i)
 
-    def _stop(self, i: int, labels: list[int], use: Use, place: Place) -> Stop:
-        seen, target = self._seen, self._targets[i]
-        factor, of_place = seen.factors.get(use), seen.paths[i].labels.get(place)
+    def _located(self, reason: GradientStop, node: Any, route: Sequence[Place], i: int) -> Stopped:
+        """Return a reason with the place of its operation and the upstream layer that causes it."""
+        return Stopped(replace(reason, at=self._place(node, route, i)), self._follows(route, i))
+
+    def _measured(self, i: int, labels: list[int], use: Use, place: Place) -> Stop:
+        backward, target = self._pass, self._targets[i]
+        factor, of_place = backward.factors.get(use), backward.paths[i].labels.get(place)
         is_zero = factor is not None and factor.are_zero(of_place, target.num_labels)[labels[0] - 1]
-        one_hot = seen.one_hot.get(use.node)
+        one_hot = backward.one_hot.get(use.node)
         return Stop(
             use.node,
             use.number,
             self._leaf(use.node),
-            use.node in seen.in_model,
-            self._given(i, place, labels),
+            use.node in backward.in_model,
+            self._input_range(i, place, labels),
             factor,
             is_zero,
             None if factor is None else factor.source or (self._source(factor.node) if factor.node else None),
-            float(seen.largest.get(use.node, torch.tensor(0.0))),
+            float(backward.largest.get(use.node, torch.tensor(0.0))),
             None if one_hot is None else bool(one_hot),
         )
 
-    def _closed_before(
-        self, i: int, labels: list[int], search: _Search, route: Sequence[Place], depth: int
-    ) -> Stopped | None:
-        """Return what makes the input of a closed activation zero: an activation before it that is closed as well."""
+    def _closed_before(self, i: int, labels: list[int], route: Sequence[Place], depth: int) -> Stopped | None:
+        """Return the upstream activation, or the zero inputs, that make the input of a closed activation zero."""
         for number in range(len(route) - 1, 0, -1):  # from the parameter on
             place = route[number]
-            for use in self._seen.uses(place):
+            for use in self._pass.uses(place):
                 if use.node is not route[number - 1].node or operation_of(use.node) not in CLOSING:
                     continue
-                stop = self._stop(i, labels, use, place)
-                if stop.given is not None and not _is_zero(stop.given) and explains(use.node, stop.given):
-                    at = self._place(use.node, route[number:], i)
-                    return Stopped(replace(kind_of(stop), at=at), self._follows(route[number:], i))
-        own = [use for place in self._of_parameter(i) for use in self._seen.uses(place)]
-        for use in own:
-            factor = self._seen.factors.get(use)
+                stop = self._measured(i, labels, use, place)
+                is_known = stop.input_range is not None and not _is_zero(stop.input_range)
+                if is_known and explains(use.node, stop.input_range):
+                    return self._located(kind_of(stop), use.node, route[number:], i)
+        for use in (use for place in self._of_parameter(i) for use in self._pass.uses(place)):
+            factor = self._pass.factors.get(use)
             if factor is not None and not bool(factor.is_any):
-                return self._inputs_are_zero(i, use, depth)
+                return self._zero_inputs(i, use, depth)
         return None
 
-    def _inputs_are_zero(self, i: int, use: Use, depth: int) -> Stopped:
-        """Return why an operation hands a gradient to its inputs, but none to the parameter that it multiplies by."""
+    def _zero_inputs(self, i: int, use: Use, depth: int) -> Stopped:
+        """Return why the parameter of an operation gets no gradient: usually, the inputs that multiply it are zero."""
         layer = self._targets[i].layer
-        factor = self._seen.factors.get(use)
+        factor = self._pass.factors.get(use)
         if factor is None or bool(factor.is_any):
             return Stopped(GradientStop(StopKind.UNKNOWN, layer))
         detail = f"the inputs of {layer} are zero in all values seen"
@@ -307,9 +297,9 @@ class Explanation:
         if zeros is not None:
             return Stopped(replace(zeros, detail=detail), owner)
         names = [target.layer for target in self._targets]
-        if owner and depth < len(names) and names.index(owner) in self._seen.paths:
-            told = self.tell(names.index(owner), depth + 1)[0].stopped
-            return Stopped(replace(told.stop, detail=detail), owner)
+        if owner and depth < len(names) and names.index(owner) in self._pass.paths:
+            cause = self.explain(names.index(owner), depth + 1)[0].stopped
+            return Stopped(replace(cause.stop, detail=detail), owner)
         kind = kind_of(_bare(Use(factor.node, 0), None)).kind
         if kind in (StopKind.CLOSED, StopKind.SATURATED):
             behind = [Place(child, output) for child, output in factor.node.next_functions if child is not None]
@@ -317,8 +307,8 @@ class Explanation:
         return Stopped(GradientStop(StopKind.UNKNOWN, layer, detail), owner)
 
     def _is_choice(self, node: Any) -> bool:
-        """Return whether a softmax weighs what is added up, unless its scores are products, as those of attention."""
-        if operation_of(node) not in ("Softmax", "SafeSoftmax") or node not in self._seen.in_model:
+        """Return whether a softmax weights the terms of a sum; False for attention, whose scores are products."""
+        if operation_of(node) not in ("Softmax", "SafeSoftmax") or node not in self._pass.in_model:
             return False
         scores = node.next_functions[0][0]
         while scores is not None and operation_of(scores) in _BETWEEN and not hasattr(scores, "variable"):
@@ -328,7 +318,7 @@ class Explanation:
         left, known = [Place(node, 0)], {node}
         while left:
             place = left.pop()
-            for use in self._seen.uses(place):
+            for use in self._pass.uses(place):
                 if operation_of(use.node) in _BETWEEN:
                     if use.node not in known:
                         known.add(use.node)
@@ -338,7 +328,7 @@ class Explanation:
         return True
 
     def _zeros_before(self, node: Any) -> GradientStop | None:
-        """Return which module makes a tensor zero, if all that lies between has put out nothing but zeros."""
+        """Return the upstream module whose zero weights make a tensor zero, and the outputs of all modules between."""
         for call in self._calls_before(node):
             if not call.ranges or not _is_zero(call.ranges[0]):
                 return None
@@ -350,30 +340,29 @@ class Explanation:
                 )
         return None
 
-    def _in_loss(self, i: int, labels: list[int], search: _Search, use: Use, place: Place) -> Stopped:
-        """Return why no gradient comes out of a loss, as far as its operations tell, whose gradients were not seen."""
-        route, given = search.route(place), self._given(i, place, labels)
+    def _stop_in_loss(self, i: int, labels: list[int], search: _Search, use: Use, place: Place) -> Stopped:
+        """Return why a loss returns no gradient, judged by its operations, whose gradients were not recorded."""
+        route, input_range = search.route(place), self._input_range(i, place, labels)
         node, index = use.node, use.number
-        if self._seen.value != 0 and explains(node, given):
-            told = kind_of(replace(_bare(use, None), given=given))
-            return Stopped(replace(told, at=self._place(node, route, i)), self._follows(route, i))
+        if self._pass.value != 0 and explains(node, input_range):
+            return self._located(kind_of(replace(_bare(use, None), input_range=input_range)), node, route, i)
         for _ in range(100):
-            told = kind_of(_bare(Use(node, index), None))
-            if told.kind in (StopKind.ONE_VALUE, StopKind.FLAT):
-                return Stopped(replace(told, at=self._place(node, route, i)), self._follows(route, i))
-            uses = self._seen.uses(Place(node, 0))
+            reason = kind_of(_bare(Use(node, index), None))
+            if reason.kind in (StopKind.ONE_VALUE, StopKind.FLAT):
+                return self._located(reason, node, route, i)
+            uses = self._pass.uses(Place(node, 0))
             if not uses:
                 break
             node, index = uses[0]
         dtype = place.node._input_metadata[place.output].dtype
-        if self._seen.value != 0 and dtype in (torch.float16, torch.bfloat16):  # it may underflow, or be the loss
+        if self._pass.value != 0 and dtype in (torch.float16, torch.bfloat16):  # the gradient may underflow
             return Stopped(GradientStop(StopKind.UNKNOWN, "the loss", f"the outputs are of {dtype}"))
         return Stopped(_LOSS)
 
     # ---------------------------------------------------------------- modules and tensors
 
     def _is_last(self, node: Any) -> bool:
-        """Return whether no module with parameters comes after an operation."""
+        """Return whether no module with parameters is downstream of an operation."""
         left, known = [node], set()
         while left:
             node = left.pop()
@@ -384,27 +373,29 @@ class Explanation:
             if call is not None and len(known) > 1 and call.module.__dict__.get("_parameters"):
                 return False
             places = (Place(node, output) for output in range(len(node._input_metadata)))
-            left += [use.node for place in places for use in self._seen.uses(place)]
+            left += [use.node for place in places for use in self._pass.uses(place)]
         return True
 
     def _leaf(self, node: Any) -> Call | None:
-        call = self._seen.calls.get(node)
+        call = self._pass.calls.get(node)
         return call if call is not None and call.is_leaf else None
 
     def _is_partly_there(self, i: int, place: Place) -> bool:
-        """Return whether a tensor also holds numbers that have nothing to do with a target."""
-        labels = self._seen.paths[i].labels[place]
-        return labels is not None or bool(self._seen.arrived.get(place, torch.tensor(False)))
+        """Return whether a tensor also holds numbers that do not depend on a target."""
+        labels = self._pass.paths[i].labels[place]
+        return labels is not None or bool(self._pass.arrived.get(place, torch.tensor(False)))
 
-    def _given(self, i: int, place: Place, labels: list[int]) -> Range | None:
-        """Return the range of what a module has put out, of the units of some labels where they are known."""
+    def _input_range(self, i: int, place: Place, labels: list[int]) -> Range | None:
+        """Return the range of a module's output; only for the units of these labels, if their places are known."""
         call = self._leaf(place.node)
-        if call is None or not self._seen.is_output(place.node):
+        if call is None or not self._pass.is_output(place.node):
             return None
-        of_place = self._seen.paths[i].labels.get(place)
+        of_place = self._pass.paths[i].labels.get(place)
         wanted = torch.tensor(labels)
+        if of_place is not None and self._targets[i].num_labels == 1:
+            of_place = of_place.abs()  # several units of one label are that label
         for each, dim in zip(call.ranges, (-1, 1), strict=False):
-            places = _along(of_place, dim, is_only=self._targets[i].num_labels == 1)
+            places = along(of_place, dim)
             if places is not None and places.shape == each.lowest.shape:
                 mask = torch.isin(places, wanted.to(places.device))
                 if mask.any():
@@ -412,56 +403,45 @@ class Explanation:
         return call.ranges[0] if call.ranges else None
 
     def _source(self, node: Any) -> Call | None:
-        """Return the call of the module with parameters that has computed a tensor."""
-        for call in self._calls_before(node):
-            if call.module.__dict__.get("_parameters"):
-                return call
-        return None
+        """Return the nearest upstream call of a module with parameters."""
+        calls = self._calls_before(node)
+        return next((call for call in calls if call.module.__dict__.get("_parameters")), None)
 
     def _owner_before(self, node: Any, layer: str) -> str:
-        """Return the traced layer that comes last before a tensor, if it is another one; else nothing."""
+        """Return the nearest upstream layer among the targets, other than ``layer``; else an empty string."""
         names = (self._owners.get(call.name, "") for call in self._calls_before(node))
         return next((name for name in names if name and name != layer), "")
 
     def _calls_before(self, node: Any) -> Iterator[Call]:
-        """Yield the calls of modules that lie before a tensor, the nearest first."""
-        left, known = deque([node]), set()
-        while left:
-            node = left.popleft()
-            if node in known or hasattr(node, "variable"):
-                continue
-            known.add(node)
-            call = self._leaf(node)
-            if call is not None:
-                yield call
-            left += [child for child, _ in node.next_functions if child is not None]
+        """Return the upstream calls of modules, the nearest first."""
+        return (call for each in upstream([node]) if (call := self._leaf(each)) is not None)
 
     def _of_parameter(self, i: int) -> list[Place]:
-        """Return the tensors that are the parameter of a target itself, at most moved."""
+        """Return the parameter of a target, and the tensors that only rearrange it."""
         if i not in self._moved:
-            path = self._seen.paths[i]
+            path = self._pass.paths[i]
             moved = [path.start]
             for place in moved:
-                for use in self._seen.uses(place):
+                for use in self._pass.uses(place):
                     if operation_of(use.node) in _MOVING and len(use.node.next_functions) == 1:
                         moved += path.outputs[use.node]
             self._moved[i] = moved
         return self._moved[i]
 
     def _follows(self, route: Sequence[Place], i: int) -> str:
-        """Return the traced layer that comes last on a route to where a gradient stops, if it is another one."""
+        """Return the layer among the targets that is nearest to a stop on its route; an empty string for the target."""
         if self._users is None:
             self._users = {}
             for j in range(len(self._targets)):
-                if j not in self._seen.paths:
+                if j not in self._pass.paths:
                     continue
                 moved = self._of_parameter(j)
                 nodes = {place.node for place in moved}
-                for use in (use for place in moved for use in self._seen.uses(place)):
+                for use in (use for place in moved for use in self._pass.uses(place)):
                     if use.node not in nodes:
                         self._users.setdefault(use.node, self._targets[j].layer)
         layer = self._targets[i].layer
-        for place in route:  # from where it stops back to the parameter
+        for place in route:  # from the stop back to the parameter
             call = self._leaf(place.node)
             if call is not None and call.name == self._modules[i]:
                 return ""
@@ -476,28 +456,23 @@ class Explanation:
         Args:
             node: the node of the operation.
             route: the tensors from its input back to the parameter.
-            i: the target that the parameter belongs to.
+            i: the index of the target.
         """
         call = self._leaf(node)
-        if call is not None and not self._seen.is_whole_model(call):
+        if call is not None and not self._pass.is_whole_model(call):
             return call.name
         owners = (self._leaf(place.node) for place in route)
-        known = (owner.name for owner in owners if owner is not None and not self._seen.is_whole_model(owner))
+        known = (owner.name for owner in owners if owner is not None and not self._pass.is_whole_model(owner))
         return f"{words_for(node)} after {next(known, self._targets[i].layer)}"
 
 
-def _factor_node(stop: Stop) -> Any | None:
-    """Return the node that has computed what an operation multiplies by, if that is no parameter."""
-    return None if stop.factor is None or stop.factor.is_parameter else stop.factor.node
-
-
 def _bare(use: Use, leaf: Call | None) -> Stop:
-    """Return an operation of which nothing was measured."""
+    """Return the stop at an operation without any measurements."""
     return Stop(use.node, use.number, leaf, True, None, None, False, None, 1.0)
 
 
 def _adds_up_one(use: Use, place: Place) -> bool:
-    """Return whether an operation adds up along a dimension of size 1."""
+    """Return whether an operation sums along a dimension of size 1."""
     shape = shapes_of(place.node)[place.output]
     if operation_of(use.node) == "Sum":
         dims = getattr(use.node, "_saved_dim", ())
@@ -507,12 +482,5 @@ def _adds_up_one(use: Use, place: Place) -> bool:
     return dim is not None and shape[dim] == 1
 
 
-def _is_zero(given: Range) -> bool:
-    return not bool(given.lowest.any()) and not bool(given.highest.any())
-
-
-def _along(labels: Labels, dim: int, *, is_only: bool) -> Tensor | None:
-    """Return the labels along a dimension; if there is only one label, several of the same are one."""
-    if is_only and labels is not None:
-        labels = labels.abs()
-    return along(labels, dim)
+def _is_zero(input_range: Range) -> bool:
+    return not bool(input_range.lowest.any()) and not bool(input_range.highest.any())

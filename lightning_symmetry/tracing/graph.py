@@ -1,4 +1,4 @@
-"""Autograd's graph of one backward pass, and which gradients arrive at its nodes, unit by unit."""
+"""Autograd's graph of one backward pass, and the gradients that arrive at its nodes, unit by unit."""
 
 from __future__ import annotations
 
@@ -12,43 +12,33 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from lightning_symmetry.tracing.autograd import number_of, running_pass
+from lightning_symmetry.tracing.autograd import number_of, running_pass, upstream
 from lightning_symmetry.tracing.calls import Call, ModuleCalls
 from lightning_symmetry.tracing.kinds import Factor, factor_of, is_one_hot
 from lightning_symmetry.tracing.labels import (
     MANY,
     Labels,
     carry,
-    held_labels,
     join,
     may_read_saved,
+    present_labels,
     shapes_of,
     without_copies,
 )
 
-# What autograd says of nodes that no operation has made, as those that store the gradients of parameters.
+# Autograd's number for nodes without an operation, such as those that accumulate gradients of parameters.
 _NO_NUMBER = 2**64 - 1
 
 
 class Place(NamedTuple):
-    """An output of an operation: a tensor that the step has computed.
-
-    Attributes:
-        node: the node of the operation.
-        output: which of its outputs.
-    """
+    """A tensor that the step has computed: an output of an operation, by the node and the index of the output."""
 
     node: Any
     output: int
 
 
 class Use(NamedTuple):
-    """The use of a tensor by an operation.
-
-    Attributes:
-        node: the node of the operation that uses it.
-        number: as which of its inputs.
-    """
+    """The use of a tensor by an operation, by the node and the index of the input."""
 
     node: Any
     number: int
@@ -61,10 +51,10 @@ class Target:
     Attributes:
         layer: the name of their layer.
         parameter: the tensor that feeds them.
-        labels: for each of its numbers its label, counted from 1, or ``0`` if its unit is not traced; None: all of its
+        labels: the label of each number of the parameter, counted from 1; 0 for units that are not traced. None: all
             numbers have label 1.
         units: the units of each label.
-        is_known: whether it is known which numbers feed which units; if not, more than these have label 1.
+        is_known: whether the numbers of each unit are known; if not, numbers of other units have label 1, too.
     """
 
     layer: str
@@ -84,12 +74,12 @@ class Path:
     """All operations between the parameter of a target and the loss.
 
     Attributes:
-        start: the node that stores the gradient of the parameter.
-        labels: by tensor, which of its numbers come from which units.
-        outputs: by node, those of its outputs that are on the path.
-        left_out: the labels of which an operation leaves all numbers out, by use, where there are any.
-        arrived: by tensor that has labels, whether a gradient arrives for each of them, ``(num_labels + 1,)``, the last
-            for none; absent where none was seen.
+        start: the node that accumulates the gradient of the parameter.
+        labels: by tensor, the labels of its numbers.
+        outputs: by node, its outputs on the path.
+        left_out: by use, the labels all of whose numbers the operation drops.
+        arrived: by tensor with labels, whether a nonzero gradient arrives for each label, ``(num_labels + 1,)``, the
+            last for numbers without one.
     """
 
     start: Place
@@ -97,19 +87,19 @@ class Path:
     outputs: dict[Any, list[Place]] = field(default_factory=dict)
     left_out: dict[Use, set[int]] = field(default_factory=dict)
     arrived: dict[Place, Tensor] = field(default_factory=dict)
-    _held: dict[Place, set[int]] = field(default_factory=dict)
+    _present: dict[Place, set[int]] = field(default_factory=dict)
 
-    def may_hold(self, place: Place, label: int) -> bool:
-        """Return whether any number of a tensor may come from the units of a label."""
+    def may_contain(self, place: Place, label: int) -> bool:
+        """Return whether any number of a tensor may depend on the units of a label."""
         labels = self.labels[place]
         if labels is None:
             return True
-        if place not in self._held:
-            self._held[place] = held_labels(labels)
-        return label in self._held[place] or MANY in self._held[place]
+        if place not in self._present:
+            self._present[place] = present_labels(labels)
+        return label in self._present[place] or MANY in self._present[place]
 
     def add(self, place: Place, labels: Labels) -> bool:
-        """Add a tensor to the path, or labels to one that is there; returns whether it is new."""
+        """Add a tensor, or labels of a known tensor; return whether the tensor is new."""
         is_new = place not in self.labels
         self.labels[place] = labels if is_new else join(self.labels[place], labels)
         if is_new:
@@ -118,28 +108,28 @@ class Path:
 
 
 class BackwardPass:
-    """One backward pass: its graph, and what arrives at the nodes on the paths of the targets.
+    """One backward pass: its graph, and the gradients that arrive at the nodes on the paths of the targets.
 
     Args:
         model: the model.
-        outputs: what it starts from.
-        targets: what to trace.
-        parameters: by address of its numbers, None for each parameter of the model.
-        noted: the calls of modules in the forward pass.
-        on_error: called with what fails in a hook.
+        outputs: the tensors at which it starts.
+        targets: the units to trace.
+        parameters: the storages of the model's parameters, each mapped to None.
+        module_calls: the calls of modules in the forward pass.
+        on_error: called with the exception of a hook that fails.
 
     Attributes:
-        paths: by place of a target among the targets, its path, where its parameter is part of the graph.
+        paths: by index of a target, its path, if its parameter is part of the graph.
         calls: by node, the innermost call of a module that it belongs to.
-        in_model: the nodes that belong to the model, and not to the loss.
+        in_model: the nodes that belong to the model, not to the loss.
         factors: by use, what the operation multiplies its input by.
-        one_hot: by node, whether it is a softmax that has put out nothing but zeros and ones.
-        passed: by use, whether the operation has handed a gradient other than zero to this input.
+        one_hot: by node, whether it is a softmax whose outputs are all 0 or 1.
+        passed: by use, whether the operation returned a nonzero gradient for this input.
         roots: the nodes at which it starts.
-        value: the sum of what the pass starts from: of a loss its value; None if that is not known.
-        arrived: by tensor on any path, whether a gradient other than zero arrives.
+        value: the sum of ``outputs``, which is the value of a loss; None if unknown.
+        arrived: by tensor on any path, whether a nonzero gradient arrives.
         largest: by node, the largest absolute gradient that arrives.
-        fired: the nodes at which it was seen whether a gradient arrives.
+        fired: the nodes whose hook was called.
     """
 
     def __init__(
@@ -148,27 +138,27 @@ class BackwardPass:
         outputs: Sequence[Tensor],
         targets: Sequence[Target],
         parameters: Mapping[int, None],
-        noted: ModuleCalls,
+        module_calls: ModuleCalls,
         on_error: Callable[[Exception], None],
     ) -> None:
         self._model = model
-        self._noted, self._on_error = noted, on_error
-        self._may_read = not noted.is_sealed
+        self._module_calls, self._on_error = module_calls, on_error
+        self._may_read = not module_calls.may_recompute_saved
         self._targets = targets
-        # By identity of a storage, the module whose parameter, or constant output, lies there.
-        self._held = {**noted.constants, **parameters}
+        # By storage, the call that returned a constant; None for a parameter.
+        self._storages = {**module_calls.constants, **parameters}
         real = [each for each in outputs if type(each) is Tensor and each.numel() and not each.is_complex()]
         plain = [each.detach().sum().double() for each in real]
         self.value = float(sum(plain, torch.zeros(()))) if len(plain) == len(outputs) else None
         self._users: dict[Place, list[Use]] = {}
-        self._carried: dict[Use, list[Labels]] = {}  # where nothing is known of the labels of the input
+        self._carried: dict[Use, list[Labels]] = {}  # the output labels where those of the input are unknown
         self._nodes: list[Any] = []
         self._by_key: dict[int, Any] = {}
         self._handles: list[RemovableHandle] = []
-        self._task: int | None = None  # which of autograd's passes this is
+        self._task: int | None = None  # autograd's number of this pass
         self.roots: set[Any] = {each.grad_fn for each in outputs}
         self._walk()
-        self.calls = _innermost_calls(self._nodes, noted.calls)
+        self.calls = _innermost_calls(self._nodes, module_calls.calls)
         self.in_model = self._find_model()
         self.factors: dict[Use, Factor | None] = {}
         self.one_hot: dict[Any, Tensor | None] = {}
@@ -177,7 +167,7 @@ class BackwardPass:
         self.largest: dict[Any, Tensor] = {}
         self.fired: set[Any] = set()
         starts = {
-            noted.parameters.get(id(node.variable), id(node.variable)): node
+            module_calls.parameters.get(id(node.variable), id(node.variable)): node
             for node in self._nodes
             if hasattr(node, "variable")
         }
@@ -188,7 +178,7 @@ class BackwardPass:
                 self.paths[i] = self._find_path(start, target)
 
     def node_of(self, key: int) -> Any | None:
-        """Return the node with the mark of this key; None if it is not part of this pass."""
+        """Return the node whose mark has this key; None if it is not part of this pass."""
         return self._by_key.get(key)
 
     def watch(self) -> None:
@@ -201,45 +191,45 @@ class BackwardPass:
         return self._users.get(place, [])
 
     def has_arrived_at_all(self, i: int) -> bool:
-        """Return whether any gradient other than zero arrives at the parameter of a target."""
+        """Return whether a nonzero gradient arrives at the parameter of a target."""
         start = self.paths[i].start
         return start in self.arrived and bool(self.arrived[start])
 
     def has_arrived(self, path: Path, place: Place, label: int) -> bool:
-        """Return whether a gradient other than zero arrives at the numbers of a label."""
+        """Return whether a nonzero gradient arrives at the numbers of a label."""
         seen = path.arrived.get(place)
         if seen is not None:
             return bool(seen[label - 1])
         return place in self.arrived and bool(self.arrived[place])
 
     def is_whole_model(self, call: Call) -> bool:
-        """Return whether a call is that of the model itself, whose name tells nothing of where in the model."""
+        """Return whether the model itself was called, whose name locates nothing."""
         return call.module is self._model
 
     def end(self) -> None:
-        """Take off all hooks."""
+        """Remove all hooks."""
         for handle in self._handles:
             handle.remove()
         self._handles = []
 
     def is_output(self, node: Any) -> bool:
-        """Return whether a module has put out what an operation has computed."""
-        return self._noted.mark_of(node) is not None
+        """Return whether a module has returned the output of an operation."""
+        return self._module_calls.mark_of(node) is not None
 
-    def _hook(self, node: Any, handed_on: Sequence[Tensor | None], arriving: Sequence[Tensor | None]) -> None:
+    def _hook(self, node: Any, grad_inputs: Sequence[Tensor | None], grad_outputs: Sequence[Tensor | None]) -> None:
         try:
             task = running_pass()
             self._task = task if self._task is None else self._task
-            if task == self._task:  # a graph that is kept may be gone through again
-                self._note(node, handed_on, arriving)
-        except Exception as error:  # it would end the training
+            if task == self._task:  # a retained graph may serve another pass
+                self._record(node, grad_inputs, grad_outputs)
+        except Exception as error:  # raising would end the training
             self._on_error(error)
 
     @torch.no_grad()
-    def _note(self, node: Any, handed_on: Sequence[Tensor | None], arriving: Sequence[Tensor | None]) -> None:
-        """Note the gradients that arrive at a node, and those that it hands on."""
+    def _record(self, node: Any, grad_inputs: Sequence[Tensor | None], grad_outputs: Sequence[Tensor | None]) -> None:
+        """Record the gradients that arrive at a node, and those that it returns."""
         self.fired.add(node)
-        every = {Place(node, i): _local(each) for i, each in enumerate(arriving) if each is not None}
+        every = {Place(node, i): _local(each) for i, each in enumerate(grad_outputs) if each is not None}
         here = [each.abs().amax() for each in every.values() if each.numel()]
         if here:
             self.largest[node] = torch.stack([each.double() for each in here]).amax()
@@ -254,9 +244,9 @@ class BackwardPass:
             if any(Place(child, output) in path.labels for path in self.paths.values()):
                 use = Use(node, index)
                 may_read = self._may_read and may_read_saved(node)
-                self.factors[use] = factor_of(node, index, self.calls, self._held, may_read=may_read)
+                self.factors[use] = factor_of(node, index, self.calls, self._storages, may_read=may_read)
                 self.one_hot[node] = is_one_hot(node) if may_read else None
-                given = handed_on[index] if index < len(handed_on) else None
+                given = grad_inputs[index] if index < len(grad_inputs) else None
                 if given is not None:
                     self.passed[use] = (_local(given) != 0).any()
 
@@ -269,7 +259,7 @@ class BackwardPass:
                 continue
             seen.add(node)
             self._nodes.append(node)
-            mark = self._noted.mark_of(node)
+            mark = self._module_calls.mark_of(node)
             if mark is not None and mark.key is not None:
                 self._by_key[mark.key] = node
             for index, (child, output) in enumerate(node.next_functions):
@@ -278,29 +268,23 @@ class BackwardPass:
                     left.append(child)
 
     def _find_model(self) -> set[Any]:
-        """Return the nodes that come before something that a module has put out, or are part of such a call."""
+        """Return the nodes upstream of an output of a module, and those inside of calls that are no part of a loss."""
         left = []
         for node in self._nodes:
             call = self.calls.get(node)
-            mark = self._noted.mark_of(node)
+            mark = self._module_calls.mark_of(node)
             if call is not None and call.is_of_loss:
                 continue
             is_inside = call is not None and call.is_leaf and bool(call.ranges)
             if (mark is not None and mark.is_output) or is_inside:
                 left.append(node)
-        found: set[Any] = set()
-        while left:
-            node = left.pop()
-            if node not in found:
-                found.add(node)
-                left += [child for child, _ in node.next_functions if child is not None]
-        return found
+        return set(upstream(left))
 
     @torch.no_grad()
     def _find_path(self, start: Any, target: Target) -> Path:
         path = Path(Place(start, 0))
         path.add(path.start, target.labels)
-        # In the order in which they were computed, so that what goes into an operation is known before what comes out.
+        # In the order of computation, so that the labels of all inputs are known before those of the outputs.
         waiting = [(-1, 0, path.start)]
         num_found = 1
         while waiting:
@@ -308,7 +292,7 @@ class BackwardPass:
             for use in self.uses(place):
                 behind = self._carry(use, path.labels[place], place, target)
                 if path.labels[place] is not None and None not in behind:
-                    kept = {label for each in behind if each is not None for label in held_labels(each)}
+                    kept = {label for each in behind if each is not None for label in present_labels(each)}
                     if MANY not in kept:
                         path.left_out[use] = set(range(1, target.num_labels + 1)) - kept
                 for output, each in enumerate(behind):
@@ -330,26 +314,26 @@ class BackwardPass:
 
 
 def _local(gradient: Tensor) -> Tensor:
-    """Return what this rank holds of a gradient, as numbers that can be compared with zero."""
+    """Return this rank's part of a gradient; of a sparse gradient its values."""
     if type(gradient) is not Tensor and hasattr(gradient, "to_local"):
         gradient = gradient.to_local()
     return gradient.coalesce().values() if gradient.layout == torch.sparse_coo else gradient
 
 
 def _by_label(is_there: Tensor, labels: Tensor, num_labels: int) -> Tensor:
-    """Return for each label whether any of its numbers is there, then whether any is that has none."""
+    """Return whether ``is_there`` holds for any number of each label, and last for any number without one."""
     kept = without_copies(labels)
     copied = [dim for dim in range(labels.ndim) if kept.shape[dim] < labels.shape[dim]]
     if copied:
         is_there = is_there.any(copied, keepdim=True)
-    beyond = num_labels + 2  # what counts as the label of all that is not there
+    beyond = num_labels + 2  # the label of numbers that are not there
     counts = torch.bincount((kept - MANY).masked_fill(~is_there, beyond).flatten(), minlength=beyond)[:beyond]
     return (counts[1:] > 0).roll(-1) | (counts[0] > 0)
 
 
 def _innermost_calls(nodes: Iterable[Any], calls: Sequence[Call]) -> dict[Any, Call]:
-    """Return for each node the innermost call of a module during which its operation ran."""
-    # Calls that contain one another: the inner one begins later, or ends earlier.
+    """Map each node to the innermost call of a module during which its operation ran."""
+    # An inner call begins after the outer one, or at the same number and ends earlier.
     ordered = sorted(calls, key=lambda call: (call.first, -call.last))
     found: dict[Any, Call] = {}
     open_calls: list[Call] = []

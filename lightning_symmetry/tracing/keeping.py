@@ -1,4 +1,4 @@
-"""What keeps units equal that train as one: a layer that reads them alike, or the loss."""
+"""The reason why units that train as one stay equal: a layer that reads them with equal weights, or the loss."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class Reader:
 
     Attributes:
         name: the name of the layer, or of the loss.
-        columns: its weights with its inputs first, ``(num_inputs, k)``; None for the loss.
-        labels: of each input the label of the unit that it comes from, 0 for others, ``(num_inputs,)``.
+        columns: its weights, ``(num_inputs, k)``; None for the loss.
+        labels: the label of each input's unit, 0 for other inputs, ``(num_inputs,)``.
     """
 
     name: str
@@ -36,44 +36,40 @@ class Reader:
 
 
 @torch.no_grad()
-def readers_of(seen: BackwardPass, i: int) -> list[Reader] | None:
-    """Return what reads the units of a target, in the order of the computation; None if that cannot be told.
+def readers_of(backward: BackwardPass, i: int) -> list[Reader] | None:
+    """Return the readers of a target's units, in the order of computation; None if they are unknown.
 
-    Units are followed through operations that keep them apart, up to the first that do not.
+    Units are followed through operations that do not mix them, up to the first that does.
 
     Args:
-        seen: a backward pass.
-        i: the place of the target among those of the pass.
+        backward: a backward pass.
+        i: the index of the target in the pass.
     """
-    path = seen.paths[i]
+    path = backward.paths[i]
     readers: list[tuple[int, Reader]] = []  # each with the number of its operation
     left, known = deque([path.start]), {path.start}
     while left:
         place = left.popleft()
-        for use in seen.uses(place):
+        for use in backward.uses(place):
             outputs = path.outputs[use.node]
             behind = [each for each in outputs if path.labels[each] is not None]
-            is_own = place is path.start or use.node in seen.in_model
-            if not is_own:
+            if place is not path.start and use.node not in backward.in_model:
                 readers.append((number_of(use.node), Reader(THE_LOSS)))
             elif behind:
                 left += [each for each in behind if each not in known]
                 known.update(behind)
             else:
-                reader = _reader(seen, use.node, along(path.labels[place], 1 if _is_convolution(use.node) else -1))
+                dim = 1 if operation_of(use.node) == "Convolution" else -1
+                reader = _reader(backward, use.node, along(path.labels[place], dim))
                 if reader is None:
                     return None
                 readers.append((number_of(use.node), reader))
     return [reader for _, reader in sorted(readers, key=lambda pair: pair[0])]
 
 
-def _is_convolution(node: Any) -> bool:
-    return operation_of(node) == "Convolution"
-
-
-def _reader(seen: BackwardPass, node: Any, labels: Tensor | None) -> Reader | None:
-    """Return the linear layer or convolution that an operation belongs to; None if it is another one."""
-    call = seen.calls.get(node)
+def _reader(backward: BackwardPass, node: Any, labels: Tensor | None) -> Reader | None:
+    """Return the linear layer or convolution that an operation belongs to; None for other operations."""
+    call = backward.calls.get(node)
     if call is None or labels is None or not isinstance(call.module, nn.Linear | _ConvNd):
         return None
     module: Any = call.module
@@ -89,12 +85,12 @@ def _reader(seen: BackwardPass, node: Any, labels: Tensor | None) -> Reader | No
 
 @torch.no_grad()
 def kept_by(readers: Iterable[Reader] | None, labels: Sequence[int], signs: Floats) -> str:
-    """Return the name of the first reader, if all of them read some units alike; else nothing.
+    """Return the name of the first reader, if all of them read these units with equal weights; else an empty string.
 
     Args:
-        readers: what reads the units; None if that is not known.
+        readers: the readers of the units; None if unknown.
         labels: the labels of the units.
-        signs: of each unit 1, or -1 if it is the mirror image of the first one; it may be read with either sign.
+        signs: 1 for each unit, or -1 for a mirror image of the first one; the weights may have this sign or not.
 
     Example:
         >>> import numpy as np

@@ -1,4 +1,4 @@
-"""Why a gradient goes into an operation and zero comes out: one function for each kind of reason."""
+"""Why an operation receives a gradient and returns zero: one function for each kind of reason."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from lightning_symmetry.verdicts.stops import GradientStop, StopKind
 
 @dataclass(frozen=True)
 class Factor:
-    """What an operation multiplies one of its inputs by.
+    """The tensor that an operation multiplies one of its inputs by.
 
     Attributes:
-        node: the node that has computed it; None if it was not computed from parameters that are trained.
-        source: the call of a module without a graph that has put it out, if one has.
-        is_parameter: whether it is a parameter of the model, or computed from nothing but parameters.
-        is_any: whether any of its numbers is other than zero, ``()``.
-        is_there: whether any is that meets the input at a place, ``(size,)``, by dimension of the input.
+        node: the node that has computed it; None if it does not depend on trained parameters.
+        source: the call that returned it, if it is an output without a graph.
+        is_parameter: whether it is a parameter of the model, or computed from parameters only.
+        is_any: whether any of its numbers is nonzero, ``()``.
+        is_there: by dimension of the input, whether any number is nonzero that multiplies an index, ``(size,)``.
         largest: its largest absolute value, ``()``.
     """
 
@@ -39,9 +39,9 @@ class Factor:
     largest: Tensor
 
     def are_zero(self, labels: Labels, num_labels: int) -> list[bool]:
-        """Return for each label whether all of it is zero that meets the numbers of the label in the input."""
+        """Return for each label whether all factors of its numbers in the input are zero."""
         for dim, is_there in self.is_there.items():
-            # Of a single label, several of the same are one.
+            # With a single label, several units of it are that label.
             places = along(labels.abs() if labels is not None and num_labels == 1 else labels, dim)
             if places is not None and places.shape == is_there.shape:
                 met = set(places[is_there].tolist())
@@ -51,26 +51,26 @@ class Factor:
 
 @dataclass(frozen=True)
 class Stop:
-    """An operation into which a gradient goes that does not come out on the side of its input.
+    """An operation that receives a gradient and returns none for one of its inputs.
 
     Attributes:
         node: the node of the operation.
-        index: which of its inputs.
+        index: the index of the input.
         call: the call of a module that it belongs to, if that calls no other modules.
-        in_model: whether it is part of the model, and not of the loss.
-        given: the range of its input; None if it is not known.
-        factor: what the input is multiplied by; None if it is not, or if that is not known.
-        is_factor_zero: whether the factor is zero where it meets the units.
+        in_model: whether it is part of the model, not of the loss.
+        input_range: the range of the input; None if unknown.
+        factor: the factor of the input; None without one, or if unknown.
+        is_factor_zero: whether the factors of the units are zero.
         source: the call of a module that has computed the factor.
-        largest: the largest absolute value of the gradient that goes in.
-        is_one_hot: whether a softmax has put out nothing but zeros and ones; None if that was not seen.
+        largest: the largest absolute value of the gradient that arrives.
+        is_one_hot: whether all outputs of a softmax are 0 or 1; None if unknown.
     """
 
     node: Any
     index: int
     call: Call | None
     in_model: bool
-    given: Range | None
+    input_range: Range | None
     factor: Factor | None
     is_factor_zero: bool
     source: Call | None
@@ -79,7 +79,7 @@ class Stop:
 
     @property
     def operation(self) -> str:
-        """The operation, as autograd calls it."""
+        """Autograd's name of the operation."""
         return operation_of(self.node)
 
     def is_of(self, *kinds: type[nn.Module]) -> bool:
@@ -91,7 +91,7 @@ _FIRST_WORDS = {"ScaledDotProduct": "scaled_dot_product_attention", "Addmm": "li
 
 
 def words_for(node: Any) -> str:
-    """Return what users call an operation.
+    """Return the name under which users know an operation.
 
     >>> words_for(torch.nn.functional.log_softmax(torch.ones(2, requires_grad=True), 0).grad_fn)
     'log_softmax'
@@ -105,10 +105,10 @@ def words_for(node: Any) -> str:
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z][a-z])", "_", plain).lower()
 
 
-# ---------------------------------------------------------------- what an input is multiplied by
+# ---------------------------------------------------------------- factors
 
-# By operation, for each input: the name under which autograd saves what it is multiplied by, which input that is, the
-# dimension of it that meets a dimension of the input, and that one.
+# By operation and input: autograd's name of the saved factor, the index of the factor among the inputs, and the
+# dimensions of the factor and of the input that correspond.
 _FACTORS: dict[str, dict[int, tuple[str, int, int, int]]] = {
     "Mm": {0: ("mat2", 1, 0, -1), 1: ("self", 0, 1, 0)},
     "Bmm": {0: ("mat2", 1, 1, -1), 1: ("self", 0, 2, 1)},
@@ -122,38 +122,29 @@ _FACTORS: dict[str, dict[int, tuple[str, int, int, int]]] = {
     "Mul": {0: ("other", 1, -1, -1), 1: ("self", 0, -1, -1)},
 }
 _OF_ATTENTION = {0: ("value", 2, -1, 0), 1: ("value", 2, -1, 0), 2: ("query", 0, -1, 0)}
-# A weight that is computed from so many operations is taken for something else.
+# A tensor that is computed by more operations does not count as a weight.
 _MAX_NODES = 100
 _NORMS = {"NativeLayerNorm", "NativeBatchNorm", "CudnnBatchNorm", "NativeGroupNorm"}
-# Behind these a number is where it was, or somewhere else; nothing is computed.
+# These move or copy numbers, and compute nothing.
 _THROUGH = {
-    "T",
-    "Transpose",
-    "View",
-    "UnsafeView",
-    "ReshapeAlias",
-    "Permute",
-    "ToCopy",
-    "Expand",
-    "Clone",
-    "Unsqueeze",
+    *("T", "Transpose", "View", "UnsafeView", "ReshapeAlias", "Permute", "ToCopy", "Expand", "Clone", "Unsqueeze"),
     "Repeat",
 }
 
 
 @torch.no_grad()
 def factor_of(
-    node: Any, index: int, calls: Mapping[Any, Call], held: Mapping[int, Call | None], *, may_read: bool
+    node: Any, index: int, calls: Mapping[Any, Call], storages: Mapping[int, Call | None], *, may_read: bool
 ) -> Factor | None:
-    """Return what an operation multiplies one of its inputs by; None if nothing, or if that may not be read.
+    """Return the factor of one input of an operation; None without one, or if it may not be read.
 
-    To be called before the backward pass gives up what autograd has saved.
+    Call it before the backward pass frees the tensors that autograd has saved.
 
     Args:
         node: the node of the operation.
-        index: which of its inputs.
-        calls: the innermost call of a module that each node belongs to.
-        held: by identity of a storage, None for a parameter, or the call that has put out a tensor without a graph.
+        index: the index of the input.
+        calls: by node, the innermost call of a module.
+        storages: by storage, None for a parameter, or the call that returned a tensor without a graph.
         may_read: whether tensors that autograd has saved may be read.
     """
     operation = operation_of(node)
@@ -175,25 +166,28 @@ def factor_of(
         is_there[1] = _by_channel(node, sizes) != 0
     elif operation == "Mul":
         is_there = _by_number(sizes, len(shapes_of(node)[0]))
-    elif may_read and not operation.startswith("ScaledDotProduct"):  # else it may lie transposed
+    elif may_read and not operation.startswith("ScaledDotProduct"):  # else it may be transposed
         is_there[input_dim] = _over_others(sizes, dim) != 0
     call = calls.get(node)
     is_leaf = call is not None and call.is_leaf
     is_computed_there = is_leaf and before is not None and calls.get(before) is call
-    # Of these modules it is known that they multiply by nothing but weights, frozen or computed ones too.
+    # These modules multiply only by weights, which may be frozen or computed.
     is_weight = is_leaf and isinstance(call.module, nn.Linear | _ConvNd) and operation != "Mul"  # type: ignore[union-attr]
     is_own = is_computed_there or is_weight or (operation in _NORMS and index == 0)
     place = storage_of(numbers)
-    is_held = (place != 0 and place in held and held[place] is None) or _is_held(numbers, call)
+    # Pruning leaves a module's weight without a graph.
+    weight = None if call is None else call.module.__dict__.get("weight")
+    is_attribute = isinstance(weight, Tensor) and 0 != storage_of(weight) == place
+    is_held = is_attribute or (place != 0 and place in storages and storages[place] is None)
     is_parameter = is_held or is_own or (before is not None and _is_of_parameters(before))
     largest = sizes.amax()
-    return Factor(source, held.get(place), is_parameter, largest != 0, is_there, largest.double())
+    return Factor(source, storages.get(place), is_parameter, largest != 0, is_there, largest.double())
 
 
 def is_one_hot(node: Any) -> Tensor | None:
-    """Return whether a softmax has put out nothing but zeros and ones, ``()``; None of other operations.
+    """Return whether all outputs of a softmax are 0 or 1, ``()``; None for other operations.
 
-    To be called while autograd still holds what it has saved.
+    Call it before the backward pass frees the tensors that autograd has saved.
     """
     saved = getattr(node, "_saved_result", None) if operation_of(node) in _SOFTMAX else None
     if not isinstance(saved, Tensor) or type(saved.data) is not Tensor:
@@ -202,7 +196,7 @@ def is_one_hot(node: Any) -> Tensor | None:
 
 
 def _is_of_parameters(node: Any) -> bool:
-    """Return whether a tensor was computed from parameters that are trained, and from nothing else."""
+    """Return whether a tensor was computed from trained parameters only."""
     left, known = [node], {node}
     while left:
         node = left.pop()
@@ -210,7 +204,7 @@ def _is_of_parameters(node: Any) -> bool:
             continue
         children = [child for child, _ in node.next_functions]
         if None in children:
-            # A constant, such as a mask or a scale, leaves the shape as it is; data would add a batch.
+            # A constant, such as a mask or a scale, keeps the shape; data would add a batch dimension.
             others = [child for child in children if child is not None]
             is_scaled = operation_of(node) in ("Mul", "Div", "Add", "Sub") and len(others) == 1
             if not is_scaled or _shape_of(others[0]) != shapes_of(node)[0]:
@@ -228,7 +222,7 @@ def _shape_of(node: Any) -> tuple[int, ...]:
 
 
 def _over_others(sizes: Tensor, dim: int) -> Tensor:
-    """Return the largest numbers over all dimensions but one."""
+    """Return the maximum over all dimensions but one."""
     others = [each for each in range(sizes.ndim) if each != dim % sizes.ndim]
     return sizes.amax(others) if others else sizes
 
@@ -242,7 +236,7 @@ def _by_channel(node: Any, sizes: Tensor) -> Tensor:
 
 
 def _by_number(sizes: Tensor, ndim: int) -> dict[int, Tensor]:
-    """Return whether factors are there that meet numbers one by one, along the last dimension and that of channels."""
+    """Return whether elementwise factors are nonzero, along the last dimension and the dimension of channels."""
     is_there = {}
     if sizes.ndim and sizes.shape[-1] > 1:
         is_there[-1] = _over_others(sizes, -1) != 0
@@ -252,37 +246,31 @@ def _by_number(sizes: Tensor, ndim: int) -> dict[int, Tensor]:
     return is_there
 
 
-def _is_held(numbers: Tensor, call: Call | None) -> bool:
-    """Return whether a module holds a tensor as its weight, as pruning leaves it there."""
-    held = None if call is None else call.module.__dict__.get("weight")
-    return isinstance(held, Tensor) and 0 != storage_of(held) == storage_of(numbers)
-
-
-# ---------------------------------------------------------------- the kinds, in the order in which they are asked
+# ---------------------------------------------------------------- kinds, in the order in which they are checked
 
 _Kind = Callable[[Stop], str | None]
 _KINDS: list[tuple[StopKind, _Kind]] = []
 
 
 def _kind(kind: StopKind) -> Callable[[_Kind], _Kind]:
-    def register(tell: _Kind) -> _Kind:
-        _KINDS.append((kind, tell))
-        return tell
+    def register(check: _Kind) -> _Kind:
+        _KINDS.append((kind, check))
+        return check
 
     return register
 
 
 def kind_of(stop: Stop) -> GradientStop:
     """Return why a gradient stops, without the place."""
-    for kind, tell in _KINDS:
-        detail = tell(stop)
+    for kind, check in _KINDS:
+        detail = check(stop)
         if detail is not None:
             return GradientStop(kind, detail=detail)
     return GradientStop(StopKind.UNKNOWN)
 
 
 def _constant_output(node: Any, index: int) -> str | None:
-    """Return in words that an operation works on a single number at a time, so that its output is constant."""
+    """Return why the output of an operation is constant: it works on single numbers; None for other operations."""
     operation, shapes = operation_of(node), shapes_of(node)
     if operation in ("Softmax", "LogSoftmax", "SafeSoftmax"):
         return "it is taken over a single number" if is_single(shapes[0], (node._saved_dim,)) else None
@@ -357,20 +345,20 @@ def _zero_weights(stop: Stop) -> str | None:
 
 
 def has_zero_weights(module: nn.Module) -> bool:
-    """Return whether all matrices among the parameters of a module are zero, and there are some."""
+    """Return whether a module has matrices among its parameters, and all of them are zero."""
     weights = [each for each in module.__dict__.get("_parameters", {}).values() if each is not None and each.ndim > 1]
     here = [each.detach() for each in weights if type(each.data) is Tensor and not each.is_meta and each.numel()]
     return bool(here) and not any(bool(each.any()) for each in here)
 
 
 _NO_SLOPE = "its slope is zero wherever a gradient arrives"
-# Activations that are shut on one side.
+# Operations without a slope on one side, or on both.
 CLOSING = {
     *("Relu", "Relu6", "Threshold", "Hardtanh", "Hardswish", "Hardsigmoid", "Clamp", "ClampMin", "ClampMax"),
     *("Softshrink", "Hardshrink", "LeakyRelu", "PreluKernel", "Gelu", "Silu", "Mish", "RreluWithNoise"),
     *("Maximum", "Minimum", "Where"),
 }
-# These are shut on both sides of zero.
+# These have no slope on both sides of zero.
 _CLIPPING = {"Hardtanh", "Hardsigmoid", "Clamp"}
 _SELECTING = {"Topk", "Sort", "Kthvalue", "Amax", "Amin", "Max", "Min"}
 
@@ -380,7 +368,7 @@ def _closed(stop: Stop) -> str | None:
     if not stop.in_model:
         return None
     if stop.operation in CLOSING:
-        return range_in_words(stop.given, is_clip=stop.operation in _CLIPPING) or _NO_SLOPE
+        return range_in_words(stop.input_range, is_clip=stop.operation in _CLIPPING) or _NO_SLOPE
     if "MaxPool" in stop.operation:
         return "none of them is ever the largest"
     if stop.operation == "Glu":
@@ -393,31 +381,20 @@ def _closed(stop: Stop) -> str | None:
 
 
 _SOFTMAX = {"Softmax", "SafeSoftmax"}
-_SATURATING = {
-    "Sigmoid",
-    "Tanh",
-    "Softplus",
-    "LogSigmoid",
-    "Elu",
-    "Celu",
-    "Erf",
-    "Atan",
-    "Exp",
-    "Softsign",
-}
+_SATURATING = {"Sigmoid", "Tanh", "Softplus", "LogSigmoid", "Elu", "Celu", "Erf", "Atan", "Exp", "Softsign"}
 
 
 @_kind(StopKind.SATURATED)
 def _saturated(stop: Stop) -> str | None:
     if stop.in_model and stop.operation in _SOFTMAX:
-        # A softmax that is not saturated also lets none through, where the gradient is the same for all that it weighs.
+        # A softmax that is not saturated also returns zero where all of its outputs have the same gradient.
         return _NO_SLOPE if stop.is_one_hot else None
     if not stop.in_model or stop.operation not in _SATURATING:
         return None
-    return range_in_words(stop.given, is_clip=True) or _NO_SLOPE
+    return range_in_words(stop.input_range, is_clip=True) or _NO_SLOPE
 
 
-# Activations whose slope grows towards zero, as functions.
+# Activations whose slope is largest near zero.
 _FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "Sigmoid": torch.sigmoid,
     "Tanh": torch.tanh,
@@ -428,17 +405,17 @@ _FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def explains(node: Any, given: Range | None) -> bool:
-    """Return whether an activation has no slope anywhere in the range of its input.
+def explains(node: Any, input_range: Range | None) -> bool:
+    """Return whether an activation has no slope in the whole range of its input.
 
     >>> node = torch.ones(1, requires_grad=True).sigmoid().grad_fn
     >>> explains(node, Range.of(torch.tensor([[30.0, 40.0]]), -1)), explains(node, Range.of(torch.ones(1, 2), -1))
     (True, False)
     """
     operation = operation_of(node)
-    if given is None:
+    if input_range is None:
         return False
-    lowest, highest, nearest = given.lowest.amin(), given.highest.amax(), given.nearest.amin()
+    lowest, highest, nearest = input_range.lowest.amin(), input_range.highest.amax(), input_range.nearest.amin()
     points = torch.stack([lowest, highest, nearest.clamp(max=highest), (-nearest).clamp(min=lowest)])
     function = _FUNCTIONS.get(operation)
     if operation in ("Clamp", "Hardtanh"):
@@ -469,41 +446,32 @@ def _loss(stop: Stop) -> str | None:
     return None if stop.in_model else f"{words_for(stop.node)} in the loss lets none through"
 
 
-def range_in_words(given: Range | None, *, is_clip: bool) -> str:
-    """Return the range of an input in words; empty if it does not tell why there is no slope.
+def range_in_words(input_range: Range | None, *, is_clip: bool) -> str:
+    """Return the range of an input in words; empty if it does not explain why there is no slope.
 
     Args:
-        given: the range.
-        is_clip: whether there is no slope on both sides of zero; otherwise only below.
+        input_range: the range.
+        is_clip: whether the slope vanishes on both sides of zero, instead of only below.
 
     Example:
         >>> numbers = torch.tensor([[-3.5, -3.125], [-4.0, -5.0]])
         >>> range_in_words(Range.of(numbers, -1), is_clip=False)
         'its input is at most -3.1 in all 4 values seen'
     """
-    if given is None:
+    if input_range is None:
         return ""
-    lowest, highest = float(given.lowest.amin()), float(given.highest.amax())
-    nearest, count = float(given.nearest.amin()), given.num_each * len(given.lowest)
+    lowest, highest = float(input_range.lowest.amin()), float(input_range.highest.amax())
+    nearest, count = float(input_range.nearest.amin()), input_range.num_each * len(input_range.lowest)
     if not all(map(math.isfinite, (lowest, highest))):
         return ""
     seen = f"in all {count:,} values seen" if count > 1 else "in the only value seen"
     if highest <= 0:
-        return f"its input is at most {_up(highest)} {seen}"
+        return f"its input is at most {_two_digits(highest, math.ceil)} {seen}"  # rounded so that it stays true
     if not is_clip:
         return ""
     if lowest > 0:
-        return f"its input is at least {_down(lowest)} {seen}"
-    return f"its input is at least {_down(nearest)} from zero {seen}" if nearest > 0 else ""
-
-
-def _up(number: float) -> str:
-    """Return a number with two digits, rounded up: 'at most' stays true."""
-    return _two_digits(number, math.ceil)
-
-
-def _down(number: float) -> str:
-    return _two_digits(number, math.floor)
+        return f"its input is at least {_two_digits(lowest, math.floor)} {seen}"
+    return f"its input is at least {_two_digits(nearest, math.floor)} from zero {seen}" if nearest > 0 else ""
 
 
 def _two_digits(number: float, rounded: Callable[[float], int]) -> str:

@@ -1,7 +1,7 @@
-"""Which numbers of a tensor come from which units: labels, carried through one operation after the other.
+"""Labels: which numbers of a tensor depend on which traced units, operation by operation.
 
-Labels of a tensor are whole numbers of its shape: 0 where no unit in question has any effect, ``k > 0`` where only unit
-``k - 1`` has, and :data:`MANY` where several have or it is not known. None stands for :data:`MANY` everywhere.
+The labels of a tensor are integers of its shape: 0 for numbers that depend on no traced unit, ``k > 0`` for those that
+depend on unit ``k - 1`` only, and :data:`MANY` for several or unknown units. None means :data:`MANY` everywhere.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ _Rule = Callable[[Any, int, Tensor, Sequence[tuple[int, ...]]], Tensor]
 
 
 def operation_of(node: Any) -> str:
-    """Return the operation that a node of autograd's graph belongs to.
+    """Return the name of a node's operation.
 
     >>> operation_of(torch.ones(2, requires_grad=True).relu().grad_fn)
     'Relu'
     """
     name: str = node.name().rpartition("::")[2]
     if isinstance(node, BackwardCFunction):
-        return name  # a function of the user's, which may be called as one of PyTorch's
+        return name  # a custom function, perhaps named like one of PyTorch's
     return name.partition("Backward")[0] or name
 
 
 def shapes_of(node: Any) -> list[tuple[int, ...]]:
-    """Return the shapes of what the operation of a node has put out."""
+    """Return the shapes of the outputs of a node's operation."""
     return [tuple(each.shape) for each in node._input_metadata]
 
 
@@ -43,15 +43,15 @@ def has_saved_tensors(node: Any) -> bool:
 
 
 def may_read_saved(node: Any) -> bool:
-    """Return whether what autograd has saved for a node can be read without being computed anew for it.
+    """Return whether the tensors that autograd has saved for a node can be read without recomputing them.
 
-    Only then may it be read: what a checkpointed segment computes anew can be had once.
+    A checkpointed segment recomputes them only once, and the backward pass needs them.
     """
     for name in dir(type(node)):
         if name.startswith("_raw_saved_"):
             try:
                 saved = getattr(node, name)
-            except RuntimeError:  # it is given up already
+            except RuntimeError:  # autograd has freed it
                 return False
             several = saved if isinstance(saved, tuple | list) else [saved]
             if any(each is not None and getattr(each, "unpack_hook", each) is not None for each in several):
@@ -60,24 +60,24 @@ def may_read_saved(node: Any) -> bool:
 
 
 def carry(node: Any, index: int, labels: Labels, shape: Sequence[int], *, may_read: bool) -> list[Labels]:
-    """Return the labels of each output of an operation, from those of one of its inputs.
+    """Return the labels of each output of an operation, given those of one input.
 
     Args:
         node: the node of the operation.
-        index: which input it is.
-        labels: its labels.
-        shape: its shape.
+        index: the index of the input.
+        labels: the labels of the input.
+        shape: the shape of the input.
         may_read: whether tensors that autograd has saved may be read.
     """
     operation = operation_of(node)
     shapes = shapes_of(node)
     every: list[Labels] = [None] * len(shapes)
-    is_move = operation in _MOVES and not getattr(node, "_saved_accumulate", False)  # what is added up is not moved
+    is_move = operation in _MOVES and not getattr(node, "_saved_accumulate", False)  # accumulating adds numbers
     if labels is None:
         if operation not in _JOINING or not is_move:
             return every
         labels = torch.full(tuple(shape), MANY, dtype=torch.int32, device=_device_of(node))
-    if node.name() == "BackwardHookFunctionBackward":  # puts out what is put in, for hooks of whole modules
+    if node.name() == "BackwardHookFunctionBackward":  # the identity, for backward hooks of modules
         every[index] = labels
         return every
     try:
@@ -91,13 +91,13 @@ def carry(node: Any, index: int, labels: Labels, shape: Sequence[int], *, may_re
         if rule is None:
             return every
         every[0] = _shortened(rule(node, index, labels, shapes).expand(shapes[0]))
-    except Exception:  # a shape that the rule does not know
+    except Exception:  # the rule does not cover this shape
         return [None] * len(shapes)
     return every
 
 
 def merge(labels: Tensor, dims: Sequence[int]) -> Tensor:
-    """Merge labels along some dimensions, as a sum over them would; they are kept with size 1.
+    """Return the labels of a sum over some dimensions, which are kept with size 1.
 
     >>> merge(torch.tensor([[1, 1, 0], [1, 2, 0], [0, 0, 0]]), [1]).tolist()
     [[1], [-1], [0]]
@@ -112,7 +112,7 @@ def merge(labels: Tensor, dims: Sequence[int]) -> Tensor:
 
 
 def without_copies(labels: Tensor, dims: Sequence[int] | None = None) -> Tensor:
-    """Return labels with size 1 along those of some dimensions, or of all, along which they were expanded.
+    """Return labels with size 1 along expanded dimensions: all of them, or those in ``dims``.
 
     >>> without_copies(torch.tensor([[1], [2]]).expand(2, 1000)).shape
     torch.Size([2, 1])
@@ -123,10 +123,10 @@ def without_copies(labels: Tensor, dims: Sequence[int] | None = None) -> Tensor:
     return labels
 
 
-def held_labels(labels: Tensor) -> set[int]:
-    """Return the labels of which there are any numbers.
+def present_labels(labels: Tensor) -> set[int]:
+    """Return the labels that occur.
 
-    >>> sorted(held_labels(torch.tensor([0, 2, 2, MANY])))
+    >>> sorted(present_labels(torch.tensor([0, 2, 2, MANY])))
     [-1, 0, 2]
     """
     counts = torch.bincount((without_copies(labels) - MANY).flatten())
@@ -134,7 +134,7 @@ def held_labels(labels: Tensor) -> set[int]:
 
 
 def along(labels: Labels, dim: int) -> Tensor | None:
-    """Return the labels along one dimension, ``(size,)``; None if at any place there is more than one.
+    """Return the labels along one dimension, ``(size,)``; None if numbers at one index have different labels.
 
     >>> along(torch.tensor([[1, 0, 2], [1, 0, 0]]), -1).tolist()
     [1, 0, 2]
@@ -162,9 +162,10 @@ def _device_of(node: Any) -> torch.device:
 
 
 def _moved(node: Any, index: int, labels: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
-    """Return the labels behind an operation that only moves numbers, or leaves some out.
+    """Return the output labels of an operation that only moves or drops numbers.
 
-    Its backward function moves gradients the other way: numbers in place of gradients tell where each one comes from.
+    Its backward function moves gradients the other way: given the places of the outputs as gradients, it returns the
+    place to which each input was moved.
     """
     sizes = [math.prod(shape) for shape in shapes]
     ends = [sum(sizes[: i + 1]) for i in range(len(sizes))]
@@ -174,7 +175,7 @@ def _moved(node: Any, index: int, labels: Tensor, shapes: Sequence[tuple[int, ..
     ]
     try:
         back = node(*places)
-    except RuntimeError:  # some insist on the dtype of the forward pass
+    except RuntimeError:  # some require the dtype of the forward pass
         dtypes = [each.dtype for each in node._input_metadata]
         has_fractions = all(dtype.is_floating_point or dtype.is_complex for dtype in dtypes)
         if not has_fractions or any(ends[-1] > 2 / torch.finfo(dtype).eps for dtype in dtypes):
@@ -183,7 +184,7 @@ def _moved(node: Any, index: int, labels: Tensor, shapes: Sequence[tuple[int, ..
     source = (back if isinstance(back, tuple) else (back,))[index]
     source = (source.real if source.is_complex() else source).long().flatten()
     moved = torch.zeros(ends[-1] + 1, dtype=labels.dtype, device=labels.device)
-    moved[source] = labels.flatten()  # those that are left out go to the first place
+    moved[source] = labels.flatten()  # place 0 collects dropped numbers
     return [moved[1 + end - size : 1 + end].view(shape) for size, end, shape in zip(sizes, ends, shapes, strict=True)]
 
 
@@ -191,15 +192,14 @@ def _elementwise(node: Any, index: int, labels: Tensor, shapes: Sequence[tuple[i
     return labels
 
 
+def _merging(dims_of: Callable[[Any, int], Sequence[int]]) -> _Rule:
+    """Return the rule of an operation that mixes numbers along dimensions, given its node and the input's index."""
+    return lambda node, index, labels, shapes: merge(labels, dims_of(node, index))
+
+
 def _of_matrix(rows: int, columns: int) -> _Rule:
-    """Return the rule of a product of two matrices, which are the inputs of these indices."""
-
-    def rule(node: Any, index: int, labels: Tensor, shapes: Sequence[tuple[int, ...]]) -> Tensor:
-        if index == rows:
-            return merge(labels, [labels.ndim - 1])
-        return merge(labels, [labels.ndim - 2]) if index == columns else labels
-
-    return rule
+    """Return the rule of a product of two matrices, given the indices of these inputs."""
+    return _merging(lambda node, index: {rows: [-1], columns: [-2]}.get(index, []))
 
 
 def _of_convolution(node: Any, index: int, labels: Tensor, shapes: Sequence[tuple[int, ...]]) -> Tensor:
@@ -217,25 +217,6 @@ def _of_convolution(node: Any, index: int, labels: Tensor, shapes: Sequence[tupl
     return merge(labels.reshape(channels, -1), [1]).reshape(1, channels, *ones)
 
 
-def _of_embedding(node: Any, index: int, labels: Tensor, shapes: Sequence[tuple[int, ...]]) -> Tensor:
-    return merge(labels, [0])
-
-
-def _of_attention(node: Any, index: int, labels: Tensor, shapes: Sequence[tuple[int, ...]]) -> Tensor:
-    last = labels.ndim - 1
-    return merge(labels, {0: [last], 1: [last - 1, last], 2: [last - 1]}[index])
-
-
-def _of_softmax(node: Any, index: int, labels: Tensor, shapes: Sequence[tuple[int, ...]]) -> Tensor:
-    return merge(labels, [_signed(node._saved_dim) % labels.ndim])
-
-
-def _of_layer_norm(node: Any, index: int, labels: Tensor, shapes: Sequence[tuple[int, ...]]) -> Tensor:
-    if index:
-        return labels
-    return merge(labels, list(range(labels.ndim - len(node._saved_normalized_shape), labels.ndim)))
-
-
 def _of_batch_norm(node: Any, index: int, labels: Tensor, shapes: Sequence[tuple[int, ...]]) -> Tensor:
     if index:
         return labels.view(1, -1, *[1] * (len(shapes[0]) - 2))
@@ -251,43 +232,24 @@ def _of_group_norm(node: Any, index: int, labels: Tensor, shapes: Sequence[tuple
 
 
 def _of_pooling(num_dims: int) -> _Rule:
-    def rule(node: Any, index: int, labels: Tensor, shapes: Sequence[tuple[int, ...]]) -> Tensor:
-        return merge(labels, list(range(labels.ndim - num_dims, labels.ndim)))
-
-    return rule
+    return _merging(lambda node, index: range(-num_dims, 0))
 
 
 def _of_reduction(node: Any, index: int, labels: Tensor, shapes: Sequence[tuple[int, ...]]) -> Tensor:
-    dims = [_signed(dim) % labels.ndim for dim in _listed(getattr(node, "_saved_dim", None), labels.ndim)]
-    merged = merge(labels, dims)
-    return merged.reshape(shapes[0])
-
-
-def _of_fourier(node: Any, index: int, labels: Tensor, shapes: Sequence[tuple[int, ...]]) -> Tensor:
-    return merge(labels, [_signed(dim) % labels.ndim for dim in node._saved_dim])
-
-
-def _as_parts(node: Any, index: int, labels: Tensor, shapes: Sequence[tuple[int, ...]]) -> Tensor:
-    return labels[..., None]
-
-
-def _of_parts(node: Any, index: int, labels: Tensor, shapes: Sequence[tuple[int, ...]]) -> Tensor:
-    return merge(labels, [labels.ndim - 1])[..., 0]
-
-
-def _listed(dims: Any, ndim: int) -> list[int]:
-    if dims is None or (isinstance(dims, Sequence) and not dims):
-        return list(range(ndim))
-    return list(dims) if isinstance(dims, Sequence) else [dims]
+    dims = getattr(node, "_saved_dim", None)
+    if dims is None or dims == ():
+        dims = range(labels.ndim)
+    several = dims if isinstance(dims, Sequence) else [dims]
+    return merge(labels, [_signed(dim) % labels.ndim for dim in several]).reshape(shapes[0])
 
 
 def _signed(number: int) -> int:
-    """Return a number that autograd shows as one without a sign: -1 as 2^64 - 1."""
+    """Return a number whose sign autograd may drop: -1 as 2^64 - 1."""
     return number - 2**64 if number >= 2**63 else number
 
 
 def is_single(shape: Sequence[int], dims: Sequence[int]) -> bool:
-    """Return whether a shape has size 1 along all these dimensions, which autograd may show without a sign.
+    """Return whether a shape has size 1 along all these dimensions, whose sign autograd may drop.
 
     >>> is_single((8, 1), (2**64 - 1,))
     True
@@ -326,21 +288,19 @@ _RULES: dict[str, _Rule] = {
     "Addmm": _of_matrix(1, 2),
     "Baddbmm": _of_matrix(1, 2),
     "Convolution": _of_convolution,
-    "Embedding": _of_embedding,
-    "Softmax": _of_softmax,
-    "LogSoftmax": _of_softmax,
-    "SafeSoftmax": _of_softmax,
-    "NativeLayerNorm": _of_layer_norm,
-    "NativeBatchNorm": _of_batch_norm,
-    "CudnnBatchNorm": _of_batch_norm,
-    "MiopenBatchNorm": _of_batch_norm,
+    "Embedding": _merging(lambda node, index: [0]),
+    "NativeLayerNorm": _merging(lambda node, index: [] if index else range(-len(node._saved_normalized_shape), 0)),
     "NativeGroupNorm": _of_group_norm,
     "Glu": _of_glu,
     "Repeat": _of_repeat,
-    "ViewAsReal": _as_parts,
-    "ViewAsComplex": _of_parts,
-    **dict.fromkeys(("FftR2C", "FftC2R", "FftC2C"), _of_fourier),
-    **dict.fromkeys(_ATTENTION, _of_attention),
+    "ViewAsReal": lambda node, index, labels, shapes: labels[..., None],
+    "ViewAsComplex": lambda node, index, labels, shapes: merge(labels, [-1])[..., 0],
+    **dict.fromkeys(("NativeBatchNorm", "CudnnBatchNorm", "MiopenBatchNorm"), _of_batch_norm),
+    **dict.fromkeys(("Softmax", "LogSoftmax", "SafeSoftmax"), _merging(lambda node, index: [_signed(node._saved_dim)])),
+    **dict.fromkeys(
+        ("FftR2C", "FftC2R", "FftC2C"), _merging(lambda node, index: [_signed(dim) for dim in node._saved_dim])
+    ),
+    **dict.fromkeys(_ATTENTION, _merging(lambda node, index: ([-1], [-2, -1], [-2])[index])),
     **dict.fromkeys(("Sum", "Mean", "Amax", "Amin", "Logsumexp", "Prod", "Var", "Std", "Norm"), _of_reduction),
     **_POOLING,
 }
@@ -354,7 +314,7 @@ _ELEMENTWISE = {
     *("Complex", "Polar", "Angle", "Conj", "ConjPhysical", "NegView"),
     *("MseLoss", "SmoothL1Loss", "HuberLoss", "BinaryCrossEntropy", "BinaryCrossEntropyWithLogits"),
 }
-# What these put out comes from several inputs, side by side.
+# The outputs of these hold the numbers of several inputs, side by side.
 _JOINING = {"Cat", "Stack", "ConstantPadNd", "IndexPut"}
 _MOVES = {
     *_JOINING,

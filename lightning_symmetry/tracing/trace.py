@@ -1,4 +1,4 @@
-"""One traced step of a training: where the gradient of units stops that have none."""
+"""One traced step of a training: where the gradients of units without one stop."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from lightning_symmetry.units.layers import Layer
 from lightning_symmetry.units.naming import readable_modules
 from lightning_symmetry.verdicts.stops import GradientStop, StopKind, Stopped, Traced
 
-# Of the backward passes between two steps, as with accumulated gradients, so many are traced.
+# At most this many backward passes between two steps are traced, as with accumulated gradients.
 _MAX_PASSES = 8
 
 
@@ -34,7 +34,7 @@ class Suspected(NamedTuple):
     Attributes:
         layer: the layer.
         units: their sorted indices.
-        may_be_rounding: whether gradients other than zero may arrive that are rounding errors.
+        may_be_rounding: whether their gradients may be nonzero rounding errors.
     """
 
     layer: Layer
@@ -43,31 +43,26 @@ class Suspected(NamedTuple):
 
 
 class Alike(NamedTuple):
-    """Units of a layer that train as one, of which it is asked what keeps them equal.
-
-    Attributes:
-        layer: the layer.
-        groups: disjoint groups of its units, with signs.
-    """
+    """Disjoint groups of a layer's units that train as one, and whose reason to stay equal is traced."""
 
     layer: Layer
     groups: Sequence[Mirrored]
 
 
 class GradientTrace:
-    """Follows the next backward passes of a model, until :meth:`finish`, and says where gradients stop.
+    """Traces the next backward passes of a model, until :meth:`finish` returns where gradients stop.
 
-    The training is not touched: hooks look at gradients and change none.
+    The training is unaffected: hooks read gradients and change none.
 
     Args:
         model: the model.
         suspects: the units to trace.
-        alike: units of which it is asked what keeps them equal.
-        wanted: the names of the suspected layers that an answer is wanted for; None: all of them.
+        alike: groups of equal units to find the reason for.
+        wanted: the names of the suspected layers to report; None: all.
 
     Attributes:
-        keepers: by layer and units of a group, the name of the layer that reads them alike, or of the loss, or nothing
-            if that was not found; once the trace is finished.
+        keepers: after :meth:`finish`, by layer and units of a group, the layer that reads them with equal weights, or
+            the loss; an empty string if unknown.
 
     Example:
         >>> import numpy as np
@@ -114,17 +109,17 @@ class GradientTrace:
         self._storages = dict.fromkeys(map(storage_of, plain))
         self._has_missed_passes = False
         self._failure: Exception | None = None
-        self._is_finished = False  # a graph may be kept, and its hooks called, for longer
-        self._calls = ModuleCalls(model, self._fail, self._arrive)
+        self._is_finished = False  # a retained graph calls its hooks even later
+        self._calls = ModuleCalls(model, self._record_failure, self._on_gradient)
 
     @property
     def layers(self) -> list[str]:
-        """The names of the suspected layers that an answer is wanted for."""
+        """The names of the suspected layers to report."""
         names = [each.layer.name for each in self._suspects]
         return names if self._wanted is None else [name for name in names if name in self._wanted]
 
     def expect(self, loss: Tensor) -> None:
-        """Take notice of a loss whose backward pass comes next: the operations of the loss are then traced as well."""
+        """Announce a loss whose backward pass comes next, so that its own operations are traced as well."""
         if self._is_finished or is_capturing() or loss.grad_fn is None:
             return
         self._expected = self._begin([loss])
@@ -133,22 +128,22 @@ class GradientTrace:
         """End the trace.
 
         Returns:
-            By layer, where the gradients of its units stop; nothing of layers whose modules were not called.
+            By layer, where the gradients of its units stop; layers whose modules were not called are omitted.
 
         Raises:
-            Exception: what has failed in a hook, if any has.
+            Exception: the first exception of a hook, if any.
         """
         failure = self._failure
         try:
             if failure is not None:
                 raise failure
             self.keepers = self._find_keepers()
-            return self._tell()
+            return self._find_stops()
         finally:
             self.abandon()
 
     def abandon(self) -> None:
-        """End the trace without an answer, and let go of everything: a graph that is kept keeps its hooks, and this."""
+        """End the trace without a result, and drop all references: a retained graph keeps its hooks and this object."""
         self._is_finished = True
         self._calls.end()
         for each in self._passes:
@@ -157,10 +152,10 @@ class GradientTrace:
         self._suspects, self._alike, self._targets = [], [], []
         self._failure = None
 
-    # ---------------------------------------------------------------- what hooks call
+    # ---------------------------------------------------------------- called by hooks
 
-    def _arrive(self, key: int, gradients: Sequence[Tensor | None]) -> None:
-        """See a gradient arrive at what an outermost module has put out: the first time, begin a pass."""
+    def _on_gradient(self, key: int, gradients: Sequence[Tensor | None]) -> None:
+        """Begin to trace a pass when its first gradient arrives at an output of an outermost module."""
         task = running_pass()
         if self._is_finished or task == self._task or is_capturing():
             return
@@ -170,27 +165,27 @@ class GradientTrace:
         if not is_known:
             self._begin(outputs_of_running_pass(self._thread))
 
-    def _fail(self, error: Exception) -> None:
-        # Its frames would keep the tensors of the step.
+    def _record_failure(self, error: Exception) -> None:
+        # The frames of the traceback would keep the tensors of the step.
         self._failure = self._failure or error.with_traceback(None)
 
     def _begin(self, outputs: Sequence[Tensor]) -> BackwardPass | None:
         if not outputs or len(self._passes) >= _MAX_PASSES:
-            self._has_missed_passes = True  # from what is missing nothing follows
+            self._has_missed_passes = True
             return None
-        made = BackwardPass(self._model, outputs, self._targets, self._storages, self._calls, self._fail)
-        made.watch()
-        self._passes.append(made)
-        for i in made.paths:
-            # What an earlier pass has brought was erased by the loop, as between the steps of two optimizers.
-            if _is_new(self._targets[i].parameter, self._relevant[i], i):
+        backward = BackwardPass(self._model, outputs, self._targets, self._storages, self._calls, self._record_failure)
+        backward.watch()
+        self._passes.append(backward)
+        for i in backward.paths:
+            # The loop may have erased the gradients of earlier passes, as between the steps of two optimizers.
+            if _is_erased(self._targets[i].parameter, self._relevant[i], i):
                 self._relevant[i].clear()
-            self._relevant[i].append(made)
-        return made
+            self._relevant[i].append(backward)
+        return backward
 
-    # ---------------------------------------------------------------- what was seen
+    # ---------------------------------------------------------------- results
 
-    def _tell(self) -> dict[str, list[Traced]]:
+    def _find_stops(self) -> dict[str, list[Traced]]:
         explained, wanted = self._explanations(), set(self.layers)
         found: dict[str, list[Traced]] = {}
         for i, (suspected, target) in enumerate(zip(self._suspects, self._targets, strict=False)):
@@ -206,7 +201,7 @@ class GradientTrace:
         return found
 
     def _explanations(self) -> dict[int, Explanation]:
-        """Return what explains each pass, by its identity."""
+        """Return the explanation of each pass, by ``id``."""
         number = len(self._suspects)
         names = (self._holders.get(id(target.parameter), "") for target in self._targets[:number])
         modules = [name.partition(".parametrizations.")[0] for name in names]
@@ -216,7 +211,7 @@ class GradientTrace:
         keepers: dict[str, dict[tuple[int, ...], str]] = {}
         for i, each in enumerate(self._alike, start=len(self._suspects)):
             units = self._targets[i].units
-            is_apart = all(len(of_label) == 1 for of_label in units)  # not where parameters are sharded or computed
+            is_apart = all(len(of_label) == 1 for of_label in units)  # False for sharded or computed parameters
             readers = readers_of(self._relevant[i][0], i) if is_apart and self._relevant[i] else None
             label = {unit: place for place, of_label in enumerate(units, start=1) for unit in of_label}
             keepers[each.layer.name] = {
@@ -227,7 +222,7 @@ class GradientTrace:
     def _labels_by_stop(
         self, i: int, explanations: Sequence[Explanation], *, is_rounding: bool
     ) -> Iterable[tuple[list[int], Stopped]]:
-        """Return where the gradient of a target stops, by labels."""
+        """Return where the gradient of a target stops, for sets of labels."""
         every = list(range(1, self._targets[i].num_labels + 1))
         if not explanations:
             name = self._holders.get(id(self._targets[i].parameter), "")
@@ -238,21 +233,21 @@ class GradientTrace:
                 constant = each.constant_behind(i)
                 if constant is not None:
                     return [(every, constant)]
-        # A pass whose gradient reaches the model tells more than one whose loss has weight 0.
-        several = [each.tell(i) for each in explanations]
-        return min(several, key=lambda told: max(_rank(each.stopped.stop.kind) for each in told))
+        # A pass whose gradient reaches the model explains more than one whose loss has weight 0.
+        several = [each.explain(i) for each in explanations]
+        return min(several, key=lambda explained: max(_rank(each.stopped.stop.kind) for each in explained))
 
     def _without_a_pass(self, name: str) -> GradientStop:
-        """Return why a module is no part of any backward pass."""
+        """Return why a module takes part in no backward pass."""
         if self._has_missed_passes:
             return GradientStop(StopKind.UNKNOWN, detail="not all backward passes could be traced")
         if name in self._calls.recomputed:
-            return GradientStop(StopKind.UNKNOWN, detail="a segment that is computed again is not traced")
+            return GradientStop(StopKind.UNKNOWN, detail="a recomputed segment is not traced")
         if any(call.name == name for call in self._calls.calls):
-            return GradientStop(StopKind.DETACHED, name, "it is called, and the loss does not depend on it")
+            return GradientStop(StopKind.DETACHED, name, "it is called, but the loss does not depend on it")
         if name in self._calls.unrecorded:
-            return GradientStop(StopKind.DETACHED, name, "it is called, but autograd records nothing there")
-        return GradientStop(StopKind.DETACHED, name, "it takes no part in the step that was traced")
+            return GradientStop(StopKind.DETACHED, name, "it is called while autograd is off")
+        return GradientStop(StopKind.DETACHED, name, "it takes no part in the traced step")
 
 
 def _rank(kind: StopKind) -> int:
@@ -266,12 +261,12 @@ def _units_of(alike: Alike) -> Indices:
 
 
 def _target_of(layer: Layer, units: Indices, *, is_apart: bool = False) -> Target:
-    """Return what to trace of some units of a layer.
+    """Return a target for units of a layer.
 
     Args:
         layer: the layer.
         units: their sorted indices.
-        is_apart: whether each of them needs a label of its own even if these are all units of the layer.
+        is_apart: whether each unit needs its own label even if these are all units of the layer.
     """
     weight = layer.tensors[0]
     parameter = next((each for each in weight.originals if each.shape == weight.weights.shape), weight.originals[0])
@@ -293,8 +288,8 @@ def _target_of(layer: Layer, units: Indices, *, is_apart: bool = False) -> Targe
     return replace(whole, labels=labels.view(parameter.shape), units=by_label)
 
 
-def _is_new(parameter: Tensor, before: Sequence[BackwardPass], i: int) -> bool:
-    """Return whether a parameter has lost the gradient that earlier passes have brought."""
+def _is_erased(parameter: Tensor, before: Sequence[BackwardPass], i: int) -> bool:
+    """Return whether a parameter has lost the gradient of earlier passes."""
     gradient = parameter.grad
     if gradient is None:
         return True

@@ -1,4 +1,4 @@
-"""The adapters of PyTorch's own layers, and of some like them in the transformers and torch_geometric packages."""
+"""The adapters of PyTorch's layers, and of similar ones in the packages transformers and torch_geometric."""
 
 from __future__ import annotations
 
@@ -31,9 +31,20 @@ def _transposed_linear(module: Any) -> Units:
     return Units((weight_of(module), torch.t), tensor_of(module, "bias"))
 
 
+def _of_all_types(stack: Tensor) -> Tensor:  # (types, ..., units) -> (types * units, ...)
+    return stack.movedim(-1, 1).flatten(0, 1)
+
+
+@register_layer_by_name("torch_geometric.nn.dense.linear.HeteroLinear")
+def _linear_of_types(module: Any) -> Units:
+    bias = tensor_of(module, "bias")
+    with_view = None if bias is None else (bias, _of_all_types)
+    return Units((weight_of(module), _of_all_types), with_view, blocks=module.num_types)
+
+
 @register_layer(nn.Embedding, nn.EmbeddingBag)
 def _embedding(module: nn.Embedding | nn.EmbeddingBag) -> Units:
-    # A unit is a feature, which is a column; a row belongs to a token.
+    # A unit is a feature: a column of the weight. A row belongs to a token.
     return Units((weight_of(module), torch.t))
 
 
@@ -77,7 +88,7 @@ def _by_head(weight: Tensor) -> Tensor:  # (inputs, heads, units of a head) -> (
 
 @register_layer_by_name("transformers.models.xlnet.modeling_xlnet.XLNetRelativeAttention")
 def _relative_attention(module: Any) -> Iterator[Units]:
-    # Queries, keys, values, and the keys of relative positions. The biases are shared by all positions of a query.
+    # Queries, keys, values, and keys of relative positions. The biases feed no single unit: queries share them.
     for part in "qkvr":
         yield Units((weight_of(module, part), _by_head), part=part)
     yield Units(weight_of(module, "o"), part="o")  # (outputs, heads, units of a head)
@@ -114,7 +125,7 @@ def _hidden_units(module: nn.RNNBase | nn.RNNCellBase, suffix: str, part: str) -
         return None if tensor is None else (tensor, by_unit)
 
     fed_back = (weight_of(module, f"weight_hh{suffix}"), by_unit)
-    # With a projection, its outputs are fed back, not these units: `weight_hh` is an incoming tensor like the others.
+    # A projection feeds its own outputs back instead of these units: `weight_hh` is then an incoming tensor.
     is_projected = bool(getattr(module, "proj_size", 0))
     num_gates = weight_of(module, f"weight_ih{suffix}").shape[0] // hidden
     return Units(
@@ -124,7 +135,7 @@ def _hidden_units(module: nn.RNNBase | nn.RNNCellBase, suffix: str, part: str) -
         fed_back if is_projected else None,
         recurrent=None if is_projected else fed_back,
         part=part,
-        # The third of the gates is the one behind a tanh, in LSTM and GRU.
+        # In LSTM and GRU, the third gate is followed by a tanh.
         odd_gates=None if num_gates == 1 else (2,),
     )
 

@@ -1,6 +1,6 @@
 """Whole modules that are exact copies of one another, such as the experts or branches of a network.
 
-Single parameters that a module holds side by side, such as tokens in a list, are looked for in the same way.
+Equal parameters that one module holds side by side, such as tokens in a list, are found in the same way.
 """
 
 from __future__ import annotations
@@ -20,26 +20,20 @@ from lightning_symmetry.ranks.pieces import Piece, is_sharded, part_of_rows
 from lightning_symmetry.ranks.sharded import matrix_of
 from lightning_symmetry.ranks.sketches import equal_rows, first_numbers
 from lightning_symmetry.ranks.team import Team
-from lightning_symmetry.units.layers import (
-    Layer,
-    check_tensor,
-    is_trained,
-    readable_gradient,
-    real_rows,
-)
+from lightning_symmetry.units.layers import Layer, check_tensor, is_trained, readable_gradient, real_rows
 from lightning_symmetry.units.naming import readable_modules, readable_parameters
 from lightning_symmetry.units.updates import Updates
 
-# Whole tensors are compared only where this many numbers of one parameter agree.
-_GLANCE = 16
+# Whole tensors are compared only if this many numbers of one parameter agree.
+_HEAD_LENGTH = 16
 _Members = Sequence[tuple[str, nn.Module]]
-# What is compared as a whole: a module, or a single parameter.
+# A single parameter is compared as a module is.
 _Holder = nn.Module | nn.Parameter
 _HolderT = TypeVar("_HolderT", nn.Module, nn.Parameter)
 
 
 class Numbers(Protocol):
-    """Answers questions about the numbers of parameters that are not in memory."""
+    """Access to the numbers of parameters that are not in memory."""
 
     def head(self, parameter: Tensor) -> list[float]:
         """Return the first few numbers of a parameter."""
@@ -48,23 +42,19 @@ class Numbers(Protocol):
         """Return a hashable value that is equal for parameters of one shape with equal numbers."""
 
     def is_constant(self, parameter: Tensor) -> bool:
-        """Return whether all numbers of a parameter are one and the same."""
+        """Return whether all numbers of a parameter are equal."""
 
 
 @dataclass(frozen=True)
 class Copies:
-    """Modules of one class with equal parameters, compared as the units of a layer are, with a row per module.
+    """Modules of one class with equal parameters: a matrix with a row per module, used like a :class:`Layer`.
+
+    The other attributes of a layer have fixed values: modules form one block, have no mirror images, and a zero
+    gradient is no evidence against them, since experts, for example, may be unused for long.
 
     Attributes:
         row_names: names of the modules, in the order of the model.
         modules: the modules, or single parameters.
-        blocks: all modules are compared with one another.
-        also: no other set of copies has the same parameters.
-        can_freeze: a zero gradient is no evidence against modules; experts, for example, may go unused for long.
-        dies_as_a_whole: nor is one against all of them.
-        slices_of: modules are no slices of a parameter.
-        odd_gates: modules have no mirror images.
-        is_computed: what is compared are the parameters, and not what may be computed from them.
     """
 
     row_names: tuple[str, ...]
@@ -79,12 +69,12 @@ class Copies:
 
     @property
     def name(self) -> str:
-        """The names of all modules."""
+        """The names of all modules, joined."""
         return ", ".join(self.row_names)
 
     @property
     def are_parameters(self) -> bool:
-        """Whether these are single parameters."""
+        """Whether the rows are single parameters."""
         return issubclass(type(self.modules[0]), Tensor)
 
     @property
@@ -108,19 +98,18 @@ class Copies:
         return tuple(map(id, self.originals))
 
     def weights(self) -> Rows:
-        """One row per module: all of its parameters, flattened."""
+        """Return a row per module: all of its parameters, flattened."""
         columns = zip(*(_parameters_of(module) for module in self.modules), strict=True)
         return matrix_of([[part_of_rows(parameter, _as_row) for parameter in column] for column in columns])
 
     def gradients(self, trained: Set[int] | None = None) -> Rows | None:
-        """One row per module: the gradients of its parameters.
+        """Return a row per module: the gradients of the parameters that are trained in all modules.
 
         Args:
-            trained: identities (``id``) of the parameters that the current optimizer updates; None: all. A parameter
-                is left out unless it is trained in all modules.
+            trained: identities (``id``) of the parameters that the current optimizer updates; None: all.
 
         Returns:
-            The rows; None if no parameter is trained, or if one that is trained has no readable gradient.
+            The rows; None if no parameter is trained, or if a trained one has no readable gradient.
         """
         pieces: list[list[Tensor | Piece]] = []
         for column in zip(*(_parameters_of(module) for module in self.modules), strict=True):
@@ -138,30 +127,30 @@ class Copies:
         return tuple(parameter for module in self.modules for parameter in _parameters_of(module))
 
     def is_trained_by(self, trained: Set[int]) -> bool:
-        """Whether any parameter of the modules is among those with these identities (``id``)."""
+        """Return whether any parameter of the modules has one of these identities (``id``)."""
         return not trained.isdisjoint(self.identity)
 
     def recurrent_rows(self) -> Rows | None:
-        """None, since modules have no recurrent weights from one to the other."""
+        """Return None: modules have no recurrent weights between them."""
         return None
 
     def computed_rows(self) -> Rows:
-        """The same as :meth:`weights`."""
+        """Return :meth:`weights`."""
         return self.weights()
 
     def parity(self) -> None:
-        """None, since modules have no mirror images."""
+        """Return None: modules have no mirror images."""
 
     def gradients_by_parity(self, trained: Set[int] | None = None) -> None:
-        """None, since modules have no mirror images."""
+        """Return None: modules have no mirror images."""
 
     def are_updated_alike(self, units: Sequence[int], updates: Updates) -> bool:
-        """Return whether some of the modules are updated with equal options, from equal state of the optimizer."""
+        """Return whether these modules have equal options and equal optimizer state."""
         columns = zip(*(_parameters_of(self.modules[unit]) for unit in units), strict=True)
         return all(updates.are_alike(column) for column in columns)
 
     def share_options(self, units: Sequence[int], updates: Updates) -> bool:
-        """Return whether some of the modules are updated with the same options for good."""
+        """Return whether corresponding parameters of these modules are in one parameter group."""
         columns = zip(*(_parameters_of(self.modules[unit]) for unit in units), strict=True)
         return all(updates.share_a_group(column) for column in columns)
 
@@ -173,37 +162,37 @@ def find_copies(
     trained: Set[int] | None = None,
     numbers: Numbers | None = None,
 ) -> list[Copies]:
-    """Find the outermost modules that are copies of one another and hold at least one of the layers.
+    """Find the outermost modules that are copies of one another and contain at least one layer.
 
-    The modules of a set train alike: a frozen or averaged copy of a module, such as a target network or a teacher, is
-    in no set with it. Modules that do not train are left out where that is known: those that follow equal modules, for
-    example, stay equal but do not train as one. So are modules all of whose parameters are constant: heads that are
-    initialised to zero, for example, are equal on purpose.
+    The modules of a set train alike: a target network, a teacher or an average is in no set with the module that it
+    follows. Modules without a trained parameter are omitted, and so are modules all of whose parameters are constant:
+    zero-initialised heads, for example, are equal on purpose.
 
     Args:
         model: any module.
-        layers: its layers, as :func:`find_layers` gives them; only modules that contain some are compared.
+        layers: its layers, as :func:`find_layers` returns them.
         team: the ranks that hold the model; None: this process has all of it.
-        trained: identities (``id``) of the parameters that train: an optimizer updates them, and gradients have
-            reached them. None: all that require a gradient.
-        numbers: tells of numbers that are not in memory; None: those of all parameters are.
+        trained: identities (``id``) of the parameters that an optimizer updates and that gradients have reached;
+            None: all that require a gradient.
+        numbers: access to numbers that are not in memory; None: all are.
 
     Returns:
         Sets of two or more modules with equal parameters, none of them shared.
     """
     readable = {id(original) for layer in layers for original in layer.originals}
-    kin: dict[object, list[tuple[str, nn.Module]]] = {}
+    by_kind: dict[object, list[tuple[str, nn.Module]]] = {}
     flattened = flattened_modules(model)
-    modules = dict(readable_modules(model))  # of wrappers and what they wrap, the innermost
+    modules = dict(readable_modules(model))  # a wrapped module replaces its wrapper of the same name
     for name, module in modules.items():
-        which_train = _which_train(module, trained)
+        parameters = list(parameters_of(module))
+        which_train = tuple(is_trained(parameter, trained) for parameter in parameters)
         if id(module) in flattened or not (trained is None or any(which_train)):
             continue
-        if any(id(parameter) in readable for parameter in parameters_of(module)) and _is_readable(module):
-            kin.setdefault((_kind(module), which_train), []).append((name, module))
+        if any(id(parameter) in readable for parameter in parameters) and all(map(_can_be_read, parameters)):
+            by_kind.setdefault((_kind(module), which_train), []).append((name, module))
     accepted: list[Copies] = []
     inside: list[str] = []
-    for members in sorted(kin.values(), key=_size, reverse=True):  # a module before what it consists of
+    for members in sorted(by_kind.values(), key=_size, reverse=True):  # a module before its parts
         outer = [(name, module) for name, module in members if not name.startswith(tuple(inside))]
         for found in _equal(outer, team, numbers) if len(outer) > 1 else ():
             accepted.append(found)
@@ -213,13 +202,13 @@ def find_copies(
 
 
 def find_equal_parameters(model: nn.Module, layers: Iterable[Layer], trained: Set[int] | None = None) -> list[Copies]:
-    """Find parameters that one module holds side by side and that are equal, such as tokens, prompts, slots or experts.
+    """Find equal parameters that one module holds side by side, such as tokens, prompts, slots or experts.
 
-    Unlike modules they count if they are constant, too: tokens that all start from zero may never part.
+    Unlike modules they may be constant: tokens that all start from zero may never diverge.
 
     Args:
         model: any module.
-        layers: its layers; what an adapter knows is left to it.
+        layers: its layers; parameters that an adapter knows are omitted.
         trained: as for :func:`find_copies`.
 
     Returns:
@@ -228,7 +217,7 @@ def find_equal_parameters(model: nn.Module, layers: Iterable[Layer], trained: Se
     known = {identity for layer in layers if not layer.slices_of for identity in layer.identity}
     if flattened_modules(model):
         return []
-    kin: dict[object, list[tuple[str, nn.Parameter]]] = {}
+    by_kind: dict[object, list[tuple[str, nn.Parameter]]] = {}
     for name, holder, parameter in readable_parameters(model):
         is_readable = id(parameter) not in known and not is_sharded(parameter) and _can_be_read(parameter)
         does_train = is_trained(parameter, trained)
@@ -236,18 +225,18 @@ def find_equal_parameters(model: nn.Module, layers: Iterable[Layer], trained: Se
             continue
         if is_readable and parameter.numel() > 1 and not _is_bias(name, parameter):
             kind = holder, parameter.shape, parameter.dtype, does_train
-            kin.setdefault(kind, []).append((name, parameter))
-    return [_together(group) for members in kin.values() for group in _groups_of_equal(members)]
+            by_kind.setdefault(kind, []).append((name, parameter))
+    return [_together(group) for members in by_kind.values() for group in _groups_of_equal(members)]
 
 
 def copies_named(model: nn.Module, names: Sequence[str]) -> Copies:
-    """The copies that another rank has found under these names."""
+    """Return the modules or parameters of these names, which another rank has found to be copies."""
     found = dict(holders_by_name(model))
     return Copies(tuple(names), tuple(found[name] for name in names))
 
 
 def holders_by_name(model: nn.Module) -> Iterator[tuple[str, _Holder]]:
-    """Yield all that may be a copy of something else with its name: every parameter, and every module."""
+    """Yield every parameter and every module with its name: all that may be copies."""
     yield from ((name, parameter) for name, _, parameter in readable_parameters(model))
     yield from readable_modules(model)
 
@@ -257,7 +246,10 @@ def _parameters_of(holder: _Holder) -> Iterator[nn.Parameter]:
 
 
 def _gradients_side_by_side(parameters: Sequence[nn.Parameter]) -> list[Tensor] | None:
-    """Return the gradients of parameters of one shape; of sparse ones the rows that any of them has; None without."""
+    """Return the gradients of parameters of one shape; None if one is missing.
+
+    Of sparse gradients, the rows are returned that any of them has.
+    """
     if all(p.grad is not None and p.grad.layout == torch.sparse_coo and p.grad.sparse_dim() == 1 for p in parameters):
         sparse = [cast("Tensor", p.grad).detach().coalesce() for p in parameters]
         rows = torch.cat([each.indices()[0] for each in sparse]).unique()
@@ -267,7 +259,7 @@ def _gradients_side_by_side(parameters: Sequence[nn.Parameter]) -> list[Tensor] 
 
 
 def _is_bias(name: str, parameter: Tensor) -> bool:
-    """Return whether a parameter is a bias by its name. Two biases that are added up stay equal, harmlessly."""
+    """Return whether a parameter is named like a bias. Two biases that are added stay equal, harmlessly."""
     own = name.rpartition(".")[2]
     return parameter.ndim == 1 and ("bias" in own or own.partition("_")[0] == "b")
 
@@ -284,41 +276,30 @@ def _as_row(tensor: Tensor) -> Tensor:
     return real_rows(tensor[None])
 
 
-def _is_readable(module: nn.Module) -> bool:
-    return all(map(_can_be_read, parameters_of(module)))
-
-
 def _kind(module: nn.Module) -> object:
-    """A value that is equal for modules that may be copies: their class, and names and shapes of their parameters."""
+    """Return a key that copies share: their class, and the names, shapes and dtypes of their parameters."""
     return (class_of(module), tuple((name, p.shape, p.dtype) for name, p in named_parameters_of(module)))
 
 
-def _which_train(module: nn.Module, trained: Set[int] | None) -> tuple[bool, ...]:
-    return tuple(is_trained(parameter, trained) for parameter in parameters_of(module))
-
-
 def _size(members: _Members) -> tuple[int, int]:
-    """The number of weights of modules of one kind, and of modules in each."""
+    """Return how many weights, and how many modules, each of some modules of one kind contains."""
     module = members[0][1]
     return sum(parameter.numel() for parameter in parameters_of(module)), sum(1 for _ in modules_of(module))
 
 
 def _equal(members: _Members, team: Team | None, numbers: Numbers | None) -> Iterator[Copies]:
-    """Copies among modules of one kind."""
-    is_anywhere = any(is_sharded(parameter) for _, module in members for parameter in parameters_of(module))
-    if is_anywhere and team is None:  # nobody to ask
+    """Yield the copies among modules of one kind."""
+    any_sharded = any(is_sharded(parameter) for _, module in members for parameter in parameters_of(module))
+    if any_sharded and team is None:
         return
-    heads = (
-        _heads_of_all(_together(members), team)
-        if is_anywhere and team
-        else [_head(module, numbers) for _, module in members]
-    )
-    alike: dict[object, list[tuple[str, nn.Module]]] = {}
+    team = team if any_sharded else None
+    heads = _heads_of_all(_together(members), team) if team else [_head(module, numbers) for _, module in members]
+    by_head: dict[object, list[tuple[str, nn.Module]]] = {}
     for head, member in zip(heads, members, strict=True):
-        alike.setdefault(tuple(head), []).append(member)
-    for candidates in alike.values():
+        by_head.setdefault(tuple(head), []).append(member)
+    for candidates in by_head.values():
         if len(candidates) > 1:
-            yield from _equal_across(candidates, team) if is_anywhere and team else _equal_here(candidates, numbers)
+            yield from _equal_across(candidates, team) if team else _equal_here(candidates, numbers)
 
 
 def _together(members: Sequence[tuple[str, _Holder]]) -> Copies:
@@ -327,11 +308,11 @@ def _together(members: Sequence[tuple[str, _Holder]]) -> Copies:
 
 
 def _head(module: nn.Module, numbers: Numbers | None) -> list[float]:
-    """The first few numbers of a weight of a module; as a rule only copies agree in them."""
+    """Return the first few numbers of a weight; usually only copies agree in them."""
     first = max(parameters_of(module), key=lambda parameter: parameter.ndim)
     if numbers is not None:
         return numbers.head(first)
-    head: list[float] = first.detach().flatten()[:_GLANCE].tolist()
+    head: list[float] = first.detach().flatten()[:_HEAD_LENGTH].tolist()
     return head
 
 
@@ -349,7 +330,7 @@ def _is_constant(parameter: Tensor, numbers: Numbers | None) -> bool:
 
 
 def _groups_by_digest(candidates: _Members, numbers: Numbers) -> list[list[tuple[str, nn.Module]]]:
-    """As :func:`_groups_of_equal`, in a time that does not grow with the square of the modules."""
+    """Return the sets of equal modules by hash, in linear time."""
     groups: dict[object, list[tuple[str, nn.Module]]] = {}
     for name, module in candidates:
         group = groups.setdefault(tuple(map(numbers.digest, parameters_of(module))), [])
@@ -359,7 +340,7 @@ def _groups_by_digest(candidates: _Members, numbers: Numbers) -> list[list[tuple
 
 
 def _groups_of_equal(candidates: Sequence[tuple[str, _HolderT]]) -> list[list[tuple[str, _HolderT]]]:
-    """Return the sets of two or more of some modules, or parameters, of one kind that are equal."""
+    """Return the sets of two or more equal modules, or parameters, of one kind."""
     groups: list[list[tuple[str, _HolderT]]] = []
     for name, holder in candidates:
         home = next((group for group in groups if _are_copies(group[0][1], holder)), None)
@@ -378,12 +359,12 @@ def _are_copies(a: _Holder, b: _Holder) -> bool:
 def _heads_of_all(every: Copies, team: Team) -> list[list[float]]:
     dimensions = [parameter.ndim for parameter in _parameters_of(every.modules[0])]
     piece = max(range(len(dimensions)), key=dimensions.__getitem__)
-    return first_numbers(team, ("weights", *every.row_names), every.weights(), piece, _GLANCE)
+    return first_numbers(team, ("weights", *every.row_names), every.weights(), piece, _HEAD_LENGTH)
 
 
 def _equal_across(candidates: _Members, team: Team) -> Iterator[Copies]:
-    """As :func:`_equal_here`, of modules that are sharded."""
-    # Modules that share a parameter are not copies; the first of them stands for all.
+    """Yield the copies among sharded modules."""
+    # Modules that share a parameter are not copies; only the first of them is compared.
     seen: set[int] = set()
     distinct = []
     for name, module in candidates:

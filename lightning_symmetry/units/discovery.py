@@ -1,10 +1,13 @@
-"""Finding the layers of a model: which of its modules have units, what each is called, and what is left out."""
+"""Finding the layers of a model: the modules that have units, their names, and the modules that are skipped."""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from functools import cached_property
+from math import prod
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -24,15 +27,13 @@ from lightning_symmetry.ranks.flat import FlatPart, without_numbers
 from lightning_symmetry.ranks.flattening import flat_parts
 from lightning_symmetry.ranks.pieces import UnreadableError, View, is_sharded
 from lightning_symmetry.ranks.zero import whole_shape
-from lightning_symmetry.units.coverage import coverage_of
 from lightning_symmetry.units.layers import Incoming, Layer, WrongShapesError, check_tensor, real_rows
-from lightning_symmetry.units.naming import free_name, readable_modules, readable_names
+from lightning_symmetry.units.naming import free_name, is_chosen, readable_modules, readable_names, unmatched_patterns
 from lightning_symmetry.units.parametrized import without_parametrizations
-from lightning_symmetry.units.patterns import is_chosen, unmatched_patterns
 from lightning_symmetry.units.registry import NotUnderstoodError, Units, units_of
 from lightning_symmetry.units.slices import is_matrix, slicings_of
 
-_FlatParts = Mapping[int, Mapping[str, FlatPart]]  # by the identity of the module, and the name of the parameter
+_FlatParts = Mapping[int, Mapping[str, FlatPart]]  # by ``id`` of the module and name of the parameter
 
 
 class Found(NamedTuple):
@@ -40,11 +41,11 @@ class Found(NamedTuple):
 
     Attributes:
         layers: in the order of ``model.named_modules()``; layers that share a weight are one.
-        skipped: by name, the modules with parameters of their own that are not looked at, and why.
-        coverage: share of the weights of the model that the layers look at, see :func:`coverage_of`.
+        skipped: maps the names of modules whose parameters are not checked to the reasons.
+        coverage: share of the model's weights that the layers read, see :func:`_coverage_of`.
         unmatched: by argument, the patterns in ``include`` and ``exclude`` that match no name.
-        unread: those of ``skipped`` that hold weights which could train as one unseen: parameters of two or more
-            dimensions that need a gradient and cannot be read, in modules that the user has not left out.
+        unread: the entries of ``skipped`` with weights that could train as one unnoticed: parameters of two or more
+            dimensions that require a gradient and cannot be read, in modules that the user has not excluded.
     """
 
     layers: list[Layer]
@@ -55,7 +56,7 @@ class Found(NamedTuple):
 
     @property
     def names(self) -> list[str]:
-        """What a pattern can match: the names of all layers and of modules that were left out."""
+        """The names that a pattern can match: of all layers and skipped modules."""
         of_layers = [name for layer in self.layers for name in (layer.name, *layer.also)]
         return list(dict.fromkeys([*of_layers, *self.skipped]))
 
@@ -63,13 +64,13 @@ class Found(NamedTuple):
 def find_layers(model: nn.Module, include: Sequence[str] | None = None, exclude: Sequence[str] = ()) -> Found:
     """Find all layers of a model whose units can be compared.
 
-    If parameters are flattened by FSDP1, all ranks have to call this.
+    If FSDP1 has flattened parameters, all ranks have to call this.
 
     Args:
         model: any module.
-        include: patterns (:mod:`fnmatch`) of layer names to look at; None: all. Slices of a parameter that no adapter
-            knows go by the name of the parameter and that of its module, too.
-        exclude: patterns of layer names to leave out.
+        include: patterns (:mod:`fnmatch`) of the names of layers to check; None: all. Slices of a parameter that no
+            adapter knows also match by the names of the parameter and of its module.
+        exclude: patterns of the names of layers to leave out.
     """
     flattened = flat_parts(model)
     elsewhere = {id(module): module for module in modules_of(model)}
@@ -90,29 +91,30 @@ def find_layers(model: nn.Module, include: Sequence[str] | None = None, exclude:
     return Found(
         layers,
         skipped,
-        coverage_of((description.owner.shapes for description in descriptions), layers),
+        _coverage_of((description.owner.shapes for description in descriptions), layers),
         unmatched_patterns([name for aliases in names for name in aliases], include, exclude),
         {name: skipped[name] for name in unread},
     )
 
 
 def structure_of(model: nn.Module) -> object | None:
-    """A value that stays equal as long as :func:`find_layers` would find the same in a model.
+    """Return a value that changes whenever :func:`find_layers` might find something else in a model.
 
-    It is None if the model has parametrized layers: their weights are computed, and are other tensors at every call.
-    It is None, too, if some parameter cannot be described.
+    Returns:
+        None if some layer is parametrized, since its weights are new tensors at every call, or if some parameter cannot
+        be described.
     """
     structure: list[object] = []
     try:
-        return structure if _describe_structure(model, structure, set()) else None
+        return structure if _add_structure(model, structure, set()) else None
     except Exception:  # tensors may be code of users
         return None
 
 
-def _describe_structure(module: nn.Module, structure: list[object], seen: set[int]) -> bool:
-    """Add what :func:`structure_of` says of a module and those in it; whether none of them is parametrized.
+def _add_structure(module: nn.Module, structure: list[object], seen: set[int]) -> bool:
+    """Append the structure of a module and its descendants; return whether none of them is parametrized.
 
-    It is asked at every check, and faster than a walk over ``named_modules``, which puts all paths together.
+    It runs at every check; ``named_modules`` would be slower, since it joins all paths.
     """
     structure += (id(module), type(module))
     if id(module) in seen:
@@ -120,7 +122,7 @@ def _describe_structure(module: nn.Module, structure: list[object], seen: set[in
     seen.add(id(module))
     for parameter in module._parameters.values():
         if parameter is not None:
-            # Initialising a lazy parameter or moving a model changes these properties of the same object.
+            # The same object changes these properties when a lazy parameter is initialised or a model moved.
             shape = None if is_lazy(parameter) else whole_shape(parameter)
             structure += (id(parameter), type(parameter), parameter.dtype, parameter.device, shape)
     children = module._modules
@@ -129,9 +131,9 @@ def _describe_structure(module: nn.Module, structure: list[object], seen: set[in
     for name, child in children.items():
         if child is not None:
             structure.append(name)
-            if not _describe_structure(child, structure, seen):
+            if not _add_structure(child, structure, seen):
                 return False
-    structure.append(None)  # here the module ends
+    structure.append(None)  # the end of the module
     return True
 
 
@@ -140,11 +142,11 @@ class _Owner:
     """A module with parameters of its own.
 
     Attributes:
-        name: of the module in reports.
-        path: of the module in the model; empty for the model itself.
+        name: its readable name.
+        path: its readable path; empty for the model itself.
         module: the module.
-        parameters: by name; of a parameter that is flattened, the source of its part.
-        parts: by name, what this rank holds of the parameters that FSDP1 or DeepSpeed's ZeRO has flattened.
+        parameters: by name; for a flattened parameter, the source of its part.
+        parts: by name, this rank's parts of the parameters that FSDP1 or DeepSpeed's ZeRO has flattened.
     """
 
     name: str
@@ -155,13 +157,13 @@ class _Owner:
 
     @cached_property
     def shapes(self) -> dict[object, tuple[int, ...]]:
-        """The shapes of the parameters, by key as in :attr:`Incoming.keys`, without those that are not initialised."""
+        """The shapes of all initialised parameters, by key as in :attr:`Incoming.keys`."""
         of_parts: dict[object, tuple[int, ...]] = {part.key: part.shape for part in self.parts.values()}
         whole = [one for name, one in self.parameters.items() if name not in self.parts and not is_lazy(one)]
         return of_parts | {id(parameter): tuple(parameter.shape) for parameter in whole}
 
     def is_weight(self, name: str) -> bool:
-        """Return whether a parameter needs a gradient, and has more than one number per unit, or no shape so far."""
+        """Return whether a parameter requires a gradient and may have more than one number per unit."""
         parameter = self.parameters[name]
         shape = self.shapes.get(self.parts[name].key if name in self.parts else id(parameter))
         return parameter.requires_grad and (shape is None or is_matrix(shape))
@@ -169,13 +171,12 @@ class _Owner:
 
 @dataclass(frozen=True)
 class _Description:
-    """What is known of a module.
+    """The layers of a module.
 
     Attributes:
         owner: the module.
-        layers: its layers; of the parameters that its adapter does not know, their slices.
-        reason: why nothing is known of the parameters that none of these layers looks at; None if the adapter does not
-            mention them.
+        layers: its layers, and the slices of the parameters that its adapter does not know.
+        reason: why the other parameters cannot be read; None if they can, or if the adapter does not mention them.
     """
 
     owner: _Owner
@@ -184,16 +185,19 @@ class _Description:
 
     @property
     def names(self) -> list[tuple[str, ...]]:
-        """For every layer, all names by which a pattern can choose it; if there are none, that of the module."""
-        return [self.names_of(layer) for layer in self.layers] or [(self.owner.name,)]
+        """For each layer, all names that a pattern can match; without layers, the name of the module.
 
-    def names_of(self, layer: Layer) -> tuple[str, ...]:
-        """All names by which a pattern can choose a layer: slices go by their parameter and its module, too."""
-        return (layer.name, layer.slices_of, self.owner.name) if layer.slices_of else (layer.name,)
+        Slices also match by the names of their parameter and of its module.
+        """
+        names = (
+            (layer.name, layer.slices_of, self.owner.name) if layer.slices_of else (layer.name,)
+            for layer in self.layers
+        )
+        return list(names) or [(self.owner.name,)]
 
 
 class _AdapterError(NotUnderstoodError):
-    """A mistake of an adapter, of which its author is to hear."""
+    """A mistake in an adapter; the message is for its author."""
 
 
 def _owners(model: nn.Module, flattened: _FlatParts) -> list[_Owner]:
@@ -205,7 +209,7 @@ def _owners(model: nn.Module, flattened: _FlatParts) -> list[_Owner]:
         own: dict[str, Tensor] = {**own_parameters(module), **{key: part.source for key, part in parts.items()}}
         for key, chain in parametrizations_of(module).items():
             own |= {f"parametrizations.{key}.{name}": parameter for name, parameter in named_parameters_of(chain)}
-        # A wrapper of FSDP1 has the flattened parameters of the modules inside, and none of its own.
+        # A wrapper of FSDP1 holds the flattened parameters of the modules inside, and no others.
         is_wrapper = not parts and sources.issuperset(map(id, own.values()))
         if own and not is_wrapper:
             owners.append(_Owner(name, path, module, own, parts))
@@ -214,18 +218,18 @@ def _owners(model: nn.Module, flattened: _FlatParts) -> list[_Owner]:
 
 @dataclass(frozen=True)
 class _Tensors:
-    """Where the tensors that an adapter names have their numbers from.
+    """The sources of the tensors that an adapter names, keyed by ``id``.
 
     Attributes:
-        originals: by the identity of a tensor that is computed, the parameters that it is computed from.
-        flat: by the identity of a tensor that is flattened, what this rank holds of it.
+        originals: the parameters that a computed tensor is computed from.
+        flat: this rank's part of a flattened tensor.
     """
 
     originals: Mapping[int, tuple[Tensor, ...]] = field(default_factory=dict)
     flat: Mapping[int, FlatPart] = field(default_factory=dict)
 
     def incoming(self, tensor: Tensor, view: View) -> Incoming:
-        """The tensor as a layer reads it.
+        """Return the tensor as a layer reads it.
 
         Raises:
             NotUnderstoodError: if it cannot be read.
@@ -254,10 +258,10 @@ def _describe(owner: _Owner, flattened: _FlatParts, elsewhere: Mapping[int, nn.M
 def _layers_and_reason(
     owner: _Owner, flattened: _FlatParts, elsewhere: Mapping[int, nn.Module]
 ) -> tuple[list[Layer], str | None]:
-    """Return what :class:`_Description` holds of a module.
+    """Return the layers of a module, and why other parameters cannot be read.
 
     Raises:
-        NotUnderstoodError: if nothing of the module can be read.
+        NotUnderstoodError: if no parameter can be read.
     """
     module, tensors, layers = owner.module, _Tensors(), []
     reason = None
@@ -280,18 +284,18 @@ def _layers_and_reason(
         raise
     except NotUnderstoodError as error:
         reason = str(error)
-    if issubclass(type(module), ParametrizationList):  # the module that it belongs to is looked at
+    if issubclass(type(module), ParametrizationList):  # the module that it belongs to is checked
         return layers, reason
     start = f"{owner.path}." if owner.path else ""
     unknown = {f"{start}{name}": parameter for name, parameter in own_parameters(module).items()}
-    for name, chain in chains.items():  # which cannot be computed
+    for name, chain in chains.items():  # these weights cannot be computed
         unknown |= {f"{start}parametrizations.{name}.{own}": one for own, one in own_parameters(chain).items()}
     slices, failure = _slices_of(unknown, layers, tensors)
     return layers + slices, failure or reason
 
 
 def _each_parameter_once(descriptions: Iterable[_Description]) -> list[_Description]:
-    """Leave out the slices of parameters that another module shares whose adapter knows them."""
+    """Drop the slices of shared parameters that the adapter of another module knows."""
     descriptions = list(descriptions)
     known = {key for one in descriptions for layer in one.layers if not layer.slices_of for key, _ in layer.shares()}
 
@@ -302,7 +306,7 @@ def _each_parameter_once(descriptions: Iterable[_Description]) -> list[_Descript
 
 
 def _layers_of(name: str, module: nn.Module, tensors: _Tensors) -> list[Layer]:
-    """The layers of a module, as its adapter describes them."""
+    """Return the layers of a module, as its adapter describes them."""
     try:
         described = units_of(module)
         several = [described] if isinstance(described, Units) else list(described)
@@ -344,7 +348,7 @@ def _layer_of(name: str, units: Units, tensors: _Tensors) -> Layer:
 def _slices_of(
     parameters: Mapping[str, Tensor], layers: Iterable[Layer], tensors: _Tensors
 ) -> tuple[list[Layer], str | None]:
-    """Return the slices of those parameters that no layer looks at, and why there are none of some of them."""
+    """Return the slices of the parameters that no layer reads, and why some cannot be sliced."""
     known = {id(tensor.weights) for layer in layers for tensor in layer.all_tensors()}
     slices: list[Layer] = []
     failure = None
@@ -363,7 +367,7 @@ def _slices_of_one(name: str, parameter: Tensor, tensors: _Tensors) -> Iterator[
     is_first = True
     for slicing in slicings_of(parameter.shape):
         incoming = tensors.incoming(parameter, slicing.view)
-        # What a parametrization computes a tensor from may hold a number per slice along dimension 0, but of no others.
+        # The originals of a computed tensor may hold a number per slice along dimension 0, but along no other.
         is_of_other_shape = any(original.shape != parameter.shape for original in incoming.originals)
         if incoming.part is None and is_of_other_shape and slicing.dim != 0:
             continue
@@ -372,17 +376,17 @@ def _slices_of_one(name: str, parameter: Tensor, tensors: _Tensors) -> Iterator[
                 name=name + slicing.label,
                 tensors=(incoming,),
                 blocks=slicing.blocks,
-                can_freeze=False,  # slices may go unused, like the positions that no text is long enough for
-                dies_as_a_whole=is_first,  # of the other ways to look at it the same would be said again
+                can_freeze=False,  # slices may go unused, like positions beyond the longest text
+                dies_as_a_whole=is_first,  # the other slicings would repeat the same finding
                 slices_of=name,
             )
             is_first = False
-        except UnreadableError:  # a view that would copy a tensor of which every rank holds a part
+        except UnreadableError:  # the view would copy a sharded tensor
             continue
 
 
 def _under_free_names(descriptions: Sequence[_Description], modules: set[str]) -> list[_Description]:
-    """Give parts and slices that have the name of a module, of another part or parameter, a name of their own."""
+    """Rename parts and slices that have the name of a module, a parameter or another part."""
     taken = set(modules)
 
     def renamed(layer: Layer, owner: _Owner) -> Layer:
@@ -399,7 +403,7 @@ def _under_free_names(descriptions: Sequence[_Description], modules: set[str]) -
 
 
 def _unite(chosen: Iterable[tuple[nn.Module, Layer]]) -> list[Layer]:
-    """Keep the first of the layers of different modules that look at the same weight in the same way."""
+    """Unite layers of different modules that read the same weight in the same way: keep the first."""
     layers: list[Layer] = []
     first_at: dict[object, tuple[nn.Module, int]] = {}
     for module, layer in chosen:
@@ -412,7 +416,7 @@ def _unite(chosen: Iterable[tuple[nn.Module, Layer]]) -> list[Layer]:
 
 
 def _place_of(layer: Layer) -> object:
-    """A value that is equal for layers that look at the same parameter in the same way."""
+    """Return a key that layers share if they read the same parameter in the same way."""
     weight = layer.tensors[0]
     if weight.part is not None:
         return layer.place
@@ -420,20 +424,14 @@ def _place_of(layer: Layer) -> object:
 
 
 def _left_out(descriptions: Sequence[_Description], chosen: set[str]) -> tuple[dict[str, str], list[str]]:
-    """Say by name why modules, or parts of modules, are not looked at.
+    """Return why modules or parts of modules are skipped, by name, and the names of :attr:`Found.unread`.
 
-    A module is not mentioned if other modules, or modules before it in the model, account for all of its parameters.
-
-    Args:
-        descriptions: what is known of each module.
-        chosen: the names of layers and of modules that the user has not left out.
-
-    Returns:
-        The reasons by name, and the names of those that make :attr:`Found.unread`.
+    A module is not mentioned if layers, or modules before it in the model, account for all of its parameters. The names
+    in ``chosen`` are those of layers and modules that the user has not excluded.
     """
     skipped: dict[str, str] = {}
     unread: list[str] = []
-    # Identities of the parameters that are accounted for.
+    # Identities (``id``) of the parameters that are accounted for.
     known = {identity for description in descriptions for layer in description.layers for identity in layer.identity}
     for description in descriptions:
         owner = description.owner
@@ -450,3 +448,30 @@ def _left_out(descriptions: Sequence[_Description], chosen: set[str]) -> tuple[d
                 unread.append(owner.name)
         known.update(own)
     return skipped, unread
+
+
+def _coverage_of(shapes: Iterable[Mapping[object, Sequence[int]]], layers: Iterable[Layer]) -> float:
+    """Return the share of a model's weights that the layers read, in [0, 1]; 1 for a model without weights.
+
+    Weights are the numbers in parameters with two or more numbers per unit: those of shape ``(1, 1, n)`` do not count.
+    Shared parameters count once, sharded ones with their global shape, parametrized ones with their originals.
+    Parameters that are not initialised yet have no shape and are not counted.
+
+    Args:
+        shapes: the shapes of each module's parameters, by key as in :attr:`Incoming.keys`.
+        layers: layers of the model.
+    """
+    shares: dict[object, Fraction] = defaultdict(Fraction)
+    for layer in layers:
+        for key, share in layer.shares():
+            shares[key] += share
+    sizes = {
+        key: prod(shape)
+        for of_module in shapes
+        for key, shape in of_module.items()
+        if len(shape) > 1 and (key in shares or is_matrix(shape))
+    }
+    # Several layers may read the same numbers, such as an embedding that shares its weight with a head.
+    num_read = sum(size * min(Fraction(1), shares[key]) for key, size in sizes.items())
+    total = sum(sizes.values())
+    return float(num_read / total) if total else 1.0

@@ -1,7 +1,7 @@
-"""Adapters for the weights of many experts, stacked into one parameter, as the transformers package keeps them.
+"""Adapters for experts whose weights are stacked into one parameter, as in the transformers package.
 
-Experts with a gate hold a ``gate_up_proj`` and a ``down_proj`` of three dimensions, the first of which counts experts.
-There are dozens of such classes, so they are recognised by these names and the shapes, and not by their class.
+Experts with a gate hold a ``gate_up_proj`` and a ``down_proj`` of three dimensions; the first dimension counts experts.
+Dozens of classes do so: they are recognised by the names and shapes of these parameters, not by their class.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def _of_all_experts(stack: Tensor) -> Tensor:  # (experts, units, ...) -> (exper
 
 @register_layer_by_name(
     "transformers.models.jetmoe.modeling_jetmoe.JetMoeParallelExperts",
-    # Of versions of the transformers package before 5.
+    # These exist in transformers before version 5.
     "transformers.models.granitemoe.modeling_granitemoe.GraniteMoeParallelExperts",
     "transformers.models.granitemoeshared.modeling_granitemoeshared.GraniteMoeSharedParallelExperts",
     "transformers.models.granitemoehybrid.modeling_granitemoehybrid.GraniteMoeHybridParallelExperts",
@@ -34,55 +34,48 @@ def _parallel_experts(module: Any) -> Iterator[Units]:
 
 
 def _stacks(module: nn.Module) -> dict[str, Tensor]:
-    """The stacked weights of gated experts, or of experts without a gate, by name; empty for other modules."""
+    """Return the stacked weights of experts, with or without a gate, by name; empty for other modules."""
     for names in (("gate_up_proj", "down_proj"), ("gate_proj", "up_proj", "down_proj"), ("up_proj", "down_proj")):
-        found = {name: held(module, "_parameters").get(name) for name in names}
-        stacks: dict[str, Tensor] = {
-            name: stack for name, stack in found.items() if stack is not None and stack.ndim == 3
-        }
-        if len(stacks) == len(names):
+        stacks: dict[str, Any] = {name: held(module, "_parameters").get(name) for name in names}
+        if all(stack is not None and stack.ndim == 3 for stack in stacks.values()):
             return stacks
     return {}
 
 
 def _is_transposed(module: nn.Module) -> bool | None:
-    """Whether the stacks are ``(experts, inputs, units)`` rather than ``(experts, units, inputs)``; None if neither."""
+    """Return True for stacks ``(experts, inputs, units)``, False for ``(experts, units, inputs)``, None for neither."""
     stacks = _stacks(module)
     if not stacks:
         return None
     first, down = next(iter(stacks.values())), stacks["down_proj"]
     factor = 2 if "gate_up_proj" in stacks else 1
-    said = getattr(module, "is_transposed", None)  # in the transformers package since version 5
+    declared = getattr(module, "is_transposed", None)  # since version 5 of transformers
     fits = {
         False: tuple(first.shape[1:]) == (factor * down.shape[2], down.shape[1]),
         True: tuple(first.shape[1:]) == (down.shape[2], factor * down.shape[1]),
     }
-    return next((layout for layout, fit in fits.items() if fit and said in (None, layout)), None)
+    return next((layout for layout, fit in fits.items() if fit and declared in (None, layout)), None)
 
 
-def _is_stack_of_experts(module: nn.Module) -> bool:
-    return _is_transposed(module) is not None
-
-
-@register_layer_by_shape(_is_stack_of_experts)
+@register_layer_by_shape(lambda module: _is_transposed(module) is not None)
 def _experts(module: nn.Module) -> Iterator[Units]:
     stacks = _stacks(module)
     for name, stack in stacks.items():
         bias = held(module, "_parameters").get(f"{name}_bias")
         yield from _of_transposed(module, name, stack, bias) if _is_transposed(module) else _of_stack(name, stack, bias)
-    # Experts that are copies of one another. Their biases are left to the rows above.
+    # Whole experts are compared as well. Their biases belong to the rows above.
     if len({len(stack) for stack in stacks.values()}) == 1:
         yield Units(*stacks.values(), part="experts", may_go_unused=True)
 
 
 def _of_stack(name: str, stack: Tensor, bias: Tensor | None) -> Iterator[Units]:
-    # In `gate_up_proj` the gates of all units come first, which are not compared with what they let through.
+    # `gate_up_proj` holds the gates of all units first, then the units that they scale: two blocks.
     blocks = (2 if name == "gate_up_proj" else 1) * len(stack)
     yield Units((stack, _of_all_experts), None if bias is None else (bias, _of_all_experts), blocks=blocks, part=name)
 
 
 def _of_transposed(module: nn.Module, name: str, stack: Tensor, bias: Tensor | None) -> Iterator[Units]:
-    # No view has the units of all experts one after the other, so each expert is a part of its own.
+    # No view puts the units of all experts in a row, so each expert is a part of its own.
     size = stack.shape[2]
     choices = {name: slice(None)}
     if name == "gate_up_proj":
@@ -92,14 +85,10 @@ def _of_transposed(module: nn.Module, name: str, stack: Tensor, bias: Tensor | N
         choices = dict(zip(("gate_proj", "up_proj"), halves, strict=True))
     for part, choice in choices.items():
         for expert in range(len(stack)):
-            row, number = _columns(expert, choice), _numbers(expert, choice)
-            has_bias = None if bias is None else (bias, number)
-            yield Units((stack, row), has_bias, part=f"{part}.{expert}", may_go_unused=True)
+            view = _columns(expert, choice)
+            with_view = None if bias is None else (bias, view)
+            yield Units((stack, view), with_view, part=f"{part}.{expert}", may_go_unused=True)
 
 
-def _columns(expert: int, choice: slice) -> View:
-    return lambda stack: stack[expert, :, choice].T
-
-
-def _numbers(expert: int, choice: slice) -> View:
-    return lambda bias: bias[expert, choice]
+def _columns(expert: int, choice: slice) -> View:  # (experts, ..., units) -> (chosen units, ...)
+    return lambda stack: stack[expert, ..., choice].movedim(-1, 0)

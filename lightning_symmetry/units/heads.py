@@ -1,4 +1,4 @@
-"""The heads of attention modules: which units of their projections make up each head."""
+"""The heads of attention modules: which units of the projections form each head."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from torch import nn
 from lightning_symmetry.units.naming import readable_names
 
 _ROLES = ("query", "key", "value")
-# What projections to queries, keys and values are called, each a layer of its own.
-_APART = (
+# Names of projections to queries, keys and values that are layers of their own.
+_SEPARATE = (
     ("q", "k", "v"),  # also the parts of nn.MultiheadAttention
     ("q_proj", "k_proj", "v_proj"),
     ("query", "key", "value"),
@@ -19,7 +19,7 @@ _APART = (
     ("to_q", "to_k", "to_v"),
     ("wq", "wk", "wv"),
 )
-# Layers that give all of them: those of all heads one after the other, or head by head.
+# Names of layers that compute all three: first the queries of all heads, or one head after the other.
 _PACKED = ("c_attn", "qkv", "qkv_proj", "Wqkv")
 _PACKED_BY_HEAD = ("query_key_value",)
 
@@ -29,7 +29,7 @@ _SIZE = ("head_dim", "attention_head_size", "head_size")
 
 
 class Projection(NamedTuple):
-    """Where the queries, keys or values of each head are among the units of a layer.
+    """The units of a layer that are the queries, keys or values of each head.
 
     Attributes:
         layer: name of the layer.
@@ -47,10 +47,10 @@ class Projection(NamedTuple):
 
 
 def find_projections(model: nn.Module, widths: Mapping[str, int]) -> list[Projection]:
-    """Find the projections of attention modules whose heads can be told apart.
+    """Find the projections of attention modules, head by head.
 
-    A module counts if it, or its ``config``, holds the number or size of its heads, and has layers with the usual names
-    whose widths agree with that.
+    A module counts if it, or its ``config``, holds the number or size of its heads, and if it has layers with the usual
+    names and matching widths.
 
     Args:
         model: any module.
@@ -68,13 +68,13 @@ def _of_module(name: str, path: str, module: nn.Module, widths: Mapping[str, int
     num_heads, size = _number(module, _NUM_HEADS), _number(module, _SIZE)
     if not num_heads and not size:
         return
-    # The parts of a layer go by its name, which for the model itself is that of its class.
+    # Parts of a layer are named after the layer; the model itself is named after its class.
     start = f"{name}." if path or isinstance(module, nn.MultiheadAttention) else ""
     num_key_heads = _number(module, _NUM_KEY_HEADS)
-    for names in _APART:
+    for names in _SEPARATE:
         layers = [start + each for each in names]
         if all(layer in widths for layer in layers):
-            starts = _apart([widths[layer] for layer in layers], num_heads, num_key_heads, size)
+            starts = _starts([widths[layer] for layer in layers], num_heads, num_key_heads, size)
             for layer, role, each in zip(layers, _ROLES, starts, strict=False):
                 yield Projection(layer, name, role, tuple(each), each.step)
     for packed in (*_PACKED, *_PACKED_BY_HEAD):
@@ -94,14 +94,10 @@ def _of_module(name: str, path: str, module: nn.Module, widths: Mapping[str, int
                 yield Projection(layer, name, role, places, width)
 
 
-def _apart(widths: Sequence[int], num_heads: int, num_key_heads: int, size: int) -> list[range]:
-    """Return where heads start in queries, keys and values, as ranges; empty if the widths do not agree.
+def _starts(widths: Sequence[int], num_heads: int, num_key_heads: int, size: int) -> list[range]:
+    """Return the first units of all heads in queries, keys and values, as ranges; empty if the widths do not match.
 
-    Args:
-        widths: number of units of the three.
-        num_heads: number of heads; 0 if it is not known.
-        num_key_heads: number of heads of keys and values, which several queries may share; 0 if it is not known.
-        size: number of units per head; 0 if it is not known.
+    The widths are those of the three layers. A number or size of heads is 0 if unknown.
     """
     if not all(widths):
         return []
@@ -115,9 +111,9 @@ def _apart(widths: Sequence[int], num_heads: int, num_key_heads: int, size: int)
 
 
 def _number(module: nn.Module, names: Sequence[str]) -> int:
-    """Return the number that a module, or else its configuration, holds under one of these names; 0 if there is none.
+    """Return the number that a module, or its configuration, holds under the first of these names; 0 without one.
 
-    Nothing of the module is called: properties may be code of users.
+    Properties of the module are not read: they may be code of users.
     """
     config = module.__dict__.get("config")
     for name in names:

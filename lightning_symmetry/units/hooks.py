@@ -1,4 +1,4 @@
-"""Hooks on the modules of a model that is trained, which must not fail, and do nothing in copies and files of it."""
+"""Hooks on modules: they never fail, and do nothing in copies of a model and in files."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ import torch
 
 
 class ModuleHook:
-    """A hook of a module that looks and changes nothing.
+    """A hook of a module, or of a parameter, that only observes.
 
-    A copy of it, or what is read from a file, does nothing and needs nothing of this package: ``torch.save(model)`` and
-    ``copy.deepcopy(model)`` take hooks along. Compiled code calls it without looking inside.
+    ``torch.save(model)`` and ``copy.deepcopy(model)`` include hooks. Copied or loaded, this one does nothing and does
+    not need this package. ``torch.compile`` does not trace into it.
 
     Args:
-        look: called as the hook.
-        on_error: called with what ``look`` raises.
+        observe: called as the hook.
+        on_error: called with an exception of ``observe``; None: such exceptions are ignored.
 
     Example:
         >>> import copy
-        >>> hook = ModuleHook(lambda module, args: print("called"), on_error=print)
+        >>> hook = ModuleHook(lambda module, args: print("called"))
         >>> layer = torch.nn.Linear(2, 2)
         >>> handle = layer.register_forward_pre_hook(hook)
         >>> shape = layer(torch.ones(1, 2)).shape
@@ -29,22 +29,23 @@ class ModuleHook:
         >>> shape = copy.deepcopy(layer)(torch.ones(1, 2)).shape
     """
 
-    def __init__(self, look: Callable[..., None], on_error: Callable[[Exception], None]) -> None:
-        self._look, self._on_error = look, on_error
+    def __init__(self, observe: Callable[..., None], on_error: Callable[[Exception], None] | None = None) -> None:
+        self._observe, self._on_error = observe, on_error
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator] # PyTorch does not say
+    @torch.compiler.disable  # type: ignore[untyped-decorator] # PyTorch does not annotate it
     def __call__(self, *args: Any) -> None:
-        """Look, and never fail."""
+        """Observe, and never fail."""
         try:
-            self._look(*args)
+            self._observe(*args)
         except Exception as error:
-            self._on_error(error)
+            if self._on_error is not None:
+                self._on_error(error)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return getattr, (nullcontext(), "__exit__")  # which takes anything, does nothing, and is there without us
+        return getattr, (nullcontext(), "__exit__")  # accepts any arguments, does nothing, needs no import of ours
 
 
 def is_of_user(hook: Any) -> bool:
-    """Return whether a hook of a module is neither one of ours nor what is left of one in a copy."""
+    """Return whether a hook is neither a :class:`ModuleHook` nor the remains of one in a copy."""
     is_left_over = type(getattr(hook, "__self__", None)) is nullcontext
     return not isinstance(hook, ModuleHook) and not is_left_over

@@ -1,4 +1,4 @@
-"""Layers: sets of units, and how the weights and gradients that feed them are read as matrices with a row per unit."""
+"""Layers: sets of units whose weights and gradients are read as matrices with a row per unit."""
 
 from __future__ import annotations
 
@@ -26,17 +26,12 @@ _COMPLEX = (torch.complex64, torch.complex128)
 
 
 def is_trained(parameter: Tensor, trained: Set[int] | None) -> bool:
-    """Whether the gradient of a parameter is up to date.
-
-    Args:
-        parameter: the parameter.
-        trained: identities (``id``) of the parameters that the current optimizer updates; None: all.
-    """
+    """Return whether the current optimizer updates a parameter, given the ``id`` of all that it updates; None: all."""
     return parameter.requires_grad and (trained is None or id(parameter) in trained)
 
 
 def readable_gradient(parameter: Tensor) -> Tensor | None:
-    """Return the gradient of a parameter; of a sparse one the rows that it has, in the order of their indices.
+    """Return the gradient of a parameter; of a sparse gradient its rows, in the order of their indices.
 
     Returns:
         None if there is no gradient, a sparse one without rows, or one of another layout.
@@ -51,34 +46,30 @@ def readable_gradient(parameter: Tensor) -> Tensor | None:
 
 
 def real_rows(rows: Tensor) -> Tensor:
-    """Return rows of complex numbers as real ones, their real and imaginary parts apart, ``(n, 2, ...)``.
-
-    Rows of real numbers are returned as they are.
-    """
+    """Return complex rows ``(n, ...)`` as real and imaginary parts, ``(n, 2, ...)``; real rows unchanged."""
     return torch.view_as_real(rows.resolve_conj()).movedim(-1, 1) if rows.is_complex() else rows
 
 
 def complex_rows(rows: Tensor) -> Tensor:
-    """Return the rows of complex numbers that :func:`real_rows` has made real ones of."""
+    """Return complex rows ``(n, ...)`` from the output of :func:`real_rows`, ``(n, 2, ...)``."""
     return torch.view_as_complex(rows.movedim(1, -1).contiguous())
 
 
 class WrongShapesError(NotUnderstoodError):
-    """Tensors of an adapter that do not fit together; the message says why."""
+    """The shapes of an adapter's tensors do not match; the message shows them."""
 
 
 @dataclass(frozen=True)
 class Incoming:
-    """One tensor that feeds the units of a layer.
+    """A tensor that feeds the units of a layer.
 
     Attributes:
-        weights: the tensor as the layer uses it.
-        view: turns a tensor of this shape into one whose first dimension counts units, ``(num_units, ...)``; complex
-            numbers into pairs of real ones, as :func:`real_rows` does.
+        weights: the tensor that the layer uses.
+        view: ``tensor -> (num_units, ...)`` for tensors of its shape; complex ones as by :func:`real_rows`.
         originals: the parameters that ``weights`` is computed from, if the layer is parametrized; the source of
             ``part``, if there is one; else ``weights`` itself.
-        part: what this rank holds of the parameter, if FSDP1 or DeepSpeed's ZeRO has flattened it. ``weights`` is then
-            a tensor on the meta device, which has the shape of the whole parameter and no numbers.
+        part: this rank's part of a parameter that FSDP1 or DeepSpeed's ZeRO has flattened. ``weights`` is then a meta
+            tensor of the whole parameter's shape.
     """
 
     weights: Tensor
@@ -88,44 +79,44 @@ class Incoming:
 
     @property
     def keys(self) -> tuple[object, ...]:
-        """One value for each parameter in question; other layers with the same parameter have the same value."""
+        """A key per parameter; layers that share a parameter have the same key."""
         return tuple(map(id, self.originals)) if self.part is None else (self.part.key,)
 
     @property
     def is_plain(self) -> bool:
-        """Whether this is a parameter that lies here in full and is used as it is."""
+        """Whether this is an unsharded parameter that the layer uses unchanged."""
         is_parameter = len(self.originals) == 1 and self.originals[0] is self.weights
         return self.part is None and is_parameter and not is_sharded(self.weights)
 
     def rows(self) -> Tensor | Piece:
-        """The weights as ``(num_units, ...)``; if they are sharded, what this rank holds of them."""
+        """Return the weights as ``(num_units, ...)``; this rank's part of them if they are sharded."""
         if self.part is not None:
             return piece_of_part(self.part, self.part.numbers(), self.view, self.part.dtype)
         return part_of_rows(self.weights, self.view)
 
     @property
     def latents(self) -> tuple[Tensor, ...]:
-        """The originals of the shape of the weights, which train in their place; empty if they are not computed."""
+        """The originals of the weights' shape, which train in place of computed weights; empty for other weights."""
         if self.part is not None:
             return ()
         weights = self.weights
         return tuple(each for each in self.originals if each is not weights and each.shape == weights.shape)
 
     def trained_rows(self) -> list[Tensor | Piece]:
-        """What trains, as ``(num_units, ...)`` each: the latents, or the weights themselves."""
+        """Return the latents, or else the weights, as ``(num_units, ...)`` each: the tensors that train."""
         return [self.view(each.detach()) for each in self.latents] or [self.rows()]
 
     def factors(self) -> list[Tensor]:
-        """The originals of other shapes that hold numbers for each unit, as ``(num_units, ...)``."""
+        """Return the originals of other shapes with numbers for each unit, as ``(num_units, ...)``."""
         factors = [self._by_unit(each.detach()) for each in self.originals if not self._has_rows(each)]
         return [each for each in factors if each is not None]
 
     def gradients(self, trained: Set[int] | None) -> list[tuple[Tensor | Piece | None, bool]]:
-        """Return the gradient of each original that is trained and holds numbers for each unit.
+        """Return the gradients of the trained originals, and for each whether its original is a factor.
 
         Returns:
-            The gradients as ``(num_units, ...)``, None for one that cannot be read, each with whether it is that of a
-            factor.
+            The gradients as ``(num_units, ...)``, None for one that cannot be read. Originals that hold a single number
+            for all units are omitted.
         """
         every = [each for each in self.originals if is_trained(each, trained) and not self._is_shared(each)]
         return [(self._gradient(each), not self._has_rows(each)) for each in every]
@@ -139,7 +130,7 @@ class Incoming:
             return None
         if gradient.shape == self.weights.shape:
             return part_of_rows(gradient, self.view)
-        if gradient.shape != original.shape:  # the rows of a sparse one
+        if gradient.shape != original.shape:  # the rows of a sparse gradient
             rows = self.view(gradient)
             return rows if len(rows) == len(self.rows()) else None
         return self._by_unit(gradient)
@@ -152,12 +143,12 @@ class Incoming:
         return original.numel() == 1 and not self._has_rows(original)
 
     def _by_unit(self, numbers: Tensor) -> Tensor | None:
-        """Return the numbers of an original of another shape by unit; None if it does not say which belong to which."""
+        """Return the numbers of an original of another shape, by unit; None if its shape does not tell the units."""
         shape = self.weights.shape
         if self._is_shared(numbers):
             return None
         if numbers.dim() == len(shape) and all(a in (1, b) for a, b in zip(numbers.shape, shape, strict=True)):
-            # Such as the norms of weight_norm: the same number for all weights along a dimension.
+            # One number for all weights along a dimension, such as the norms of weight_norm.
             rows = self.view(numbers.expand(shape))
             return rows[(slice(None), *(0 if step == 0 else slice(None) for step in rows.stride()[1:]))]
         return real_rows(numbers) if len(numbers) == len(self.rows()) else None
@@ -169,22 +160,21 @@ class Layer:
 
     Attributes:
         name: name of the module in the model, with the part if it has several.
-        tensors: what feeds the units, the weight first.
+        tensors: the tensors that feed the units, the weight first.
         blocks: number of equal blocks of consecutive units; units of different blocks are never compared.
-        recurrent: the tensor that feeds the units back into themselves; its view gives
+        recurrent: the tensor that feeds the units back into themselves; its view returns
             ``(num_units, gates, num_units)``.
         also: names of further layers that share the weight.
         num_units: number of units.
-        shapes: shape ``(num_units, ...)`` that the view of each tensor gives, the recurrent tensor last.
+        shapes: the shape ``(num_units, ...)`` of each tensor's view, the recurrent tensor last.
         fan_in: number of weights that feed one unit, without the bias.
-        place: a value that is equal for layers whose weights are read from the same parameter in the same way.
-        can_freeze: whether a zero gradient, check after check, is evidence against the units.
-        dies_as_a_whole: whether zero gradients of all units at once are such evidence, though those of some are not.
-        slices_of: name of the parameter, if these units are its slices along one of its dimensions because no adapter
-            knows it; empty for layers with an adapter.
-        odd_gates: the gates, along the second dimension of every view, whose rows change sign in a unit that puts out
-            the negative of another one; None: all rows do.
-        row_names: names of the rows where they are not units but modules; empty for layers.
+        place: where the rows of the weight lie in its parameter; equal for layers that read it in the same way.
+        can_freeze: whether repeated zero gradients are evidence against the units.
+        dies_as_a_whole: whether they are evidence only if no unit has a gradient.
+        slices_of: name of the parameter that the units are slices of, because no adapter knows it; else empty.
+        odd_gates: the gates, along the second dimension of every view, whose weights change sign in a mirror image;
+            None: all weights do.
+        row_names: names of rows that are modules; empty for layers, whose rows are units.
     """
 
     name: str
@@ -217,7 +207,7 @@ class Layer:
         object.__setattr__(self, "place", _place_of(several[0], self.tensors[0].weights, self.blocks))
 
     def all_tensors(self) -> list[Incoming]:
-        """All that feeds the units, the recurrent tensor last."""
+        """Return all tensors that feed the units, the recurrent tensor last."""
         return [*self.tensors, *([self.recurrent] if self.recurrent else [])]
 
     @property
@@ -231,23 +221,23 @@ class Layer:
         return tuple(map(id, self.originals))
 
     def weights(self) -> Rows:
-        """One row per unit: what trains of the incoming weights side by side, without the recurrent tensor."""
+        """Return a row per unit: the tensors that train, side by side, without the recurrent tensor."""
         return matrix_of([rows for tensor in self.tensors for rows in tensor.trained_rows()])
 
     @property
     def is_computed(self) -> bool:
-        """Whether :meth:`weights` are not those that the layer uses, but what these are computed from."""
+        """Whether the layer uses weights that are computed from :meth:`weights`."""
         return any(tensor.latents for tensor in self.tensors)
 
     def computed_rows(self) -> Rows:
-        """One row per unit: the incoming weights as the layer uses them, without the recurrent tensor."""
+        """Return a row per unit: the weights that the layer uses, without the recurrent tensor."""
         return matrix_of([tensor.rows() for tensor in self.tensors])
 
     def parity(self) -> Parity | None:
-        """Return all rows in which units agree that are equal or mirror images, by what a mirror image does to them.
+        """Return all rows that equal units share, split into those that change sign in a mirror image and the others.
 
         Returns:
-            None if they are those of :meth:`weights`, and all of them change sign.
+            None if these are the rows of :meth:`weights` and all of them change sign.
         """
         if self.odd_gates is None and not self.is_computed:
             return None
@@ -259,7 +249,7 @@ class Layer:
         return self._by_parity([*rows, *((each, True) for tensor in self.tensors for each in tensor.factors())])
 
     def gradients_by_parity(self, trained: Set[int] | None = None) -> Parity | None:
-        """Return the gradients of :meth:`gradients` by what a mirror image does to them; None if all change sign."""
+        """Return the rows of :meth:`gradients`, split like :meth:`parity`; None if all change sign."""
         if self.odd_gates is None and not self.is_computed:
             return None
         every = [pair for tensor in self.all_tensors() for pair in tensor.gradients(trained)]
@@ -279,14 +269,14 @@ class Layer:
         return Parity(matrix_of(odd), matrix_of(even) if even else None) if odd else None
 
     def gradients(self, trained: Set[int] | None = None) -> Rows | None:
-        """One row per unit: the gradients side by side, that of the recurrent tensor included.
+        """Return a row per unit: the gradients of all tensors side by side, including the recurrent one.
 
         Args:
             trained: identities (``id``) of the parameters that the current optimizer updates; None: all. The gradients
-                of other parameters may be old or incomplete and are left out.
+                of other parameters may be old or incomplete and are omitted.
 
         Returns:
-            The rows; None if no parameter is trained, or if one that is trained has no readable gradient.
+            The rows; None if no parameter is trained, or if a trained one has no readable gradient.
         """
         pieces: list[Tensor | Piece] = []
         for tensor in self.all_tensors():
@@ -297,15 +287,15 @@ class Layer:
         return matrix_of(pieces) if pieces else None
 
     def recurrent_rows(self) -> Rows | None:
-        """The recurrent tensor as a matrix ``(num_units, gates * num_units)``; None for layers without one."""
+        """Return the recurrent tensor as ``(num_units, gates * num_units)``; None for layers without one."""
         return matrix_of([self.recurrent.rows()]) if self.recurrent else None
 
     def is_trained_by(self, trained: Set[int]) -> bool:
-        """Whether any parameter of this layer is among those with these identities (``id``)."""
+        """Return whether any parameter of this layer has one of these identities (``id``)."""
         return not trained.isdisjoint(self.identity)
 
     def are_updated_alike(self, units: Sequence[int], updates: Updates) -> bool:
-        """Return whether some of the units are updated from equal state of the optimizer."""
+        """Return whether these units have equal optimizer state, so that equal gradients lead to equal updates."""
         return all(
             updates.are_alike_along(original, tensor.view, units)
             for tensor in self.all_tensors()
@@ -319,9 +309,9 @@ class Layer:
         return tuple(original for tensor in self.all_tensors() for original in tensor.originals)
 
     def shares(self) -> Iterator[tuple[object, Fraction]]:
-        """Pairs of a key of a parameter, as in :attr:`Incoming.keys`, and the share of its numbers that is looked at.
+        """Yield each parameter's key, as in :attr:`Incoming.keys`, and the share of its numbers that the layer reads.
 
-        The share is less than 1 for parts of a layer whose tensors are packed into one parameter.
+        The share is less than 1 if several parts of a layer are packed into one parameter.
         """
         for tensor, shape in zip(self.all_tensors(), self.shapes, strict=True):
             for key in tensor.keys:
@@ -332,16 +322,16 @@ class Layer:
 def _place_of(rows: Tensor | Piece, weights: Tensor, blocks: int) -> object:
     if not isinstance(rows, Tensor):
         return rows.layout
-    # A view that copies lies nowhere in the parameter, and has the strides of some other view.
+    # A view that copies has no place in the parameter, and its strides may equal those of another view.
     is_copy = rows.untyped_storage().data_ptr() != weights.untyped_storage().data_ptr()
     return rows.shape, ("copy", blocks) if is_copy else (rows.storage_offset(), rows.stride())
 
 
 def check_tensor(tensor: Tensor) -> None:
-    """Refuse a tensor whose numbers cannot be read, or which is not itself the parameter that is trained.
+    """Check that a tensor is a trained parameter and that its numbers can be read.
 
     Raises:
-        NotUnderstoodError: says why.
+        NotUnderstoodError: otherwise; the message says why.
     """
     if is_lazy(tensor):
         raise NotUnderstoodError("not initialised yet")

@@ -1,4 +1,4 @@
-"""Matrices of a model by name: ranks ask one another for matrices, and can send names only."""
+"""Matrices of a model by name: ranks request matrices from one another by name."""
 
 from __future__ import annotations
 
@@ -17,23 +17,20 @@ FindLayers = Callable[[], Found]
 
 
 def rows_by_name(model: nn.Module, find: FindLayers, trained: Set[int] | None) -> Callable[[Name], Shared | None]:
-    """Make a function that returns a matrix of a model by its name.
+    """Return a function that maps a name to a matrix of a model; to None if this rank has no such layer or matrix.
 
-    A name is the kind of the matrix (``"weights"``, ``"gradients"`` or ``"recurrent"``) and the name of the layer, or
-    the names of modules that are copies of one another, as the first rank found them.
+    A name is the kind of the matrix (``"weights"``, ``"gradients"`` or ``"recurrent"``), followed by the name of a
+    layer, or by the names of the modules that the first rank found to be copies.
 
     Args:
         model: the model.
         find: returns the layers of the model.
         trained: identities (``id``) of the parameters that the current optimizer updates; None: all.
-
-    Returns:
-        The function; it returns None for a layer or a matrix that there is not on this rank.
     """
     by_name: dict[str, Layer] = {}
 
     def matrix(name: Name) -> Shared | None:
-        part, *names = name
+        kind, *names = name
         if not by_name:
             by_name.update({layer.name: layer for layer in find().layers})
         layer = copies_named(model, names) if len(names) > 1 else by_name.get(names[0])
@@ -44,7 +41,7 @@ def rows_by_name(model: nn.Module, find: FindLayers, trained: Set[int] | None) -
             "gradients": partial(layer.gradients, trained),
             "recurrent": layer.recurrent_rows,
         }
-        rows = matrices[part]()
+        rows = matrices[kind]()
         assert rows is None or isinstance(rows, Shared)
         return rows
 

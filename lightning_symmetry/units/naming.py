@@ -1,25 +1,28 @@
-"""What the modules of a model are called in reports: their paths, without what wrappers add to them."""
+"""Readable names of modules: their paths without the steps that wrappers add; and patterns that choose names."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from difflib import SequenceMatcher
+from fnmatch import fnmatchcase
 
 from torch import nn
 
 from lightning_symmetry.modules import own_parameters, walk
 from lightning_symmetry.ranks.zero import is_engine
 
-# What torch.compile, activation checkpointing, FSDP1 and Fabric put into the path of a module that they wrap.
+# Steps that torch.compile, activation checkpointing, FSDP1 and Fabric add to the path of a wrapped module.
 _WRAPPED = {"_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module", "_forward_module", "_original_module"}
-# These and engines of DeepSpeed call the module that they wrap `module`, as other modules may call a part of theirs.
+# These, and DeepSpeed's engines, call the wrapped module `module`; elsewhere that is an ordinary name.
 _PARALLEL = (nn.parallel.DistributedDataParallel, nn.DataParallel)
+_MAX_SUGGESTIONS = 5
 
 
 def readable_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Yield every module with its readable name, in the order of :func:`lightning_symmetry.modules.walk`.
 
-    The model itself, wrapped or not, is called by its class. No two modules have one name, except that a wrapper
-    without parameters of its own is called as the module that it wraps, which comes next.
+    The model itself, wrapped or not, is named after its class. Names are unique, except that a wrapper without
+    parameters of its own shares the name of the module that it wraps, which comes next.
 
     Example:
         >>> inner = nn.Sequential(nn.Linear(2, 3))
@@ -30,7 +33,10 @@ def readable_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def readable_names(model: nn.Module) -> Iterator[tuple[str, str, nn.Module]]:
-    """Do as :func:`readable_modules`, with the readable path after the name: it is empty for the model itself."""
+    """Yield the name, the readable path and the module, in the order of :func:`readable_modules`.
+
+    The path of the model itself is empty.
+    """
     every = list(_readable_paths(model))
     paths = {path for path, _ in every}
     for path, module in every:
@@ -54,7 +60,7 @@ def readable_parameters(model: nn.Module) -> Iterator[tuple[str, str, nn.Paramet
 
 def _readable_paths(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     readable: dict[str, str] = {}  # by path
-    holders: dict[str, str] = {}  # by readable path, the path of the innermost module that has it
+    holders: dict[str, str] = {}  # by readable path, the path of the innermost module with it
     wrappers: set[str] = set()  # the paths of modules without parameters of their own
     parallel: set[str] = set()
     for path, module in walk(model):
@@ -75,7 +81,7 @@ def _readable_paths(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def free_name(name: str, kind: str, taken: Collection[str]) -> str:
-    """Return a name, marked with what it names as often as it takes to differ from others.
+    """Return a name that is not taken, by appending its kind as often as needed.
 
     Example:
         >>> free_name("attn.q", "part", {"attn", "attn.q"})
@@ -84,3 +90,55 @@ def free_name(name: str, kind: str, taken: Collection[str]) -> str:
     while name in taken:
         name += f" ({kind})"
     return name
+
+
+def is_chosen(names: Collection[str], include: Sequence[str] | None, exclude: Sequence[str]) -> bool:
+    """Return whether the user chose a layer that has these names; ``include=None`` chooses all.
+
+    Patterns of ``include`` and ``exclude`` are matched by :mod:`fnmatch`.
+    """
+    if any(_matches(name, pattern) for pattern in exclude for name in names):
+        return False
+    return include is None or any(_matches(name, pattern) for pattern in include for name in names)
+
+
+def unmatched_patterns(
+    names: Collection[str], include: Sequence[str] | None, exclude: Sequence[str]
+) -> dict[str, tuple[str, ...]]:
+    """Return the patterns that match no name, by argument; arguments without such patterns are omitted."""
+    unmatched: dict[str, tuple[str, ...]] = {}
+    for argument, patterns in (("include", include or ()), ("exclude", exclude)):
+        useless = tuple(pattern for pattern in patterns if not any(_matches(name, pattern) for name in names))
+        if useless:
+            unmatched[argument] = useless
+    return unmatched
+
+
+def unmatched_text(unmatched: Mapping[str, Sequence[str]], names: Sequence[str]) -> str:
+    """Return a line of text for each pattern that matches nothing, with the most similar names.
+
+    >>> print(unmatched_text({"exclude": ("fc3",)}, ["fc1", "fc2", "head"]))
+    `exclude` has the pattern 'fc3', which matches no layer. Closest names: 'fc1', 'fc2', 'head' (3 in all).
+    """
+    return "\n".join(
+        f"`{argument}` has the pattern {pattern!r}, which matches no layer. {_suggestions(pattern, names)}"
+        for argument, patterns in unmatched.items()
+        for pattern in patterns
+    )
+
+
+def _matches(name: str, pattern: str) -> bool:
+    # The brackets in the names of slices would be a choice of characters in a pattern.
+    return name == pattern or fnmatchcase(name, pattern)
+
+
+def _suggestions(pattern: str, names: Sequence[str]) -> str:
+    if not names:
+        return "This model has no layers."
+    by_likeness = sorted(names, key=lambda name: SequenceMatcher(None, name, pattern).ratio(), reverse=True)
+    closest = ", ".join(map(repr, by_likeness[:_MAX_SUGGESTIONS]))
+    text = f"Closest names: {closest} ({len(names)} in all)."
+    # Patterns match whole names: the name of a container does not match the layers inside.
+    if any(name.startswith(f"{pattern}.") for name in names):
+        text = f"For the layers inside {pattern!r} write {pattern + '.*'!r}. {text}"
+    return text

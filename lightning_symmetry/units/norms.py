@@ -1,4 +1,4 @@
-"""Norms over a single number, whose output is constant: what they pass back is rounding errors, and large ones."""
+"""Norms over a single number: their output is constant, and the gradient that they return is enlarged rounding."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from lightning_symmetry.modules import modules_of
 
 
 def rounding_gain(model: nn.Module) -> float:
-    """Return by how much norms over a single number enlarge the rounding errors of gradients; 0 if there are none.
+    """Return the factor by which norms over a single number enlarge rounding errors of gradients; 0 without such norms.
 
-    The gradient of such a norm is zero but for rounding, and is divided by the standard deviation of one number, which
-    is the square root of ``eps``.
+    The gradient of such a norm is zero but for rounding. It is divided by ``sqrt(eps)``, the standard deviation of a
+    single number.
 
     Example:
         >>> round(rounding_gain(nn.Sequential(nn.Linear(4, 1), nn.LayerNorm(1))))
@@ -30,5 +30,5 @@ def rounding_gain(model: nn.Module) -> float:
 def _may_be_over_one(module: Any) -> bool:
     if issubclass(type(module), (nn.LayerNorm, nn.RMSNorm)):
         return bool(prod(module.normalized_shape) == 1)
-    # With as many groups as channels, on maps of one pixel.
+    # With a group per channel it normalises over a single number where maps have one pixel.
     return issubclass(type(module), nn.GroupNorm) and bool(module.num_groups == module.num_channels)

@@ -1,7 +1,8 @@
 """Layers whose weights are computed from other tensors by ``torch.nn.utils.parametrize``.
 
-Parametrizations may be code of users: they count, keep a range, iterate or draw. The training must not notice that a
-weight was computed once more. So it is computed on copies, and not at all by code that uses what cannot be copied.
+Parametrizations may be code of users, with state: they may count calls, track a range or draw random numbers. Computing
+a weight once more must not affect the training. So weights are computed on copies, and code that uses objects which
+cannot be copied is refused.
 """
 
 from __future__ import annotations
@@ -21,34 +22,34 @@ from torch import Tensor, nn
 from lightning_symmetry.modules import held, modules_of, own_parameters, parametrizations_of
 from lightning_symmetry.units.registry import NotUnderstoodError
 
-# What these modules define changes nothing, in evaluation mode.
+# Classes of these modules change nothing in evaluation mode.
 _WITHOUT_EFFECTS = {"torch.nn.utils.parametrize", "torch.nn.utils.parametrizations"}
-# What these packages define changes nothing but its own attributes.
+# Objects of these packages change only their own attributes.
 _KNOWN_PACKAGES = sys.stdlib_module_names | {"torch"}
-# Values that no code changes by using them.
+# Immutable types.
 _CONSTANTS = (ModuleType, int, float, complex, str, bytes, tuple, frozenset, type(None), torch.dtype, torch.device)
 
 
 def without_parametrizations(
     module: nn.Module, elsewhere: Mapping[int, nn.Module] | None = None
 ) -> tuple[nn.Module, dict[int, tuple[Tensor, ...]]]:
-    """Copy a parametrized module into a plain one, whose weights are computed once and do not change any more.
+    """Copy a parametrized module into a plain one, whose weights are computed once.
 
-    The parametrized module stays as it is. The caller has to put back the global random generators.
+    The parametrized module is unchanged. The caller has to restore the global random generators.
 
     Args:
         module: a module with parametrizations.
-        elsewhere: the modules of the model, by ``id``. Code that uses one that is no part of the parametrization is
-            refused, since a copy of it might be a copy of the whole model.
+        elsewhere: the modules of the model, by ``id``. A parametrization that uses one outside of itself is refused,
+            since copying it might copy the whole model.
 
     Returns:
-        A module of the class that the module had before, with the computed weights as parameters, and, by the identity
-        (``id``) of each computed weight, the parameters that it is computed from.
+        A module of the original class with the computed weights as parameters, and, by ``id`` of each computed weight,
+        the parameters that it is computed from.
 
     Raises:
-        NotUnderstoodError: if a weight cannot be computed, or not without a trace, or is another one at every call.
+        NotUnderstoodError: if a weight cannot be computed without side effects, or differs from call to call.
     """
-    # torch.nn.utils.parametrize has derived the class of the module from the one it had before, and refuses copies.
+    # torch.nn.utils.parametrize has replaced the class of the module by a subclass, which refuses copies.
     stand_in = cast("nn.Module", object.__new__(type(module).__bases__[0]))
     stand_in.__dict__ = {**module.__dict__, "_parameters": dict(module._parameters)}
     originals: dict[int, tuple[Tensor, ...]] = {}
@@ -89,7 +90,7 @@ def _computed(chain: nn.Module, elsewhere: Mapping[int, nn.Module]) -> Tensor:
 
 
 class _Elsewhere:
-    """Stands for a module of the model that is no part of a parametrization."""
+    """Replaces a module of the model that is no part of a parametrization; any use of it raises."""
 
     def __getattr__(self, name: str) -> NoReturn:
         raise NotUnderstoodError("its parametrization uses another module of the model")
@@ -98,7 +99,7 @@ class _Elsewhere:
 
 
 def _computed_by_copy(chain: nn.Module, memo: Mapping[int, object]) -> Tensor:
-    """Compute a weight by copies of modules, which have copies of the attributes of their classes for themselves."""
+    """Compute a weight with copied modules, which also hold copies of their classes' mutable attributes."""
     copied = dict(memo)
     chain = copy.deepcopy(chain, copied)
     for part in modules_of(chain):
@@ -123,7 +124,7 @@ def _evaluated(chain: nn.Module) -> Tensor:
 
 
 def _put_back(kind: type, attributes: Mapping[str, Any]) -> list[str]:
-    """Give a class the attributes that it had, and return the names of those that were others."""
+    """Restore the attributes of a class; return the names of those that had changed."""
     changed = [name for name, value in dict(vars(kind)).items() if value is not attributes.get(name, kind)]
     for name in changed:
         if name in attributes:
@@ -134,10 +135,10 @@ def _put_back(kind: type, attributes: Mapping[str, Any]) -> list[str]:
 
 
 def _check_code(part: nn.Module) -> None:
-    """Refuse a module whose code rebinds a global or a closure, or uses one that holds what code may change.
+    """Check that a module's code neither rebinds nor uses a mutable global, closure or default.
 
     Raises:
-        NotUnderstoodError: says which.
+        NotUnderstoodError: otherwise; the message names it.
     """
     seen: set[int] = set()
     left: list[Any] = [inspect.getattr_static(part, "forward")]
@@ -163,7 +164,7 @@ def _check_code(part: nn.Module) -> None:
 
 @lru_cache
 def _names_in(code: CodeType) -> tuple[frozenset[str], frozenset[str]]:
-    """Return the globals that a function uses, and the names outside of it that it rebinds."""
+    """Return the globals that a function uses, and the outer names that it rebinds."""
     used: set[str] = set()
     rebound: set[str] = set()
     inside = [code]
@@ -178,7 +179,7 @@ def _names_in(code: CodeType) -> tuple[frozenset[str], frozenset[str]]:
 
 
 def _is_state(value: object) -> bool:
-    """Return whether code may change a value without rebinding its name."""
+    """Return whether a value is mutable."""
     is_code = hasattr(type(value), "__get__") or (callable(value) and not isinstance(value, nn.Module))
     return not is_code and not isinstance(value, _CONSTANTS)
 

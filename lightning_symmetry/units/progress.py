@@ -1,4 +1,4 @@
-"""Whether each parameter trains: gradients reach it, its numbers are finite, and they move."""
+"""Whether each parameter trains: gradients reach it, its numbers are finite, and they change."""
 
 from __future__ import annotations
 
@@ -15,29 +15,28 @@ from torch.nn.parameter import is_lazy
 from lightning_symmetry.ranks.flattening import flattened_modules
 from lightning_symmetry.ranks.pieces import is_sharded
 from lightning_symmetry.units.layers import Layer, is_trained
-from lightning_symmetry.units.naming import readable_parameters
-from lightning_symmetry.units.patterns import is_chosen
+from lightning_symmetry.units.naming import is_chosen, readable_parameters
 
-# So many numbers of a parameter tell whether it moves, beside those with the largest gradients.
+# Movement is detected by this many numbers of a parameter, and by those with the largest gradients.
 _NUM_SAMPLED = 1024
-# At so many checks it is seen which weights have gradients in no unit.
+# Inputs without a gradient are searched for at this many checks.
 _NUM_CHECKS_OF_INPUTS = 16
 
 
 @dataclass
 class Progress:
-    """What was seen of one parameter.
+    """The observations of one parameter.
 
     Attributes:
         name: its readable path.
         parameter: the parameter.
-        num_checks: at how many checks the optimizer that updates it was at work.
-        num_checks_since: at how many of these it had had a gradient.
+        num_checks: number of checks at a step of the optimizer that updates it.
+        num_checks_since: number of these checks at or after its first gradient.
         is_wanted: whether it ever required a gradient.
-        had_gradient: whether its gradient was ever seen to be finite and not zero.
-        has_grad: whether its ``grad`` was ever seen to be there, be it zero.
-        has_moved: whether its numbers have changed from one check to another.
-        not_finite_since: the step of the check since which it holds numbers that are not finite; None if all are.
+        had_gradient: whether its gradient was ever finite and not zero.
+        has_grad: whether its ``grad`` was ever present, perhaps zero.
+        has_moved: whether its numbers have changed between two checks.
+        not_finite_since: the step of the check since which it has held numbers that are not finite; None: all are.
     """
 
     name: str
@@ -54,7 +53,7 @@ class Progress:
 
     @property
     def is_settled(self) -> bool:
-        """Whether it is known to train, so that only numbers that are not finite could be news."""
+        """Whether it is known to train; only the finiteness of its numbers is then still checked."""
         return self.had_gradient and self.has_moved
 
     @property
@@ -63,12 +62,12 @@ class Progress:
         return self.has_moved and not self.has_grad
 
     def see_gradient(self) -> None:
-        """Note whether the parameter has a gradient at this step."""
+        """Record whether the parameter has a gradient at this step."""
         gradient = self.parameter.grad
         self.has_grad |= gradient is not None
         if gradient is None or self.had_gradient:
             return
-        if is_sharded(self.parameter):  # what the other ranks hold is not asked for
+        if is_sharded(self.parameter):  # the shards of other ranks are not read
             self.had_gradient = True
             return
         numbers = _numbers_of(gradient.detach())
@@ -77,10 +76,11 @@ class Progress:
             self.had_gradient = any(extremes) and all(map(isfinite, extremes))
 
     def see_numbers(self) -> None:
-        """Note whether the numbers have changed since the check before."""
+        """Record whether the numbers have changed since the previous check."""
         gradient = self.parameter.grad
         is_here = not is_sharded(self.parameter)
-        flat = real_numbers(self.parameter.detach() if is_here else _local(self.parameter.detach()))
+        parameter: Any = self.parameter.detach()
+        flat = real_numbers(parameter if is_here else parameter.to_local())
         if not len(flat):
             self.has_moved = True
         if self._places is not None and self._before is not None:
@@ -90,48 +90,43 @@ class Progress:
             return
         self._places = slice(0, None, max(1, len(flat) // _NUM_SAMPLED))
         if self.num_checks > 1 and is_here and gradient is not None:
-            # Where none of these has moved, as of a table few of whose rows are used: those that move if any do.
+            # Of a table with few used rows, the sample may not move; the numbers with the largest gradients do.
             sampled = torch.arange(len(flat), device=flat.device)[self._places]
             self._places = torch.cat([sampled, _places_of_extremes(gradient.detach()).to(flat.device)])
         self._before = flat[self._places].clone()
 
 
 def real_numbers(tensor: Tensor) -> Tensor:
-    """Return the numbers one after the other, of complex ones both parts, ``(n,)``."""
+    """Return the flattened numbers, ``(n,)``, complex ones as real and imaginary parts."""
     return (torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor).flatten()
 
 
 def _numbers_of(gradient: Tensor) -> Tensor:
-    """Return the numbers of a gradient, ``(n,)``; of a sparse one those that it holds."""
+    """Return the flattened numbers of a gradient, ``(n,)``; of a sparse one its values."""
     return real_numbers(gradient if gradient.layout == torch.strided else gradient.coalesce().values())
 
 
 def _places_of_extremes(gradient: Tensor) -> Tensor:
-    """Return where the largest and the smallest number of a gradient lie in the flattened parameter, ``(2,)``."""
+    """Return the places of the largest and the smallest number of a gradient in the flattened parameter, ``(2,)``."""
     numbers = _numbers_of(gradient)
     if not len(numbers):
         return torch.zeros(0, dtype=torch.int64)
     places = torch.stack([numbers.argmax(), numbers.argmin()])
     if gradient.layout == torch.strided:
         return places
-    row = gradient.coalesce().indices()[0]  # of each row that the gradient holds
+    row = gradient.coalesce().indices()[0]  # the index of each row of the gradient
     width = len(numbers) // len(row)
     return row[places // width] * width + places % width
 
 
-def _local(tensor: Tensor) -> Tensor:
-    local: Tensor = tensor.to_local()  # type: ignore[attr-defined]
-    return local
-
-
 @dataclass
 class Inputs:
-    """Which of the weights that feed each unit of a layer have a gradient in any unit.
+    """The inputs of a layer whose weights have had a gradient in any unit.
 
     Attributes:
         layer: the layer.
-        num_checks: at how many checks its gradients were seen.
-        are_fed: which weights had a gradient in any unit at any of them, ``(fan_in,)``; None before the first.
+        num_checks: number of checks with gradients.
+        are_fed: mask of these inputs, ``(fan_in,)``; None before the first check.
     """
 
     layer: Layer
@@ -140,17 +135,17 @@ class Inputs:
 
     @property
     def is_open(self) -> bool:
-        """Whether more checks are to be seen."""
+        """Whether further checks may still find inputs with a gradient."""
         is_known = self.are_fed is not None and bool(self.are_fed.all())
         return self.num_checks < _NUM_CHECKS_OF_INPUTS and not is_known
 
     @property
     def num_idle(self) -> int:
-        """How many weights of each unit had no gradient so far."""
+        """The number of inputs without a gradient so far."""
         return 0 if self.are_fed is None else len(self.are_fed) - int(self.are_fed.count_nonzero())
 
-    def take_in(self) -> None:
-        """See the gradients of one check, if there are any."""
+    def update(self) -> None:
+        """Record the gradients of one check, if there are any."""
         weight = self.layer.tensors[0]
         gradient = weight.weights.grad
         if gradient is not None and gradient.layout == torch.strided and gradient.count_nonzero():
@@ -159,26 +154,26 @@ class Inputs:
             self.num_checks += 1
 
 
-def _tells_of_inputs(layer: Layer) -> bool:
-    """Return whether all units of a layer have the same inputs, and weights and gradients lie here as they are used."""
+def _has_common_inputs(layer: Layer) -> bool:
+    """Return whether all units of a layer have the same inputs, and its weight is a plain parameter."""
     return layer.tensors[0].is_plain and layer.can_freeze and not layer.slices_of and layer.blocks == 1
 
 
 @dataclass
 class Ledger:
-    """What was seen of the parameters of a model, check after check.
+    """The observations of all parameters of a model.
 
     Attributes:
-        entries: by identity (``id``), what was seen of each parameter.
+        entries: those of each parameter, by ``id``.
     """
 
     entries: dict[int, Progress] = field(default_factory=dict)
     _layers: Sequence[Layer] = ()
-    _loose: list[Progress] = field(default_factory=list)  # those that belong to no layer that is looked at
-    _open: list[Progress] = field(default_factory=list)  # those that are not known to train
-    _not_finite: set[int] = field(default_factory=set)  # identities
+    _loose: list[Progress] = field(default_factory=list)  # parameters that belong to no layer
+    _open: list[Progress] = field(default_factory=list)  # parameters that are not known to train
+    _not_finite: set[int] = field(default_factory=set)  # identities (``id``)
     _inputs: list[Inputs] = field(default_factory=list)
-    _open_inputs: list[Inputs] = field(default_factory=list)  # those of which not all is known
+    _open_inputs: list[Inputs] = field(default_factory=list)  # those that are still open
 
     @classmethod
     def of(
@@ -189,42 +184,42 @@ class Ledger:
         exclude: Sequence[str],
         before: Ledger,
     ) -> Ledger:
-        """Open a ledger of a model.
+        """Return a ledger of a model.
 
         Args:
             model: the model.
-            layers: the layers that are looked at.
-            include: patterns of the layers that the user wants to know of; None: all.
-            exclude: patterns of what the user does not want to know of.
-            before: the ledger of the same model before it changed; what it says of parameters that are kept stands.
+            layers: the layers that are checked.
+            include: patterns of the layers to report; None: all.
+            exclude: patterns of names not to report.
+            before: the ledger before the model changed; its entries of unchanged parameters are kept.
         """
         if flattened_modules(model):  # FSDP1 hands out parts of parameters, other ones on each rank
             return cls()
         of_layers = {id(original) for layer in layers for original in layer.originals}
         entries: dict[int, Progress] = {}
         for name, module_name, parameter in readable_parameters(model):
-            is_asked = include is None and is_chosen([module_name, name], None, exclude)
-            if (id(parameter) in of_layers or is_asked) and _can_be_judged(parameter):
+            chosen = include is None and is_chosen([module_name, name], None, exclude)
+            if (id(parameter) in of_layers or chosen) and _can_be_judged(parameter):
                 entry = before.entries.get(id(parameter))
                 is_same = entry is not None and entry.parameter is parameter
                 entries[id(parameter)] = entry if entry is not None and is_same else Progress(name, parameter)
         loose = [entry for identity, entry in entries.items() if identity not in of_layers]
         not_finite = {identity for identity, entry in entries.items() if entry.not_finite_since is not None}
-        inputs = [Inputs(layer) for layer in layers if _tells_of_inputs(layer)]
+        inputs = [Inputs(layer) for layer in layers if _has_common_inputs(layer)]
         return cls(entries, layers, loose, list(entries.values()), not_finite, inputs, list(inputs))
 
     def take_in(self, trained: Set[int], trained_by_any: Set[int], not_finite: Iterable[Layer], step: int) -> bool:
-        """Note what a check shows; returns whether anything but an optimizer could be a reason that some do not train.
+        """Record a check; return whether some parameter is not known to train, or may not be finite.
 
         Args:
-            trained: identities of the parameters that the optimizer at work updates.
-            trained_by_any: identities of the parameters that any optimizer updates.
-            not_finite: the layers that hold numbers that are not finite.
+            trained: identities (``id``) of the parameters that the current optimizer updates.
+            trained_by_any: identities (``id``) of the parameters that any optimizer updates.
+            not_finite: the layers with numbers that are not finite.
             step: completed optimizer steps.
         """
         was_open = bool(self._open or self._open_inputs)
         for entry in self._open:
-            with self._leaving_out(entry):
+            with self._dropping_unreadable(entry):
                 entry.is_wanted |= entry.parameter.requires_grad
                 if not entry.is_settled and is_trained(entry.parameter, trained):
                     entry.num_checks += 1
@@ -236,7 +231,7 @@ class Ledger:
                     entry.see_numbers()
         for inputs in self._open_inputs:
             if is_trained(inputs.layer.tensors[0].weights, trained):
-                inputs.take_in()
+                inputs.update()
         self._open_inputs = [inputs for inputs in self._open_inputs if inputs.is_open]
         self._open = [entry for entry in self._open if not entry.is_settled or not entry.is_wanted]
         suspects = {id(original) for layer in not_finite for original in layer.originals}
@@ -244,7 +239,7 @@ class Ledger:
         suspects |= _not_finite([entry.parameter for entry in self._loose])
         for identity in suspects & self.entries.keys():
             entry = self.entries[identity]
-            with self._leaving_out(entry):
+            with self._dropping_unreadable(entry):
                 if bool(entry.parameter.detach().isfinite().all()):
                     entry.not_finite_since = None
                     self._not_finite.discard(identity)
@@ -254,19 +249,15 @@ class Ledger:
         return was_open or bool(suspects)
 
     def watch(self, trained: Set[int]) -> None:
-        """Note which parameters without a gradient so far have one at a step between two checks.
-
-        Args:
-            trained: identities of the parameters that the optimizer at work updates.
-        """
+        """Record the first gradients of trained parameters (by ``id``) at a step between two checks."""
         for entry in self._open:
             if not entry.had_gradient and is_trained(entry.parameter, trained):
-                with self._leaving_out(entry):
+                with self._dropping_unreadable(entry):
                     entry.see_gradient()
 
     @contextmanager
-    def _leaving_out(self, entry: Progress) -> Iterator[None]:
-        """Say nothing more of a parameter whose numbers cannot be read, as some kinds of tensors refuse."""
+    def _dropping_unreadable(self, entry: Progress) -> Iterator[None]:
+        """Drop the entry if its parameter cannot be read, as some tensor subclasses refuse to be."""
         try:
             yield
         except Exception:
@@ -276,11 +267,11 @@ class Ledger:
 
     @property
     def lacks_gradients(self) -> bool:
-        """Whether there are parameters that have had no gradient so far."""
+        """Whether some parameter has had no gradient so far."""
         return not all(entry.had_gradient for entry in self._open)
 
     def with_gradients(self, parameters: Set[int]) -> Set[int]:
-        """Return which of some parameters, by identity, have had a gradient, be it zero; all that cannot be judged."""
+        """Return those of some parameters (by ``id``) that have had a gradient, perhaps zero, or have no entry."""
         without = {
             identity
             for identity, entry in self.entries.items()
@@ -289,17 +280,13 @@ class Ledger:
         return parameters - without
 
     def idle_inputs(self, patience: int) -> dict[str, int]:
-        """Return how many weights of each unit have had a gradient in no unit so far, by layer, where there are any.
-
-        Args:
-            patience: at how many checks gradients must have been seen.
-        """
+        """Return the number of inputs without a gradient at ``patience`` checks or more, by layer with such inputs."""
         return {
             each.layer.name: each.num_idle for each in self._inputs if each.num_idle and each.num_checks >= patience
         }
 
     def largest_loose_gradient(self, trained: Set[int]) -> float:
-        """Return the largest norm of a gradient of the parameters that belong to no layer; 0 if there are none."""
+        """Return the largest gradient norm of the parameters that belong to no layer; 0 without any."""
         loose = [entry.parameter for entry in self._loose if is_trained(entry.parameter, trained)]
         gradients = [
             parameter.grad.detach()
@@ -310,9 +297,9 @@ class Ledger:
         return max((norm for norm in norms if isfinite(norm)), default=0.0)
 
     def by_layer(self) -> Iterator[tuple[str, list[Progress]]]:
-        """Yield the parameters of each layer with its name, and then each other one with its own.
+        """Yield the name and the parameters of each layer, then every other parameter by itself.
 
-        Slices of a parameter go by the name of the parameter.
+        Slices appear as their parameter.
         """
         left = dict(self.entries)
         for layer in self._layers:
@@ -326,19 +313,19 @@ class Ledger:
 
 
 def _can_be_judged(parameter: Any) -> bool:
-    """Return whether the numbers of a parameter and its gradient lie where they can be read."""
+    """Return whether the numbers of a parameter and of its gradient can be read."""
     is_there = not is_lazy(parameter) and not parameter.is_meta and not hasattr(parameter, "ds_id")
     return is_there and (parameter.is_floating_point() or parameter.is_complex()) and parameter.layout == torch.strided
 
 
 def _not_finite(parameters: Sequence[Tensor]) -> set[int]:
-    """Return the identities of parameters some of whose numbers may not be finite."""
+    """Return the identities (``id``) of parameters that may hold numbers which are not finite."""
     here = [parameter for parameter in parameters if not is_sharded(parameter) and parameter.numel()]
     if not here:
         return set()
     try:
         norms = torch._foreach_norm([parameter.detach() for parameter in here])
-    except Exception:  # each of them is asked for itself then
+    except Exception:  # the caller then checks each of them
         return set(map(id, here))
     by_device: dict[torch.device, list[int]] = {}
     for i, norm in enumerate(norms):

@@ -1,4 +1,4 @@
-"""Which layers read the units of a layer, as far as the model can be traced without data."""
+"""Which layers read the units of a layer, found by tracing the model without data."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from lightning_symmetry.randomness import preserved_random_numbers
 from lightning_symmetry.ranks.pieces import is_sharded
 from lightning_symmetry.units.hooks import is_of_user
 
-# Operations in which each number depends on one number of the input, by their names without underscores.
+# Elementwise operations of one input, by name without underscores.
 _ELEMENTWISE = {
     *("relu", "relu6", "leakyrelu", "prelu", "elu", "selu", "celu", "gelu", "silu", "mish", "softplus", "softsign"),
     *("tanh", "sigmoid", "hardtanh", "hardsigmoid", "hardswish", "mul", "truediv", "div", "identity", "contiguous"),
@@ -38,9 +38,9 @@ class Reader:
     Attributes:
         name: its path in the model.
         weight: its weight.
-        dim: the dimension of the weight along which its inputs lie.
-        repeats: how often the units follow one another along this dimension; more than once behind flattened tokens.
-        neighbours: how many neighbouring inputs belong to one unit; more than one behind a flattened image.
+        dim: the dimension of the weight that counts inputs.
+        repeats: how often the sequence of units repeats along this dimension; more than once after flattened tokens.
+        neighbours: number of adjacent inputs per unit; more than one after a flattened image.
         through: names of the operations between the units and the reader, in lower case without underscores.
     """
 
@@ -52,27 +52,23 @@ class Reader:
     through: tuple[str, ...]
 
     def inputs(self, units: Tensor) -> Tensor:
-        """Return the inputs that belong to some units, ``(n, repeats * neighbours)`` for ``(n,)``."""
+        """Return the inputs ``(n, repeats * neighbours)`` that come from units ``(n,)``."""
         inputs = torch.arange(self.weight.shape[self.dim]).reshape(self.repeats, -1, self.neighbours)
         return inputs[:, units].movedim(1, 0).flatten(1)
 
 
 def input_dim(module: nn.Module) -> int:
-    """Return the dimension of the weight of a linear layer or convolution along which its inputs lie.
-
-    Its units lie along the other one of the first two dimensions.
-    """
+    """Return which of the first two dimensions of a weight counts inputs; the other one counts units."""
     return 0 if isinstance(module, _ConvNd) and module.transposed else 1
 
 
 class ReadingGraph:
-    """Which layers of a model read the units of which.
+    """The graph of a model: which layers read the units of which.
 
-    A copy of the model without weights is traced symbolically (:mod:`torch.fx`): its ``forward`` runs without numbers,
-    in training and in evaluation mode, with and without its optional arguments. What ``forward`` changes in modules, it
-    changes in the copy; the generators of random numbers are put back. Of a module without a ``forward`` of its own,
-    such as a LightningModule that calls its network in ``training_step``, each part is traced, and taken to be called
-    as a whole.
+    A copy of the model without weights is traced symbolically (:mod:`torch.fx`), in training and in evaluation mode,
+    with and without its optional arguments. Side effects of ``forward`` stay in the copy, and the random generators are
+    restored. If a module has no ``forward`` of its own, like a LightningModule that calls its network in
+    ``training_step``, each child is traced; it is assumed that each is called as a whole.
 
     Args:
         model: the model.
@@ -93,7 +89,7 @@ class ReadingGraph:
             ]
         except Exception:  # any code of users may run in there
             nodes = []
-        # A module that `forward` has made is none of the model.
+        # Modules that `forward` creates are no part of the model.
         self._calls = [node for node in nodes if node.op == "call_module" and node.target in self._modules]
         called = {id(each) for node in self._calls for each in self._modules[node.target].parameters()}
         names = {str(node.target) for node in nodes if node.op == "get_attr"} & set(parameters)
@@ -103,16 +99,16 @@ class ReadingGraph:
     def readers_of(self, module: nn.Module, num_units: int) -> list[Reader] | None:
         """Return the linear layers and convolutions that read the units of a layer.
 
-        A reader is named twice if it is reached through different operations.
+        A reader appears twice if it is reached through different operations.
 
         Args:
             module: the layer, a part of the model.
             num_units: its number of units.
 
         Returns:
-            The layers; None if they cannot be told. Either the model cannot be traced, or it has parameters that no
-            trace uses. Or the units reach the outputs of the model, or an operation that is not known to keep them
-            apart. Or the layer, or a reader, shares its weight, has hooks, or reads other things as well.
+            The readers; None if they are unknown: if the model cannot be traced or has parameters that no trace uses;
+            if the units reach the outputs of the model, or an operation that may mix them; or if the layer or a reader
+            shares its weight, has hooks or reads other inputs as well.
         """
         try:
             place = _written_at(module, num_units)
@@ -120,7 +116,7 @@ class ReadingGraph:
             reading = {node for node, _ in found}
             if not all(reading.issuperset(self._calls_of(self._modules[node.target])) for node in reading):
                 return None
-        except _CannotTellError:
+        except _UnknownReadersError:
             return None
         return list(dict.fromkeys(reader for _, reader in found))
 
@@ -128,20 +124,20 @@ class ReadingGraph:
         """Return all uses of a layer.
 
         Raises:
-            _CannotTellError: if there may be others.
+            _UnknownReadersError: if there may be others.
         """
         own = {id(parameter) for parameter in module.parameters()}
         calls = [node for node in self._calls if self._modules[node.target] is module]
         is_shared = any(self._holders[each] > 1 for each in own) or not own.isdisjoint(self._used_directly)
         if not calls or is_shared or not self._is_complete or _has_hooks(module):
-            raise _CannotTellError
+            raise _UnknownReadersError
         return calls
 
     def _follow(self, node: fx.Node, place: _Place, num_units: int, *through: str) -> Iterator[tuple[fx.Node, Reader]]:
-        """Find the calls of layers that read what a node puts out, given where the units lie in it."""
+        """Yield the calls of layers that read the output of a node, given the place of the units in it."""
         for user in node.users:
             if user.all_input_nodes != [node] or user.args[:1] != (node,):
-                raise _CannotTellError
+                raise _UnknownReadersError
             module = self._modules.get(str(user.target)) if user.op == "call_module" else None
             if isinstance(module, nn.Linear | _ConvNd):
                 yield user, _reader(str(user.target), module, place, num_units, through)
@@ -151,32 +147,32 @@ class ReadingGraph:
             yield from self._follow(user, moved, num_units, *through, name)
 
 
-class _CannotTellError(Exception):
-    """The readers of some units cannot be told."""
+class _UnknownReadersError(Exception):
+    """The readers of some units are unknown."""
 
 
 @dataclass(frozen=True)
 class _Place:
-    """Where units lie in a tensor.
+    """The place of units in a tensor.
 
-    Convolutions are taken to be given batches: channels are dimension 1 of what they put out.
+    The inputs of convolutions are assumed to be batches: dimension 1 of their output counts channels.
 
     Attributes:
-        behind: number of dimensions behind that of the units.
-        flat: what else the dimension of the units holds: positions behind each unit, or tokens before all units.
+        behind: number of dimensions after the dimension of the units.
+        flat: what was flattened into the dimension of the units: positions after each unit, or tokens before all units.
     """
 
     behind: int
     flat: Literal["", "positions", "tokens"] = ""
 
 
-# Those of `torch.nn.Module` and of LightningModule raise.
-_FORWARDS_OF_NOBODY = ("torch.nn.modules.module", "lightning.pytorch.core.module", "pytorch_lightning.core.module")
+# `Module.forward` and `LightningModule.forward` only raise.
+_WITHOUT_FORWARD = ("torch.nn.modules.module", "lightning.pytorch.core.module", "pytorch_lightning.core.module")
 
 
 def _called_from_outside(module: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]:
     """Yield the outermost modules that have a ``forward``, with their paths."""
-    if type(module).forward.__module__ not in _FORWARDS_OF_NOBODY or "forward" in vars(module):
+    if type(module).forward.__module__ not in _WITHOUT_FORWARD or "forward" in vars(module):
         yield path, module
         return
     for name, child in module.named_children():
@@ -184,7 +180,7 @@ def _called_from_outside(module: nn.Module, path: str = "") -> Iterator[tuple[st
 
 
 def _named_from(path: str, graph: fx.Graph) -> Iterator[fx.Node]:
-    """Yield the nodes of a graph, with names of modules and parameters as the whole model has them."""
+    """Yield the nodes of a graph, with the paths of modules and parameters in the whole model."""
     for node in graph.nodes:
         if path and node.op in ("call_module", "get_attr"):
             node.target = f"{path}.{node.target}"
@@ -192,13 +188,13 @@ def _named_from(path: str, graph: fx.Graph) -> Iterator[fx.Node]:
 
 
 def _traces(model: nn.Module) -> Iterator[fx.Graph]:
-    """Trace a copy of a model whose parameters hold no numbers."""
+    """Yield traces of a copy of a model whose parameters hold no numbers."""
     if "forward" in vars(model):
-        raise _CannotTellError  # torch.fx would trace the method of the class
+        raise _UnknownReadersError  # torch.fx would trace the method of the class
     memo: dict[int, Any] = {
         id(each): nn.Parameter(each.detach().to("meta"), each.requires_grad) for each in model.parameters()
     }
-    # `copy.deepcopy` refuses tensors with a history, such as features that a module has kept.
+    # `copy.deepcopy` refuses tensors with a graph, such as features that a module has stored.
     kept = [each for module in model.modules() for each in vars(module).values() if isinstance(each, Tensor)]
     memo |= {id(each): each.detach().to("meta") for each in kept}
     with preserved_random_numbers(), warnings.catch_warnings():
@@ -213,20 +209,20 @@ def _traces(model: nn.Module) -> Iterator[fx.Graph]:
 
 
 def _has_hooks(module: nn.Module) -> bool:
-    """Return whether something other than the class of a module may change its outputs, or read them."""
+    """Return whether hooks or a replaced ``forward`` may change or read the outputs of a module."""
     hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
     return any(map(is_of_user, hooks)) or "forward" in vars(module)
 
 
 def _written_at(module: nn.Module, num_units: int) -> _Place:
-    """Return where a layer puts its units."""
+    """Return the place of the units in a layer's output."""
     if isinstance(module, _ConvNd) and module.out_channels == num_units:
         return _Place(len(module.kernel_size))
     if isinstance(module, nn.Linear | nn.Bilinear) and module.out_features == num_units:
         return _Place(0)
     if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.embedding_dim == num_units:
         return _Place(0)
-    raise _CannotTellError
+    raise _UnknownReadersError
 
 
 def _name_of(node: fx.Node, module: nn.Module | None) -> str:
@@ -243,10 +239,10 @@ def _name_of(node: fx.Node, module: nn.Module | None) -> str:
 
 
 def _moved(place: _Place, name: str, node: fx.Node, module: Any, num_units: int) -> _Place:
-    """Return where units lie behind an operation.
+    """Return the place of units after an operation.
 
     Raises:
-        _CannotTellError: if one number of its outputs may depend on several units.
+        _UnknownReadersError: if the operation may mix several units into one number.
     """
     if name in _ELEMENTWISE:
         return place
@@ -257,13 +253,13 @@ def _moved(place: _Place, name: str, node: fx.Node, module: Any, num_units: int)
     if (pool := _POOL.fullmatch(name)) and not place.flat and place.behind >= int(pool[1]):
         return place
     if (norm := _BATCH_NORM.fullmatch(name)) and module is not None:
-        # It normalises along dimension 1. Behind a linear layer, that is taken to be the dimension of the units if it
-        # is as long.
+        # It normalises along dimension 1. After a linear layer, that is assumed to be the dimension of the units if its
+        # size is their number.
         dims = int(norm[1])
         is_along_units = place.behind == dims or (place.behind == 0 and dims == 1)
         if place.flat == "positions" or (is_along_units and not place.flat and module.num_features == num_units):
             return place
-    raise _CannotTellError
+    raise _UnknownReadersError
 
 
 def _flattened(place: _Place, start_dim: Any = 0, end_dim: Any = -1) -> _Place:
@@ -271,18 +267,18 @@ def _flattened(place: _Place, start_dim: Any = 0, end_dim: Any = -1) -> _Place:
         return _Place(0, "tokens")
     if end_dim == -1 and start_dim in (1, -1 - place.behind):
         return _Place(0, "positions")
-    raise _CannotTellError
+    raise _UnknownReadersError
 
 
 def _reader(name: str, module: nn.Linear | _ConvNd, place: _Place, num_units: int, through: tuple[str, ...]) -> Reader:
-    """Return a reader of units that lie there.
+    """Return a layer as a reader of units at a place.
 
     Raises:
-        _CannotTellError: if it reads along another dimension, in groups, or through a weight that is computed.
+        _UnknownReadersError: if it reads along another dimension, in groups, or with a computed weight.
     """
     weight = module._parameters.get("weight")
     if not isinstance(weight, nn.Parameter) or is_sharded(weight):
-        raise _CannotTellError
+        raise _UnknownReadersError
     dim = input_dim(module)
     per_unit, rest = divmod(weight.shape[dim], num_units)
     if isinstance(module, _ConvNd):
@@ -290,6 +286,6 @@ def _reader(name: str, module: nn.Linear | _ConvNd, place: _Place, num_units: in
     else:
         is_along_units = place.behind == 0
     if not is_along_units or rest or (per_unit > 1 and not place.flat):
-        raise _CannotTellError
+        raise _UnknownReadersError
     repeats, neighbours = (per_unit, 1) if place.flat == "tokens" else (1, per_unit)
     return Reader(name, weight, dim, repeats, neighbours, through)

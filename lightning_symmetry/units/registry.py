@@ -1,9 +1,9 @@
-"""The registry of layer types: for each, an adapter that says what the units of such a layer are.
+"""The registry of layer types: each has an adapter, which describes the units of such a layer.
 
-An adapter is a function. It takes a module and returns :class:`Units`: the tensors that feed the units, each with a
-view whose first dimension counts units. The same view is applied to weights and to gradients; it should not copy.
-:func:`register_layer` adds an adapter. A module is described by the adapter of its class or, if that has none, of the
-nearest ancestor that has one. The adapters of PyTorch's layers are in :mod:`lightning_symmetry.units.adapters`.
+An adapter is a function from a module to :class:`Units`: the tensors that feed the units, each with a view whose first
+dimension counts units. The same view is applied to weights and to gradients; it should not copy.
+:func:`register_layer` adds an adapter. It describes modules of its class, and of subclasses without an adapter. The
+adapters of PyTorch's layers are in :mod:`lightning_symmetry.units.adapters`.
 """
 
 from __future__ import annotations
@@ -31,21 +31,20 @@ class Units:
     """The units of a layer, or of one part of it.
 
     Args:
-        *tensors: what feeds the units: the weight first, then, for example, the bias. Each is a tensor whose first
-            dimension counts units, or a pair of a tensor and a view of it that has this form,
-            ``tensor -> (num_units, ...)``. ``None`` is dropped, so that ``Units(module.weight, module.bias)`` also
-            describes layers without a bias.
+        *tensors: the tensors that feed the units: the weight first, then, for example, the bias. Each is a tensor whose
+            first dimension counts units, or a pair of a tensor and a view ``tensor -> (num_units, ...)``. ``None`` is
+            dropped, so that ``Units(module.weight, module.bias)`` also describes layers without a bias.
         blocks: number of equal blocks of consecutive units. Units of different blocks have different inputs and are
             never compared, like the groups of a convolution.
         part: name of this part of the layer, if the layer has several; it is reported as ``name.part``.
         recurrent: the tensor that feeds the units back into themselves, with its view
-            ``tensor -> (num_units, gates, num_units)``. Two units are then the same if exchanging them does not change
-            what the layer computes, although their rows of this tensor may differ.
-        may_go_unused: whether a training may pass the units over for long, as it does an expert that no token is sent
-            to. That their gradient is zero, check after check, is then no evidence against them.
-        odd_gates: of units with gates, which of them change sign in a unit that puts out the negative of another one,
-            such as the cell gate of an LSTM behind a tanh. They count along the second dimension of each view,
-            ``tensor -> (num_units, gates, ...)``. None: all weights do, as of units without gates.
+            ``tensor -> (num_units, gates, num_units)``. Two units are then equal if exchanging them does not change the
+            layer's output, although their rows of this tensor may differ.
+        may_go_unused: whether the units may be unused for long, like an expert without tokens. Repeated zero gradients
+            are then no evidence against them.
+        odd_gates: the gates whose weights change sign in a unit that outputs the negative of another one, such as the
+            cell gate of an LSTM, which is followed by a tanh. Gates are counted along the second dimension of each
+            view, ``tensor -> (num_units, gates, ...)``. None: all weights change sign, as in units without gates.
     """
 
     tensors: tuple[tuple[Tensor, View], ...]
@@ -84,10 +83,10 @@ class NotUnderstoodError(Exception):
 def tensor_of(module: nn.Module, name: str) -> Tensor | None:
     """Return the tensor that a module holds under a name; None if there is none.
 
-    Properties are not asked: what they compute is no parameter, and to compute it may draw random numbers or count.
+    Properties are not evaluated: their value is no parameter, and computing it may draw random numbers or count calls.
 
     Raises:
-        NotUnderstoodError: if the module computes what goes by this name.
+        NotUnderstoodError: if the module computes the attribute.
     """
     for kind in ("_parameters", "_buffers"):
         if name in held(module, kind):
@@ -96,14 +95,14 @@ def tensor_of(module: nn.Module, name: str) -> Tensor | None:
     value = inspect.getattr_static(module, name, None)
     if value is None or isinstance(value, Tensor):
         return value
-    raise NotUnderstoodError(f"its {name} is computed whenever it is asked for, and is not a parameter")
+    raise NotUnderstoodError(f"its {name} is computed at every access, and is no parameter")
 
 
 def weight_of(module: nn.Module, name: str = "weight") -> Tensor:
-    """Do as :func:`tensor_of` for a tensor without which a layer has no units.
+    """Return the tensor that a module holds under a name, such as the weight: without it, there are no units.
 
     Raises:
-        NotUnderstoodError: if there is none, or the module computes it.
+        NotUnderstoodError: if there is none, or if the module computes it.
     """
     weight = tensor_of(module, name)
     if weight is None:
@@ -113,16 +112,15 @@ def weight_of(module: nn.Module, name: str = "weight") -> Tensor:
 
 # By class, or by the qualified name of a class that need not be imported.
 _ADAPTERS: dict[type[nn.Module] | str, Adapter] = {}
-# With a function that recognises the modules that an adapter describes.
+# Each with a function that recognises its modules.
 _ADAPTERS_BY_SHAPE: list[tuple[Callable[[nn.Module], bool], Adapter]] = []
 
 
 def register_layer(*layer_types: type[nn.Module], replace: bool = False) -> Callable[[AdapterT], AdapterT]:
-    """Register an adapter for layer types; their subclasses use it too, unless they have one of their own.
+    """Register an adapter for layer types; subclasses without an adapter use it, too.
 
-    A new adapter for a type that already has one is used from then on. That is warned of, unless it is asked for with
-    ``replace``, or the new function has the module and the name of the old one, as when a cell of a notebook is run
-    again.
+    It replaces an earlier adapter of the same type, with a warning. There is no warning with ``replace``, or if both
+    functions have the same module and name, as when the cell of a notebook is run again.
 
     Args:
         *layer_types: classes of layers.
@@ -133,8 +131,8 @@ def register_layer(*layer_types: type[nn.Module], replace: bool = False) -> Call
         them for a layer of several parts.
 
     Raises:
-        TypeError: if there is no type, or one is no subclass of ``torch.nn.Module``, or what is decorated is no
-            function.
+        TypeError: if no type is given, if a type is no subclass of ``torch.nn.Module``, or if the decorated object is
+            no function.
 
     Example:
         >>> import torch
@@ -158,29 +156,20 @@ def register_layer(*layer_types: type[nn.Module], replace: bool = False) -> Call
                 f"{brief(layer_type)}.{_usage_for(layer_type)}"
             )
 
-    def register(adapter: AdapterT) -> AdapterT:
-        _check_adapter(adapter)
-        for layer_type in layer_types:
-            _add(layer_type, _adapter_of(layer_type), adapter, replace)
-        return adapter
-
-    return register
+    return _decorator(layer_types, replace)
 
 
 def register_layer_by_name(*qualified_names: str, replace: bool = False) -> Callable[[AdapterT], AdapterT]:
-    """Do as :func:`register_layer` for classes that need not be importable.
+    """Register an adapter for classes that need not be importable, like :func:`register_layer`.
 
-    An adapter that is registered for the class itself is preferred.
+    An adapter of the class itself takes precedence.
 
     Args:
         *qualified_names: names of classes, such as ``package.module.Class``.
         replace: do not warn if a name already has an adapter.
 
-    Returns:
-        A decorator, as that of :func:`register_layer`.
-
     Raises:
-        TypeError: if there is no name, or one is no string, or what is decorated is no function.
+        TypeError: if no name is given, if a name is no string, or if the decorated object is no function.
     """
     if not qualified_names:
         raise TypeError("Expected at least one name, as in register_layer_by_name('package.module.Class').")
@@ -190,25 +179,24 @@ def register_layer_by_name(*qualified_names: str, replace: bool = False) -> Call
                 f"Expected argument `qualified_name` to be a str, 'package.module.Class', but got {brief(name)}."
             )
 
+    return _decorator(qualified_names, replace)
+
+
+def _decorator(keys: Sequence[type[nn.Module] | str], replace: bool) -> Callable[[AdapterT], AdapterT]:
     def register(adapter: AdapterT) -> AdapterT:
-        _check_adapter(adapter)
-        for name in qualified_names:
-            _add(name, _ADAPTERS.get(name), adapter, replace)
+        if not callable(adapter):
+            raise TypeError(f"Expected a function that takes a module and returns its Units but got {brief(adapter)}.")
+        for key in keys:
+            _add(key, adapter, replace)
         return adapter
 
     return register
 
 
 def register_layer_by_shape(recognises: Callable[[nn.Module], bool]) -> Callable[[AdapterT], AdapterT]:
-    """Register an adapter for modules that are recognised by the names and shapes of their parameters.
+    """Register an adapter for modules that ``recognises`` accepts, by names and shapes of parameters.
 
-    It is used where no adapter is registered for the class of a module, or for an ancestor of it.
-
-    Args:
-        recognises: tells whether the adapter describes a module.
-
-    Returns:
-        A decorator, as that of :func:`register_layer`.
+    It is used if neither the class of a module nor an ancestor has an adapter.
     """
 
     def register(adapter: AdapterT) -> AdapterT:
@@ -219,10 +207,10 @@ def register_layer_by_shape(recognises: Callable[[nn.Module], bool]) -> Callable
 
 
 def units_of(module: nn.Module) -> Units | Iterable[Units]:
-    """Describe a module by the adapter of its class or of the nearest ancestor that has one, or else by its shape.
+    """Return the units of a module, by the adapter of its class, its nearest ancestor or its shape, in this order.
 
     Raises:
-        NotUnderstoodError: if there is none, or if the adapter says that it cannot describe this module.
+        NotUnderstoodError: if there is no adapter, or if it cannot describe this module.
     """
     for ancestor in class_of(module).__mro__:
         adapter = _adapter_of(ancestor)
@@ -235,22 +223,23 @@ def units_of(module: nn.Module) -> Units | Iterable[Units]:
 
 
 def _scripted(adapter: Adapter, module: nn.Module) -> list[Units]:
-    """Describe a module of TorchScript, which may lack attributes of the class that it was compiled from."""
+    """Return the units of a TorchScript module, which may lack attributes of the original class."""
     try:
         described = adapter(module)
         return [described] if isinstance(described, Units) else list(described)
     except AttributeError as error:
-        raise NotUnderstoodError(f"TorchScript has left out what says how its units lie: {error}") from error
+        raise NotUnderstoodError(f"TorchScript has dropped an attribute that its adapter needs: {error}") from error
 
 
 def _adapter_of(layer_type: type) -> Adapter | None:
-    """The adapter of exactly this class, registered for the class itself or for its name."""
-    module = getattr(layer_type, "__module__", "")  # which a class that `exec` has made may lack
+    """Return the adapter of exactly this class, registered by class or by name."""
+    module = getattr(layer_type, "__module__", "")  # classes that `exec` has made may have none
     return _ADAPTERS.get(layer_type, _ADAPTERS.get(f"{module}.{layer_type.__qualname__}"))
 
 
-def _add(key: type[nn.Module] | str, known: Adapter | None, adapter: Adapter, replace: bool) -> None:
-    """Register an adapter, and warn if it replaces another one that is known so far."""
+def _add(key: type[nn.Module] | str, adapter: Adapter, replace: bool) -> None:
+    """Register an adapter, and warn if it replaces a known one."""
+    known = _adapter_of(key) if isinstance(key, type) else _ADAPTERS.get(key)
     if known is not None and not replace and not _is_same(known, adapter):
         call = f"register_layer({key.__name__}" if isinstance(key, type) else f'register_layer_by_name("{key}"'
         warnings.warn(
@@ -262,7 +251,7 @@ def _add(key: type[nn.Module] | str, known: Adapter | None, adapter: Adapter, re
 
 
 def _is_same(a: Adapter, b: Adapter) -> bool:
-    """Whether two adapters are one, or one function that was defined again."""
+    """Return whether two adapters are the same function, perhaps defined twice."""
     return a is b or (hasattr(a, "__qualname__") and _name_of(a) == _name_of(b))
 
 
@@ -277,13 +266,8 @@ def _describe(adapter: Adapter) -> str:
     return _name_of(adapter) + (f" (line {code.co_firstlineno})" if code else "")
 
 
-def _check_adapter(adapter: object) -> None:
-    if not callable(adapter):
-        raise TypeError(f"Expected a function that takes a module and returns its Units but got {brief(adapter)}.")
-
-
 def _usage_for(wrong: object) -> str:
-    """How to write what was probably meant by something that is no layer type."""
+    """Return the probably intended call for an object that is no layer type; else an empty string."""
     if isinstance(wrong, nn.Module):
         return f" To register its class: register_layer({type(wrong).__name__})."
     if callable(wrong) and not isinstance(wrong, type):

@@ -1,4 +1,4 @@
-"""Layers that are read together, quickly, to see which of them need a closer look."""
+"""A fast check of many layers at once, which decides which of them need a full check."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from lightning_symmetry.matrices.screening import Screen
 from lightning_symmetry.ranks.pieces import View
 from lightning_symmetry.units.layers import Incoming, Layer, is_trained
 
-# A parameter, and how the units come first in it; None if they do as it is.
+# A parameter, and the view that puts its units first; None if they are first already.
 _Source = tuple[Tensor, View | None]
 
 
 @dataclass(frozen=True)
 class Distinct:
-    """What a quick reading shows.
+    """The layers in which no units agree.
 
     Attributes:
-        layers: those all of whose units have weights of their own, and gradients that differ unless they are zero, each
-            with a mask of the units with a zero gradient, ``(num_units,)``, or None if there are none.
+        layers: the layers with distinct weight rows and distinct gradient rows, apart from rows of zeros. Each has a
+            mask of the units with a zero gradient, ``(num_units,)``, or None if there are none.
         largest: the largest norm of a gradient row of these layers.
-        have_moved: whether any weight of all layers that were read has changed since the reading before.
-        had_gradient: whether any of them had a gradient other than zero at the reading before.
+        have_moved: whether any weight of the read layers has changed since the previous reading.
+        had_gradient: whether any of the read layers had a nonzero gradient at the previous reading.
     """
 
     layers: Sequence[tuple[Layer, Mask | None]] = ()
@@ -39,24 +39,24 @@ class Distinct:
 
 
 class LayerScreen:
-    """Reads the weights and gradients of some layers, again and again.
+    """Reads the weights and gradients of many layers, check after check.
 
-    It tells less than :func:`lightning_symmetry.verdicts.evidence.look`, but takes a fraction of the time.
+    Less exact than :func:`lightning_symmetry.verdicts.evidence.look`, in a fraction of the time.
 
     Args:
-        layers: the layers. Those are passed over that are not small, or whose parameters are not here, in full and on
-            the device of the first layer, or not used as they are.
+        layers: the layers. Only small layers on the device of the first one are read, and only if their weights are
+            unsharded parameters without parametrizations.
         tolerance: relative distance up to which rows agree; None: that of the dtype.
 
     Attributes:
-        layers: those that are read.
+        layers: the layers that are read.
     """
 
     def __init__(self, layers: Sequence[Layer], tolerance: float | None) -> None:
         self.layers = [layer for layer in layers if _can_be_read(layer) and layer.device == layers[0].device]
         tensors = [incoming for layer in self.layers for incoming in (layer.tensors, layer.all_tensors())]
         self._sources = [[_source(tensor) for tensor in layer.all_tensors()] for layer in self.layers]
-        self._before: tuple[Integers, bool] | None = None  # fingerprints, and whether there was any gradient
+        self._before: tuple[Integers, bool] | None = None  # fingerprints, and whether any gradient was nonzero
         self._screen: Screen | None = None
         if self.layers:
             samples = [DenseRows([_rows(each) for each in several]) for several in tensors]
@@ -64,11 +64,11 @@ class LayerScreen:
             self._screen = Screen(samples, tolerances, [layer.blocks for layer in self.layers for _ in range(2)])
 
     def read(self, trained: Set[int], wanted: Set[int]) -> Distinct:
-        """Read all layers once; the first reading finds nothing, since it cannot tell whether they have moved.
+        """Read all layers once; the first reading finds nothing, since whether weights have moved is unknown.
 
         Args:
             trained: identities (``id``) of the parameters whose gradients are up to date.
-            wanted: identities of the layers that matter.
+            wanted: identities (``id``) of the layers that may be returned.
         """
         if self._screen is None:
             return Distinct()
@@ -92,7 +92,7 @@ class LayerScreen:
         return Distinct(found, largest, not np.array_equal(before[0], fingerprints), before[1])
 
     def _gather(self, trained: Set[int]) -> tuple[list[Tensor], Mask]:
-        """Weights and gradients of all layers in turn, and which layers have all of their gradients."""
+        """Return weights and gradients of all layers in turn, and a mask of the layers with all gradients."""
         tensors: list[Tensor] = []
         has_gradient = np.ones(len(self.layers), dtype=np.bool_)
         for i, (layer, sources) in enumerate(zip(self.layers, self._sources, strict=True)):
@@ -102,10 +102,10 @@ class LayerScreen:
                 gradient = parameter.grad if is_trained(parameter, trained) else None
                 if gradient is None or gradient.layout != torch.strided or gradient.dtype != parameter.dtype:
                     has_gradient[i] = False
-                    gradient = parameter  # it fills the place
+                    gradient = parameter  # a placeholder
                 weights.append(parameter if view is None else view(parameter))
                 gradients.append(gradient if view is None else view(gradient))
-            tensors += weights[: len(layer.tensors)]  # without the recurrent one
+            tensors += weights[: len(layer.tensors)]  # without the recurrent tensor
             tensors += gradients
         return tensors, has_gradient
 
@@ -123,6 +123,6 @@ def _rows(tensor: Incoming) -> Tensor:
 
 def _source(tensor: Incoming) -> _Source:
     rows = _rows(tensor)
-    # A view that copies may give rows of the very shape and strides of the parameter.
-    is_same = all(ask(rows) == ask(tensor.weights) for ask in (Tensor.data_ptr, Tensor.size, Tensor.stride))
+    # A view that copies may return rows with the shape and strides of the parameter.
+    is_same = all(read(rows) == read(tensor.weights) for read in (Tensor.data_ptr, Tensor.size, Tensor.stride))
     return tensor.weights, None if is_same else tensor.view

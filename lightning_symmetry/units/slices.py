@@ -1,7 +1,6 @@
-"""The fallback for parameters that no adapter knows: their slices along each dimension are taken for units.
+"""The fallback for parameters that no adapter knows: the slices along each dimension count as units.
 
-Slices that are equal and whose gradients are equal train as one, whatever a module computes with them. So nothing need
-be known of the module to find them.
+Equal slices with equal gradients train as one, whatever the module computes.
 """
 
 from __future__ import annotations
@@ -10,21 +9,19 @@ from collections.abc import Iterator, Sequence
 from math import prod
 from typing import NamedTuple
 
-from torch import Tensor
-
 from lightning_symmetry.ranks.pieces import View
 
-# Slices of a single number are not compared: that two numbers are equal says too little.
+# Single numbers are not compared: they are often equal by chance.
 _MIN_NUMBERS = 2
 
 
 class Slicing(NamedTuple):
-    """A way to cut a parameter into slices that can be compared with one another.
+    """A way to cut a parameter into comparable slices.
 
     Attributes:
-        label: what follows the name of the parameter in the name of the layer, such as ``[dim 0]``.
-        dim: the dimension along which there is a slice for each index; None if it is not just one.
-        view: turns the parameter into ``(num_slices, ...)`` without copying it.
+        label: suffix of the parameter's name in the name of the layer, such as ``[dim 0]``.
+        dim: the dimension that counts slices; None if several do.
+        view: ``parameter -> (num_slices, ...)``, without a copy.
         blocks: number of blocks of consecutive slices; slices of different blocks are never compared.
     """
 
@@ -35,10 +32,10 @@ class Slicing(NamedTuple):
 
 
 def slicings_of(shape: Sequence[int]) -> Iterator[Slicing]:
-    """All ways in which a parameter of this shape is looked at, if no adapter knows it.
+    """Yield all ways to slice a parameter of this shape: along each dimension, and as a stack of matrices.
 
-    Each dimension gives the slices along it. A parameter of three dimensions may also be a stack of matrices, such as
-    the weights of experts: within each matrix its rows are compared.
+    A parameter of three dimensions may be such a stack, as the weights of experts are: rows are compared within each
+    matrix.
 
     Example:
         >>> [slicing.label for slicing in slicings_of((6, 4))]
@@ -53,11 +50,11 @@ def slicings_of(shape: Sequence[int]) -> Iterator[Slicing]:
         if size > 1 and numbers // size >= _MIN_NUMBERS:
             yield Slicing(f"[dim {dim}]", dim, _along(dim))
     if len(shape) == 3 and min(shape[:2]) > 1 and shape[2] >= _MIN_NUMBERS:
-        yield Slicing("[dims 0, 1]", None, _rows_of_stack, blocks=shape[0])
+        yield Slicing("[dims 0, 1]", None, lambda stack: stack.flatten(0, 1), blocks=shape[0])
 
 
 def is_matrix(shape: Sequence[int]) -> bool:
-    """Whether a parameter of this shape has slices to compare, rather than one number per unit at most.
+    """Return whether a parameter of this shape has slices to compare, and not just one number per unit.
 
     Example:
         >>> is_matrix((3, 4)), is_matrix((1, 1, 4)), is_matrix((4,))
@@ -68,7 +65,3 @@ def is_matrix(shape: Sequence[int]) -> bool:
 
 def _along(dim: int) -> View:
     return lambda tensor: tensor.movedim(dim, 0)
-
-
-def _rows_of_stack(stack: Tensor) -> Tensor:
-    return stack.flatten(0, 1)

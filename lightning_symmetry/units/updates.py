@@ -1,4 +1,4 @@
-"""How the optimizers of a training update parameters: with which options, and from which state."""
+"""How optimizers update parameters: the options and the state of each parameter."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from lightning_symmetry.matrices.question import LEAVE_TOLERANCES
 from lightning_symmetry.ranks.pieces import View, is_sharded
 from lightning_symmetry.ranks.zero import groups_of
 
-# Options of a parameter group that change nothing about its updates.
+# Options of a parameter group without effect on its updates.
 _WITHOUT_EFFECT = {"params", "param_names", "initial_lr"}
 
 
 class Updates:
-    """Tells whether parameters, or units of one, that have equal gradients get equal updates.
+    """Whether equal gradients lead to equal updates, of parameters or of the units of a parameter.
 
-    Equal weights part at the next step if a weight decay, a learning rate or a running average differs.
+    Equal weights diverge at the next step if a weight decay, a learning rate or a running average differs.
 
     Args:
-        optimizers: those of the training.
+        optimizers: all optimizers of the training.
 
     Example:
         >>> a, b = (torch.nn.Parameter(torch.ones(2)) for _ in range(2))
@@ -37,7 +37,7 @@ class Updates:
 
     @cached_property
     def _groups(self) -> dict[int, tuple[Any, dict[str, Any]]]:
-        """By the identity of a parameter, the optimizer that updates it and its group of options."""
+        """The optimizer and the parameter group of each parameter, keyed by ``id``."""
         return {
             id(parameter): (optimizer, group)
             for optimizer in self._optimizers
@@ -47,11 +47,11 @@ class Updates:
 
     @property
     def parameters(self) -> Set[int]:
-        """The identities (``id``) of all parameters that any of the optimizers updates."""
+        """The identities (``id``) of all parameters that an optimizer updates."""
         return frozenset(self._groups)  # a view would keep the optimizers alive
 
     def are_alike(self, parameters: Sequence[Tensor]) -> bool:
-        """Return whether parameters of one shape are updated with equal options, from equal state."""
+        """Return whether parameters of one shape have equal options and equal optimizer state."""
         first, *others = parameters
         options, state = self._options_of(first), self._state_of(first, with_counts=True)
         return all(
@@ -60,18 +60,12 @@ class Updates:
         )
 
     def share_a_group(self, parameters: Sequence[Tensor]) -> bool:
-        """Return whether parameters stand in one group of options, which no schedule can tell apart."""
+        """Return whether parameters are in one parameter group, so that no schedule can treat them differently."""
         groups = [self._groups.get(id(parameter)) for parameter in parameters]
         return all(each is not None and groups[0] is not None and each[1] is groups[0][1] for each in groups)
 
     def are_alike_along(self, parameter: Tensor, view: View, units: Sequence[int]) -> bool:
-        """Return whether some units of one parameter are updated from equal state.
-
-        Args:
-            parameter: the parameter.
-            view: turns a tensor of its shape into one whose first dimension counts units.
-            units: the units.
-        """
+        """Return whether units of one parameter have equal optimizer state; ``view`` puts units first."""
         for state in self._state_of(parameter, with_counts=False).values():
             rows = view(state)[list(units)]
             if not _are_close(rows, rows[:1]):
@@ -84,7 +78,7 @@ class Updates:
         return type(optimizer), {name: value for name, value in options.items() if not isinstance(value, str)}
 
     def _state_of(self, parameter: Tensor, *, with_counts: bool) -> dict[str, Tensor]:
-        """Return what the optimizer remembers that has a number for each of the parameter, and counts of steps."""
+        """Return the optimizer's tensors of the parameter's shape; with ``with_counts`` single numbers, too."""
         optimizer, _ = self._groups.get(id(parameter), (None, {}))
         state = getattr(optimizer, "state", {}).get(parameter, {}) if optimizer is not None else {}
         shapes = (parameter.shape, torch.Size()) if with_counts else (parameter.shape,)
@@ -106,12 +100,7 @@ def _are_equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 
 
 def _are_close(rows: Tensor, others: Tensor) -> bool:
-    """Return whether rows are as close as those of equal units, which drift apart by rounding.
-
-    Args:
-        rows: ``(n, ...)``.
-        others: ``(n, ...)``, or one row ``(1, ...)`` for all of them.
-    """
+    """Return whether ``(n, ...)`` rows agree with ``(n, ...)`` or ``(1, ...)`` others, up to the drift of rounding."""
     limit = LEAVE_TOLERANCES.get(rows.dtype.to_real(), 0.0)
     apart, *sizes = (each.abs().float().reshape(len(each), -1).norm(dim=1) for each in (rows - others, rows, others))
     return not bool((apart > limit * torch.maximum(*sizes)).any())

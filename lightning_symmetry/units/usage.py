@@ -1,4 +1,4 @@
-"""Which modules take part in a step: an expert without a token, or a branch not taken, says nothing of its units."""
+"""Which modules take part in a step: a zero gradient of an expert without tokens is no evidence against its units."""
 
 from __future__ import annotations
 
@@ -12,32 +12,47 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from lightning_symmetry.modules import held
-from lightning_symmetry.units.choices import LISTS
 from lightning_symmetry.units.hooks import ModuleHook
 from lightning_symmetry.units.naming import readable_modules
 
+# Modules whose members a forward pass may leave out, such as experts.
+_LISTS = (nn.ModuleList, nn.ModuleDict)
+
+
+def members_of_lists(model: nn.Module, layers: Iterable[str]) -> dict[str, list[str]]:
+    """Map each member of a list or dict of modules to those of the given layers that it contains, by name.
+
+    Example:
+        >>> experts = nn.ModuleList([nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 2)), nn.Linear(2, 2)])
+        >>> members_of_lists(nn.Sequential(experts), ["0.0.0", "0.0.1", "0.1"])
+        {'0.0': ['0.0.0', '0.0.1'], '0.1': ['0.1']}
+    """
+    lists = {name for name, module in readable_modules(model) if issubclass(type(module), _LISTS)}
+    members: dict[str, list[str]] = {}
+    for layer in layers:
+        path = layer.split(".")
+        for length in range(1, len(path)):
+            if ".".join(path[:length]) in lists:
+                members.setdefault(".".join(path[: length + 1]), []).append(layer)
+    return members
+
 
 class Usage:
-    """Notes which modules are called in a training's forward passes, and whether they are handed any rows.
+    """Records which modules are called in forward passes, and whether their inputs have any rows.
 
-    A module that is never called may be used all the same, by the module that holds it, as ``nn.MultiheadAttention``
-    uses its output projection; the members of a list or dict of modules are not.
+    A module that is never called may still be used by its parent, as the output projection of
+    ``nn.MultiheadAttention`` is. A member of a list or dict of modules is used only if it is called.
     """
 
     def __init__(self) -> None:
         self._handles: dict[str, RemovableHandle] = {}
         self._modules: dict[str, nn.Module] = {}
-        self._calls: dict[str, bool] = {}  # by name of a module that was called, whether it was handed rows
+        self._calls: dict[str, bool] = {}  # by name of a called module, whether its inputs had rows
         self._ever: set[str] = set()  # the names of modules that were called at least once
-        self._chains: dict[str, list[str]] = {}  # by layer that is watched
+        self._chains: dict[str, list[str]] = {}  # by watched layer
 
     def watch(self, model: nn.Module, layers: Iterable[str]) -> None:
-        """Watch the modules of some layers from now on, and no others.
-
-        Args:
-            model: the model.
-            layers: names of layers.
-        """
+        """Watch the modules of these layers from now on, and no others."""
         wanted = dict.fromkeys(layers)
         if not wanted:
             self.end()
@@ -51,14 +66,14 @@ class Usage:
         for name in self._handles.keys() - chains:
             self._handles.pop(name).remove()
         if any(is_compiled(module) for module in self._modules.values()):
-            return  # a new hook would have it compiled anew
+            return  # a new hook would trigger a recompilation
         for name in chains - self._handles.keys():
-            note = ModuleHook(partial(self._note, name), on_error=_pass_over)
+            hook = ModuleHook(partial(self._record, name))  # a call whose hook fails counts as none
             with suppress(Exception):  # modules of TorchScript take no hooks
-                self._handles[name] = self._modules[name].register_forward_pre_hook(note, with_kwargs=True)
+                self._handles[name] = self._modules[name].register_forward_pre_hook(hook, with_kwargs=True)
 
     def end(self) -> None:
-        """Watch nothing any more."""
+        """Stop watching, and forget everything."""
         for handle in self._handles.values():
             handle.remove()
         self.__init__()  # type: ignore[misc]
@@ -72,9 +87,9 @@ class Usage:
         return bool(self._chains)
 
     def is_used(self, layer: str) -> bool | None:
-        """Return whether the module of a layer took part in the step; None if it has not been watched since the last.
+        """Return whether the module of a layer took part in the step; None if it was not watched.
 
-        Of a module that cannot be watched it is assumed.
+        A module that takes no hooks counts as used.
         """
         chain = self._chains.get(layer)
         if chain is None:
@@ -87,20 +102,20 @@ class Usage:
         return True
 
     def end_step(self, layers: Iterable[str]) -> None:
-        """Forget what was called, once the step of some layers has been looked at."""
+        """Forget the calls of these layers' modules after their step has been checked."""
         for layer in layers:
             for name in self._chains.get(layer, ()):
                 self._calls.pop(name, None)
 
-    def _note(self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _record(self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if torch.is_grad_enabled():
-            handed = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
-            has_rows = not handed or handed[0].numel() > 0
+            inputs = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+            has_rows = not inputs or inputs[0].numel() > 0
             self._calls[name] = self._calls.get(name, False) or has_rows
             self._ever.add(name)
 
     def _chain(self, layer: str) -> list[str]:
-        """Return the names of the module of a layer and of those that hold it, up to the first member of a list."""
+        """Return the names of the layer's module and its ancestors, up to the first member of a list."""
         name = layer
         while name and name not in self._modules:
             name = name.rpartition(".")[0]
@@ -113,13 +128,9 @@ class Usage:
         return chain
 
     def _is_member(self, name: str) -> bool:
-        return issubclass(type(self._modules.get(name.rpartition(".")[0])), LISTS)
-
-
-def _pass_over(error: Exception) -> None:
-    """Take a module whose call could not be noted for one that was not called."""
+        return issubclass(type(self._modules.get(name.rpartition(".")[0])), _LISTS)
 
 
 def is_compiled(module: nn.Module) -> bool:
-    """Return whether a module is compiled, or is what ``torch.compile`` puts around one."""
+    """Return whether a module is compiled, or is the wrapper of ``torch.compile``."""
     return "_orig_mod" in held(module, "_modules") or module.__dict__.get("_compiled_call_impl") is not None

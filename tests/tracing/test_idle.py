@@ -1,4 +1,4 @@
-"""Healthy models of public libraries, parts of which nobody reads: no warning, and the place is told once."""
+"""Healthy models of public libraries with unread parts: no warning, and one line in the log per part."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ LOOKBACK, HORIZON, WIDTH = 12, 4, 16
 
 
 def series(step: int, variables: int = 1) -> tuple[Tensor, Tensor]:
-    """Random walks ``(16, time, variables)``, and how the first variable of each goes on."""
+    """Return random walks ``(16, time, variables)``, and the continuation of their first variable."""
     generator = torch.Generator().manual_seed(step)
     walk = torch.randn(16, LOOKBACK + HORIZON, variables, generator=generator).cumsum(1) / 4
     return walk[:, :LOOKBACK], walk[:, LOOKBACK:, 0]
 
 
 class Block(nn.Module):
-    """A block of N-BEATS: what it explains of the past, and what follows.
+    """A block of N-BEATS: a backcast and a forecast.
 
     Args:
         components: the number of series it is given.
@@ -58,7 +58,7 @@ class Block(nn.Module):
 
 
 class Beats(nn.Module):
-    """Blocks each of which is given what the ones before have not explained; the last one's backcast is not read."""
+    """Blocks that each receive the residual of the previous ones; nothing reads the last backcast."""
 
     def __init__(self, *blocks: Block) -> None:
         super().__init__()
@@ -119,7 +119,7 @@ class Fusion(nn.Module):
 
 
 class Joint(nn.Module):
-    """A joint block of Stable Diffusion 3: image and text attend to one another, each with layers of its own.
+    """A joint block of Stable Diffusion 3: image and text attend to one another, each with separate layers.
 
     The last one drops what it makes of the text, and has no layer behind the text's attention.
     """
@@ -163,7 +163,7 @@ OPTIMIZERS: dict[str, Optimizers] = {"SGD": sgd, "AdamW": lambda parameters: tor
 
 @dataclass(frozen=True)
 class Case:
-    """A model, parts of which get no gradient.
+    """A model with parts that get no gradient.
 
     Attributes:
         make: makes the model.
@@ -208,7 +208,7 @@ CASES = {
 
 
 def train(make: Callable[[], nn.Module], variables: int, optimizers: Optimizers) -> tuple[SymmetryReport, list[str]]:
-    """Train a model for 120 steps; returns the last report, and the warnings of symmetry."""
+    """Train a model for 120 steps; return the last report and the warnings about symmetry."""
     torch.manual_seed(0)
     net = make()
     optimizer = optimizers(net.parameters())
@@ -239,14 +239,14 @@ def test_healthy_models_are_not_warned_of(name: str, optimizer: str, caplog: pyt
         if any(group.verdict is Verdict.IDLE for group in layer.groups)
     }
     assert idle == case.idle
-    told = [record.message for record in caplog.records if "nobody reads their outputs" in record.message]
-    told = [text for text in told if not text.startswith("idle:")]  # the summary at the end
+    logged = [record.message for record in caplog.records if "nobody reads their outputs" in record.message]
+    logged = [text for text in logged if not text.startswith("idle:")]  # the summary at the end
     for layer, stops in case.idle.items():
         for number, at in stops.items():
-            [said] = [text for text in told if text.startswith(f"{layer}: ") and f" {number} " in text]
-            assert f"(at {at}: " in said
-            assert said in report.notes()
-    assert len(told) == sum(map(len, case.idle.values()))
+            [line] = [text for text in logged if text.startswith(f"{layer}: ") and f" {number} " in text]
+            assert f"(at {at}: " in line
+            assert line in report.notes()
+    assert len(logged) == sum(map(len, case.idle.values()))
 
 
 @pytest.mark.parametrize(
@@ -275,7 +275,7 @@ def test_models_without_a_choice_or_a_context_are_not_warned_of(
 
 
 class Ratings(nn.Module):
-    """Puts out one number per sample: the product of two tables of zeros."""
+    """Returns one number per sample: the product of two tables of zeros."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What keeps equal units equal: a layer that reads them alike, or the loss."""
+"""The reason why equal units stay equal: a layer that reads them with equal weights, or the loss."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.training import Classifier, fill, fit, mlp, quiet, sgd
 
 
 def mirrored() -> nn.Sequential:
-    """Half of the units are the negatives of the others, and are read so."""
+    """Half of the units, and of the weights that read them, are the negatives of the others."""
     torch.manual_seed(0)
     net: Any = nn.Sequential(nn.Linear(12, 8), nn.Tanh(), nn.Linear(8, 4))
     with torch.no_grad():
@@ -23,7 +23,7 @@ def mirrored() -> nn.Sequential:
 
 
 def convolutions() -> nn.Sequential:
-    """Equal filters whose maps are read alike."""
+    """Equal filters whose maps are read with equal weights."""
     return nn.Sequential(
         nn.Unflatten(1, (1, 12)),
         fill(nn.Conv1d(1, 4, 3), 0.1),
@@ -35,7 +35,7 @@ def convolutions() -> nn.Sequential:
 
 
 class Branching(nn.Module):
-    """Two layers read the same equal units, one of them unlike the other."""
+    """Two layers read the same equal units; only one reads them with equal weights."""
 
     def __init__(self, *, is_alike: bool) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ class Branching(nn.Module):
 
 
 def kept_by(net: nn.Module, *, is_summed: bool = False) -> dict[str, str]:
-    """Train for a few steps; by layer, what keeps the units of its findings equal."""
+    """Train for a few steps; return by layer what keeps the units of its findings equal."""
     optimizer = sgd(net.parameters())
     tracker = SymmetryTracker(net, optimizer, every_n_steps=2, heatmaps="none", scalars="none", on_symmetry="ignore")
     generator = torch.Generator().manual_seed(0)
@@ -74,9 +74,9 @@ def test_what_reads_equal_units_alike() -> None:
 
 
 def test_nothing_is_said_where_units_are_not_read_alike() -> None:
-    assert kept_by(Branching(is_alike=False)) == {}  # they part by themselves
+    assert kept_by(Branching(is_alike=False)) == {}  # they diverge by themselves
     net: Any = nn.Sequential(fill(nn.Linear(12, 8), 0.1), nn.Softmax(1), fill(nn.Linear(8, 4), 0.1))
-    assert kept_by(net) == {"0": ""}  # what is behind a softmax cannot be followed
+    assert kept_by(net) == {"0": ""}  # units cannot be followed through a softmax
 
 
 def test_the_loss_may_treat_outputs_alike() -> None:
@@ -90,7 +90,7 @@ def test_it_is_part_of_the_message_also_where_only_a_part_of_the_model_can_be_fo
         warnings.simplefilter("always", SymmetryWarning)
         fit(Classifier(fill(mlp(), 0.1)), monitor)
     texts = [str(each.message) for each in caught if issubclass(each.category, SymmetryWarning)]
-    # They are warned of before the first update, and traced at the next check.
+    # The warning comes before the first update, the trace at the next check.
     assert "reads them alike" not in texts[0]
     assert {finding.layer: finding.kept_by for finding in monitor.findings} == {"net.0": "net.2", "net.2": "net.4"}
     assert monitor.report is not None

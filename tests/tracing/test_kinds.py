@@ -17,13 +17,13 @@ from tests.training import fill
 
 
 def with_bias(layer: Any, bias: float) -> Any:
-    """A layer with another bias."""
+    """Return a layer with the given bias."""
     nn.init.constant_(layer.bias, bias)
     return layer
 
 
 class Between(nn.Module):
-    """Two layers with something between them, a module or a function."""
+    """Two layers with a module or function between them."""
 
     def __init__(self, between: Any, first: Any = None, last: Any = None) -> None:
         super().__init__()
@@ -78,11 +78,11 @@ def test_activations(name: str, is_known: bool) -> None:
     if name == "relu":
         most = net.first(rows()).max().item()
         said = float(found.stop.detail.removeprefix("its input is at most ").removesuffix(" in all 256 values seen"))
-        assert most <= said < most + 1  # rounded up, so that it is true
+        assert most <= said < most + 1  # rounded up, so that 'at most' stays true
 
 
 class Functional(nn.Module):
-    """A network whose activation is no module."""
+    """A network whose activation is a function."""
 
     def __init__(self, bias: float, function: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
@@ -129,7 +129,7 @@ def test_functions(name: str, is_known: bool) -> None:
 
 
 def test_a_softmax_that_weighs_equal_things_is_not_called_saturated() -> None:
-    # Over two numbers, so that the gradients cancel without rounding.
+    # The mean over two numbers: gradients cancel without rounding.
     net = Functional(0.0, lambda x: x.unflatten(1, (4, 2)).softmax(-1).sum(-1, True).expand(-1, -1, 2).flatten(1))
     for parameter in net.b.parameters():
         nn.init.zeros_(parameter)
@@ -213,7 +213,7 @@ def test_a_channel_that_is_never_the_largest() -> None:
     assert (found.units, found.stopped.stop.kind, found.stopped.stop.at) == ((1, 2, 3), StopKind.CLOSED, "1")
 
 
-# ---------------------------------------------------------------- who reads, and the loss
+# ---------------------------------------------------------------- readers, and the loss
 
 
 @pytest.mark.parametrize("is_known", [False, True])
@@ -291,7 +291,7 @@ def test_gradients_that_are_erased(first: nn.Module) -> None:
 
 
 def normalised(hidden: Tensor) -> Tensor:
-    """Weights of a single expert, which are 1."""
+    """Return the outputs of a single expert, times its normalised weight, which is 1."""
     weight = hidden[:, :1].sigmoid()
     return weight / weight.sum(1, keepdim=True) * hidden.detach()
 
@@ -344,7 +344,7 @@ def test_inputs_of_zero() -> None:
 
 
 class Attention(nn.Module):
-    """Attention whose last tokens nobody reads, or that has a single key."""
+    """Attention with unread last tokens, or with a single key."""
 
     def __init__(self, how: str) -> None:
         super().__init__()

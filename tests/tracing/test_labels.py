@@ -1,4 +1,4 @@
-"""Labels carried through operations are compared with what each number depends on, by brute force."""
+"""Labels after operations are compared with the true dependencies of each number, by brute force."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from lightning_symmetry.tracing.labels import MANY, along, carry, join, merge, operation_of
 
-# By name: the shape of the input, the operation, and whether each number depends on exactly those that the rule says.
+# By name: the shape of the input, the operation, and whether its rule is exact rather than an upper bound.
 Operation = tuple[tuple[int, ...], Callable[[Tensor], Tensor], bool]
 
 
@@ -23,7 +23,7 @@ def fixed(*shape: int) -> Tensor:
 
 
 OPERATIONS: dict[str, Operation] = {
-    # What is moved, left out or put beside others.
+    # Operations that move, drop or join numbers.
     "t": ((3, 4), lambda x: x.t(), True),
     "permute": ((2, 3, 4), lambda x: x.permute(2, 0, 1), True),
     "view": ((2, 6), lambda x: x.view(3, 4), True),
@@ -41,7 +41,7 @@ OPERATIONS: dict[str, Operation] = {
     "squeeze": ((3, 1, 4), lambda x: x.squeeze(1), True),
     "shuffle": ((2, 4, 3), lambda x: functional.channel_shuffle(x, 2), False),
     "topk": ((3, 6), lambda x: x.topk(2)[0], True),
-    # Number by number.
+    # Elementwise operations.
     "tanh": ((3, 4), torch.tanh, True),
     "mul": ((3, 4), lambda x: x * fixed(4), True),
     "expand": ((1, 4), lambda x: x.expand(3, 4), True),
@@ -49,7 +49,7 @@ OPERATIONS: dict[str, Operation] = {
     "add": ((4,), lambda x: x + fixed(3, 4), True),
     "glu": ((3, 6), functional.glu, True),
     "maximum": ((3, 4), lambda x: x.maximum(fixed(3, 4)), False),
-    # What is mixed.
+    # Operations that mix numbers.
     "mm, left": ((3, 4), lambda x: x @ fixed(4, 5), True),
     "mm, right": ((4, 5), lambda x: fixed(3, 4) @ x, True),
     "addmm, bias": ((5,), lambda x: torch.addmm(x, fixed(3, 4), fixed(4, 5)), True),
@@ -71,7 +71,7 @@ OPERATIONS: dict[str, Operation] = {
     "attention, query": ((2, 3, 4), lambda x: attention(x, fixed(2, 5, 4), fixed(2, 5, 4)), False),
     "attention, key": ((2, 5, 4), lambda x: attention(fixed(2, 3, 4), x, fixed(2, 5, 4)), False),
     "attention, value": ((2, 5, 4), lambda x: attention(fixed(2, 3, 4), fixed(2, 5, 4), x), False),
-    # Complex numbers and their two parts.
+    # Complex numbers and their parts.
     "as complex": ((3, 4, 2), lambda x: torch.view_as_complex(x).abs(), True),
     "parts": ((3, 4), lambda x: torch.complex(x, fixed(3, 4)).real, True),
     "permuted": ((3, 4, 2), lambda x: torch.view_as_complex(x).T.conj().imag, False),
@@ -91,13 +91,13 @@ def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 
 def carried(function: Callable[[Tensor], Tensor], labels: Tensor) -> tuple[Tensor, Tensor]:
-    """The labels behind all operations of a function, and the number that each output has for each input."""
+    """Return the labels after all operations of a function, and the Jacobian by brute force."""
     inputs = torch.randn(labels.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(3)).requires_grad_()
     outputs = function(inputs)
     chain: list[tuple[Any, int]] = []
 
     def find(node: Any) -> bool:
-        """Follow the graph from the outputs to the inputs."""
+        """Append the operations from the inputs to this node; return whether there are any."""
         for index, (child, _) in enumerate(node.next_functions):
             if child is not None and (getattr(child, "variable", None) is inputs or find(child)):
                 chain.append((node, index))

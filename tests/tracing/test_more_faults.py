@@ -1,4 +1,4 @@
-"""Faults that a trace once got wrong: each had another answer, or none."""
+"""Regression tests: faults for which a trace once returned a wrong result, or none."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ OPTIONS: dict[str, Any] = {"heatmaps": "none", "scalars": "none", "every_n_steps
 
 
 def shut(inputs: int, units: int, which: slice = slice(None)) -> nn.Linear:
-    """A layer some of whose units are shut behind a ReLU."""
+    """Return a layer some of whose units are closed by a ReLU."""
     torch.manual_seed(0)
     layer = nn.Linear(inputs, units)
     with torch.no_grad():
@@ -29,7 +29,7 @@ def shut(inputs: int, units: int, which: slice = slice(None)) -> nn.Linear:
 
 
 class Net(nn.Module):
-    """Layers, and how they are put together."""
+    """Layers, and the function that combines them."""
 
     def __init__(self, forward: Callable[[Any, Tensor], Tensor], **layers: Any) -> None:
         super().__init__()
@@ -71,10 +71,10 @@ def test_thousands_of_units_are_explained_together() -> None:
     [found] = trace(net, loss_of(net, rows()))["0"]
     assert found.units == tuple(range(1, 3000))
     most = net[0](rows())[:, 1:].max().item()
-    assert most <= float(found.stopped.stop.detail.split()[5])  # of all of them
+    assert most <= float(found.stopped.stop.detail.split()[5])  # the maximum over all of them
 
 
-# ---------------------------------------------------------------- what an operation multiplies by
+# ---------------------------------------------------------------- factors
 
 
 def frozen(*shape: int) -> nn.Parameter:
@@ -253,7 +253,7 @@ def test_parts_of_a_packed_parameter() -> None:
 
 
 class Margin(nn.Module):
-    """A loss of one's own that puts out a number for each sample."""
+    """A custom loss that returns a number per sample."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -337,7 +337,7 @@ def test_reasons_of_a_part_of_the_units_say_of_how_many() -> None:
 
 
 def train(net: Any, *, until: int | None = None) -> SymmetryTracker:
-    """Train for some steps; from one step on the first layer gets no gradient, and keeps one of zeros."""
+    """Train for some steps; from one step on, the first layer keeps a gradient of zeros."""
     optimizer = sgd(each for each in net.parameters() if each.requires_grad)
     tracker = SymmetryTracker(net, optimizer, **OPTIONS)
     generator = torch.Generator().manual_seed(0)
@@ -382,7 +382,7 @@ def test_each_of_two_optimizers_has_its_trace() -> None:
 
 
 def test_weights_of_a_single_expert_are_nothing_but_rounding() -> None:
-    # w / w.sum() of one: there is no norm in the model that would tell of it.
+    # w / w.sum() of a single number: the model has no norm module by which to recognise it.
     def together(net: Any, inputs: Tensor) -> Tensor:
         weights = torch.sigmoid(net.router(inputs))
         outputs: Tensor = net.b(weights / weights.sum(1, keepdim=True) * net.a(inputs).tanh())
@@ -408,4 +408,4 @@ def test_a_way_beside_a_norm_over_one_number_brings_a_gradient() -> None:
     loss_of(net, rows())().backward()
     traced = GradientTrace(net, every)
     loss_of(net, rows())().backward()
-    assert traced.finish()["a"][0].stopped.stop.kind is StopKind.ERASED  # it arrives, and is no rounding error
+    assert traced.finish()["a"][0].stopped.stop.kind is StopKind.ERASED  # a gradient arrives that is no rounding error

@@ -1,4 +1,4 @@
-"""Traces in real trainings: what they find, what they cost, and that they change nothing."""
+"""Traces in real trainings: their results, their cost, and that they do not affect the training."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ OPTIONS: dict[str, Any] = {"heatmaps": "none", "scalars": "none", "every_n_steps
 
 
 class Shut(nn.Module):
-    """Three hidden layers, the second of which is shut."""
+    """Return three hidden layers, the second of them closed."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -119,7 +119,7 @@ def kept_graph_step(net: nn.Module, optimizer: Any, step: int) -> None:
 
 
 def wasteful_step(net: nn.Module, optimizer: Any, step: int) -> None:
-    """A step with a forward pass that nobody goes back through, and one without gradients."""
+    """A step with additional forward passes: one without a backward pass, one without gradients."""
     loss_of(net, step)
     with torch.no_grad():
         loss_of(net, step)
@@ -175,7 +175,7 @@ def test_lbfgs() -> None:
 
 
 class Segmented(Shut):
-    """As before, with a part whose activations are computed again for the backward pass."""
+    """The same network with a checkpointed segment, whose activations are recomputed in the backward pass."""
 
     def __init__(self, *, use_reentrant: bool, is_whole: bool) -> None:
         super().__init__()
@@ -202,7 +202,7 @@ def test_checkpointed_segments(use_reentrant: bool, is_whole: bool) -> None:
     said = roots(tracker.findings)
     if not use_reentrant:
         assert said == FOUND
-    elif not is_whole:  # of what is inside a segment nothing can be seen, and nothing is said
+    elif not is_whole:  # the inside of a segment cannot be traced, and is not reported
         assert said["b"] == FOUND["b"]
     assert {kind for kind, _, _ in said.values()} <= {"closed", "unknown"}
     train(start, plain_step, is_watched=False)
@@ -218,7 +218,7 @@ def test_a_compiled_model_is_not_traced() -> None:
 
 
 class TwoPlayers(nn.Module):
-    """A generator, and a discriminator that is shut."""
+    """A generator, and a closed discriminator."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -266,7 +266,7 @@ def test_parts_of_a_model_that_a_loop_calls_one_by_one() -> None:
 
 
 class ByHand(Classifier):
-    """Two micro-batches for each step, by hand."""
+    """Two micro-batches per step, with manual optimization."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__(net)
@@ -303,7 +303,7 @@ def test_in_a_trainer(module: type[Classifier], options: dict[str, Any]) -> None
 
 
 class Erasing(Classifier):
-    """A module that loses its gradients before the step."""
+    """A module whose gradients are erased before the step."""
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         optimizer.zero_grad(set_to_none=False)
@@ -331,8 +331,8 @@ def test_a_loss_that_a_trainer_hands_over_is_traced_too() -> None:
 # ---------------------------------------------------------------- idle units
 
 
-def test_units_that_are_idle_are_told_of_once_in_the_log_and_watched_anew(caplog: pytest.LogCaptureFixture) -> None:
-    # The second head has weight 0 until step 60. Then it counts, and is shut.
+def test_idle_units_are_logged_once_and_watched_anew(caplog: pytest.LogCaptureFixture) -> None:
+    # The second head has weight 0 in the loss until step 60. Then it counts, and is closed.
     torch.manual_seed(0)
     net = nn.ModuleDict({"body": nn.Linear(12, 8), "main": nn.Linear(8, 4), "other": nn.Linear(12, 8)})
     nn.init.constant_(net["other"].bias, -50.0)  # type: ignore[arg-type] # a tensor
@@ -352,9 +352,9 @@ def test_units_that_are_idle_are_told_of_once_in_the_log_and_watched_anew(caplog
             step_of(net, optimizer, step)
         step_of(net, optimizer, 59)
         assert tracker.findings == []
-        told = [record.message for record in caplog.records if record.message.startswith("other:")]
-        assert len(told) == 1
-        assert "the loss" in told[0]
+        logged = [record.message for record in caplog.records if record.message.startswith("other:")]
+        assert len(logged) == 1
+        assert "the loss" in logged[0]
         with warnings.catch_warnings(record=True, action="always") as warned:
             for step in range(60, 300):
                 step_of(net, optimizer, step)
@@ -366,11 +366,11 @@ def test_units_that_are_idle_are_told_of_once_in_the_log_and_watched_anew(caplog
     assert len([record for record in caplog.records if record.message.startswith("other:")]) == 1
 
 
-# ---------------------------------------------------------------- what a trace costs
+# ---------------------------------------------------------------- cost of a trace
 
 
 def count_traces(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The numbers of layers of all traces that are made from now on."""
+    """Record the number of layers of every new trace."""
     made: list[int] = []
     init = GradientTrace.__init__
 
@@ -390,9 +390,9 @@ def test_one_trace_for_all_findings_of_a_check(monkeypatch: pytest.MonkeyPatch) 
 
 def test_what_keeps_units_equal_is_looked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
     made = count_traces(monkeypatch)
-    net = fill(nn.Sequential(nn.Linear(12, 8), nn.Softmax(1), nn.Linear(8, 4)), 0.1)  # it cannot be told
+    net = fill(nn.Sequential(nn.Linear(12, 8), nn.Softmax(1), nn.Linear(8, 4)), 0.1)  # the reason is unknown
     train(net, plain_step, steps=300)
-    assert 1 <= len(made) <= 3  # of 30 checks: once for each group, of which there is one more later on
+    assert 1 <= len(made) <= 3  # of 30 checks: once per group; one more group comes later
 
 
 def test_a_healthy_network_is_not_traced(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -461,8 +461,8 @@ def test_a_model_can_be_saved_and_copied_at_every_step() -> None:
         assert twin(inputs_of(0)[0]).shape == (16, 4)
 
 
-def test_a_finding_keeps_where_the_gradient_stopped_when_it_was_told() -> None:
-    # Copies that are shut until step 20, when the biases open them.
+def test_a_finding_keeps_where_the_gradient_stopped_at_the_warning() -> None:
+    # Copies that are closed until step 20, when the biases open them.
     torch.manual_seed(0)
     net: Any = nn.Sequential(nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 4))
     with torch.no_grad():
@@ -568,7 +568,7 @@ def test_a_trace_whose_optimizer_steps_no_more_is_given_up() -> None:
     net = TwoPlayers()
     optimizers = [sgd(net.generator.parameters()), sgd(net.discriminator.parameters())]
     tracker = SymmetryTracker(net, optimizers, on_symmetry="ignore", **OPTIONS)
-    for step in range(90):  # the shut discriminator is about to be told dead when it stops stepping
+    for step in range(90):  # the closed discriminator stops stepping just before it would be dead
         inputs, labels = inputs_of(step)
         optimizers[0].zero_grad()
         net.generator(inputs).square().mean().backward()

@@ -1,4 +1,4 @@
-"""What the tests of the trace share: one traced step of a network."""
+"""Helpers for tests of traces: one traced step of a network."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Loss = Callable[[], Tensor]
 
 
 def suspects_of(net: nn.Module) -> list[Suspected]:
-    """The units without a gradient after a backward pass."""
+    """Return the units without a gradient after a backward pass."""
     suspects = []
     for layer in find_layers(net).layers:
         is_zero = np.ones(layer.num_units, dtype=np.bool_)
@@ -32,12 +32,12 @@ def suspects_of(net: nn.Module) -> list[Suspected]:
 
 
 def everything(net: nn.Module) -> list[Suspected]:
-    """All units, whose gradients may be rounding errors."""
+    """Return all units, as suspects whose gradients may be rounding errors."""
     return [Suspected(layer, np.arange(layer.num_units), may_be_rounding=True) for layer in find_layers(net).layers]
 
 
 def trace(net: nn.Module, loss: Loss, *, is_known: bool = False, num_passes: int = 1) -> dict[str, list[Traced]]:
-    """Where gradients stop in one step.
+    """Return where gradients stop in one step.
 
     Args:
         net: the network.
@@ -58,20 +58,20 @@ def trace(net: nn.Module, loss: Loss, *, is_known: bool = False, num_passes: int
 
 
 def stops(net: nn.Module, loss: Loss, **options: Any) -> dict[str, Stopped]:
-    """Where the gradient of most units without one stops, by layer."""
+    """Return by layer where the gradient of most units without one stops."""
     return {name: every[0].stopped for name, every in trace(net, loss, **options).items()}
 
 
 def loss_of(net: Callable[[Tensor], Tensor], inputs: Tensor) -> Loss:
-    """A loss with a gradient in all outputs."""
+    """Return a loss with a gradient in all outputs."""
     return lambda: (net(inputs) - 1.0).square().mean()
 
 
 def images(size: int = 8) -> Tensor:
-    """A batch of images of two channels."""
+    """Return a batch of images with two channels."""
     return torch.randn(16, 2, size, size, generator=torch.Generator().manual_seed(0))
 
 
 def rows(width: int = 12) -> Tensor:
-    """A batch of vectors."""
+    """Return a batch of vectors."""
     return torch.randn(32, width, generator=torch.Generator().manual_seed(0))

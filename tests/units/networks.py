@@ -1,4 +1,4 @@
-"""Small random networks in which units may lie anywhere, and what happens in them when the outputs of a unit change."""
+"""Small random networks with units along any dimension, and runs in which the outputs of a unit change."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Branches(nn.Module):
 
 
 class Repeated(nn.Module):
-    """One layer that reads two things."""
+    """A layer with two inputs."""
 
     def __init__(self, first: nn.Module, second: nn.Module) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ class Repeated(nn.Module):
 
 
 def _size(random: Random) -> int:
-    return random.choice((2, 4))  # so that units, tokens and positions often are as many
+    return random.choice((2, 4))  # so that the numbers of units, tokens and positions often coincide
 
 
 def _layer(random: Random, shape: Sequence[int]) -> nn.Module:
@@ -80,7 +80,7 @@ def _layer(random: Random, shape: Sequence[int]) -> nn.Module:
 
 
 def _other(random: Random, shape: Sequence[int]) -> nn.Module:
-    """Something that keeps units apart, or does not."""
+    """Return an operation that may mix units."""
     last = shape[-1]
     others: list[nn.Module] = [nn.Flatten(), nn.Dropout(), nn.LayerNorm(last), nn.Softmax(-1), Call(torch.tanh)]
     others += [Residual(nn.Linear(last, last)), Repeated(nn.Linear(last, last), nn.Linear(last, 4))]
@@ -90,7 +90,7 @@ def _other(random: Random, shape: Sequence[int]) -> nn.Module:
     if len(shape) > 1:
         others += [Call(lambda x: x.transpose(1, 2)), nn.AdaptiveAvgPool2d(1), Call(lambda x: x.flatten(-2))]
         others.append(Call(lambda x: functional.adaptive_max_pool2d(x, 2)))
-    # With as many tokens as units, BatchNorm1d may run along either: it is taken to be the units.
+    # With as many tokens as units, BatchNorm1d may normalise either; units are assumed.
     if (len(shape) < 3 and shape[0] != last) or len(shape) == 1:
         others.append(nn.BatchNorm1d(shape[0]))
     if len(shape) == 3:
@@ -99,7 +99,7 @@ def _other(random: Random, shape: Sequence[int]) -> nn.Module:
 
 
 def random_network(random: Random) -> tuple[nn.Sequential, Tensor]:
-    """Make a network in float64, and inputs for it."""
+    """Return a network in float64, and inputs for it."""
     torch.manual_seed(random.randrange(1000))
     shapes = ((4,), (_size(random), 4), (4, 4, 4))
     inputs = torch.randn(BATCH, *random.choice(shapes), dtype=torch.float64)
@@ -128,14 +128,14 @@ def num_units(layer: nn.Module) -> int:
 
 
 def units_dim(layer: nn.Module) -> int:
-    """The dimension along which a layer puts out its units, and reads those of others."""
+    """Return the dimension of units in the input and output of a layer."""
     return -1 if isinstance(layer, nn.Linear) else 1
 
 
 def run(
     net: nn.Module, inputs: Tensor, readers: Sequence[nn.Module] = (), poked: tuple[nn.Module, int] | None = None
 ) -> tuple[Tensor, list[Tensor]]:
-    """Run a network in training or evaluation mode, as it is.
+    """Run a network in training or evaluation mode.
 
     Args:
         net: the network.

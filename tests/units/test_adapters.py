@@ -60,7 +60,7 @@ def test_silencing_a_row_changes_one_output_channel(plain: type, transposed: typ
                     units_first = view(mask)
                     if units_first.data_ptr() == mask.data_ptr():
                         units_first[unit] = 0.0
-                    else:  # the view of a grouped transposed convolution is a copy: find the elements by their marks
+                    else:  # the view of a grouped transposed convolution is a copy: find the elements by marked values
                         marks = torch.arange(tensor.numel()).reshape(tensor.shape)
                         mask.view(-1)[view(marks)[unit].flatten()] = 0.0
                     tensor.mul_(mask)
@@ -112,7 +112,7 @@ def test_views_are_not_copies() -> None:
 
 
 def partitions(items: list[int]) -> Iterator[list[list[int]]]:
-    """All partitions of a list."""
+    """Yield all partitions of a list."""
     if not items:
         yield []
         return
@@ -166,7 +166,7 @@ def test_identity_recurrence_is_found_though_no_rows_are_equal(rnn_type: Callabl
     with torch.no_grad():
         rnn.weight_hh_l0.copy_(torch.eye(6).repeat(gates, 1))
     assert groups_of(nn.Sequential(rnn), "0.l0") == [tuple(range(6))]
-    # Locked: what the units compute stays the same, and so do their gradients.
+    # Locked: the outputs of the units stay equal, and so do their gradients.
     output, _ = rnn(torch.randn(4, 2, 3, generator=torch.Generator().manual_seed(0)))
     assert torch.allclose(output, output[..., :1].expand_as(output))
     output.square().sum().backward()
@@ -204,7 +204,7 @@ def test_swappable_pair_in_a_random_layer(rnn_type: Callable[..., Any]) -> None:
     swapped = square[:, 1].clone()
     swapped[:, [1, 4]] = swapped[:, [4, 1]]
     square[:, 4] = swapped
-    square[:, :, 4] = square[:, :, 1]  # and what they send
+    square[:, :, 4] = square[:, :, 1]  # and their outgoing weights
     square[:, 1, 1], square[:, 4, 4] = 0.3, 0.3
     square[:, 1, 4], square[:, 4, 1] = -0.2, -0.2
     assert not torch.equal(square[:, 1], square[:, 4])
@@ -274,7 +274,7 @@ def test_units_of_an_embedding_are_its_columns(embedding_type: Callable[..., Any
     torch.manual_seed(0)
     embedding = embedding_type(20, 6)
     with torch.no_grad():
-        embedding.weight[7] = embedding.weight[3]  # equal tokens are no equal units
+        embedding.weight[7] = embedding.weight[3]  # equal tokens, which are no units
     assert groups_of(nn.Sequential(embedding), "0") == []
     with torch.no_grad():
         embedding.weight[:, 4] = embedding.weight[:, 1]
@@ -290,7 +290,7 @@ def test_sparse_gradients_are_read_row_by_row(sparse: bool, bag: bool) -> None:
     factors = torch.tensor([1.0, 1.0, 2.0, 3.0, 1.0, 2.0])
     # The token 7 comes twice, so that the gradient is not coalesced.
     (embedding(torch.tensor([[1, 7], [7, 2]])) * factors).sum().backward()
-    # Six different numbers would differ. Of equal factors, the gradients are equal in all rows that the batch has.
+    # Units with different factors have different gradients.
     assert verdicts_of(diagnose(nn.Sequential(embedding)), "0") == {tuple(range(6)): Verdict.BREAKING}
     embedding.zero_grad()
     embedding(torch.tensor([[1, 7], [7, 2]])).sum().backward()
@@ -313,7 +313,7 @@ def test_embedding_tied_to_a_head_is_read_both_ways() -> None:
             self.head.weight = self.tokens.weight
 
     report = diagnose(LanguageModel())
-    # The features of the one are columns, those of the other are rows.
+    # Features are the columns of the embedding, and the rows of the head.
     assert {name: layer.num_units for name, layer in report.layers.items()} == {"tokens": 6, "head": 20}
     assert report.skipped == {}
 
@@ -327,7 +327,7 @@ def test_bilinear() -> None:
 
 
 def test_conv1d_of_transformers_is_known_by_its_name() -> None:
-    # The class as that package has it: the same qualified name, weight (inputs, units).
+    # The same qualified name and weight (inputs, units) as the class of the package.
     conv1d = type("Conv1D", (nn.Module,), {"__module__": "transformers.pytorch_utils"})
     module: Any = conv1d()
     module.weight = nn.Parameter(torch.randn(3, 7))

@@ -29,7 +29,7 @@ DTYPES = (torch.complex64, torch.complex128)
 
 
 class Activation(nn.Module):
-    """A function of the real and of the imaginary part."""
+    """A function of the real and the imaginary part."""
 
     def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class Spectral(nn.Module):
 
 
 class Parts(nn.Module):
-    """Makes a complex weight of its two parts."""
+    """Computes a complex weight from its two parts."""
 
     def forward(self, real: Tensor, imaginary: Tensor) -> Tensor:
         return torch.complex(real, imaginary)
@@ -70,7 +70,7 @@ def perceptron(
 
 
 def with_copies(net: Any) -> Any:
-    """Units 1 and 3 of the first layer are equal, and read alike."""
+    """Make units 1 and 3 of the first layer equal, and the weights that read them."""
     with torch.no_grad():
         net[0].weight[3], net[0].bias[3] = net[0].weight[1], net[0].bias[1]
         net[2].weight[:, 3] = net[2].weight[:, 1]

@@ -15,7 +15,7 @@ from lightning_symmetry.units.discovery import find_layers
 
 
 def test_parts_of_copies_are_no_copies_of_their_own_whatever_comes_first() -> None:
-    # The first layer is of the same kind as a part of the experts.
+    # The first layer has the class and shape of a part of the experts.
     expert = nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 6))
     experts = nn.ModuleList(copy.deepcopy(expert) for _ in range(3))
     model = nn.ModuleDict({"first": nn.Linear(4, 6), "experts": experts})
@@ -33,7 +33,7 @@ def test_copies_that_are_wrapped_are_found_once() -> None:
 
 
 def trained_twins() -> nn.ModuleDict:
-    """Two equal networks, and a copy of both."""
+    """Return two equal networks, and a copy of both."""
     critic = nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 1))
     critics = nn.ModuleList([critic, copy.deepcopy(critic)])
     return nn.ModuleDict({"critics": critics, "targets": copy.deepcopy(critics)})
@@ -57,7 +57,7 @@ def test_copies_that_no_optimizer_updates_do_not_hide_those_that_train() -> None
 
 
 class Holder(nn.Module):
-    """Holds some parameters under names of their own."""
+    """Holds parameters under given names."""
 
     def __init__(self, **parameters: Tensor) -> None:
         super().__init__()

@@ -22,7 +22,7 @@ from tests.training import fill
 
 
 class Unknown(nn.Module):
-    """A layer with 12 weights, whose adapter has a mistake, so that nothing of it is looked at."""
+    """A layer with 12 weights, none of which is read, since its adapter has a mistake."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ def unknown(module: Unknown) -> Units:
 
 def test_the_share_of_weights_that_were_looked_at() -> None:
     model = nn.ModuleDict({"known": nn.Linear(4, 5), "unknown": Unknown(), "norm": nn.LayerNorm(1000)})
-    # Parameters of one dimension are no weights: 20 of 20 + 12 numbers are looked at.
+    # Parameters of one dimension are no weights: 20 of 20 + 12 weights are read.
     report = diagnose(model)
     assert report.coverage == 20 / 32
     assert json.loads(json.dumps(report.to_dict()))["coverage"] == 20 / 32
@@ -69,7 +69,7 @@ def test_a_shared_weight_counts_once() -> None:
     model = nn.ModuleDict({"first": nn.Linear(4, 4), "second": nn.Linear(4, 4), "unknown": Unknown()})
     model["second"].weight = model["first"].weight
     assert diagnose(model).coverage == 16 / 28
-    # The one name is enough, and so is one way of looking at it.
+    # One name is enough, and so is one slicing.
     assert diagnose(model, exclude=["second"]).coverage == 16 / 28
     tokens, head = nn.Embedding(4, 3), nn.Linear(3, 4)
     head.weight = tokens.weight
@@ -124,7 +124,7 @@ def test_full_coverage_goes_without_saying() -> None:
 
 
 def coverages(num_ranks: int, folder: Path) -> dict[str, float | int]:
-    """The coverage of a model in every layout, and how many warnings there are of a pattern that matches nothing."""
+    """Return the coverage of a model in every layout, and the number of warnings about a pattern without a match."""
     torch.distributed.init_process_group("gloo")
     mesh = init_device_mesh("cpu", (num_ranks,), mesh_dim_names=("data_parallel",))
     found: dict[str, float | int] = {}
@@ -145,7 +145,7 @@ def test_sharded_weights_count_with_their_whole_shape(tmp_path: Path) -> None:
     kinds = ("FSDP2", "FSDP1", "FSDP1 flat")
     expected = {name: share for kind in kinds for name, share in ((kind, 32 / 44), (f"{kind}, first layer", 20 / 44))}
     assert first == {**expected, "warnings": 1}
-    assert second == {**expected, "warnings": 0}  # the first rank speaks for all
+    assert second == {**expected, "warnings": 0}  # only the first rank warns
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)

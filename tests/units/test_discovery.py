@@ -14,7 +14,7 @@ from lightning_symmetry import SymmetryTracker, Units, diagnose, register_layer
 from lightning_symmetry.units.discovery import find_layers, structure_of
 from tests.training import fill
 
-AnyUnits: Any = Units  # for what its types forbid
+AnyUnits: Any = Units  # for arguments of wrong types
 
 
 def names(model: nn.Module, **options: list[str]) -> list[str]:
@@ -36,7 +36,7 @@ def test_parameters_the_adapter_does_not_know_are_named() -> None:
 
 
 def odd_module(adapter: Callable[[Tensor], Any]) -> nn.Module:
-    """A module of a class of its own, whose adapter does with the weight what is given."""
+    """Return a module of a new class, whose adapter applies a function to the weight."""
 
     class Odd(nn.Module):
         def __init__(self) -> None:
@@ -175,7 +175,7 @@ def fail(*args: Any, **kwargs: Any) -> Any:
 
 
 class OverridesAll(nn.Linear):
-    """A layer whose methods are not to be called."""
+    """A layer whose methods must not be called."""
 
     parameters = named_parameters = modules = named_modules = children = named_children = buffers = named_buffers = fail
     get_parameter = get_submodule = _named_members = __len__ = __eq__ = __bool__ = fail
@@ -213,7 +213,7 @@ class OfAnotherClass(nn.Linear):
 
 
 def hidden() -> nn.Module:
-    """A layer in a module that does not name it."""
+    """A layer in a module that does not list it."""
 
     class Hiding(nn.Sequential):
         def named_modules(self, *args: Any, **kwargs: Any) -> Any:
@@ -258,7 +258,7 @@ def test_methods_of_modules_are_not_called(odd: Callable[..., nn.Module]) -> Non
 
 
 class WithProperty(nn.Linear):
-    """A layer whose weight is drawn whenever it is asked for."""
+    """A layer whose weight is drawn at every access."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         nn.Module.__init__(self)
@@ -277,7 +277,7 @@ def test_a_weight_that_is_a_property_is_not_asked_for() -> None:
     found = find_layers(model)
     assert torch.equal(before, torch.get_rng_state())
     assert [layer.name for layer in found.layers] == ["0.mu[dim 0]", "0.mu[dim 1]", "0.sigma[dim 0]", "0.sigma[dim 1]"]
-    assert found.skipped == {"0": "its weight is computed whenever it is asked for, and is not a parameter"}
+    assert found.skipped == {"0": "its weight is computed at every access, and is no parameter"}
     assert found.unread == {}
 
 
@@ -326,7 +326,7 @@ def test_the_random_numbers_of_an_adapter_are_put_back() -> None:
 
 
 class WithModules(nn.Module):
-    """A module with a weight of its own and others under given names."""
+    """A module with a weight, and with children under given names."""
 
     def __init__(self, **modules: nn.Module) -> None:
         super().__init__()
@@ -364,7 +364,7 @@ def wrapping(inner: nn.Module, *, has_weight: bool = False) -> nn.Module:
             nn.ModuleDict({"a": AttentionWith(q=AttentionWith(k=nn.LayerNorm(4)))}),
             [*("a.q (part)", "a.k", "a.v", "a.out_proj"), *("a.q.q", "a.q.k (part)", "a.q.v", "a.q.out_proj")],
         ),
-        (  # modules without parameters of their own have names, too
+        (  # modules without parameters count as taken names, too
             nn.Sequential(AttentionWith(q=nn.Sequential(nn.Linear(8, 8)))),
             ["0.q (part)", "0.k", "0.v", "0.out_proj", "0.q.0"],
         ),
@@ -404,7 +404,7 @@ def test_no_two_layers_have_one_name(model: nn.Module, expected: list[str]) -> N
 
 
 class OddParameter(nn.Parameter):
-    """A parameter that answers to nothing but what PyTorch asks it."""
+    """A parameter that raises at unknown attributes."""
 
     def __getattr__(self, name: str) -> Any:
         raise AttributeError(name) if name == "_is_param" else RuntimeError(f"no attribute {name}")

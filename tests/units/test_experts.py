@@ -1,4 +1,4 @@
-"""Stacks of experts, and the relative attentions of the transformers package, known by the names of their classes."""
+"""Stacks of experts, and the relative attentions of transformers, recognised by class names."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ HIDDEN, INTER, EXPERTS = 6, 5, 3
 
 
 class Experts(nn.Module):
-    """Gated experts, as Mixtral stacks them, or transposed with biases, as GPT-OSS does; the last one is not used."""
+    """Gated experts, stacked as in Mixtral, or transposed with biases as in GPT-OSS; the last one is unused."""
 
     def __init__(self, is_transposed: bool, is_concatenated: bool = True) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class Experts(nn.Module):
             self.down_proj_bias = nn.Parameter(torch.randn(EXPERTS, HIDDEN))
 
     def rows(self, name: str) -> Tensor:
-        """A stack as ``(experts, units, inputs)``."""
+        """Return a stack as ``(experts, units, inputs)``."""
         stack: Tensor = getattr(self, name)
         return stack.transpose(1, 2) if self.is_transposed else stack
 
@@ -46,7 +46,7 @@ class Experts(nn.Module):
         return torch.stack(outputs).square().sum(dim=0)
 
     def copy_unit(self, expert: int, unit: int, onto: int) -> None:
-        """Make two hidden units of an expert equal, with what they send."""
+        """Make two hidden units of an expert equal, with their outgoing weights."""
         with torch.no_grad():
             of_gate = (unit, onto) if self.is_concatenated else (2 * unit, 2 * onto)
             of_up = (INTER + unit, INTER + onto) if self.is_concatenated else (2 * unit + 1, 2 * onto + 1)
@@ -58,7 +58,7 @@ class Experts(nn.Module):
 
 
 def groups_of(report: SymmetryReport) -> dict[str, list[tuple[int, ...]]]:
-    """The locked groups, by layer."""
+    """Return the locked groups, by layer."""
     locked = {
         name: [group.units for group in layer.groups if group.verdict is Verdict.LOCKED]
         for name, layer in report.layers.items()
@@ -89,7 +89,7 @@ def test_units_within_an_expert_of_a_transposed_stack(is_concatenated: bool) -> 
     report = look_at(model)
     assert groups_of(report) == {"0.gate_proj.1": [(1, 3)], "0.up_proj.1": [(1, 3)]}
     assert (report.skipped, report.coverage) == ({}, 1.0)
-    # Another bias is another unit.
+    # Units with different biases differ.
     with torch.no_grad():
         model.gate_up_proj_bias[1, 3 if is_concatenated else 6] += 1
     model.zero_grad()
@@ -138,7 +138,7 @@ def test_an_expert_that_is_not_used_is_neither_dead_nor_frozen(is_transposed: bo
     torch.manual_seed(0)
     model: Any = nn.Sequential(Experts(is_transposed), nn.Linear(HIDDEN, 2))
     with torch.no_grad():
-        model[0].down_proj.zero_()  # as some networks start
+        model[0].down_proj.zero_()  # as some networks are initialised
         model[0].down_proj[0].normal_()
         model[0].down_proj[1].normal_()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.001)
@@ -154,7 +154,7 @@ def test_an_expert_that_is_not_used_is_neither_dead_nor_frozen(is_transposed: bo
 
 
 def named(qualified_name: str) -> Any:
-    """A module of a class of this name."""
+    """Return a module whose class has this name."""
     path, _, name = qualified_name.rpartition(".")
     return type(name, (nn.Module,), {"__module__": path})()
 

@@ -1,4 +1,4 @@
-"""The linear layers of torch_geometric, known by the names of their classes: the package need not be installed."""
+"""The linear layers of torch_geometric, recognised by class names: the package need not be installed."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class _HeteroLinear(nn.Module):
 
 
 class _Typed(nn.Module):
-    """The first type of three does not come up."""
+    """The first of three types does not occur."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Which units make up a head: as attention modules themselves compute it, and nothing where that is unclear."""
+"""Which units form a head: the same as in the computation of attention modules, or nothing if unclear."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def units_of(projection: Projection, head: int) -> slice:
 
 
 def rows_of(layer: Layer) -> list[torch.Tensor]:
-    """Return writable views of all that feeds the units of a layer, with units first."""
+    """Return writable views of all tensors that feed the units of a layer, with units first."""
     return [tensor.view(tensor.weights) for tensor in layer.all_tensors()]
 
 
@@ -74,7 +74,7 @@ def output(model: nn.Module, name: str) -> torch.Tensor:
 @pytest.mark.parametrize("name", MODELS)
 @torch.no_grad()
 def test_heads_are_where_the_module_has_them(name: str) -> None:
-    """Queries and keys of one head that are scaled against each other leave the output as it is."""
+    """Scaling the queries of a head by a factor and its keys by the inverse leaves the output unchanged."""
     torch.manual_seed(0)
     model = MODELS[name]().eval()
     for parameter in model.parameters():

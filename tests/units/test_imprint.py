@@ -1,4 +1,4 @@
-"""The hash by which ranks find out that they hold and compute the same; between real ranks in tests/ranks."""
+"""The hash by which ranks detect that they train as one; tests/ranks compares real ranks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.training import fill, mlp
 
 
 def digest_of(net: nn.Module, *seeds: int, scales: tuple[float, ...] = ()) -> str | None:
-    """The hash after a backward pass for each seed of inputs."""
+    """Return the hash after a backward pass for each seed of inputs."""
     imprint = Imprint(net)
     for i, seed in enumerate(seeds):
         inputs = torch.randn(8, 12, generator=torch.Generator().manual_seed(seed))
@@ -37,8 +37,8 @@ def test_one_number_of_one_parameter(name: str) -> None:
     with torch.no_grad():
         nets[1].get_parameter(name).view(-1)[-1] += 0.1
     for net in nets:
-        net.get_parameter(name).requires_grad_(False)  # so that the gradient does not tell
-    assert len({digest_of(net) for net in nets}) == 1  # without gradients there is nothing to say
+        net.get_parameter(name).requires_grad_(False)  # so that its gradient is not hashed
+    assert len({digest_of(net) for net in nets}) == 1  # without gradients the hash is None
     assert digest_of(nets[0], 1) != digest_of(nets[1], 1)
 
 

@@ -44,7 +44,7 @@ def test_chance_collisions_are_no_groups() -> None:
     torch.manual_seed(0)
     narrow = nn.Linear(1, 4096).to(torch.bfloat16)
     rows: Tensor = torch.cat([narrow.weight, narrow.bias[:, None]], dim=1)
-    assert duplicate_groups(rows) != []  # they do coincide
+    assert duplicate_groups(rows) != []  # some rows are equal
     assert diagnose(nn.Sequential(narrow)).layers["0"].groups == []
     nn.init.constant_(narrow.weight, 0.5)
     nn.init.zeros_(narrow.bias)
@@ -52,7 +52,7 @@ def test_chance_collisions_are_no_groups() -> None:
 
 
 def test_a_constant_weight_tells_no_more_than_one_number() -> None:
-    # Zero weights with random biases, two of which coincide in bfloat16, as they often do.
+    # Zero weights with random biases, two of which are equal in bfloat16 by chance.
     layer = nn.Linear(64, 64).to(torch.bfloat16)
     nn.init.zeros_(layer.weight)
     with torch.no_grad():

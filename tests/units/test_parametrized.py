@@ -83,7 +83,7 @@ def next_seen() -> int:
 
 
 class Ranged(nn.Module):
-    """Keeps a range in a buffer that it changes in place."""
+    """Tracks a range in a buffer, in place."""
 
     largest: Tensor
 
@@ -107,7 +107,7 @@ class Counting(nn.Module):
 
 
 class Iterating(nn.Module):
-    """Takes a step of a power iteration from a vector that belongs to the class at first."""
+    """Takes a step of a power iteration from a vector that is a class attribute at first."""
 
     u = torch.ones(16) / 4
 
@@ -164,7 +164,7 @@ class CountedByDefault(nn.Module):
 
 
 class Dividing(nn.Module):
-    """Changes the parameter itself, so that nothing counts the change."""
+    """Changes the parameter through its data, which no version counter notices."""
 
     def forward(self, weight: Tensor) -> Tensor:
         weight.data.mul_(0.99)
@@ -172,7 +172,7 @@ class Dividing(nn.Module):
 
 
 class OfDrawn(nn.Module):
-    """Adds what is drawn by a function of its own."""
+    """Adds random numbers from a given function."""
 
     def __init__(self, draw: Callable[[], float]) -> None:
         super().__init__()
@@ -201,7 +201,7 @@ class OfGeneratorOfTheClass(nn.Module):
 
 
 class OfOtherModule(nn.Module):
-    """Calls a module that counts, which stands elsewhere in the model."""
+    """Calls a counting module from another place in the model."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -263,7 +263,7 @@ STATEFUL: dict[str, Callable[[], nn.Module]] = {
 
 
 def parametrized(parametrization: nn.Module) -> nn.Sequential:
-    """A network whose first weight is computed by this."""
+    """Return a network whose first weight is computed by this parametrization."""
     counting = Counting()
     if isinstance(parametrization, OfOtherModule):
         parametrization.others.append(counting)
@@ -273,7 +273,7 @@ def parametrized(parametrization: nn.Module) -> nn.Sequential:
 
 
 def trained(make: Callable[[], nn.Module], *, is_watched: bool) -> tuple[list[Tensor], list[object]]:
-    """The parameters and buffers after some steps, and what is drawn or counted outside of the network."""
+    """Return parameters and buffers after some steps, and the random numbers and counts outside of the network."""
     global COUNT, SEEN, GENERATOR
     COUNT, SEEN, GENERATOR = 0, [0], np.random.default_rng(0)
     CountedByClass.calls = CountedByName.calls = 0
@@ -349,7 +349,7 @@ def test_units_with_equal_directions_and_other_norms_are_not_equal() -> None:
 
 
 class Binary(nn.Module):
-    """The sign of a weight, times a scale of the tensor or of each row, with the gradient of the weight itself."""
+    """The sign of a weight times a scale of the tensor or of each row, with a straight-through gradient."""
 
     def __init__(self, by_row: bool) -> None:
         super().__init__()
@@ -365,7 +365,7 @@ def test_units_of_other_numbers_that_are_rounded_alike_do_not_move_in_parallel(b
     torch.manual_seed(0)
     net: Any = nn.Sequential(nn.Linear(8, 12, bias=False), nn.Tanh(), nn.Linear(12, 4))
     with torch.no_grad():
-        # A row of two sizes for the other order: the signs and the mean are the same.
+        # The same magnitudes in another order: the signs and the mean are equal.
         net[0].weight[3] = net[0].weight[1].sign() * net[0].weight[1].abs().flip(0)
         net[2].weight[:, 3] = net[2].weight[:, 1]
     register_parametrization(net[0], "weight", Binary(by_row))
@@ -377,12 +377,12 @@ def test_units_of_other_numbers_that_are_rounded_alike_do_not_move_in_parallel(b
             nn.functional.mse_loss(net(inputs), targets).backward()
             optimizer.step()
     gradient = net[0].parametrizations.weight.original.grad
-    assert torch.allclose(gradient[1], gradient[3], rtol=1e-5, atol=0)  # so nothing but their numbers tells them apart
+    assert torch.allclose(gradient[1], gradient[3], rtol=1e-5, atol=0)  # so only their weights differ
     assert tracker.findings == []
 
 
 class OnTop(nn.Module):
-    """A weight that is added to a fixed one."""
+    """Adds a fixed weight."""
 
     def __init__(self, weight: Tensor) -> None:
         super().__init__()

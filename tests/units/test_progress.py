@@ -1,4 +1,4 @@
-"""Which parameters train, of what is seen at every step and at checks; and what a report says of the others."""
+"""Which parameters train, as observed at steps and checks, and the reasons that a report gives for the others."""
 
 from __future__ import annotations
 
@@ -169,13 +169,13 @@ def test_numbers_that_are_not_finite_until_they_are_mended(value: float) -> None
     layers = find_layers(net).layers
     ledger = Ledger.of(net, layers, None, (), Ledger())
     trained = set(map(id, net.parameters()))
-    told = []
+    recorded = []
     for step, (in_weight, in_bias) in enumerate([(0.0, 0.0), (value, 0.0), (value, value), (0.0, value), (0.0, 0.0)]):
         linear.weight.data[2, 1], norm.bias.data[3] = in_weight, in_bias
         ledger.take_in(trained, trained, layers[:1] if in_weight else [], step)
         every = [entry for _, entries in ledger.by_layer() for entry in entries]
-        told.append({entry.name: entry.not_finite_since for entry in every if entry.not_finite_since is not None})
-    assert told == [{}, {"0.weight": 1}, {"0.weight": 1, "1.bias": 2}, {"1.bias": 2}, {}]
+        recorded.append({entry.name: entry.not_finite_since for entry in every if entry.not_finite_since is not None})
+    assert recorded == [{}, {"0.weight": 1}, {"0.weight": 1, "1.bias": 2}, {"1.bias": 2}, {}]
 
 
 def test_a_training_that_diverges_is_not_healthy() -> None:
@@ -273,18 +273,16 @@ def test_what_is_seen_of_a_parameter_is_what_happened(data: Any) -> None:
         values: dict[str, float] = {"zero": 0.0, "nan": float("nan"), "one": -1.0}
         parameter.grad = torch.full_like(parameter, values[kind]) if kind in values else None
         had_gradient |= kind == "one" and parameter.numel() > 0
-        moved |= i > 0 and not torch.equal(parameter, before)  # the first look has nothing to compare with
+        moved |= i > 0 and not torch.equal(parameter, before)  # the first check has nothing to compare with
         before = parameter.detach().clone()
         seen.see_gradient()
         seen.see_numbers()
         assert seen.had_gradient == had_gradient
-        assert seen.has_moved == (
-            moved or parameter.numel() == 0
-        )  # of larger parameters only some numbers are looked at
+        assert seen.has_moved == (moved or parameter.numel() == 0)  # of larger parameters only a sample is compared
 
 
 class Refusing(Tensor):
-    """A tensor that lets nobody read its numbers, as those of some quantisations."""
+    """A tensor whose numbers cannot be read, as in some quantisations."""
 
     is_locked = False
 

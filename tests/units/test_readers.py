@@ -1,4 +1,4 @@
-"""Which layers read the units of a layer: all of them, and each at the inputs that are told; or nothing is told."""
+"""Which layers read the units of a layer: all of them, each at the named inputs; or unknown."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def readers_of(net: nn.Module, name: str) -> list[Reader] | None:
 
 @settings(max_examples=100, deadline=None)
 @given(st.integers(0, 2**32), st.booleans())
-def test_a_unit_acts_through_the_inputs_that_are_told_and_nothing_else(seed: int, is_training: bool) -> None:
+def test_a_unit_acts_through_the_inputs_of_its_readers_and_nothing_else(seed: int, is_training: bool) -> None:
     net, inputs = random_network(Random(seed))
     net.train(is_training)
     graph = ReadingGraph(net)
@@ -38,15 +38,15 @@ def test_a_unit_acts_through_the_inputs_that_are_told_and_nothing_else(seed: int
         if readers is None:
             continue
         modules = [net.get_submodule(reader.name) for reader in readers]
-        told = [reader.inputs(torch.tensor([unit]))[0] for reader in readers]
+        inputs_of_unit = [reader.inputs(torch.tensor([unit]))[0] for reader in readers]
         given = [run(net, inputs, modules, poked=poked)[1] for poked in (None, (layer, unit))]
         assert len(given[0]) == sum(net.training or not reader.name.endswith("second") for reader in readers)
-        for module, places, old, new in zip(modules, told, *given, strict=False):
+        for module, places, old, new in zip(modules, inputs_of_unit, *given, strict=False):
             changed = (old != new).movedim(units_dim(module), 0).flatten(1).any(1).nonzero().flatten()
             assert set(changed.tolist()) <= set(places.tolist())
         weights = [reader.weight.detach().clone() for reader in readers]
         with torch.no_grad():
-            for reader, places in zip(readers, told, strict=True):
+            for reader, places in zip(readers, inputs_of_unit, strict=True):
                 reader.weight.index_fill_(reader.dim, places, 0.0)
             torch.testing.assert_close(*(run(net, inputs, poked=poked)[0] for poked in (None, (layer, unit))))
             for reader, weight in zip(readers, weights, strict=True):
@@ -54,7 +54,7 @@ def test_a_unit_acts_through_the_inputs_that_are_told_and_nothing_else(seed: int
 
 
 class Optional(nn.Module):
-    """A mask is applied where one is given."""
+    """Applies an optional mask."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ class Optional(nn.Module):
 
 
 class Tied(nn.Module):
-    """Units that two layers read; of the readers one has the weight of the layer itself, used directly."""
+    """Units that two layers read; one of the readers uses the weight of the layer itself."""
 
     def __init__(self, by_hand: bool) -> None:
         super().__init__()
@@ -82,7 +82,7 @@ class Tied(nn.Module):
 
 
 class Aside(nn.Module):
-    """A layer that ``forward`` never reaches reads the units in another method."""
+    """A layer that ``forward`` never calls reads the units in another method."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -94,7 +94,7 @@ class Aside(nn.Module):
 
 
 class Making(nn.Module):
-    """A model that makes a module when it is called first."""
+    """A model that creates a module at its first call."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -122,7 +122,7 @@ class Aliased(nn.Module):
 
 
 class Branching(nn.Module):
-    """A path that depends on numbers."""
+    """Control flow that depends on numbers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -182,7 +182,7 @@ TOLD: dict[str, tuple[Callable[[], nn.Module], str, tuple[str, int, int, int]]] 
 
 
 @pytest.mark.parametrize("case", TOLD)
-def test_readers_that_are_told(case: str) -> None:
+def test_readers_that_are_known(case: str) -> None:
     make, name, expected = TOLD[case]
     net = make()
     layer = net.get_submodule(name)
@@ -248,7 +248,7 @@ UNTOLD: dict[str, tuple[Callable[[], nn.Module], str]] = {
 
 
 class TwoOrders(nn.Module):
-    """One layer that reads positions behind channels, and channels behind positions."""
+    """One layer that reads positions after channels, and channels after positions."""
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
@@ -260,7 +260,7 @@ class TwoOrders(nn.Module):
 
 
 @pytest.mark.parametrize("case", UNTOLD)
-def test_where_readers_cannot_be_told(case: str) -> None:
+def test_where_readers_are_unknown(case: str) -> None:
     make, name = UNTOLD[case]
     assert readers_of(make(), name) is None
 
@@ -290,7 +290,7 @@ class Busy(nn.Module):
 
 
 class Parts(nn.Module):
-    """A module without a forward of its own, whose parts are called by other methods."""
+    """A module without a ``forward``, whose children are called by other methods."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -311,7 +311,7 @@ def test_parts_are_traced_where_the_whole_has_no_forward(make: Callable[[], nn.M
 
 def test_nothing_changes_by_it() -> None:
     net = Busy()
-    net(torch.randn(2, 3))  # keeps a tensor with a history
+    net(torch.randn(2, 3))  # stores a tensor with a graph
     net.first.eval()
     numbers = {name: value.clone() for name, value in net.state_dict().items()}
     attributes, length = {**vars(net)}, len(net.history)

@@ -14,11 +14,11 @@ from lightning_symmetry import Units, diagnose, register_layer
 from lightning_symmetry.units.discovery import find_layers
 from lightning_symmetry.units.registry import register_layer_by_name
 
-AnyRegister: Any = register_layer  # for what its types forbid
+AnyRegister: Any = register_layer  # for arguments of wrong types
 
 
 class Scaled(nn.Linear):
-    """A subclass that says nothing of itself."""
+    """A subclass without an adapter."""
 
 
 def test_subclasses_use_the_adapter_of_their_ancestor() -> None:
@@ -98,7 +98,7 @@ def test_register_layer_by_name_refuses_what_is_no_name(names: Any, message: str
 
 
 def made_up_layer(base: type[nn.Module] = nn.Module) -> type[nn.Module]:
-    """A new layer type whose weight has the shape (units, inputs)."""
+    """Return a new layer type with a weight (units, inputs)."""
 
     class MadeUp(base):  # type: ignore[valid-type, misc]
         def __init__(self) -> None:
@@ -109,7 +109,7 @@ def made_up_layer(base: type[nn.Module] = nn.Module) -> type[nn.Module]:
 
 
 def part(name: str) -> Any:
-    """An adapter for a layer of :func:`made_up_layer`, to be known by the part that it reports."""
+    """Return an adapter for :func:`made_up_layer`, recognisable by the part that it reports."""
 
     def adapter(module: Any) -> Units:
         return Units(module.kernel, part=name)
@@ -171,7 +171,7 @@ def test_running_a_cell_of_a_notebook_again_is_silent() -> None:
     layer = made_up_layer()
     register_layer(layer)(part("same"))
     register_layer(layer)(part("same"))  # another function object of the same module and name
-    bound = functools.partial(part("bound"))  # which has no name
+    bound = functools.partial(part("bound"))  # without a name
     register_layer(layer, replace=True)(bound)
     register_layer(layer)(bound)
     with pytest.warns(UserWarning, match=r"adapter_other .*replaces functools.partial"):

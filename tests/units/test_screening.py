@@ -1,4 +1,4 @@
-"""Reading layers quickly: what it calls distinct, a look calls distinct too."""
+"""Fast reading of layers: a full look agrees that the returned layers are distinct."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def read(net: nn.Module, screen: LayerScreen | None = None, tolerance: float | N
     layers = find_layers(net).layers
     if screen is None:
         screen = LayerScreen(layers, tolerance)
-        assert screen.read(parameters_of(net), set(map(id, layers))) == Distinct()  # it cannot tell what has moved
+        assert screen.read(parameters_of(net), set(map(id, layers))) == Distinct()  # movement is unknown at first
     return screen.read(parameters_of(net), set(map(id, screen.layers)))
 
 
@@ -42,7 +42,7 @@ def names_of(found: Distinct) -> list[str]:
 
 
 class Mixed(nn.Module):
-    """Layers of all kinds whose rows have many lengths."""
+    """Return layers of all kinds with rows of many lengths."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -123,7 +123,7 @@ def test_layers_without_a_gradient_of_this_optimizer_are_left_out() -> None:
 def test_movement_is_noticed() -> None:
     net = with_gradients(mlp(), torch.Generator().manual_seed(1))
     screen = LayerScreen(find_layers(net).layers, None)
-    assert read(net, screen) == Distinct()  # it cannot tell
+    assert read(net, screen) == Distinct()  # movement is unknown at first
     assert not read(net, screen).have_moved
     with torch.no_grad():
         net.linear(2).weight[3, 4] += 1e-3
@@ -150,9 +150,9 @@ def test_what_is_large_computed_or_in_float64_is_left_out() -> None:
 
 def test_a_view_that_copies_is_not_taken_for_the_parameter() -> None:
     net = nn.Sequential(nn.ConvTranspose1d(8, 8, 2, groups=2, bias=False), nn.Conv1d(8, 8, 2, groups=2, bias=False))
-    weight = net[1].weight = net[0].weight  # of one shape, and so have the rows of both
+    weight = net[1].weight = net[0].weight  # square, so that the rows of both views have one shape
     assert isinstance(weight, nn.Parameter)
-    transposed, plain = find_layers(net).layers  # two layers, since their rows are others
+    transposed, plain = find_layers(net).layers  # two layers, since their views differ
     assert transposed.shapes == plain.shapes
     with_gradients(net, torch.Generator().manual_seed(1))
     assert weight.grad is not None

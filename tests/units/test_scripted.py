@@ -1,4 +1,4 @@
-"""Modules of TorchScript, compiled or traced: read like those that they were made from."""
+"""TorchScript modules, compiled or traced, are read like the original modules."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Layers(nn.Module):
 
 
 class Unknown(nn.Module):
-    """No adapter knows it."""
+    """A module without an adapter."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -97,7 +97,7 @@ def test_layers_are_those_of_the_model_that_was_compiled() -> None:
 
 
 def test_what_tracing_leaves_out_makes_slices() -> None:
-    # A traced convolution does not say how many groups it has.
+    # A traced convolution has no attribute `groups`.
     conv = nn.Sequential(nn.Unflatten(1, (2, 3)), nn.Conv1d(2, 4, 3, groups=2), nn.Flatten())
     found = find_layers(nn.Sequential(trace(conv)))
     assert [layer.name for layer in found.layers] == ["0.1.weight[dim 0]", "0.1.weight[dim 2]"]

@@ -1,4 +1,4 @@
-"""Parameters that no adapter knows: what is found in their slices, and what is passed over in silence."""
+"""Parameters without an adapter: what is found in their slices, and what is not reported."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Bare(nn.Module):
 
 
 class Stack(nn.Module):
-    """Experts, ``(experts, outputs, inputs)``, of which those that are used are added up."""
+    """Experts ``(experts, outputs, inputs)``; the outputs of the used ones are summed."""
 
     def __init__(self, experts: int, outputs: int, inputs: int, used: Iterable[int] | None = None) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class Stack(nn.Module):
 
 
 class Table(nn.Module):
-    """Adds up the rows of a table that are asked for."""
+    """Sums chosen rows of a table."""
 
     def __init__(self, table: Tensor, used: Iterable[int]) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ class Table(nn.Module):
 
 
 def groups_of(report: SymmetryReport) -> dict[str, list[tuple[int, ...]]]:
-    """The locked groups, by layer."""
+    """Return the locked groups, by layer."""
     locked = {
         name: [group.units for group in layer.groups if group.verdict is Verdict.LOCKED]
         for name, layer in report.layers.items()
@@ -76,7 +76,7 @@ def train(model: nn.Module, width: int, steps: int = 30, every_n_steps: int = 1)
     with warnings.catch_warnings(), SymmetryTracker(model, optimizer, every_n_steps=every_n_steps) as tracker:
         warnings.simplefilter("ignore")
         for _ in range(steps):
-            optimizer.zero_grad(set_to_none=False)  # so that what is not used has a gradient of zero
+            optimizer.zero_grad(set_to_none=False)  # so that unused slices have a gradient of zero
             (model(torch.randn(16, width)).tanh() - 1).square().mean().backward()
             optimizer.step()
     return tracker
@@ -148,7 +148,7 @@ def test_every_parameter_counts_once_in_the_totals() -> None:
     with torch.no_grad():
         model["bare"].kernel[:, 1:3] = model["bare"].kernel[:, :1]
     report = diagnose(model)
-    assert (report.num_units, report.redundant_units) == (4 + 3 + 3, 2)  # as they lie along the dimension with copies
+    assert (report.num_units, report.redundant_units) == (4 + 3 + 3, 2)  # counted along the dimension with copies
 
 
 def test_parameters_that_the_adapter_does_not_know_are_sliced() -> None:
@@ -228,7 +228,7 @@ def test_of_a_parametrized_module_the_computed_weight_is_sliced() -> None:
     assert len(find_layers(nn.Sequential(parametrizations.spectral_norm(Bare(4, 4), "kernel"))).layers) == 2
 
 
-# ----------------------------------------------------------------- what starts regular on purpose
+# ----------------------------------------------------------------- regular initial values on purpose
 
 
 def sinusoidal(length: int, width: int) -> Tensor:
@@ -257,7 +257,7 @@ def test_what_starts_regular_on_purpose_is_passed_over(name: str) -> None:
     assert tracker.findings == []
     assert tracker.report is not None
     assert tracker.report.coverage == 1.0
-    assert tracker.report.dead_units == 0  # what is not used is not dead
+    assert tracker.report.dead_units == 0  # unused slices are not dead
 
 
 class Biased(nn.Module):
@@ -272,7 +272,7 @@ class Biased(nn.Module):
 
 
 class Dying(nn.Module):
-    """A layer without an adapter that is shut from some step on, for good or up to a later one."""
+    """A layer without an adapter that is closed from one step on, until a later step or for good."""
 
     def __init__(self, start: int, stop: int = 1000) -> None:
         super().__init__()
@@ -313,7 +313,7 @@ def test_a_whole_parameter_that_is_shut_for_a_while_is_not_dead() -> None:
 
 
 def test_a_parameter_with_a_gradient_between_two_checks_is_not_dead() -> None:
-    # At each check nothing of the table is used, and between two of them one row.
+    # No row of the table is used at checks, and one row between two of them.
     class Rarely(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -331,7 +331,7 @@ def test_a_parameter_with_a_gradient_between_two_checks_is_not_dead() -> None:
 
 def test_a_module_without_an_adapter_that_takes_no_part_is_not_dead() -> None:
     class Routed(nn.Module):
-        """Of three experts the last is used at the first steps only."""
+        """Three experts; the last one is used at the first steps only."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -376,7 +376,7 @@ def test_equal_slices_that_are_never_used_raise_no_doubt() -> None:
 
 
 def found_on(num_ranks: int, folder: Path) -> dict[str, tuple[list[str], dict[str, list[tuple[int, ...]]]]]:
-    """Names of the layers, and what is locked, in every layout."""
+    """Return the names of layers and the locked groups in every layout."""
     torch.distributed.init_process_group("gloo")
     mesh = init_device_mesh("cpu", (num_ranks,), mesh_dim_names=("data_parallel",))
     found = {}

@@ -41,7 +41,7 @@ def test_what_two_optimizers_update_alike_depends_on_their_class() -> None:
     both = [torch.optim.SGD([parameter], lr=0.1) for parameter in pair]
     assert Updates(both).are_alike(pair)
     assert not Updates([both[0], torch.optim.Adam([pair[1]], lr=0.1)]).are_alike(pair)
-    assert not Updates(both[:1]).are_alike(pair)  # nobody updates the other
+    assert not Updates(both[:1]).are_alike(pair)  # no optimizer updates the other
 
 
 def test_state_makes_other_updates() -> None:

@@ -1,4 +1,4 @@
-"""Which modules take part in a step, as their calls tell."""
+"""Which modules take part in a step, judged by their calls."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lightning_symmetry.units.usage import Usage
 
 
 class Net(nn.Module):
-    """An expert per row, chosen by the caller, before attention, which uses its output projection itself."""
+    """An expert per row, chosen by the caller, and attention, which uses its output projection without a call."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -44,14 +44,14 @@ def test_calls_with_rows_count() -> None:
     usage.watch(net, LAYERS)
     net(inputs, {0: 5, 1: 0})
     expected: dict[str, bool | None] = dict.fromkeys(LAYERS, False)
-    # What is never called may be used by the module that holds it, but not what a list holds.
+    # A module that is never called may be used by its parent, but not a member of a list.
     expected |= dict.fromkeys(["experts.0.0", "attention.out_proj", "attention.q"], True)
     assert used(usage) == expected
     net(inputs, {1: 2})  # a second pass of the same step
     assert used(usage) == {**expected, "experts.1.0": True}
     usage.end_step(LAYERS)
     with torch.no_grad():
-        net(inputs, {0: 5})  # which trains nothing
+        net(inputs, {0: 5})  # without gradients
     assert set(used(usage).values()) == {False}
     usage.end_step(LAYERS)
     net(inputs, {2: 1})
@@ -72,7 +72,7 @@ def test_nothing_is_left_on_the_modules() -> None:
     assert not any(module._forward_pre_hooks for module in net.modules())
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of what torch.compile imports
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # from imports of torch.compile
 def test_compiled_modules_get_no_hooks_and_are_taken_for_used() -> None:
     net = nn.Sequential(nn.Linear(4, 4), nn.Tanh())
     usage = Usage()

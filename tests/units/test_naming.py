@@ -8,7 +8,7 @@ from torch import nn
 
 from lightning_symmetry import diagnose
 from lightning_symmetry.units.discovery import find_layers
-from lightning_symmetry.units.patterns import unmatched_text
+from lightning_symmetry.units.naming import unmatched_text
 
 
 def model() -> nn.ModuleDict:
@@ -24,7 +24,7 @@ def test_patterns_that_match_nothing_are_returned_by_argument() -> None:
     assert find_layers(model(), include=["encoder.*"], exclude=["*.1", "attn.k"]).unmatched == {}
     found = find_layers(model(), include=["enc*", "decoder.*"], exclude=["attn", "head", "*.q"])
     assert found.unmatched == {"include": ("decoder.*",), "exclude": ("attn", "head")}
-    # A pattern is of use although another one has the last word on all that it matches.
+    # A pattern counts as matched even if another pattern decides about all of its matches.
     assert find_layers(model(), include=["encoder.0"], exclude=["encoder.*", "encoder.0"]).unmatched == {}
 
 
