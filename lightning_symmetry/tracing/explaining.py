@@ -451,13 +451,7 @@ class Explanation:
         return ""
 
     def _place(self, node: Any, route: Sequence[Place], i: int) -> str:
-        """Return the module that an operation belongs to, or the operation and the module before it.
-
-        Args:
-            node: the node of the operation.
-            route: the tensors from its input back to the parameter.
-            i: the index of the target.
-        """
+        """Return the module of an operation, or the operation and the last module before it on the route."""
         call = self._leaf(node)
         if call is not None and not self._pass.is_whole_model(call):
             return call.name

@@ -40,10 +40,6 @@ def readers_of(backward: BackwardPass, i: int) -> list[Reader] | None:
     """Return the readers of a target's units, in the order of computation; None if they are unknown.
 
     Units are followed through operations that do not mix them, up to the first that does.
-
-    Args:
-        backward: a backward pass.
-        i: the index of the target in the pass.
     """
     path = backward.paths[i]
     readers: list[tuple[int, Reader]] = []  # each with the number of its operation

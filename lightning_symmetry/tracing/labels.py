@@ -60,14 +60,9 @@ def may_read_saved(node: Any) -> bool:
 
 
 def carry(node: Any, index: int, labels: Labels, shape: Sequence[int], *, may_read: bool) -> list[Labels]:
-    """Return the labels of each output of an operation, given those of one input.
+    """Return the labels of each output of an operation, given the index, labels and shape of one input.
 
-    Args:
-        node: the node of the operation.
-        index: the index of the input.
-        labels: the labels of the input.
-        shape: the shape of the input.
-        may_read: whether tensors that autograd has saved may be read.
+    With ``may_read``, tensors that autograd has saved may be read.
     """
     operation = operation_of(node)
     shapes = shapes_of(node)
@@ -76,7 +71,7 @@ def carry(node: Any, index: int, labels: Labels, shape: Sequence[int], *, may_re
     if labels is None:
         if operation not in _JOINING or not is_move:
             return every
-        labels = torch.full(tuple(shape), MANY, dtype=torch.int32, device=_device_of(node))
+        labels = torch.full(tuple(shape), MANY, dtype=torch.int32, device=node._input_metadata[0].device)
     if node.name() == "BackwardHookFunctionBackward":  # the identity, for backward hooks of modules
         every[index] = labels
         return every
@@ -154,11 +149,6 @@ def join(one: Labels, other: Labels) -> Labels:
 
 def _shortened(labels: Tensor) -> Labels:
     return None if bool((without_copies(labels) == MANY).all()) else labels
-
-
-def _device_of(node: Any) -> torch.device:
-    device: torch.device = node._input_metadata[0].device
-    return device
 
 
 def _moved(node: Any, index: int, labels: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:

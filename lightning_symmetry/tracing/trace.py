@@ -261,13 +261,7 @@ def _units_of(alike: Alike) -> Indices:
 
 
 def _target_of(layer: Layer, units: Indices, *, is_apart: bool = False) -> Target:
-    """Return a target for units of a layer.
-
-    Args:
-        layer: the layer.
-        units: their sorted indices.
-        is_apart: whether each unit needs its own label even if these are all units of the layer.
-    """
+    """Return a target for units of a layer; with ``is_apart`` each has its own label even if these are all units."""
     weight = layer.tensors[0]
     parameter = next((each for each in weight.originals if each.shape == weight.weights.shape), weight.originals[0])
     whole = Target(layer.name, parameter, None, (tuple(units.tolist()),))
