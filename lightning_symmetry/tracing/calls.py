@@ -207,12 +207,11 @@ def _tensors_in(value: Any, depth: int = 4) -> Iterator[Tensor]:
     """Yield the tensors in a module's output."""
     if isinstance(value, Tensor):
         yield value
-        return
-    if isinstance(value, Mapping):
-        value = list(value.values())
-    elif dataclasses.is_dataclass(value):
-        value = list(vars(value).values())
-    if depth and isinstance(value, list | tuple):
+    elif depth:
+        if isinstance(value, Mapping):
+            value = value.values()
+        elif not isinstance(value, list | tuple):
+            value = vars(value).values() if dataclasses.is_dataclass(value) else ()
         for each in value:
             yield from _tensors_in(each, depth - 1)
 

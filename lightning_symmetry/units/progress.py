@@ -193,7 +193,7 @@ class Ledger:
             exclude: patterns of names not to report.
             before: the ledger before the model changed; its entries of unchanged parameters are kept.
         """
-        if flattened_modules(model):  # FSDP1 hands out parts of parameters, other ones on each rank
+        if flattened_modules(model):  # FSDP1 gives each rank other parts of parameters
             return cls()
         of_layers = {id(original) for layer in layers for original in layer.originals}
         entries: dict[int, Progress] = {}

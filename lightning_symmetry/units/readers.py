@@ -63,7 +63,7 @@ def input_dim(module: nn.Module) -> int:
 
 
 class ReadingGraph:
-    """The graph of a model: which layers read the units of which.
+    """The graph of a model: which layers read the units of which other layers.
 
     A copy of the model without weights is traced symbolically (:mod:`torch.fx`), in training and in evaluation mode,
     with and without its optional arguments. Side effects of ``forward`` stay in the copy, and the random generators are

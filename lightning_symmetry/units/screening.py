@@ -46,7 +46,7 @@ class LayerScreen:
     Args:
         layers: the layers. Only small layers on the device of the first one are read, and only if their weights are
             unsharded parameters without parametrizations.
-        tolerance: relative distance up to which rows agree; None: that of the dtype.
+        tolerance: relative distance up to which rows agree; None: the default of the dtype.
 
     Attributes:
         layers: the layers that are read.
