@@ -127,22 +127,19 @@ class Inputs:
         layer: the layer.
         num_checks: number of checks with gradients.
         are_fed: mask of these inputs, ``(fan_in,)``; None before the first check.
+        num_idle: number of inputs without a gradient so far.
     """
 
     layer: Layer
     num_checks: int = 0
     are_fed: Tensor | None = None
+    num_idle: int = 0
 
     @property
     def is_open(self) -> bool:
         """Whether further checks may still find inputs with a gradient."""
-        is_known = self.are_fed is not None and bool(self.are_fed.all())
+        is_known = self.are_fed is not None and not self.num_idle
         return self.num_checks < _NUM_CHECKS_OF_INPUTS and not is_known
-
-    @property
-    def num_idle(self) -> int:
-        """The number of inputs without a gradient so far."""
-        return 0 if self.are_fed is None else len(self.are_fed) - int(self.are_fed.count_nonzero())
 
     def update(self) -> None:
         """Record the gradients of one check, if there are any."""
@@ -151,6 +148,7 @@ class Inputs:
         if gradient is not None and gradient.layout == torch.strided and gradient.count_nonzero():
             fed = weight.view(gradient.detach()).flatten(1).any(dim=0)
             self.are_fed = fed if self.are_fed is None else self.are_fed | fed
+            self.num_idle = len(self.are_fed) - int(self.are_fed.count_nonzero())
             self.num_checks += 1
 
 

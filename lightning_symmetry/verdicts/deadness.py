@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from operator import index
 from typing import Any, NamedTuple
@@ -80,6 +80,8 @@ class ZeroStreaks:
     woke_at: npt.NDArray[np.int64]
     is_dead: Mask
     was_alive: Mask
+    # The answers of `suspected`, which is asked several times at each check: with units that were alive, and without.
+    _suspected: dict[tuple[int, bool], Mask] = field(default_factory=dict, compare=False)
 
     @classmethod
     def of(cls, num_units: int, *, was_alive: bool) -> ZeroStreaks:
@@ -95,7 +97,12 @@ class ZeroStreaks:
     @property
     def are_open(self) -> bool:
         """Whether any unit had a gradient of zero at the latest check, or has never had another one."""
-        return bool(self.num_checks.any()) or not self.was_alive.all()
+        return self.are_idle or not self.was_alive.all()
+
+    @property
+    def are_idle(self) -> bool:
+        """Whether the gradient of any unit was zero at the latest check."""
+        return np.count_nonzero(self.num_checks) > 0
 
     def update(
         self, idle: Mask, is_unseen: Mask, step: int, patience: int, *, is_fresh: bool, was_resting: bool = False
@@ -115,12 +122,12 @@ class ZeroStreaks:
         self.num_watched *= self.is_dead | self.suspected(patience, is_resting=was_resting)
         self._end(awake, step)
         self.was_alive |= awake
-        self.num_checks += idle & (is_fresh | (self.num_checks == 0))
+        self.num_checks += idle if is_fresh else idle & (self.num_checks == 0)
         self.num_watched += idle
         np.copyto(self.since, step, where=idle & (self.since == _NEVER))
-        is_settled = self.num_checks >= patience
-        if is_settled.any():
-            self.is_dead |= idle & is_settled & (self.num_watched > _DEAD_STEPS)
+        may_have_died = idle & (self.num_watched > _DEAD_STEPS)
+        if np.count_nonzero(may_have_died):
+            self.is_dead |= may_have_died & (self.num_checks >= patience)
 
     def watch(self, idle: Mask, is_unseen: Mask, step: int) -> None:
         """Record the gradients at a step between two checks; the arguments are as in :meth:`update`."""
@@ -133,11 +140,13 @@ class ZeroStreaks:
 
     def _end(self, awake: Mask, step: int) -> None:
         """End the streaks of units that have a gradient."""
-        if self.is_dead.any():
+        self._suspected.clear()
+        is_silent = ~awake
+        if np.count_nonzero(self.is_dead):
             self.woke_at[awake & self.is_dead] = step
-            self.is_dead &= ~awake
-        self.num_checks *= ~awake
-        self.num_watched *= ~awake
+            self.is_dead &= is_silent
+        self.num_checks *= is_silent
+        self.num_watched *= is_silent
         np.copyto(self.since, _NEVER, where=awake)
 
     def suspected(self, patience: int, *, is_resting: bool = False) -> Mask:
@@ -146,13 +155,19 @@ class ZeroStreaks:
         A unit that has had a gradient must have none at ``patience`` checks in a row, plus as many for each watched
         step at which it had one: behind a ReLU units come and go.
         """
-        is_open: Mask = (self.since != _NEVER) & ~self.is_dead
-        if is_resting:
-            return is_open & ~self.was_alive
-        return is_open & (~self.was_alive | (self.num_checks >= patience * (1 + self.num_refuted)))
+        known = self._suspected.get((patience, is_resting))
+        if known is None:
+            known = (self.since != _NEVER) & ~self.is_dead
+            if is_resting:
+                known &= ~self.was_alive
+            else:
+                known &= ~self.was_alive | (self.num_checks >= patience * (1 + self.num_refuted))
+            self._suspected[patience, is_resting] = known
+        return known
 
     def restart(self, units: Sequence[int]) -> None:
         """Restart the streaks of units whose gradient was zero for a reason that is gone."""
+        self._suspected.clear()
         several = list(units)
         self.since[several], self.num_checks[several], self.num_watched[several] = _NEVER, 0, 0
         self.is_dead[several], self.was_alive[several] = False, False
@@ -161,17 +176,17 @@ class ZeroStreaks:
         """Return the units that were dead at the latest check, without those in ``spared``, which are idle."""
         counts = self.num_checks >= patience
         counts[list(spared)] = False
-        num_idle = np.count_nonzero(counts)
-        has_woken = self.woke_at.max(initial=_NEVER) != _NEVER
-        if not num_idle and not has_woken:
-            return Dead()
+        num_idle = int(np.count_nonzero(counts))
+        has_woken = self.woke_at != _NEVER
+        if not np.count_nonzero(self.is_dead | has_woken):
+            return Dead(num_idle=num_idle)
         is_dead = self.is_dead.copy()
         is_dead[list(spared)] = False
         units = np.flatnonzero(is_dead)
-        awake = np.flatnonzero((self.woke_at != _NEVER) & ~self.is_dead)
+        awake = np.flatnonzero(has_woken & ~self.is_dead)
         woke_at = dict(zip(awake.tolist(), self.woke_at[awake].tolist(), strict=True))
         num_watched = int(self.num_watched[units].min(initial=np.iinfo(np.int64).max)) if len(units) else 0
-        return Dead(tuple(units.tolist()), tuple(self.since[units].tolist()), woke_at, int(num_idle), num_watched)
+        return Dead(tuple(units.tolist()), tuple(self.since[units].tolist()), woke_at, num_idle, num_watched)
 
     def to_state(self) -> dict[str, Any]:
         """Return plain numbers and lists, without the units that have never had a gradient of zero."""
@@ -261,6 +276,7 @@ class DeadUnits:
         self._is_resting = False  # whether only units that have never had a gradient are watched
         self._changes_at = 0  # step of the check at which `_is_resting` changes, if few units may be dead
         self._stopped: Mapping[int, Stopped] = {}  # by unit, where its gradient stops
+        self._idle: list[int] = []  # those of these units whose gradient stops for no reason of their own
         self.warned: DeadRecord | None = None
 
     @property
@@ -285,10 +301,9 @@ class DeadUnits:
         ]
 
     def _spared(self) -> list[int]:
-        if self._streaks is None or not self._stopped:
+        if self._streaks is None:
             return []
-        is_dead = self._streaks.is_dead
-        return [unit for unit, stopped in self._stopped.items() if is_dead[unit] and stopped.stop.is_idle]
+        return [unit for unit in self._idle if unit in self._stopped and self._streaks.is_dead[unit]]
 
     def trace(self, stopped: Mapping[int, Stopped]) -> None:
         """Record where the gradients of units stop; start over with units that are no longer idle.
@@ -299,18 +314,21 @@ class DeadUnits:
         if active and self._streaks is not None:
             self._streaks.restart(active)
         self._stopped = stopped
+        self._idle = [unit for unit, each in stopped.items() if each.stop.is_idle]
 
     @property
     def are_suspect(self) -> bool:
         """Whether the gradient of any unit was zero at the latest check."""
-        return self._streaks is not None and bool((self._streaks.num_checks > 0).any())
+        return self._streaks is not None and self._streaks.are_idle
 
     def is_about_to_conclude(self) -> bool:
         """Return whether the next check may warn of dead units that were not traced."""
         if self._streaks is None:
             return False
-        soon = self._streaks.suspected(self._patience) & (self._streaks.num_checks + 1 >= self._patience)
-        soon &= self._streaks.num_watched + 1 > _DEAD_STEPS
+        soon = self._streaks.num_watched + 1 > _DEAD_STEPS
+        if not np.count_nonzero(soon):
+            return False
+        soon &= self._streaks.suspected(self._patience) & (self._streaks.num_checks + 1 >= self._patience)
         is_enough = (soon | self._streaks.is_dead).mean() >= self._dead_share
         return bool(soon.any()) and bool(is_enough) and not set(np.flatnonzero(soon).tolist()) <= self._stopped.keys()
 
@@ -329,11 +347,10 @@ class DeadUnits:
         if seen.idle is None or seen.unseen is None or is_unused:  # the gradients are unknown
             return self._dead(), None
         self._num_checks += 1
-        has_idle = seen.idle.any()
-        if not has_idle and (self._streaks is None or not self._streaks.are_open):
+        if not np.count_nonzero(seen.idle) and (self._streaks is None or not self._streaks.are_open):
             return self._dead(), None
         idle = seen.idle
-        if seen.layer.blocks < seen.layer.num_units:  # blocks of one unit are filters, which are always used
+        if 1 < seen.layer.blocks < seen.layer.num_units:  # blocks of one unit are filters, which are always used
             idle = idle & ~in_unused_blocks(idle, seen.layer.blocks)
         if self._streaks is None:
             self._streaks = ZeroStreaks.of(len(idle), was_alive=self._num_checks > 1)
@@ -351,8 +368,8 @@ class DeadUnits:
         """Decide whether units that have had a gradient are watched until the next check."""
         assert self._streaks is not None
         may_be_dead = self._streaks.suspected(self._patience)
-        is_at_stake = (may_be_dead | self._streaks.is_dead).mean() >= self._dead_share
-        if is_at_stake or not (may_be_dead & self._streaks.was_alive).any():
+        is_at_stake = np.count_nonzero(may_be_dead | self._streaks.is_dead) / len(may_be_dead) >= self._dead_share
+        if is_at_stake or not np.count_nonzero(may_be_dead & self._streaks.was_alive):
             self._is_resting, self._changes_at = False, step + _RUN
         elif step >= self._changes_at:
             self._is_resting = not self._is_resting
@@ -369,7 +386,7 @@ class DeadUnits:
         """
         self._num_left = max(0, self._num_left - 1)
         if self._streaks is not None:
-            idle = is_zero & ~in_unused_blocks(is_zero, blocks) if blocks < len(is_zero) else is_zero
+            idle = is_zero & ~in_unused_blocks(is_zero, blocks) if 1 < blocks < len(is_zero) else is_zero
             self._streaks.watch(idle, is_unseen | is_zero, step)
 
     def watch_zeros(self) -> None:
@@ -383,7 +400,7 @@ class DeadUnits:
         if self._streaks is None:
             return np.zeros(0, dtype=np.intp)
         is_suspected = self._streaks.suspected(self._patience, is_resting=self._is_resting)
-        return np.flatnonzero(is_suspected | self._streaks.is_dead if self._num_left else is_suspected)
+        return (is_suspected | self._streaks.is_dead if self._num_left else is_suspected).nonzero()[0]
 
     def _have_turned(self, seen: Look, units: Sequence[int]) -> bool:
         """Return whether rows of dead units have changed direction since the check before.
