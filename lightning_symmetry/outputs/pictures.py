@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 _MAX_LENGTH = 100
+_RESERVED = re.compile(r"(aux|con|nul|prn|(com|lpt)\d)(\.|$)", re.IGNORECASE)  # names of devices on Windows
 
 
 def due_heatmaps(check: Check, heatmaps: Heatmaps) -> Iterator[tuple[LayerDiagnosis, Look]]:
@@ -62,8 +63,12 @@ def file_name(layer: str) -> str:
     'encoder.0.fc1'
     >>> file_name("a/b")
     'a_b-c14cddc0'
+    >>> file_name("aux.0")
+    '_aux.0-e90b107c'
     """
     safe = re.sub(r"[^A-Za-z0-9._-]", "_", layer).lstrip(".")[:_MAX_LENGTH]
+    if _RESERVED.match(safe):
+        safe = f"_{safe}"
     # A name that ends like a checksum gets one too, to stay unique.
     is_unchanged = safe == layer and not re.search("-[0-9a-f]{8}$", layer)
     return safe if is_unchanged else f"{safe}-{hashlib.sha256(layer.encode()).hexdigest()[:8]}"

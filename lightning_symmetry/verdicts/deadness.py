@@ -97,12 +97,12 @@ class ZeroStreaks:
     @property
     def are_open(self) -> bool:
         """Whether any unit had a gradient of zero at the latest check, or has never had another one."""
-        return self.are_idle or not self.was_alive.all()
+        return self.are_idle or not bool(self.was_alive.all())
 
     @property
     def are_idle(self) -> bool:
         """Whether the gradient of any unit was zero at the latest check."""
-        return np.count_nonzero(self.num_checks) > 0
+        return bool(np.count_nonzero(self.num_checks))
 
     def update(
         self, idle: Mask, is_unseen: Mask, step: int, patience: int, *, is_fresh: bool, was_resting: bool = False

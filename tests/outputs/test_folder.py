@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -300,14 +301,24 @@ def test_what_cannot_be_written_leaves_no_scraps(tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore:Symmetry.*parts of the model do not train")
 def test_names_of_layers_may_hold_anything(tmp_path: Path) -> None:
     net = nn.Sequential()
-    names = ["a/b", "a_b", "..", "<b>", "x" * 300, "ä", file_name("a/b")]
+    names = ["a/b", "a_b", "..", "<b>", "x" * 300, "ä", "aux", "a:b", "end ", file_name("a/b")]
     for name in names:
         net.add_module(name.replace(".", "·"), fill(nn.Linear(12, 12), 0.5))
     net.add_module("head", nn.Linear(12, 4))
     tracked(net, output=tmp_path)
     found = json.loads((tmp_path / "findings.json").read_text())
-    assert len(list((tmp_path / "heatmaps").glob("*.png"))) == len({f["layer"] for f in found["findings"]}) >= 5
+    assert len(list((tmp_path / "heatmaps").glob("*.png"))) == len({f["layer"] for f in found["findings"]}) >= 8
     assert len({file_name(name) for name in names}) == len(names)
+
+
+@pytest.mark.parametrize(
+    "layer", ["aux", "aux.0", "CON", "nul.", ".prn.0", "Com1", "lpt9.weight", "a:b", "a.", "a ", "a?"]
+)
+def test_names_of_files_are_allowed_on_windows(layer: str) -> None:
+    name = file_name(layer)
+    assert re.fullmatch(r"[\w.-]+", name, re.ASCII)
+    device = name.split(".")[0].lower()
+    assert device not in {"aux", "con", "nul", "prn", *(f"{port}{i}" for port in ("com", "lpt") for i in range(10))}
 
 
 def test_what_cannot_be_written_is_an_error_at_once(tmp_path: Path) -> None:
