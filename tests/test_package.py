@@ -6,6 +6,7 @@ import sys
 import pytest
 
 import lightning_symmetry
+from tests.fresh import outputs_of
 
 
 def modules_after(statement: str) -> set[str]:
@@ -21,12 +22,23 @@ def test_import_takes_nothing() -> None:
     assert not {name.split(".")[0] for name in modules_after("import lightning_symmetry")} & (HEAVY | {"torch"})
 
 
-def test_diagnose_takes_no_more_than_torch() -> None:
-    ours = modules_after("from lightning_symmetry import diagnose, register_layer, Finding")
-    extra = ours - modules_after("import torch, torch.nn.utils.parametrize")
-    assert not {name.split(".")[0] for name in extra} & HEAVY
+# Contracts of import-linter in `pyproject.toml` say what each module may import; this test sees what that brings along.
+def test_nothing_below_the_callback_loads_more_than_torch() -> None:
+    below = "matrices.grouping ranks.sharded units.layers verdicts.history verdicts.advice engine.diagnose"
+    statements = {
+        "engine.diagnose": "from lightning_symmetry import diagnose, register_layer, Finding",
+        "verdicts.advice": "\n".join(f"import lightning_symmetry.{module}" for module in below.split()),
+        "outputs.tab": "import lightning_symmetry.outputs.heatmap, lightning_symmetry.outputs.tab",
+    }
+    code = "import sys, torch.nn.utils.parametrize\nbefore = set(sys.modules)\n{}\nprint(*(set(sys.modules) - before))"
+    found = [set(said.split()) for said in outputs_of(*map(code.format, statements.values()))]
+    for module, names in zip(statements, found, strict=True):
+        assert f"lightning_symmetry.{module}" in names
+        assert "lightning.pytorch" not in names
+    diagnose, everything, _ = found
+    assert not {name.split(".")[0] for name in diagnose | everything} & HEAVY
     # It takes as long to import as half of PyTorch, and only those who shard a model need it.
-    assert "torch.distributed.tensor" not in ours
+    assert "torch.distributed.tensor" not in diagnose
 
 
 def test_public_names() -> None:
@@ -43,18 +55,16 @@ def test_star_imports_all() -> None:
     assert names.keys() >= set(lightning_symmetry.__all__)
 
 
-@pytest.mark.parametrize(
-    "statement",
-    [
+def test_layers_of_pytorch_are_known_from_the_start() -> None:
+    statements = [
         "from lightning_symmetry import diagnose",
         "from lightning_symmetry.engine.diagnose import diagnose",
         "import lightning_symmetry.callback; from lightning_symmetry.engine.diagnose import diagnose",
         "from lightning_symmetry import register_layer, diagnose",
-    ],
-)
-def test_layers_of_pytorch_are_known_from_the_start(statement: str) -> None:
-    code = f"{statement}\nimport torch\nprint(list(diagnose(torch.nn.Sequential(torch.nn.Linear(2, 3))).layers))"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "['0']\n"
+    ]
+    ask = "import torch\nprint(list(diagnose(torch.nn.Sequential(torch.nn.Linear(2, 3))).layers))"
+    found = outputs_of(*(f"{statement}\n{ask}" for statement in statements))
+    assert dict(zip(statements, found, strict=True)) == dict.fromkeys(statements, "['0']\n")
 
 
 def test_a_layer_of_yours_stands_for_one_of_pytorch() -> None:
@@ -67,15 +77,4 @@ def linear(module):
 from lightning_symmetry import diagnose
 print(list(diagnose(torch.nn.Sequential(torch.nn.Linear(2, 3))).layers))
 """
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "['0.mine']\n"
-
-
-@pytest.mark.parametrize(
-    "room",
-    [
-        *("matrices.grouping", "ranks.sharded", "units.layers", "verdicts.evidence", "engine.diagnose"),
-        *("verdicts.history", "verdicts.advice", "outputs.heatmap", "outputs.tab"),
-    ],
-)
-def test_nothing_below_the_callback_imports_lightning(room: str) -> None:
-    assert "lightning.pytorch" not in modules_after(f"import lightning_symmetry.{room}")
+    assert outputs_of(code) == ["['0.mine']\n"]
