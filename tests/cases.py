@@ -245,8 +245,8 @@ def run(case: Case, optimizer: str, precision: str, every_n_steps: int = 3) -> t
     return _found(monitor), monitor, net
 
 
-def run_in_plain_loop(case: Case, optimizer: str, precision: str) -> tuple[Found, SymmetryTracker]:
-    """Train a case in a plain loop; return the findings and the tracker."""
+def run_in_plain_loop(case: Case, optimizer: str, precision: str) -> tuple[Found, SymmetryTracker, nn.Module]:
+    """Train a case in a plain loop; return the findings, the tracker and the trained network."""
     data, net = _setting(case)
     dtype = torch.bfloat16 if precision == "bf16-true" else torch.float32
     task = Task(net.to(dtype) if dtype is not torch.float32 else net, optimizer, case)
@@ -262,7 +262,7 @@ def run_in_plain_loop(case: Case, optimizer: str, precision: str) -> tuple[Found
             optimizers["optimizer"].step()
             if case.warm_up:
                 optimizers["lr_scheduler"]["scheduler"].step()
-    return _found(tracker), tracker
+    return _found(tracker), tracker, net
 
 
 def _setting(case: Case) -> tuple[DataLoader[tuple[Tensor, ...]], nn.Module]:
@@ -298,7 +298,7 @@ def main() -> int:
         for optimizer, precision in settings(case):
             with contextlib.redirect_stdout(io.StringIO()):
                 found, _, _ = run(case, optimizer, precision)
-                found_in_loop, _ = run_in_plain_loop(case, optimizer, precision)
+                found_in_loop, _, _ = run_in_plain_loop(case, optimizer, precision)
             is_right = found == found_in_loop == case.expected
             wrong += not is_right
             mark = "ok   " if is_right else "WRONG"

@@ -1,38 +1,50 @@
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch import LightningModule
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_symmetry import SymmetryMonitor, SymmetryReport, Verdict, diagnose
+from lightning_symmetry import SymmetryReport, SymmetryTracker, Verdict, diagnose
 from lightning_symmetry.matrices.mirrors import Parity
 from lightning_symmetry.units.discovery import find_layers
 from lightning_symmetry.verdicts.advice import messages
+from lightning_symmetry.verdicts.diagnoses import Finding
 from tests import zoo
 from tests.cases import CASES, Case, run, run_in_plain_loop, settings, tell
-from tests.training import make_trainer
 
-PLAIN = ("sgd", "adamw")
 ALL = [
     pytest.param(case, optimizer, precision, id=f"{case.name}-{optimizer}-{precision}")
     for case in CASES
     for optimizer, precision in settings(case)
 ]
+# The Trainer does not change what an optimizer does, so two stand for all; `make test-cases` runs all in both ways.
+BY_TRAINER = [param for param in ALL if param.values[1] in ("sgd", "adamw") and param.values[2] == "32-true"]
 
 
 @pytest.mark.parametrize(("case", "optimizer", "precision"), ALL)
 def test_nothing_missed_and_no_false_alarm(case: Case, optimizer: str, precision: str) -> None:
+    found, tracker, net = run_in_plain_loop(case, optimizer, precision)
+    assert tell(found) == tell(case.expected)
+    check_equal_at_the_end(tracker.findings, net, precision)
+
+
+@pytest.mark.parametrize(("case", "optimizer", "precision"), BY_TRAINER)
+def test_the_same_is_found_by_the_trainer(case: Case, optimizer: str, precision: str) -> None:
     found, monitor, net = run(case, optimizer, precision)
     assert tell(found) == tell(case.expected)
+    check_equal_at_the_end(monitor.findings, net, precision)
+
+
+def check_equal_at_the_end(findings: Iterable[Finding], net: nn.Module, precision: str) -> None:
+    """See that units of which it was said that they are equal are so still after the training, up to sign."""
     layers = {layer.name: layer for layer in find_layers(net).layers}
-    for finding in monitor.findings:
+    for finding in findings:
         name = finding.layer.removeprefix("net.")
         has_equal_rows = finding.verdict not in (Verdict.LOCKSTEP, Verdict.DEAD)
         if finding.broken_step is None and has_equal_rows and name in layers:
-            # The verdict is true: at the end of the training the units are still equal, up to sign.
             parity = layers[name].parity() or Parity(layers[name].weights(), None)
             units = parity.odd.fetch(np.array(finding.units))
             units[np.isin(finding.units, finding.mirrored)] *= -1
@@ -40,13 +52,6 @@ def test_nothing_missed_and_no_false_alarm(case: Case, optimizer: str, precision
                 units = torch.cat([units, parity.even.fetch(np.array(finding.units))], dim=1)
             distance = (units - units[0]).norm(dim=1).max()
             assert distance <= (5e-2 if precision == "bf16-true" else 1e-3) * units.norm(dim=1).max()
-
-
-# `python -m tests.cases` runs all of them in a plain loop as well.
-@pytest.mark.parametrize(("case", "optimizer", "precision"), [param for param in ALL if param.values[1] in PLAIN])
-def test_the_same_is_found_in_a_plain_loop(case: Case, optimizer: str, precision: str) -> None:
-    found, _ = run_in_plain_loop(case, optimizer, precision)
-    assert tell(found) == tell(case.expected)
 
 
 def test_groups_are_named_unit_by_unit() -> None:
@@ -141,42 +146,37 @@ def test_collapse_is_dated_and_named() -> None:
     assert "They were distinct before step 499: they collapsed onto one another during training." in text
 
 
-class Noisy(LightningModule):
-    """The 1-2-1 GELU network of stochastic collapse (arXiv 2306.04251): targets -x with label noise sigma."""
-
-    def __init__(self, sigma: float) -> None:
-        super().__init__()
-        self.sigma = sigma
-        self.first = nn.Linear(1, 2, bias=False, dtype=torch.float64)
-        self.second = nn.Linear(2, 1, bias=False, dtype=torch.float64)
-        with torch.no_grad():
-            self.first.weight.copy_(torch.tensor([[1.0], [0.6]]))
-            self.second.weight.copy_(torch.tensor([[-0.6, -0.4]]))
-
-    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
-        outputs = self.second(nn.functional.gelu(self.first(batch[0])))
-        return nn.functional.mse_loss(outputs, self.sigma * torch.randn_like(outputs) - batch[0])
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9)
+def noisy_network() -> nn.Sequential:
+    """The 1-2-1 GELU network of stochastic collapse (arXiv 2306.04251)."""
+    net = nn.Sequential(nn.Linear(1, 2, bias=False), nn.GELU(), nn.Linear(2, 1, bias=False)).double()
+    with torch.no_grad():
+        net[0].weight.copy_(torch.tensor([[1.0], [0.6]]))
+        net[2].weight.copy_(torch.tensor([[-0.6, -0.4]]))
+    return net
 
 
+# In a plain loop, since so many steps of a Trainer take a quarter of a minute.
 @pytest.mark.filterwarnings("ignore::lightning_symmetry.SymmetryWarning")
 @pytest.mark.parametrize(("sigma", "collapses"), [(0.0, False), (0.4, True)])
 def test_stochastic_collapse(sigma: float, collapses: bool) -> None:
+    """Targets are -x with label noise sigma, which makes the two units one."""
     torch.manual_seed(0)
-    points = torch.linspace(-1, 1, 8, dtype=torch.float64)[:, None].repeat(500, 1)
-    model = Noisy(sigma)
-    monitor = SymmetryMonitor(every_n_steps=100)
-    trainer = make_trainer([monitor], max_steps=4500 if collapses else 10_000, precision="64-true")
-    trainer.fit(model, DataLoader(TensorDataset(points), 8))
-    units = torch.cat([model.first.weight, model.second.weight.T], dim=1).detach()
+    points = torch.linspace(-1, 1, 8, dtype=torch.float64)[:, None]
+    net = noisy_network()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+    with SymmetryTracker(net, optimizer, every_n_steps=100) as tracker:
+        for _ in range(4500 if collapses else 10_000):
+            outputs = net(points)
+            optimizer.zero_grad()
+            nn.functional.mse_loss(outputs, sigma * torch.randn_like(outputs) - points).backward()
+            optimizer.step()
+    units = torch.cat([net[0].weight, net[2].weight.T], dim=1).detach()
     apart = float((units[0] - units[1]).square().sum())
     assert (apart < 1e-10) == collapses
     if not collapses:
         assert apart > 1e-3
-        assert monitor.findings == []
+        assert tracker.findings == []
         return
-    finding = next(finding for finding in monitor.findings if finding.layer == "first")
+    finding = next(finding for finding in tracker.findings if finding.layer == "0")
     assert (finding.units, finding.verdict, finding.origin) == ((0, 1), "locked", "collapse")
     assert 500 < finding.first_step < 4500

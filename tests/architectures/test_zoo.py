@@ -13,7 +13,7 @@ HEALTHY = [case for case in CASES if case.expected == SILENT]
 
 @pytest.mark.parametrize("case", HEALTHY, ids=lambda case: case.name)
 def test_nothing_is_said_in_200_steps(case: Case) -> None:
-    found, tracker = run_in_plain_loop(replace(case, steps=200), "adamw", "32-true")
+    found, tracker, _ = run_in_plain_loop(replace(case, steps=200), "adamw", "32-true")
     assert found == {}
     assert tracker.report is not None
     assert tracker.report.step >= 190
