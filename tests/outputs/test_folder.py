@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import resource
 import subprocess
 import sys
 import threading
@@ -262,6 +261,7 @@ def test_weights_that_are_no_numbers_leave_json_that_is(value: float, tmp_path: 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_disk_that_is_full_for_a_while_costs_nothing(tmp_path: Path) -> None:
     """Limit the size of files, which the events reach first; Python ignores the signal of the limit."""
+    resource = pytest.importorskip("resource", reason="Windows has no such limit")
     net = fill(mlp(), 0.5)
     optimizer = sgd(net)
     _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
