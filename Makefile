@@ -9,12 +9,19 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 # newest TensorBoard is the one that all tests run with.
 LIBRARY_TESTS := $(addprefix tests/,outputs tensorboard_plugin test_callback.py test_cli.py test_package.py)
 
+# What of these tests finds most: the Trainer, TensorBoard's files, and what is loaded when. With the lowest libraries it is a
+# part of `.ci/run`; with the newest it finds little there, since those of constraints.txt are hardly older.
+LIBRARY_SMOKE := $(addprefix tests/,outputs/test_tensorboard.py outputs/test_tab.py test_callback.py test_package.py)
+
 # The tests that train with the real Hugging Face Trainer, accelerate, W&B and MLflow.
 INTEGRATIONS := tests/integrations docs/loops.md
 
 # The tests that train tiny members of many families of networks. They have an environment of their own, since torchvision,
 # which comes with timm, needs help beside a torch without CUDA, and whatever imports it there does too.
 ARCHITECTURES := tests/architectures
+
+# The families of transformers that `.ci/run` trains, one of each kind, in the environment of all other tests.
+FAMILIES_SMOKE := [bert] or [gpt2] or [llama] or [t5] or [mixtral] or [mamba] or [vit] or [convnext]
 
 # The tests that train with DeepSpeed on two processes. They have an environment of their own, since DeepSpeed is built for the
 # torch that it is installed beside.
@@ -39,26 +46,33 @@ export CONSTRAINTS ?= constraints.txt
 
 # Files of tests run side by side, JOBS at a time, each on one thread: with more, PyTorch's threads wait for one another.
 JOBS ?= 2
-PYTEST := -m pytest -rs -p no:randomly -n $(JOBS) --dist loadfile
+PYTEST := -m pytest -rs -p no:randomly -n $(JOBS) --dist loadfile --durations 20
 export OMP_NUM_THREADS := 1
 
-.PHONY: demo test test-ranks test-examples test-integrations test-architectures test-deepspeed test-random test-lowest test-newest dist \
-	test-release docs test-docs bench check clean
+.PHONY: demo test test-ranks test-examples test-integrations test-cases test-smoke test-architectures test-deepspeed test-random test-lowest \
+	test-newest test-all dist test-release docs test-docs bench check clean
 
 demo: .venv/.demo  ## train the gallery of initialisations and compare them
 	env -u OMP_NUM_THREADS $(BIN)/lightning-symmetry demo
 
-test: .venv/.test  ## run the tests of everything but what has a target of its own
+test: .venv/.dev  ## run the tests of everything but what has a target of its own
 	$(BIN)/python $(PYTEST) $(addprefix --ignore=,$(RANKS) $(INTEGRATIONS) $(ARCHITECTURES) $(DEEPSPEED) $(EXAMPLES) $(SITE) $(RELEASE))
 
-test-ranks: .venv/.test  ## run the tests that train on several processes
+test-ranks: .venv/.dev  ## run the tests that train on several processes
 	$(BIN)/python $(PYTEST) $(RANKS)
 
-test-examples: .venv/.test  ## run the short forms of the reproduced papers
+test-examples: .venv/.dev  ## run the short forms of the reproduced papers
 	$(BIN)/python $(PYTEST) $(EXAMPLES)
 
-test-integrations: .venv/.test  ## run the tests with the real libraries of other loops and loggers
+test-integrations: .venv/.dev  ## run the tests with the real libraries of other loops and loggers
 	$(BIN)/python $(PYTEST) $(INTEGRATIONS)
+
+test-cases: .venv/.dev  ## train what must be found and what must be passed over with every optimizer, by Trainer and in a loop
+	$(BIN)/python -m tests.cases
+
+test-smoke: .venv/.dev .venv-lowest/.test  ## run what finds most of test-lowest and test-architectures
+	.venv-lowest/bin/python $(PYTEST) $(LIBRARY_SMOKE)
+	$(BIN)/python $(PYTEST) $(ARCHITECTURES)/test_transformers.py -k '$(FAMILIES_SMOKE)'
 
 test-architectures: .venv-architectures/.test  ## train many families of networks, healthy and with copies; three minutes
 	.venv-architectures/bin/python $(PYTEST) -p tests.architectures.operators $(ARCHITECTURES)
@@ -66,7 +80,7 @@ test-architectures: .venv-architectures/.test  ## train many families of network
 test-deepspeed: .venv-deepspeed/.test  ## train with DeepSpeed's ZeRO on two processes; two minutes
 	.venv-deepspeed/bin/python $(PYTEST) $(DEEPSPEED)
 
-test-random: .venv/.test  ## run all tests in an order that nobody has chosen; the seed at the head repeats it
+test-random: .venv/.dev  ## run all tests in an order that nobody has chosen; the seed at the head repeats it
 	$(BIN)/python -m pytest -rs $(addprefix --ignore=,$(ARCHITECTURES) $(DEEPSPEED) $(SITE) $(RELEASE))
 
 test-lowest: .venv-lowest/.test  ## test with the lowest versions that pyproject.toml allows
@@ -78,6 +92,9 @@ test-newest: .venv-newest/bin/python  ## test with the newest versions that pip 
 	$< -m pip freeze --exclude-editable
 	$< $(PYTEST) $(LIBRARY_TESTS) $(INTEGRATIONS) $(addprefix --ignore-glob=*/,test_page.py test_live.py test_using.py)
 
+test-all: check test test-ranks test-examples test-docs test-release test-integrations test-cases test-architectures \
+	test-lowest test-newest  ## all but what needs DeepSpeed, and the random order
+
 dist: .venv/.release  ## build the wheel and the source distribution, and check them
 	rm -rf dist
 	$(BIN)/python -m build --outdir dist .
@@ -87,7 +104,7 @@ dist: .venv/.release  ## build the wheel and the source distribution, and check 
 test-release: dist  ## install the wheel into an empty environment and walk docs/walk.md in it
 	$(BIN)/python -m pytest -rs -p no:randomly $(RELEASE)
 
-docs: .venv/.docs  ## build the documentation site into site/; every warning is an error
+docs: .venv/.dev  ## build the documentation site into site/; every warning is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 test-docs: docs  ## browse through the site
@@ -102,10 +119,13 @@ check: .venv/.dev  ## lint, format, types, and which module may import which
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# One virtual environment, and a stamp for each set of extras in it.
-.venv/.demo .venv/.test .venv/.bench .venv/.dev .venv/.docs .venv/.release: .venv/.%: pyproject.toml constraints.txt
+# One virtual environment, and a stamp for each set of extras in it. Whoever develops gets all that tests, checks and the site
+# need at once, since each call of pip takes a while.
+EXTRAS = $*
+.venv/.dev: EXTRAS = dev,docs
+.venv/.demo .venv/.bench .venv/.dev .venv/.release: .venv/.%: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(PIP) --editable '.[$*]'
+	$(PIP) --editable '.[$(EXTRAS)]'
 	touch $@
 
 .venv-lowest/.test: pyproject.toml constraints-lowest.txt | .venv-lowest/bin/python

@@ -93,7 +93,7 @@ def test_everything_that_names_the_version_agrees(metadata: Message) -> None:
     assert citation["repository-code"] == SOURCE
 
 
-@pytest.mark.parametrize("name", ["ci", "release"])
+@pytest.mark.parametrize("name", ["ci", "nightly", "release"])
 def test_actions_of_the_forge_are_pinned(name: str) -> None:
     text = (ROOT / ".github" / "workflows" / f"{name}.yml").read_text(encoding="utf-8")
     jobs = yaml.safe_load(text)["jobs"].values()
