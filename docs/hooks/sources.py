@@ -14,6 +14,8 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
+from lightning_symmetry import __version__
+
 ROOT = Path(__file__).parents[2]
 # Files of the repository that are pages of the site, and their names there.
 PAGES = {
@@ -27,8 +29,15 @@ STAND_INS = {"README.md": "index.md"}
 
 _LINK = re.compile(r"(?<=\]\()(?P<file>[^)\s#:]+)(?P<anchor>#[^)\s]*)?(?=\))")
 _FENCE_WITH_PROMPTS = re.compile(r"^```python\n(?=>>> )(?P<code>.*?)\n*^```$", re.MULTILINE | re.DOTALL)
+_FENCE_WITH_MESSAGE = re.compile(r"^```text\n(?=.*\[SYM\d{3}\]\n```$)", re.MULTILINE)
 _FOR_TESTS = re.compile(r"^<!--- *(?:invisible-code|skip)\b.*?-->\n", re.MULTILINE | re.DOTALL)
 _DOCTEST_FLAGS = re.compile(r" *# doctest:.*$", re.MULTILINE)
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Hand the version to the header."""
+    config.extra["release"] = __version__
+    return config
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -39,8 +48,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Turn links between files into links between pages, tell prompts from programs, and drop what only tests read."""
-    return _with_links_to_pages(_with_prompts(_FOR_TESTS.sub("", markdown)), page.file.src_uri, files)
+    """Turn links between files into links between pages, mark prompts and messages, and drop what only tests read."""
+    markdown = _FENCE_WITH_MESSAGE.sub("``` { .text .message }\n", _FOR_TESTS.sub("", markdown))
+    return _with_links_to_pages(_with_prompts(markdown), page.file.src_uri, files)
 
 
 def _with_links_to_pages(markdown: str, uri: str, files: Files) -> str:

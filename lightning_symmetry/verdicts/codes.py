@@ -1,4 +1,4 @@
-"""Stable codes of diagnoses, each with a section on the page ``docs/codes.md``.
+"""Stable codes of diagnoses, each with a page in ``docs/codes/``.
 
 Nothing here imports torch.
 """
@@ -53,7 +53,7 @@ class Code(StrEnum):
 
     @property
     def anchor(self) -> str:
-        """The anchor of its section on the page of the codes."""
+        """The name of its page, and of its row in the index ``docs/codes.md``."""
         return self.value.lower()
 
 

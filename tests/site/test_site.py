@@ -118,11 +118,37 @@ def test_the_switch_leads_to_the_dark_theme_and_back(url: str, browser: Browser)
     assert browser.errors() == []
 
 
-def test_the_search_finds_a_page(url: str, browser: Browser) -> None:
+def search(browser: Browser, url: str, query: str) -> list[str]:
+    """The pages that a search in the header finds, best first, as names with their anchors."""
     browser.clear()
     browser.driver.get(url + "index.html")
     browser.run("document.querySelector('.md-search__input').focus()")
-    browser.press("l", "o", "c", "k", "s", "t", "e", "p")
-    wait_for(lambda: browser.texts(".md-search-result__item"))
-    assert any("lockstep" in text.lower() for text in browser.texts(".md-search-result__item"))
+    browser.press(query)
+
+    def addresses() -> list[str]:
+        script = "return [...document.querySelectorAll('.md-search-result__link')].map((link) => link.href)"
+        found: list[str] = browser.run(script)
+        return found
+
+    results: list[str] = wait_for(addresses)
+    while (now := addresses()) != results:  # the results of a part of the query
+        results = now
+    return [urlsplit(address).path.removeprefix("/") for address in results]
+
+
+@pytest.mark.parametrize(
+    ("query", "answers"),
+    [
+        ("vanishing", {"symptoms.html", "codes/sym302.html", "codes/sym308.html"}),
+        ("freeze", {"symptoms.html"}),
+        ("grad None", {"symptoms.html", "codes/sym403.html"}),
+        ("layer not training", {"symptoms.html"}),
+        ("requires_grad", {"symptoms.html"}),
+        ("dead relu", {"codes/sym301.html"}),
+        ("SYM301", {"codes/sym301.html"}),
+    ],
+)
+def test_what_people_type_leads_to_the_answer(query: str, answers: set[str], url: str, browser: Browser) -> None:
+    pages = list(dict.fromkeys(search(browser, url, query)))
+    assert answers & set(pages[:3]), pages
     assert browser.errors() == []
