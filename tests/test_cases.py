@@ -146,13 +146,13 @@ def test_collapse_is_dated_and_named() -> None:
     assert "They were distinct before step 499: they collapsed onto one another during training." in text
 
 
-def noisy_network() -> nn.Sequential:
-    """The 1-2-1 GELU network of stochastic collapse (arXiv 2306.04251)."""
-    net = nn.Sequential(nn.Linear(1, 2, bias=False), nn.GELU(), nn.Linear(2, 1, bias=False)).double()
+def noisy_network() -> tuple[nn.Sequential, nn.Linear, nn.Linear]:
+    """The 1-2-1 GELU network of stochastic collapse (arXiv 2306.04251), and its layers."""
+    first, last = nn.Linear(1, 2, bias=False), nn.Linear(2, 1, bias=False)
     with torch.no_grad():
-        net[0].weight.copy_(torch.tensor([[1.0], [0.6]]))
-        net[2].weight.copy_(torch.tensor([[-0.6, -0.4]]))
-    return net
+        first.weight.copy_(torch.tensor([[1.0], [0.6]]))
+        last.weight.copy_(torch.tensor([[-0.6, -0.4]]))
+    return nn.Sequential(first, nn.GELU(), last).double(), first, last
 
 
 # In a plain loop, since so many steps of a Trainer take a quarter of a minute.
@@ -162,7 +162,7 @@ def test_stochastic_collapse(sigma: float, collapses: bool) -> None:
     """Targets are -x with label noise sigma, which makes the two units one."""
     torch.manual_seed(0)
     points = torch.linspace(-1, 1, 8, dtype=torch.float64)[:, None]
-    net = noisy_network()
+    net, first, last = noisy_network()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
     with SymmetryTracker(net, optimizer, every_n_steps=100) as tracker:
         for _ in range(4500 if collapses else 10_000):
@@ -170,7 +170,7 @@ def test_stochastic_collapse(sigma: float, collapses: bool) -> None:
             optimizer.zero_grad()
             nn.functional.mse_loss(outputs, sigma * torch.randn_like(outputs) - points).backward()
             optimizer.step()
-    units = torch.cat([net[0].weight, net[2].weight.T], dim=1).detach()
+    units = torch.cat([first.weight, last.weight.T], dim=1).detach()
     apart = float((units[0] - units[1]).square().sum())
     assert (apart < 1e-10) == collapses
     if not collapses:
