@@ -114,7 +114,7 @@ def find_groups(
 def find_groups_within_budget(
     question: Question, *, among: Sequence[Sequence[int]] | None = None, suspected: Indices | None = None
 ) -> Grouping:
-    """Group the rows that agree, as :func:`find_groups` does, reading every row 20 times at the most.
+    """Group the rows that agree, as :func:`find_groups` does, reading every row ten times at the most.
 
     Thousands of rows whose distances are a few tolerances take as many comparisons as they have pairs. They are
     returned as crowded instead; those that are equal to the last few bits are found among them all the same.
@@ -138,10 +138,8 @@ def _find(
     search.settle_zeros()
     crowded, radius = members[:0], 0.0
     if len(search.members):
-        norm_window = rows.windows(question.tolerance)[1]
-        search.set_keys(
-            question.sketch.projections[:, search.members], rows.windows(question.tolerance)[0], norm_window
-        )
+        window, norm_window = rows.windows(question.tolerance)
+        search.set_keys(question.sketch.projections[:, search.members], window, norm_window)
         search.settle()
     if len(search.members):
         window, reach = rows.further_windows(question.tolerance)
@@ -185,7 +183,7 @@ class _Search:
         return sorted(tuple(group.tolist()) for group in _split_by(grouped, self.labels[grouped]))
 
     def set_keys(self, projections: Floats, window: float, norm_window: float) -> None:
-        """Set the numbers by which members are told apart."""
+        """Set the numbers that distinguish members."""
         self._keys = keys_of(self._norms[self.members], projections, np.array([[window], [norm_window]]))
 
     def settle_zeros(self) -> None:
@@ -223,7 +221,7 @@ class _Search:
         return copies
 
     def restore_copies(self, copies: Indices) -> None:
-        """Give the rows that were left out the representative of their first one, or that one itself."""
+        """Give each row that was left out the representative of its first row, or the first row itself."""
         rows, firsts = copies
         self.labels[firsts] = np.where(self.labels[firsts] >= 0, self.labels[firsts], firsts)
         self.labels[rows] = self.labels[firsts]
@@ -232,10 +230,10 @@ class _Search:
         """Settle the members that are left by all their distances.
 
         Args:
-            is_bounded: leave crowds of which this would take too long.
+            is_bounded: leave crowds that would take too long.
 
         Returns:
-            The members of these, sorted, and the largest distance of any of them from the first one of its crowd.
+            The members of the crowds that are left, sorted, and their largest distance from the first one of their crowd.
         """
         rows = self._question.rows
         is_here = isinstance(rows, DenseRows)
