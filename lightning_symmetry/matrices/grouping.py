@@ -233,7 +233,7 @@ class _Search:
             is_bounded: leave crowds that would take too long.
 
         Returns:
-            The members of the crowds that are left, sorted, and their largest distance from the first one of their crowd.
+            The members of the crowds that are left, sorted, and the largest distance from the first one of a crowd.
         """
         rows = self._question.rows
         is_here = isinstance(rows, DenseRows)
