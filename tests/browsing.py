@@ -34,6 +34,28 @@ _FLAGS = (
 )
 
 
+# The tab is a frame of TensorBoard's page. These empty it, and load it again after the address has changed.
+_LOAD = """
+    const frame = document.querySelector('iframe[src*="name=symmetry"]');
+    const load = (url, then) => {
+      frame.addEventListener('load', then, {once: true});
+      frame.contentWindow.location.replace(url);
+    };
+"""
+_EMPTY_FRAME = _LOAD + "load('about:blank', arguments[0]);"
+_RELOAD_FRAME = (
+    _LOAD
+    + """
+    const [hash, done] = arguments;
+    load('about:blank', () => {
+      history.replaceState(history.state, '', hash);
+      load(frame.src, done);
+    });
+"""
+)
+_POLL_SOON = "const slow = window.setInterval; window.setInterval = (f, ms) => slow(f, Math.min(ms, 300));"
+
+
 class Page:
     """The Symmetry tab in a browser.
 
@@ -43,6 +65,8 @@ class Page:
 
     def __init__(self, driver: Chrome) -> None:
         self.driver = driver
+        self._server: Server | None = None  # the one that was opened last
+        self._errors: list[str] = []  # of a page that was left
 
     def clear(self) -> None:
         """Leave the page of the previous test, and discard its console messages."""
@@ -50,19 +74,56 @@ class Page:
         self.driver.get("about:blank")
         self.errors()
 
+    def rest(self) -> None:
+        """Clear the tab, but keep TensorBoard's page if it is still served: loading it takes longer than most tests."""
+        if self._server is None or not self._shows(self._server):
+            self.clear()
+            return
+        self.driver.switch_to.default_content()
+        self.driver.execute_async_script(_EMPTY_FRAME)
+        self.errors()
+
     def open(self, server: Server, link: Mapping[str, str | int] | None = None, *, dark: bool = False) -> None:
         """Open the tab inside TensorBoard, at the target of a link."""
         parts = "".join(f"&p.symmetry.{key}={quote(str(value), safe='')}" for key, value in (link or {}).items())
-        self.open_url(f"{server.url}/{'?darkMode=true' if dark else ''}#symmetry{parts}")
+        self._server = server
+        if self._shows(server) and not dark:
+            self.driver.switch_to.default_content()
+            self.driver.execute_async_script(_RELOAD_FRAME, f"#symmetry{parts}")
+            self._enter()
+        else:
+            self.open_url(f"{server.url}/{'?darkMode=true' if dark else ''}#symmetry{parts}")
 
     def open_url(self, url: str) -> None:
         """Open an address of TensorBoard with the tab selected."""
         self.driver.switch_to.default_content()
         self.driver.get("about:blank")  # otherwise only the hash would change
         self.driver.get(url)
+        self._enter()
+
+    def _shows(self, server: Server) -> bool:
+        """Whether the bright page of a server that runs is open."""
+        return server.process.poll() is None and self.driver.current_url.startswith(f"{server.url}/#")
+
+    def _enter(self) -> None:
         frame = wait_for(lambda: self.driver.find_elements(By.CSS_SELECTOR, 'iframe[src*="name=symmetry"]'))
         self.driver.switch_to.frame(frame[0])
         self.wait("main > *")
+
+    @contextmanager
+    def asking_often(self) -> Iterator[None]:
+        """Let pages that are opened meanwhile ask for news more often than every three seconds.
+
+        At the end the page is left, since it would complain of a server that ends before it.
+        """
+        added = self.driver.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": _POLL_SOON})
+        try:
+            yield
+        finally:
+            self.driver.execute_cdp_cmd("Page.removeScriptToEvaluateOnNewDocument", added)
+            errors = self.errors()
+            self.clear()
+            self._errors = errors
 
     def address(self) -> str:
         """Return the browser's address."""
@@ -126,7 +187,9 @@ class Page:
     def errors(self) -> list[str]:
         """Return the console's errors since the last call."""
         log: list[dict[str, Any]] = self.driver.get_log("browser")  # type: ignore[no-untyped-call]
-        return [entry["message"] for entry in log if entry["level"] == "SEVERE"]
+        errors = self._errors + [entry["message"] for entry in log if entry["level"] == "SEVERE"]
+        self._errors = []
+        return errors
 
 
 @contextmanager

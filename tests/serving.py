@@ -88,11 +88,15 @@ def free_port() -> int:
 
 @contextmanager
 def tensorboard(logdir: Path, *flags: str, seconds: float = _PATIENCE_S) -> Iterator[Server]:
-    """Start TensorBoard for a log directory, and wait until it has found all runs."""
+    """Start TensorBoard for a log directory, and wait until it has found all runs.
+
+    It reloads every second, the minimum of its default data server; five times as often if it reads the files itself.
+    """
     port = free_port()
     command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(logdir), "--host=127.0.0.1", f"--port={port}"]
+    interval = 0.2 if "--load_fast=false" in flags else 1
     process = subprocess.Popen(
-        [*command, "--reload_interval=1", *flags], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        [*command, f"--reload_interval={interval}", *flags], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     server = Server(f"http://127.0.0.1:{port}", process)
     num_runs = len({file.parent for file in logdir.rglob("events.out.tfevents.*")})

@@ -120,6 +120,8 @@ def test_report_as_dict_and_as_table() -> None:
         "dead_units": 0,
         "dead": [],
         "orientations": 1,
+        "crowded_units": 0,
+        "crowd_radius": 0.0,
         "groups": [
             {
                 "units": [0, 1, 2, 3],

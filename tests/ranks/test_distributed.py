@@ -736,7 +736,7 @@ def test_partitioned_by_deepspeed_outside_of_a_training_is_skipped() -> None:
         parameter.ds_id = 0  # type: ignore[attr-defined]
         parameter.data = torch.empty(0)
     assert diagnose(net).skipped == {
-        "0": "its tensors are partitioned by DeepSpeed ZeRO, and this process has no process group: look at the model "
+        "0": "its tensors are partitioned by DeepSpeed ZeRO, and this process has no process group: check the model "
         "in its training"
     }
 

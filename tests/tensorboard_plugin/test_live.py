@@ -91,19 +91,20 @@ def test_try_again_asks_again_for_what_failed(page: Page, fast_server: Server, r
 
 
 def test_what_failed_is_asked_for_again_by_itself(page: Page, fast_server: Server) -> None:
-    page.open(fast_server, {"run": "constant_0.02", "layer": "fc2"})
-    page.wait('[data-run="constant_0.02"] [data-layer="fc2"]')
-    with blocked(page, "*/matrix?*"):
-        page.run("document.querySelectorAll('nav button')[1].click()")
-        page.wait(".error", "TensorBoard does not answer")
-    wait_until_drawn(page)
+    with page.asking_often():
+        page.open(fast_server, {"run": "constant_0.02", "layer": "fc2"})
+        page.wait('[data-run="constant_0.02"] [data-layer="fc2"]')
+        with blocked(page, "*/matrix?*"):
+            page.run("document.querySelectorAll('nav button')[1].click()")
+            page.wait(".error", "TensorBoard does not answer")
+        wait_until_drawn(page)
     page.clear()
 
 
 def test_after_a_drawing_error_the_next_refresh_works(page: Page, tmp_path: Path) -> None:
     with LiveRun(tmp_path / "live") as run:
         run.write(0)
-        with tensorboard(tmp_path) as server:
+        with tensorboard(tmp_path) as server, page.asking_often():
             page.open(server)
             wait_for(lambda: page.texts(".totals dd")[-1:] == ["0"])
             page.run(
@@ -121,7 +122,7 @@ def test_after_a_drawing_error_the_next_refresh_works(page: Page, tmp_path: Path
 def test_a_new_version_fetches_only_matrices_that_are_new(page: Page, tmp_path: Path) -> None:
     with LiveRun(tmp_path / "live") as run:
         run.write(0)
-        with tensorboard(tmp_path) as server:
+        with tensorboard(tmp_path) as server, page.asking_often():
             page.open(server, {"view": "layer", "run": "live", "layer": "fc"})
             wait_until_drawn(page)
             for step in (10, 20, 30):

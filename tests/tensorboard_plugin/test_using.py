@@ -23,9 +23,6 @@ from tests.serving import Server, tensorboard, wait_for
 from tests.tab_runs import TabWriter
 from tests.tensorboard_plugin.test_page import chosen_step
 
-POLL_SOON = "const slow = window.setInterval; window.setInterval = (f, ms) => slow(f, Math.min(ms, 300));"
-"""The page refreshes every three seconds, which is too slow for a test."""
-
 
 class Run:
     """A run of made-up layers of eight units, whose checks are written one by one.
@@ -96,16 +93,6 @@ def sized(page: Page, width: int, height: int = 900) -> Iterator[None]:
         page.driver.set_window_size(size["width"], size["height"])
 
 
-@contextmanager
-def asking_often(page: Page) -> Iterator[None]:
-    """Make pages opened within refresh more often."""
-    added = page.driver.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": POLL_SOON})
-    try:
-        yield
-    finally:
-        page.driver.execute_cdp_cmd("Page.removeScriptToEvaluateOnNewDocument", added)
-
-
 NAMES = [f"model.encoder.layers.{i}.{part}" for i in range(20) for part in ("attention.out_proj", "mlp.up", "mlp.down")]
 SICK = {NAMES[7]: (Verdict.LOCKED, 0), NAMES[40]: (Verdict.FROZEN, 20)}
 # The actions of a reader in each view, and checks that their effects persist.
@@ -143,7 +130,7 @@ def test_ten_refreshes_leave_the_page_as_the_reader_left_it(page: Page, tmp_path
     first, then, state, shown = DONE[view]
     run = Run(tmp_path / "live", NAMES, SICK)
     run.write(0, 20)
-    with tensorboard(tmp_path) as server, asking_often(page), sized(page, 1200, 500):
+    with tensorboard(tmp_path, "--load_fast=false") as server, page.asking_often(), sized(page, 1200, 500):
         page.open(server, {"view": view, "run": "live", "layer": NAMES[7]})
         wait_for(lambda: page.run(f"return {shown}") is not None)
         wait_for(lambda: page.texts(".row, .layers label, .groups td"))
@@ -164,7 +151,7 @@ def test_ten_refreshes_leave_the_page_as_the_reader_left_it(page: Page, tmp_path
 def test_runs_that_come_and_go_are_noticed(page: Page, tmp_path: Path) -> None:
     for i in range(3):
         write(tmp_path / f"run{i}", ["fc"], 0, 10)
-    with tensorboard(tmp_path, "--load_fast=false") as server, asking_often(page):
+    with tensorboard(tmp_path, "--load_fast=false") as server, page.asking_often():
         page.open(server)
         wait_for(lambda: len(page.all(".card")) == 3)
         write(tmp_path / "late", ["fc"], 0, found={"fc": (Verdict.LOCKED, 0)})
@@ -335,7 +322,7 @@ def test_a_run_that_cannot_be_read_shows_nothing_of_another(page: Page, tmp_path
 
 def test_a_link_to_a_run_that_comes_later_is_kept(page: Page, tmp_path: Path) -> None:
     write(tmp_path / "early", ["fc"], 0, 30)
-    with tensorboard(tmp_path, "--load_fast=false") as server, asking_often(page):
+    with tensorboard(tmp_path, "--load_fast=false") as server, page.asking_often():
         page.open(server, {"view": "layer", "run": "late", "layer": "head", "step": 10})
         wait_for(lambda: chosen_step(page) == 30)
         assert "run=late" in page.address()
