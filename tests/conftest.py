@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 from hypothesis import settings
 
 from tests.browsing import Page, open_browser
@@ -49,15 +50,24 @@ def _no_warning_is_missed(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def gallery(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A log directory with the runs of the demo, just written, and some more for the Symmetry tab to cope with."""
+    """A log directory with the runs of the demo, just written, and some more for the Symmetry tab to cope with.
+
+    The workers of pytest-xdist share it: the first that needs it writes it, and the others wait.
+    """
     from lightning_symmetry.demo import gallery
     from tests import tab_runs
 
-    logdir = tmp_path_factory.mktemp("gallery")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        gallery.run(logdir)
-        tab_runs.write_all(logdir)
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    logdir, written = base / "gallery", base / "gallery.written"
+    with FileLock(base / "gallery.lock"):
+        if not written.exists():
+            logdir.mkdir(exist_ok=True)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                gallery.run(logdir)
+                tab_runs.write_all(logdir)
+            written.touch()
     return logdir
 
 
@@ -91,6 +101,6 @@ def browser_page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
 @pytest.fixture
 def page(browser_page: Page) -> Iterator[Page]:
     """A page in Chromium; afterwards its console must be free of errors."""
-    browser_page.clear()
+    browser_page.rest()
     yield browser_page
     assert browser_page.errors() == []
