@@ -1,4 +1,4 @@
-"""Ten ReLU layers, whose units fall silent and come back, checked at every step."""
+"""Ten ReLU layers whose units come and go, checked at every step: ``python -m tests.benchmarks relu``."""
 
 from __future__ import annotations
 

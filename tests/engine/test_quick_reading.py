@@ -84,6 +84,26 @@ def no_gradient(net: nn.Sequential) -> nn.Sequential:
     return net
 
 
+def deep(num_layers: int, scale: float = 1.0) -> nn.Sequential:
+    """ReLU layers whose units have a gradient at some steps and none at others; at a small scale whole layers die."""
+    net = nn.Sequential()
+    for i in range(num_layers):
+        layer = nn.Linear(12 if i else zoo.INPUTS, 12)
+        nn.init.kaiming_normal_(layer.weight).detach().mul_(scale)
+        nn.init.normal_(layer.bias, -0.1, 0.1)
+        net.extend([layer, nn.ReLU()])
+    return net.append(nn.Linear(12, zoo.OUTPUTS))
+
+
+def woken_and_shut(net: nn.Module, step: int) -> None:
+    """Units without a gradient change at each step, some of them for long enough to be dead."""
+    bias = zoo.linear(net, "2").bias
+    bias[step % 11] = -100.0
+    bias[(step + 3) % 11] = 0.1
+    if step in (8, 70):
+        bias[11] = -100.0 if step == 8 else 0.1
+
+
 def train(net: nn.Module, change: Callable[[nn.Module, int], None], **options: Any) -> list[object]:
     """Return the results of the tracker after every step."""
     optimizer = torch.optim.SGD(net.parameters(), lr=0.05)
@@ -116,6 +136,8 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "no gradient": lambda: no_gradient(zoo.perceptron()),
     "cut off": lambda: zoo.cut_off(zoo.perceptron()),
     "zeros": lambda: zoo.all_constant(zoo.perceptron(), 0.0),
+    "deep": lambda: deep(10),
+    "dying": lambda: deep(6, 0.5),
     "resnet": zoo.resnet,
     "experts": zoo.Experts,
 }
@@ -125,7 +147,8 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     ("name", "change"),
     [
         *((name, untouched) for name in NETWORKS),
-        *(("healthy", change) for change in (copied_later, killed_later, stopped_later)),
+        *(("healthy", change) for change in (copied_later, killed_later, stopped_later, woken_and_shut)),
+        *(("deep", change) for change in (copied_later, killed_later, woken_and_shut)),
         *(("healthy", change) for change in (frozen_for_a_while, frozen_at_first)),
         *(("tanh", change) for change in (copied_later, stopped_later)),
     ],
