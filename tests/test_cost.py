@@ -153,24 +153,38 @@ def test_dead_units_take_a_second_transfer_at_most(monkeypatch: pytest.MonkeyPat
     assert len(sizes) <= 2
 
 
-def calls_of_a_later_check(num_layers: int) -> int:
-    """How often a check of small layers, in which others have found nothing, calls PyTorch for new tensors."""
+def calls_of_a_later_check(num_layers: int, *, num_silent: int = 0) -> int:
+    """How often a check of small layers, in which others have found nothing, calls PyTorch for new tensors.
+
+    Args:
+        num_layers: the number of layers.
+        num_silent: of so many units of each layer, others at each check, the gradient is zero.
+    """
     torch.manual_seed(0)
     net = with_gradients(nn.Sequential(*(nn.Linear(8, 8) for _ in range(num_layers))))
     trained = {id(parameter) for parameter in net.parameters()}
+    gradients = {id(parameter): parameter.grad.clone() for parameter in net.parameters() if parameter.grad is not None}
     failures: list[object] = []
     examiner = Examiner(Options(), lambda layer, reason: failures.append(reason))
     updates = Updates([torch.optim.SGD(net.parameters())])
 
-    def check(step: int) -> list[Look]:
+    def move(step: int) -> None:
         with torch.no_grad():
             for parameter in net.parameters():
                 parameter.add_(1e-3)
+                parameter.grad = gradients[id(parameter)].clone()
+                parameter.grad[step : step + num_silent] = 0
+
+    def check(step: int) -> list[Look]:
         found = examiner.find(net)
         return examiner.examine(net, found, trained=trained, updates=updates, step=step, team=None).looks
 
-    assert [len(check(step)) for step in range(5)] == [num_layers] * 3 + [0] * 2  # the last two need no looks
+    for step in range(5):
+        move(step)
+        num_closely = sum(seen.fingerprint is not None for seen in check(step))
+        assert num_closely == (num_layers if step < 3 else 0)  # the others are read quickly
     ledger = Ledger()
+    move(5)
     with ledger:
         check(5)
     assert not failures
@@ -179,6 +193,10 @@ def calls_of_a_later_check(num_layers: int) -> int:
 
 def test_healthy_layers_are_read_in_as_many_calls_however_many_there_are() -> None:
     assert calls_of_a_later_check(60) == calls_of_a_later_check(6) < 20
+
+
+def test_so_are_layers_whose_units_come_and_go() -> None:
+    assert calls_of_a_later_check(60, num_silent=2) == calls_of_a_later_check(6, num_silent=2) < 20
 
 
 def test_small_layers_share_their_calls() -> None:

@@ -175,17 +175,18 @@ class ZeroStreaks:
     def dead(self, patience: int, spared: Sequence[int] = ()) -> Dead:
         """Return the units that were dead at the latest check, without those in ``spared``, which are idle."""
         counts = self.num_checks >= patience
-        counts[list(spared)] = False
+        if spared:
+            counts[list(spared)] = False
         num_idle = int(np.count_nonzero(counts))
         has_woken = self.woke_at != _NEVER
         if not np.count_nonzero(self.is_dead | has_woken):
             return Dead(num_idle=num_idle)
         is_dead = self.is_dead.copy()
-        is_dead[list(spared)] = False
-        units = np.flatnonzero(is_dead)
-        awake = np.flatnonzero(has_woken & ~self.is_dead)
+        if spared:
+            is_dead[list(spared)] = False
+        [units], [awake] = is_dead.nonzero(), (has_woken & ~self.is_dead).nonzero()
         woke_at = dict(zip(awake.tolist(), self.woke_at[awake].tolist(), strict=True))
-        num_watched = int(self.num_watched[units].min(initial=np.iinfo(np.int64).max)) if len(units) else 0
+        num_watched = int(self.num_watched[units].min()) if len(units) else 0
         return Dead(tuple(units.tolist()), tuple(self.since[units].tolist()), woke_at, num_idle, num_watched)
 
     def to_state(self) -> dict[str, Any]:
@@ -325,12 +326,12 @@ class DeadUnits:
         """Return whether the next check may warn of dead units that were not traced."""
         if self._streaks is None:
             return False
-        soon = self._streaks.num_watched + 1 > _DEAD_STEPS
+        soon = self._streaks.num_watched >= _DEAD_STEPS
+        soon &= self._streaks.suspected(self._patience) & (self._streaks.num_checks + 1 >= self._patience)
         if not np.count_nonzero(soon):
             return False
-        soon &= self._streaks.suspected(self._patience) & (self._streaks.num_checks + 1 >= self._patience)
         is_enough = (soon | self._streaks.is_dead).mean() >= self._dead_share
-        return bool(soon.any()) and bool(is_enough) and not set(np.flatnonzero(soon).tolist()) <= self._stopped.keys()
+        return bool(is_enough) and not set(np.flatnonzero(soon).tolist()) <= self._stopped.keys()
 
     def update(self, seen: Look, step: int, *, is_fresh: bool, is_unused: bool) -> tuple[Dead, DeadRecord | None]:
         """Record a look at the layer.
