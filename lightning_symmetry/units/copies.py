@@ -5,7 +5,7 @@ Equal parameters that one module holds side by side, such as tokens in a list, a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar, Protocol, TypeVar, cast
@@ -184,12 +184,12 @@ def find_copies(
     flattened = flattened_modules(model)
     modules = dict(readable_modules(model))  # a wrapped module replaces its wrapper of the same name
     for name, module in modules.items():
-        parameters = list(parameters_of(module))
-        which_train = tuple(is_trained(parameter, trained) for parameter in parameters)
+        named = dict(named_parameters_of(module))  # once: it walks through the module
+        which_train = tuple(is_trained(parameter, trained) for parameter in named.values())
         if id(module) in flattened or not (trained is None or any(which_train)):
             continue
-        if any(id(parameter) in readable for parameter in parameters) and all(map(_can_be_read, parameters)):
-            by_kind.setdefault((_kind(module), which_train), []).append((name, module))
+        if not readable.isdisjoint(map(id, named.values())) and all(map(_can_be_read, named.values())):
+            by_kind.setdefault((_kind(module, named), which_train), []).append((name, module))
     accepted: list[Copies] = []
     inside: list[str] = []
     for members in sorted(by_kind.values(), key=_size, reverse=True):  # a module before its parts
@@ -276,9 +276,9 @@ def _as_row(tensor: Tensor) -> Tensor:
     return real_rows(tensor[None])
 
 
-def _kind(module: nn.Module) -> object:
+def _kind(module: nn.Module, named: Mapping[str, nn.Parameter]) -> object:
     """Return a key that copies share: their class, and the names, shapes and dtypes of their parameters."""
-    return (class_of(module), tuple((name, p.shape, p.dtype) for name, p in named_parameters_of(module)))
+    return (class_of(module), tuple((name, p.shape, p.dtype) for name, p in named.items()))
 
 
 def _size(members: _Members) -> tuple[int, int]:
