@@ -88,6 +88,7 @@ class SymmetryTab(Output):
             self._add_summary(summary, report.step)
         else:
             self._skipped.append(report.step)
+        matrices: list[Summary.Value] = []  # which make up one event: an event takes longer to write than a matrix
         for seen in check.looks if self._heatmaps != "none" else ():
             layer = report.layers.get(seen.layer.name)
             if layer is None:  # whole modules have no picture
@@ -95,7 +96,9 @@ class SymmetryTab(Output):
             looks = self._num_looks[layer.name] = self._num_looks.get(layer.name, 0) + 1
             is_power_of_two = looks & (looks - 1) == 0
             if layer.name in check.changed or is_power_of_two or self._heatmaps == "all":
-                self._write_matrix(layer, seen, report.step)
+                matrices += self._new_matrix(layer, seen)
+        if matrices:
+            add_summary(self._writer, matrices, report.step)
 
     def _add_summary(self, summary: dict[str, Any], step: int) -> None:
         """Write a summary, and the steps that were skipped before it."""
@@ -136,19 +139,25 @@ class SymmetryTab(Output):
         self._layers, self._step = layers, report.step
         return summary
 
-    def _write_matrix(self, layer: LayerDiagnosis, seen: Look, step: int) -> None:
+    def _new_matrix(self, layer: LayerDiagnosis, seen: Look) -> list[Summary.Value]:
+        """Return the matrix of a layer, in a list; nothing if it looks like the one that was written last."""
         units = [unit for part in order_units(layer, MAX_SIDE) for unit in part]
         cells = to_bytes(similarity(seen.weights, seen.gradients, units))
         before = self._matrices.get(layer.name)
-        if before is None or before[0] != units or (np.abs(before[1].astype(int) - cells) >= _VISIBLE).any():
-            self._matrices[layer.name] = (units, cells)
-            add_event(self._writer, MATRIX_TAG + layer.name, pack_matrix(units, cells.tobytes()), step)
+        if before is not None and before[0] == units and (np.abs(before[1].astype(int) - cells) < _VISIBLE).all():
+            return []
+        self._matrices[layer.name] = (units, cells)
+        return [_value(MATRIX_TAG + layer.name, pack_matrix(units, cells.tobytes()))]
 
 
 def add_event(writer: SummaryWriter, tag: str, data: bytes, step: int) -> None:
-    """Write one event of the tab, with the plugin's name and the data class, without which TensorBoard ignores it."""
-    value = Summary.Value(tag=tag, metadata=_METADATA, tensor=TensorProto(dtype=DT_STRING, string_val=[data]))
-    add_summary(writer, [value], step)
+    """Write one event of the tab."""
+    add_summary(writer, [_value(tag, data)], step)
+
+
+def _value(tag: str, data: bytes) -> Summary.Value:
+    """Return a value with the plugin's name and the data class, without which TensorBoard ignores it."""
+    return Summary.Value(tag=tag, metadata=_METADATA, tensor=TensorProto(dtype=DT_STRING, string_val=[data]))
 
 
 def _layer_values(layer: LayerDiagnosis) -> dict[str, Any]:
