@@ -36,7 +36,7 @@ class Training:
         digits = load_digits()
         self.inputs, self.labels = torch.tensor(digits.data, dtype=torch.float32) / 16, torch.tensor(digits.target)
         self.net = ten_relu_layers()
-        self.optimizer = torch.optim.AdamW(self.net.parameters(), lr=1e-3)
+        self.optimizer = torch.optim.SGD(self.net.parameters(), lr=0.05)
         self._generator = torch.Generator().manual_seed(0)
 
     def steps(self) -> None:
