@@ -27,6 +27,9 @@ FAMILIES_SMOKE := [bert] or [gpt2] or [llama] or [t5] or [mixtral] or [mamba] or
 # torch that it is installed beside.
 DEEPSPEED := tests/deepspeed
 
+# The tests that train models of many public libraries, whose versions only fit together in an environment of their own.
+WILD := tests/wild
+
 # The tests of the documentation site, which browse through what `make docs` has built, and of its interactive figure and gallery.
 SITE := tests/site tests/docs_figures
 
@@ -49,14 +52,14 @@ JOBS ?= 2
 PYTEST := -m pytest -rs -p no:randomly -n $(JOBS) --dist loadfile --durations 20
 export OMP_NUM_THREADS := 1
 
-.PHONY: demo test test-ranks test-examples test-integrations test-cases test-smoke test-architectures test-deepspeed test-random test-lowest \
-	test-newest test-all dist test-release docs test-docs bench check clean
+.PHONY: demo test test-ranks test-examples test-integrations test-cases test-smoke test-architectures test-deepspeed \
+	test-wild test-random test-lowest test-newest test-all dist test-release docs test-docs bench check clean
 
 demo: .venv/.demo  ## train the gallery of initialisations and compare them
 	env -u OMP_NUM_THREADS $(BIN)/lightning-symmetry demo
 
 test: .venv/.dev  ## run the tests of everything but what has a target of its own
-	$(BIN)/python $(PYTEST) $(addprefix --ignore=,$(RANKS) $(INTEGRATIONS) $(ARCHITECTURES) $(DEEPSPEED) $(EXAMPLES) $(SITE) $(RELEASE))
+	$(BIN)/python $(PYTEST) $(addprefix --ignore=,$(RANKS) $(INTEGRATIONS) $(ARCHITECTURES) $(DEEPSPEED) $(WILD) $(EXAMPLES) $(SITE) $(RELEASE))
 
 test-ranks: .venv/.dev  ## run the tests that train on several processes
 	$(BIN)/python $(PYTEST) $(RANKS)
@@ -80,8 +83,11 @@ test-architectures: .venv-architectures/.test  ## train many families of network
 test-deepspeed: .venv-deepspeed/.test  ## train with DeepSpeed's ZeRO on two processes; two minutes
 	.venv-deepspeed/bin/python $(PYTEST) $(DEEPSPEED)
 
+test-wild: .venv-wild/.test  ## train healthy and broken models of public libraries; not part of .ci/run
+	.venv-wild/bin/python $(PYTEST) -W ignore $(WILD)
+
 test-random: .venv/.dev  ## run all tests in an order that nobody has chosen; the seed at the head repeats it
-	$(BIN)/python -m pytest -rs $(addprefix --ignore=,$(ARCHITECTURES) $(DEEPSPEED) $(SITE) $(RELEASE))
+	$(BIN)/python -m pytest -rs $(addprefix --ignore=,$(ARCHITECTURES) $(DEEPSPEED) $(WILD) $(SITE) $(RELEASE))
 
 test-lowest: .venv-lowest/.test  ## test with the lowest versions that pyproject.toml allows
 	.venv-lowest/bin/python $(PYTEST) $(LIBRARY_TESTS)
@@ -138,6 +144,11 @@ EXTRAS = $*
 		--editable '.[architectures]'
 	touch $@
 
+.venv-wild/.test: pyproject.toml constraints-wild.txt | .venv-wild/bin/python
+	.venv-wild/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints-wild.txt \
+		--editable '.[wild]'
+	touch $@
+
 # DeepSpeed asks during its installation which torch is there, and compiles nothing with DS_BUILD_OPS=0.
 .venv-deepspeed/.test: pyproject.toml constraints.txt | .venv-deepspeed/bin/python
 	.venv-deepspeed/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
@@ -148,8 +159,9 @@ EXTRAS = $*
 		--editable '.[deepspeed]'
 	touch $@
 
-.venv-lowest/bin/python .venv-newest/bin/python .venv-architectures/bin/python .venv-deepspeed/bin/python: %/bin/python:
+.venv-lowest/bin/python .venv-newest/bin/python .venv-architectures/bin/python .venv-deepspeed/bin/python .venv-wild/bin/python: \
+		%/bin/python:
 	$(PYTHON) -m venv $*
 
 clean:
-	rm -rf .venv .venv-lowest .venv-newest .venv-architectures .venv-deepspeed build dist site *.egg-info
+	rm -rf .venv .venv-lowest .venv-newest .venv-architectures .venv-deepspeed .venv-wild build dist site *.egg-info

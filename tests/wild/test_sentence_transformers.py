@@ -1,0 +1,60 @@
+"""sentence-transformers: its Trainer takes the callbacks of transformers."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+
+from tests.wild.watching import Fault, Library, Plant, check_healthy, check_planted, constant, needs, train_with
+
+
+def train(name: str, fault: Fault | None) -> Any:
+    from datasets import Dataset
+    from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, losses, models
+    from sentence_transformers.training_args import SentenceTransformerTrainingArguments
+    from transformers import BertConfig, BertModel
+
+    from tests.wild.texts import SMALL, options, sentences, tokenizer
+
+    BertModel(BertConfig(**SMALL)).save_pretrained("bert")
+    tokenizer().save_pretrained("bert")
+    words = models.Transformer("bert")
+    size = words.get_word_embedding_dimension()
+    model = SentenceTransformer(modules=[words, models.Pooling(size), models.Dense(size, 16)], device="cpu")
+    columns: dict[str, Any] = {"first": sentences(64), "second": sentences(64)}
+    if name == "CosineSimilarityLoss":
+        columns["score"] = torch.rand(64).tolist()
+    if name == "TripletLoss":
+        columns["third"] = sentences(64)
+    return train_with(
+        lambda seen: SentenceTransformerTrainer(
+            model=model,
+            args=SentenceTransformerTrainingArguments(**options()),
+            train_dataset=Dataset.from_dict(columns),
+            loss=getattr(losses, name)(model),
+            callbacks=[seen],
+        ),
+        model,
+        fault,
+    )
+
+
+LIBRARY = Library(
+    "sentence-transformers",
+    "`SentenceTransformerTrainer(..., callbacks=[SymmetryCallback()])`",
+    {name: partial(train, name) for name in ("MultipleNegativesRankingLoss", "CosineSimilarityLoss", "TripletLoss")},
+    Plant("CosineSimilarityLoss", constant("2"), "the last layer is initialised with one number", "2.linear", "SYM101"),
+)
+pytestmark = needs(LIBRARY)
+
+
+@pytest.mark.parametrize("model", LIBRARY.models)
+def test_a_healthy_model_trains_in_silence(model: str) -> None:
+    check_healthy(LIBRARY, model)
+
+
+def test_a_planted_fault_is_named() -> None:
+    check_planted(LIBRARY)

@@ -1,0 +1,56 @@
+"""stable-baselines3: a tracker on the policy, whose optimizers step in `learn`."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import pytest
+
+from lightning_symmetry import SymmetryTracker
+from tests.wild.watching import Fault, Library, Plant, check_healthy, check_planted, constant, needs
+
+
+def train(name: str, num_steps: int, fault: Fault | None, **options: Any) -> SymmetryTracker:
+    import stable_baselines3
+
+    environment = "CartPole-v1" if name == "DQN" else "Pendulum-v1"
+    agent = getattr(stable_baselines3, name)("MlpPolicy", environment, seed=0, device="cpu", **options)
+    if fault:
+        fault(agent.policy)
+    optimizers = [part.optimizer for part in agent.policy.modules() if hasattr(part, "optimizer")]
+    with SymmetryTracker(agent.policy, optimizers) as tracker:
+        agent.learn(num_steps)
+    return tracker
+
+
+_SMALL: dict[str, Any] = {"policy_kwargs": {"net_arch": [32, 32]}}
+_BUFFER: dict[str, Any] = {**_SMALL, "buffer_size": 1000, "learning_starts": 50, "batch_size": 32}
+LIBRARY = Library(
+    "stable_baselines3",
+    "`SymmetryTracker(agent.policy, optimizers)`",
+    {
+        "PPO": partial(train, "PPO", 512, n_steps=128, batch_size=32, **_SMALL),
+        "A2C": partial(train, "A2C", 800, **_SMALL),
+        "SAC": partial(train, "SAC", 200, **_BUFFER),
+        "TD3": partial(train, "TD3", 350, **_BUFFER),
+        "DQN": partial(train, "DQN", 200, **{**_BUFFER, "train_freq": 1}),
+    },
+    Plant(
+        "PPO",
+        constant("mlp_extractor.policy_net"),
+        "the weights of the policy are one number",
+        "policy_net.0",
+        "SYM101",
+    ),
+)
+pytestmark = needs(LIBRARY)
+
+
+@pytest.mark.parametrize("model", LIBRARY.models)
+def test_a_healthy_model_trains_in_silence(model: str) -> None:
+    check_healthy(LIBRARY, model)
+
+
+def test_a_planted_fault_is_named() -> None:
+    check_planted(LIBRARY)
