@@ -211,7 +211,8 @@ def _tensors_in(value: Any, depth: int = 4) -> Iterator[Tensor]:
         if isinstance(value, Mapping):
             value = value.values()
         elif not isinstance(value, list | tuple):
-            value = vars(value).values() if dataclasses.is_dataclass(value) else ()
+            names = [each.name for each in dataclasses.fields(value)] if dataclasses.is_dataclass(value) else []
+            value = [getattr(value, name, None) for name in names]  # a dataclass with slots has no `__dict__`
         for each in value:
             yield from _tensors_in(each, depth - 1)
 

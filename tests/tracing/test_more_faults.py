@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -409,3 +410,27 @@ def test_a_way_beside_a_norm_over_one_number_brings_a_gradient() -> None:
     traced = GradientTrace(net, every)
     loss_of(net, rows())().backward()
     assert traced.finish()["a"][0].stopped.stop.kind is StopKind.ERASED  # a gradient arrives that is no rounding error
+
+
+@dataclass(slots=True)
+class Packed:
+    """What a module may put out: it has no ``__dict__``."""
+
+    hidden: Tensor
+
+
+class Packing(nn.Linear):
+    """A layer that packs what it computes."""
+
+    def forward(self, inputs: Tensor) -> Any:
+        return Packed(super().forward(inputs))
+
+
+def test_outputs_in_a_dataclass_with_slots_are_traced() -> None:
+    def together(net: Any, inputs: Tensor) -> Tensor:
+        outputs: Tensor = net.b(net.act(net.a(inputs).hidden))
+        return outputs
+
+    net = Net(together, a=Packing(12, 8), act=nn.ReLU(), b=nn.Linear(8, 4))
+    nn.init.constant_(net.a.bias, -100.0)
+    assert stops(net, loss_of(net, rows()))["a"].stop.at == "act"
