@@ -55,7 +55,7 @@ LIBRARY = Library(
     '`NBEATSModel(..., pl_trainer_kwargs={"callbacks": [SymmetryMonitor()]})`',
     {
         "NBEATSModel": partial(train, "NBEATSModel", num_stacks=2, num_layers=2, layer_widths=16),
-        "NHiTSModel": partial(train, "NHiTSModel", num_stacks=2, num_layers=2, layer_widths=16),
+        "NHiTSModel": partial(train, "NHiTSModel", num_stacks=2, num_layers=2, layer_widths=64),
         "RNNModel": partial(train, "RNNModel", model="LSTM", hidden_dim=16),
         "BlockRNNModel": partial(train, "BlockRNNModel", model="GRU", hidden_dim=16),
         "TCNModel": partial(train, "TCNModel", num_filters=8, dropout=0.1),

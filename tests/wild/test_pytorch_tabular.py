@@ -45,7 +45,7 @@ def train(name: str, fault: Fault | None, **options: Any) -> SymmetryMonitor:
             checkpoints=None,
             load_best=False,
             progress_bar="none",
-            trainer_kwargs={"max_steps": STEPS, "enable_model_summary": False, "logger": False},
+            trainer_kwargs={"max_steps": STEPS, "enable_model_summary": False},
         ),
         verbose=False,
     )

@@ -15,13 +15,14 @@ def train(name: str, fault: Fault | None) -> Any:
     from datasets import Dataset
     from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, losses, models
     from sentence_transformers.training_args import SentenceTransformerTrainingArguments
-    from transformers import BertConfig, BertModel
+    from transformers import DistilBertConfig, DistilBertModel
 
-    from tests.wild.texts import SMALL, options, sentences, tokenizer
+    from tests.wild.texts import VOCABULARY, options, sentences, tokenizer
 
-    BertModel(BertConfig(**SMALL)).save_pretrained("bert")
-    tokenizer().save_pretrained("bert")
-    words = models.Transformer("bert")
+    config = DistilBertConfig(vocab_size=VOCABULARY, dim=32, n_layers=2, n_heads=4, hidden_dim=48, pad_token_id=0)
+    DistilBertModel(config).save_pretrained("words")
+    tokenizer().save_pretrained("words")
+    words = models.Transformer("words")
     size = words.get_word_embedding_dimension()
     model = SentenceTransformer(modules=[words, models.Pooling(size), models.Dense(size, 16)], device="cpu")
     columns: dict[str, Any] = {"first": sentences(64), "second": sentences(64)}

@@ -14,8 +14,11 @@ from tests.wild.watching import Fault, Library, Plant, check_healthy, check_plan
 def train(name: str, num_steps: int, fault: Fault | None, **options: Any) -> SymmetryTracker:
     import stable_baselines3
 
+    policy = {"net_arch": [32, 32]}  # a new one each time, since the library changes it
     environment = "CartPole-v1" if name == "DQN" else "Pendulum-v1"
-    agent = getattr(stable_baselines3, name)("MlpPolicy", environment, seed=0, device="cpu", **options)
+    agent = getattr(stable_baselines3, name)(
+        "MlpPolicy", environment, seed=0, device="cpu", policy_kwargs=policy, **options
+    )
     if fault:
         fault(agent.policy)
     optimizers = [part.optimizer for part in agent.policy.modules() if hasattr(part, "optimizer")]
@@ -24,14 +27,13 @@ def train(name: str, num_steps: int, fault: Fault | None, **options: Any) -> Sym
     return tracker
 
 
-_SMALL: dict[str, Any] = {"policy_kwargs": {"net_arch": [32, 32]}}
-_BUFFER: dict[str, Any] = {**_SMALL, "buffer_size": 1000, "learning_starts": 50, "batch_size": 32}
+_BUFFER: dict[str, Any] = {"buffer_size": 1000, "learning_starts": 50, "batch_size": 32}
 LIBRARY = Library(
     "stable_baselines3",
     "`SymmetryTracker(agent.policy, optimizers)`",
     {
-        "PPO": partial(train, "PPO", 512, n_steps=128, batch_size=32, **_SMALL),
-        "A2C": partial(train, "A2C", 800, **_SMALL),
+        "PPO": partial(train, "PPO", 512, n_steps=128, batch_size=32),
+        "A2C": partial(train, "A2C", 800),
         "SAC": partial(train, "SAC", 200, **_BUFFER),
         "TD3": partial(train, "TD3", 350, **_BUFFER),
         "DQN": partial(train, "DQN", 200, **{**_BUFFER, "train_freq": 1}),

@@ -52,7 +52,7 @@ LIBRARY = Library(
         "BERT, classification": classifier,
         "ViT, classification": images,
     },
-    Plant("Llama", silenced("model.layers.1.mlp"), "an MLP is multiplied by 0", "layers.1.mlp.gate_proj", "SYM303"),
+    Plant("Llama", silenced("model.layers.1.mlp"), "an MLP is multiplied by 0", "layers.1.mlp.down_proj", "SYM306"),
 )
 pytestmark = needs(LIBRARY)
 
