@@ -63,7 +63,6 @@ LIBRARY = Library(
         ),
         "TabTransformer": partial(train, "TabTransformer", input_embed_dim=16, num_heads=2, num_attn_blocks=2),
         "AutoInt": partial(train, "AutoInt", attn_embed_dim=8, num_heads=2, num_attn_blocks=2),
-        "TabNetModel": partial(train, "TabNetModel", n_d=8, n_a=8),
     },
     Plant(
         "CategoryEmbeddingModel",
