@@ -84,7 +84,7 @@ test-deepspeed: .venv-deepspeed/.test  ## train with DeepSpeed's ZeRO on two pro
 	.venv-deepspeed/bin/python $(PYTEST) $(DEEPSPEED)
 
 test-wild: .venv-wild/.test  ## train healthy and broken models of public libraries; not part of .ci/run
-	.venv-wild/bin/python $(PYTEST) -W ignore $(WILD)
+	.venv-wild/bin/python $(PYTEST) -W ignore -p tests.architectures.operators $(WILD)
 
 test-random: .venv/.dev  ## run all tests in an order that nobody has chosen; the seed at the head repeats it
 	$(BIN)/python -m pytest -rs $(addprefix --ignore=,$(ARCHITECTURES) $(DEEPSPEED) $(WILD) $(SITE) $(RELEASE))

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import tests.architectures.operators  # noqa: F401
 from tests.wild.watching import Library, outcome
 
 PAGE = Path(__file__).parents[2] / "docs" / "wild.md"
