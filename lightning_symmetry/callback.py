@@ -51,6 +51,9 @@ class SymmetryMonitor(Watcher, Callback, OtherCallback):
 
     def _set_up(self) -> None:
         self._engine = SymmetryEngine(self.options, who="SymmetryMonitor", notify=_notify)
+        include, exclude = self.options.include, self.options.exclude
+        named = {"include": None if include is None else list(include), "exclude": list(exclude)}
+        self._state_key: str = self._generate_state_key(**named)
         self._handles: list[Handle] = []
         self._hooked: set[int] = set()  # ids of the optimizers with a hook
         self._num_raw_steps = 0  # of optimizers that step without the Trainer
@@ -62,8 +65,7 @@ class SymmetryMonitor(Watcher, Callback, OtherCallback):
 
     @property
     def state_key(self) -> str:
-        include, exclude = self.options.include, self.options.exclude
-        return self._generate_state_key(include=None if include is None else list(include), exclude=list(exclude))
+        return self._state_key  # the Trainer asks for it before each hook
 
     def state_dict(self) -> dict[str, Any]:
         return self._engine.state_dict()
@@ -138,7 +140,7 @@ class SymmetryMonitor(Watcher, Callback, OtherCallback):
         self._engine.set_optimizers(trainer.optimizers)  # they may have been replaced
         step = trainer.global_step + self._num_raw_steps
         every_n_steps = self.options.every_n_steps or _log_every_n_steps(trainer)
-        outputs = self._outputs_for(trainer) if trainer.is_global_zero else []
+        outputs = partial(self._outputs_for, trainer) if trainer.is_global_zero else list
         conclusion = self._engine.before_step(pl_module, optimizer, step, every_n_steps, outputs)
         if conclusion is None:
             return

@@ -166,7 +166,7 @@ class SymmetryTracker(Watcher):
         self._start(self._model)
         every_n_steps = self.options.every_n_steps or _EVERY_N_STEPS
         step = self._engine.num_steps
-        conclusion = self._engine.before_step(self._model, optimizer, step, every_n_steps, self._outputs)
+        conclusion = self._engine.before_step(self._model, optimizer, step, every_n_steps, lambda: self._outputs)
         if conclusion is not None and self._engine.act(conclusion, self._model):
             self._should_stop = True
 

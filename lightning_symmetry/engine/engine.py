@@ -209,7 +209,7 @@ class SymmetryEngine:
         self._optimizers = [weakref.ref(optimizer) for optimizer in optimizers]
 
     def before_step(
-        self, model: nn.Module, optimizer: Any, step: int, every_n_steps: int, outputs: Sequence[Output]
+        self, model: nn.Module, optimizer: Any, step: int, every_n_steps: int, outputs: Callable[[], Sequence[Output]]
     ) -> Conclusion | None:
         """Check a model before a step of an optimizer, if a check is due.
 
@@ -218,7 +218,7 @@ class SymmetryEngine:
             optimizer: what updates it, or a part of it; a new one is appended to the known ones.
             step: completed optimizer steps of the training.
             every_n_steps: the optimizer's own steps between checks after the first ones.
-            outputs: where to write.
+            outputs: returns where to write; called at a check only.
 
         Returns:
             The conclusion; None if this step is not checked, or if the check has failed.
@@ -462,11 +462,13 @@ class SymmetryEngine:
             return decided if conclusion is None else replace(conclusion, news=decided.news, texts=decided.texts)
         return conclusion if conclusion is None else replace(conclusion, news=[], texts=[])
 
-    def _check(self, model: nn.Module, optimizer: Any, step: int, outputs: Sequence[Output]) -> Conclusion:
+    def _check(
+        self, model: nn.Module, optimizer: Any, step: int, outputs: Callable[[], Sequence[Output]]
+    ) -> Conclusion:
         trained = self._updated[id(optimizer)] = updated_by([optimizer])
         # On all ranks at once, because adapters of users may communicate.
         find = attempt(self._examiner.find, model)
-        conclude = partial(self._conclude, model, find, trained, step, outputs)
+        conclude = partial(self._conclude, model, find, trained, step, outputs())
         if self._team is None:
             return conclude()
         try:

@@ -33,7 +33,7 @@ def checks_of(model: nn.Module, outputs: Sequence[Output]) -> Callable[[], None]
 
     def check(times: int = _CHECKS) -> None:
         for _ in range(times):
-            assert engine.before_step(model, optimizer, next(steps), 1, outputs) is not None
+            assert engine.before_step(model, optimizer, next(steps), 1, lambda: outputs) is not None
 
     check(_SETTLED)
     return check

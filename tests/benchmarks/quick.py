@@ -36,7 +36,7 @@ def check_of(model: nn.Module, heatmaps: Heatmaps) -> Callable[[], None]:
     steps = itertools.count()
 
     def check() -> None:
-        assert engine.before_step(model, optimizer, next(steps), 1, []) is not None
+        assert engine.before_step(model, optimizer, next(steps), 1, list) is not None
 
     for _ in range(_SETTLED):
         with torch.no_grad():

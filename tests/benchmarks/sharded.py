@@ -56,7 +56,7 @@ def check_of(model: nn.Module) -> Callable[[], None]:
     steps = itertools.count()
 
     def check() -> None:
-        assert engine.before_step(model, optimizer, next(steps), 1, []) is not None
+        assert engine.before_step(model, optimizer, next(steps), 1, list) is not None
 
     for _ in range(_SETTLED):
         check()

@@ -55,7 +55,7 @@ def loop(
     for inputs, labels in list(batches(32 * num_steps))[:num_steps]:
         nn.functional.cross_entropy(net(inputs), labels).backward()
         for optimizer in several:
-            conclusion = engine.before_step(net, optimizer, step, 4, outputs)
+            conclusion = engine.before_step(net, optimizer, step, 4, lambda: outputs)
             conclusions += [conclusion] if conclusion else []
             optimizer.step()
             step += 1
