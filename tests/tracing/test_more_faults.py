@@ -431,6 +431,7 @@ def test_outputs_in_a_dataclass_with_slots_are_traced() -> None:
         outputs: Tensor = net.b(net.act(net.a(inputs).hidden))
         return outputs
 
-    net = Net(together, a=Packing(12, 8), act=nn.ReLU(), b=nn.Linear(8, 4))
-    nn.init.constant_(net.a.bias, -100.0)
+    packing = Packing(12, 8)
+    nn.init.constant_(packing.bias, -100.0)
+    net = Net(together, a=packing, act=nn.ReLU(), b=nn.Linear(8, 4))
     assert stops(net, loss_of(net, rows()))["a"].stop.at == "act"
