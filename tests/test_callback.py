@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_symmetry import SymmetryMonitor, Verdict, diagnose
 from lightning_symmetry.callback import SymmetryError, SymmetryWarning
 from lightning_symmetry.engine.examiner import Examiner
-from lightning_symmetry.matrices.grouping import find_groups
+from lightning_symmetry.matrices.grouping import find_groups_within_budget
 from lightning_symmetry.matrices.question import Question
 from tests.training import MLP, Classifier, Regression, assert_same, batches, fill, fit, make_trainer, mlp, sgd
 
@@ -659,14 +659,14 @@ def test_a_room_on_fire_does_not_stop_the_training(
 
 
 def test_a_layer_on_fire_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    original = find_groups
+    original = find_groups_within_budget
 
     def burn(question: Question, *args: Any, **kwargs: Any) -> Any:
         if question.rows.num_rows == 8:
             raise RuntimeError("on fire")
         return original(question, *args, **kwargs)
 
-    monkeypatch.setattr("lightning_symmetry.verdicts.evidence.find_groups", burn)
+    monkeypatch.setattr("lightning_symmetry.verdicts.evidence.find_groups_within_budget", burn)
     monitor = SymmetryMonitor(every_n_steps=1)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

@@ -448,7 +448,7 @@ PLACES = {
     "engine.examiner.look": "first",
     "engine.engine.messages": "first",
     "outputs.tensorboard.write_findings": "first",
-    "verdicts.evidence.find_groups": "first",
+    "verdicts.evidence.find_groups_within_budget": "first",
     "verdicts.layer_state.LayerState.update": "first",
     "ranks.sharded.ShardedRows.distances": "first",
     "verdicts.history.History.load_state_dict": "others",
