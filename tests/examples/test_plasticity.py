@@ -9,6 +9,9 @@ from examples import plasticity
 from examples.plasticity import PLAIN, RECYCLE
 from tests.examples.running import run_as_script
 
+# Units that were recycled just before a check may still have no gradient; whether any are depends on rounding.
+pytestmark = pytest.mark.filterwarnings("ignore:.*were left as they are:UserWarning")
+
 
 @pytest.fixture(scope="module")
 def result() -> plasticity.Result:
