@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,15 +12,19 @@ from lightning_symmetry import SymmetryMonitor
 from tests.wild.watching import STEPS, Fault, Library, Plant, callbacks, check_healthy, check_planted, closed, needs
 
 
-def train(name: str, fault: Fault | None, **options: Any) -> SymmetryMonitor:
+def series() -> Any:
     import pandas as pd
-    from gluonts import torch
     from gluonts.dataset.common import ListDataset
 
     from tests.wild.series import values
 
     start = pd.Period("2020-01-01", freq="D")
-    data = ListDataset([{"start": start, "target": row} for row in values()], freq="D")
+    return ListDataset([{"start": start, "target": row} for row in values()], freq="D")
+
+
+def train(name: str, fault: Fault | None, **options: Any) -> SymmetryMonitor:
+    from gluonts import torch
+
     given = callbacks(fault)
     getattr(torch, name)(
         **{
@@ -38,7 +43,7 @@ def train(name: str, fault: Fault | None, **options: Any) -> SymmetryMonitor:
             },
             **options,
         }
-    ).train(data)
+    ).train(series())
     monitor: SymmetryMonitor = given[-1]
     return monitor
 
@@ -66,3 +71,25 @@ def test_a_healthy_model_trains_in_silence(model: str) -> None:
 
 def test_a_planted_fault_is_named() -> None:
     check_planted(LIBRARY)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_second_training_is_watched_if_the_callbacks_are_passed_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What docs/wild.md says of gluonts."""
+    from gluonts.torch import SimpleFeedForwardEstimator
+
+    monkeypatch.chdir(tmp_path)
+    monitor = SymmetryMonitor()
+    options = {"callbacks": [monitor], "max_epochs": 1, "accelerator": "cpu", "logger": False}
+    estimator = SimpleFeedForwardEstimator(6, 24, num_batches_per_epoch=4, trainer_kwargs=options)
+    estimator.train(series())
+    first = monitor.report
+    assert first is not None
+    estimator.train(series())
+    assert monitor.report is first
+    estimator.trainer_kwargs["callbacks"] = [monitor]
+    estimator.train(series())
+    assert monitor.report is not None
+    assert monitor.report is not first
