@@ -51,7 +51,11 @@ LIBRARY = Library(
         "LinearSCVI": partial(train, "LinearSCVI"),
     },
     Plant(
-        "SCVI", closed("module.decoder.px_decoder.fc_layers.Layer 0.1"), "a BatchNorm gets a bias of -100", "", "SYM301"
+        "SCVI",
+        closed("module.decoder.px_decoder.fc_layers.Layer 0.1"),
+        "a BatchNorm before a ReLU gets a bias of -100",
+        "px_decoder.fc_layers.Layer 0.0",
+        "SYM301",
     ),
 )
 pytestmark = needs(LIBRARY)
