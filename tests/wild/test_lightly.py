@@ -31,7 +31,7 @@ def train(name: str, fault: Fault | None) -> SymmetryMonitor:
                 nn.AdaptiveAvgPool2d(1),
                 nn.Flatten(),
             )
-            self.head = getattr(modules, f"{name}ProjectionHead")(32, 32, 16)
+            self.head = getattr(modules.heads, f"{name}ProjectionHead")(32, 32, 16)
             self.predictor = modules.SimSiamPredictionHead(16, 8, 16) if name == "SimSiam" else None
             self.loss: Any = {
                 "SimCLR": loss.NTXentLoss,
@@ -48,7 +48,8 @@ def train(name: str, fault: Fault | None) -> SymmetryMonitor:
             return self.loss(predicted[0], second.detach()) / 2 + self.loss(predicted[1], first.detach()) / 2
 
         def configure_optimizers(self) -> torch.optim.Optimizer:
-            return torch.optim.SGD(self.parameters(), lr=0.05, momentum=0.9)
+            # VICReg multiplies two of its terms by 25, and diverges with the rate of the others.
+            return torch.optim.SGD(self.parameters(), lr=0.002 if name == "VICReg" else 0.05, momentum=0.9)
 
     images = torch.randn(64, 3, 16, 16)
     views = torch.utils.data.TensorDataset(images, images + 0.2 * torch.randn_like(images))
