@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from functools import partial
 from typing import Any
 
@@ -30,7 +31,10 @@ def train(name: str, fault: Fault | None, **more: Any) -> Any:
 
         model = LlamaForSequenceClassification(LlamaConfig(**SMALL, num_labels=1))
     settings = getattr(trl, f"{name}Config")(**{**options(), "bf16": False, "gradient_checkpointing": False, **more})
-    reward = {"reward_funcs": lambda completions, **_: [float(len(set(text))) for text in completions]}
+    extras = {
+        "DPO": {"ref_model": deepcopy(model)},  # is loaded by name otherwise, and the model has none
+        "GRPO": {"reward_funcs": lambda completions, **_: [float(len(set(text))) for text in completions]},
+    }
     return train_with(
         lambda seen: getattr(trl, f"{name}Trainer")(
             model=model,
@@ -38,7 +42,7 @@ def train(name: str, fault: Fault | None, **more: Any) -> Any:
             train_dataset=Dataset.from_dict(columns),
             processing_class=tokenizer(),
             callbacks=[seen],
-            **(reward if name == "GRPO" else {}),
+            **extras.get(name, {}),
         ),
         model,
         fault,
