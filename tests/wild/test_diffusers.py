@@ -104,11 +104,11 @@ LIBRARY = Library(
         "AutoencoderKL": autoencoder,
     },
     Plant(
-        "UNet2DConditionModel",
-        silenced("mid_block.attentions.0"),
-        "the attention in the middle is multiplied by 0",
-        "mid_block.attentions.0.proj_in",
-        "SYM303",
+        "DiTTransformer2DModel",
+        silenced("transformer_blocks.0.ff"),
+        "a feed-forward block is multiplied by 0",
+        "transformer_blocks.0.ff.net.2",
+        "SYM306",
     ),
 )
 pytestmark = needs(LIBRARY)
