@@ -59,7 +59,7 @@ LIBRARY = Library(
         "NBeats": partial(train, "NBeats", widths=[16, 32], backcast_loss_ratio=0.1),
         "NHiTS": partial(train, "NHiTS", hidden_size=16),
     },
-    Plant("NBeats", constant("net_blocks.0"), "all weights of a block are one number", "net_blocks.0.fc.0", "SYM101"),
+    Plant("NBeats", constant("net_blocks.0"), "all weights of a block are one number", "net_blocks.0.fc.4.1", "SYM101"),
 )
 pytestmark = needs(LIBRARY)
 
