@@ -118,11 +118,10 @@ def _pairs_within(keys: Floats, reach: float, most: int) -> Indices | None:
     for start in range(0, len(order), _BLOCK):
         stop = min(start + _BLOCK, len(order))
         is_near = squares_from(start, stop, int(ends[stop - 1])) <= reach**2
-        is_near &= np.abs(keys[-1, start : start + is_near.shape[1]] - keys[-1, start:stop, None]) <= 1
         if np.count_nonzero(is_near) > 2 * most + _BLOCK:  # a pair within the block counts twice
             return None
-        first, second = start + np.stack(np.nonzero(is_near))
-        is_pair = first < second
+        first, second = start + np.stack(np.divmod(np.flatnonzero(is_near), is_near.shape[1]))
+        is_pair = (first < second) & (np.abs(keys[-1, second] - keys[-1, first]) <= 1)
         num_found += int(np.count_nonzero(is_pair))
         if num_found > most:
             return None
