@@ -242,7 +242,7 @@ class SymmetryEngine:
             if self._schedule.is_due(index, every_n_steps):
                 self._guard.run(_TRACE, self._begin_trace, model, optimizer, step)
             return None
-        conclusion = self._guard.run("check", self._check, model, optimizer, step, outputs)
+        conclusion = self._guard.run("check", self._check, model, optimizer, step, outputs())
         if self._schedule.is_due(index, every_n_steps):
             self._guard.run(_TRACE, self._begin_trace, model, optimizer, step)
         if self._board is None or self._team is not None or not self._shares_decisions:
@@ -462,13 +462,11 @@ class SymmetryEngine:
             return decided if conclusion is None else replace(conclusion, news=decided.news, texts=decided.texts)
         return conclusion if conclusion is None else replace(conclusion, news=[], texts=[])
 
-    def _check(
-        self, model: nn.Module, optimizer: Any, step: int, outputs: Callable[[], Sequence[Output]]
-    ) -> Conclusion:
+    def _check(self, model: nn.Module, optimizer: Any, step: int, outputs: Sequence[Output]) -> Conclusion:
         trained = self._updated[id(optimizer)] = updated_by([optimizer])
         # On all ranks at once, because adapters of users may communicate.
         find = attempt(self._examiner.find, model)
-        conclude = partial(self._conclude, model, find, trained, step, outputs())
+        conclude = partial(self._conclude, model, find, trained, step, outputs)
         if self._team is None:
             return conclude()
         try:
