@@ -93,7 +93,8 @@ class GradientEvidence:
         open_groups = [group for group, answer in answers.items() if answer is None]
         if open_groups:
             loose = find_groups_within_budget(self._question.loosened(), among=open_groups)
-            unclear = {*loose.groups, *(g for g in open_groups if not set(loose.crowded.tolist()).isdisjoint(g))}
+            crowded = set(loose.crowded.tolist())
+            unclear = {*loose.groups, *(group for group in open_groups if not crowded.isdisjoint(group))}
             answers |= {g: Gradients.UNCLEAR if g in unclear else Gradients.DIFFERENT for g in open_groups}
         return [answer for answer in answers.values() if answer is not None]
 
