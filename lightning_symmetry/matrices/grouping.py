@@ -24,7 +24,7 @@ from lightning_symmetry.matrices.candidates import components_of, find_candidate
 from lightning_symmetry.matrices.dense import DenseRows
 from lightning_symmetry.matrices.near import settle_by_distances
 from lightning_symmetry.matrices.numerics import Floats, Indices, Mask, exact_arithmetic
-from lightning_symmetry.matrices.question import TOLERANCES, Question, keys_of
+from lightning_symmetry.matrices.question import TOLERANCES, Question
 from lightning_symmetry.matrices.sieve import suspects
 from lightning_symmetry.matrices.sketching import sketch_all
 
@@ -138,20 +138,18 @@ def _find(
     search.settle_zeros()
     crowded, radius = members[:0], 0.0
     if len(search.members):
-        window, norm_window = rows.windows(question.tolerance)
-        search.set_keys(question.sketch.projections[:, search.members], window, norm_window)
+        search.keys = question.keys(search.members)
         search.settle()
     if len(search.members):
-        window, reach = rows.further_windows(question.tolerance)
-        search.set_keys(rows.project(search.members), window, norm_window)
+        search.keys, reach = question.further_keys(search.members)
         num_before = len(search.members)
-        search.settle(reach / window)
+        search.settle(reach)
         copies = search.set_copies_aside()
         for _ in range(_MAX_ROUNDS):
             if not 0 < len(search.members) < 0.9 * num_before:
                 break
             num_before = len(search.members)
-            search.settle(reach / window)
+            search.settle(reach)
         crowded, radius = search.settle_crowds(is_bounded=is_bounded)
         search.restore_copies(copies)
     return Grouping(search.groups(), crowded, radius)
@@ -167,13 +165,13 @@ class _Search:
 
     Attributes:
         members: those of them that are not settled yet.
+        keys: the numbers that distinguish these, ``(k, m)``, see :meth:`Question.keys`.
         labels: the representative of every row of a group, its own one included; -1 for all other rows, ``(n,)``.
     """
 
     def __init__(self, question: Question, members: Indices, block: Indices) -> None:
-        self._question, self._norms = question, question.sketch.norms
-        self._block = block
-        self._keys: Floats = np.zeros((0, len(members)))
+        self._question, self._block = question, block
+        self.keys: Floats = np.zeros((0, len(members)))
         self.members = members
         self.labels = np.full(question.rows.num_rows, -1)
 
@@ -182,16 +180,12 @@ class _Search:
         grouped = np.flatnonzero(self.labels >= 0)
         return sorted(tuple(group.tolist()) for group in _split_by(grouped, self.labels[grouped]))
 
-    def set_keys(self, projections: Floats, window: float, norm_window: float) -> None:
-        """Set the numbers that distinguish members."""
-        self._keys = keys_of(self._norms[self.members], projections, np.array([[window], [norm_window]]))
-
     def settle_zeros(self) -> None:
         """Put the rows of zeros of each block into a group."""
-        is_zero = self._norms[self.members] == 0
+        is_zero = self._question.sketch.norms[self.members] == 0
         for group in _split_by(self.members[is_zero], self._block[is_zero]):
             self.labels[group] = group[0] if len(group) > 1 else -1
-        self._keep(self._norms[self.members] > 0)
+        self._keep(self._question.sketch.norms[self.members] > 0)
 
     def settle(self, reach: float | None = None) -> None:
         """Compare the candidate pairs, and the members of crowds with the first of their neighbourhood.
@@ -199,7 +193,7 @@ class _Search:
         Args:
             reach: as for :func:`find_candidates`.
         """
-        candidates = find_candidates(self._keys, self._block, self._question.rows.num_rows, reach)
+        candidates = find_candidates(self.keys, self._block, self._question.rows.num_rows, reach)
         self._join(compare_pairs(self._question.agree, self.members[candidates.pairs]))
         self._keep(candidates.is_crowded)
         if len(self.members):
@@ -211,7 +205,7 @@ class _Search:
         Returns:
             Those left out, and the first of each, ``(2, c)``; for :meth:`restore_copies`.
         """
-        component = components_of(self._keys * _COPIES, self._block)
+        component = components_of(self.keys * _COPIES, self._block)
         _, firsts = np.unique(component, return_index=True)
         first = firsts[component]
         is_copy = first != np.arange(len(first))
@@ -239,7 +233,7 @@ class _Search:
         is_here = isinstance(rows, DenseRows)
         effort = max(_MAX_DISTANCES, _DISTANCES_PER_ROW * rows.num_rows) if is_bounded else math.inf
         crowded, firsts = [self.members[:0]], [self.members[:0]]
-        crowds = _split_by(self.members, components_of(self._keys, self._block)) if len(self.members) else []
+        crowds = _split_by(self.members, components_of(self.keys, self._block)) if len(self.members) else []
         for members in sorted(crowds, key=len):
             effort -= len(members) ** 2
             if is_bounded and (effort < 0 or not is_here):
@@ -253,7 +247,7 @@ class _Search:
         return np.sort(np.concatenate(crowded)), float(apart.max(initial=0))
 
     def _keep(self, is_left: Mask) -> None:
-        self.members, self._block, self._keys = self.members[is_left], self._block[is_left], self._keys[:, is_left]
+        self.members, self._block, self.keys = self.members[is_left], self._block[is_left], self.keys[:, is_left]
 
     def _join(self, representative: Mapping[int, int]) -> None:
         for row, first in representative.items():
@@ -263,7 +257,7 @@ class _Search:
         """Compare the members of crowds with the first of their neighbourhood."""
         # Members that agree lie in the same cell or in adjacent ones. A leader is the smallest index of five cells, so
         # that no member that agrees with it can have an earlier representative.
-        members, keys = self.members, self._keys
+        members, keys = self.members, self.keys
         num_members = len(members)
         cell = np.floor(keys[np.ptp(keys, axis=1).argmax()])
         order = sort_within(cell, self._block)

@@ -9,7 +9,7 @@ import numpy as np
 
 from lightning_symmetry.matrices.candidates import components_of, find_candidates
 from lightning_symmetry.matrices.numerics import Floats, Indices
-from lightning_symmetry.matrices.question import Question, keys_of
+from lightning_symmetry.matrices.question import Question
 from lightning_symmetry.matrices.rows import Rows
 from lightning_symmetry.matrices.sieve import without_signs
 
@@ -117,21 +117,18 @@ def _opposite_pairs(question: Question, heads: Indices) -> Indices:
         question: the matrix and the tolerance.
         heads: the rows to pair, none of them zero, sorted.
     """
-    rows = question.rows
-    window, norm_window = rows.windows(question.tolerance)
-    pairs, left = _pairs_among(question, heads, question.sketch.projections[:, heads], (window, norm_window), None)
+    pairs, left = _pairs_among(question, heads, question.keys(heads))
     if len(left):
-        window, reach = rows.further_windows(question.tolerance)
-        others, _ = _pairs_among(question, left, rows.project(left), (window, norm_window), reach / window)
+        others, _ = _pairs_among(question, left, *question.further_keys(left))
         pairs = np.concatenate([pairs, others], axis=1)
     return pairs[:, np.lexsort(pairs[::-1])]
 
 
 def _pairs_among(
-    question: Question, rows: Indices, projections: Floats, windows: tuple[float, float], reach: float | None
+    question: Question, rows: Indices, keys: Floats, reach: float | None = None
 ) -> tuple[Indices, Indices]:
-    """Return pairs of rows that may be negatives, judged by some projections, and the rows with too many of them."""
-    keys, owner, signs = without_signs(keys_of(question.sketch.norms[rows], projections, np.array(windows)[:, None]))
+    """Return pairs of rows that may be negatives, judged by their keys, and the rows with too many of them."""
+    keys, owner, signs = without_signs(keys)
     block = (rows // max(1, question.rows.num_rows // question.blocks))[owner]
     # Most rows that nearly agree up to sign have one sign, and nothing to be compared.
     component = components_of(keys, block)
@@ -139,8 +136,8 @@ def _pairs_among(
     is_mixed = (num_signs[0] & num_signs[1])[component]
     if not is_mixed.any():
         return rows[np.zeros((2, 0), dtype=np.intp)], rows[:0]
-    keys, block, owner, signs = keys[:, is_mixed], block[is_mixed], owner[is_mixed], signs[is_mixed]
-    candidates = find_candidates(keys, block, question.rows.num_rows, reach)
+    keys, component, owner, signs = keys[:, is_mixed], component[is_mixed], owner[is_mixed], signs[is_mixed]
+    candidates = find_candidates(keys, component, question.rows.num_rows, reach)
     first, second = candidates.pairs
     is_opposite = (signs[first] != signs[second]) & (owner[first] != owner[second])
     pairs = np.unique(np.sort(owner[candidates.pairs[:, is_opposite]], axis=0), axis=1)

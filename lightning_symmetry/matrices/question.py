@@ -48,6 +48,21 @@ class Question:
         norms = self.sketch.norms
         return self.rows.distances(index, others, np.maximum(norms[others], norms[index]), factors)
 
+    def keys(self, index: Indices) -> Floats:
+        """Return the keys of the sketch for rows that are not zero, ``(k + 1, m)``, see :func:`keys_of`."""
+        windows = np.array(self.rows.windows(self.tolerance))[:, None]
+        return keys_of(self.sketch.norms[index], self.sketch.projections[:, index], windows)
+
+    def further_keys(self, index: Indices) -> tuple[Floats, float]:
+        """Project rows that are not zero, and return keys that distinguish them more sharply than :meth:`keys`.
+
+        Returns:
+            The keys ``(k + 1, m)``, and the largest L2 distance of all but the last of them between rows that agree.
+        """
+        window, joint_window = self.rows.further_windows(self.tolerance)
+        windows = np.array([[window], [self.rows.windows(self.tolerance)[1]]])
+        return keys_of(self.sketch.norms[index], self.rows.project(index), windows), joint_window / window
+
 
 def keys_of(norms: Floats, projections: Floats, windows: Floats) -> Floats:
     """Return keys ``(k + 1, m)``: numbers that differ by at most one between rows that agree.

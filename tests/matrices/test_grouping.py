@@ -319,3 +319,14 @@ def test_copies_are_found_in_a_crowd_that_is_not_compared() -> None:
     largest = (rows - rows[0]).norm(dim=1).max() / rows[0].norm()
     assert radius == pytest.approx(float(largest), rel=1e-3)
     assert duplicate_groups(rows) == groups
+
+
+def test_a_crowd_too_large_to_copy_is_compared_row_by_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    steps = torch.arange(400.0)[:, None] * 3e-6  # a chain: each row agrees with a few before and after it
+    rows = torch.ones(400, 64) + steps * torch.randn(1, 64, generator=generator)
+    expected = duplicate_groups(rows)
+    assert len(expected) > 10
+    monkeypatch.setattr("lightning_symmetry.matrices.grouping._MAX_ELEMENTS", 0)
+    monkeypatch.setattr("lightning_symmetry.matrices.grouping.settle_by_distances", None)  # it would copy them
+    assert duplicate_groups(rows) == expected
