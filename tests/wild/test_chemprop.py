@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from functools import partial
 
-import pytest
-
 from lightning_symmetry import SymmetryMonitor
-from tests.wild.watching import Fault, Library, Plant, check_healthy, check_planted, closed, fit, needs
+from tests.wild.watching import Fault, Library, Plant, closed, fit, library_tests
 
 MOLECULES = ["C" * i + ring + "O" * j for i in range(1, 9) for ring in ("", "c1ccccc1", "C(=O)") for j in (0, 1)]
 
@@ -42,13 +40,4 @@ LIBRARY = Library(
         "SYM301",
     ),
 )
-pytestmark = needs(LIBRARY)
-
-
-@pytest.mark.parametrize("model", LIBRARY.models)
-def test_a_healthy_model_trains_in_silence(model: str) -> None:
-    check_healthy(LIBRARY, model)
-
-
-def test_a_planted_fault_is_named() -> None:
-    check_planted(LIBRARY)
+test_a_healthy_model_trains_in_silence, test_a_planted_fault_is_named = library_tests(LIBRARY)

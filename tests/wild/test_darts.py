@@ -9,18 +9,7 @@ from typing import Any
 import pytest
 
 from lightning_symmetry import SymmetryMonitor
-from tests.wild.watching import (
-    STEPS,
-    Fault,
-    Library,
-    Plant,
-    callbacks,
-    check_healthy,
-    check_planted,
-    constant,
-    monitor_of,
-    needs,
-)
+from tests.wild.watching import STEPS, Fault, Library, Plant, callbacks, constant, library_tests, monitor_of, needs
 
 
 def train(name: str, fault: Fault | None, **options: Any) -> SymmetryMonitor:
@@ -68,15 +57,7 @@ LIBRARY = Library(
     Plant("NBEATSModel", constant("stacks.0"), "all weights of a stack are one number", "fc_stack.0", "SYM101"),
 )
 pytestmark = needs(LIBRARY)
-
-
-@pytest.mark.parametrize("model", LIBRARY.models)
-def test_a_healthy_model_trains_in_silence(model: str) -> None:
-    check_healthy(LIBRARY, model)
-
-
-def test_a_planted_fault_is_named() -> None:
-    check_planted(LIBRARY)
+test_a_healthy_model_trains_in_silence, test_a_planted_fault_is_named = library_tests(LIBRARY)
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
 import torch
 from torch import nn
 
 from lightning_symmetry import SymmetryTracker
-from tests.wild.watching import Fault, Library, Plant, check_healthy, check_planted, needs, silenced, train_in_loop
+from tests.wild.watching import Fault, Library, Plant, library_tests, silenced, train_in_loop
 
 
 def unet(fault: Fault | None) -> SymmetryTracker:
@@ -111,13 +110,4 @@ LIBRARY = Library(
         "SYM306",
     ),
 )
-pytestmark = needs(LIBRARY)
-
-
-@pytest.mark.parametrize("model", LIBRARY.models)
-def test_a_healthy_model_trains_in_silence(model: str) -> None:
-    check_healthy(LIBRARY, model)
-
-
-def test_a_planted_fault_is_named() -> None:
-    check_planted(LIBRARY)
+test_a_healthy_model_trains_in_silence, test_a_planted_fault_is_named = library_tests(LIBRARY)

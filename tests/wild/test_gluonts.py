@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from lightning_symmetry import SymmetryMonitor
-from tests.wild.watching import STEPS, Fault, Library, Plant, callbacks, check_healthy, check_planted, closed, needs
+from tests.wild.watching import STEPS, Fault, Library, Plant, callbacks, closed, library_tests, needs
 
 
 def series() -> Any:
@@ -62,15 +62,7 @@ LIBRARY = Library(
     Plant("SimpleFeedForwardEstimator", closed("model.nn.0"), "the first layer gets a bias of -100", "nn.0", "SYM301"),
 )
 pytestmark = needs(LIBRARY)
-
-
-@pytest.mark.parametrize("model", LIBRARY.models)
-def test_a_healthy_model_trains_in_silence(model: str) -> None:
-    check_healthy(LIBRARY, model)
-
-
-def test_a_planted_fault_is_named() -> None:
-    check_planted(LIBRARY)
+test_a_healthy_model_trains_in_silence, test_a_planted_fault_is_named = library_tests(LIBRARY)
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -5,12 +5,11 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-import pytest
 import torch
 from torch import Tensor, nn
 
 from lightning_symmetry import SymmetryMonitor
-from tests.wild.watching import Fault, Library, Plant, check_healthy, check_planted, closed, fit, needs
+from tests.wild.watching import Fault, Library, Plant, closed, fit, library_tests
 
 
 def train(name: str, fault: Fault | None) -> SymmetryMonitor:
@@ -62,13 +61,4 @@ LIBRARY = Library(
     {name: partial(train, name) for name in ("SimCLR", "SimSiam", "BarlowTwins", "VICReg")},
     Plant("SimCLR", closed("backbone.1"), "a BatchNorm before a ReLU gets a bias of -100", "backbone.0", "SYM301"),
 )
-pytestmark = needs(LIBRARY)
-
-
-@pytest.mark.parametrize("model", LIBRARY.models)
-def test_a_healthy_model_trains_in_silence(model: str) -> None:
-    check_healthy(LIBRARY, model)
-
-
-def test_a_planted_fault_is_named() -> None:
-    check_planted(LIBRARY)
+test_a_healthy_model_trains_in_silence, test_a_planted_fault_is_named = library_tests(LIBRARY)

@@ -5,20 +5,8 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-import pytest
-
 from lightning_symmetry import SymmetryMonitor
-from tests.wild.watching import (
-    STEPS,
-    Fault,
-    Library,
-    Plant,
-    callbacks,
-    check_healthy,
-    check_planted,
-    constant,
-    needs,
-)
+from tests.wild.watching import STEPS, Fault, Library, Plant, callbacks, constant, library_tests, needs
 
 OPTIONS = {
     "windows_batch_size": 64,
@@ -84,15 +72,7 @@ LIBRARY = Library(
     },
 )
 pytestmark = needs(LIBRARY)
-
-
-@pytest.mark.parametrize("model", LIBRARY.models)
-def test_a_healthy_model_trains_in_silence(model: str) -> None:
-    check_healthy(LIBRARY, model)
-
-
-def test_a_planted_fault_is_named() -> None:
-    check_planted(LIBRARY)
+test_a_healthy_model_trains_in_silence, test_a_planted_fault_is_named = library_tests(LIBRARY)
 
 
 def test_copies_of_the_monitor_are_trained() -> None:

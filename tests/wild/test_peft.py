@@ -5,10 +5,9 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-import pytest
 from torch import nn
 
-from tests.wild.watching import Fault, Library, Plant, check_healthy, check_planted, needs, train_with
+from tests.wild.watching import Fault, Library, Plant, library_tests, train_with
 
 
 def train(name: str, fault: Fault | None, **options: Any) -> Any:
@@ -41,13 +40,4 @@ LIBRARY = Library(
     },
     Plant("LoRA", both_zero, "both factors are 0", "q_proj.lora_A.default", "SYM303"),
 )
-pytestmark = needs(LIBRARY)
-
-
-@pytest.mark.parametrize("model", LIBRARY.models)
-def test_a_healthy_model_trains_in_silence(model: str) -> None:
-    check_healthy(LIBRARY, model)
-
-
-def test_a_planted_fault_is_named() -> None:
-    check_planted(LIBRARY)
+test_a_healthy_model_trains_in_silence, test_a_planted_fault_is_named = library_tests(LIBRARY)

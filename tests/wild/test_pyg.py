@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from functools import partial
 
-import pytest
 import torch
 from torch import nn
 
 from lightning_symmetry import SymmetryTracker
-from tests.wild.watching import Fault, Library, Plant, check_healthy, check_planted, closed, needs, train_in_loop
+from tests.wild.watching import Fault, Library, Plant, closed, library_tests, train_in_loop
 
 
 def train(name: str, fault: Fault | None) -> SymmetryTracker:
@@ -26,13 +25,4 @@ LIBRARY = Library(
     {name: partial(train, name) for name in ("GCN", "GAT", "GraphSAGE", "GIN")},
     Plant("GCN", closed("convs.0"), "the first layer gets a bias of -100", "convs.0.lin", "SYM301"),
 )
-pytestmark = needs(LIBRARY)
-
-
-@pytest.mark.parametrize("model", LIBRARY.models)
-def test_a_healthy_model_trains_in_silence(model: str) -> None:
-    check_healthy(LIBRARY, model)
-
-
-def test_a_planted_fault_is_named() -> None:
-    check_planted(LIBRARY)
+test_a_healthy_model_trains_in_silence, test_a_planted_fault_is_named = library_tests(LIBRARY)

@@ -5,19 +5,8 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-import pytest
-
 from lightning_symmetry import SymmetryMonitor
-from tests.wild.watching import (
-    Fault,
-    Library,
-    Plant,
-    check_healthy,
-    check_planted,
-    constant,
-    fit,
-    needs,
-)
+from tests.wild.watching import Fault, Library, Plant, constant, fit, library_tests
 
 
 def train(name: str, fault: Fault | None, **options: Any) -> SymmetryMonitor:
@@ -61,13 +50,4 @@ LIBRARY = Library(
     },
     Plant("NBeats", constant("net_blocks.0"), "all weights of a block are one number", "net_blocks.0.fc.4.1", "SYM101"),
 )
-pytestmark = needs(LIBRARY)
-
-
-@pytest.mark.parametrize("model", LIBRARY.models)
-def test_a_healthy_model_trains_in_silence(model: str) -> None:
-    check_healthy(LIBRARY, model)
-
-
-def test_a_planted_fault_is_named() -> None:
-    check_planted(LIBRARY)
+test_a_healthy_model_trains_in_silence, test_a_planted_fault_is_named = library_tests(LIBRARY)

@@ -6,21 +6,9 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import pytest
 
 from lightning_symmetry import SymmetryMonitor
-from tests.wild.watching import (
-    STEPS,
-    Fault,
-    Library,
-    Plant,
-    callbacks,
-    check_healthy,
-    check_planted,
-    closed,
-    monitor_of,
-    needs,
-)
+from tests.wild.watching import STEPS, Fault, Library, Plant, callbacks, closed, library_tests, monitor_of
 
 
 def train(name: str, fault: Fault | None, kinds: tuple[str, ...] = ("kind",), **options: Any) -> SymmetryMonitor:
@@ -76,13 +64,4 @@ LIBRARY = Library(
         "SYM301",
     ),
 )
-pytestmark = needs(LIBRARY)
-
-
-@pytest.mark.parametrize("model", LIBRARY.models)
-def test_a_healthy_model_trains_in_silence(model: str) -> None:
-    check_healthy(LIBRARY, model)
-
-
-def test_a_planted_fault_is_named() -> None:
-    check_planted(LIBRARY)
+test_a_healthy_model_trains_in_silence, test_a_planted_fault_is_named = library_tests(LIBRARY)

@@ -6,10 +6,9 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import pytest
 
 from lightning_symmetry import SymmetryMonitor
-from tests.wild.watching import Fault, Library, Plant, callbacks, check_healthy, check_planted, closed, needs
+from tests.wild.watching import Fault, Library, Plant, callbacks, closed, library_tests
 
 
 def train(name: str, fault: Fault | None, **options: Any) -> SymmetryMonitor:
@@ -58,13 +57,4 @@ LIBRARY = Library(
         "SYM301",
     ),
 )
-pytestmark = needs(LIBRARY)
-
-
-@pytest.mark.parametrize("model", LIBRARY.models)
-def test_a_healthy_model_trains_in_silence(model: str) -> None:
-    check_healthy(LIBRARY, model)
-
-
-def test_a_planted_fault_is_named() -> None:
-    check_planted(LIBRARY)
+test_a_healthy_model_trains_in_silence, test_a_planted_fault_is_named = library_tests(LIBRARY)

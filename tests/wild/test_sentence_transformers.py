@@ -5,10 +5,9 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-import pytest
 import torch
 
-from tests.wild.watching import Fault, Library, Plant, check_healthy, check_planted, constant, needs, train_with
+from tests.wild.watching import Fault, Library, Plant, constant, library_tests, train_with
 
 
 def train(name: str, fault: Fault | None) -> Any:
@@ -49,13 +48,4 @@ LIBRARY = Library(
     {name: partial(train, name) for name in ("MultipleNegativesRankingLoss", "CosineSimilarityLoss", "TripletLoss")},
     Plant("CosineSimilarityLoss", constant("2"), "the last layer is initialised with one number", "2.linear", "SYM101"),
 )
-pytestmark = needs(LIBRARY)
-
-
-@pytest.mark.parametrize("model", LIBRARY.models)
-def test_a_healthy_model_trains_in_silence(model: str) -> None:
-    check_healthy(LIBRARY, model)
-
-
-def test_a_planted_fault_is_named() -> None:
-    check_planted(LIBRARY)
+test_a_healthy_model_trains_in_silence, test_a_planted_fault_is_named = library_tests(LIBRARY)

@@ -5,10 +5,8 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-import pytest
-
 from lightning_symmetry import SymmetryTracker
-from tests.wild.watching import Fault, Library, Plant, check_healthy, check_planted, constant, needs
+from tests.wild.watching import Fault, Library, Plant, constant, library_tests
 
 
 def train(name: str, num_steps: int, fault: Fault | None, **options: Any) -> SymmetryTracker:
@@ -46,13 +44,4 @@ LIBRARY = Library(
         "SYM101",
     ),
 )
-pytestmark = needs(LIBRARY)
-
-
-@pytest.mark.parametrize("model", LIBRARY.models)
-def test_a_healthy_model_trains_in_silence(model: str) -> None:
-    check_healthy(LIBRARY, model)
-
-
-def test_a_planted_fault_is_named() -> None:
-    check_planted(LIBRARY)
+test_a_healthy_model_trains_in_silence, test_a_planted_fault_is_named = library_tests(LIBRARY)

@@ -5,12 +5,11 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-import pytest
 import torch
 from torch import nn
 
 from lightning_symmetry import SymmetryTracker
-from tests.wild.watching import Fault, Library, Plant, check_healthy, check_planted, needs, silenced, train_in_loop
+from tests.wild.watching import Fault, Library, Plant, library_tests, silenced, train_in_loop
 
 
 def train(name: str, fault: Fault | None, **options: Any) -> SymmetryTracker:
@@ -33,13 +32,4 @@ LIBRARY = Library(
     },
     Plant("test_vit", silenced("blocks.1.mlp"), "the MLP of a block is multiplied by 0", "blocks.1.mlp.fc2", "SYM306"),
 )
-pytestmark = needs(LIBRARY)
-
-
-@pytest.mark.parametrize("model", LIBRARY.models)
-def test_a_healthy_model_trains_in_silence(model: str) -> None:
-    check_healthy(LIBRARY, model)
-
-
-def test_a_planted_fault_is_named() -> None:
-    check_planted(LIBRARY)
+test_a_healthy_model_trains_in_silence, test_a_planted_fault_is_named = library_tests(LIBRARY)

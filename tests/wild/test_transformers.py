@@ -5,10 +5,9 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-import pytest
 import torch
 
-from tests.wild.watching import Fault, Library, Plant, check_healthy, check_planted, needs, silenced, train_with
+from tests.wild.watching import Fault, Library, Plant, library_tests, silenced, train_with
 
 
 def language_model(name: str, fault: Fault | None) -> Any:
@@ -54,13 +53,4 @@ LIBRARY = Library(
     },
     Plant("Llama", silenced("model.layers.1.mlp"), "an MLP is multiplied by 0", "layers.1.mlp.down_proj", "SYM306"),
 )
-pytestmark = needs(LIBRARY)
-
-
-@pytest.mark.parametrize("model", LIBRARY.models)
-def test_a_healthy_model_trains_in_silence(model: str) -> None:
-    check_healthy(LIBRARY, model)
-
-
-def test_a_planted_fault_is_named() -> None:
-    check_planted(LIBRARY)
+test_a_healthy_model_trains_in_silence, test_a_planted_fault_is_named = library_tests(LIBRARY)

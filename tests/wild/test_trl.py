@@ -6,9 +6,7 @@ from copy import deepcopy
 from functools import partial
 from typing import Any
 
-import pytest
-
-from tests.wild.watching import Fault, Library, Plant, check_healthy, check_planted, needs, silenced, train_with
+from tests.wild.watching import Fault, Library, Plant, library_tests, silenced, train_with
 
 
 def train(name: str, fault: Fault | None, **more: Any) -> Any:
@@ -62,13 +60,4 @@ LIBRARY = Library(
         "SFTTrainer", silenced("model.layers.0.mlp"), "an MLP is multiplied by 0", "layers.0.mlp.down_proj", "SYM306"
     ),
 )
-pytestmark = needs(LIBRARY)
-
-
-@pytest.mark.parametrize("model", LIBRARY.models)
-def test_a_healthy_model_trains_in_silence(model: str) -> None:
-    check_healthy(LIBRARY, model)
-
-
-def test_a_planted_fault_is_named() -> None:
-    check_planted(LIBRARY)
+test_a_healthy_model_trains_in_silence, test_a_planted_fault_is_named = library_tests(LIBRARY)

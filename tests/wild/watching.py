@@ -153,6 +153,21 @@ def check_planted(library: Library) -> None:
     assert any(layer in text and plant.code in text for text in got.warned for layer in layers), got
 
 
+def library_tests(library: Library) -> tuple[Callable[[str], None], Callable[[], None]]:
+    """Return the two tests of a library, for its module: of all healthy models, and of the planted fault."""
+
+    @needs(library)
+    @pytest.mark.parametrize("model", library.models)
+    def test_a_healthy_model_trains_in_silence(model: str) -> None:
+        check_healthy(library, model)
+
+    @needs(library)
+    def test_a_planted_fault_is_named() -> None:
+        check_planted(library)
+
+    return test_a_healthy_model_trains_in_silence, test_a_planted_fault_is_named
+
+
 # ----------------------------------------------------------------- Lightning
 
 
