@@ -225,7 +225,6 @@ class Examiner:
         chosen = self._chosen([*found.layers, *copies], trained)
         quick = self._read_quickly(chosen, trained, team)
         passed_over, looks = self._look(chosen, quick, trained, updates, team)
-        news: list[Finding] = []
         is_fresh = quick.have_moved or history.is_fresh(looks, had_gradient=quick.had_gradient)
         silent = [seen.layer.name for seen in looks if isinstance(seen.layer, Layer) and _has_zeros(seen)]
         unused = {name for name in silent if self._is_unused(name)}
@@ -235,19 +234,11 @@ class Examiner:
         if has_news:
             self._model.latest = None  # also if this check is interrupted
         trained_now = {layer.name for layer in chosen if layer.is_trained_by(trained)} if looks else set()
+        news = history.update(looks, step, is_fresh=is_fresh, unused=unused, unread=unread, on_error=self._leave_out)
         for seen in looks:
             name = seen.layer.name
-            state = history[name]
-            try:
-                if seen.is_steady:
-                    state.keep_steady(seen, step)
-                else:
-                    news += state.update(seen, step, is_fresh, name in unused, name in unread)
-            except Exception as error:
-                self._leave_out(seen.layer, error)
-                continue
             if name in updated and name in trained_now:
-                state.num_checks += is_fresh and seen.has_gradient
+                history[name].num_checks += is_fresh and seen.has_gradient
         self._usage.end_step(layer.name for layer in chosen)
         for seen in looks:
             if isinstance(seen.layer, Layer) and not seen.is_steady:
@@ -472,14 +463,16 @@ class Examiner:
     ) -> tuple[list[Layer], list[Look]]:
         """Return the layers without any change, and looks at the others."""
         history = self.history
-        passed_over = [layer for layer, idle in quick.layers if idle is None and not history[layer.name].is_open]
+        passed_over = [
+            each.layer for each in quick.layers if each.idle is None and not history[each.layer.name].is_open
+        ]
         skipped = set(map(id, passed_over))
         looks = [
-            look_at_distinct(layer, partial(_rows_of, layer, trained), idle)
-            for layer, idle in quick.layers
+            look_at_distinct(layer, partial(_rows_of, layer, trained), idle, directions=directions)
+            for layer, idle, directions in quick.layers
             if id(layer) not in skipped
         ]
-        read = {id(layer) for layer, _ in quick.layers}
+        read = {id(each.layer) for each in quick.layers}
         chosen = [layer for layer in layers if id(layer) not in read]
         if chosen:
             looks += look(

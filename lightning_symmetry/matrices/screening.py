@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from lightning_symmetry.matrices.dense import DenseRows
-from lightning_symmetry.matrices.numerics import Floats, Integers, Mask, to_host
+from lightning_symmetry.matrices.numerics import CPU, Floats, Integers, Mask, to_host
 from lightning_symmetry.matrices.projections import NUM_PROJECTIONS, random_vectors
 from lightning_symmetry.matrices.sieve import sift
 
@@ -34,19 +34,39 @@ class Screened:
         num_zero: number of zero rows of each matrix, ``(m,)``.
         largest: the largest norm of a row of each matrix, ``(m,)``.
         fingerprints: a number for each matrix, which changes if any of its rows does, ``(m,)``.
+        directions: :func:`directions_of` all rows of all matrices.
     """
 
     are_distinct: Mask
     num_zero: Integers
     largest: Floats
     fingerprints: Integers
+    directions: Floats
     _is_zero: Mask
-    _bounds: list[tuple[int, int]]
+    _rows: list[slice]
 
     def is_zero(self, matrix: int) -> Mask:
         """Return which rows of a matrix are zero, ``(n,)``."""
-        first, end = self._bounds[matrix]
-        return self._is_zero[first:end]
+        return self._is_zero[self._rows[matrix]]
+
+    def directions_in(self, matrix: int) -> Floats:
+        """Return the directions of the rows of a matrix, ``(n,)``."""
+        return self.directions[self._rows[matrix]]
+
+
+def directions_of(rows: Tensor) -> Floats:
+    """Return the product of each row with a fixed random vector, divided by its norm, ``(m,)``.
+
+    It stays the same while the row keeps its direction, to the precision of the numbers.
+    """
+    numbers = rows.to(CPU, torch.float64)
+    [vector, *_] = random_vectors(0, NUM_PROJECTIONS, rows.shape[1], torch.float64, CPU)
+    return _over_norms((numbers @ vector).numpy(), torch.linalg.vector_norm(numbers, dim=1).numpy())
+
+
+def _over_norms(products: Floats, norms: Floats) -> Floats:
+    with np.errstate(invalid="ignore"):  # rows that are not finite
+        return products / np.maximum(norms, np.finfo(np.float64).tiny)
 
 
 class Screen:
@@ -65,9 +85,9 @@ class Screen:
         self._parts = list(_parts(matrices, order))
         bounds = np.array([0, *accumulate(sizes)], dtype=np.intp)
         self._starts = bounds[:-1]
-        self._bounds = [(0, 0)] * len(order)
+        self._rows = [slice(0)] * len(order)
         for i, first, end in zip(order, bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
-            self._bounds[i] = first, end
+            self._rows[i] = slice(first, end)
         self._longest = max(sizes)
         owner = np.repeat(np.arange(len(order)), sizes)
         self._windows = np.array([matrices[i].windows(tolerances[i]) for i in order]).T[:, owner]
@@ -93,8 +113,9 @@ class Screen:
             self._of_each(np.add, is_zero.view(np.int8).astype(np.intp)),
             self._of_each(np.fmax, norms),
             self._of_each(np.add, projections[0].view(np.int64)),
+            _over_norms(projections[0], norms),
             is_zero,
-            self._bounds,
+            self._rows,
         )
 
     def _of_each(self, reduction: np.ufunc, numbers: Floats | Integers | Mask) -> Any:

@@ -91,16 +91,18 @@ def sift(norms: Floats, projections: Floats, windows: Floats, block: Indices, ro
                 return rows
     # Three keys tell nearly all rows apart; all keys are for those that are left.
     for some in (projections[:2], projections) if longest >= _MANY_ROWS else (projections,):
+        if len(rows) <= _FEW_ROWS:
+            break
         num_before = len(rows)
         keys = keys_of(norms[rows], some[:, rows], windows[:, rows])
         rows = rows[_share_a_cell(keys, block[rows])]
-        if not len(rows) or len(rows) > max(_FEW_ROWS, 0.9 * num_before):  # of many equal rows no key drops any
+        if len(rows) > max(_FEW_ROWS, 0.9 * num_before):  # of many equal rows no key drops any
             return rows
-    if len(rows) <= _FEW_ROWS:
-        # Rows of nearly one direction, as gradients often are, share a cell by chance, which is wide.
+    if 0 < len(rows) <= _FEW_ROWS:
+        # Rows of nearly one direction, as gradients often are, would share a cell by chance, which is wide.
         keys = keys_of(norms[rows], projections[:, rows], windows[:, rows])
-        if np.abs(keys).max() < _LONGEST_LINE:
-            rows = rows[_are_near_in_all_keys(keys, block[rows])]
+        are_near = _are_near_in_all_keys if np.abs(keys).max() < _LONGEST_LINE else _share_a_cell
+        rows = rows[are_near(keys, block[rows])]
     return rows
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from lightning_symmetry.matrices.dense import DenseRows
-from lightning_symmetry.matrices.numerics import Integers, Mask, exact_arithmetic
+from lightning_symmetry.matrices.numerics import Floats, Integers, Mask, exact_arithmetic
 from lightning_symmetry.matrices.question import TOLERANCES
 from lightning_symmetry.matrices.screening import Screen
 from lightning_symmetry.ranks.pieces import View
@@ -20,19 +21,32 @@ from lightning_symmetry.units.layers import Incoming, Layer, is_trained
 _Source = tuple[Tensor, View | None]
 
 
+class DistinctLayer(NamedTuple):
+    """A layer with distinct weight rows and distinct gradient rows, apart from rows of zeros.
+
+    Attributes:
+        layer: the layer.
+        idle: which units have a gradient of zero, ``(num_units,)``; None: none.
+        directions: :func:`directions_of` its weight rows, ``(num_units,)``.
+    """
+
+    layer: Layer
+    idle: Mask | None
+    directions: Floats
+
+
 @dataclass(frozen=True)
 class Distinct:
     """The layers in which no units agree.
 
     Attributes:
-        layers: the layers with distinct weight rows and distinct gradient rows, apart from rows of zeros. Each has a
-            mask of the units with a zero gradient, ``(num_units,)``, or None if there are none.
+        layers: these layers.
         largest: the largest norm of a gradient row of these layers.
         have_moved: whether any weight of the read layers has changed since the previous reading.
         had_gradient: whether any of the read layers had a nonzero gradient at the previous reading.
     """
 
-    layers: Sequence[tuple[Layer, Mask | None]] = ()
+    layers: Sequence[DistinctLayer] = ()
     largest: float = 0.0
     have_moved: bool = False
     had_gradient: bool = False
@@ -86,7 +100,9 @@ class LayerScreen:
         largest = float(screened.largest[1::2][is_found].max(initial=0.0))
         num_idle = screened.num_zero[1::2].tolist()
         found = [
-            (self.layers[i], screened.is_zero(2 * i + 1) if num_idle[i] else None)
+            DistinctLayer(
+                self.layers[i], screened.is_zero(2 * i + 1) if num_idle[i] else None, screened.directions_in(2 * i)
+            )
             for i in np.flatnonzero(is_found).tolist()
         ]
         return Distinct(found, largest, not np.array_equal(before[0], fingerprints), before[1])

@@ -264,6 +264,7 @@ def look_at_distinct(
     read: Callable[[], tuple[Rows, Rows | None]],
     idle: Mask | None = None,
     fingerprint: int | None = None,
+    directions: Floats | None = None,
 ) -> Look:
     """Return the look at a layer without equal units, and with gradients that differ or are zero.
 
@@ -272,10 +273,11 @@ def look_at_distinct(
         read: as :attr:`Look.read`; some gradient is not zero, and all are finite.
         idle: which units have a gradient of exactly zero, ``(num_units,)``; None: none.
         fingerprint: hash of the weights, if there is one.
+        directions: as :attr:`Look.directions`.
     """
     nothing = none_of(layer.num_units) if layer.can_freeze or layer.dies_as_a_whole else None
     is_idle = idle if idle is not None and layer.can_freeze else nothing
-    return Look(layer, read, (), fingerprint, True, is_idle, nothing)
+    return Look(layer, read, (), fingerprint, True, is_idle, nothing, directions=directions)
 
 
 def _look_at(

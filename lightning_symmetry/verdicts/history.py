@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import replace
 from typing import Any
 
 from lightning_symmetry.units.comparable import Comparable
+from lightning_symmetry.verdicts.deadness import Zeros, record_zeros
 from lightning_symmetry.verdicts.diagnoses import Finding
-from lightning_symmetry.verdicts.layer_state import LayerState
+from lightning_symmetry.verdicts.layer_state import GroupsAtLook, LayerState
 from lightning_symmetry.verdicts.look import Look
 from lightning_symmetry.verdicts.plain import from_plain, to_plain
+from lightning_symmetry.verdicts.streaks import JoinedStreaks
 
 # At most this many findings in layers that are gone are kept.
 _MAX_ENDED = 1000
@@ -28,6 +30,10 @@ class History:
         self._patience, self._dead_share = patience, dead_share
         self._states: dict[str, LayerState] = {}
         self._ended: list[Finding] = []
+        self._joined: JoinedStreaks | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_joined": None}  # the arrays of a copy are separate
 
     def __getitem__(self, layer: str) -> LayerState:
         """Return the state of the layer of this name."""
@@ -87,6 +93,51 @@ class History:
         before = [(seen, last) for seen, last in closely if last is not None]
         has_moved = any(fingerprint != seen.fingerprint for seen, (fingerprint, _) in before)
         return has_moved or not (had_gradient or any(has_gradient for _, (_, has_gradient) in before))
+
+    def update(
+        self,
+        looks: Sequence[Look],
+        step: int,
+        *,
+        is_fresh: bool,
+        unused: Set[str] = frozenset(),
+        unread: Set[str] = frozenset(),
+        on_error: Callable[[Comparable, Exception], None],
+    ) -> list[Finding]:
+        """Record the looks of a check. Return the new findings.
+
+        Args:
+            looks: the looks.
+            step: completed optimizer steps.
+            is_fresh: whether these looks are new evidence, see :meth:`is_fresh`.
+            unused: the names of layers whose modules take no part in this step, so that zero gradients mean nothing.
+            unread: the names of layers whose outputs may go unread.
+            on_error: called with a layer whose look cannot be recorded, and the exception.
+        """
+        updated: list[tuple[Look, GroupsAtLook, Zeros | None]] = []
+        for seen in looks:
+            name = seen.layer.name
+            state = self._states[name]
+            try:
+                if seen.is_steady:
+                    state.keep_steady(seen, step)
+                    continue
+                found = state.update(seen, step, is_fresh=is_fresh, is_unused=name in unused)
+                zeros = state.dead_units.zeros_to_record(seen, is_unused=name in unused or name in unread)
+            except Exception as error:
+                on_error(seen.layer, error)
+                continue
+            updated.append((seen, found, zeros))
+        several = [zeros for *_, zeros in updated if zeros is not None]
+        if several:
+            self._joined = record_zeros(several, step, is_fresh=is_fresh, joined=self._joined)
+        news: list[Finding] = []
+        for seen, found, zeros in updated:
+            try:
+                news += self._states[seen.layer.name].conclude(seen, step, found, has_zeros=zeros is not None)
+            except Exception as error:
+                on_error(seen.layer, error)
+        return news
 
     def state_dict(self) -> dict[str, Any]:
         """Return plain numbers, strings, lists and dicts."""

@@ -8,10 +8,10 @@ from typing import NamedTuple
 import numpy as np
 
 from lightning_symmetry.units.copies import Copies
-from lightning_symmetry.verdicts.deadness import Dead
 from lightning_symmetry.verdicts.diagnoses import Cause, CopyGroup, LayerDiagnosis, Origin, Reason, UnitGroup
 from lightning_symmetry.verdicts.look import Gradients, Look, Sighting
 from lightning_symmetry.verdicts.records import Record
+from lightning_symmetry.verdicts.streaks import Dead
 from lightning_symmetry.verdicts.verdict import Verdict
 
 # Equal gradients of some units may be a passing coincidence; those of all units of a layer are not.

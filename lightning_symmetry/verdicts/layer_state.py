@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -24,6 +24,18 @@ from lightning_symmetry.verdicts.verdict import Verdict
 
 # At most this many groups that are gone are kept, or all that ended at the latest of these checks.
 _MAX_GONE = 100
+
+
+class GroupsAtLook(NamedTuple):
+    """The groups of a layer at a look.
+
+    Attributes:
+        groups: those for the report.
+        news: new findings.
+    """
+
+    groups: list[UnitGroup]
+    news: list[Finding]
 
 
 @dataclass
@@ -238,12 +250,13 @@ class LayerState:
         """
         if not self._may_be_traced:
             return False
+        if self.is_faint or self.dead_units.is_about_to_conclude():
+            return True
         untraced = [record for record in self.current if not set(record.units) <= self._stopped.keys()]
-        near = any(record.is_to_be_watched and record.streak + 1 >= self.patience for record in untraced)
-        if near or self.is_faint or self.unexplained() or self.dead_units.is_about_to_conclude():
+        if any(record.is_to_be_watched and record.streak + 1 >= self.patience for record in untraced):
             return True
         is_due = self.traced_at is not None and step >= 2 * max(self.traced_at, 25)
-        return is_due and bool(self.idle)
+        return bool((is_due and self.idle) or self.unexplained())
 
     @property
     def idle(self) -> list[UnitGroup]:
@@ -281,29 +294,36 @@ class LayerState:
                 record.trace(most_common(map(self._stopped.get, record.units)))
         self.dead_units.trace(self._stopped)
 
-    def update(
-        self, seen: Look, step: int, is_fresh: bool = True, is_unused: bool = False, is_unread: bool = False
-    ) -> list[Finding]:
-        """Record a look and draw the conclusions.
+    def update(self, seen: Look, step: int, *, is_fresh: bool = True, is_unused: bool = False) -> GroupsAtLook:
+        """Record the groups and the directions of a look; :meth:`conclude` has to follow.
 
         Args:
             seen: the look.
             step: completed optimizer steps.
             is_fresh: whether this look is new evidence, see :meth:`History.is_fresh`.
             is_unused: whether the module of the layer takes no part in this step, so that zero gradients mean nothing.
-            is_unread: whether the outputs of the layer may go unread.
-
-        Returns:
-            The new findings.
         """
-        name, self.floor = seen.layer.name, seen.floor
+        self.floor = seen.floor
         # Later looks may be quick, which do not see it.
         self.is_faint = seen.is_faint and not self.is_exact and self.orientations.num_looks < self.patience
+        self.last = None if seen.fingerprint is None else (seen.fingerprint, seen.has_gradient)
+        found = self._update_groups(seen, step, is_fresh=is_fresh, is_unused=is_unused)
+        if self._stopped and seen.idle is not None:
+            is_silent = seen.idle.copy()
+            for sighting in seen.sightings:
+                is_silent[list(sighting.units)] |= sighting.gradients in (Gradients.ZERO, Gradients.NONE)
+            self._forget_stops(is_silent)
+        self.orientations.update(seen, self.dead_units.units if self.orientations.is_due else ())
+        return found
+
+    def _update_groups(self, seen: Look, step: int, *, is_fresh: bool, is_unused: bool) -> GroupsAtLook:
+        """Record the groups of a look."""
+        if self.records is not None and not self.current and not seen.sightings:
+            return GroupsAtLook([], [])
         origin = Origin.COLLAPSE
         if self.records is None:
             origin = Origin.START if step == 0 else Origin.FIRST_LOOK
-        records = self.records or []
-        lineage = Lineage(records)
+        lineage = Lineage(self.records or [])
         current: list[Record] = []
         groups: list[UnitGroup] = []
         news: list[Finding] = []
@@ -328,26 +348,29 @@ class LayerState:
             if verdict is Verdict.LOCKSTEP or record.has_equal_weights:
                 groups.append(record.to_group())
             if is_news:
-                news.append(record.to_finding(name))
-        self.records = records = _bounded(lineage.end(current, step)) + current
-        self.last = None if seen.fingerprint is None else (seen.fingerprint, seen.has_gradient)
-        if self._stopped and seen.idle is not None:
-            is_silent = seen.idle.copy()
-            for sighting in seen.sightings:
-                is_silent[list(sighting.units)] |= sighting.gradients in (Gradients.ZERO, Gradients.NONE)
-            self._forget_stops(is_silent)
-        self.orientations.update(seen, self.dead_units.units)
-        dead, new_dead = self.dead_units.update(seen, step, is_fresh=is_fresh, is_unused=is_unused or is_unread)
-        if self.dead_units.group:
-            groups.append(self.dead_units.group)
-        groups += self.dead_units.idle
-        has_zeros = any(r.gradients is Gradients.ZERO or r.is_to_be_explained(self.patience) for r in current)
-        self._may_be_traced = has_zeros or self.is_faint or self.dead_units.are_suspect
+                news.append(record.to_finding(seen.layer.name))
+        self.records = _bounded(lineage.end(current, step)) + current
+        return GroupsAtLook(groups, _without_repeats(news, self.records))
+
+    def conclude(self, seen: Look, step: int, found: GroupsAtLook, *, has_zeros: bool) -> list[Finding]:
+        """Conclude from a look. Return the new findings.
+
+        Args:
+            seen: the look.
+            step: completed optimizer steps.
+            found: what :meth:`update` returned.
+            has_zeros: whether zeros of this look were recorded.
+        """
+        dead, new_dead = self.dead_units.conclude(seen, step) if has_zeros else (self.dead_units.dead(), None)
+        groups = [*found.groups, *filter(None, [self.dead_units.group]), *self.dead_units.idle]
+        current = self.current
+        of_groups = any(r.gradients is Gradients.ZERO or r.is_to_be_explained(self.patience) for r in current)
+        self._may_be_traced = of_groups or self.is_faint or self.dead_units.are_suspect
         has_settled = current and not self.dead_units.are_open and all(map(self._has_settled, current))
         units = [record.units for record in current]
         self._steady = Steady.of(units, seen.layer.num_units) if has_settled else None
         self.diagnosis = to_diagnosis(seen, groups, dead, self.orientations.latest)
-        return _without_repeats(news, records) + ([new_dead.to_finding(name)] if new_dead else [])
+        return found.news + ([new_dead.to_finding(seen.layer.name)] if new_dead else [])
 
     def _moves_in_parallel(self, sighting: Sighting) -> bool:
         """Return whether the units had equal gradients before their weights were equal."""

@@ -110,6 +110,8 @@ class Look:
             ``(num_units,)``; None if there are no gradients, or if zeros mean nothing.
         unseen: which units have a gradient that is not finite; None with ``idle``.
         norms: norms of the rows, ``(num_units,)``; None if the layer was read quickly.
+        directions: :func:`~lightning_symmetry.matrices.screening.directions_of` the rows, ``(num_units,)``, if the
+            layer was read quickly; else None.
         is_steady: whether the steady groups are unchanged and there is nothing else; ``sightings`` is empty then.
         is_finite: whether all weights are.
         is_faint: whether there are gradients, and all of them may be rounding errors.
@@ -125,6 +127,7 @@ class Look:
     idle: Mask | None = None
     unseen: Mask | None = None
     norms: Floats | None = None
+    directions: Floats | None = None
     is_steady: bool = False
     is_finite: bool = True
     is_faint: bool = False

@@ -15,6 +15,7 @@ from lightning_symmetry.units.discovery import find_layers, structure_of
 from lightning_symmetry.verdicts.evidence import look
 from lightning_symmetry.verdicts.history import History
 from tests.benchmarks.timing import alternate, show
+from tests.verdicts.recording import fail
 
 # Weights are views of one buffer, which is larger than any cache: a billion of them, and as many gradients, need not
 # be in memory.
@@ -68,9 +69,7 @@ class Check:
     def __call__(self) -> None:
         structure_of(self.model)
         looks = look(self.layers)
-        is_fresh = self.history.is_fresh(looks)
-        for seen in looks:
-            self.history[seen.layer.name].update(seen, 5, is_fresh)
+        self.history.update(looks, 5, is_fresh=self.history.is_fresh(looks), on_error=fail)
 
 
 def read(model: nn.Module) -> None:

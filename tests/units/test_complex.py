@@ -196,11 +196,11 @@ def test_a_quick_reading_tells_what_a_look_tells() -> None:
     for _ in range(2):
         found = screen.read(trained, set(map(id, layers))).layers
     looks = {seen.layer.name: seen for seen in look(layers, trained=trained)}
-    [(layer, idle)] = [(layer, idle) for layer, idle in found if layer.name == "0"]
+    [(layer, idle)] = [(layer, idle) for layer, idle, _ in found if layer.name == "0"]
     assert idle is not None
     assert idle.tolist() == looks[layer.name].idle.tolist() == [unit == 2 for unit in range(8)]  # type: ignore[union-attr]
     with_copies(net)
-    assert "0" not in {layer.name for layer, _ in screen.read(trained, set(map(id, layers))).layers}
+    assert "0" not in {layer.name for layer, *_ in screen.read(trained, set(map(id, layers))).layers}
 
 
 @pytest.mark.parametrize("method", ["auto", "reinit", "noise"])

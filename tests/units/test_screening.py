@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from lightning_symmetry.matrices.screening import directions_of
 from lightning_symmetry.units.discovery import find_layers
 from lightning_symmetry.units.screening import Distinct, LayerScreen
 from lightning_symmetry.verdicts.evidence import look
@@ -38,7 +39,7 @@ def read(net: nn.Module, screen: LayerScreen | None = None, tolerance: float | N
 
 
 def names_of(found: Distinct) -> list[str]:
-    return [layer.name for layer, _ in found.layers]
+    return [layer.name for layer, *_ in found.layers]
 
 
 class Mixed(nn.Module):
@@ -70,7 +71,7 @@ def test_what_is_called_distinct_is_distinct_for_a_look_too(data: Any) -> None:
                 tensor[target] = {"zero": 0.0, "nan": torch.nan, "inf": torch.inf, "tiny": 1e-42}[change]
     layers = find_layers(net).layers
     looks = {seen.layer.name: seen for seen in look(layers, trained=parameters_of(net))}
-    for layer, idle in read(net).layers:
+    for layer, idle, _ in read(net).layers:
         seen = looks[layer.name]
         assert seen.sightings == ()
         assert seen.has_gradient
@@ -102,10 +103,21 @@ def test_units_with_a_zero_gradient_are_named() -> None:
     for parameter in net.linear(2).parameters():
         assert parameter.grad is not None
         parameter.grad[[1, 6]] = 0
-    [(_, first), (_, second), (_, third)] = read(net).layers
+    first, second, third = (each.idle for each in read(net).layers)
     assert first is third is None
     assert second is not None
     assert np.flatnonzero(second).tolist() == [1, 6]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_directions_are_those_of_the_rows_however_they_are_read(dtype: torch.dtype) -> None:
+    net = with_gradients(mlp().to(dtype), torch.Generator().manual_seed(1))
+    found = read(net).layers
+    assert len(found) == 3
+    for layer, _, directions in found:
+        rows = layer.weights().fetch(np.arange(layer.num_units))
+        assert np.abs(directions - directions_of(rows)).max() < 1e-12
+        assert np.abs(directions - directions_of(0.9 * rows)).max() < 1e-6  # weight decay keeps them
 
 
 def test_layers_without_a_gradient_of_this_optimizer_are_left_out() -> None:
@@ -157,7 +169,7 @@ def test_a_view_that_copies_is_not_taken_for_the_parameter() -> None:
     with_gradients(net, torch.Generator().manual_seed(1))
     assert weight.grad is not None
     weight.grad[4:, 1] = 0  # of an output of the second group
-    [(_, idle), (_, idle_plain)] = read(net).layers
+    idle, idle_plain = (each.idle for each in read(net).layers)
     assert idle_plain is None
     assert idle is not None
     assert np.flatnonzero(idle).tolist() == [5]

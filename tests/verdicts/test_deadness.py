@@ -5,10 +5,12 @@ from __future__ import annotations
 import copy
 import itertools
 import json
+import pickle
 import re
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,17 +18,24 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis.extra import numpy as npst
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from lightning_symmetry import SymmetryError, SymmetryTracker, SymmetryWarning, assert_no_symmetry, diagnose
+from lightning_symmetry.matrices.rows import Rows
 from lightning_symmetry.units.discovery import find_layers
-from lightning_symmetry.verdicts.deadness import Dead, DeadUnits, ZeroStreaks
+from lightning_symmetry.units.layers import Layer
+from lightning_symmetry.verdicts.deadness import DeadUnits
 from lightning_symmetry.verdicts.diagnoses import Origin
+from lightning_symmetry.verdicts.gradients import none_of
+from lightning_symmetry.verdicts.history import History
 from lightning_symmetry.verdicts.look import Look
+from lightning_symmetry.verdicts.streaks import Dead, JoinedStreaks, ZeroStreaks
 from tests import zoo
 from tests.test_tracker import endless, loss_of, sgd, tracked, train
 from tests.training import batches, fill, mlp
+from tests.verdicts.recording import fail, record_in_dead_units
 
 
 def saturated() -> nn.Module:
@@ -497,7 +506,7 @@ class Unit:
 def test_streaks_are_those_of_the_definition(data: Any) -> None:
     patience = data.draw(st.integers(1, 3))
     units = [Unit() for _ in range(4)]
-    streaks = ZeroStreaks.of(4, was_alive=False)
+    streaks = ZeroStreaks.of(4, patience, was_alive=False)
     step = 0
     for _ in range(data.draw(st.integers(1, 10))):
         # zero, awake, unseen; runs of zeros matter
@@ -505,10 +514,10 @@ def test_streaks_are_those_of_the_definition(data: Any) -> None:
         is_check, is_fresh = data.draw(st.booleans()), data.draw(st.sampled_from([True, True, False]))
         for _ in range(1 if is_check else data.draw(st.sampled_from([1, 2, 20, 48, 49, 50, 51]))):
             idle, unseen = (np.array([state == kind for state in states]) for kind in "zu")
-            is_watched = streaks.suspected(patience)
+            is_watched = streaks.suspected()
             assert is_watched.tolist() == [unit.is_watched(patience) for unit in units]
             if is_check:
-                streaks.update(idle, unseen | idle, step, patience, is_fresh=is_fresh)
+                streaks.update(idle, unseen | idle, step, is_fresh=is_fresh, was_resting=False)
             else:
                 streaks.watch(idle & is_watched, unseen | ~is_watched, step)
             for unit, state in zip(units, states, strict=True):
@@ -516,7 +525,7 @@ def test_streaks_are_those_of_the_definition(data: Any) -> None:
             for name in ("since", "num_checks", "num_watched", "num_refuted", "was_alive", "is_dead", "woke_at"):
                 assert getattr(streaks, name).tolist() == [getattr(unit, name) for unit in units], name
             step += 1
-        found = streaks.dead(patience)
+        found = streaks.dead()
         dead = [i for i, unit in enumerate(units) if unit.is_dead]
         if dead:
             assert (found.units, found.died_at) == (tuple(dead), tuple(units[i].since for i in dead))
@@ -525,17 +534,83 @@ def test_streaks_are_those_of_the_definition(data: Any) -> None:
         awake = {i: unit.woke_at for i, unit in enumerate(units) if unit.woke_at >= 0 and not unit.is_dead}
         assert found.woke_at == awake
         assert streaks.are_open == any(unit.num_checks or not unit.was_alive for unit in units)
-    again = ZeroStreaks.from_state(json.loads(json.dumps(streaks.to_state())))
+    again = ZeroStreaks.from_state(json.loads(json.dumps(streaks.to_state())), patience)
+    assert again.counts == streaks.counts
     assert vars(again).keys() == vars(streaks).keys()
     assert all(np.array_equal(getattr(again, name), getattr(streaks, name)) for name in vars(streaks))
 
 
+@given(st.data())
+def test_streaks_of_several_layers_are_those_of_each_by_itself(data: Any) -> None:
+    sizes = data.draw(st.lists(st.integers(1, 4), min_size=1, max_size=4))
+    patience = data.draw(st.integers(1, 3))
+    alone, together = ([ZeroStreaks.of(size, patience, was_alive=False) for size in sizes] for _ in range(2))
+    joined = JoinedStreaks(together)
+    masks = [npst.arrays(np.bool_, size) for size in sizes]
+    for step in range(data.draw(st.integers(1, 8))):
+        idle, unseen = ([data.draw(mask) for mask in masks] for _ in range(2))
+        is_check, is_fresh = data.draw(st.booleans()), data.draw(st.booleans())
+        was_resting = [data.draw(st.booleans()) for _ in sizes]
+        if is_check:
+            joined.update(idle, unseen, step, is_fresh=is_fresh, was_resting=was_resting)
+        for i, (streaks, of_joined) in enumerate(zip(alone, together, strict=True)):
+            if is_check:
+                streaks.update(idle[i], unseen[i], step, is_fresh=is_fresh, was_resting=was_resting[i])
+            elif data.draw(st.booleans()):
+                for each in (streaks, of_joined):
+                    each.num_watched[each.suspected()] += 60
+            else:
+                for each in (streaks, of_joined):
+                    each.watch(idle[i], unseen[i], step)
+            assert streaks.counts == of_joined.counts
+            assert streaks.to_state() == of_joined.to_state()
+            for is_resting, with_dead in itertools.product((False, True), repeat=2):
+                watched = [
+                    each.watched(is_resting=is_resting, with_dead=with_dead).tolist() for each in (streaks, of_joined)
+                ]
+                expected = streaks.suspected(is_resting=is_resting) | (streaks.is_dead & with_dead)
+                assert watched == [np.flatnonzero(expected).tolist()] * 2
+
+
+def test_a_copy_of_joined_streaks_goes_on_by_itself() -> None:
+    layers = find_layers(nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 4))).layers
+    history = History(patience=3, dead_share=0.5)
+    history.match_layers(layers, 0)
+
+    def record(history: History, step: int) -> None:
+        looks = [
+            Look(
+                layer,
+                partial(read_rows, layer),
+                (),
+                step,
+                True,
+                np.ones(layer.num_units, dtype=np.bool_),
+                none_of(layer.num_units),
+            )
+            for layer in layers
+        ]
+        history.update(looks, step, is_fresh=True, on_error=fail)
+
+    for step in range(30):
+        record(history, step)
+    copies = [copy.deepcopy(history), pickle.loads(pickle.dumps(history))]
+    for each in (history, *copies):
+        for step in range(30, 60):
+            record(each, step)
+        assert [each[layer.name].dead_units.units for layer in layers] == [(0, 1), (0, 1, 2, 3)]
+
+
+def read_rows(layer: Layer) -> tuple[Rows, None]:
+    return layer.weights(), None
+
+
 def test_while_few_are_left_in_peace_only_those_that_never_had_a_gradient_are_watched() -> None:
-    streaks = ZeroStreaks.of(2, was_alive=False)
+    streaks = ZeroStreaks.of(2, 3, was_alive=False)
     for step, idle in enumerate([[True, False], *[[True, True]] * 4]):
-        streaks.update(np.array(idle), np.array([False, False]), step, 3, is_fresh=True, was_resting=True)
-    assert streaks.suspected(3).tolist() == [True, True]
-    assert streaks.suspected(3, is_resting=True).tolist() == [True, False]
+        streaks.update(np.array(idle), np.array([False, False]), step, is_fresh=True, was_resting=True)
+    assert streaks.suspected().tolist() == [True, True]
+    assert streaks.suspected(is_resting=True).tolist() == [True, False]
     assert streaks.num_watched.tolist() == [5, 1]
 
 
@@ -549,7 +624,7 @@ def played(*checks: str, patience: int = 3) -> DeadUnits:
     for i, states in enumerate(checks):
         idle, unseen = (np.array([state == kind for state in states]) for kind in "zu")
         seen = Look(layer, lambda: (layer.weights(), None), (), i, True, idle, unseen)
-        deaths.update(seen, 20 * i, is_fresh=True, is_unused=False)
+        record_in_dead_units(deaths, seen, 20 * i)
         for step in range(20 * i + 1, 20 * i + 20):
             if len(deaths.suspected()):
                 deaths.watch(idle, unseen, 1, step)

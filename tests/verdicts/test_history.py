@@ -17,6 +17,7 @@ from lightning_symmetry.units.layers import Layer
 from lightning_symmetry.verdicts.diagnoses import Cause, Origin, Reason
 from lightning_symmetry.verdicts.history import History
 from lightning_symmetry.verdicts.look import Gradients, Look, Sighting
+from tests.verdicts.recording import record_in_history
 
 EQUAL, ZERO, DIFFERENT, NONE = Gradients.EQUAL, Gradients.ZERO, Gradients.DIFFERENT, Gradients.NONE
 UNCLEAR = Gradients.UNCLEAR
@@ -44,13 +45,6 @@ def read() -> tuple[Rows, None]:
     return LAYER.weights(), None
 
 
-def take_in(history: History, seen: Look, step: int, is_fresh: bool = True) -> list[Finding]:
-    """Record a look at the only layer of a model; return the news."""
-    if not history.knows(seen.layer):
-        history.match_layers([seen.layer], step)
-    return history[seen.layer.name].update(seen, step, is_fresh)
-
-
 def play(
     *checks: list[Sighting], history: History | None = None
 ) -> tuple[History, list[list[Finding]], LayerDiagnosis]:
@@ -58,7 +52,7 @@ def play(
     history = history or History(patience=3, dead_share=0.5)
     news = []
     for step, sightings in enumerate(checks):
-        news.append(take_in(history, Look(LAYER, read, tuple(sightings), step, True), step))
+        news.append(record_in_history(history, Look(LAYER, read, tuple(sightings), step, True), step))
     diagnosis = history[LAYER.name].diagnosis
     assert diagnosis is not None
     return history, news, diagnosis
@@ -127,7 +121,7 @@ def test_a_group_that_appears_later_needs_patience_and_is_a_collapse() -> None:
 
 def test_a_group_of_a_first_look_in_the_middle_is_no_collapse() -> None:
     history = History(patience=1, dead_share=0.5)
-    take_in(history, Look(LAYER, read, (see([3, 9]),), 0, True), 700)
+    record_in_history(history, Look(LAYER, read, (see([3, 9]),), 0, True), 700)
     assert [(f.origin, f.first_step) for f in history.findings] == [(Origin.FIRST_LOOK, 700)]
 
 
@@ -170,11 +164,11 @@ def test_looks_between_which_nothing_moved_count_once() -> None:
     zero = (see([0, 1], ZERO),)
     for step in range(6):
         looks = [Look(LAYER, read, zero, 7, True)]
-        take_in(history, looks[0], step, history.is_fresh(looks))
+        record_in_history(history, looks[0], step, history.is_fresh(looks))
     assert history.findings == []
     for step in range(6, 8):
         looks = [Look(LAYER, read, zero, step, True)]
-        take_in(history, looks[0], step, history.is_fresh(looks))
+        record_in_history(history, looks[0], step, history.is_fresh(looks))
     assert [finding.verdict for finding in history.findings] == [Verdict.FROZEN]
 
 
@@ -184,14 +178,14 @@ def test_a_model_without_any_gradient_need_not_move(has_gradient: bool) -> None:
     history.match_layers([LAYER], 0)
     for step in range(3):
         looks = [Look(LAYER, read, (see([0, 1], ZERO),), 7, has_gradient)]
-        take_in(history, looks[0], step, history.is_fresh(looks))
+        record_in_history(history, looks[0], step, history.is_fresh(looks))
     assert bool(history.findings) != has_gradient
 
 
 def test_gradients_of_layers_that_were_read_quickly_count_too() -> None:
     history = History(patience=3, dead_share=0.5)
     seen = Look(LAYER, read, (), 7, has_gradient=False)
-    take_in(history, seen, 0)
+    record_in_history(history, seen, 0)
     assert history.is_fresh([seen], had_gradient=False)
     assert not history.is_fresh([seen], had_gradient=True)
 
@@ -201,8 +195,7 @@ def test_the_latest_thousand_findings_in_layers_that_are_gone_are_remembered() -
     for step, num_units in enumerate((4, 2000, 4)):
         layer = layer_of(num_units)
         pairs = tuple(see([unit, unit + 1]) for unit in range(0, num_units, 2))
-        history.match_layers([layer], step)
-        history[layer.name].update(Look(layer, read, pairs, step, True), step)
+        record_in_history(history, Look(layer, read, pairs, step, True), step)
     assert [finding.broken_step for finding in history.findings] == [2] * 1000 + [None] * 2
 
 
@@ -222,7 +215,7 @@ def test_state_round_trips() -> None:
     assert other.state_dict() == history.state_dict()
     assert other.findings == history.findings
     # The restored history continues: the third zero gradient in a row.
-    new = take_in(other, Look(LAYER, read, (see([2, 3], ZERO),), 9, True), 2)
+    new = record_in_history(other, Look(LAYER, read, (see([2, 3], ZERO),), 9, True), 2)
     assert [finding.verdict for finding in new] == [Verdict.FROZEN]
 
 
@@ -232,7 +225,7 @@ from tests.verdicts.test_history import *
 first = [see([0, 1], ZERO), see([2, 3], EQUAL), see([4, 5, 6], EQUAL), see([7, 8, 9], ZERO)]
 history = History(patience=1, dead_share=0.5)
 looks = Look(LAYER, read, tuple(first), 0, True)
-print([(f.units, str(f.verdict)) for f in take_in(history, looks, 60)])
+print([(f.units, str(f.verdict)) for f in record_in_history(history, looks, 60)])
 """
     said: set[str] = set()
     for seed in range(4):
@@ -249,7 +242,7 @@ def test_asking_whether_looks_are_fresh_changes_nothing() -> None:
     history.match_layers([LAYER], 0)
     looks = [Look(LAYER, read, (see([0, 1], ZERO),), 7, True)]
     assert [history.is_fresh(looks) for _ in range(3)] == [True] * 3
-    take_in(history, looks[0], 0)
+    record_in_history(history, looks[0], 0)
     assert [history.is_fresh(looks) for _ in range(3)] == [False] * 3
 
 

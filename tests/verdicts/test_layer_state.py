@@ -14,13 +14,14 @@ from torch import nn
 from lightning_symmetry.units.copies import Copies
 from lightning_symmetry.units.discovery import find_layers
 from lightning_symmetry.units.layers import Layer
-from lightning_symmetry.verdicts.deadness import ZeroStreaks
 from lightning_symmetry.verdicts.diagnoses import Cause, Origin
 from lightning_symmetry.verdicts.layer_state import LayerState
 from lightning_symmetry.verdicts.look import Gradients, Look, Sighting
 from lightning_symmetry.verdicts.records import Record
+from lightning_symmetry.verdicts.streaks import ZeroStreaks
 from tests.test_tracker import tracked
 from tests.training import fill
+from tests.verdicts.recording import record_in_state
 
 
 def layer_of(module: nn.Module) -> Layer:
@@ -109,7 +110,7 @@ def test_an_earlier_version_did_not_say_the_size() -> None:
     assert state.belongs_to(layer_of(nn.Linear(3, 5)))
     state = LayerState(3, 0.5)
     state.dead_units.load_state(
-        {"num_checks": 1, "record": None, "streaks": ZeroStreaks.of(4, was_alive=True).to_state()}
+        {"num_checks": 1, "record": None, "streaks": ZeroStreaks.of(4, 3, was_alive=True).to_state()}
     )
     assert state.belongs_to(layer_of(nn.Linear(3, 4)))
     assert not state.belongs_to(layer_of(nn.Linear(3, 5)))
@@ -132,7 +133,7 @@ def after(*checks: Sequence[Sighting], layer: Layer | Copies = LAYER, num_idle: 
     state = LayerState(3, 0.5)
     state.tie_to(layer)
     for step, sightings in enumerate(checks):
-        state.update(look_of(layer, step, sightings, num_idle), step)
+        record_in_state(state, look_of(layer, step, sightings, num_idle), step)
     return state
 
 
@@ -191,9 +192,9 @@ def test_a_group_without_a_verdict_is_not_steady_however_short_the_patience_has_
     state = after([], [see()], [see()])
     resumed = LayerState(2, 0.5)
     resumed.load_state(state.to_state())
-    resumed.update(look_of(LAYER, 3, [see(Gradients.NONE)]), 3)
+    record_in_state(resumed, look_of(LAYER, 3, [see(Gradients.NONE)]), 3)
     assert resumed.steady() is None
-    resumed.update(look_of(LAYER, 4, [see()]), 4)
+    record_in_state(resumed, look_of(LAYER, 4, [see()]), 4)
     assert resumed.steady() is not None
 
 
@@ -212,7 +213,7 @@ def everything_known(state: LayerState) -> tuple[object, ...]:
 def test_to_see_that_groups_hold_is_as_good_as_a_look() -> None:
     looked_at, held = after(*[[see()]] * 3), after(*[[see()]] * 3)
     seen = look_of(LAYER, 3, [see()])
-    looked_at.update(seen, 3)
+    record_in_state(looked_at, seen, 3)
     held.keep_steady(seen, 3)
     assert everything_known(held) == everything_known(looked_at)
     assert held.last == (3, True)
@@ -220,7 +221,7 @@ def test_to_see_that_groups_hold_is_as_good_as_a_look() -> None:
 
 def test_a_quick_reading_that_shows_nothing_is_as_good_as_a_look() -> None:
     looked_at, passed_over = after(*[[]] * 3), after(*[[]] * 3)
-    looked_at.update(look_of(LAYER, None, []), 3)
+    record_in_state(looked_at, look_of(LAYER, None, []), 3)
     passed_over.skip(LAYER)
     assert everything_known(passed_over) == everything_known(looked_at)
     assert passed_over.last is None

@@ -21,6 +21,7 @@ from lightning_symmetry.verdicts.look import Look
 from lightning_symmetry.verdicts.watching import Suspects, are_still_zero, zero_gradients
 from tests.test_tracker import endless, loss_of
 from tests.training import fill, mlp
+from tests.verdicts.recording import record_in_dead_units
 
 KINDS: dict[str, Callable[[], nn.Module]] = {
     "linear": lambda: nn.Linear(5, 6),
@@ -108,7 +109,7 @@ def check(deaths: DeadUnits, layer: Layer, idle: Any, step: int) -> None:
     mask = np.isin(np.arange(layer.num_units), idle)
     nothing = np.zeros(layer.num_units, dtype=np.bool_)
     seen = Look(layer, lambda: (layer.weights(), None), (), step, True, mask, nothing)
-    deaths.update(seen, step, is_fresh=True, is_unused=False)
+    record_in_dead_units(deaths, seen, step)
 
 
 def test_dead_units_whose_rows_turn_are_watched_again_but_not_those_that_decay() -> None:

@@ -1,0 +1,275 @@
+"""For how long the gradients of units have been exactly zero, counted for many layers at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate, pairwise
+from operator import index, is_
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from lightning_symmetry.matrices.numerics import Indices, Mask
+
+# A ReLU that is closed for a few batches usually opens again.
+DEAD_STEPS = 50
+# The patience with a unit stops growing after it had a gradient at this many watched steps.
+_MAX_REFUTED = 7
+_NEVER = -1
+# The arrays of streaks, in the order of the fields.
+_ARRAYS = ("since", "num_checks", "num_watched", "num_refuted", "woke_at", "is_dead", "was_alive")
+_COLUMNS = set(_ARRAYS[:-1])  # written to checkpoints unit by unit
+
+
+class Dead(NamedTuple):
+    """The dead units of a layer.
+
+    Attributes:
+        units: sorted indices.
+        died_at: for each, the step of the check since which its gradient has been zero.
+        woke_at: for units that were dead and train again, the step of the check that found them to train.
+        num_idle: number of units with a gradient of zero at ``patience`` checks in a row, over however few steps.
+        num_watched: number of steps in a row at which all of their gradients were zero.
+    """
+
+    units: tuple[int, ...] = ()
+    died_at: tuple[int, ...] = ()
+    woke_at: Mapping[int, int] = {}
+    num_idle: int = 0
+    num_watched: int = 0
+
+
+class Counts(NamedTuple):
+    """The number of units of a layer in each state.
+
+    Attributes:
+        zero: units with a gradient of zero at the latest check.
+        idle: those of them with a gradient of zero at ``patience`` checks in a row.
+        never_alive: units that have never had a gradient.
+        dead: dead units.
+        woken: units that were dead once, and have had a gradient since.
+        suspected: units that may be dead.
+        suspected_alive: those of them that have had a gradient.
+    """
+
+    zero: int
+    idle: int
+    never_alive: int
+    dead: int
+    woken: int
+    suspected: int
+    suspected_alive: int
+
+
+@dataclass
+class ZeroStreaks:
+    """For how long the gradients of the units of a layer have been exactly zero; arrays ``(num_units,)``.
+
+    Attributes:
+        since: step of the first of the checks in a row with a gradient of zero; -1 if the latest one had a gradient.
+        num_checks: number of these checks before which the weights of the model had moved.
+        num_watched: number of steps in a row, checks included, with a gradient of zero.
+        num_refuted: number of watched steps with a gradient, up to seven.
+        woke_at: step of the check at which a dead unit had a gradient again; else -1.
+        is_dead: whether the unit was dead at the latest check.
+        was_alive: whether the unit has ever had a gradient.
+        patience: number of checks in a row that makes a unit dead.
+    """
+
+    since: npt.NDArray[np.int64]
+    num_checks: npt.NDArray[np.int64]
+    num_watched: npt.NDArray[np.int64]
+    num_refuted: npt.NDArray[np.int64]
+    woke_at: npt.NDArray[np.int64]
+    is_dead: Mask
+    was_alive: Mask
+    patience: int
+    _counts: Counts | None = field(default=None, compare=False)  # None: not counted since the latest change
+
+    @classmethod
+    def of(cls, num_units: int, patience: int, *, was_alive: bool) -> ZeroStreaks:
+        """Return streaks of length zero for a layer."""
+        never = np.full(num_units, _NEVER)
+        zeros = np.zeros(num_units, dtype=np.int64)
+        is_dead, is_alive = zeros.astype(np.bool_), np.full(num_units, was_alive)
+        return cls(never, zeros, zeros.copy(), zeros.copy(), never.copy(), is_dead, is_alive, patience)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ZeroStreaks.from_state, (self.to_state(), self.patience)  # short, however many units there are
+
+    @property
+    def counts(self) -> Counts:
+        """How many units are in each state."""
+        if self._counts is None:
+            [self._counts] = self._counts_of([0])
+        return self._counts
+
+    @property
+    def are_open(self) -> bool:
+        """Whether any unit had a gradient of zero at the latest check, or has never had another one."""
+        return bool(self.counts.zero or self.counts.never_alive)
+
+    def update(self, idle: Mask, is_unseen: Mask, step: int, *, is_fresh: bool, was_resting: bool | Mask) -> None:
+        """Record which gradients are zero at a check.
+
+        Args:
+            idle: which units have a gradient of exactly zero.
+            is_unseen: which gradients are unknown; ignored for idle units.
+            step: completed optimizer steps.
+            is_fresh: whether the weights have moved since the check before; if not, the same evidence counts once.
+            was_resting: whether only units that have never had a gradient were watched since the check before.
+        """
+        awake = ~(idle | is_unseen)
+        # The steps before were watched for these units only.
+        self.num_watched *= self.is_dead | self.suspected(is_resting=was_resting)
+        self._end(awake, step)
+        self.was_alive |= awake
+        self.num_checks += idle if is_fresh else idle & (self.num_checks == 0)
+        self.num_watched += idle
+        np.copyto(self.since, step, where=idle & (self.since == _NEVER))
+        may_have_died = idle & (self.num_watched > DEAD_STEPS)
+        if np.count_nonzero(may_have_died):
+            self.is_dead |= may_have_died & (self.num_checks >= self.patience)
+
+    def watch(self, idle: Mask, is_unseen: Mask, step: int) -> None:
+        """Record the gradients at a step between two checks; the arguments are as in :meth:`update`."""
+        has_streak = self.since != _NEVER
+        self.num_watched += idle & has_streak
+        awake = has_streak & ~(idle | is_unseen)
+        self.num_refuted += awake & (self.num_refuted < _MAX_REFUTED)
+        self.was_alive |= awake
+        self._end(awake, step)
+
+    def _end(self, awake: Mask, step: int) -> None:
+        """End the streaks of units that have a gradient."""
+        self._counts = None
+        is_silent = ~awake
+        if np.count_nonzero(self.is_dead):
+            self.woke_at[awake & self.is_dead] = step
+            self.is_dead &= is_silent
+        self.num_checks *= is_silent
+        self.num_watched *= is_silent
+        np.copyto(self.since, _NEVER, where=awake)
+
+    def suspected(self, *, is_resting: bool | Mask = False) -> Mask:
+        """Return which units may be dead; ``is_resting``: only those that have never had a gradient.
+
+        A unit that has had a gradient must have none at ``patience`` checks in a row, plus as many for each watched
+        step at which it had one: behind a ReLU units come and go.
+        """
+        is_due = self.num_checks >= self.patience * (1 + self.num_refuted)
+        is_due &= np.logical_not(is_resting)
+        may_be_dead: Mask = (self.since != _NEVER) & ~self.is_dead & (is_due | ~self.was_alive)
+        return may_be_dead
+
+    def watched(self, *, is_resting: bool, with_dead: bool) -> Indices:
+        """Return the units to watch at each step: those that may be dead and, with ``with_dead``, dead ones."""
+        counts = self._counts
+        if counts is not None:
+            num_suspected = counts.suspected - (counts.suspected_alive if is_resting else 0)
+            if not num_suspected and not (with_dead and counts.dead):
+                return np.zeros(0, dtype=np.intp)
+        is_suspected = self.suspected(is_resting=is_resting)
+        return (is_suspected | self.is_dead if with_dead else is_suspected).nonzero()[0]
+
+    def soon_dead(self) -> Mask:
+        """Return which units the next check may find to be dead."""
+        if not self.counts.suspected:
+            return np.zeros(len(self.since), dtype=np.bool_)
+        return (self.num_watched >= DEAD_STEPS) & self.suspected() & (self.num_checks + 1 >= self.patience)
+
+    def restart(self, units: Sequence[int]) -> None:
+        """Restart the streaks of units whose gradient was zero for a reason that is gone."""
+        self._counts = None
+        several = list(units)
+        self.since[several], self.num_checks[several], self.num_watched[several] = _NEVER, 0, 0
+        self.is_dead[several], self.was_alive[several] = False, False
+
+    def dead(self, spared: Sequence[int] = ()) -> Dead:
+        """Return the units that were dead at the latest check, without those in ``spared``, which are idle."""
+        num_idle = self.counts.idle
+        if spared:
+            num_idle -= int(np.count_nonzero(self.num_checks[list(spared)] >= self.patience))
+        if not self.counts.dead and not self.counts.woken:
+            return Dead(num_idle=num_idle)
+        is_dead = self.is_dead.copy()
+        is_dead[list(spared)] = False
+        [units], [awake] = is_dead.nonzero(), ((self.woke_at != _NEVER) & ~self.is_dead).nonzero()
+        woke_at = dict(zip(awake.tolist(), self.woke_at[awake].tolist(), strict=True))
+        num_watched = int(self.num_watched[units].min()) if len(units) else 0
+        return Dead(tuple(units.tolist()), tuple(self.since[units].tolist()), woke_at, num_idle, num_watched)
+
+    def _counts_of(self, starts: Sequence[int]) -> list[Counts]:
+        """Return the counts of each layer, whose first units are given."""
+        suspected = self.suspected()
+        states = [
+            self.num_checks > 0,
+            self.num_checks >= self.patience,
+            ~self.was_alive,
+            self.is_dead,
+            self.woke_at != _NEVER,
+            suspected,
+            suspected & self.was_alive,
+        ]
+        sums = np.add.reduceat(np.stack(states), starts, axis=1, dtype=np.intp)
+        return [Counts(*of_layer) for of_layer in sums.T.tolist()]
+
+    def to_state(self) -> dict[str, Any]:
+        """Return plain numbers and lists, without the units that have never had a gradient of zero."""
+        units = np.flatnonzero((self.since != _NEVER) | (self.woke_at != _NEVER) | (self.num_refuted > 0))
+        return {
+            "num_units": len(self.since),
+            "units": units.tolist(),
+            "never_alive": np.flatnonzero(~self.was_alive).tolist(),
+            **{name: getattr(self, name)[units].tolist() for name in sorted(_COLUMNS)},
+        }
+
+    @classmethod
+    def from_state(cls, values: Mapping[str, Any], patience: int) -> ZeroStreaks:
+        """Return the streaks that :meth:`to_state` wrote."""
+        streaks = cls.of(index(values["num_units"]), patience, was_alive=True)
+        for name in values.keys() & _COLUMNS:  # version 0.2 did not watch steps
+            getattr(streaks, name)[values["units"]] = list(map(index, values[name]))
+        streaks.was_alive[values["never_alive"]] = False
+        return streaks
+
+
+class JoinedStreaks:
+    """The streaks of several layers, whose arrays are made parts of longer ones, so that one call updates all.
+
+    Args:
+        several: the streaks, of layers with at least one unit. From now on, none of them may be joined with others
+            while this object is used.
+    """
+
+    def __init__(self, several: Sequence[ZeroStreaks]) -> None:
+        self._several = list(several)
+        ends = [0, *accumulate(len(each.since) for each in several)]
+        self._starts = ends[:-1]
+        self._sizes = np.diff(ends)
+        self._all = ZeroStreaks.of(ends[-1], several[0].patience, was_alive=False)
+        for name in _ARRAYS:
+            array = getattr(self._all, name)
+            for each, (first, end) in zip(several, pairwise(ends), strict=True):
+                array[first:end] = getattr(each, name)
+                setattr(each, name, array[first:end])
+
+    def are_of(self, several: Sequence[ZeroStreaks]) -> bool:
+        """Return whether these are the streaks that were joined, in this order."""
+        return len(several) == len(self._several) and all(map(is_, several, self._several))
+
+    def update(
+        self, idle: Sequence[Mask], is_unseen: Sequence[Mask], step: int, *, is_fresh: bool, was_resting: Sequence[bool]
+    ) -> None:
+        """Record a check of all layers; the arguments are those of :meth:`ZeroStreaks.update` for each of them."""
+        self._all.update(
+            np.concatenate(idle),
+            np.concatenate(is_unseen),
+            step,
+            is_fresh=is_fresh,
+            was_resting=np.repeat(was_resting, self._sizes),
+        )
+        for each, counts in zip(self._several, self._all._counts_of(self._starts), strict=True):
+            each._counts = counts

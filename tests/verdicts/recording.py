@@ -1,0 +1,37 @@
+"""Record single looks, each as the only one of a check."""
+
+from __future__ import annotations
+
+from lightning_symmetry.units.comparable import Comparable
+from lightning_symmetry.verdicts.deadness import DeadUnits, record_zeros
+from lightning_symmetry.verdicts.diagnoses import Finding
+from lightning_symmetry.verdicts.history import History
+from lightning_symmetry.verdicts.layer_state import LayerState
+from lightning_symmetry.verdicts.look import Look
+
+
+def record_in_history(history: History, seen: Look, step: int, is_fresh: bool = True) -> list[Finding]:
+    """Record a look at the only layer of a model; return the news."""
+    if not history.knows(seen.layer):
+        history.match_layers([seen.layer], step)
+    return history.update([seen], step, is_fresh=is_fresh, on_error=fail)
+
+
+def record_in_state(state: LayerState, seen: Look, step: int) -> None:
+    found = state.update(seen, step)
+    has_zeros = record_in_dead_units(state.dead_units, seen, step, is_concluded=False)
+    state.conclude(seen, step, found, has_zeros=has_zeros)
+
+
+def record_in_dead_units(deaths: DeadUnits, seen: Look, step: int, *, is_concluded: bool = True) -> bool:
+    """Record which gradients are zero; return whether there was anything to record."""
+    zeros = deaths.zeros_to_record(seen, is_unused=False)
+    if zeros is not None:
+        record_zeros([zeros], step, is_fresh=True, joined=None)
+        if is_concluded:
+            deaths.conclude(seen, step)
+    return zeros is not None
+
+
+def fail(layer: Comparable, error: Exception) -> None:
+    raise error
