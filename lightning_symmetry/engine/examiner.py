@@ -274,9 +274,9 @@ class Examiner:
         """
         every = [layer for layer in self._model.found.layers if not self.history[layer.name].failure]
         # Layers of other optimizers have gradients at other steps; here they only explain their consequences.
-        layers = [layer for layer in every if layer.is_trained_by(trained)]
-        if not any(self.history[layer.name].is_to_be_traced(step) for layer in layers):
+        if not any(self.history[each.name].is_to_be_traced(step) and each.is_trained_by(trained) for each in every):
             return None
+        layers = [layer for layer in every if layer.is_trained_by(trained)]
         suspects = [
             Suspected(layer, units, state.floor > 0 or state.is_faint)
             for layer in every

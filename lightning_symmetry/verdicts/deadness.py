@@ -139,9 +139,10 @@ class DeadUnits:
         ]
 
     def _spared(self) -> list[int]:
-        if self._streaks is None:
+        if self._streaks is None or not self._idle or not self._streaks.counts.dead:
             return []
-        return [unit for unit in self._idle if unit in self._stopped and self._streaks.is_dead[unit]]
+        are_dead = self._streaks.is_dead[self._idle].tolist()
+        return [unit for unit, is_dead in zip(self._idle, are_dead, strict=True) if is_dead and unit in self._stopped]
 
     def trace(self, stopped: Mapping[int, Stopped]) -> None:
         """Record where the gradients of units stop; start over with units that are no longer idle.

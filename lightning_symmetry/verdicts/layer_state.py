@@ -266,10 +266,10 @@ class LayerState:
     @property
     def is_detached(self) -> bool:
         """Whether the latest trace found no path from any of its units to the loss."""
-        if not self._stopped:
+        if self.size is None or len(self._stopped) < self.size[0]:
             return False
         detached = [group for group in self.idle if group.stop is not None and group.stop.kind is StopKind.DETACHED]
-        return self.size is not None and sum(len(group.units) for group in detached) == self.size[0]
+        return sum(len(group.units) for group in detached) == self.size[0]
 
     def units_without_gradient(self) -> Indices:
         """Return the units without a gradient, or with none but rounding errors, at the latest checks."""
