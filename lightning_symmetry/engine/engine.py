@@ -234,9 +234,10 @@ class SymmetryEngine:
         is_first = self.report is None and not self._guard.is_off("check")
         is_due = self._schedule.is_due(index, every_n_steps) or is_first
         self._schedule.count(index, step)
-        self._guard.run(_TRACE, self._end_trace, index, step)
-        if self._guard.is_off(_TRACE):
-            self._drop_traces()
+        if self._traces:
+            self._guard.run(_TRACE, self._end_trace, index, step)
+            if self._guard.is_off(_TRACE):
+                self._drop_traces()
         if not is_due:
             self._guard.run("check", self._watch, model, optimizer, step)
             if self._schedule.is_due(index, every_n_steps):

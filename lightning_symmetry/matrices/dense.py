@@ -97,12 +97,13 @@ class DenseRows(Rows):
         # In float64, in which no device rounds the input of a matrix product.
         device = self.device if self.device.type in _WITH_FLOAT64 else CPU
         chunk, vectors = further_chunk_of(self.width), further_vectors(self.width, torch.float64, device)
-        gathered = self._scratch()
+        gathered, widened = self._scratch(), torch.empty(0, dtype=torch.float64, device=device)
         parts = []
         for part in self._split(index):
             rows = self.fetch(part, gathered)
             sums = rows if chunk == 1 else chunk_sums(rows, chunk)
-            parts.append(vectors @ sums.to(device, torch.float64).T)
+            # Into memory that is kept, as in `_scratch`.
+            parts.append(vectors @ widened.resize_(sums.shape).copy_(sums).T)
         return to_host(torch.cat(parts, dim=1))
 
     def project_roughly(self, index: Indices) -> Floats:
