@@ -78,6 +78,8 @@ class Background:
         """Enqueue a task."""
         if self._executor is None:
             self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="symmetry")
+            # The start of a thread that has work to do takes the caller until the thread yields, after 5 ms.
+            self._executor.submit(_nothing)
         self._tasks.append(self._executor.submit(task, *args, **kwargs))
 
     def raise_failure(self) -> None:
@@ -91,6 +93,10 @@ class Background:
         if executor is not None:
             executor.shutdown()
         self.raise_failure()
+
+
+def _nothing() -> None:
+    pass
 
 
 class TensorBoardScalars(Output):
