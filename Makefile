@@ -101,7 +101,7 @@ test-newest: .venv-newest/bin/python  ## test with the newest versions that pip 
 test-all: check test test-ranks test-examples test-docs test-release test-integrations test-cases test-architectures \
 	test-lowest test-newest  ## all but what needs DeepSpeed, and the random order
 
-dist: .venv/.release  ## build the wheel and the source distribution, and check them
+dist: .venv/.dev  ## build the wheel and the source distribution, and check them
 	rm -rf dist
 	$(BIN)/python -m build --outdir dist .
 	$(BIN)/twine check --strict dist/*
@@ -125,11 +125,11 @@ check: .venv/.dev  ## lint, format, types, and which module may import which
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# One virtual environment, and a stamp for each set of extras in it. Whoever develops gets all that tests, checks and the site
-# need at once, since each call of pip takes a while.
+# One virtual environment, and a stamp for each set of extras in it. Whoever develops gets all that tests, checks, the site and
+# a release need at once, since each call of pip takes a while.
 EXTRAS = $*
-.venv/.dev: EXTRAS = dev,docs
-.venv/.demo .venv/.bench .venv/.dev .venv/.release: .venv/.%: pyproject.toml constraints.txt
+.venv/.dev: EXTRAS = dev,docs,release
+.venv/.demo .venv/.bench .venv/.dev: .venv/.%: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(PIP) --editable '.[$(EXTRAS)]'
 	touch $@
