@@ -10,9 +10,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
 from torchmetrics.functional import pairwise_cosine_similarity
 
-from lightning_symmetry.matrices.numerics import exact_arithmetic
+from lightning_symmetry.matrices.numerics import CPU, exact_arithmetic
 from lightning_symmetry.matrices.rows import Rows
 from lightning_symmetry.tensorboard_plugin.page import NO_DIRECTION, SIMILARITIES, SIMILARITY_COLOURS
 from lightning_symmetry.verdicts.diagnoses import LayerDiagnosis, UnitGroup
@@ -72,21 +73,38 @@ def order_units(layer: LayerDiagnosis, limit: int = MAX_UNITS) -> list[list[int]
     return [[part[i * len(part) // size] for i in range(size)] for part, size in zip(parts, sizes, strict=True)]
 
 
-def similarity(weights: Rows, gradients: Rows | None, units: Sequence[int]) -> npt.NDArray[np.float64]:
-    """Return cosine similarities: of weights below the diagonal, of gradients above it.
+class DrawnRows(NamedTuple):
+    """Copies of the rows of some units, which stay as they are when the training goes on; ``(m, d)``, on the CPU.
 
-    Returns:
-        Matrix ``(len(units), len(units))``; NaN where a row is zero or not finite, and above the diagonal if there are
-        no gradients.
+    Attributes:
+        weights: of their weights.
+        gradients: of their gradients, if there are any.
     """
-    index = np.array(units)
-    with exact_arithmetic(weights.device):
-        below = pairwise_cosine_similarity(weights.fetch(index).cpu().double(), zero_diagonal=False)
-        above = torch.full_like(below, torch.nan)
-        if gradients is not None:
-            above = pairwise_cosine_similarity(gradients.fetch(index).cpu().double(), zero_diagonal=False)
-    matrix: npt.NDArray[np.float64] = (below.tril() + above.triu(1)).numpy()
-    return matrix
+
+    weights: Tensor
+    gradients: Tensor | None
+
+    @classmethod
+    def of(cls, weights: Rows, gradients: Rows | None, units: Sequence[int]) -> DrawnRows:
+        """Copy the rows of some units."""
+        index = np.array(units)
+        with exact_arithmetic(weights.device):
+            of_gradients = None if gradients is None else gradients.fetch(index).to(CPU, copy=True)
+            return cls(weights.fetch(index).to(CPU, copy=True), of_gradients)
+
+    def similarity(self) -> npt.NDArray[np.float64]:
+        """Return cosine similarities: of weights below the diagonal, of gradients above it.
+
+        Returns:
+            Matrix ``(m, m)``; NaN where a row is zero or not finite, and above the diagonal if there are no gradients.
+        """
+        with exact_arithmetic(CPU):
+            below = pairwise_cosine_similarity(self.weights.double(), zero_diagonal=False)
+            above = torch.full_like(below, torch.nan)
+            if self.gradients is not None:
+                above = pairwise_cosine_similarity(self.gradients.double(), zero_diagonal=False)
+        matrix: npt.NDArray[np.float64] = (below.tril() + above.triu(1)).numpy()
+        return matrix
 
 
 def to_bytes(matrix: npt.NDArray[np.float64]) -> Pixels:
@@ -118,7 +136,8 @@ def draw_layer(layer: LayerDiagnosis, weights: Rows, gradients: Rows | None, ink
     parts = order_units(layer)
     units = [unit for part in parts for unit in part]
     cell = max(1, _SIDE // len(units))
-    square = np.kron(colours(similarity(weights, gradients, units)), np.ones((cell, cell, 1), dtype=np.uint8))
+    similarities = DrawnRows.of(weights, gradients, units).similarity()
+    square = np.kron(colours(similarities), np.ones((cell, cell, 1), dtype=np.uint8))
     side = len(square)
     verdicts = [verdict for verdict in Verdict if any(group.verdict is verdict for group in layer.groups)]
     below = 10 + _LINE * (2 + (len(verdicts) + 1) // 2)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -12,9 +12,9 @@ from tensorboard.compat.proto.tensor_pb2 import TensorProto
 from tensorboard.compat.proto.types_pb2 import DT_STRING
 from torch.utils.tensorboard import SummaryWriter
 
-from lightning_symmetry.outputs.heatmap import order_units, similarity, to_bytes
+from lightning_symmetry.outputs.heatmap import DrawnRows, order_units, to_bytes
 from lightning_symmetry.outputs.output import Check, Heatmaps, Output
-from lightning_symmetry.outputs.tensorboard import MAX_SPACING, Thinning, add_summary, is_closed
+from lightning_symmetry.outputs.tensorboard import MAX_SPACING, Background, Thinning, add_summary, is_closed
 from lightning_symmetry.tensorboard_plugin.events import (
     MATRIX_TAG,
     MAX_SIDE,
@@ -26,11 +26,11 @@ from lightning_symmetry.tensorboard_plugin.events import (
 )
 from lightning_symmetry.verdicts.advice import alike_findings, describe_units, sentence, why
 from lightning_symmetry.verdicts.diagnoses import Finding, LayerDiagnosis, UnitGroup
-from lightning_symmetry.verdicts.look import Look
 from lightning_symmetry.verdicts.report import SymmetryReport
 from lightning_symmetry.verdicts.verdict import Verdict
 
 _MAX_GROUPS = 256
+_MAX_COPIED = 1 << 24  # numbers that wait in the background at once
 _VISIBLE = 4  # similarities that differ by less than 4 of 127 levels look the same
 _METADATA = SummaryMetadata(
     plugin_data=SummaryMetadata.PluginData(plugin_name=PLUGIN_NAME), data_class=DATA_CLASS_TENSOR
@@ -41,11 +41,26 @@ _NO_NEWS = pack_summary(_NOTHING)
 Matrix = tuple[list[int], npt.NDArray[np.uint8]]
 
 
+class Drawn(NamedTuple):
+    """A layer whose matrix is to be drawn.
+
+    Attributes:
+        layer: its name.
+        units: the units of the rows and columns of the matrix.
+        rows: the rows of these units.
+    """
+
+    layer: str
+    units: list[int]
+    rows: DrawnRows
+
+
 class SymmetryTab(Output):
     """Writes the changes since the previous check; after a failure, everything.
 
     Of many checks in a row without changes, only some are written, with the steps of those before. Layers get matrices
-    when they have changed and at looks 1, 2, 4, 8, ..., or as ``heatmaps`` demands, at every check or never.
+    when they have changed and at looks 1, 2, 4, 8, ..., or as ``heatmaps`` demands, at every check or never. Matrices
+    are computed and written in the background, from copies of the rows.
     """
 
     name = "Symmetry tab"
@@ -54,6 +69,7 @@ class SymmetryTab(Output):
     def __init__(self, writer: SummaryWriter, heatmaps: Heatmaps) -> None:
         self._writer = writer
         self._heatmaps = heatmaps
+        self._background = Background()
         self._reset()
 
     def _reset(self) -> None:
@@ -69,14 +85,18 @@ class SymmetryTab(Output):
 
     def write(self, check: Check) -> None:
         try:
+            self._background.raise_failure()
             self._write(check)
         except Exception:
             self._reset()  # it is unknown which parts of this check were written
             raise
 
     def close(self, report: SymmetryReport) -> None:
-        if self._skipped and not is_closed(self._writer):
-            self._add_summary(_NOTHING, self._skipped.pop())
+        try:
+            self._background.wait()
+        finally:
+            if self._skipped and not is_closed(self._writer):
+                self._add_summary(_NOTHING, self._skipped.pop())
 
     def _write(self, check: Check) -> None:
         report = check.report
@@ -88,7 +108,8 @@ class SymmetryTab(Output):
             self._add_summary(summary, report.step)
         else:
             self._skipped.append(report.step)
-        matrices: list[Summary.Value] = []  # which make up one event: an event takes longer to write than a matrix
+        drawn: list[Drawn] = []
+        num_copied = 0
         for seen in check.looks if self._heatmaps != "none" else ():
             layer = report.layers.get(seen.layer.name)
             if layer is None:  # whole modules have no picture
@@ -96,9 +117,15 @@ class SymmetryTab(Output):
             looks = self._num_looks[layer.name] = self._num_looks.get(layer.name, 0) + 1
             is_power_of_two = looks & (looks - 1) == 0
             if layer.name in check.changed or is_power_of_two or self._heatmaps == "all":
-                matrices += self._new_matrix(layer, seen)
-        if matrices:
-            add_summary(self._writer, matrices, report.step)
+                units = [unit for part in order_units(layer, MAX_SIDE) for unit in part]
+                drawn.append(Drawn(layer.name, units, DrawnRows.of(seen.weights, seen.gradients, units)))
+                num_copied += 2 * drawn[-1].rows.weights.numel()
+                if num_copied > _MAX_COPIED:
+                    self._background.run(self._write_matrices, drawn, self._matrices, report.step)
+                    self._background.catch_up()
+                    drawn, num_copied = [], 0
+        if drawn:
+            self._background.run(self._write_matrices, drawn, self._matrices, report.step)
 
     def _add_summary(self, summary: dict[str, Any], step: int) -> None:
         """Write a summary, and the steps that were skipped before it."""
@@ -139,15 +166,17 @@ class SymmetryTab(Output):
         self._layers, self._step = layers, report.step
         return summary
 
-    def _new_matrix(self, layer: LayerDiagnosis, seen: Look) -> list[Summary.Value]:
-        """Return the matrix of a layer, in a list; nothing if it looks like the one that was written last."""
-        units = [unit for part in order_units(layer, MAX_SIDE) for unit in part]
-        cells = to_bytes(similarity(seen.weights, seen.gradients, units))
-        before = self._matrices.get(layer.name)
-        if before is not None and before[0] == units and (np.abs(before[1].astype(int) - cells) < _VISIBLE).all():
-            return []
-        self._matrices[layer.name] = (units, cells)
-        return [_value(MATRIX_TAG + layer.name, pack_matrix(units, cells.tobytes()))]
+    def _write_matrices(self, drawn: Sequence[Drawn], latest: dict[str, Matrix], step: int) -> None:
+        """Write the matrices that look unlike the latest ones of their layers, which are updated."""
+        values: list[Summary.Value] = []  # which make up one event: an event takes longer to write than a matrix
+        for layer, units, rows in drawn:
+            cells = to_bytes(rows.similarity())
+            before = latest.get(layer)
+            if before is None or before[0] != units or (np.abs(before[1].astype(int) - cells) >= _VISIBLE).any():
+                latest[layer] = (units, cells)
+                values.append(_value(MATRIX_TAG + layer, pack_matrix(units, cells.tobytes())))
+        if values and not is_closed(self._writer):  # by the user, meanwhile
+            add_summary(self._writer, values, step)
 
 
 def add_event(writer: SummaryWriter, tag: str, data: bytes, step: int) -> None:

@@ -7,7 +7,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from copy import copy
 from typing import Any, ParamSpec
@@ -87,8 +87,13 @@ class Background:
         while self._tasks and self._tasks[0].done():
             self._tasks.pop(0).result()
 
-    def wait(self) -> None:
+    def catch_up(self) -> None:
         """Wait for all tasks; raise the exception of one that has failed."""
+        wait(self._tasks)
+        self.raise_failure()
+
+    def wait(self) -> None:
+        """Wait for all tasks as :meth:`catch_up` does, and end the thread."""
         executor, self._executor = self._executor, None
         if executor is not None:
             executor.shutdown()
