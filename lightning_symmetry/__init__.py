@@ -57,37 +57,30 @@ __all__ = [  # noqa: RUF022 # by purpose, as on the page "Classes and functions"
 
 # Names are imported on first use: TensorBoard loads the plugin of this package at every start and should not wait for
 # torch; only the callback needs Lightning, whose import takes seconds.
-_MODULES = {
-    "SymmetryMonitor": "callback",
-    "SymmetryTracker": "tracker",
-    "ActivationProbe": "probe",
-    "diagnose": "engine.diagnose",
-    "scan": "disk.scanning",
-    "assert_no_symmetry": "gate",
-    "duplicate_groups": "matrices.grouping",
-    "SymmetryReport": "verdicts.report",
-    "LayerDiagnosis": "verdicts.diagnoses",
-    "UnitGroup": "verdicts.diagnoses",
-    "CopyGroup": "verdicts.diagnoses",
-    "Finding": "verdicts.diagnoses",
-    "GradientStop": "verdicts.stops",
-    "StopKind": "verdicts.stops",
-    "Verdict": "verdicts.verdict",
-    "SymmetryWarning": "engine.messages",
-    "SymmetryError": "engine.messages",
-    "break_symmetry": "repair.breaking",
-    "Change": "repair.breaking",
-    "merge_duplicates": "merging.merge",
-    "Merged": "merging.merge",
-    "register_layer": "units.registry",
-    "Units": "units.registry",
+_NAMES_IN = {
+    "callback": ["SymmetryMonitor"],
+    "tracker": ["SymmetryTracker"],
+    "probe": ["ActivationProbe"],
+    "engine.diagnose": ["diagnose"],
+    "disk.scanning": ["scan"],
+    "gate": ["assert_no_symmetry"],
+    "matrices.grouping": ["duplicate_groups"],
+    "verdicts.report": ["SymmetryReport"],
+    "verdicts.diagnoses": ["LayerDiagnosis", "UnitGroup", "CopyGroup", "Finding"],
+    "verdicts.stops": ["GradientStop", "StopKind"],
+    "verdicts.verdict": ["Verdict"],
+    "engine.messages": ["SymmetryWarning", "SymmetryError"],
+    "repair.breaking": ["break_symmetry", "Change"],
+    "merging.merge": ["merge_duplicates", "Merged"],
+    "units.registry": ["register_layer", "Units"],
 }
+_MODULE_OF = {name: module for module, names in _NAMES_IN.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
+    if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = getattr(import_module(f"lightning_symmetry.{_MODULES[name]}"), name)
+    value = globals()[name] = getattr(import_module(f"lightning_symmetry.{_MODULE_OF[name]}"), name)
     return value
 
 

@@ -56,7 +56,7 @@ class SymmetryMonitor(Watcher, Callback, OtherCallback):
         self._state_key: str = self._generate_state_key(**named)
         self._handles: list[Handle] = []
         self._hooked: set[int] = set()  # ids of the optimizers with a hook
-        self._num_raw_steps = 0  # of optimizers that step without the Trainer
+        self._num_raw_steps = 0  # steps of optimizers that bypass the Trainer
         self._seen: int | None = None  # the id of the optimizer whose step the Trainer has announced
         self._stage: str | None = None  # of the Trainer
         self._is_resumed = False
@@ -87,7 +87,7 @@ class SymmetryMonitor(Watcher, Callback, OtherCallback):
         self._engine.guarded(self._engine.before_backward, loss)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        # The module's own hook or clipping may change the gradients after this hook, but not after the optimizer's.
+        # The module's own hook or clipping may change the gradients after this hook, but not after that of the optimizer.
         if id(optimizer) in self._hooked:
             self._seen = id(optimizer)
         else:
@@ -131,7 +131,7 @@ class SymmetryMonitor(Watcher, Callback, OtherCallback):
     def _before_update(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Check before a step, also of a raw optimizer (``self.optimizers(use_pl_optimizer=False)``)."""
         is_known, self._seen = self._seen == id(optimizer), None
-        # While the Trainer tries out learning rates or batch sizes, it has other callbacks.
+        # While the Trainer searches for a learning rate or batch size, this callback is not among its callbacks.
         if is_known or any(callback is self for callback in trainer.callbacks):  # type: ignore[attr-defined] # set by a connector
             self._engine.guarded(self._before_step, trainer, pl_module, optimizer)
             self._num_raw_steps += not is_known
@@ -139,13 +139,13 @@ class SymmetryMonitor(Watcher, Callback, OtherCallback):
     def _before_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         self._engine.set_optimizers(trainer.optimizers)  # they may have been replaced
         step = trainer.global_step + self._num_raw_steps
-        every_n_steps = self.options.every_n_steps or _log_every_n_steps(trainer)
+        every_n_steps = self.options.every_n_steps or trainer.log_every_n_steps  # type: ignore[attr-defined] # set by a connector
         outputs = partial(self._outputs_for, trainer) if trainer.is_global_zero else list
         conclusion = self._engine.before_step(pl_module, optimizer, step, every_n_steps, outputs)
         if conclusion is None:
             return
         if self.options.scalars != "none":
-            # Not with `log`, which would write them to the loggers a second time.
+            # `log` would write them to the loggers a second time.
             metrics = renamed(conclusion.report.metrics(layers=()), self._name_in(trainer))
             trainer.callback_metrics.update({tag: torch.tensor(value) for tag, value in metrics.items()})
         if self.options.on_symmetry != "ignore":
@@ -155,7 +155,7 @@ class SymmetryMonitor(Watcher, Callback, OtherCallback):
             trainer.should_stop = True
 
     def _abandon(self) -> None:
-        """End the watch of a training that stops, or that another monitor watches."""
+        """Stop watching a training that has failed or that another monitor watches."""
         self._engine.guarded(self._unhook)
         self._engine.guarded(self._engine.finish, [])
 
@@ -176,7 +176,7 @@ class SymmetryMonitor(Watcher, Callback, OtherCallback):
         return outputs
 
     def _make(self, make: Callable[..., list[Output]], trainer: Trainer, target: object) -> list[Output]:
-        """Make outputs under the name of this monitor, which is not looked up at every step."""
+        """Make outputs under the name of this monitor. The name is looked up here, since it is seldom needed."""
         return make(target, self.options.heatmaps, self.options.scalars, self._name_in(trainer))
 
     def _name_in(self, trainer: Trainer) -> str:
@@ -208,8 +208,3 @@ def _show_in_bar(trainer: Trainer, key: str, report: SymmetryReport) -> None:
 def _notify(text: str) -> None:
     with above_bars("lightning.pytorch.utilities.rank_zero"):
         rank_zero_info(text)
-
-
-def _log_every_n_steps(trainer: Trainer) -> int:
-    steps: int = trainer.log_every_n_steps  # type: ignore[attr-defined] # set by a connector; 0 in barebones mode
-    return steps

@@ -17,12 +17,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     demo = commands.add_parser("demo", help="train one small network from ten initialisations and compare them")
-    demo.add_argument(
-        "--logdir",
-        type=Path,
-        default=Path("symmetry_demo"),
-        help="where the TensorBoard runs go (default: %(default)s)",
-    )
+    where = "where the TensorBoard runs go (default: %(default)s)"
+    demo.add_argument("--logdir", type=Path, default=Path("symmetry_demo"), help=where)
     demo.add_argument(
         "--repair",
         action="store_true",
@@ -30,19 +26,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     report = commands.add_parser("report", help="write the Symmetry tab of TensorBoard as one HTML file")
     report.add_argument("logdir", type=Path, metavar="LOGDIR", help="directory of TensorBoard runs")
-    report.add_argument(
-        "-o",
-        "--output",
-        type=Path,
-        default=Path("report.html"),
-        metavar="FILE",
-        help="where the report goes (default: %(default)s)",
-    )
+    where = "where the report goes (default: %(default)s)"
+    report.add_argument("-o", "--output", type=Path, default=Path("report.html"), metavar="FILE", help=where)
     _add_scan(commands)
     options = parser.parse_args(arguments)
-    if options.command == "scan":
-        return _scan(options)
-    return _demo(options) if options.command == "demo" else _report(options.logdir, options.output)
+    run = {"demo": _demo, "report": _report, "scan": _scan}[options.command]
+    return run(options)
 
 
 def _add_scan(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -51,7 +40,7 @@ def _add_scan(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         help="find duplicate units in checkpoints on disk",
         description="Find duplicate units in checkpoints on disk, without running any code that they bring along.",
         epilog="exit status: 0 if nothing was found, 1 if something was, 2 if a checkpoint could not be read or "
-        "nothing in it be looked at; of several the highest",
+        "nothing in it could be inspected; with several checkpoints, the highest of theirs",
     )
     scan.add_argument(
         "paths",
@@ -63,7 +52,7 @@ def _add_scan(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     scan.add_argument(
         "--details",
         action="store_true",
-        help="show the layers of each checkpoint (default: of a single one; of several a row each)",
+        help="show the layers of every checkpoint (default: only of a single one; several get a row each)",
     )
     scan.add_argument("--json", action="store_true", help="print one JSON object per checkpoint, each on a line")
     scan.add_argument(
@@ -76,7 +65,7 @@ def _add_scan(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     scan.add_argument(
         "--model",
         metavar="PACKAGE.MODULE:CLASS",
-        help="what makes the model, so that its layers say what their units are (default: names and shapes say it)",
+        help="builds the model, whose layers then define the units (default: names and shapes of tensors define them)",
     )
 
 
@@ -97,11 +86,12 @@ def _demo(options: argparse.Namespace) -> int:
     return 0
 
 
-def _report(logdir: Path, output: Path) -> int:
+def _report(options: argparse.Namespace) -> int:
     from lightning_symmetry.tensorboard_plugin.report import build_report
 
+    output: Path = options.output
     try:
-        output.write_text(build_report(logdir), encoding="utf-8")
+        output.write_text(build_report(options.logdir), encoding="utf-8")
     except (OSError, LookupError) as error:
         print(f"lightning-symmetry report: {error}", file=sys.stderr)
         return 1

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
+from itertools import cycle
 from typing import Any, TypeVar
 
 import torch
@@ -25,9 +26,9 @@ T = TypeVar("T")
 Batch = TypeVar("Batch")
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
-# Beyond `patience` steps; enough to decide about units that are symmetric.
+# Maximal number of steps after the first `patience` ones.
 _MAX_STEPS = 8
-_DEAD_STEPS = 50  # enough to decide about units that may be dead
+_DEAD_STEPS = 50  # if some units may be dead: the verdict takes more than 50 steps
 
 
 def assert_no_symmetry(
@@ -107,11 +108,11 @@ def _train_copy(
     optimizer: Optimizer | Callable[[Iterable[nn.Parameter]], Optimizer] | None,
     options: dict[str, Any],
 ) -> SymmetryTracker:
-    """Train a copy of the model until a decision, at most for the maximal number of steps. Return its tracker."""
+    """Train a copy of the model until there is a conclusion or the maximal number of steps. Return its tracker."""
     trained, its_optimizer = _copies(model, optimizer)
     needs_closure = False
     with SymmetryTracker(trained, its_optimizer, every_n_steps=1, on_symmetry="ignore", **options) as tracker:
-        for step, batch in enumerate(_repeated(batches)):
+        for step, batch in enumerate(cycle(batches)):
 
             def closure(batch: Batch = batch) -> Tensor:
                 its_optimizer.zero_grad()
@@ -134,8 +135,8 @@ def _copies(
     model: ModuleT, optimizer: Optimizer | Callable[[Iterable[nn.Parameter]], Optimizer] | None
 ) -> tuple[ModuleT, Optimizer]:
     """Copy the model, and make an optimizer of the copy."""
-    # One memo (copies by `id` of the original) for both, so that the optimizer updates the copied model. PyTorch does
-    # not copy a tensor with a graph, which `torch.nn.utils.weight_norm` or a forward pass may leave.
+    # The memo of `copy.deepcopy` is shared, so that the copied optimizer updates the copied model. PyTorch refuses to
+    # copy tensors with a graph, which `torch.nn.utils.weight_norm` or a forward pass may leave: these are added here.
     memo: dict[int, Any] = {
         id(value): value.detach().clone()
         for module in model.modules()
@@ -146,7 +147,7 @@ def _copies(
     if isinstance(optimizer, Optimizer):
         its_optimizer = _copy("optimizer", optimizer, memo)
         for name, value in vars(optimizer).items():
-            # PyTorch copies only three attributes of an optimizer. Those that replace methods are not copied.
+            # PyTorch copies only three attributes of an optimizer. Attributes that replace methods are not copied.
             if not hasattr(its_optimizer, name):
                 setattr(its_optimizer, name, _copy("optimizer", value, memo))
         return trained, its_optimizer
@@ -180,30 +181,20 @@ def _copy(argument: str, value: T, memo: dict[int, Any]) -> T:
 
 
 def _step(optimizer: Optimizer, closure: Callable[[], Any], needs_closure: bool) -> bool:
-    """Compute gradients and make a step. Return whether ``step`` needs the closure, like that of LBFGS and SAM."""
-    closure()  # SAM needs gradients before its step, too
+    """Compute gradients and step. Return whether ``step`` needs the closure, as in LBFGS and SAM."""
+    closure()  # SAM also needs gradients before its step
     if needs_closure:
         optimizer.step(closure)
         return True
     try:
         optimizer.step()
-    except Exception as error:  # of any type; the closure may be missing
+    except Exception as error:  # a missing closure raises different types of errors
         try:
             optimizer.step(closure)
         except Exception:
             raise error from None
         return True
     return False
-
-
-def _repeated(batches: Iterable[Batch]) -> Iterator[Batch]:
-    """Yield the batches again and again, without iterating over them twice; nothing if there are none."""
-    kept = []
-    for batch in batches:
-        kept.append(batch)
-        yield batch
-    while kept:
-        yield from kept
 
 
 def _check_loss_function(loss: object) -> None:

@@ -25,6 +25,7 @@ from lightning_symmetry.metrics import DeadActivations, DuplicateActivations, Ef
 from lightning_symmetry.ranks.sketches import has_group
 from lightning_symmetry.ranks.team import describe
 from lightning_symmetry.units.naming import is_chosen, readable_modules
+from lightning_symmetry.units.usage import is_compiled
 
 _ACTIVATIONS = nn.ReLU.__module__
 _NO_UNITS = (nn.MultiheadAttention, nn.Softmax, nn.LogSoftmax, nn.Softmax2d, nn.Softmin)
@@ -115,20 +116,23 @@ class ActivationProbe:
             self._metrics_at(name)
         self._guard = Guard(partial(warn, category=SymmetryWarning), who="ActivationProbe")
         self._num_passes: dict[str, int] = {}  # by place
-        self._first: dict[str, str] = {}  # by module, the layer before it at its first place
-        self._latest: tuple[str, nn.Module | None] = "", None  # the latest layer in this forward pass
+        self._first: dict[str, str] = {}  # by name of a module, the name of the layer before it at its first place
+        self._latest: tuple[str, nn.Module | None] = "", None  # the layer that ran last in this forward pass
         self._device = torch.device("cpu")
-        self._unseen = set(chosen)  # modules without a measured output, of which the user was not warned
-        self._failed: set[str] = set()  # places whose metrics have failed
+        self._unseen = set(chosen)  # modules that have not been measured; cleared by the warning about them
+        self._failed: set[str] = set()  # places whose metrics have failed, each with a warning
         self._handles: list[RemovableHandle] = []
         self._hook(model, modules, chosen)
 
     def _hook(self, model: nn.Module, modules: list[tuple[str, nn.Module]], chosen: dict[str, nn.Module]) -> None:
         measured = set(map(id, chosen.values()))
+        # Hooks inside a compiled module are not called, and may change the compiled code. Hooks inside an encoder layer
+        # prevent PyTorch from fusing it in eval mode.
         untouched = {
             id(part)
             for _, module in modules
-            if _is_compiled(module) or (_is_fused(module) and measured.isdisjoint(map(id, module.modules())))
+            if is_compiled(module)
+            or (isinstance(module, nn.TransformerEncoderLayer) and measured.isdisjoint(map(id, module.modules())))
             for part in module.modules()
         }
         for name, module in modules:
@@ -158,7 +162,7 @@ class ActivationProbe:
         self._latest = "", None
 
     def _note(self, name: str, module: nn.Module, output: Any) -> None:
-        """Record that a layer has run; or that it begins, if it has modules inside, which may be measured."""
+        """Record that a layer has run; for a layer with modules inside, which may be measured, that it begins."""
         self._latest = name, module
 
     def _measure_if_due(self, name: str, module: nn.Module, output: Any) -> None:
@@ -249,13 +253,13 @@ class ActivationProbe:
 
 
 class _Hook:
-    """A hook of one module. Copies and pickles of the module get one that does nothing."""
+    """Calls a function after, or before, a module. In copies and pickles of the module it does nothing."""
 
     def __init__(self, step: Callable[[nn.Module, Any], None] | None = None) -> None:
         self._step = step
 
     def __call__(self, module: nn.Module, inputs: Any, output: Any = None) -> None:
-        # Otherwise the compiled code would include the measurement.
+        # While the module is compiled, the code would include the measurement.
         if not torch.compiler.is_compiling() and self._step is not None:
             self._step(module, output)
 
@@ -279,32 +283,14 @@ def _is_activation(module: nn.Module) -> bool:
     return is_torch and not isinstance(module, _NO_UNITS)
 
 
-def _is_compiled(module: nn.Module) -> bool:
-    """Return whether a module is compiled: hooks inside are not called, and may change the compiled code."""
-    return type(module).__name__ == "OptimizedModule" or module._compiled_call_impl is not None
-
-
-def _is_fused(module: nn.Module) -> bool:
-    """Return whether PyTorch fuses a module in eval mode, which hooks inside would prevent."""
-    return isinstance(module, nn.TransformerEncoderLayer)
-
-
 def _has_weights(module: nn.Module) -> bool:
-    """Return whether a module computes units with its own weights."""
+    """Return whether a module computes units, with weights of its own or as a known layer."""
     has_own = any(parameter is not None for parameter in module._parameters.values())
     return (has_own or isinstance(module, _KNOWN)) and not _is_activation(module)
 
 
 def _units_dim(shape: Sequence[int], layer: nn.Module | None) -> int:
-    """Return the dimension of the units in an output.
-
-    Args:
-        shape: the shape of the output, whose first dimension is the batch.
-        layer: the layer before it.
-
-    Raises:
-        ValueError: if the dimension is uncertain.
-    """
+    """Return the dimension of the units in an output ``(batch, ...)`` after a layer; raise if it is uncertain."""
     is_first = isinstance(layer, _CHANNELS_FIRST)
     usual = 1 if is_first else len(shape) - 1 if isinstance(layer, _CHANNELS_LAST) else None
     parameters = [each for each in (layer._parameters.values() if layer is not None else ()) if each is not None]
@@ -318,13 +304,13 @@ def _units_dim(shape: Sequence[int], layer: nn.Module | None) -> int:
         return usual
     if usual is None and len(fitting) == 1:
         return fitting[0]
-    # The usual dimension holds after a split or flatten, unless the output may have no batch.
+    # After a split or flatten no size fits: then the usual dimension counts, unless the output may lack a batch.
     if not fitting and (len(shape) != 3 if usual is None else not is_first or shape[0] not in sizes):
         return usual or 1
     raise ValueError(f"it is not certain which dimension of an output of shape {tuple(shape)} holds the units")
 
 
 def _listed(names: Sequence[str]) -> str:
-    """Return the first names, and their number if there are more."""
+    """Return names as text: the first ones, and the number of all if there are more."""
     more = f", ... ({len(names)} in all)" if len(names) > _MAX_NAMES else ""
     return ", ".join(names[:_MAX_NAMES]) + more

@@ -151,7 +151,7 @@ class SymmetryTracker(Watcher):
     ) -> None:
         if kind is None:
             self.close()
-        else:  # do not replace the exception by another
+        else:  # `close` may raise, which would hide the exception of the training
             self.abandon()
 
     def __repr__(self) -> str:
@@ -173,7 +173,7 @@ class SymmetryTracker(Watcher):
     def _start(self, model: nn.Module) -> None:
         """Begin the watch unless it has begun: before the first step, or at the end if there was none."""
         if not self._has_started:
-            # Not earlier, because the model may be wrapped after the tracker is made.
+            # The model may be wrapped after the tracker was made, so this cannot be done there.
             num_ranks = dist.get_world_size() if is_replicated(model) and has_group() else 1
             self._engine.start(self._optimizers, num_ranks=num_ranks, is_speaking=_rank() == 0)
             self._has_started = True
@@ -201,30 +201,24 @@ def _notify(text: str) -> None:
 
 def _optimizers_of(model: nn.Module, optimizer: object) -> list[Any]:
     """Check the argument ``optimizer``. Return the optimizers in it, unwrapped."""
-    several = optimizer if isinstance(optimizer, Sequence) else [optimizer]
-    raw: list[Any] = []
-    for one in map(unwrap, several):
+    raw: list[Any] = list(map(unwrap, optimizer if isinstance(optimizer, Sequence) else [optimizer]))
+    for one in raw:
         if not (isinstance(one, Optimizer) or (hasattr(one, "param_groups") and callable(getattr(one, "step", None)))):
             raise TypeError(
                 "Expected argument `optimizer` to be a torch.optim.Optimizer or a sequence of optimizers but got "
                 f"{brief(optimizer)}."
             )
-        raw.append(one)
     if not raw:
         raise ValueError(f"Expected argument `optimizer` to hold at least one optimizer but got {brief(optimizer)}.")
     own = set(map(id, parameters_of(model)))
     for one in raw:
         if own.isdisjoint(updated_by([one])):
+            hint = " Pass the one that deepspeed.initialize returns, engine.optimizer." if zero_modules(model) else ""
             raise ValueError(
                 "Expected argument `optimizer` to update parameters of `model` but none of the parameters of "
-                f"{type(one).__name__} belongs to this {type(model).__name__}.{_instead_of(model)}"
+                f"{type(one).__name__} belongs to this {type(model).__name__}.{hint}"
             )
     return raw
-
-
-def _instead_of(model: nn.Module) -> str:
-    """Name the optimizer to pass if DeepSpeed updates the model; else return an empty text."""
-    return " Pass the one that deepspeed.initialize returns, engine.optimizer." if zero_modules(model) else ""
 
 
 def _rank() -> int:

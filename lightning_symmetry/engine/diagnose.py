@@ -13,9 +13,9 @@ from lightning_symmetry.arguments import check_module, check_patterns, check_tol
 from lightning_symmetry.engine.attachments import HeatmapsOnDemand, access_to, heads_in
 from lightning_symmetry.ranks.sketches import team_of
 from lightning_symmetry.ranks.team import Team, attempt
+from lightning_symmetry.units.comparable import FindLayers, rows_by_name
 from lightning_symmetry.units.copies import find_copies, find_equal_parameters
 from lightning_symmetry.units.discovery import find_layers
-from lightning_symmetry.units.lookup import FindLayers, rows_by_name
 from lightning_symmetry.units.naming import unmatched_text
 from lightning_symmetry.verdicts.diagnoses import LayerDiagnosis, UnitGroup, under_all_names
 from lightning_symmetry.verdicts.doubts import crowded_layers, not_looked_at, undecided_layers

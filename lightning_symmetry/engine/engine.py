@@ -26,10 +26,9 @@ from lightning_symmetry.ranks.team import Team, TeamError, attempt, describe
 from lightning_symmetry.repair.breaking import Change, repaired
 from lightning_symmetry.repair.writing import CannotChangeError
 from lightning_symmetry.tracing.trace import GradientTrace
-from lightning_symmetry.units.comparable import Comparable
+from lightning_symmetry.units.comparable import Comparable, FindLayers, rows_by_name
 from lightning_symmetry.units.discovery import Found
 from lightning_symmetry.units.imprint import Imprint
-from lightning_symmetry.units.lookup import FindLayers, rows_by_name
 from lightning_symmetry.units.naming import unmatched_text
 from lightning_symmetry.units.updates import Updates
 from lightning_symmetry.verdicts.advice import copies_text, equal_ranks_text, idle_texts, messages

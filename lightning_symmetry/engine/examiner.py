@@ -19,7 +19,6 @@ from lightning_symmetry.units.comparable import Comparable
 from lightning_symmetry.units.copies import Copies, find_copies, find_equal_parameters, holders_by_name
 from lightning_symmetry.units.discovery import Found, find_layers, structure_of
 from lightning_symmetry.units.layers import Layer
-from lightning_symmetry.units.norms import rounding_gain
 from lightning_symmetry.units.progress import Ledger
 from lightning_symmetry.units.screening import Distinct, LayerScreen
 from lightning_symmetry.units.updates import Updates
@@ -39,6 +38,7 @@ from lightning_symmetry.verdicts.doubts import (
 )
 from lightning_symmetry.verdicts.evidence import look, look_at_distinct
 from lightning_symmetry.verdicts.heads import Heads
+from lightning_symmetry.verdicts.gradients import rounding_gain
 from lightning_symmetry.verdicts.history import History
 from lightning_symmetry.verdicts.judging import copy_groups, reported_copies
 from lightning_symmetry.verdicts.look import Gradients, Look, Steady

@@ -16,7 +16,7 @@ from lightning_symmetry.units.comparable import Comparable
 from lightning_symmetry.verdicts.diagnoses import Cause, Finding, Origin, Reason, UnitGroup, finding_of
 from lightning_symmetry.verdicts.gradients import in_unused_blocks
 from lightning_symmetry.verdicts.look import Look
-from lightning_symmetry.verdicts.plain import from_plain, to_plain
+from lightning_symmetry.verdicts.records import from_plain, to_plain
 from lightning_symmetry.verdicts.stops import Stopped, most_common
 from lightning_symmetry.verdicts.streaks import DEAD_STEPS, Dead, JoinedStreaks, ZeroStreaks
 from lightning_symmetry.verdicts.verdict import Verdict

@@ -11,7 +11,7 @@ from lightning_symmetry.verdicts.deadness import Zeros, record_zeros
 from lightning_symmetry.verdicts.diagnoses import Finding
 from lightning_symmetry.verdicts.layer_state import GroupsAtLook, LayerState
 from lightning_symmetry.verdicts.look import Look
-from lightning_symmetry.verdicts.plain import from_plain, to_plain
+from lightning_symmetry.verdicts.records import from_plain, to_plain
 from lightning_symmetry.verdicts.streaks import JoinedStreaks
 
 # At most this many findings in layers that are gone are kept.

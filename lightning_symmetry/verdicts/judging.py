@@ -1,4 +1,4 @@
-"""From evidence to verdicts, by functions without side effects."""
+"""From evidence to verdicts: functions without side effects."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from lightning_symmetry.verdicts.records import Record
 from lightning_symmetry.verdicts.streaks import Dead
 from lightning_symmetry.verdicts.verdict import Verdict
 
-# Equal gradients of some units may be a passing coincidence; those of all units of a layer are not.
+# For so many steps, equal gradients of some units of a layer may be a coincidence; those of all its units are none.
 _LOCKSTEP_STEPS = 50
-# Units that are still equal after moving this many times the tolerated distance have moved together.
+# Units that have moved by this many times the tolerated distance and are still equal have moved together.
 _MOVED = 10.0
 
 
 class Judgement(NamedTuple):
-    """A verdict and its reason; :attr:`Reason.UNDECIDED` if the verdict of the check before is kept."""
+    """A verdict and its reason; ``UNDECIDED`` if the verdict of the check before is kept."""
 
     verdict: Verdict
     reason: Reason
 
 
 def judge(record: Record, sighting: Sighting, patience: int, *, is_whole_layer: bool) -> Judgement:
-    """Conclude what becomes of a group.
+    """Return the verdict on a group, from its record, which includes this check, and its sighting at this check.
 
     The conditions are in the order of the table in ``docs/architecture.md``; the first that holds decides.
 
     Args:
-        record: the past of the group, this check included.
+        record: the history of the group.
         sighting: the group at this check.
-        patience: number of checks in a row with the same gradients, where one look is no proof.
+        patience: number of checks in a row with the same evidence that it takes where one look is no proof.
         is_whole_layer: whether the group holds all units that can be compared with one another.
     """
     gradients = sighting.gradients
@@ -51,58 +51,42 @@ def judge(record: Record, sighting: Sighting, patience: int, *, is_whole_layer: 
         return Judgement(Verdict.LOCKED, Reason.EQUAL_FROM_START)
     if gradients is Gradients.FAINT and is_settled and record.cause is Cause.ZERO and not record.was_different:
         return Judgement(Verdict.FROZEN, Reason.ROUNDING_AGAIN)
-    has_moved = sighting.is_proof or _distance_moved(record, sighting) > _MOVED * sighting.resolution
+    distance = abs(sighting.position - record.position)  # about the distance that the units have moved
+    has_moved = sighting.is_proof or distance > _MOVED * sighting.resolution
     if gradients in (Gradients.EQUAL, Gradients.FAINT) and is_settled and has_moved:
         return Judgement(Verdict.LOCKED, Reason.EQUAL_AGAIN)
     if gradients is Gradients.ZERO:
         if sighting.cause is Cause.ZERO and not is_whole_layer:
             return Judgement(record.verdict, Reason.PRUNED)
-        # Units that have differed before have trained: they are dead rather than symmetric.
+        # Units whose gradients have differed have trained: they are dead rather than symmetric.
         is_frozen = is_settled and not record.was_different
         return Judgement(Verdict.FROZEN, Reason.ZERO_AGAIN) if is_frozen else as_before
     if gradients is Gradients.DIFFERENT:
         is_breaking = is_settled or record.verdict is not Verdict.LOCKED
         return Judgement(Verdict.BREAKING, Reason.DIFFERENT) if is_breaking else as_before
-    if _has_moved_as_one(record, sighting):
+    # Moving far together proves something only if the units did not start at zero, from where any distance is far, and
+    # if their gradients have never differed: dead units that only a weight penalty moves stay together.
+    if distance > _MOVED * sighting.reach > 0 and record.cause is not Cause.ZERO and not record.was_different:
         return Judgement(Verdict.LOCKED, Reason.MOVED_AS_ONE)
     return as_before
 
 
-def _has_moved_as_one(record: Record, sighting: Sighting) -> bool:
-    """Return whether the units have moved far together since they were first seen, and never differed in gradients.
-
-    From zero any distance is far and proves nothing. Nor does a movement after the gradients have differed: dead units
-    that only a weight penalty moves stay together.
-    """
-    is_far = _distance_moved(record, sighting) > _MOVED * sighting.reach > 0
-    return is_far and record.cause is not Cause.ZERO and not record.was_different
-
-
-def _distance_moved(record: Record, sighting: Sighting) -> float:
-    """Estimate how far the units have moved since they were first seen."""
-    return abs(sighting.position - record.position)
-
-
 def judge_one_look(sighting: Sighting) -> Verdict:
-    """Conclude from a single look, at which zero gradients mean nothing."""
-    if sighting.gradients is Gradients.EQUAL:
-        return Verdict.LOCKED if sighting.is_proof else Verdict.DUPLICATE
+    """Return the verdict from a single look, at which zero gradients are no evidence."""
+    if sighting.gradients is Gradients.EQUAL and sighting.is_proof:
+        return Verdict.LOCKED
     return Verdict.BREAKING if sighting.gradients is Gradients.DIFFERENT else Verdict.DUPLICATE
 
 
 def to_diagnosis(
     seen: Look, groups: Sequence[UnitGroup], dead: Dead | None = None, orientations: int | None = None
 ) -> LayerDiagnosis:
-    """Return the state of a layer.
+    """Return the state of a layer, from a look at it and its groups with their verdicts.
 
-    Args:
-        seen: a look at it.
-        groups: its groups with their verdicts.
-        dead: its dead units; None: those with a zero gradient at this look.
-        orientations: its latest number of directions, if they were counted.
+    Without ``dead``, units with a zero gradient at this look count as dead. ``orientations`` is None if the directions
+    were not counted.
     """
     layer = seen.layer
-    ordered = sorted(groups, key=lambda group: group.units)
     if dead is None:
         dead = Dead() if seen.idle is None else Dead(tuple(np.flatnonzero(seen.idle).tolist()))
     return LayerDiagnosis(
@@ -110,7 +94,7 @@ def to_diagnosis(
         num_units=layer.num_units,
         fan_in=layer.fan_in,
         dead=dead.units,
-        groups=ordered,
+        groups=sorted(groups, key=lambda group: group.units),
         also=layer.also,
         died_at=dead.died_at,
         woke_at=dict(dead.woke_at),
@@ -123,7 +107,7 @@ def to_diagnosis(
 
 
 def copy_groups(found: Copies, diagnosis: LayerDiagnosis) -> list[CopyGroup]:
-    """Return the modules that are still copies of one another."""
+    """Return the sets of modules that are still copies of one another."""
     return [
         CopyGroup(tuple(found.row_names[unit] for unit in group.units), group.verdict, group.first_step)
         for group in diagnosis.groups
@@ -132,5 +116,5 @@ def copy_groups(found: Copies, diagnosis: LayerDiagnosis) -> list[CopyGroup]:
 
 
 def reported_copies(found: Copies, groups: Sequence[CopyGroup]) -> list[CopyGroup]:
-    """Return the copies for the report; single parameters, such as gates that start at 0, only if they stay equal."""
+    """Return the copies to report. Parameters that start equal on purpose, such as gates, must be known to stay so."""
     return [group for group in groups if group.verdict.is_warning or not found.are_parameters]

@@ -17,8 +17,7 @@ from lightning_symmetry.verdicts.diagnoses import Finding, LayerDiagnosis, Origi
 from lightning_symmetry.verdicts.judging import judge, to_diagnosis
 from lightning_symmetry.verdicts.look import Gradients, Look, Sighting, Steady
 from lightning_symmetry.verdicts.orientations import Orientations
-from lightning_symmetry.verdicts.plain import from_plain, to_plain
-from lightning_symmetry.verdicts.records import Lineage, Record
+from lightning_symmetry.verdicts.records import Lineage, Record, from_plain, to_plain
 from lightning_symmetry.verdicts.stops import StopKind, Stopped, Traced, most_common
 from lightning_symmetry.verdicts.verdict import Verdict
 

@@ -1,23 +1,25 @@
-"""Records of groups: what is known of each, continued from check to check."""
+"""The history of each group of units, continued from check to check and stored in checkpoints."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from enum import StrEnum
+from operator import index
+from typing import Any, TypeVar
 
 from lightning_symmetry.matrices.numerics import Mask
 from lightning_symmetry.verdicts.diagnoses import Cause, Finding, Origin, Reason, UnitGroup
 from lightning_symmetry.verdicts.look import Gradients, Sighting
-from lightning_symmetry.verdicts.stops import Stopped
+from lightning_symmetry.verdicts.stops import GradientStop, Stopped
 from lightning_symmetry.verdicts.verdict import Verdict
+
+T = TypeVar("T")
 
 
 @dataclass
 class Record:
-    """The past of one group of units.
-
-    Attributes without an explanation are those of :class:`UnitGroup` and :class:`Finding`.
+    """The history of one group of units; attributes not listed are as in :class:`UnitGroup` and :class:`Finding`.
 
     Attributes:
         units: the units at the latest check that saw the group.
@@ -25,7 +27,7 @@ class Record:
         position: :attr:`Sighting.position` when the group was first seen.
         broken_step: step of the check at which the group was gone; None while it holds.
         verdict: the conclusion of the latest check.
-        gradients: the latest evidence of the gradients, :attr:`Gradients.NONE` and unclear evidence left out.
+        gradients: the latest evidence of the gradients other than ``NONE`` and ``UNCLEAR``.
         streak: number of checks in a row with this evidence.
         num_watched: number of steps in a row, checks included, at which all gradients were zero; counted until the
             group is frozen.
@@ -83,7 +85,7 @@ class Record:
         """
         gradients = evidence = sighting.gradients
         if self.cause is Cause.ZERO and {evidence, self.gradients} == {Gradients.ZERO, Gradients.FAINT}:
-            # Rounding errors around zero are exactly zero now and then.
+            # Rounding errors are sometimes exactly zero.
             evidence = self.gradients = Gradients.FAINT
         if gradients not in (Gradients.NONE, Gradients.UNCLEAR) and (is_fresh or evidence is not self.gradients):
             self.streak = self.streak + 1 if evidence is self.gradients else 1
@@ -114,9 +116,7 @@ class Record:
     def watch(self, is_zero: Mask, is_unseen: Mask) -> None:
         """Record the gradients at a step between two checks, if they were zero at the latest check.
 
-        Args:
-            is_zero: which units of the layer have a gradient of exactly zero.
-            is_unseen: which have one that is not finite.
+        The masks, ``(num_units,)``, show which gradients are exactly zero and which are not finite.
         """
         units = list(self.units)
         if is_zero[units].all():
@@ -125,7 +125,7 @@ class Record:
             self.gradients, self.streak, self.num_watched, self.stopped = Gradients.NONE, 0, 0, None
 
     def trace(self, stopped: Stopped | None) -> None:
-        """Record where a trace found the gradient to stop; if the group was idle and no longer is, start over."""
+        """Record where a trace found that the gradient stops; forget the past of a group that is no longer idle."""
         if self.verdict is Verdict.IDLE and not (stopped and stopped.stop.is_idle):
             self.verdict, self.gradients, self.streak, self.num_watched = Verdict.DUPLICATE, Gradients.NONE, 0, 0
         self.stopped = stopped
@@ -190,12 +190,9 @@ class Record:
 
 
 class Lineage:
-    """Matches the groups of a check with the records of the check before.
+    """Matches the groups of a check with the records of a layer at the check before.
 
     Records of one kind, equal weights or lockstep, never share a unit, so each is found by any of its units.
-
-    Args:
-        records: the records of a layer before this check.
     """
 
     def __init__(self, records: Sequence[Record]) -> None:
@@ -213,15 +210,15 @@ class Lineage:
         predecessors = self._predecessors(sighting)
         record = predecessors[0]
         if record is not None and all(each is record for each in predecessors):
-            if id(record) in self._continued:  # a larger part of the group continues the record itself
+            if id(record) in self._continued:  # another part of a group that has split; this part gets a copy
                 before = self._before[id(record)]
                 record = replace(before, warned_units=sighting.units if before.warned else ())
             elif (record.units, record.mirrored) != (sighting.units, sighting.mirrored):
                 self._before[id(record)] = replace(record)
             self._continued.add(id(record))
             if record.was_different and len(sighting.units) < len(record.units):
-                record.streak = 0  # the rest of a group that falls apart must hold for a while to count
-                if record.verdict is Verdict.BREAKING:  # the remaining units are not known to differ
+                record.streak = 0  # what is left of a group that falls apart needs new evidence
+                if record.verdict is Verdict.BREAKING:  # the units that are left are not known to differ
                     record.verdict = Verdict.DUPLICATE
         else:
             record = self._broken(sighting)
@@ -254,15 +251,10 @@ class Lineage:
         )
 
     def end(self, current: Sequence[Record], step: int) -> list[Record]:
-        """Mark the records of groups that are gone as broken.
+        """Mark the records of groups that are gone at this check as broken.
 
-        Args:
-            current: the records of this check.
-            step: completed optimizer steps.
-
-        Returns:
-            The broken records that the user was warned of, in the order in which they ended. A group that became part
-            of a larger one is not among them: the record of that one includes it.
+        Return those of them, and of earlier broken ones, that the user was warned of, in the order in which they ended.
+        Omit a group that became part of a larger one, whose record includes it.
         """
         by_unit = {(record.has_equal_weights, unit): record for record in current for unit in record.units}
         ended = []
@@ -270,7 +262,7 @@ class Lineage:
             if record.warned is None:
                 continue
             if record.broken_step is None:
-                # A continued record is its own successor.
+                    # A record that continues is its own successor.
                 successors = [by_unit.get((record.has_equal_weights, unit)) for unit in record.units]
                 if successors[0] is not None and all(each is successors[0] for each in successors):
                     continue
@@ -285,7 +277,56 @@ class Lineage:
     def _broken(self, sighting: Sighting) -> Record | None:
         """Return a broken record that held all of these units."""
         units = set(sighting.units)
-        for record in self._records:
-            if record.has_equal_weights == sighting.has_equal_weights and units <= set(record.units):
-                return record
-        return None
+        alike = (each for each in self._records if each.has_equal_weights == sighting.has_equal_weights)
+        return next((record for record in alike if units <= set(record.units)), None)
+
+
+def to_plain(instance: Any) -> dict[str, Any]:
+    """Return the fields of a dataclass that its constructor takes, as plain data."""
+    return {each.name: _plain(getattr(instance, each.name)) for each in fields(instance) if each.init}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, StrEnum):
+        return str(value)
+    if isinstance(value, GradientStop):
+        return value.to_dict()
+    return [_plain(each) for each in value] if isinstance(value, tuple) else value
+
+
+def from_plain(cls: type[T], values: Mapping[str, Any]) -> T:
+    """Build a dataclass from what :func:`to_plain` returned, in this version or an earlier one.
+
+    Missing fields get their defaults, unknown ones are ignored. Values of another dataclass raise any exception.
+    """
+    names = [each.name for each in fields(cls) if each.init and each.name in values]  # type: ignore[arg-type]
+    return cls(**{name: _read(name, values[name]) for name in names})
+
+
+def _read(name: str, value: Any) -> Any:
+    if name not in _READERS or (value is None and name in _OPTIONAL):
+        return value
+    return _READERS[name](value)
+
+
+def _units(values: Sequence[Any]) -> tuple[int, ...]:
+    return tuple(map(index, values))
+
+
+_OPTIONAL = {"broken_step", "warned", "stop", "stopped", "warned_stopped"}
+_READERS: Mapping[str, Callable[[Any], Any]] = {
+    **dict.fromkeys(("first_step", "last_step", "broken_step", "streak", "num_watched", "warned_watched"), index),
+    **dict.fromkeys(("units", "warned_units", "mirrored"), _units),
+    **dict.fromkeys(("modules", "row_names"), tuple),
+    **dict.fromkeys(("verdict", "warned"), Verdict),
+    **dict.fromkeys(("reason", "warned_reason"), Reason),
+    **dict.fromkeys(("stopped", "warned_stopped"), Stopped.from_plain),
+    "stop": GradientStop.from_dict,
+    "cause": Cause,
+    "origin": Origin,
+    "gradients": Gradients,
+    "position": float,
+    "follows": str,
+    "kept_by": str,
+    "is_explained": bool,
+}

@@ -7,8 +7,7 @@ import pytest
 from lightning_symmetry import Verdict
 from lightning_symmetry.verdicts.diagnoses import Cause, Origin, Reason
 from lightning_symmetry.verdicts.look import Gradients, Sighting
-from lightning_symmetry.verdicts.plain import from_plain, to_plain
-from lightning_symmetry.verdicts.records import Lineage, Record
+from lightning_symmetry.verdicts.records import Lineage, Record, from_plain, to_plain
 
 EQUAL, ZERO, DIFFERENT = Gradients.EQUAL, Gradients.ZERO, Gradients.DIFFERENT
 
