@@ -5,9 +5,7 @@ Nothing here imports torch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from enum import StrEnum, unique
-from types import MappingProxyType
 
 from lightning_symmetry.verdicts.stops import StopKind
 
@@ -16,9 +14,11 @@ from lightning_symmetry.verdicts.stops import StopKind
 class Code(StrEnum):
     """The codes, each with its ``meaning`` in a few words. A code never changes its meaning and is never reused.
 
+    In lower case, a code is the name of its page and of its row in the index ``docs/codes.md``.
+
     Example:
-        >>> print(Code.CLOSED, Code.CLOSED.meaning, Code.CLOSED.anchor, sep="; ")
-        SYM301; no gradient: an activation is closed; sym301
+        >>> print(Code.CLOSED, Code.CLOSED.meaning, sep="; ")
+        SYM301; no gradient: an activation is closed
     """
 
     meaning: str
@@ -51,16 +51,6 @@ class Code(StrEnum):
         code._value_, code.meaning = value, meaning
         return code
 
-    @property
-    def anchor(self) -> str:
-        """The name of its page, and of its row in the index ``docs/codes.md``."""
-        return self.value.lower()
 
-
-CODE_OF_STOP: Mapping[StopKind, Code] = MappingProxyType(
-    {
-        **{kind: Code[kind.name] for kind in StopKind if kind is not StopKind.UNKNOWN},
-        StopKind.UNKNOWN: Code.NOT_MEASURED,
-    }
-)
+CODE_OF_STOP = {kind: Code.NOT_MEASURED if kind is StopKind.UNKNOWN else Code[kind.name] for kind in StopKind}
 """The code of units without a gradient, by the kind of stop."""

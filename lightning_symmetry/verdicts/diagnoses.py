@@ -61,13 +61,13 @@ class UnitGroup:
 
     Attributes:
         units: sorted indices of the units.
-        verdict: what becomes of them.
+        verdict: the verdict on them.
         cause: pattern of their weights when the group was first seen.
         value: the number that every weight was, for :attr:`Cause.CONSTANT`.
         first_step: optimizer step of the check that saw the group first; None after a single look.
         origin: how the group entered the records.
-        reason: the reason of the verdict in the first warning; :attr:`Reason.PRUNED` for rows that are meant to be
-            zero, which need no warning.
+        reason: why the verdict in the first warning was given; :attr:`Reason.PRUNED` for rows that are zero on
+            purpose, which need no warning.
         mirrored: the units whose row is the negative of the first unit's.
         num_watched: number of optimizer steps in a row at which the gradients of all units were exactly zero.
         stop: where their gradient stops; None if it does not, or if no step was traced.
@@ -127,7 +127,7 @@ class LayerDiagnosis:
         died_at: for each dead unit, the optimizer step of the first of these checks; empty after a single look.
         woke_at: for units that were dead and train again, the optimizer step of the check that found it.
         idle_units: number of units whose gradient was exactly zero at ``patience`` checks in a row, over however few
-            steps; not all of them need be dead.
+            steps; some of them may not be dead.
         orientations: number of directions, up to sign, among the rows of the living units, which are neither dead nor
             zero; rows share a direction if the absolute value of their cosine similarity is 0.999 or more. Small
             initialisation makes units condense onto few directions early in the training (Zhou et al. 2022, arXiv
@@ -179,7 +179,7 @@ class LayerDiagnosis:
 
     @property
     def working_units(self) -> int:
-        """Number of units that are neither redundant nor dead; one living unit of each group counts.
+        """Number of units that are neither redundant nor dead; of equal units one counts, if any of them is alive.
 
         Example:
             >>> pair = UnitGroup((0, 1), Verdict.LOCKED, Cause.COPIED)
@@ -190,7 +190,7 @@ class LayerDiagnosis:
             return self.effective_width
         dead = set(self.dead)
         equal = [group.units for group in self.groups if group.verdict.traits.is_redundant]
-        # The unit of a group that counts as not redundant is a living one, if there is any.
+        # Units that are both redundant and dead. The unit of a group that is not redundant is alive if any of them is.
         counted_twice = sum(min(len(dead.intersection(units)), len(units) - 1) for units in equal)
         return self.effective_width - len(dead) + counted_twice
 
@@ -229,7 +229,7 @@ class CopyGroup:
 
     Attributes:
         modules: their names.
-        verdict: what becomes of them; ``LOCKED`` if their gradients are equal too.
+        verdict: the verdict on them; ``LOCKED`` if their gradients are equal too.
         first_step: optimizer step of the check that saw them first; None after a single look.
     """
 
@@ -264,7 +264,7 @@ class Finding:
         broken_step: optimizer step of the check at which the group was gone; None while it holds.
         origin: how the group entered the records.
         modules: names of whole modules that are copies of one another; empty for units of a layer.
-        reason: the reason of that verdict.
+        reason: why that verdict was given.
         mirrored: the units whose row is the negative of the first unit's.
         num_watched: number of optimizer steps in a row before the warning at which the gradients of all units were
             exactly zero.
@@ -294,7 +294,7 @@ class Finding:
 
     @property
     def code(self) -> str:
-        """The code of the finding, such as ``"SYM101"``; the page of codes has a section on each.
+        """The code of the finding, such as ``"SYM101"``; ``docs/codes/`` has a page on each.
 
         Example:
             >>> group = UnitGroup((0, 1), Verdict.LOCKED, Cause.CONSTANT, value=0.5)
@@ -319,7 +319,7 @@ def finding_of(
 
 
 def gradients_cancel(group: UnitGroup | Finding) -> bool:
-    """Return whether rows of zeros get only rounding errors, since everything downstream treats their units alike."""
+    """Return whether the gradients of rows of zeros cancel: what reads the units treats all of them alike."""
     return group.verdict is Verdict.FROZEN and group.cause is Cause.ZERO and group.reason is Reason.ROUNDING_AGAIN
 
 
@@ -341,18 +341,16 @@ def _code_of(group: UnitGroup | Finding) -> str:
 
 
 def _code_without_gradient(group: UnitGroup | Finding) -> Code:
+    kind = StopKind.UNKNOWN if group.stop is None else group.stop.kind
     if group.stop is not None and group.stop.is_by_design:
-        return Code.NO_CHOICE if group.stop.kind is StopKind.ONE_VALUE else Code.NO_INPUT
-    if group.stop is not None and group.stop.kind is not StopKind.UNKNOWN:
-        is_rounding = group.stop.kind is StopKind.ROUNDING
-        return Code.ZERO_INIT if is_rounding and gradients_cancel(group) else CODE_OF_STOP[group.stop.kind]
-    if group.reason is Reason.ROUNDING_AGAIN:
-        return Code.ZERO_INIT if gradients_cancel(group) else Code.ROUNDING
-    return Code.NOT_MEASURED
+        return Code.NO_CHOICE if kind is StopKind.ONE_VALUE else Code.NO_INPUT
+    if kind is StopKind.UNKNOWN and group.reason is Reason.ROUNDING_AGAIN:
+        kind = StopKind.ROUNDING
+    return Code.ZERO_INIT if kind is StopKind.ROUNDING and gradients_cancel(group) else CODE_OF_STOP[kind]
 
 
 def under_all_names(diagnoses: Iterable[LayerDiagnosis]) -> dict[str, LayerDiagnosis]:
-    """Return the layers of a report, also under the names of layers that share a weight."""
+    """Map names to layers; layers that share a weight are under each of their names."""
     return {name: layer for layer in diagnoses for name in (layer.name, *layer.also)}
 
 
@@ -366,9 +364,7 @@ def worst_first(layers: Iterable[LayerDiagnosis]) -> list[LayerDiagnosis]:
         ['b', 'a']
     """
 
-    def rank(layer: LayerDiagnosis) -> int:
-        if any(group.verdict.is_warning for group in layer.groups):
-            return 0
-        return 1 if layer.groups else 2
+    def rank(layer: LayerDiagnosis) -> tuple[bool, bool]:
+        return not any(group.verdict.is_warning for group in layer.groups), not layer.groups
 
     return sorted(layers, key=rank)

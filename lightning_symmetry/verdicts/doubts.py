@@ -1,4 +1,4 @@
-"""Why nothing can be concluded about parts of a model: what separates "healthy" from "not checked"."""
+"""Why nothing can be concluded about parts of a model: the difference between "healthy" and "not checked"."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ class Untrained(StrEnum):
 def untrained_parts(
     names: Iterable[tuple[str, Sequence[Progress]]], updated: Set[int], patience: int
 ) -> dict[str, str]:
-    """Return why layers do not train, by name; by name of the parameter where only some of a layer are concerned.
+    """Return why layers do not train, by name; by name of the parameter if only some parameters of a layer do not.
 
     Args:
-        names: by name of a layer, or of a parameter of none, the progress of its parameters.
+        names: by name of a layer, or of a parameter that belongs to no layer, the progress of its parameters.
         updated: identities (``id``) of the parameters that any optimizer updates.
-        patience: number of checks without a gradient or a movement that are a reason.
+        patience: number of checks without a gradient, or without a movement, that are a reason.
     """
     reasons: dict[str, str] = {}
     every = list(names)
@@ -39,8 +39,8 @@ def untrained_parts(
         found = {one.name: _why_untrained(one, updated, patience) for one in several if one.is_wanted}
         if len(set(found.values())) == 1:
             found = {name: next(iter(found.values()))}
-        # Gradients of a vector may be too small to move it: a bias whose effect a norm removes, or a branch that starts
-        # closed.
+        # The gradient of a vector may be too small to move it: that of a bias whose effect a norm removes, or of the
+        # gate of a branch that starts closed.
         is_small = have_vectors_moved and all(one.parameter.dim() < 2 for one in several)
         if is_small or any(one.has_moved for one in several):
             found = {each: reason for each, reason in found.items() if reason != Untrained.UNMOVED}
@@ -87,13 +87,9 @@ def undecided_layers(layers: Iterable[LayerDiagnosis]) -> list[str]:
     """Return a text for each layer with equal units whose gradients are inconclusive so far."""
     sentences = []
     for layer in layers:
-        # Slices of a parameter may go unused for good, such as positions beyond the longest text.
-        is_open = not layer.slices_of
-        groups = [
-            group.units
-            for group in layer.groups
-            if is_open and group.verdict is Verdict.DUPLICATE and group.reason is not Reason.PRUNED
-        ]
+        # Slices of a parameter are omitted: they may never be used, such as positions beyond the longest text.
+        undecided = [] if layer.slices_of else [group for group in layer.groups if group.verdict is Verdict.DUPLICATE]
+        groups = [group.units for group in undecided if group.reason is not Reason.PRUNED]
         if groups:
             who = f"{layer.name}: {describe_groups(groups, layer.num_units)} are equal"
             sentences.append(f"{who}, and their gradients are inconclusive so far; more optimizer steps will tell")
@@ -101,7 +97,7 @@ def undecided_layers(layers: Iterable[LayerDiagnosis]) -> list[str]:
 
 
 def crowded_layers(layers: Iterable[LayerDiagnosis]) -> list[str]:
-    """Return a sentence for each layer with too many units of nearly equal weights to compare them all.
+    """Return a text for each layer with too many units of nearly equal weights to compare them all.
 
     >>> crowded_layers([LayerDiagnosis("fc", 2048, 512, crowded_units=2048, crowd_radius=3.4e-5)])
     ["fc: too many near rows to compare: 2,048 of 2,048 units, whose weights lie within 3.4e-05 of the first one's"]
@@ -115,15 +111,14 @@ def crowded_layers(layers: Iterable[LayerDiagnosis]) -> list[str]:
 
 
 def too_few_checks(num_checks: Mapping[str, int], needed: int) -> list[str]:
-    """Return a text if too few checks have seen gradients of some layers.
+    """Return a text if some layers have had gradients at too few checks.
 
-    Args:
-        num_checks: by layer, the number of checks with a gradient other than zero.
-        needed: the number of checks after which all verdicts can be reached.
+    ``num_checks`` counts for each layer the checks with a gradient other than zero. After ``needed`` such checks every
+    verdict is possible.
     """
     if num_checks and not any(num_checks.values()):
         return ["no check has seen a gradient other than zero"]
-    # Layers that never get a gradient, such as unused experts, are left out.
+    # Layers that have had no gradient, such as unused experts, are omitted.
     few = [name for name, number in num_checks.items() if 0 < number < needed]
     if not few:
         return []
@@ -133,12 +128,7 @@ def too_few_checks(num_checks: Mapping[str, int], needed: int) -> list[str]:
 
 
 def may_be_dead(layers: Iterable[LayerDiagnosis], dead_share: float) -> list[str]:
-    """Return a text for each layer with enough units for a warning that may be dead.
-
-    Args:
-        layers: the layers.
-        dead_share: the share of dead units that is worth a warning.
-    """
+    """Return a text for each layer in which the share of units that may be dead reaches ``dead_share``."""
     return [
         f"{layer.name}: {layer.idle_units} of {layer.num_units} units have had gradients of exactly zero at the last "
         "checks; it takes 50 steps in a row to call them dead"
@@ -148,7 +138,7 @@ def may_be_dead(layers: Iterable[LayerDiagnosis], dead_share: float) -> list[str
 
 
 def not_looked_at(unread: Mapping[str, str]) -> list[str]:
-    """Return a text for each module with weights that were not checked; ``unread``: the reasons by name."""
+    """Return a text for each module with weights that were not checked, given the reasons by name."""
     return [
         f"{name} was not looked at: {reason}; to leave it out on purpose, name it in `exclude`"
         for name, reason in unread.items()

@@ -1,4 +1,4 @@
-"""The evidence of one look at a layer, without conclusions."""
+"""The evidence from one look at a layer, without conclusions."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ class Sighting:
         gradients: evidence of the gradients.
         cause: pattern of the weights.
         value: the number that every weight equals, for :attr:`Cause.CONSTANT`.
-        position: product of the first unit's row with a fixed random vector. From look to look it changes by about as
-            much as the row does.
-        reach: L2 distance at the looser tolerance. Rows that are still equal after they have moved many times this far
-            have moved together.
+        position: product of the first unit's row with a fixed random vector. Its change from look to look estimates how
+            far the row has moved.
+        reach: L2 distance at the looser tolerance. Rows that have moved many times this far and are still equal have
+            moved together.
         resolution: L2 distance at the tight tolerance.
         mirrored: units whose row, and gradient row if these are equal, is the negative of the first unit's.
         is_proof: whether equal gradients at this one look prove that the units stay equal.
@@ -62,15 +62,12 @@ class Crowd(NamedTuple):
     """Units whose weights nearly agree, too many to compare them all.
 
     Attributes:
-        num_units: how many there are.
-        radius: within which relative L2 distance of one of them their weights lie.
+        num_units: their number.
+        radius: the relative L2 distance from one of them within which the weights of all lie.
     """
 
-    num_units: int
-    radius: float
-
-
-NO_CROWD = Crowd(0, 0.0)
+    num_units: int = 0
+    radius: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -89,7 +86,7 @@ class Steady:
 
     @classmethod
     def of(cls, groups: Iterable[Sequence[int]], num_units: int) -> Steady:
-        """Build from sorted groups of a layer with ``num_units`` units."""
+        """Build from the groups, each sorted, of a layer with ``num_units`` units."""
         pairs = [(unit, group[0]) for group in groups for unit in group[1:]]
         members, firsts = np.array(pairs, dtype=np.intp).T
         return cls(members, firsts, np.setdiff1d(np.arange(num_units), members, assume_unique=True))
@@ -97,23 +94,23 @@ class Steady:
 
 @dataclass(frozen=True)
 class Look:
-    """The evidence of one look at a layer.
+    """The evidence from one look at a layer.
 
     Attributes:
         layer: the layer.
-        read: returns its rows, and its gradient rows if there are any. It is called when these are first needed,
-            which must be before the weights move.
+        read: returns its rows, and its gradient rows if there are any. It is called when they are first needed; the
+            weights must not have moved by then.
         sightings: disjoint sets of units.
         fingerprint: hash of the weights, which changes if any row does; None if the layer was read quickly.
         has_gradient: whether any gradient is not zero; it may be infinite.
-        idle: which units have a gradient of zero, and weights that are not zero and unlike any other unit's,
-            ``(num_units,)``; None if there are no gradients, or if zeros mean nothing.
-        unseen: which units have a gradient that is not finite; None with ``idle``.
+        idle: mask of the units with a gradient of zero and with weights that are not zero and equal to no other unit's,
+            ``(num_units,)``; None if there are no gradients, or if zeros are no evidence.
+        unseen: mask of the units whose gradient is not finite; None with ``idle``.
         norms: norms of the rows, ``(num_units,)``; None if the layer was read quickly.
         directions: :func:`~lightning_symmetry.matrices.screening.directions_of` the rows, ``(num_units,)``, if the
             layer was read quickly; else None.
-        is_steady: whether the steady groups are unchanged and there is nothing else; ``sightings`` is empty then.
-        is_finite: whether all weights are.
+        is_steady: whether the steady groups are unchanged and no other units agree; ``sightings`` is then empty.
+        is_finite: whether all weights are finite.
         is_faint: whether there are gradients, and all of them may be rounding errors.
         crowd: the units whose weights nearly agree with those of too many others to compare them all.
         floor: norm up to which gradients count as zero in ``idle``; positive only for rounding errors.
@@ -131,7 +128,7 @@ class Look:
     is_steady: bool = False
     is_finite: bool = True
     is_faint: bool = False
-    crowd: Crowd = NO_CROWD
+    crowd: Crowd = Crowd()
     floor: float = 0.0
 
     @cached_property

@@ -1,4 +1,4 @@
-"""Whether equal gradients at one look prove that units stay equal: only if the weights that read them do, too."""
+"""Whether equal gradients at one look prove that units stay equal: only if the weights that read them stay equal too."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from lightning_symmetry.units.layers import Layer
 from lightning_symmetry.units.updates import Updates
 from lightning_symmetry.verdicts.look import Gradients, Sighting
 
-# Limits of units of a group, of layers that may read them, of groups of a layer, and of downstream layers to search.
-_NUM_UNITS = 4
-_NUM_READERS = 8
-_MAX_GROUPS = 8
-_MAX_BEHIND = 64
+# Limits of what is compared, since the answer is a guess in any case.
+_NUM_UNITS = 4  # of a group
+_NUM_READERS = 8  # layers that may read the units
+_MAX_GROUPS = 8  # of a layer
+_MAX_BEHIND = 64  # downstream layers among which readers are searched
 
 
 @dataclass(frozen=True)
@@ -41,13 +41,13 @@ class Proof:
     def updates_differ(self, layer: Comparable, group: tuple[int, ...]) -> bool:
         """Return whether equal gradients lead to different updates.
 
-        Units of one layer share the options of an optimizer, and their state stays equal once it is.
+        Units of one layer share the options of an optimizer, and equal optimizer states stay equal.
         """
         is_open = bool(layer.row_names) or group not in self.proven
         return is_open and self.updates is not None and not layer.are_updated_alike(group, self.updates)
 
     def mark(self, layer: Comparable, sightings: Sequence[Sighting]) -> list[Sighting]:
-        """Return the sightings with ``is_proof`` cleared where the units are about to diverge."""
+        """Return the sightings; ``is_proof`` is False for units that are about to diverge."""
         if isinstance(layer, Copies) and self.updates is not None:
             # Parameter groups with equal options may have different schedules.
             return [replace(each, is_proof=layer.share_options(each.units, self.updates)) for each in sightings]
@@ -62,7 +62,7 @@ class Proof:
             for each in equal[:_MAX_GROUPS]
             if are_read_differently(each.units, layer.num_units, readers, self.noise)
         }
-        if diverging:  # the groups beyond the limit are assumed to diverge, too
+        if diverging:  # groups beyond the limit are assumed to diverge too
             diverging |= {each.units for each in equal[_MAX_GROUPS:]}
         return [replace(each, is_proof=each.units not in diverging) for each in sightings]
 
@@ -70,10 +70,10 @@ class Proof:
 def are_read_differently(units: Sequence[int], num_units: int, layers: Iterable[Layer], floor: float) -> bool:
     """Return whether the layer that reads equal units is about to treat them differently.
 
-    Units with equal weights and gradients get different gradients at the next step if the weights that read them have
-    different ones at this step: where noise is added to each, as in the latents of a VAE, or where each is added to
-    another number, as in a residual network. The reader is taken to be the first layer that has as many inputs and
-    equal weights for these; where there is none, the first that has a multiple of the inputs.
+    Units with equal weights and gradients get different gradients at the next step if the weights that read them get
+    different gradients at this step: where noise is added to each unit, as in the latents of a VAE, or where each is
+    added to another number, as in a residual network. The reader is taken to be the first layer with as many inputs,
+    and equal weights for these units; if there is none, the first with a multiple of the inputs.
 
     Args:
         units: units of one layer with equal weights and equal gradients.
@@ -95,8 +95,8 @@ def are_read_differently(units: Sequence[int], num_units: int, layers: Iterable[
 def _columns(layer: Layer, units: Sequence[int], num_units: int) -> Iterable[tuple[Tensor, Tensor]]:
     """Yield the weights with which a layer may read some units, and their gradients, ``(len(units), n)`` each.
 
-    The number of its inputs is a multiple of the number of units: an image has several inputs per unit side by side,
-    the gates of a recurrent layer have them one after the other.
+    The number of its inputs is a multiple of the number of units. A flattened image has several adjacent inputs per
+    unit; a recurrent layer has all units once per gate.
     """
     tensor = layer.tensors[0]
     gradient = tensor.weights.grad
@@ -108,8 +108,7 @@ def _columns(layer: Layer, units: Sequence[int], num_units: int) -> Iterable[tup
     place = torch.arange(per_unit, device=both[0].device)
     layouts = [unit * per_unit + place, place * num_units + unit]
     for index in layouts if per_unit > 1 else layouts[:1]:
-        flat = index.flatten()
-        weights, gradients = (each[:, flat].T.reshape(len(units), -1) for each in both)
+        weights, gradients = (each[:, index.flatten()].T.reshape(len(units), -1) for each in both)
         yield weights, gradients
 
 

@@ -16,15 +16,15 @@ SECTIONS = ["What was measured", "What it means", "What to do", "When it is fine
 
 def test_every_code_has_a_page_and_every_page_a_code() -> None:
     pages = sorted(f"codes/{page.name}" for page in (DOCS / "codes").iterdir())
-    assert pages == [f"codes/{code.anchor}.md" for code in Code]
+    assert pages == [f"codes/{code.lower()}.md" for code in Code]
     index = (DOCS / "codes.md").read_text(encoding="utf-8")
     rows = re.findall(r'^\| <a id="(.*)"></a>\[(.*)\]\((.*)\) \|', index, re.MULTILINE)
-    assert rows == [(code.anchor, code.value, page) for code, page in zip(Code, pages, strict=True)]
+    assert rows == [(code.lower(), code.value, page) for code, page in zip(Code, pages, strict=True)]
 
 
 @pytest.mark.parametrize("code", Code)
 def test_a_page_shows_the_message_and_says_what_to_do(code: Code) -> None:
-    page = (DOCS / "codes" / f"{code.anchor}.md").read_text(encoding="utf-8")
+    page = (DOCS / "codes" / f"{code.lower()}.md").read_text(encoding="utf-8")
     title, _, rest = page.partition("\n")
     words = re.sub(r" \(.*\)$", "", title)  # in parentheses: what people search for
     assert words.lower().replace(",", "") == f"# {code} {code.meaning}".lower().replace(",", "")
