@@ -28,14 +28,14 @@ class Heads:
     size: int
 
     def whole(self, groups: Sequence[Units]) -> dict[tuple[int, ...], list[Units]]:
-        """Return the groups of whole heads that agree unit by unit, by the numbers of the heads.
+        """Map the numbers of heads that agree unit by unit to their groups of units.
 
         Example:
             >>> heads = Heads("attn", "key", (0, 2, 4), 2)
             >>> heads.whole([(0, 4), (1, 5), (2, 3)])
             {(0, 2): [(0, 4), (1, 5)]}
         """
-        if not groups:  # as in most layers of a large model
+        if not groups:  # most layers of a large model have none
             return {}
         places = {start + i: (head, i) for head, start in enumerate(self.starts) for i in range(self.size)}
         alike: dict[tuple[int, ...], list[Units]] = {}
@@ -54,8 +54,8 @@ class CopiedHeads:
     Attributes:
         module: name of the module.
         heads: their numbers.
-        groups: pairs of the name of a layer and units of it that agree.
-        roles: the roles of these units, without those that the heads share.
+        groups: pairs of the name of a layer and some of its units that agree.
+        roles: the roles of these units; keys and values are omitted if the heads share them.
     """
 
     module: str
@@ -65,7 +65,7 @@ class CopiedHeads:
 
 
 def copied_heads(heads: Mapping[str, Sequence[Heads]], groups: Mapping[str, Sequence[Units]]) -> list[CopiedHeads]:
-    """Find the heads that agree in all of their roles.
+    """Find the heads that agree in queries, keys and values.
 
     Args:
         heads: by layer, the heads that its units belong to.
@@ -89,7 +89,7 @@ def _copied_in(
     whole = {role: part.whole(groups.get(layer, ())) for role, (layer, part) in parts.items()}
     num_heads, num_key_heads = (len(parts[role][1].starts) for role in ("query", "key"))
     for heads, units in whole["query"].items():
-        # With grouped queries several heads share keys and values.
+        # With grouped queries, several heads read the same keys and values.
         read = tuple(sorted({head * num_key_heads // num_heads for head in heads}))
         by_role = {"query": units}
         if len(read) > 1:

@@ -1,23 +1,21 @@
 """A report as a fragment of HTML, for notebooks.
 
-The fragment has no scripts, no style sheet, no ids and no outside files. It takes its text colour and font from the
-page, light or dark. All that its colours show is also in words.
-
-Nothing here imports torch.
+The fragment has no scripts, style sheets, ids or outside files. Its text has the colour and font of the page, which may
+be light or dark. All that colours show is also in words. Nothing here imports torch.
 """
 
 from __future__ import annotations
 
 import re
 from base64 import b64encode
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 
 from lightning_symmetry.verdicts.advice import messages
 from lightning_symmetry.verdicts.diagnoses import LayerDiagnosis, worst_first
 from lightning_symmetry.verdicts.model_diagnosis import ModelDiagnosis, Status
 from lightning_symmetry.verdicts.tables import shorten
-from lightning_symmetry.verdicts.text import groups_in_words, idle_notes, totals
+from lightning_symmetry.verdicts.text import groups_in_words, idle_notes, summarise, totals
 from lightning_symmetry.verdicts.verdict import Verdict
 
 _MAX_ROWS = 40
@@ -53,16 +51,15 @@ def report_html(report: ModelDiagnosis, heatmaps: Mapping[str, bytes]) -> str:
         >>> "&lt;b&gt;" in html, "<b>" in html
         (True, False)
     """
+    # Copies with a warning are among the findings.
+    copies = [f"{copy.describe()} ({copy.verdict})" for copy in report.copies if not copy.verdict.is_warning]
     parts = [
         _heading(report),
         _table(report),
         _legend(report),
         _list("Findings", messages(report.findings, report)),
         _list("Idle", idle_notes(report)),
-        # The other copies are among the findings.
-        _list(
-            "Copies", [f"{copy.describe()} ({copy.verdict})" for copy in report.copies if not copy.verdict.is_warning]
-        ),
+        _list("Copies", copies),
         _heatmaps(report, heatmaps),
         _details("Inconclusive", report.reasons, is_open=report.status == "inconclusive"),
         _details("Not inspected", [f"{name}: {reason}" for name, reason in report.skipped.items()]),
@@ -84,20 +81,15 @@ def _table(report: ModelDiagnosis) -> str:
     if not layers:
         return ""
     has_dead = any(layer.dead_units for layer in layers)
-    head = [
-        _head_cell("layer", _TEXT),
-        _head_cell("units", _NUMBER),
-        _head_cell("working", _NUMBER),
-        _head_cell("dead", _NUMBER) if has_dead else "",
-        _head_cell("share of the units", _TEXT),
-        _head_cell("groups", _TEXT),
-    ]
-    rows = [_row("".join(head)), *(_layer_row(layer, has_dead) for layer in layers[:_MAX_ROWS])]
+    numbers = ["units", "working", *(["dead"] if has_dead else [])]
+    styles = {"layer": _TEXT, **dict.fromkeys(numbers, _NUMBER), "share of the units": _TEXT, "groups": _TEXT}
+    head = [f'<th scope="col" style="{style};font-weight:600">{name}</th>' for name, style in styles.items()]
+    rows = [_row(head), *(_layer_row(layer, has_dead) for layer in layers[:_MAX_ROWS])]
     left_out = layers[_MAX_ROWS:]
     if left_out:
         with_groups = sum(bool(layer.groups) for layer in left_out)
         text = f"and {len(left_out):,} more layers, {f'{with_groups:,}' if with_groups else 'none'} of them with groups"
-        rows.append(_row(f'<td colspan="{5 + has_dead}" style="{_TEXT}"><span style="{_PALE}">{text}</span></td>'))
+        rows.append(_row([f'<td colspan="{len(head)}" style="{_TEXT}"><span style="{_PALE}">{text}</span></td>']))
     return (
         '<div style="overflow-x:auto">'
         '<table style="border-collapse:collapse;table-layout:auto;border:0;margin:0;font-size:inherit">'
@@ -105,30 +97,22 @@ def _table(report: ModelDiagnosis) -> str:
     )
 
 
-def _row(cells: str) -> str:
-    return f'<tr style="background:none">{cells}</tr>'
-
-
-def _head_cell(text: str, style: str) -> str:
-    return f'<th scope="col" style="{style};font-weight:600">{text}</th>'
+def _row(cells: Sequence[str]) -> str:
+    return f'<tr style="background:none">{"".join(cells)}</tr>'
 
 
 def _layer_row(layer: LayerDiagnosis, has_dead: bool) -> str:
+    names = [_name(name) for name in (layer.name, *layer.also[:_MAX_TIED_NAMES])]
+    more = len(layer.also) - _MAX_TIED_NAMES
+    shown = " = ".join([*names, f"{more:,} more"] if more > 0 else names)
+    numbers = [layer.num_units, layer.working_units, *([layer.dead_units] if has_dead else [])]
     cells = [
-        f'<td style="{_TEXT};overflow-wrap:anywhere;min-width:8em">{_layer_name(layer)}</td>',
-        f'<td style="{_NUMBER}">{layer.num_units:,}</td>',
-        f'<td style="{_NUMBER}">{layer.working_units:,}</td>',
-        f'<td style="{_NUMBER}">{layer.dead_units:,}</td>' if has_dead else "",
+        f'<td style="{_TEXT};overflow-wrap:anywhere;min-width:8em">{shown}</td>',
+        *(f'<td style="{_NUMBER}">{number:,}</td>' for number in numbers),
         f'<td style="{_TEXT}">{_bar(layer)}</td>',
         f'<td style="{_TEXT};min-width:16em">{_groups(layer)}</td>',
     ]
-    return _row("".join(cells))
-
-
-def _layer_name(layer: LayerDiagnosis) -> str:
-    names = [_name(name) for name in (layer.name, *layer.also[:_MAX_TIED_NAMES])]
-    more = len(layer.also) - _MAX_TIED_NAMES
-    return " = ".join([*names, f"{more:,} more"] if more > 0 else names)
+    return _row(cells)
 
 
 def _name(name: str) -> str:
@@ -155,12 +139,12 @@ def _bar(layer: LayerDiagnosis) -> str:
 
 def _groups(layer: LayerDiagnosis) -> str:
     lines = [f"{_mark(verdict)}{verdict}: {escape(text)}" for verdict, text in groups_in_words(layer).items()]
-    # Lines break between sets of units, not inside of one.
+    # Lines break between sets of units, but not inside a set.
     return re.sub(r"{[^}]*}", lambda match: match[0].replace(" ", "&nbsp;"), "<br>".join(lines))
 
 
 def _mark(verdict: Verdict) -> str:
-    """Return the symbol of a verdict, recognisable without its colour."""
+    """Return the symbol of a verdict, which is distinct without its colour."""
     return (
         '<svg width="10" height="10" viewBox="0 0 12 12" aria-hidden="true" style="margin-right:5px">'
         f'<path fill="{verdict.traits.colour}" fill-rule="evenodd" d="{verdict.traits.mark}"/></svg>'
@@ -201,7 +185,7 @@ def _items(texts: Sequence[str]) -> str:
 def _heatmaps(report: ModelDiagnosis, heatmaps: Mapping[str, bytes]) -> str:
     if not heatmaps:
         return ""
-    figures = "".join(_figures(report, heatmaps.items()))
+    figures = "".join(_figure(name, png, report.layers.get(name)) for name, png in heatmaps.items())
     note = "Cosine similarity of the units, from the weights and gradients that the model has now."
     return (
         f'<div style="margin:12px 0 0"><strong>Heatmaps</strong> <span style="{_PALE}">{note}</span>'
@@ -209,15 +193,12 @@ def _heatmaps(report: ModelDiagnosis, heatmaps: Mapping[str, bytes]) -> str:
     )
 
 
-def _figures(report: ModelDiagnosis, heatmaps: Iterable[tuple[str, bytes]]) -> Iterable[str]:
-    for name, png in heatmaps:
-        layer = report.layers.get(name)
-        words = {} if layer is None else groups_in_words(layer)
-        groups = "; ".join(f"{verdict}: {text}" for verdict, text in words.items()) or "no groups"
-        alt = f"Heatmap of layer {escape(name)}; {escape(groups)}"
-        yield (
-            '<figure style="margin:0;max-width:100%">'
-            f'<figcaption style="max-width:400px;overflow-wrap:anywhere">{_name(name)}</figcaption>'
-            f'<img alt="{alt}" src="data:image/png;base64,{b64encode(png).decode()}" '
-            'style="max-width:100%;height:auto;border-radius:4px"></figure>'
-        )
+def _figure(name: str, png: bytes, layer: LayerDiagnosis | None) -> str:
+    groups = ("" if layer is None else summarise(layer)) or "no groups"
+    alt = f"Heatmap of layer {escape(name)}; {escape(groups)}"
+    return (
+        '<figure style="margin:0;max-width:100%">'
+        f'<figcaption style="max-width:400px;overflow-wrap:anywhere">{_name(name)}</figcaption>'
+        f'<img alt="{alt}" src="data:image/png;base64,{b64encode(png).decode()}" '
+        'style="max-width:100%;height:auto;border-radius:4px"></figure>'
+    )

@@ -20,7 +20,7 @@ Status = Literal["healthy", "symmetric", "inconclusive"]
 
 @dataclass(frozen=True)
 class ModelDiagnosis:
-    """The fields of a :class:`lightning_symmetry.SymmetryReport`, which explains them, and numbers from them."""
+    """The fields of a :class:`lightning_symmetry.SymmetryReport`, which documents them, and totals."""
 
     step: int = 0
     layers: dict[str, LayerDiagnosis] = field(default_factory=dict)
@@ -52,10 +52,7 @@ class ModelDiagnosis:
 
     @property
     def findings(self) -> list[Finding]:
-        """The findings at this step, in the order of the layers.
-
-        The findings of a monitor or tracker also include those that are gone.
-        """
+        """The findings at this step, in the order of the layers, without those that are gone."""
         of_units = [
             finding_of(group, layer.name, self.step)
             for layer in self.distinct_layers
@@ -76,15 +73,15 @@ class ModelDiagnosis:
 
     @property
     def distinct_layers(self) -> list[LayerDiagnosis]:
-        """The layers, those that share a weight once."""
+        """The layers; of those that share a weight only the first."""
         return [layer for name, layer in self.layers.items() if name == layer.name]
 
     @property
     def counted_layers(self) -> list[LayerDiagnosis]:
-        """The layers in the totals: every weight counts once.
+        """The layers in the totals, in which every weight counts once.
 
-        A parameter that no adapter knows is compared along each of its dimensions. The dimension with the most
-        redundant units counts, the first of them if there are several.
+        Of a parameter that no adapter knows, which is compared along each dimension, the dimension with the most
+        redundant units counts; the first one if there are several.
         """
         counted: dict[str, LayerDiagnosis] = {}
         for layer in self.distinct_layers:
@@ -132,11 +129,11 @@ class ModelDiagnosis:
             "symmetry/dead_units": float(self.dead_units),
         }
         for name in names:
-            if name in self.layers and self.layers[name].name == name:
-                scalars[f"symmetry/effective_width/{name}"] = float(self.layers[name].effective_width)
-                orientations = self.layers[name].orientations
-                if orientations is not None:
-                    scalars[f"symmetry/orientations/{name}"] = float(orientations)
+            layer = self.layers.get(name)
+            if layer is not None and layer.name == name:
+                scalars[f"symmetry/effective_width/{name}"] = float(layer.effective_width)
+                if layer.orientations is not None:
+                    scalars[f"symmetry/orientations/{name}"] = float(layer.orientations)
         return scalars
 
     def to_dict(self) -> dict[str, Any]:
@@ -148,31 +145,18 @@ class ModelDiagnosis:
             A dict with these fields:
 
             - ``schema``: 1.
-            - ``step``: completed optimizer steps at the time.
+            - ``step``: completed optimizer steps.
             - ``num_units``, ``working_units``, ``redundant_units``, ``dead_units``: totals over all layers. Layers that
               share a weight count once, and so do slices of one parameter.
-            - ``layers``: by layer name, also under each name of layers that share a weight, a dict with
-              ``num_units``; ``fan_in``, the number of weights that feed one unit; ``effective_width``, the number of
-              distinct units; ``working_units``, those that are neither redundant nor dead; ``redundant_units``, those
-              that are not distinct; ``dead``, the indices of the dead units; ``dead_units``, their number;
-              ``orientations``, the number of directions among the living units, null if they were not counted;
-              ``crowded_units``, the number of units whose weights nearly agree with those of too many others to compare
-              them all, and ``crowd_radius``, the relative distance within which they do; and
+            - ``layers``: by layer name, also under each name of layers that share a weight, a dict of attributes of
+              :class:`LayerDiagnosis`: ``num_units``, ``fan_in``, ``effective_width``, ``working_units``,
+              ``redundant_units``, ``dead_units``, ``dead``, ``orientations``, ``crowded_units``, ``crowd_radius`` and
               ``groups``.
-            - ``layers.*.groups``: a list of dicts with ``units``, their indices; ``verdict`` (:class:`Verdict`);
-              ``cause`` (:class:`Cause`); ``value``, the number that every weight was, null if there were several;
-              ``first_step``, the step of the check that saw the group first, null after a single look; ``mirrored``,
-              the units whose row is the negative of the first unit's; ``stop``, where their gradient stops, a dict
-              with ``kind``, ``at`` and ``detail``, null if no step was traced; ``follows``, the layer that causes it,
-              empty for a root; ``kept_by``, what keeps equal units equal, a layer or ``"the loss"``, empty if unknown.
-            - ``skipped``: by module name, why it was not inspected.
-            - ``copies``: a list of dicts with ``modules``, the names of modules that are equal, and ``verdict``.
-            - ``coverage``: share of the weights that were checked, between 0 and 1.
-            - ``status``: ``"healthy"``, ``"symmetric"`` or ``"inconclusive"``.
-            - ``reasons``: a list of texts, why nothing can be concluded about parts of the model.
-            - ``untrained``: by name of a layer or parameter, why it does not train.
-            - ``idle_inputs``: by layer, how many weights of each unit have had a gradient in no unit; layers without
-              such weights are left out.
+            - ``layers.*.groups``: a list of dicts of attributes of :class:`UnitGroup`: ``units``, ``verdict``,
+              ``cause``, ``value``, ``first_step``, ``mirrored``, ``stop``, ``follows`` and ``kept_by``. ``stop`` is
+              a dict of the attributes of :class:`GradientStop`.
+            - ``copies``: a list of dicts of attributes of :class:`CopyGroup`: ``modules`` and ``verdict``.
+            - ``status``, ``skipped``, ``coverage``, ``reasons``, ``untrained``, ``idle_inputs``: as in the report.
 
         Example:
             >>> from lightning_symmetry import LayerDiagnosis, SymmetryReport

@@ -77,14 +77,14 @@ def _draw_bars(ax: Axes, layers: Sequence[LayerDiagnosis], labels: Sequence[str]
 
 
 def _labels(names: Sequence[str]) -> list[str]:
-    """Return names, as short as they stay distinct."""
+    """Shorten names as much as they stay distinct."""
     cut = [[shorten(name, length) for name in names] for length in _NAME_LENGTHS]
     labels = next((labels for labels in cut if len(set(labels)) == len(names)), cut[-1])
     return [label.replace("$", r"\$") for label in labels]  # matplotlib reads $ as the start of a formula
 
 
 def _series(layers: Sequence[LayerDiagnosis]) -> dict[str, tuple[str, list[int]]]:
-    """Return by label the colour and the number of units in each layer, without unused verdicts."""
+    """Map the label of each verdict in use to its colour and its number of units in each layer."""
     series = {str(verdict): (verdict.traits.colour, [layer.count(verdict) for layer in layers]) for verdict in Verdict}
     grouped = [sum(counts) for counts in zip(*(counts for _, counts in series.values()), strict=True)]
     rest = [layer.num_units - number for layer, number in zip(layers, grouped, strict=True)]
@@ -93,7 +93,7 @@ def _series(layers: Sequence[LayerDiagnosis]) -> dict[str, tuple[str, list[int]]
 
 
 def _draw_legend(ax: Axes) -> None:
-    """Explain the colours below the axis, at a distance that does not depend on the height of the figure."""
+    """Explain the colours below the axis, at the same distance whatever the height of the figure."""
     from matplotlib.transforms import ScaledTranslation
 
     below = ax.transAxes + ScaledTranslation(0, -_INCHES_TO_LEGEND, ax.figure.dpi_scale_trans)

@@ -26,22 +26,21 @@ class SymmetryReport(ModelDiagnosis):
     Attributes:
         step: completed optimizer steps at the time.
         layers: by layer name; layers that share a weight are one, under each of its names.
-        skipped: by name, modules with parameters that were not inspected, and why.
+        skipped: why modules with parameters were not inspected, by name.
         copies: whole modules that are equal.
         coverage: share of the model's weights, the numbers in parameters of two or more dimensions, that belong to
             these layers; between 0 and 1.
         reasons: why nothing can be concluded about parts of the model so far: too few optimizer steps, or layers that
             were not checked; empty if all is decided.
-        untrained: by name of a layer, or of a parameter where only some of a layer are concerned, why it does not
-            train: no optimizer updates it, no gradient has reached it, it is not finite since a step, or it has not
-            moved. Each is among the ``reasons`` too.
-        idle_inputs: by layer, how many weights of each unit have had a gradient in no unit at the first checks, such
-            as those of inputs that are always zero.
+        untrained: why layers do not train, by name, or parameters if only some of a layer do not: no optimizer updates
+            it, no gradient has reached it, it is not finite since a step, or it has not moved. Each is among the
+            ``reasons`` too.
+        idle_inputs: by layer, the number of inputs whose weights had no gradient in any unit at the first checks, such
+            as inputs that are always zero.
         access: by name of a layer or module in a finding, how code reaches it.
-        heads: by name of a layer of an attention module, which of its units make up each head; empty without findings.
+        heads: by name of a layer of an attention module, the units of each head; empty without findings.
         draw_heatmaps: draws heatmaps of layers with groups, for notebooks: PNG files by layer name, from the current
-            weights of the model. None if there is no model at hand: reports that were copied or come from another
-            process have no such function.
+            weights of the model. None in reports that were copied or come from another process.
     """
 
     draw_heatmaps: Callable[[], Mapping[str, bytes]] | None = field(default=None, repr=False, compare=False)
@@ -51,7 +50,7 @@ class SymmetryReport(ModelDiagnosis):
         return {each.name: getattr(self, each.name) for each in fields(self) if each.name != "draw_heatmaps"}
 
     def messages(self) -> list[str]:
-        """Return the findings at this step in words: what happens, why, and the way out.
+        """Return the findings at this step in words: what was seen, why, and what to do.
 
         Example:
             >>> from lightning_symmetry import LayerDiagnosis, UnitGroup, Verdict
@@ -126,12 +125,7 @@ class SymmetryReport(ModelDiagnosis):
 
 
 def check_report(report: object, widths: Mapping[str, int]) -> None:
-    """Check that an argument is a report of a model with these numbers of units, by name of the layer.
-
-    Raises:
-        TypeError: if it is no report.
-        ValueError: if it is a report of another model.
-    """
+    """Check that an argument is a report of a model whose layers have these widths, by name."""
     if not isinstance(report, SymmetryReport):
         raise TypeError(
             f"Expected argument `report` to be a SymmetryReport, as diagnose(model) gives it, but got {brief(report)}."

@@ -73,20 +73,20 @@ def describe_groups(groups: Sequence[tuple[int, ...]], num_units: int | None, wh
         which = ", ".join([*match_texts(groups, "unit"), "one by one"])
     if which:
         return f"{text} ({which})"
-    shown = [_set_text(group) for group in groups[:_MAX_SHOWN]] + ["..."] * (len(groups) > _MAX_SHOWN)
-    return f"{text}, {', '.join(shown)}"
+    sets = [f"{{{_first(group, _MAX_LISTED)}}}" for group in groups[: _MAX_SHOWN + 1]]
+    return f"{text}, {_first(sets, _MAX_SHOWN)}"
 
 
 def match_texts(
     groups: Sequence[tuple[int, ...]], kind: str, verbs: Sequence[str] = ("matches", "match"), of_runs: str = ""
 ) -> list[str]:
-    """Return which members of groups match the first, a text per run of groups.
+    """Say which members of groups match the first member, in a text per run of groups.
 
     Args:
-        groups: their numbers.
-        kind: what one of the members is called.
-        verbs: for one and for several members.
-        of_runs: what is added for runs of more than one group.
+        groups: the members, as numbers.
+        kind: the noun for a member.
+        verbs: the verb for one member and for several.
+        of_runs: what is appended for runs of more than one group.
 
     Example:
         >>> match_texts([(1, 3)], "head"), match_texts([(0, 4, 8), (1, 5, 9)], "unit", of_runs=", one by one")
@@ -103,10 +103,9 @@ def match_texts(
 
 
 def runs_of(groups: Sequence[tuple[int, ...]]) -> list[tuple[tuple[int, ...], int]]:
-    """Combine groups into runs, in which each member is one more than in the group before.
+    """Combine groups into runs, in which each group is the one before, with 1 added to every member.
 
-    Returns:
-        The first group of each run, and the number of its groups.
+    Return the first group of each run and the number of its groups.
 
     Example:
         >>> runs_of([(0, 4), (1, 5), (2, 6), (8, 9)])
@@ -131,6 +130,11 @@ def abbreviate(names: Sequence[str]) -> str:
     return ", ".join(names if len(names) <= 3 else (*names[:2], "...", names[-1]))
 
 
+def _first(items: Sequence[object], number: int) -> str:
+    """Join the first items, with dots for the others."""
+    return ", ".join([*map(str, items[:number]), *["..."] * (len(items) > number)])
+
+
 def listed(names: Sequence[str]) -> str:
     """Return names as a list in a sentence, at most eight of them.
 
@@ -138,17 +142,12 @@ def listed(names: Sequence[str]) -> str:
     '1, 2 and 3'
     """
     if len(names) > _MAX_LISTED:
-        return ", ".join([*names[:_MAX_LISTED], "..."])
+        return _first(names, _MAX_LISTED)
     return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
-def _set_text(units: Sequence[int]) -> str:
-    shown = [str(unit) for unit in units[:_MAX_LISTED]] + ["..."] * (len(units) > _MAX_LISTED)
-    return "{" + ", ".join(shown) + "}"
-
-
 def shorten(name: str, length: int = 60) -> str:
-    """Cut the beginning of a name that is too long: its end is more specific.
+    """Cut the beginning of a name that is too long; its end is more specific.
 
     Example:
         >>> shorten("encoder.layers.11.attention.output.dense", 28)
@@ -158,5 +157,5 @@ def shorten(name: str, length: int = 60) -> str:
         return name
     tail = name[3 - length :]
     _, _, rest = tail.partition(".")
-    # Cut at a dot, since the rest of a step looks like a whole one: 1.dense for 11.dense.
+    # Cut at a dot: half a step looks like a whole one, such as 1.dense for 11.dense.
     return "..." + (rest if len(rest) > length // 2 else tail)

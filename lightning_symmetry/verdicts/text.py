@@ -15,7 +15,7 @@ from lightning_symmetry.verdicts.model_diagnosis import ModelDiagnosis, describe
 from lightning_symmetry.verdicts.tables import describe_groups, plain_table
 from lightning_symmetry.verdicts.verdict import Verdict
 
-# A smaller share of idle inputs is common in healthy networks: units that are closed for all samples.
+# In healthy networks a smaller share of inputs is often idle, such as those from units that are closed for all samples.
 _IDLE_SHARE = 0.25
 _MAX_IDLE = 5
 
@@ -53,18 +53,11 @@ def percent_below(share: float) -> int:
 
 def layer_table(report: ModelDiagnosis) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """Return head and rows of a table for people: one row per layer."""
-    head = ("layer", "units", "working", "dead", "groups")
-    rows: list[tuple[str, ...]] = [
-        (
-            " = ".join([layer.name, *layer.also]),
-            str(layer.num_units),
-            str(layer.working_units),
-            str(layer.dead_units),
-            summarise(layer),
-        )
-        for layer in report.distinct_layers
-    ]
-    return head, rows
+    rows: list[tuple[str, ...]] = []
+    for layer in report.distinct_layers:
+        numbers = map(str, (layer.num_units, layer.working_units, layer.dead_units))
+        rows.append((" = ".join([layer.name, *layer.also]), *numbers, summarise(layer)))
+    return ("layer", "units", "working", "dead", "groups"), rows
 
 
 def layer_frame(report: ModelDiagnosis) -> DataFrame:
@@ -114,19 +107,19 @@ def notes(report: ModelDiagnosis) -> list[str]:
 
 
 def idle_notes(report: ModelDiagnosis) -> list[str]:
-    """Return why idle units have no gradient, and where it stops."""
+    """Return why idle units have no gradient and where it stops, a line per reason."""
     texts = idle_texts(report.distinct_layers)
     rest = len(texts) - _MAX_IDLE
     return [*texts[:_MAX_IDLE], *([f"and {rest} more reasons of idle units"] if rest > 0 else [])]
 
 
 def summarise(layer: LayerDiagnosis) -> str:
-    """Return the groups of a layer in a few words, such as ``locked: 4 of 64 units in 2 groups, {0, 32}, {1, 33}``."""
+    """Describe the groups of a layer in a line, such as ``locked: 4 of 64 units in 2 groups, {0, 32}, {1, 33}``."""
     return "; ".join(f"{verdict}: {text}" for verdict, text in groups_in_words(layer).items())
 
 
 def groups_in_words(layer: LayerDiagnosis) -> dict[Verdict, str]:
-    """Return the groups of a layer in a few words, by verdict, the most serious one first.
+    """Describe the groups of a layer in a few words, by verdict, the most serious verdict first.
 
     Example:
         >>> from lightning_symmetry.verdicts.diagnoses import Cause, UnitGroup
