@@ -87,7 +87,7 @@ class SymmetryMonitor(Watcher, Callback, OtherCallback):
         self._engine.guarded(self._engine.before_backward, loss)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        # The module's own hook or clipping may change the gradients after this hook, but not after that of the optimizer.
+        # Hooks of the module or clipping may change the gradients after this hook, but not after that of the optimizer.
         if id(optimizer) in self._hooked:
             self._seen = id(optimizer)
         else:

@@ -1,4 +1,4 @@
-"""Findings in words: where, what was seen, what it means, and the way out, as a line of code that runs if there is one.
+"""Findings in words: where, what was seen, what it means, and what to do, if possible as a line of code that runs.
 
 The place where a gradient stops is named only if it was measured.
 """
@@ -29,7 +29,7 @@ from lightning_symmetry.verdicts.stops import GradientStop, StopKind
 from lightning_symmetry.verdicts.tables import ONLY_UNIT, abbreviate, describe_groups, match_texts
 from lightning_symmetry.verdicts.verdict import Verdict
 
-# More layers with alike findings than this share a message.
+# If more layers than this have alike findings, they share a message.
 _MAX_ALIKE = 3
 _MAX_MESSAGES = 10
 
@@ -39,7 +39,7 @@ _NOISE = "{0}.data += 0.02 * torch.randn_like({0})"
 # Findings with these codes may be about whole heads.
 _CODES_OF_COPIES = (Code.COPIED_ROWS, Code.COLLAPSED)
 
-# Observations where a gradient stops: the end of a sentence, after the place.
+# What was seen where a gradient stops: the end of a sentence that has named the place.
 _STOPPED = {
     StopKind.CLOSED: "which is closed",
     StopKind.SATURATED: "which is saturated",
@@ -85,12 +85,12 @@ class _Topic:
 
     Attributes:
         layers: the findings, one list per layer.
-        followers: their consequences, which the message mentions.
-        heads: by attention module, the copied heads that the units make up; empty if they are no whole heads.
+        followers: findings that follow from them, which the message mentions.
+        heads: by attention module, the copied heads that the units form; empty if they form no whole heads.
     """
 
     layers: list[list[Finding]]
-    followers: list[Finding]
+    followers: list[Finding] = field(default_factory=list)
     heads: Mapping[str, Sequence[CopiedHeads]] = field(default_factory=dict)
 
     @property
@@ -104,16 +104,16 @@ class _Topic:
 
 
 def messages(findings: Sequence[Finding], report: ModelDiagnosis) -> list[str]:
-    """Return the findings in words, in the order of the layers, and with their consequences.
+    """Return the findings in words, in the order of the layers. Each message mentions the findings that follow from it.
 
-    More than three layers with alike findings share a message. Units that make up whole heads of attention are
-    described by head. After ten messages a last one counts the findings that are left.
+    More than three layers with alike findings share a message. Units that form whole heads of attention are described
+    by head. After ten messages a last one counts the findings that are left.
     """
     roots, followers = _roots_and_followers(findings)
     topics, roots = _topics_of_heads(roots, report)
     by_kind: dict[object, list[list[Finding]]] = {}
     for alike in alike_findings(roots, report):
-        # Each set of copied modules gets a message of its own. Constants share one, which gives their range.
+        # Each set of copied modules gets a message of its own. Layers with different constants share one, with the range.
         first = replace(alike[0], value=None) if alike[0].cause is Cause.CONSTANT else alike[0]
         key = first.layer if first.modules else (*_kind(first), _is_whole_layer(alike, report))
         by_kind.setdefault(key, []).append(alike)
@@ -123,7 +123,7 @@ def messages(findings: Sequence[Finding], report: ModelDiagnosis) -> list[str]:
     position = _position(report)
     shared.sort(key=lambda layers: position(layers[0][0].layer))
     for layers in shared:
-        # If a layer has several messages, the first one mentions the consequences.
+        # If a layer has several messages, the first one mentions what follows.
         names = [alike[0].layer for alike in layers if _has_no_gradient(alike[0])]
         topics.append(_Topic(layers, [each for name in names for each in followers.pop(name, [])]))
     topics.sort(key=lambda topic: position(topic.layers[0][0].layer))
@@ -137,8 +137,8 @@ def messages(findings: Sequence[Finding], report: ModelDiagnosis) -> list[str]:
 def _topics_of_heads(findings: Sequence[Finding], report: ModelDiagnosis) -> tuple[list[_Topic], list[Finding]]:
     """Return the topics about whole heads that are copies, and the findings that are not about such heads.
 
-    Heads are copies if the weights of all their queries, keys and values are equal, some of these train as one, and no
-    gradients are known to differ.
+    Heads count as copies if the weights of all their queries, keys and values are equal, some of these train as one,
+    and no gradients of these are known to differ.
     """
     by_kind: dict[object, list[_Topic]] = {}
     covered: set[tuple[str, tuple[str, tuple[int, ...]]]] = set()
@@ -147,7 +147,7 @@ def _topics_of_heads(findings: Sequence[Finding], report: ModelDiagnosis) -> tup
         locked = [finding for finding in report.findings if finding.code == code] if news else []
         units = {name: _copied_units(report, name, code) for name in report.heads} if news else {}
         for module, several in groupby(copied_heads(report.heads, units), key=lambda each: each.module):
-            topic = _Topic([], [], {module: [each for each in several if not news.isdisjoint(each.groups)]})
+            topic = _Topic([], heads={module: [each for each in several if not news.isdisjoint(each.groups)]})
             every = [finding for finding in locked if _place(finding) in topic.groups_of_heads]
             if every:
                 covered |= {(code, place) for place in topic.groups_of_heads}
@@ -159,18 +159,17 @@ def _topics_of_heads(findings: Sequence[Finding], report: ModelDiagnosis) -> tup
     for alike in by_kind.values():
         if len(alike) > _MAX_ALIKE:
             layers = [each for topic in alike for each in topic.layers]
-            alike = [_Topic(layers, [], {name: heads for topic in alike for name, heads in topic.heads.items()})]
+            alike = [_Topic(layers, heads={name: heads for topic in alike for name, heads in topic.heads.items()})]
         topics += alike
     return topics, [finding for finding in findings if (finding.code, _place(finding)) not in covered]
 
 
 def _copied_units(report: ModelDiagnosis, layer: str, code: Code) -> list[tuple[int, ...]]:
     """Return the groups of copies in a layer that have this code, or no verdict yet."""
-    if layer not in report.layers:
-        return []
+    groups = report.layers[layer].groups if layer in report.layers else []
     return [
         group.units
-        for group in report.layers[layer].groups
+        for group in groups
         if not group.mirrored
         and (group.code == code or (group.verdict is Verdict.DUPLICATE and group.cause is Cause.COPIED))
     ]
@@ -193,7 +192,7 @@ def _roots_and_followers(findings: Sequence[Finding]) -> tuple[list[Finding], di
         while root in leads_to and finding.follows and leads_to[root] not in passed:
             root = leads_to[root]
             passed.add(root)
-        if root == finding.layer or root in leads_to:  # a circle has no root
+        if root == finding.layer or root in leads_to:  # a cycle has no root
             roots.append(finding)
         else:
             followers.setdefault(root, []).append(finding)
@@ -226,13 +225,11 @@ def idle_texts(layers: Iterable[LayerDiagnosis]) -> list[str]:
         names = list(dict.fromkeys(layer.name for layer, _ in several))
         if len(names) == 1:
             units = describe_groups([group.units for _, group in several], layer.num_units)
-            verb = "gets" if units == ONLY_UNIT else "get"
-            comma = "," if units.endswith(("}", "...")) else ""
-            who = f"{layer.name}: {units}{comma}"
+            who = f"{layer.name}: {units}{_comma_after(units)}"
         else:
-            num_units = sum(len(group.units) for _, group in several)
-            verb = "get"
-            who = f"{abbreviate(names)} ({len(names)} layers): {num_units} units"
+            units = f"{sum(len(group.units) for _, group in several)} units"
+            who = f"{abbreviate(names)} ({len(names)} layers): {units}"
+        verb = "gets" if units == ONLY_UNIT else "get"
         advice = _ADVICE_ON_IDLE.get(Code(group.code), "Nothing is wrong with these units.")
         code = f" [{group.code}]" if group.stop is not None and group.stop.is_idle else ""
         texts.append(f"{who} {verb} no gradient, {_why_idle(group)}. {advice}{code}")
@@ -240,7 +237,7 @@ def idle_texts(layers: Iterable[LayerDiagnosis]) -> list[str]:
 
 
 def _why_idle(group: UnitGroup) -> str:
-    """Return half a sentence on why idle units have no gradient, and where it stops."""
+    """Return why idle units have no gradient and where it stops, as the end of a sentence."""
     stop = group.stop
     if stop is None or group.code not in _WHY_IDLE:
         return "for a reason that was not measured"
@@ -249,7 +246,6 @@ def _why_idle(group: UnitGroup) -> str:
 
 
 def _message(topic: _Topic, report: ModelDiagnosis) -> str:
-    """Return the message on a topic."""
     first, every = topic.layers[0][0], topic.findings
     if topic.heads:
         return _heads_message(topic, report)
@@ -262,19 +258,22 @@ def _message(topic: _Topic, report: ModelDiagnosis) -> str:
         num_units = sum(len(finding.units) for finding in every)
         return f"{who} {num_units} units in {len(every)} groups {what(every)} {reason}"
     units = describe_units(topic.layers[0], report)
-    comma = "," if units.endswith(("}", "...")) else ""
-    who = f"{first.layer}: {units}{comma}"
+    who = f"{first.layer}: {units}{_comma_after(units)}"
     if first.modules:
         who = f"{units}: these {'parameters' if _are_parameters(first, report) else 'modules'}"
     seen = _singular(what(every)) if units == ONLY_UNIT else what(every)
     return f"{who} {seen} {reason}"
 
 
+def _comma_after(units: str) -> str:
+    """Return a comma if a description ends with a list of units, else nothing."""
+    return "," if units.endswith(("}", "...")) else ""
+
+
 def sentence(alike: Sequence[Finding], report: ModelDiagnosis) -> str:
     """Return what happens to the units of alike findings in one layer, as a full sentence."""
-    if describe_units(alike, report) == ONLY_UNIT:
-        return f"It {_singular(what(alike))}"
-    return f"They {what(alike)}"
+    is_one = describe_units(alike, report) == ONLY_UNIT
+    return f"It {_singular(what(alike))}" if is_one else f"They {what(alike)}"
 
 
 def _singular(effect: str) -> str:
@@ -283,10 +282,8 @@ def _singular(effect: str) -> str:
     >>> _singular("have gradients of exactly zero, though weights of their own: they do not train.")
     'has gradients of exactly zero, though weights of its own: it does not train.'
     """
-    changes = {"have ": "has ", "of their own": "of its own", "they do not": "it does not"}
-    for several, one in changes.items():
-        effect = effect.replace(several, one, 1)
-    return effect
+    effect = effect.replace("have ", "has ", 1).replace("of their own", "of its own", 1)
+    return effect.replace("they do not", "it does not", 1)
 
 
 def _heads_message(topic: _Topic, report: ModelDiagnosis) -> str:
@@ -298,7 +295,7 @@ def _heads_message(topic: _Topic, report: ModelDiagnosis) -> str:
     if len(modules) > 1:
         who = f"{modules[0]}, {modules[1]}, ..., {modules[-1]} ({len(modules)} attention modules): in each,"
         where = f"{abbreviate(names)}; {len(names)} layers"
-    have_keys = any(len(each.roles) > 1 for each in heads)
+    have_keys = any(len(each.roles) > 1 for each in heads)  # of their own
     share = "" if have_keys else ", and they share keys and values"
     roles = f"{'queries, keys and values' if have_keys else 'queries'} ({where})"
     effect = every[0].verdict.traits.effect
@@ -336,10 +333,7 @@ def _slices_text(finding: Finding, report: ModelDiagnosis) -> str:
     layer = report.layers.get(finding.layer)
     if layer is None or not layer.slices_of:
         return ""
-    return (
-        f"No adapter knows {layer.slices_of}, so that its slices were compared; "
-        "`register_layer` says what the units of a module are."
-    )
+    return f"No adapter knows {layer.slices_of}, so its slices were compared: declare the units with `register_layer`."
 
 
 def _is_whole_layer(alike: Sequence[Finding], report: ModelDiagnosis) -> bool:
@@ -358,7 +352,7 @@ def _kind(finding: Finding) -> tuple[object, ...]:
 
 
 def copies_text(group: CopyGroup) -> str:
-    """Return a note on modules that are copies without a warning."""
+    """Return a note on modules that are copies but need no warning."""
     return (
         f"{group.describe()} start as exact copies of one another. copy.deepcopy, nn.TransformerEncoder and equal "
         "seeds make such copies; to start them apart, initialise each anew."
@@ -378,7 +372,7 @@ def equal_ranks_text(ranks: tuple[int, int], step: int) -> str:
 
 
 def alike_findings(findings: Sequence[Finding], report: ModelDiagnosis) -> list[list[Finding]]:
-    """Group findings that differ in their units only, in the order of the layers."""
+    """Group findings that differ only in their units, in the order of the layers."""
 
     def kind(finding: Finding) -> tuple[object, ...]:
         return (finding.layer, *_kind(finding), "" if finding.stop is None else finding.stop.at)
@@ -389,7 +383,7 @@ def alike_findings(findings: Sequence[Finding], report: ModelDiagnosis) -> list[
 
 
 def _position(report: ModelDiagnosis) -> Callable[[str], int]:
-    """Return a function that ranks names of layers by their order in the report, unknown ones last."""
+    """Return a function that maps names of layers to their positions in the report; unknown names come last."""
     order = {name: i for i, name in enumerate(report.layers)}
     return lambda name: order.get(name, len(order))
 
@@ -404,7 +398,7 @@ def describe_units(alike: Sequence[Finding], report: ModelDiagnosis) -> str:
 
 
 def _which_heads(alike: Sequence[Finding], report: ModelDiagnosis) -> str:
-    """Say which heads match; empty if the units of alike findings are no whole heads of one kind."""
+    """Say which heads match; return an empty text if the units of alike findings form no whole heads of one kind."""
     several = report.heads.get(alike[0].layer, ())
     if len(several) != 1 or len(alike) == 1:
         return ""
@@ -416,28 +410,21 @@ def _which_heads(alike: Sequence[Finding], report: ModelDiagnosis) -> str:
 
 def what(alike: Sequence[Finding]) -> str:
     """Return what happens to the units of alike findings, as sentences without a subject."""
-    effect = _effect(alike[0], len(alike))
-    num_watched = min(finding.num_watched for finding in alike)
-    if num_watched and _has_no_gradient(alike[0]):
-        return f"{effect} That was so in all of the {num_watched} steps watched."
-    return effect
-
-
-def _effect(finding: Finding, num_groups: int) -> str:
-    """Return what happens to the units of a finding, as a sentence without its subject."""
-    since = f"{finding.verdict} since step {finding.first_step}"
+    finding, is_silent = alike[0], _has_no_gradient(alike[0])
+    effect = finding.verdict.traits.effect
     if finding.modules:
-        return f"are copies in weights and gradients ({since}): they train as one."
-    if finding.verdict is Verdict.FROZEN and finding.reason is Reason.ROUNDING_AGAIN:
-        return f"have equal weights and gradients that are zero but for rounding ({since}): they do not train."
-    if finding.verdict is Verdict.DEAD and finding.reason is Reason.ROUNDING_AGAIN:
-        return (
-            f"have gradients that are zero but for rounding, though weights of their own ({since}): they do not train."
-        )
-    if finding.mirrored:
-        are = f"are equal up to sign in weights and gradients ({since})"
-        return f"{are}: they train as {_counted(num_groups, 'unit')}."
-    return finding.verdict.traits.effect.format(since=since, as_units=_counted(num_groups, "unit"))
+        effect = "are copies in weights and gradients ({since}): they train as one."
+    elif is_silent and finding.reason is Reason.ROUNDING_AGAIN:
+        zero, is_dead = "gradients that are zero but for rounding", finding.verdict is Verdict.DEAD
+        effect = f"have {zero}, though weights of their own" if is_dead else f"have equal weights and {zero}"
+        effect += " ({since}): they do not train."
+    elif finding.mirrored:
+        effect = "are equal up to sign in weights and gradients ({since}): they train as {as_units}."
+    since = f"{finding.verdict} since step {finding.first_step}"
+    text = effect.format(since=since, as_units=_counted(len(alike), "unit"))
+    num_watched = min(each.num_watched for each in alike)
+    watched = f" That was so in all of the {num_watched} steps watched." if num_watched and is_silent else ""
+    return text + watched
 
 
 def why(
@@ -446,13 +433,9 @@ def why(
     followers: Sequence[Finding] = (),
     keep: str = "one of each if they are hidden units",
 ) -> str:
-    """Return the cause of alike findings, as far as it was measured, the way out, and the code, in full sentences.
+    """Return the cause of alike findings, as far as it was measured, what to do, and the code, in full sentences.
 
-    Args:
-        alike: the findings.
-        report: the report that they are from.
-        followers: findings that follow from them.
-        keep: which copies are enough.
+    ``followers`` are findings that follow from them. ``keep`` says which of several copies to keep.
     """
     first = alike[0]
     if first.modules:
@@ -467,7 +450,7 @@ def why(
 
 
 def _why_parallel(alike: Sequence[Finding], report: ModelDiagnosis) -> list[str]:
-    """Return why units move in parallel, and the way out."""
+    """Return why units move in parallel, and what to do."""
     kept_by, kept = alike[0].kept_by, _kept(alike)
     if not kept:
         return [
@@ -482,20 +465,18 @@ def _why_parallel(alike: Sequence[Finding], report: ModelDiagnosis) -> list[str]
 
 
 def _kept(alike: Sequence[Finding]) -> str:
-    """Return what keeps units equal; empty if it is unknown, or not the same for all."""
+    """Return what keeps units equal; empty if that is unknown, or not the same for all."""
     finding = alike[0]
-    if len({each.kept_by for each in alike}) > 1:
+    if len({each.kept_by for each in alike}) > 1 or not finding.kept_by:
         return ""
     if finding.kept_by == THE_LOSS:
         return "They are outputs of the model, and the loss treats them alike."
-    if not finding.kept_by:
-        return ""
     sign = " up to sign" if finding.mirrored else ""
     return f"{finding.kept_by} reads them alike: its weights for them are equal{sign}."
 
 
 def _why_as_one(alike: Sequence[Finding], report: ModelDiagnosis, keep: str) -> list[str]:
-    """Return why units train as one, and the way out; ``keep``: which of the copies are enough."""
+    """Return why units train as one, and what to do; ``keep`` says which of the copies to keep."""
     first = alike[0]
     if gradients_cancel(first):
         cause = (
@@ -528,7 +509,7 @@ def _are_parameters(finding: Finding, report: ModelDiagnosis) -> bool:
 
 
 def _why_copies(finding: Finding, report: ModelDiagnosis) -> list[str]:
-    """Return the way out for whole modules, or single parameters, that are copies."""
+    """Return what to do about whole modules, or single parameters, that are copies."""
     if _are_parameters(finding, report):
         line = line_for("torch.nn.init.normal_({}, std=0.02)", _weights(finding.modules, report), each="weight")
         return [_with_line("Initialise each of them at random", line)]
@@ -542,7 +523,7 @@ def _why_copies(finding: Finding, report: ModelDiagnosis) -> list[str]:
 
 
 def _why_no_gradient(alike: Sequence[Finding], followers: Sequence[Finding], report: ModelDiagnosis) -> list[str]:
-    """Return where the gradient of units stops, what their own rows show, and the way out."""
+    """Return where the gradient of units stops, what their own rows show, and what to do."""
     first = alike[0]
     died = f"They trained until step {first.first_step}." if first.origin is Origin.COLLAPSE else ""
     followed = _followers_text(followers, report)
@@ -565,15 +546,14 @@ def _where(alike: Sequence[Finding]) -> str:
         return f"A gradient reached them, and was zero when the optimizer stepped{detail}."
     places = list(dict.fromkeys(stop.at for stop in stops if stop.at))
     at = f" at {abbreviate(places)}" if places else ""
-    # The detail of an activation is a range, which needs an explanation.
-    is_activation = stops[0].kind in (StopKind.CLOSED, StopKind.SATURATED)
-    return (
-        f"The gradient stops{at}{detail if detail and not is_activation else f', {_STOPPED[stops[0].kind]}{detail}'}."
-    )
+    # The detail of an activation is only the range of its inputs.
+    if not detail or stops[0].kind in (StopKind.CLOSED, StopKind.SATURATED):
+        detail = f", {_STOPPED[stops[0].kind]}{detail}"
+    return f"The gradient stops{at}{detail}."
 
 
 def _observed(alike: Sequence[Finding]) -> str:
-    """Return what the rows of units without a gradient show."""
+    """Return what the rows of units without a gradient show; empty if they show nothing."""
     finding = alike[0]
     if finding.verdict is Verdict.FROZEN:
         if finding.value is not None or finding.cause is Cause.ZERO:
@@ -597,7 +577,7 @@ def _ways_out(alike: Sequence[Finding], report: ModelDiagnosis) -> list[str]:
     vary = _vary(alike, report)
     kind = StopKind.UNKNOWN if first.stop is None else first.stop.kind
     if kind is StopKind.CLOSED:
-        # Drawing constant rows anew opens the activation, too.
+        # Drawing constant rows anew also opens the activation.
         return [vary] if vary and first.value is not None else [_open(alike, report), vary]
     if kind is StopKind.SATURATED:
         return [_scale_down(alike, report), vary]
@@ -607,7 +587,6 @@ def _ways_out(alike: Sequence[Finding], report: ModelDiagnosis) -> list[str]:
 
 
 def _open(alike: Sequence[Finding], report: ModelDiagnosis) -> str:
-    """Return how to open an activation."""
     first = alike[0]
     with_slope = "an activation with a slope everywhere, such as torch.nn.LeakyReLU"
     if first.origin is Origin.COLLAPSE:
@@ -631,7 +610,6 @@ def _scale_down(alike: Sequence[Finding], report: ModelDiagnosis) -> str:
 
 
 def _fill(alike: Sequence[Finding], report: ModelDiagnosis) -> str:
-    """Return how to fill the zero weights at which gradients stop."""
     places = list(dict.fromkeys(finding.stop.at for finding in alike if finding.stop is not None))
     line = _reset_line(places, report) or line_for(_RANDOM, _weights(places, report), each="weight")
     return _with_line(f"Initialise {abbreviate(places)}, or give it weights other than zero", line)
@@ -649,13 +627,11 @@ def _vary(alike: Sequence[Finding], report: ModelDiagnosis, *, of_followers: boo
     if of_followers:
         names = abbreviate(_layers(equal))
         return _with_line(f"The units of {names} are equal, too, and need weights that differ", line)
-    if not line:
-        return "Give these units weights that differ."
-    return f"Give these units weights that differ, e.g. `{line}`."
+    return f"Give these units weights that differ{f', e.g. `{line}`' if line else ''}."
 
 
 def _followers_text(followers: Sequence[Finding], report: ModelDiagnosis) -> str:
-    """Return which layers get no gradient either."""
+    """Return which layers get no gradient as a consequence; empty if there are none."""
     names = sorted(_layers(followers), key=_position(report))
     if not names:
         return ""
@@ -667,13 +643,12 @@ def _followers_text(followers: Sequence[Finding], report: ModelDiagnosis) -> str
 def _draw_anew(alike: Sequence[Finding], report: ModelDiagnosis) -> str:
     """Return how to initialise layers at random."""
     line = _line_to_draw(alike, report)
-    if line:
-        return f"Initialise at random, e.g. `{line}`."
-    return "Initialise the weights at random, e.g. with torch.nn.init.kaiming_uniform_."
+    example = f"at random, e.g. `{line}`" if line else "the weights at random, e.g. with torch.nn.init.kaiming_uniform_"
+    return f"Initialise {example}."
 
 
 def _line_to_draw(alike: Sequence[Finding], report: ModelDiagnosis) -> str:
-    """Return a line of code that draws the weights of some layers anew; empty if none is known."""
+    """Return a line of code that draws the weights of some layers anew; empty if it is unknown how code reaches them."""
     names = _layers(alike)
     weights = _weights(names, report)
     reset = _reset_line(names, report) if len(weights) > len(names) else ""
@@ -681,7 +656,7 @@ def _line_to_draw(alike: Sequence[Finding], report: ModelDiagnosis) -> str:
 
 
 def _reset_line(names: Sequence[str], report: ModelDiagnosis) -> str:
-    """Return a line of code that initialises modules as torch does; empty if one of them cannot be."""
+    """Return a line of code that initialises modules as torch does; empty if that is impossible for one of them."""
     accesses = [_access(name, report) for name in names]
     if not all(access.can_reset and access.module for access in accesses):
         return ""
@@ -689,14 +664,12 @@ def _reset_line(names: Sequence[str], report: ModelDiagnosis) -> str:
 
 
 def _add_noise(alike: Sequence[Finding], report: ModelDiagnosis, keep: str) -> str:
-    """Return how to make copies differ."""
     line = line_for(_NOISE, _weights(_layers(alike), report), each="weight")
-    noise = f"Add noise to the copies, e.g. `{line}`," if line else "Add noise to the copies,"
-    return f"{noise} or keep only {keep}."
+    return f"Add noise to the copies{f', e.g. `{line}`' if line else ''}, or keep only {keep}."
 
 
 def _weights(names: Sequence[str], report: ModelDiagnosis) -> list[str]:
-    """Return expressions for the weights of some layers; empty if those of one are unknown."""
+    """Return expressions for the weights of some layers; empty if those of any layer are unknown."""
     weights = [_access(name, report).weights for name in names]
     return list(chain.from_iterable(weights)) if all(weights) else []
 
@@ -707,7 +680,6 @@ def _with_line(text: str, line: str) -> str:
 
 
 def _layers(findings: Iterable[Finding]) -> list[str]:
-    """Return the names of the layers of findings, each once."""
     return list(dict.fromkeys(finding.layer for finding in findings))
 
 

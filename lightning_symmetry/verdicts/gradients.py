@@ -167,7 +167,7 @@ class GradientEvidence:
         return in_unused_blocks(self._norms == 0, self._layer.blocks)
 
     def in_lockstep(self, exclude: set[int]) -> list[tuple[int, ...]]:
-        """Return groups of units, without those in ``exclude``, whose gradients are equal: not by rounding or chance."""
+        """Return groups of units outside ``exclude`` whose gradients are equal, neither by rounding nor by chance."""
         found = []
         for group in self._groups:
             assert self._question is not None
@@ -178,7 +178,7 @@ class GradientEvidence:
         return found
 
     def idle(self, weight_norms: Floats, exclude: set[int]) -> tuple[Mask | None, Mask | None]:
-        """Return :attr:`Look.idle` and :attr:`Look.unseen`, given the norms of the rows and the units equal to others."""
+        """Return :attr:`Look.idle` and :attr:`Look.unseen`, given the norms of rows and the units equal to others."""
         if self._question is None or not (self._layer.can_freeze or self._layer.dies_as_a_whole):
             return None, None
         if self._norms.min(initial=np.inf) > self._floor_of_idle:  # neither zero nor NaN, as in most layers

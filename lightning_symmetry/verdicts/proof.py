@@ -1,4 +1,4 @@
-"""Whether equal gradients at one look prove that units stay equal: only if the weights that read them stay equal too."""
+"""Whether equal gradients at one look prove that units stay equal: only if what reads the units treats them equally."""
 
 from __future__ import annotations
 

@@ -101,7 +101,7 @@ def notes(report: ModelDiagnosis) -> list[str]:
     if any(layer.slices_of and layer.groups for layer in report.distinct_layers):
         lines.append(
             "[dim 0]: slices of a parameter along its dimension 0, which were compared because no adapter knows "
-            "the module; `register_layer` says what its units are"
+            "the module; declare its units with `register_layer`"
         )
     return lines
 

@@ -92,7 +92,7 @@ def test_equal_slices_of_a_parameter_without_an_adapter_are_found_and_said_to_be
     assert report.layers["1.kernel[dim 0]"].slices_of == "1.kernel"
     assert (report.skipped, report.coverage) == ({}, 1.0)
     [message] = report.messages()
-    assert "No adapter knows 1.kernel, so that its slices were compared" in message
+    assert "No adapter knows 1.kernel, so its slices were compared" in message
     assert any(note.startswith("[dim 0]: slices of a parameter") for note in report.notes())
 
 
