@@ -22,7 +22,7 @@ from lightning_symmetry.modules import modules_of, parameters_of, parametrizatio
 from lightning_symmetry.units.copies import find_copies
 from lightning_symmetry.units.discovery import Found, find_layers
 from lightning_symmetry.units.layers import Layer
-from lightning_symmetry.units.slices import is_matrix
+from lightning_symmetry.units.registry import is_matrix
 from lightning_symmetry.verdicts.diagnoses import CopyGroup, Finding, LayerDiagnosis, UnitGroup, under_all_names
 from lightning_symmetry.verdicts.evidence import look
 from lightning_symmetry.verdicts.judging import judge_one_look, to_diagnosis

@@ -5,7 +5,7 @@ Equal parameters that one module holds side by side, such as tokens in a list, a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar, Protocol, TypeVar, cast
@@ -24,10 +24,10 @@ from lightning_symmetry.units.layers import Layer, check_tensor, is_trained, rea
 from lightning_symmetry.units.naming import readable_modules, readable_parameters
 from lightning_symmetry.units.updates import Updates
 
-# Whole tensors are compared only if this many numbers of one parameter agree.
+# Modules are compared in full only if the first numbers of one of their parameters agree.
 _HEAD_LENGTH = 16
 _Members = Sequence[tuple[str, nn.Module]]
-# A single parameter is compared as a module is.
+# Single parameters are compared like modules.
 _Holder = nn.Module | nn.Parameter
 _HolderT = TypeVar("_HolderT", nn.Module, nn.Parameter)
 
@@ -49,8 +49,8 @@ class Numbers(Protocol):
 class Copies:
     """Modules of one class with equal parameters: a matrix with a row per module, used like a :class:`Layer`.
 
-    The other attributes of a layer have fixed values: modules form one block, have no mirror images, and a zero
-    gradient is no evidence against them, since experts, for example, may be unused for long.
+    The attributes of a layer that are not listed have fixed values: modules form one block and have no mirror images,
+    and their zero gradients are no evidence, since modules such as experts may be unused for long.
 
     Attributes:
         row_names: names of the modules, in the order of the model.
@@ -105,11 +105,8 @@ class Copies:
     def gradients(self, trained: Set[int] | None = None) -> Rows | None:
         """Return a row per module: the gradients of the parameters that are trained in all modules.
 
-        Args:
-            trained: identities (``id``) of the parameters that the current optimizer updates; None: all.
-
-        Returns:
-            The rows; None if no parameter is trained, or if a trained one has no readable gradient.
+        ``trained`` is as for :meth:`Layer.gradients`. Return None if no parameter is trained, or if a trained one has
+        no readable gradient.
         """
         pieces: list[list[Tensor | Piece]] = []
         for column in zip(*(_parameters_of(module) for module in self.modules), strict=True):
@@ -130,9 +127,8 @@ class Copies:
         """Return whether any parameter of the modules has one of these identities (``id``)."""
         return not trained.isdisjoint(self.identity)
 
-    def recurrent_rows(self) -> Rows | None:
+    def recurrent_rows(self) -> None:
         """Return None: modules have no recurrent weights between them."""
-        return None
 
     def computed_rows(self) -> Rows:
         """Return :meth:`weights`."""
@@ -164,9 +160,9 @@ def find_copies(
 ) -> list[Copies]:
     """Find the outermost modules that are copies of one another and contain at least one layer.
 
-    The modules of a set train alike: a target network, a teacher or an average is in no set with the module that it
-    follows. Modules without a trained parameter are omitted, and so are modules all of whose parameters are constant:
-    zero-initialised heads, for example, are equal on purpose.
+    The modules of a set share no parameters and train alike: a target network, a teacher or an average is in no set
+    with the module that it follows. Omitted are modules without a trained parameter, and modules whose parameters are
+    all constant: zero-initialised heads, for example, are equal on purpose.
 
     Args:
         model: any module.
@@ -174,25 +170,24 @@ def find_copies(
         team: the ranks that hold the model; None: this process has all of it.
         trained: identities (``id``) of the parameters that an optimizer updates and that gradients have reached;
             None: all that require a gradient.
-        numbers: access to numbers that are not in memory; None: all are.
-
-    Returns:
-        Sets of two or more modules with equal parameters, none of them shared.
+        numbers: access to numbers that are not in memory; None: all numbers are in memory.
     """
     readable = {id(original) for layer in layers for original in layer.originals}
     by_kind: dict[object, list[tuple[str, nn.Module]]] = {}
     flattened = flattened_modules(model)
     modules = dict(readable_modules(model))  # a wrapped module replaces its wrapper of the same name
     for name, module in modules.items():
-        named = dict(named_parameters_of(module))  # once: it walks through the module
+        named = dict(named_parameters_of(module))  # called once, since it walks through the module
         which_train = tuple(is_trained(parameter, trained) for parameter in named.values())
         if id(module) in flattened or not (trained is None or any(which_train)):
             continue
         if not readable.isdisjoint(map(id, named.values())) and all(map(_can_be_read, named.values())):
-            by_kind.setdefault((_kind(module, named), which_train), []).append((name, module))
+            # Copies share their class, and the names, shapes and dtypes of their parameters.
+            kind = class_of(module), which_train, tuple((key, p.shape, p.dtype) for key, p in named.items())
+            by_kind.setdefault(kind, []).append((name, module))
     accepted: list[Copies] = []
     inside: list[str] = []
-    for members in sorted(by_kind.values(), key=_size, reverse=True):  # a module before its parts
+    for members in sorted(by_kind.values(), key=_size, reverse=True):  # modules come before their parts
         outer = [(name, module) for name, module in members if not name.startswith(tuple(inside))]
         for found in _equal(outer, team, numbers) if len(outer) > 1 else ():
             accepted.append(found)
@@ -204,26 +199,18 @@ def find_copies(
 def find_equal_parameters(model: nn.Module, layers: Iterable[Layer], trained: Set[int] | None = None) -> list[Copies]:
     """Find equal parameters that one module holds side by side, such as tokens, prompts, slots or experts.
 
-    Unlike modules they may be constant: tokens that all start from zero may never diverge.
-
-    Args:
-        model: any module.
-        layers: its layers; parameters that an adapter knows are omitted.
-        trained: as for :func:`find_copies`.
-
-    Returns:
-        Sets of two or more parameters that train alike.
+    The parameters of a set train alike. Unlike modules they may be constant: tokens that all start from zero may never
+    diverge. Parameters that the adapters of ``layers`` know are omitted; ``trained`` is as for :func:`find_copies`.
     """
-    known = {identity for layer in layers if not layer.slices_of for identity in layer.identity}
     if flattened_modules(model):
         return []
+    known = {identity for layer in layers if not layer.slices_of for identity in layer.identity}
     by_kind: dict[object, list[tuple[str, nn.Parameter]]] = {}
     for name, holder, parameter in readable_parameters(model):
-        is_readable = id(parameter) not in known and not is_sharded(parameter) and _can_be_read(parameter)
         does_train = is_trained(parameter, trained)
-        if not (trained is None or does_train):
+        if not (does_train or trained is None) or id(parameter) in known or is_sharded(parameter):
             continue
-        if is_readable and parameter.numel() > 1 and not _is_bias(name, parameter):
+        if _can_be_read(parameter) and parameter.numel() > 1 and not _is_bias(name, parameter):
             kind = holder, parameter.shape, parameter.dtype, does_train
             by_kind.setdefault(kind, []).append((name, parameter))
     return [_together(group) for members in by_kind.values() for group in _groups_of_equal(members)]
@@ -236,7 +223,7 @@ def copies_named(model: nn.Module, names: Sequence[str]) -> Copies:
 
 
 def holders_by_name(model: nn.Module) -> Iterator[tuple[str, _Holder]]:
-    """Yield every parameter and every module with its name: all that may be copies."""
+    """Yield everything that may be a copy, with its name: all parameters and all modules."""
     yield from ((name, parameter) for name, _, parameter in readable_parameters(model))
     yield from readable_modules(model)
 
@@ -248,7 +235,7 @@ def _parameters_of(holder: _Holder) -> Iterator[nn.Parameter]:
 def _gradients_side_by_side(parameters: Sequence[nn.Parameter]) -> list[Tensor] | None:
     """Return the gradients of parameters of one shape; None if one is missing.
 
-    Of sparse gradients, the rows are returned that any of them has.
+    If all are sparse, return the rows that any of them has.
     """
     if all(p.grad is not None and p.grad.layout == torch.sparse_coo and p.grad.sparse_dim() == 1 for p in parameters):
         sparse = [cast("Tensor", p.grad).detach().coalesce() for p in parameters]
@@ -259,7 +246,7 @@ def _gradients_side_by_side(parameters: Sequence[nn.Parameter]) -> list[Tensor] 
 
 
 def _is_bias(name: str, parameter: Tensor) -> bool:
-    """Return whether a parameter is named like a bias. Two biases that are added stay equal, harmlessly."""
+    """Return whether a parameter is named like a bias. Biases that are added to each other stay equal, harmlessly."""
     own = name.rpartition(".")[2]
     return parameter.ndim == 1 and ("bias" in own or own.partition("_")[0] == "b")
 
@@ -276,13 +263,8 @@ def _as_row(tensor: Tensor) -> Tensor:
     return real_rows(tensor[None])
 
 
-def _kind(module: nn.Module, named: Mapping[str, nn.Parameter]) -> object:
-    """Return a key that copies share: their class, and the names, shapes and dtypes of their parameters."""
-    return (class_of(module), tuple((name, p.shape, p.dtype) for name, p in named.items()))
-
-
 def _size(members: _Members) -> tuple[int, int]:
-    """Return how many weights, and how many modules, each of some modules of one kind contains."""
+    """Return the number of weights, and of modules, in each of some modules of one kind."""
     module = members[0][1]
     return sum(parameter.numel() for parameter in parameters_of(module)), sum(1 for _ in modules_of(module))
 
@@ -308,7 +290,7 @@ def _together(members: Sequence[tuple[str, _Holder]]) -> Copies:
 
 
 def _head(module: nn.Module, numbers: Numbers | None) -> list[float]:
-    """Return the first few numbers of a weight; usually only copies agree in them."""
+    """Return the first few numbers of a weight, in which usually only copies agree."""
     first = max(parameters_of(module), key=lambda parameter: parameter.ndim)
     if numbers is not None:
         return numbers.head(first)
@@ -330,7 +312,7 @@ def _is_constant(parameter: Tensor, numbers: Numbers | None) -> bool:
 
 
 def _groups_by_digest(candidates: _Members, numbers: Numbers) -> list[list[tuple[str, nn.Module]]]:
-    """Return the sets of equal modules by hash, in linear time."""
+    """Return the sets of equal modules that share no parameter, by hash and thus in linear time."""
     groups: dict[object, list[tuple[str, nn.Module]]] = {}
     for name, module in candidates:
         group = groups.setdefault(tuple(map(numbers.digest, parameters_of(module))), [])
@@ -342,12 +324,12 @@ def _groups_by_digest(candidates: _Members, numbers: Numbers) -> list[list[tuple
 def _groups_of_equal(candidates: Sequence[tuple[str, _HolderT]]) -> list[list[tuple[str, _HolderT]]]:
     """Return the sets of two or more equal modules, or parameters, of one kind."""
     groups: list[list[tuple[str, _HolderT]]] = []
-    for name, holder in candidates:
-        home = next((group for group in groups if _are_copies(group[0][1], holder)), None)
+    for member in candidates:
+        home = next((group for group in groups if _are_copies(group[0][1], member[1])), None)
         if home is None:
-            groups.append([(name, holder)])
+            groups.append([member])
         else:
-            home.append((name, holder))
+            home.append(member)
     return [group for group in groups if len(group) > 1]
 
 
@@ -357,6 +339,7 @@ def _are_copies(a: _Holder, b: _Holder) -> bool:
 
 
 def _heads_of_all(every: Copies, team: Team) -> list[list[float]]:
+    """Return what :func:`_head` returns for each of some sharded modules."""
     dimensions = [parameter.ndim for parameter in _parameters_of(every.modules[0])]
     piece = max(range(len(dimensions)), key=dimensions.__getitem__)
     return first_numbers(team, ("weights", *every.row_names), every.weights(), piece, _HEAD_LENGTH)
@@ -364,13 +347,13 @@ def _heads_of_all(every: Copies, team: Team) -> list[list[float]]:
 
 def _equal_across(candidates: _Members, team: Team) -> Iterator[Copies]:
     """Yield the copies among sharded modules."""
-    # Modules that share a parameter are not copies; only the first of them is compared.
+    # Modules that share a parameter are no copies: only the first of them is compared.
     seen: set[int] = set()
     distinct = []
-    for name, module in candidates:
-        own = set(map(id, parameters_of(module)))
+    for member in candidates:
+        own = set(map(id, parameters_of(member[1])))
         if not own & seen:
-            distinct.append((name, module))
+            distinct.append(member)
         seen |= own
     if len(distinct) < 2:
         return

@@ -30,8 +30,7 @@ from lightning_symmetry.ranks.zero import whole_shape
 from lightning_symmetry.units.layers import Incoming, Layer, WrongShapesError, check_tensor, real_rows
 from lightning_symmetry.units.naming import free_name, is_chosen, readable_modules, readable_names, unmatched_patterns
 from lightning_symmetry.units.parametrized import without_parametrizations
-from lightning_symmetry.units.registry import NotUnderstoodError, Units, units_of
-from lightning_symmetry.units.slices import is_matrix, slicings_of
+from lightning_symmetry.units.registry import NotUnderstoodError, Units, is_matrix, slicings_of, units_of
 
 _FlatParts = Mapping[int, Mapping[str, FlatPart]]  # by ``id`` of the module and name of the parameter
 
@@ -41,11 +40,11 @@ class Found(NamedTuple):
 
     Attributes:
         layers: in the order of ``model.named_modules()``; layers that share a weight are one.
-        skipped: maps the names of modules whose parameters are not checked to the reasons.
+        skipped: why parameters of a module are not checked, by name of the module.
         coverage: share of the model's weights that the layers read, see :func:`_coverage_of`.
         unmatched: by argument, the patterns in ``include`` and ``exclude`` that match no name.
-        unread: the entries of ``skipped`` with weights that could train as one unnoticed: parameters of two or more
-            dimensions that require a gradient and cannot be read, in modules that the user has not excluded.
+        unread: the entries of ``skipped`` for modules with weights that could train as one unnoticed: parameters of two
+            or more dimensions that require a gradient, cannot be read and are not excluded by the user.
     """
 
     layers: list[Layer]
@@ -56,7 +55,7 @@ class Found(NamedTuple):
 
     @property
     def names(self) -> list[str]:
-        """The names that a pattern can match: of all layers and skipped modules."""
+        """The names of all layers and skipped modules, which a pattern can match."""
         of_layers = [name for layer in self.layers for name in (layer.name, *layer.also)]
         return list(dict.fromkeys([*of_layers, *self.skipped]))
 
@@ -64,13 +63,9 @@ class Found(NamedTuple):
 def find_layers(model: nn.Module, include: Sequence[str] | None = None, exclude: Sequence[str] = ()) -> Found:
     """Find all layers of a model whose units can be compared.
 
-    If FSDP1 has flattened parameters, all ranks have to call this.
-
-    Args:
-        model: any module.
-        include: patterns (:mod:`fnmatch`) of the names of layers to check; None: all. Slices of a parameter that no
-            adapter knows also match by the names of the parameter and of its module.
-        exclude: patterns of the names of layers to leave out.
+    ``include`` and ``exclude`` are patterns (:mod:`fnmatch`) of names of layers; slices of a parameter that no adapter
+    knows also match by the names of the parameter and of its module. If FSDP1 has flattened parameters, all ranks have
+    to call this.
     """
     flattened = flat_parts(model)
     elsewhere = {id(module): module for module in modules_of(model)}
@@ -88,21 +83,16 @@ def find_layers(model: nn.Module, include: Sequence[str] | None = None, exclude:
         if layer.name in chosen
     )
     skipped, unread = _left_out(descriptions, chosen)
-    return Found(
-        layers,
-        skipped,
-        _coverage_of((description.owner.shapes for description in descriptions), layers),
-        unmatched_patterns([name for aliases in names for name in aliases], include, exclude),
-        {name: skipped[name] for name in unread},
-    )
+    coverage = _coverage_of((description.owner.shapes for description in descriptions), layers)
+    unmatched = unmatched_patterns([name for aliases in names for name in aliases], include, exclude)
+    return Found(layers, skipped, coverage, unmatched, unread)
 
 
 def structure_of(model: nn.Module) -> object | None:
-    """Return a value that changes whenever :func:`find_layers` might find something else in a model.
+    """Return a value that changes whenever :func:`find_layers` might return other layers of a model.
 
-    Returns:
-        None if some layer is parametrized, since its weights are new tensors at every call, or if some parameter cannot
-        be described.
+    Return None if some layer is parametrized, since its weights are new tensors at every call, or if some parameter
+    cannot be described.
     """
     structure: list[object] = []
     try:
@@ -114,7 +104,7 @@ def structure_of(model: nn.Module) -> object | None:
 def _add_structure(module: nn.Module, structure: list[object], seen: set[int]) -> bool:
     """Append the structure of a module and its descendants; return whether none of them is parametrized.
 
-    It runs at every check; ``named_modules`` would be slower, since it joins all paths.
+    This runs at every check. ``named_modules`` would be slower, since it builds all paths.
     """
     structure += (id(module), type(module))
     if id(module) in seen:
@@ -122,7 +112,7 @@ def _add_structure(module: nn.Module, structure: list[object], seen: set[int]) -
     seen.add(id(module))
     for parameter in module._parameters.values():
         if parameter is not None:
-            # The same object changes these properties when a lazy parameter is initialised or a model moved.
+            # These properties change when a lazy parameter is initialised or a model is moved; the identity does not.
             shape = None if is_lazy(parameter) else whole_shape(parameter)
             structure += (id(parameter), type(parameter), parameter.dtype, parameter.device, shape)
     children = module._modules
@@ -145,7 +135,7 @@ class _Owner:
         name: its readable name.
         path: its readable path; empty for the model itself.
         module: the module.
-        parameters: by name; for a flattened parameter, the source of its part.
+        parameters: by name; in place of a flattened parameter, the source of this rank's part.
         parts: by name, this rank's parts of the parameters that FSDP1 or DeepSpeed's ZeRO has flattened.
     """
 
@@ -171,12 +161,9 @@ class _Owner:
 
 @dataclass(frozen=True)
 class _Description:
-    """The layers of a module.
+    """The layers of a module, with slices of the parameters that its adapter does not know.
 
-    Attributes:
-        owner: the module.
-        layers: its layers, and the slices of the parameters that its adapter does not know.
-        reason: why the other parameters cannot be read; None if they can, or if the adapter does not mention them.
+    ``reason`` says why other parameters cannot be read; None if they can, or if the adapter does not mention them.
     """
 
     owner: _Owner
@@ -185,15 +172,11 @@ class _Description:
 
     @property
     def names(self) -> list[tuple[str, ...]]:
-        """For each layer, all names that a pattern can match; without layers, the name of the module.
-
-        Slices also match by the names of their parameter and of its module.
-        """
-        names = (
+        """For each layer, all names that a pattern can match; without layers, the name of the module."""
+        return [
             (layer.name, layer.slices_of, self.owner.name) if layer.slices_of else (layer.name,)
             for layer in self.layers
-        )
-        return list(names) or [(self.owner.name,)]
+        ] or [(self.owner.name,)]
 
 
 class _AdapterError(NotUnderstoodError):
@@ -218,10 +201,10 @@ def _owners(model: nn.Module, flattened: _FlatParts) -> list[_Owner]:
 
 @dataclass(frozen=True)
 class _Tensors:
-    """The sources of the tensors that an adapter names, keyed by ``id``.
+    """The sources of the tensors that an adapter names, keyed by their ``id``.
 
     Attributes:
-        originals: the parameters that a computed tensor is computed from.
+        originals: the parameters from which a computed tensor is computed.
         flat: this rank's part of a flattened tensor.
     """
 
@@ -229,11 +212,7 @@ class _Tensors:
     flat: Mapping[int, FlatPart] = field(default_factory=dict)
 
     def incoming(self, tensor: Tensor, view: View) -> Incoming:
-        """Return the tensor as a layer reads it.
-
-        Raises:
-            NotUnderstoodError: if it cannot be read.
-        """
+        """Return the tensor as a layer reads it; raise :class:`NotUnderstoodError` if it cannot be read."""
         part = self.flat.get(id(tensor))
         if part is not None:
             check_tensor(part.source)
@@ -258,13 +237,8 @@ def _describe(owner: _Owner, flattened: _FlatParts, elsewhere: Mapping[int, nn.M
 def _layers_and_reason(
     owner: _Owner, flattened: _FlatParts, elsewhere: Mapping[int, nn.Module]
 ) -> tuple[list[Layer], str | None]:
-    """Return the layers of a module, and why other parameters cannot be read.
-
-    Raises:
-        NotUnderstoodError: if no parameter can be read.
-    """
-    module, tensors, layers = owner.module, _Tensors(), []
-    reason = None
+    """Return the layers of a module, and why other parameters cannot be read; raise if none can be read."""
+    module, tensors, layers, reason = owner.module, _Tensors(), [], None
     chains = parametrizations_of(module)
     if chains:
         is_flattened = any(id(part) in flattened for part in modules_of(module))
@@ -284,25 +258,24 @@ def _layers_and_reason(
         raise
     except NotUnderstoodError as error:
         reason = str(error)
-    if issubclass(type(module), ParametrizationList):  # the module that it belongs to is checked
+    if issubclass(type(module), ParametrizationList):  # its parameters are checked with the module that holds it
         return layers, reason
     start = f"{owner.path}." if owner.path else ""
     unknown = {f"{start}{name}": parameter for name, parameter in own_parameters(module).items()}
-    for name, chain in chains.items():  # these weights cannot be computed
+    for name, chain in chains.items():  # left only if the weights cannot be computed
         unknown |= {f"{start}parametrizations.{name}.{own}": one for own, one in own_parameters(chain).items()}
     slices, failure = _slices_of(unknown, layers, tensors)
     return layers + slices, failure or reason
 
 
-def _each_parameter_once(descriptions: Iterable[_Description]) -> list[_Description]:
+def _each_parameter_once(descriptions: Sequence[_Description]) -> list[_Description]:
     """Drop the slices of shared parameters that the adapter of another module knows."""
-    descriptions = list(descriptions)
     known = {key for one in descriptions for layer in one.layers if not layer.slices_of for key, _ in layer.shares()}
 
     def is_needed(layer: Layer) -> bool:
         return not layer.slices_of or not known.issuperset(layer.tensors[0].keys)
 
-    return [replace(one, layers=[layer for layer in one.layers if is_needed(layer)]) for one in descriptions]
+    return [replace(one, layers=list(filter(is_needed, one.layers))) for one in descriptions]
 
 
 def _layers_of(name: str, module: nn.Module, tensors: _Tensors) -> list[Layer]:
@@ -367,7 +340,7 @@ def _slices_of_one(name: str, parameter: Tensor, tensors: _Tensors) -> Iterator[
     is_first = True
     for slicing in slicings_of(parameter.shape):
         incoming = tensors.incoming(parameter, slicing.view)
-        # The originals of a computed tensor may hold a number per slice along dimension 0, but along no other.
+        # Originals of another shape than the computed tensor can hold a number per slice along dimension 0 only.
         is_of_other_shape = any(original.shape != parameter.shape for original in incoming.originals)
         if incoming.part is None and is_of_other_shape and slicing.dim != 0:
             continue
@@ -376,8 +349,8 @@ def _slices_of_one(name: str, parameter: Tensor, tensors: _Tensors) -> Iterator[
                 name=name + slicing.label,
                 tensors=(incoming,),
                 blocks=slicing.blocks,
-                can_freeze=False,  # slices may go unused, like positions beyond the longest text
-                dies_as_a_whole=is_first,  # the other slicings would repeat the same finding
+                can_freeze=False,  # slices may never be used, such as positions beyond the longest text
+                dies_as_a_whole=is_first,  # the other slicings would repeat the finding
                 slices_of=name,
             )
             is_first = False
@@ -423,15 +396,15 @@ def _place_of(layer: Layer) -> object:
     return (id(weight.originals[0]), layer.place if len(weight.originals) == 1 else layer.name)
 
 
-def _left_out(descriptions: Sequence[_Description], chosen: set[str]) -> tuple[dict[str, str], list[str]]:
-    """Return why modules or parts of modules are skipped, by name, and the names of :attr:`Found.unread`.
+def _left_out(descriptions: Sequence[_Description], chosen: set[str]) -> tuple[dict[str, str], dict[str, str]]:
+    """Return :attr:`Found.skipped` and :attr:`Found.unread`.
 
-    A module is not mentioned if layers, or modules before it in the model, account for all of its parameters. The names
-    in ``chosen`` are those of layers and modules that the user has not excluded.
+    A module is omitted if all of its parameters belong to layers or to modules before it in the model. ``chosen`` holds
+    the names of layers and modules that the user has not excluded.
     """
     skipped: dict[str, str] = {}
-    unread: list[str] = []
-    # Identities (``id``) of the parameters that are accounted for.
+    unread: dict[str, str] = {}
+    # The parameters of layers and of modules so far, by ``id``.
     known = {identity for description in descriptions for layer in description.layers for identity in layer.identity}
     for description in descriptions:
         owner = description.owner
@@ -445,7 +418,7 @@ def _left_out(descriptions: Sequence[_Description], chosen: set[str]) -> tuple[d
             unmentioned = f"the adapter of {kind} does not know its parameters {', '.join(unknown)}"
             skipped[owner.name] = description.reason or unmentioned
             if owner.name in chosen and any(map(owner.is_weight, unknown)):
-                unread.append(owner.name)
+                unread[owner.name] = skipped[owner.name]
         known.update(own)
     return skipped, unread
 
@@ -455,11 +428,8 @@ def _coverage_of(shapes: Iterable[Mapping[object, Sequence[int]]], layers: Itera
 
     Weights are the numbers in parameters with two or more numbers per unit: those of shape ``(1, 1, n)`` do not count.
     Shared parameters count once, sharded ones with their global shape, parametrized ones with their originals.
-    Parameters that are not initialised yet have no shape and are not counted.
-
-    Args:
-        shapes: the shapes of each module's parameters, by key as in :attr:`Incoming.keys`.
-        layers: layers of the model.
+    Parameters that are not initialised yet do not count. ``shapes`` has the shapes of each module's parameters, keyed
+    as in :attr:`Incoming.keys`.
     """
     shares: dict[object, Fraction] = defaultdict(Fraction)
     for layer in layers:

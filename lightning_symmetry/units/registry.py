@@ -2,24 +2,30 @@
 
 An adapter is a function from a module to :class:`Units`: the tensors that feed the units, each with a view whose first
 dimension counts units. The same view is applied to weights and to gradients; it should not copy.
-:func:`register_layer` adds an adapter. It describes modules of its class, and of subclasses without an adapter. The
-adapters of PyTorch's layers are in :mod:`lightning_symmetry.units.adapters`.
+:func:`register_layer` adds an adapter for a class and its subclasses without an adapter of their own. The adapters of
+PyTorch's layers are in :mod:`lightning_symmetry.units.adapters`. Of parameters that no adapter knows, the slices along
+each dimension count as units: equal slices with equal gradients train as one, whatever the module computes.
 """
 
 from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from functools import partial
+from math import prod
+from typing import Any, NamedTuple, TypeVar
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from lightning_symmetry.brief import brief
 from lightning_symmetry.modules import class_of, held, is_script, own_parameters
 from lightning_symmetry.ranks.pieces import View
+
+_MIN_NUMBERS = 2  # of a slice: single numbers are often equal by chance
 
 
 def _as_it_is(tensor: Tensor) -> Tensor:
@@ -64,12 +70,14 @@ class Units:
         odd_gates: Sequence[int] | None = None,
     ) -> None:
         pairs = tuple(item if isinstance(item, tuple) else (item, _as_it_is) for item in tensors if item is not None)
-        object.__setattr__(self, "tensors", pairs)
-        object.__setattr__(self, "blocks", blocks)
-        object.__setattr__(self, "part", part)
-        object.__setattr__(self, "recurrent", recurrent)
-        object.__setattr__(self, "may_go_unused", may_go_unused)
-        object.__setattr__(self, "odd_gates", None if odd_gates is None else tuple(odd_gates))
+        vars(self).update(  # assignments would fail, since the class is frozen
+            tensors=pairs,
+            blocks=blocks,
+            part=part,
+            recurrent=recurrent,
+            may_go_unused=may_go_unused,
+            odd_gates=None if odd_gates is None else tuple(odd_gates),
+        )
 
 
 Adapter = Callable[[Any], Units | Iterable[Units]]
@@ -84,13 +92,11 @@ def tensor_of(module: nn.Module, name: str) -> Tensor | None:
     """Return the tensor that a module holds under a name; None if there is none.
 
     Properties are not evaluated: their value is no parameter, and computing it may draw random numbers or count calls.
-
-    Raises:
-        NotUnderstoodError: if the module computes the attribute.
+    Raise :class:`NotUnderstoodError` for these.
     """
     for kind in ("_parameters", "_buffers"):
         if name in held(module, kind):
-            found: Tensor | None = held(module, kind).get(name)
+            found: Tensor | None = held(module, kind)[name]
             return found
     value = inspect.getattr_static(module, name, None)
     if value is None or isinstance(value, Tensor):
@@ -99,20 +105,16 @@ def tensor_of(module: nn.Module, name: str) -> Tensor | None:
 
 
 def weight_of(module: nn.Module, name: str = "weight") -> Tensor:
-    """Return the tensor that a module holds under a name, such as the weight: without it, there are no units.
-
-    Raises:
-        NotUnderstoodError: if there is none, or if the module computes it.
-    """
+    """Return the tensor that a module holds under a name; raise :class:`NotUnderstoodError` if there is none."""
     weight = tensor_of(module, name)
     if weight is None:
         raise NotUnderstoodError(f"it has no {name}")
     return weight
 
 
-# By class, or by the qualified name of a class that need not be imported.
+# By class, or by the qualified name of a class.
 _ADAPTERS: dict[type[nn.Module] | str, Adapter] = {}
-# Each with a function that recognises its modules.
+# Each with the function that recognises its modules.
 _ADAPTERS_BY_SHAPE: list[tuple[Callable[[nn.Module], bool], Adapter]] = []
 
 
@@ -160,16 +162,9 @@ def register_layer(*layer_types: type[nn.Module], replace: bool = False) -> Call
 
 
 def register_layer_by_name(*qualified_names: str, replace: bool = False) -> Callable[[AdapterT], AdapterT]:
-    """Register an adapter for classes that need not be importable, like :func:`register_layer`.
+    """Register an adapter for classes by their names, ``package.module.Class``, so that they need not be imported.
 
-    An adapter of the class itself takes precedence.
-
-    Args:
-        *qualified_names: names of classes, such as ``package.module.Class``.
-        replace: do not warn if a name already has an adapter.
-
-    Raises:
-        TypeError: if no name is given, if a name is no string, or if the decorated object is no function.
+    An adapter of the class itself takes precedence. See :func:`register_layer`.
     """
     if not qualified_names:
         raise TypeError("Expected at least one name, as in register_layer_by_name('package.module.Class').")
@@ -209,8 +204,7 @@ def register_layer_by_shape(recognises: Callable[[nn.Module], bool]) -> Callable
 def units_of(module: nn.Module) -> Units | Iterable[Units]:
     """Return the units of a module, by the adapter of its class, its nearest ancestor or its shape, in this order.
 
-    Raises:
-        NotUnderstoodError: if there is no adapter, or if it cannot describe this module.
+    Raise :class:`NotUnderstoodError` if there is no adapter, or if it cannot describe this module.
     """
     for ancestor in class_of(module).__mro__:
         adapter = _adapter_of(ancestor)
@@ -219,7 +213,10 @@ def units_of(module: nn.Module) -> Units | Iterable[Units]:
     for recognises, adapter in _ADAPTERS_BY_SHAPE:
         if recognises(module):
             return adapter(module)
-    raise NotUnderstoodError(_no_adapter(module))
+    parameters = [parameter for parameter in own_parameters(module).values() if not is_lazy(parameter)]
+    others = "other " if any(parameter.ndim > 1 for parameter in parameters) else ""
+    kind = class_of(module).__name__
+    raise NotUnderstoodError(f"no adapter for {kind}, whose {others}parameters hold one number per unit at most")
 
 
 def _scripted(adapter: Adapter, module: nn.Module) -> list[Units]:
@@ -251,14 +248,12 @@ def _add(key: type[nn.Module] | str, adapter: Adapter, replace: bool) -> None:
 
 
 def _is_same(a: Adapter, b: Adapter) -> bool:
-    """Return whether two adapters are the same function, perhaps defined twice."""
+    """Return whether two adapters are the same function, which may have been defined twice."""
     return a is b or (hasattr(a, "__qualname__") and _name_of(a) == _name_of(b))
 
 
 def _name_of(adapter: Adapter) -> str:
-    if not hasattr(adapter, "__qualname__"):
-        return repr(adapter)
-    return f"{adapter.__module__}.{adapter.__qualname__}"
+    return f"{adapter.__module__}.{adapter.__qualname__}" if hasattr(adapter, "__qualname__") else repr(adapter)
 
 
 def _describe(adapter: Adapter) -> str:
@@ -267,7 +262,7 @@ def _describe(adapter: Adapter) -> str:
 
 
 def _usage_for(wrong: object) -> str:
-    """Return the probably intended call for an object that is no layer type; else an empty string."""
+    """Return the call that was probably intended with an object that is no layer type; empty if it is unknown."""
     if isinstance(wrong, nn.Module):
         return f" To register its class: register_layer({type(wrong).__name__})."
     if callable(wrong) and not isinstance(wrong, type):
@@ -275,7 +270,49 @@ def _usage_for(wrong: object) -> str:
     return ""
 
 
-def _no_adapter(module: nn.Module) -> str:
-    parameters = [parameter for parameter in own_parameters(module).values() if not is_lazy(parameter)]
-    others = "other " if any(parameter.ndim > 1 for parameter in parameters) else ""
-    return f"no adapter for {class_of(module).__name__}, whose {others}parameters hold one number per unit at most"
+class Slicing(NamedTuple):
+    """A way to cut a parameter into comparable slices.
+
+    Attributes:
+        label: suffix of the parameter's name in the name of the layer, such as ``[dim 0]``.
+        dim: the dimension that counts slices; None if several do.
+        view: ``parameter -> (num_slices, ...)``, without a copy.
+        blocks: number of blocks of consecutive slices; slices of different blocks are never compared.
+    """
+
+    label: str
+    dim: int | None
+    view: View
+    blocks: int = 1
+
+
+def slicings_of(shape: Sequence[int]) -> Iterator[Slicing]:
+    """Yield all ways to slice a parameter of this shape: along each dimension, and as a stack of matrices.
+
+    A parameter of three dimensions may be such a stack, like the weights of experts: rows are compared within each
+    matrix.
+
+    Example:
+        >>> [slicing.label for slicing in slicings_of((6, 4))]
+        ['[dim 0]', '[dim 1]']
+        >>> [slicing.label for slicing in slicings_of((8, 6, 4))]
+        ['[dim 0]', '[dim 1]', '[dim 2]', '[dims 0, 1]']
+        >>> list(slicings_of((1, 1, 4)))  # one number per unit
+        []
+    """
+    numbers = prod(shape)
+    for dim, size in enumerate(shape):
+        if size > 1 and numbers // size >= _MIN_NUMBERS:
+            yield Slicing(f"[dim {dim}]", dim, partial(torch.movedim, source=dim, destination=0))
+    if len(shape) == 3 and min(shape[:2]) > 1 and shape[2] >= _MIN_NUMBERS:
+        yield Slicing("[dims 0, 1]", None, lambda stack: stack.flatten(0, 1), blocks=shape[0])
+
+
+def is_matrix(shape: Sequence[int]) -> bool:
+    """Return whether a parameter of this shape has slices to compare, and not only one number per unit.
+
+    Example:
+        >>> is_matrix((3, 4)), is_matrix((1, 1, 4)), is_matrix((4,))
+        (True, False, False)
+    """
+    return any(True for _ in slicings_of(shape))

@@ -113,7 +113,7 @@ def messages(findings: Sequence[Finding], report: ModelDiagnosis) -> list[str]:
     topics, roots = _topics_of_heads(roots, report)
     by_kind: dict[object, list[list[Finding]]] = {}
     for alike in alike_findings(roots, report):
-        # Each set of copied modules gets a message of its own. Layers with different constants share one, with the range.
+        # Each set of copied modules gets a message of its own. Layers of different constants share one, with a range.
         first = replace(alike[0], value=None) if alike[0].cause is Cause.CONSTANT else alike[0]
         key = first.layer if first.modules else (*_kind(first), _is_whole_layer(alike, report))
         by_kind.setdefault(key, []).append(alike)
@@ -648,7 +648,7 @@ def _draw_anew(alike: Sequence[Finding], report: ModelDiagnosis) -> str:
 
 
 def _line_to_draw(alike: Sequence[Finding], report: ModelDiagnosis) -> str:
-    """Return a line of code that draws the weights of some layers anew; empty if it is unknown how code reaches them."""
+    """Return a line of code that draws the weights of layers anew; empty if it is unknown how code reaches them."""
     names = _layers(alike)
     weights = _weights(names, report)
     reset = _reset_line(names, report) if len(weights) > len(names) else ""
