@@ -1,7 +1,7 @@
 """Adapters for experts whose weights are stacked into one parameter, as in the transformers package.
 
 Experts with a gate hold a ``gate_up_proj`` and a ``down_proj`` of three dimensions; the first dimension counts experts.
-Dozens of classes do so: they are recognised by the names and shapes of these parameters, not by their class.
+There are dozens of such classes, so they are recognised by the names and shapes of these parameters.
 """
 
 from __future__ import annotations
@@ -47,14 +47,11 @@ def _is_transposed(module: nn.Module) -> bool | None:
     stacks = _stacks(module)
     if not stacks:
         return None
-    first, down = next(iter(stacks.values())), stacks["down_proj"]
+    first, down = next(iter(stacks.values())).shape, stacks["down_proj"].shape
     factor = 2 if "gate_up_proj" in stacks else 1
     declared = getattr(module, "is_transposed", None)  # since version 5 of transformers
-    fits = {
-        False: tuple(first.shape[1:]) == (factor * down.shape[2], down.shape[1]),
-        True: tuple(first.shape[1:]) == (down.shape[2], factor * down.shape[1]),
-    }
-    return next((layout for layout, fit in fits.items() if fit and declared in (None, layout)), None)
+    fits = {False: (factor * down[2], down[1]), True: (down[2], factor * down[1])}
+    return next((layout for layout, fit in fits.items() if fit == first[1:] and declared in (None, layout)), None)
 
 
 @register_layer_by_shape(lambda module: _is_transposed(module) is not None)
@@ -63,7 +60,7 @@ def _experts(module: nn.Module) -> Iterator[Units]:
     for name, stack in stacks.items():
         bias = held(module, "_parameters").get(f"{name}_bias")
         yield from _of_transposed(module, name, stack, bias) if _is_transposed(module) else _of_stack(name, stack, bias)
-    # Whole experts are compared as well. Their biases belong to the rows above.
+    # Whole experts are compared as well, without the biases, which belong to the rows above.
     if len({len(stack) for stack in stacks.values()}) == 1:
         yield Units(*stacks.values(), part="experts", may_go_unused=True)
 
@@ -75,7 +72,7 @@ def _of_stack(name: str, stack: Tensor, bias: Tensor | None) -> Iterator[Units]:
 
 
 def _of_transposed(module: nn.Module, name: str, stack: Tensor, bias: Tensor | None) -> Iterator[Units]:
-    # No view puts the units of all experts in a row, so each expert is a part of its own.
+    # No view lists the units of all experts one after the other, so each expert is a part of its own.
     size = stack.shape[2]
     choices = {name: slice(None)}
     if name == "gate_up_proj":

@@ -19,7 +19,7 @@ _SEPARATE = (
     ("to_q", "to_k", "to_v"),
     ("wq", "wk", "wv"),
 )
-# Names of layers that compute all three: first the queries of all heads, or one head after the other.
+# Names of layers that compute queries, keys and values: all queries come first, or one head after the other.
 _PACKED = ("c_attn", "qkv", "qkv_proj", "Wqkv")
 _PACKED_BY_HEAD = ("query_key_value",)
 
@@ -47,14 +47,10 @@ class Projection(NamedTuple):
 
 
 def find_projections(model: nn.Module, widths: Mapping[str, int]) -> list[Projection]:
-    """Find the projections of attention modules, head by head.
+    """Find the projections of attention modules, given the number of units of each layer by name.
 
     A module counts if it, or its ``config``, holds the number or size of its heads, and if it has layers with the usual
     names and matching widths.
-
-    Args:
-        model: any module.
-        widths: the number of units of each layer by name.
 
     Example:
         >>> model = nn.ModuleDict({"attn": nn.MultiheadAttention(8, 2)})
@@ -82,10 +78,8 @@ def _of_module(name: str, path: str, module: nn.Module, widths: Mapping[str, int
         if num_heads and layer in widths:
             counts = (num_heads, *2 * (num_key_heads or num_heads,))
             width, rest = divmod(widths[layer], sum(counts))
-            if rest or size not in (0, width):
-                continue
             by_head = packed in _PACKED_BY_HEAD
-            if by_head and len(set(counts)) > 1:
+            if rest or size not in (0, width) or (by_head and len(set(counts)) > 1):
                 continue
             for i, role in enumerate(_ROLES):
                 first = i if by_head else sum(counts[:i])
@@ -97,17 +91,18 @@ def _of_module(name: str, path: str, module: nn.Module, widths: Mapping[str, int
 def _starts(widths: Sequence[int], num_heads: int, num_key_heads: int, size: int) -> list[range]:
     """Return the first units of all heads in queries, keys and values, as ranges; empty if the widths do not match.
 
-    The widths are those of the three layers. A number or size of heads is 0 if unknown.
+    The widths are those of the three layers. An unknown number or size of heads is 0.
     """
     if not all(widths):
         return []
-    size = size or widths[0] // num_heads
-    num_heads, num_key_heads = num_heads or widths[0] // size, num_key_heads or widths[1] // max(1, size)
-    if widths[0] != num_heads * size or widths[1] != num_key_heads * size:
+    queries, keys, values = widths
+    size = size or queries // num_heads
+    num_heads, num_key_heads = num_heads or queries // size, num_key_heads or keys // max(1, size)
+    if (queries, keys) != (num_heads * size, num_key_heads * size):
         return []
-    if num_heads % num_key_heads or widths[2] % num_key_heads:
+    if num_heads % num_key_heads or values % num_key_heads:
         return []
-    return [range(0, widths[0], size), range(0, widths[1], size), range(0, widths[2], widths[2] // num_key_heads)]
+    return [range(0, queries, size), range(0, keys, size), range(0, values, values // num_key_heads)]
 
 
 def _number(module: nn.Module, names: Sequence[str]) -> int:

@@ -1,4 +1,4 @@
-"""Hooks on modules: they never fail, and do nothing in copies of a model and in files."""
+"""Hooks on modules that never fail and do nothing in copies of a model or in files."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import torch
 class ModuleHook:
     """A hook of a module, or of a parameter, that only observes.
 
-    ``torch.save(model)`` and ``copy.deepcopy(model)`` include hooks. Copied or loaded, this one does nothing and does
-    not need this package. ``torch.compile`` does not trace into it.
+    ``torch.save(model)`` and ``copy.deepcopy(model)`` include hooks. A copied or loaded one does nothing and does not
+    need this package. ``torch.compile`` does not trace into it.
 
     Args:
         observe: called as the hook.
-        on_error: called with an exception of ``observe``; None: such exceptions are ignored.
+        on_error: called with any exception of ``observe``; None: exceptions are ignored.
 
     Example:
         >>> import copy
@@ -42,10 +42,9 @@ class ModuleHook:
                 self._on_error(error)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return getattr, (nullcontext(), "__exit__")  # accepts any arguments, does nothing, needs no import of ours
+        return getattr, (nullcontext(), "__exit__")  # takes any arguments and does nothing, without this package
 
 
 def is_of_user(hook: Any) -> bool:
-    """Return whether a hook is neither a :class:`ModuleHook` nor the remains of one in a copy."""
-    is_left_over = type(getattr(hook, "__self__", None)) is nullcontext
-    return not isinstance(hook, ModuleHook) and not is_left_over
+    """Return whether a hook is neither a :class:`ModuleHook` nor what replaces one in a copy."""
+    return not isinstance(hook, ModuleHook) and type(getattr(hook, "__self__", None)) is not nullcontext

@@ -17,7 +17,7 @@ from lightning_symmetry.ranks.pieces import is_sharded
 from lightning_symmetry.units.hooks import ModuleHook, is_of_user
 from lightning_symmetry.units.progress import real_numbers
 
-# At least this many numbers of a larger tensor are hashed, and its norm.
+# Of a larger tensor, at least this many numbers are hashed, and its norm.
 _NUM_SAMPLED = 64
 
 
@@ -26,15 +26,12 @@ class Imprint:
 
     Equal weights prove nothing, since data parallelism keeps them equal. So each gradient is recorded before it is
     averaged over the ranks. Such gradients differ if the ranks have different data, different parts of one batch, or
-    shards that were drawn independently.
-
-    Args:
-        model: the model; this process holds all of it.
+    shards that were initialised independently. This process must hold the whole model.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
-        # A hook that was registered before ours may average the gradient.
+        # Parameters with a hook of the user are omitted: it may average the gradient before this one sees it.
         self._parameters = [
             parameter
             for parameter in parameters_of(model)
@@ -56,14 +53,10 @@ class Imprint:
     def digest(self) -> str | None:
         """Return a hash of weights, buffers and gradients; None if only constant parameters had gradients.
 
-        A model of constants has the same hash on all ranks, with any seeds: it proves nothing.
+        Constants prove nothing: they have the same hash on all ranks, whatever the seeds are.
         """
         tensors = [tensor for tensor in _tensors_of(self._model) if _can_be_read(tensor)]
-        norms = {
-            id(parameter): norm
-            for parameter, norm in zip(self._parameters, self._norms, strict=True)
-            if norm is not None
-        }
+        norms = dict(zip(map(id, self._parameters), self._norms, strict=True))
         readings = []
         for tensor in tensors:
             with exact_arithmetic(tensor.device):
@@ -84,12 +77,12 @@ class Imprint:
             return
         with exact_arithmetic(gradient.device):
             norm, before = _norm(gradient.detach()), self._norms[place]
-            # A backward pass that overflowed counts for nothing; the first ones under a gradient scaler may.
+            # A backward pass that overflowed does not count. Under a gradient scaler the first ones may overflow.
             self._norms[place] = norm if before is None else norm + before.nan_to_num(0.0, 0.0)
 
 
 def _reading(tensor: Tensor, gradient: Tensor | None) -> Tensor:
-    """Return the norm of the gradient, the norm of the tensor and a sample of its numbers; 0 for an unknown norm."""
+    """Return the norm of the gradient, the norm of the tensor and a sample of its numbers; an unknown norm is 0."""
     flat = real_numbers(tensor.detach())
     norm = _norm(flat) if flat.is_floating_point() else None
     sample = flat[:: max(1, len(flat) // _NUM_SAMPLED)].float()

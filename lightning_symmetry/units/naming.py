@@ -1,4 +1,4 @@
-"""Readable names of modules: their paths without the steps that wrappers add; and patterns that choose names."""
+"""Readable names of modules, which are paths without the steps that wrappers add; and patterns that choose names."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import nn
 from lightning_symmetry.modules import own_parameters, walk
 from lightning_symmetry.ranks.zero import is_engine
 
-# Steps that torch.compile, activation checkpointing, FSDP1 and Fabric add to the path of a wrapped module.
+# Steps of paths that torch.compile, activation checkpointing, FSDP1 and Fabric add.
 _WRAPPED = {"_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module", "_forward_module", "_original_module"}
 # These, and DeepSpeed's engines, call the wrapped module `module`; elsewhere that is an ordinary name.
 _PARALLEL = (nn.parallel.DistributedDataParallel, nn.DataParallel)
@@ -22,7 +22,7 @@ def readable_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Yield every module with its readable name, in the order of :func:`lightning_symmetry.modules.walk`.
 
     The model itself, wrapped or not, is named after its class. Names are unique, except that a wrapper without
-    parameters of its own shares the name of the module that it wraps, which comes next.
+    parameters of its own shares its name with the module that it wraps, which comes next.
 
     Example:
         >>> inner = nn.Sequential(nn.Linear(2, 3))
@@ -33,10 +33,7 @@ def readable_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def readable_names(model: nn.Module) -> Iterator[tuple[str, str, nn.Module]]:
-    """Yield the name, the readable path and the module, in the order of :func:`readable_modules`.
-
-    The path of the model itself is empty.
-    """
+    """Yield the name, the readable path and the module, as :func:`readable_modules`; the path of the model is empty."""
     every = list(_readable_paths(model))
     paths = {path for path, _ in every}
     for path, module in every:
@@ -71,7 +68,7 @@ def _readable_paths(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             wrappers.add(path)
         before = readable.get(parent, "")
         name = ".".join(filter(None, (before, step)))
-        is_wrapped = path and (step in _WRAPPED or (step == "module" and parent in parallel))
+        is_wrapped = step in _WRAPPED or (step == "module" and parent in parallel)
         if is_wrapped and parent in wrappers and holders[before] == parent:
             name = before
         elif name in holders:
@@ -93,10 +90,7 @@ def free_name(name: str, kind: str, taken: Collection[str]) -> str:
 
 
 def is_chosen(names: Collection[str], include: Sequence[str] | None, exclude: Sequence[str]) -> bool:
-    """Return whether the user chose a layer that has these names; ``include=None`` chooses all.
-
-    Patterns of ``include`` and ``exclude`` are matched by :mod:`fnmatch`.
-    """
+    """Return whether patterns (:mod:`fnmatch`) choose a layer that has these names; ``include=None`` chooses all."""
     if any(_matches(name, pattern) for pattern in exclude for name in names):
         return False
     return include is None or any(_matches(name, pattern) for pattern in include for name in names)
@@ -106,12 +100,11 @@ def unmatched_patterns(
     names: Collection[str], include: Sequence[str] | None, exclude: Sequence[str]
 ) -> dict[str, tuple[str, ...]]:
     """Return the patterns that match no name, by argument; arguments without such patterns are omitted."""
-    unmatched: dict[str, tuple[str, ...]] = {}
-    for argument, patterns in (("include", include or ()), ("exclude", exclude)):
-        useless = tuple(pattern for pattern in patterns if not any(_matches(name, pattern) for name in names))
-        if useless:
-            unmatched[argument] = useless
-    return unmatched
+    unmatched = {
+        argument: tuple(pattern for pattern in patterns if not any(_matches(name, pattern) for name in names))
+        for argument, patterns in (("include", include or ()), ("exclude", exclude))
+    }
+    return {argument: patterns for argument, patterns in unmatched.items() if patterns}
 
 
 def unmatched_text(unmatched: Mapping[str, Sequence[str]], names: Sequence[str]) -> str:
@@ -128,7 +121,7 @@ def unmatched_text(unmatched: Mapping[str, Sequence[str]], names: Sequence[str])
 
 
 def _matches(name: str, pattern: str) -> bool:
-    # The brackets in the names of slices would be a choice of characters in a pattern.
+    # In a pattern, the brackets in names of slices would stand for a choice of characters.
     return name == pattern or fnmatchcase(name, pattern)
 
 
@@ -138,7 +131,7 @@ def _suggestions(pattern: str, names: Sequence[str]) -> str:
     by_likeness = sorted(names, key=lambda name: SequenceMatcher(None, name, pattern).ratio(), reverse=True)
     closest = ", ".join(map(repr, by_likeness[:_MAX_SUGGESTIONS]))
     text = f"Closest names: {closest} ({len(names)} in all)."
-    # Patterns match whole names: the name of a container does not match the layers inside.
+    # Patterns match whole names: the name of a container matches none of the layers inside.
     if any(name.startswith(f"{pattern}.") for name in names):
         text = f"For the layers inside {pattern!r} write {pattern + '.*'!r}. {text}"
     return text

@@ -1,7 +1,7 @@
 """Layers whose weights are computed from other tensors by ``torch.nn.utils.parametrize``.
 
-Parametrizations may be code of users, with state: they may count calls, track a range or draw random numbers. Computing
-a weight once more must not affect the training. So weights are computed on copies, and code that uses objects which
+Parametrizations may be code of users, with state: they may count calls, track a range or draw random numbers. Since
+computing a weight once more must not affect the training, weights are computed on copies. Code that uses objects which
 cannot be copied is refused.
 """
 
@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from lightning_symmetry.modules import held, modules_of, own_parameters, parametrizations_of
 from lightning_symmetry.units.registry import NotUnderstoodError
 
-# Classes of these modules change nothing in evaluation mode.
+# Python modules whose classes have no side effects in evaluation mode.
 _WITHOUT_EFFECTS = {"torch.nn.utils.parametrize", "torch.nn.utils.parametrizations"}
-# Objects of these packages change only their own attributes.
+# Packages whose objects change only their own attributes.
 _KNOWN_PACKAGES = sys.stdlib_module_names | {"torch"}
 # Immutable types.
 _CONSTANTS = (ModuleType, int, float, complex, str, bytes, tuple, frozenset, type(None), torch.dtype, torch.device)
@@ -39,17 +39,17 @@ def without_parametrizations(
 
     Args:
         module: a module with parametrizations.
-        elsewhere: the modules of the model, by ``id``. A parametrization that uses one outside of itself is refused,
-            since copying it might copy the whole model.
+        elsewhere: the modules of the model, by ``id``. A parametrization that uses a module outside of itself is
+            refused, since copying it might copy the whole model.
 
     Returns:
-        A module of the original class with the computed weights as parameters, and, by ``id`` of each computed weight,
-        the parameters that it is computed from.
+        A module of the original class with the computed weights as parameters; and the parameters from which each
+        weight is computed, keyed by the ``id`` of the weight.
 
     Raises:
         NotUnderstoodError: if a weight cannot be computed without side effects, or differs from call to call.
     """
-    # torch.nn.utils.parametrize has replaced the class of the module by a subclass, which refuses copies.
+    # torch.nn.utils.parametrize has replaced the class of the module by a subclass whose instances cannot be copied.
     stand_in = cast("nn.Module", object.__new__(type(module).__bases__[0]))
     stand_in.__dict__ = {**module.__dict__, "_parameters": dict(module._parameters)}
     originals: dict[int, tuple[Tensor, ...]] = {}
@@ -90,7 +90,7 @@ def _computed(chain: nn.Module, elsewhere: Mapping[int, nn.Module]) -> Tensor:
 
 
 class _Elsewhere:
-    """Replaces a module of the model that is no part of a parametrization; any use of it raises."""
+    """Stands in for a module of the model that is no part of a parametrization; any use of it raises."""
 
     def __getattr__(self, name: str) -> NoReturn:
         raise NotUnderstoodError("its parametrization uses another module of the model")
@@ -99,7 +99,7 @@ class _Elsewhere:
 
 
 def _computed_by_copy(chain: nn.Module, memo: Mapping[int, object]) -> Tensor:
-    """Compute a weight with copied modules, which also hold copies of their classes' mutable attributes."""
+    """Compute a weight with copied modules, which get copies of the mutable attributes of their classes too."""
     copied = dict(memo)
     chain = copy.deepcopy(chain, copied)
     for part in modules_of(chain):
@@ -115,7 +115,7 @@ def _evaluated(chain: nn.Module) -> Tensor:
     was_training = [part.training for part in parts]
     try:
         for part in parts:
-            part.__dict__["training"] = False  # so that spectral_norm takes no step of its power iteration
+            part.__dict__["training"] = False  # in training mode spectral_norm makes a step of its power iteration
         weight: Tensor = chain()
         return weight
     finally:
@@ -124,7 +124,7 @@ def _evaluated(chain: nn.Module) -> Tensor:
 
 
 def _put_back(kind: type, attributes: Mapping[str, Any]) -> list[str]:
-    """Restore the attributes of a class; return the names of those that had changed."""
+    """Restore the attributes of a class. Return the names of those that had changed."""
     changed = [name for name, value in dict(vars(kind)).items() if value is not attributes.get(name, kind)]
     for name in changed:
         if name in attributes:
@@ -135,11 +135,7 @@ def _put_back(kind: type, attributes: Mapping[str, Any]) -> list[str]:
 
 
 def _check_code(part: nn.Module) -> None:
-    """Check that a module's code neither rebinds nor uses a mutable global, closure or default.
-
-    Raises:
-        NotUnderstoodError: otherwise; the message names it.
-    """
+    """Raise :class:`NotUnderstoodError` if a module's code rebinds or uses a mutable global, closure or default."""
     seen: set[int] = set()
     left: list[Any] = [inspect.getattr_static(part, "forward")]
     while left:

@@ -39,8 +39,8 @@ class Reader:
         name: its path in the model.
         weight: its weight.
         dim: the dimension of the weight that counts inputs.
-        repeats: how often the sequence of units repeats along this dimension; more than once after flattened tokens.
-        neighbours: number of adjacent inputs per unit; more than one after a flattened image.
+        repeats: how often the sequence of units repeats along this dimension: once per token that was flattened.
+        neighbours: number of adjacent inputs per unit: one per position of a flattened image.
         through: names of the operations between the units and the reader, in lower case without underscores.
     """
 
@@ -68,10 +68,7 @@ class ReadingGraph:
     A copy of the model without weights is traced symbolically (:mod:`torch.fx`), in training and in evaluation mode,
     with and without its optional arguments. Side effects of ``forward`` stay in the copy, and the random generators are
     restored. If a module has no ``forward`` of its own, like a LightningModule that calls its network in
-    ``training_step``, each child is traced; it is assumed that each is called as a whole.
-
-    Args:
-        model: the model.
+    ``training_step``, each child is traced and assumed to be called as a whole.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -87,9 +84,9 @@ class ReadingGraph:
                 for graph in _traces(part)
                 for node in _named_from(path, graph)
             ]
-        except Exception:  # any code of users may run in there
+        except Exception:  # tracing runs code of users
             nodes = []
-        # Modules that `forward` creates are no part of the model.
+        # `forward` may create modules, which are no part of the model.
         self._calls = [node for node in nodes if node.op == "call_module" and node.target in self._modules]
         called = {id(each) for node in self._calls for each in self._modules[node.target].parameters()}
         names = {str(node.target) for node in nodes if node.op == "get_attr"} & set(parameters)
@@ -97,18 +94,12 @@ class ReadingGraph:
         self._is_complete = set(self._holders) <= called | self._used_directly
 
     def readers_of(self, module: nn.Module, num_units: int) -> list[Reader] | None:
-        """Return the linear layers and convolutions that read the units of a layer.
+        """Return the linear layers and convolutions that read the units of a layer of the model.
 
-        A reader appears twice if it is reached through different operations.
-
-        Args:
-            module: the layer, a part of the model.
-            num_units: its number of units.
-
-        Returns:
-            The readers; None if they are unknown: if the model cannot be traced or has parameters that no trace uses;
-            if the units reach the outputs of the model, or an operation that may mix them; or if the layer or a reader
-            shares its weight, has hooks or reads other inputs as well.
+        A reader appears twice if it is reached through different operations. Return None if the readers are unknown: if
+        the model cannot be traced or has parameters that no trace uses; if the units reach the outputs of the model, or
+        an operation that may mix them; or if the layer or a reader shares its weight, has hooks or reads other inputs
+        as well.
         """
         try:
             place = _written_at(module, num_units)
@@ -121,11 +112,7 @@ class ReadingGraph:
         return list(dict.fromkeys(reader for _, reader in found))
 
     def _calls_of(self, module: nn.Module) -> list[fx.Node]:
-        """Return all uses of a layer.
-
-        Raises:
-            _UnknownReadersError: if there may be others.
-        """
+        """Return all uses of a layer; raise if there may be others."""
         own = {id(parameter) for parameter in module.parameters()}
         calls = [node for node in self._calls if self._modules[node.target] is module]
         is_shared = any(self._holders[each] > 1 for each in own) or not own.isdisjoint(self._used_directly)
@@ -148,18 +135,17 @@ class ReadingGraph:
 
 
 class _UnknownReadersError(Exception):
-    """The readers of some units are unknown."""
+    """The readers of some units are unknown; the functions below raise it."""
 
 
 @dataclass(frozen=True)
 class _Place:
-    """The place of units in a tensor.
-
-    The inputs of convolutions are assumed to be batches: dimension 1 of their output counts channels.
+    """The place of units in a tensor; the inputs of convolutions are assumed to be batches.
 
     Attributes:
         behind: number of dimensions after the dimension of the units.
-        flat: what was flattened into the dimension of the units: positions after each unit, or tokens before all units.
+        flat: what was flattened into the dimension of the units: ``"positions"`` follow one another for each unit,
+            ``"tokens"`` hold all units each.
     """
 
     behind: int
@@ -171,7 +157,7 @@ _WITHOUT_FORWARD = ("torch.nn.modules.module", "lightning.pytorch.core.module", 
 
 
 def _called_from_outside(module: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """Yield the outermost modules that have a ``forward``, with their paths."""
+    """Yield the outermost modules with a ``forward`` of their own, and their paths."""
     if type(module).forward.__module__ not in _WITHOUT_FORWARD or "forward" in vars(module):
         yield path, module
         return
@@ -215,12 +201,11 @@ def _has_hooks(module: nn.Module) -> bool:
 
 
 def _written_at(module: nn.Module, num_units: int) -> _Place:
-    """Return the place of the units in a layer's output."""
+    """Return the place of the units in the output of a layer."""
     if isinstance(module, _ConvNd) and module.out_channels == num_units:
         return _Place(len(module.kernel_size))
-    if isinstance(module, nn.Linear | nn.Bilinear) and module.out_features == num_units:
-        return _Place(0)
-    if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.embedding_dim == num_units:
+    is_linear = isinstance(module, nn.Linear | nn.Bilinear) and module.out_features == num_units
+    if is_linear or (isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.embedding_dim == num_units):
         return _Place(0)
     raise _UnknownReadersError
 
@@ -239,11 +224,7 @@ def _name_of(node: fx.Node, module: nn.Module | None) -> str:
 
 
 def _moved(place: _Place, name: str, node: fx.Node, module: Any, num_units: int) -> _Place:
-    """Return the place of units after an operation.
-
-    Raises:
-        _UnknownReadersError: if the operation may mix several units into one number.
-    """
+    """Return the place of units after an operation; raise if it may mix several units into one number."""
     if name in _ELEMENTWISE:
         return place
     if name == "flatten" and module is None:
@@ -253,8 +234,8 @@ def _moved(place: _Place, name: str, node: fx.Node, module: Any, num_units: int)
     if (pool := _POOL.fullmatch(name)) and not place.flat and place.behind >= int(pool[1]):
         return place
     if (norm := _BATCH_NORM.fullmatch(name)) and module is not None:
-        # It normalises along dimension 1. After a linear layer, that is assumed to be the dimension of the units if its
-        # size is their number.
+        # It normalises along dimension 1. After a linear layer, this is assumed to be the dimension of the units if it
+        # has their size.
         dims = int(norm[1])
         is_along_units = place.behind == dims or (place.behind == 0 and dims == 1)
         if place.flat == "positions" or (is_along_units and not place.flat and module.num_features == num_units):
@@ -271,20 +252,15 @@ def _flattened(place: _Place, start_dim: Any = 0, end_dim: Any = -1) -> _Place:
 
 
 def _reader(name: str, module: nn.Linear | _ConvNd, place: _Place, num_units: int, through: tuple[str, ...]) -> Reader:
-    """Return a layer as a reader of units at a place.
-
-    Raises:
-        _UnknownReadersError: if it reads along another dimension, in groups, or with a computed weight.
-    """
+    """Return a layer as a reader of units; raise if it reads another dimension, in groups or with a computed weight."""
     weight = module._parameters.get("weight")
     if not isinstance(weight, nn.Parameter) or is_sharded(weight):
         raise _UnknownReadersError
     dim = input_dim(module)
     per_unit, rest = divmod(weight.shape[dim], num_units)
+    is_along_units = place.behind == 0
     if isinstance(module, _ConvNd):
         is_along_units = place == _Place(len(module.kernel_size)) and module.groups == 1
-    else:
-        is_along_units = place.behind == 0
     if not is_along_units or rest or (per_unit > 1 and not place.flat):
         raise _UnknownReadersError
     repeats, neighbours = (per_unit, 1) if place.flat == "tokens" else (1, per_unit)

@@ -18,7 +18,7 @@ _WITHOUT_EFFECT = {"params", "param_names", "initial_lr"}
 
 
 class Updates:
-    """Whether equal gradients lead to equal updates, of parameters or of the units of a parameter.
+    """Tells whether equal gradients lead to equal updates of parameters, or of the units of a parameter.
 
     Equal weights diverge at the next step if a weight decay, a learning rate or a running average differs.
 
@@ -66,11 +66,9 @@ class Updates:
 
     def are_alike_along(self, parameter: Tensor, view: View, units: Sequence[int]) -> bool:
         """Return whether units of one parameter have equal optimizer state; ``view`` puts units first."""
-        for state in self._state_of(parameter, with_counts=False).values():
-            rows = view(state)[list(units)]
-            if not _are_close(rows, rows[:1]):
-                return False
-        return True
+        states = self._state_of(parameter, with_counts=False).values()
+        several = (view(state)[list(units)] for state in states)
+        return all(_are_close(rows, rows[:1]) for rows in several)
 
     def _options_of(self, parameter: Tensor) -> tuple[object, dict[str, object]]:
         optimizer, group = self._groups.get(id(parameter), (None, {}))
@@ -78,7 +76,7 @@ class Updates:
         return type(optimizer), {name: value for name, value in options.items() if not isinstance(value, str)}
 
     def _state_of(self, parameter: Tensor, *, with_counts: bool) -> dict[str, Tensor]:
-        """Return the optimizer's tensors of the parameter's shape; with ``with_counts`` single numbers, too."""
+        """Return the optimizer's tensors of the parameter's shape; with ``with_counts`` also single numbers."""
         optimizer, _ = self._groups.get(id(parameter), (None, {}))
         state = getattr(optimizer, "state", {}).get(parameter, {}) if optimizer is not None else {}
         shapes = (parameter.shape, torch.Size()) if with_counts else (parameter.shape,)
@@ -100,7 +98,7 @@ def _are_equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 
 
 def _are_close(rows: Tensor, others: Tensor) -> bool:
-    """Return whether ``(n, ...)`` rows agree with ``(n, ...)`` or ``(1, ...)`` others, up to the drift of rounding."""
+    """Return whether rows ``(n, ...)`` agree with others, ``(n, ...)`` or ``(1, ...)``, up to accumulated rounding."""
     limit = LEAVE_TOLERANCES.get(rows.dtype.to_real(), 0.0)
     apart, *sizes = (each.abs().float().reshape(len(each), -1).norm(dim=1) for each in (rows - others, rows, others))
     return not bool((apart > limit * torch.maximum(*sizes)).any())

@@ -1,4 +1,4 @@
-"""Which modules take part in a step: a zero gradient of an expert without tokens is no evidence against its units."""
+"""Which modules take part in a step: zero gradients of an expert without tokens are no evidence about its units."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _LISTS = (nn.ModuleList, nn.ModuleDict)
 
 
 def members_of_lists(model: nn.Module, layers: Iterable[str]) -> dict[str, list[str]]:
-    """Map each member of a list or dict of modules to those of the given layers that it contains, by name.
+    """Map the name of each member of a list or dict of modules to those of the given layers that it contains.
 
     Example:
         >>> experts = nn.ModuleList([nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 2)), nn.Linear(2, 2)])
@@ -40,16 +40,16 @@ def members_of_lists(model: nn.Module, layers: Iterable[str]) -> dict[str, list[
 class Usage:
     """Records which modules are called in forward passes, and whether their inputs have any rows.
 
-    A module that is never called may still be used by its parent, as the output projection of
-    ``nn.MultiheadAttention`` is. A member of a list or dict of modules is used only if it is called.
+    A module that is never called may still be used by its parent, like the output projection of
+    ``nn.MultiheadAttention``. A member of a list or dict of modules is used only if it is called.
     """
 
     def __init__(self) -> None:
         self._handles: dict[str, RemovableHandle] = {}
         self._modules: dict[str, nn.Module] = {}
-        self._calls: dict[str, bool] = {}  # by name of a called module, whether its inputs had rows
+        self._calls: dict[str, bool] = {}  # whether the inputs had rows, by name of a module called in this step
         self._ever: set[str] = set()  # the names of modules that were called at least once
-        self._chains: dict[str, list[str]] = {}  # by watched layer
+        self._chains: dict[str, list[str]] = {}  # the module and its ancestors, by name of a watched layer
 
     def watch(self, model: nn.Module, layers: Iterable[str]) -> None:
         """Watch the modules of these layers from now on, and no others."""
@@ -68,8 +68,8 @@ class Usage:
         if any(is_compiled(module) for module in self._modules.values()):
             return  # a new hook would trigger a recompilation
         for name in chains - self._handles.keys():
-            hook = ModuleHook(partial(self._record, name))  # a call whose hook fails counts as none
-            with suppress(Exception):  # modules of TorchScript take no hooks
+            hook = ModuleHook(partial(self._record, name))  # if the hook fails, the call does not count
+            with suppress(Exception):  # modules of TorchScript accept no hooks
                 self._handles[name] = self._modules[name].register_forward_pre_hook(hook, with_kwargs=True)
 
     def end(self) -> None:
@@ -79,7 +79,7 @@ class Usage:
         self.__init__()  # type: ignore[misc]
 
     def __getstate__(self) -> dict[str, Any]:
-        return vars(Usage())  # the modules stay in their process
+        return vars(Usage())  # modules stay in their process
 
     @property
     def is_watching(self) -> bool:
@@ -89,7 +89,7 @@ class Usage:
     def is_used(self, layer: str) -> bool | None:
         """Return whether the module of a layer took part in the step; None if it was not watched.
 
-        A module that takes no hooks counts as used.
+        A module that accepts no hooks counts as used.
         """
         chain = self._chains.get(layer)
         if chain is None:
@@ -117,7 +117,7 @@ class Usage:
     def _chain(self, layer: str) -> list[str]:
         """Return the names of the layer's module and its ancestors, up to the first member of a list."""
         name = layer
-        while name and name not in self._modules:
+        while name and name not in self._modules:  # the layer is a part of a module
             name = name.rpartition(".")[0]
         chain: list[str] = []
         while name in self._modules:
