@@ -6,8 +6,7 @@ They can be logged with ``self.log``, put into a ``MetricCollection``, reset, mo
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,6 +19,7 @@ from lightning_symmetry.functional import (
     check_threshold,
     dead_share,
     duplicate_share,
+    effective_width,
     measured,
     merge_moments,
     moments_of,
@@ -68,6 +68,7 @@ class _OfWeights(_Measure):
     full_state_update = False
     total: Tensor
     num_updates: Tensor
+    _number: Callable[[Tensor, float | None], Tensor]  # set by subclasses
 
     def __init__(self, tolerance: float | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -78,15 +79,12 @@ class _OfWeights(_Measure):
 
     def update(self, weight: Tensor) -> None:
         """Add a weight matrix ``(units, inputs)``; further dimensions are flattened."""
-        self.total += self._number(weight)
+        self.total += self._number(weight, self.tolerance)
         self.num_updates += 1
 
     def compute(self) -> Tensor:
         """Return the mean over all updates; NaN if there was none."""
         return self.total / self.num_updates
-
-    @abstractmethod
-    def _number(self, weight: Tensor) -> Tensor: ...
 
 
 class RedundantUnits(_OfWeights):
@@ -108,9 +106,7 @@ class RedundantUnits(_OfWeights):
     """
 
     higher_is_better = False
-
-    def _number(self, weight: Tensor) -> Tensor:
-        return redundant_units(weight, self.tolerance)
+    _number = staticmethod(redundant_units)
 
 
 class EffectiveWidth(_OfWeights):
@@ -122,9 +118,7 @@ class EffectiveWidth(_OfWeights):
     """
 
     higher_is_better = True
-
-    def _number(self, weight: Tensor) -> Tensor:
-        return len(weight) - redundant_units(weight, self.tolerance)
+    _number = staticmethod(effective_width)
 
 
 class _OfActivations(_Measure):
@@ -135,6 +129,7 @@ class _OfActivations(_Measure):
 
     full_state_update = True  # before the first batch the number of units may be unknown
     moments: Tensor
+    _measure: Callable[[Tensor], Tensor]  # set by subclasses
 
     def __init__(self, num_units: int | None = None, **kwargs: Any) -> None:
         super().__init__(**{"dist_sync_fn": _gather, **kwargs})
@@ -166,12 +161,9 @@ class _OfActivations(_Measure):
         """Return the measure of all samples so far; NaN if there were none."""
         return measured(self._measure, self.moments)
 
-    @abstractmethod
-    def _measure(self, moments: Tensor) -> Tensor: ...
-
 
 def _gather(moments: Tensor, group: Any) -> list[Tensor]:
-    """Return the moments of all ranks; those of a rank without batches, which may not know the units, are zeros."""
+    """Return the moments of all ranks; those of a rank without batches, which may not know ``units``, are zeros."""
     parts = gather_all_tensors(moments, group)
     side = max(map(len, parts))
     return [part if len(part) > 1 else part.new_zeros(side, side) for part in parts]
@@ -219,9 +211,7 @@ class DeadActivations(_OfActivations):
 
     higher_is_better = False
     plot_upper_bound = 1.0
-
-    def _measure(self, moments: Tensor) -> Tensor:
-        return dead_share(moments)
+    _measure = staticmethod(dead_share)
 
 
 class EffectiveRank(_OfActivations):
@@ -241,6 +231,4 @@ class EffectiveRank(_OfActivations):
     """
 
     higher_is_better = True
-
-    def _measure(self, moments: Tensor) -> Tensor:
-        return rank_from_moments(moments)
+    _measure = staticmethod(rank_from_moments)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 from functools import partial
+from itertools import chain
 from math import isfinite
 
 import torch
@@ -55,7 +55,8 @@ class Imprint:
 
         Constants prove nothing: they have the same hash on all ranks, whatever the seeds are.
         """
-        tensors = [tensor for tensor in _tensors_of(self._model) if _can_be_read(tensor)]
+        buffers = (held(module, "_buffers").values() for module in modules_of(self._model))
+        tensors = [each for each in chain(parameters_of(self._model), *buffers) if _can_be_read(each)]
         norms = dict(zip(map(id, self._parameters), self._norms, strict=True))
         readings = []
         for tensor in tensors:
@@ -96,12 +97,7 @@ def _norm(tensor: Tensor) -> Tensor:
     return norm.float()
 
 
-def _tensors_of(model: nn.Module) -> Iterator[Tensor]:
-    yield from parameters_of(model)
-    for module in modules_of(model):
-        yield from (buffer for buffer in held(module, "_buffers").values() if buffer is not None)
-
-
-def _can_be_read(tensor: Tensor) -> bool:
-    is_here = not is_lazy(tensor) and not tensor.is_meta and not is_sharded(tensor)
-    return is_here and tensor.layout == torch.strided and tensor.numel() > 0
+def _can_be_read(tensor: Tensor | None) -> bool:
+    if tensor is None or is_lazy(tensor) or tensor.is_meta or is_sharded(tensor):
+        return False
+    return tensor.layout == torch.strided and tensor.numel() > 0
