@@ -281,9 +281,7 @@ def _each_parameter_once(descriptions: Sequence[_Description]) -> list[_Descript
 def _layers_of(name: str, module: nn.Module, tensors: _Tensors) -> list[Layer]:
     """Return the layers of a module, as its adapter describes them."""
     try:
-        described = units_of(module)
-        several = [described] if isinstance(described, Units) else list(described)
-        layers = [_layer_of(name, units, tensors) for units in several]
+        layers = [_layer_of(name, units, tensors) for units in units_of(module)]
     except NotUnderstoodError:
         raise
     except Exception as error:  # adapters may be code of users

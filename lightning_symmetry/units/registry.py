@@ -201,7 +201,7 @@ def register_layer_by_shape(recognises: Callable[[nn.Module], bool]) -> Callable
     return register
 
 
-def units_of(module: nn.Module) -> Units | Iterable[Units]:
+def units_of(module: nn.Module) -> list[Units]:
     """Return the units of a module, by the adapter of its class, its nearest ancestor or its shape, in this order.
 
     Raise :class:`NotUnderstoodError` if there is no adapter, or if it cannot describe this module.
@@ -209,27 +209,28 @@ def units_of(module: nn.Module) -> Units | Iterable[Units]:
     for ancestor in class_of(module).__mro__:
         adapter = _adapter_of(ancestor)
         if adapter is not None:
-            return _scripted(adapter, module) if is_script(module) else adapter(module)
+            return _described(adapter, module)
     for recognises, adapter in _ADAPTERS_BY_SHAPE:
         if recognises(module):
-            return adapter(module)
+            return _described(adapter, module)
     parameters = [parameter for parameter in own_parameters(module).values() if not is_lazy(parameter)]
     others = "other " if any(parameter.ndim > 1 for parameter in parameters) else ""
     kind = class_of(module).__name__
     raise NotUnderstoodError(f"no adapter for {kind}, whose {others}parameters hold one number per unit at most")
 
 
-def _scripted(adapter: Adapter, module: nn.Module) -> list[Units]:
-    """Return the units of a TorchScript module, which may lack attributes of the original class."""
+def _described(adapter: Adapter, module: nn.Module) -> list[Units]:
     try:
         described = adapter(module)
         return [described] if isinstance(described, Units) else list(described)
     except AttributeError as error:
+        if not is_script(module):
+            raise
         raise NotUnderstoodError(f"TorchScript has dropped an attribute that its adapter needs: {error}") from error
 
 
 def _adapter_of(layer_type: type) -> Adapter | None:
-    """Return the adapter of exactly this class, registered by class or by name."""
+    """Return the adapter of this class itself, registered by class or by name."""
     module = getattr(layer_type, "__module__", "")  # classes that `exec` has made may have none
     return _ADAPTERS.get(layer_type, _ADAPTERS.get(f"{module}.{layer_type.__qualname__}"))
 

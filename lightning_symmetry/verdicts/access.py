@@ -1,7 +1,4 @@
-"""How a line of code reaches the layer or module that a report names.
-
-Nothing here imports torch.
-"""
+"""How a line of code reaches the layer or module that a report names."""
 
 from __future__ import annotations
 

@@ -309,23 +309,14 @@ def _heads_message(topic: _Topic, report: ModelDiagnosis) -> str:
             f"{effect.format(since=since, as_units=_counted(len(every), 'unit'))} "
             "The gradients of the others are inconclusive so far."
         )
+    numbers, verbs = [each.heads for each in heads], ("is a copy of", "are copies of")
+    copied = ", ".join(match_texts(numbers, "head", verbs, of_runs=", one by one"))
     reason = why(every, report, keep="one of them" if len(heads) == 1 else "one of each")
-    return f"{who} {_copied_heads_text([each.heads for each in heads])}{share}. {seen} {reason}"
+    return f"{who} {copied}{share}. {seen} {reason}"
 
 
 def _counted(number: int, name: str) -> str:
     return f"{number} {name}{'s' if number > 1 else ''}"
-
-
-def _copied_heads_text(groups: Sequence[tuple[int, ...]]) -> str:
-    """Say which heads are copies of which.
-
-    >>> _copied_heads_text([(1, 3)])
-    'head 3 is a copy of head 1'
-    >>> _copied_heads_text([(0, 2, 4), (1, 3, 5), (6, 8)])
-    'heads 2-3 and 4-5 are copies of heads 0-1, one by one, head 8 is a copy of head 6'
-    """
-    return ", ".join(match_texts(groups, "head", ("is a copy of", "are copies of"), of_runs=", one by one"))
 
 
 def _slices_text(finding: Finding, report: ModelDiagnosis) -> str:

@@ -1,7 +1,4 @@
-"""Stable codes of diagnoses, each with a page in ``docs/codes/``.
-
-Nothing here imports torch.
-"""
+"""Stable codes of diagnoses, each with a page in ``docs/codes/``."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""The conclusions about groups of units, layers and whole modules, as plain data.
-
-Nothing here imports torch.
-"""
+"""The conclusions about groups of units, layers and whole modules, as plain data."""
 
 from __future__ import annotations
 
@@ -124,8 +121,9 @@ class LayerDiagnosis:
             is zero.
         groups: disjoint groups of units, sorted.
         also: names of layers that share the weight; the report has this diagnosis under each.
-        died_at: for each dead unit, the optimizer step of the first of these checks; empty after a single look.
-        woke_at: for units that were dead and train again, the optimizer step of the check that found it.
+        died_at: for each dead unit, the optimizer step of the check since which its gradient has been zero; empty after
+            a single look.
+        woke_at: by unit that was dead and trains again, the optimizer step of the check that found this.
         idle_units: number of units whose gradient was exactly zero at ``patience`` checks in a row, over however few
             steps; some of them may not be dead.
         orientations: number of directions, up to sign, among the rows of the living units, which are neither dead nor
@@ -135,7 +133,7 @@ class LayerDiagnosis:
             every fourth while the layer is condensed. None for layers of more than 16,384 units.
         slices_of: name of the parameter, if these units are its slices because no adapter knows it; else empty.
         crowded_units: number of units whose weights nearly agree with those of too many others to compare them all.
-        crowd_radius: within which relative L2 distance of one of them their weights lie.
+        crowd_radius: the relative L2 distance from one of them within which their weights lie.
     """
 
     name: str

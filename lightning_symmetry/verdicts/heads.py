@@ -1,7 +1,4 @@
-"""Heads of attention that are copies of one another, found from groups of units.
-
-Nothing here imports torch.
-"""
+"""Heads of attention that are copies of one another, found from groups of units."""
 
 from __future__ import annotations
 

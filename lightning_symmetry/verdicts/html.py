@@ -1,7 +1,7 @@
 """A report as a fragment of HTML, for notebooks.
 
 The fragment has no scripts, style sheets, ids or outside files. Its text has the colour and font of the page, which may
-be light or dark. All that colours show is also in words. Nothing here imports torch.
+be light or dark. All that colours show is also in words.
 """
 
 from __future__ import annotations

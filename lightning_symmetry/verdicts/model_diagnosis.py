@@ -1,7 +1,4 @@
-"""The conclusions about a whole model at one step, as plain data.
-
-Nothing here imports torch.
-"""
+"""The conclusions about a whole model at one step, as plain data."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""A report as a figure of matplotlib.
-
-Nothing here imports torch.
-"""
+"""A report as a figure of matplotlib."""
 
 from __future__ import annotations
 

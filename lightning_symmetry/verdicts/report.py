@@ -1,7 +1,4 @@
-"""The report of one step, and the forms in which it is shown.
-
-Nothing here imports torch.
-"""
+"""The report of one step, and the forms in which it is shown."""
 
 from __future__ import annotations
 

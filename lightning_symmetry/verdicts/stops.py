@@ -1,7 +1,4 @@
-"""Where the gradient of units stops in the backward pass, as plain data.
-
-Nothing here imports torch.
-"""
+"""Where the gradient of units stops in the backward pass, as plain data."""
 
 from __future__ import annotations
 

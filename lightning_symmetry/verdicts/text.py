@@ -1,7 +1,4 @@
-"""A report as text and as tables.
-
-Nothing here imports torch.
-"""
+"""A report as text and as tables."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""The verdicts, with all that is shown of each: severity, colours, mark and words.
-
-Nothing here imports torch: TensorBoard loads this module at every start.
-"""
+"""The verdicts, with all that is shown of each: severity, colours, mark and words."""
 
 from __future__ import annotations
 
