@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
+from functools import cache
 from operator import index
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args, get_type_hints
 
 from lightning_symmetry.matrices.numerics import Mask
 from lightning_symmetry.verdicts.diagnoses import Cause, Finding, Origin, Reason, UnitGroup
@@ -294,39 +295,27 @@ def _plain(value: Any) -> Any:
     return [_plain(each) for each in value] if isinstance(value, tuple) else value
 
 
+_types_of = cache(get_type_hints)
+_READERS: Mapping[Any, Callable[[Any], Any]] = {
+    int: index,
+    GradientStop: GradientStop.from_dict,
+    Stopped: Stopped.from_plain,
+}
+
+
 def from_plain(cls: type[T], values: Mapping[str, Any]) -> T:
     """Build a dataclass from what :func:`to_plain` returned, in this version or an earlier one.
 
     Missing fields get their defaults, unknown ones are ignored. Values of another dataclass raise any exception.
     """
+    types = _types_of(cls)
     names = [each.name for each in fields(cls) if each.init and each.name in values]  # type: ignore[arg-type]
-    return cls(**{name: _read(name, values[name]) for name in names})
+    return cls(**{name: _read(types[name], values[name]) for name in names})
 
 
-def _read(name: str, value: Any) -> Any:
-    if name not in _READERS or (value is None and name in _OPTIONAL):
-        return value
-    return _READERS[name](value)
-
-
-def _units(values: Sequence[Any]) -> tuple[int, ...]:
-    return tuple(map(index, values))
-
-
-_OPTIONAL = {"broken_step", "warned", "stop", "stopped", "warned_stopped"}
-_READERS: Mapping[str, Callable[[Any], Any]] = {
-    **dict.fromkeys(("first_step", "last_step", "broken_step", "streak", "num_watched", "warned_watched"), index),
-    **dict.fromkeys(("units", "warned_units", "mirrored"), _units),
-    **dict.fromkeys(("modules", "row_names"), tuple),
-    **dict.fromkeys(("verdict", "warned"), Verdict),
-    **dict.fromkeys(("reason", "warned_reason"), Reason),
-    **dict.fromkeys(("stopped", "warned_stopped"), Stopped.from_plain),
-    "stop": GradientStop.from_dict,
-    "cause": Cause,
-    "origin": Origin,
-    "gradients": Gradients,
-    "position": float,
-    "follows": str,
-    "kept_by": str,
-    "is_explained": bool,
-}
+def _read(kind: Any, value: Any) -> Any:
+    """Convert plain data to a type: a class, an optional one, or a tuple of any length."""
+    first, *others = get_args(kind) or (kind,)
+    if type(None) in others:
+        return None if value is None else _read(first, value)
+    return tuple(_read(first, each) for each in value) if others else _READERS.get(kind, kind)(value)
