@@ -25,12 +25,7 @@ def rows_by_name(model: nn.Module, find: FindLayers, trained: Set[int] | None) -
 
     A name is the kind of the matrix (``"weights"``, ``"gradients"`` or ``"recurrent"``), followed by the name of a
     layer, or by the names of modules that the first rank has found to be copies. Ranks request matrices from one
-    another by these names.
-
-    Args:
-        model: the model.
-        find: returns the layers of the model.
-        trained: identities (``id``) of the parameters that the current optimizer updates; None: all.
+    another by these names. ``find`` returns the layers of the model; ``trained`` is as for :meth:`Layer.gradients`.
     """
     by_name: dict[str, Layer] = {}
 

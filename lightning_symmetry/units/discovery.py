@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from fractions import Fraction
-from functools import cached_property
+from functools import cached_property, partial
 from math import prod
 from typing import NamedTuple
 
@@ -33,6 +33,7 @@ from lightning_symmetry.units.parametrized import without_parametrizations
 from lightning_symmetry.units.registry import NotUnderstoodError, Units, is_matrix, slicings_of, units_of
 
 _FlatParts = Mapping[int, Mapping[str, FlatPart]]  # by ``id`` of the module and name of the parameter
+_Read = Callable[[Tensor, View], Incoming]
 
 
 class Found(NamedTuple):
@@ -199,29 +200,23 @@ def _owners(model: nn.Module, flattened: _FlatParts) -> list[_Owner]:
     return owners
 
 
-@dataclass(frozen=True)
-class _Tensors:
-    """The sources of the tensors that an adapter names, keyed by their ``id``.
+def _incoming(
+    tensor: Tensor, view: View, originals: Mapping[int, tuple[Tensor, ...]], flat: Mapping[int, FlatPart]
+) -> Incoming:
+    """Return a tensor as a layer reads it; raise :class:`NotUnderstoodError` if it cannot be read.
 
-    Attributes:
-        originals: the parameters from which a computed tensor is computed.
-        flat: this rank's part of a flattened tensor.
+    ``originals`` maps the ``id`` of a computed tensor to the parameters from which it is computed, ``flat`` that of a
+    flattened one to this rank's part.
     """
-
-    originals: Mapping[int, tuple[Tensor, ...]] = field(default_factory=dict)
-    flat: Mapping[int, FlatPart] = field(default_factory=dict)
-
-    def incoming(self, tensor: Tensor, view: View) -> Incoming:
-        """Return the tensor as a layer reads it; raise :class:`NotUnderstoodError` if it cannot be read."""
-        part = self.flat.get(id(tensor))
-        if part is not None:
-            check_tensor(part.source)
-            if part.source.is_complex():
-                raise NotUnderstoodError("its numbers are complex, and flattened")
-            return Incoming(tensor, view, (part.source,), part)
-        check_tensor(tensor)
-        in_units = (lambda numbers: real_rows(view(numbers))) if tensor.is_complex() else view
-        return Incoming(tensor, in_units, self.originals.get(id(tensor), (tensor,)))
+    part = flat.get(id(tensor))
+    if part is not None:
+        check_tensor(part.source)
+        if part.source.is_complex():
+            raise NotUnderstoodError("its numbers are complex, and flattened")
+        return Incoming(tensor, view, (part.source,), part)
+    check_tensor(tensor)
+    in_units = (lambda numbers: real_rows(view(numbers))) if tensor.is_complex() else view
+    return Incoming(tensor, in_units, originals.get(id(tensor), (tensor,)))
 
 
 def _describe(owner: _Owner, flattened: _FlatParts, elsewhere: Mapping[int, nn.Module]) -> _Description:
@@ -238,7 +233,9 @@ def _layers_and_reason(
     owner: _Owner, flattened: _FlatParts, elsewhere: Mapping[int, nn.Module]
 ) -> tuple[list[Layer], str | None]:
     """Return the layers of a module, and why other parameters cannot be read; raise if none can be read."""
-    module, tensors, layers, reason = owner.module, _Tensors(), [], None
+    module, layers, reason = owner.module, [], None
+    originals: dict[int, tuple[Tensor, ...]] = {}
+    flat: dict[int, FlatPart] = {}
     chains = parametrizations_of(module)
     if chains:
         is_flattened = any(id(part) in flattened for part in modules_of(module))
@@ -246,14 +243,14 @@ def _layers_and_reason(
             raise NotUnderstoodError("parametrized and sharded: its weight cannot be computed without gathering it")
         try:
             module, originals = without_parametrizations(module, elsewhere)
-            tensors, chains = _Tensors(originals=originals), {}
+            chains = {}
         except NotUnderstoodError as error:
             reason = str(error)
     elif owner.parts:
         module, flat = without_numbers(module, owner.parts)
-        tensors = _Tensors(flat=flat)
+    read = partial(_incoming, originals=originals, flat=flat)
     try:
-        layers = [] if chains else _layers_of(owner.name, module, tensors)
+        layers = [] if chains else _layers_of(owner.name, module, read)
     except _AdapterError:
         raise
     except NotUnderstoodError as error:
@@ -264,7 +261,7 @@ def _layers_and_reason(
     unknown = {f"{start}{name}": parameter for name, parameter in own_parameters(module).items()}
     for name, chain in chains.items():  # left only if the weights cannot be computed
         unknown |= {f"{start}parametrizations.{name}.{own}": one for own, one in own_parameters(chain).items()}
-    slices, failure = _slices_of(unknown, layers, tensors)
+    slices, failure = _slices_of(unknown, layers, read)
     return layers + slices, failure or reason
 
 
@@ -278,10 +275,10 @@ def _each_parameter_once(descriptions: Sequence[_Description]) -> list[_Descript
     return [replace(one, layers=list(filter(is_needed, one.layers))) for one in descriptions]
 
 
-def _layers_of(name: str, module: nn.Module, tensors: _Tensors) -> list[Layer]:
+def _layers_of(name: str, module: nn.Module, read: _Read) -> list[Layer]:
     """Return the layers of a module, as its adapter describes them."""
     try:
-        layers = [_layer_of(name, units, tensors) for units in units_of(module)]
+        layers = [_layer_of(name, units, read) for units in units_of(module)]
     except NotUnderstoodError:
         raise
     except Exception as error:  # adapters may be code of users
@@ -291,16 +288,16 @@ def _layers_of(name: str, module: nn.Module, tensors: _Tensors) -> list[Layer]:
     return layers
 
 
-def _layer_of(name: str, units: Units, tensors: _Tensors) -> Layer:
+def _layer_of(name: str, units: Units, read: _Read) -> Layer:
     if not isinstance(units, Units):
         raise _AdapterError(f"its adapter returns {type(units).__name__}, expected Units or several of them")
     for pair in units.tensors:
         if not isinstance(pair[0], Tensor):
             raise _AdapterError(f"its tensors are {type(pair[0]).__name__}s, which this package does not read")
-    incoming = tuple(tensors.incoming(*pair) for pair in units.tensors)
+    incoming = tuple(read(*pair) for pair in units.tensors)
     if not incoming or any(0 in tensor.weights.shape for tensor in incoming):
         raise NotUnderstoodError("it has no units or no inputs")
-    recurrent = tensors.incoming(*units.recurrent) if units.recurrent else None
+    recurrent = read(*units.recurrent) if units.recurrent else None
     try:
         return Layer(
             name=f"{name}.{units.part}" if units.part else name,
@@ -317,7 +314,7 @@ def _layer_of(name: str, units: Units, tensors: _Tensors) -> Layer:
 
 
 def _slices_of(
-    parameters: Mapping[str, Tensor], layers: Iterable[Layer], tensors: _Tensors
+    parameters: Mapping[str, Tensor], layers: Iterable[Layer], read: _Read
 ) -> tuple[list[Layer], str | None]:
     """Return the slices of the parameters that no layer reads, and why some cannot be sliced."""
     known = {id(tensor.weights) for layer in layers for tensor in layer.all_tensors()}
@@ -326,18 +323,18 @@ def _slices_of(
     for name, parameter in parameters.items():
         if id(parameter) not in known:
             try:
-                slices += _slices_of_one(name, parameter, tensors)
+                slices += _slices_of_one(name, parameter, read)
             except NotUnderstoodError as error:
                 failure = str(error)
     return slices, failure
 
 
-def _slices_of_one(name: str, parameter: Tensor, tensors: _Tensors) -> Iterator[Layer]:
+def _slices_of_one(name: str, parameter: Tensor, read: _Read) -> Iterator[Layer]:
     if is_lazy(parameter):
         raise NotUnderstoodError("not initialised yet")
     is_first = True
     for slicing in slicings_of(parameter.shape):
-        incoming = tensors.incoming(parameter, slicing.view)
+        incoming = read(parameter, slicing.view)
         # Originals of another shape than the computed tensor can hold a number per slice along dimension 0 only.
         is_of_other_shape = any(original.shape != parameter.shape for original in incoming.originals)
         if incoming.part is None and is_of_other_shape and slicing.dim != 0:

@@ -18,12 +18,9 @@ _WITHOUT_EFFECT = {"params", "param_names", "initial_lr"}
 
 
 class Updates:
-    """Tells whether equal gradients lead to equal updates of parameters, or of the units of a parameter.
+    """Tells whether equal gradients lead to equal updates of parameters, or units of a parameter, by some optimizers.
 
     Equal weights diverge at the next step if a weight decay, a learning rate or a running average differs.
-
-    Args:
-        optimizers: all optimizers of the training.
 
     Example:
         >>> a, b = (torch.nn.Parameter(torch.ones(2)) for _ in range(2))

@@ -31,7 +31,7 @@ class Access:
 def module_expression(name: str) -> str:
     """Return an expression for the module of this name in ``model``; empty if a step is neither a name nor a number.
 
-    It is not checked whether the module exists, and whether it holds its children by number.
+    It is not checked that the module exists and that modules with numbers in their names can be indexed.
 
     Example:
         >>> module_expression("net.0.fc"), module_expression("0"), module_expression(""), module_expression("q (part)")
@@ -49,12 +49,9 @@ def module_expression(name: str) -> str:
 
 
 def line_for(call: str, targets: Sequence[str], *, each: str) -> str:
-    """Return a line of code that applies to all targets; empty if there are none, or too many for a line.
+    """Return a line of code that does something with all targets; empty if there are none, or too many for a line.
 
-    Args:
-        call: the code, in which ``{}`` stands for a target.
-        targets: expressions.
-        each: the name of one of them in a loop.
+    In ``call``, the code, ``{}`` stands for a target. If there are several, ``each`` names one of them in a loop.
 
     Example:
         >>> print(line_for("{}.reset_parameters()", ["model.a", "model.b"], each="module"))

@@ -62,11 +62,7 @@ class CopiedHeads:
 
 
 def copied_heads(heads: Mapping[str, Sequence[Heads]], groups: Mapping[str, Sequence[Units]]) -> list[CopiedHeads]:
-    """Find the heads that agree in queries, keys and values.
-
-    Args:
-        heads: by layer, the heads that its units belong to.
-        groups: by layer, the groups of units that agree.
+    """Find the heads that agree in queries, keys and values, given the heads and the agreeing units of each layer.
 
     Example:
         >>> heads = {role: [Heads("attn", role, (0, 2), 2)] for role in ("query", "key", "value")}

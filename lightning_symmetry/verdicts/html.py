@@ -40,11 +40,7 @@ _STATUS_COLOURS: dict[Status, str] = {
 
 
 def report_html(report: ModelDiagnosis, heatmaps: Mapping[str, bytes]) -> str:
-    """Return a report as a fragment of HTML, the worst layers first.
-
-    Args:
-        report: the report.
-        heatmaps: pictures of layers as PNG files, by layer name.
+    """Return a report as a fragment of HTML, the worst layers first, with heatmaps of layers, as PNG files by name.
 
     Example:
         >>> html = report_html(ModelDiagnosis(3, {"<b>": LayerDiagnosis("<b>", 4, 8)}), {})

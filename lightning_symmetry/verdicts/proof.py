@@ -75,11 +75,8 @@ def are_read_differently(units: Sequence[int], num_units: int, layers: Iterable[
     added to another number, as in a residual network. The reader is taken to be the first layer with as many inputs,
     and equal weights for these units; if there is none, the first with a multiple of the inputs.
 
-    Args:
-        units: units of one layer with equal weights and equal gradients.
-        num_units: number of units of that layer.
-        layers: the layers that follow it in the model.
-        floor: norm up to which gradients may be rounding errors.
+    ``layers`` are those that follow the layer with ``num_units`` units in the model. Gradients with norms up to
+    ``floor`` may be rounding errors.
     """
     may_read = [layer for layer in layers if layer.shapes[0][1:].numel() % num_units == 0]
     may_read.sort(key=lambda layer: num_units not in layer.shapes[0][1:])  # an exact match comes first

@@ -80,9 +80,7 @@ class Record:
     def update(self, sighting: Sighting, is_fresh: bool) -> None:
         """Record the gradients at a check.
 
-        Args:
-            sighting: the group at this check.
-            is_fresh: whether the weights have moved since the check before; if not, the same evidence counts once.
+        ``is_fresh`` tells whether the weights have moved since the check before; if not, the same evidence counts once.
         """
         gradients = evidence = sighting.gradients
         if self.cause is Cause.ZERO and {evidence, self.gradients} == {Gradients.ZERO, Gradients.FAINT}:
