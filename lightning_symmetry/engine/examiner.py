@@ -37,8 +37,8 @@ from lightning_symmetry.verdicts.doubts import (
     untrained_reasons,
 )
 from lightning_symmetry.verdicts.evidence import look, look_at_distinct
-from lightning_symmetry.verdicts.heads import Heads
 from lightning_symmetry.verdicts.gradients import rounding_gain
+from lightning_symmetry.verdicts.heads import Heads
 from lightning_symmetry.verdicts.history import History
 from lightning_symmetry.verdicts.judging import copy_groups, reported_copies
 from lightning_symmetry.verdicts.look import Gradients, Look, Steady

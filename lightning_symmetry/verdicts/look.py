@@ -66,8 +66,11 @@ class Crowd(NamedTuple):
         radius: the relative L2 distance from one of them within which the weights of all lie.
     """
 
-    num_units: int = 0
-    radius: float = 0.0
+    num_units: int
+    radius: float
+
+
+NO_CROWD = Crowd(0, 0.0)
 
 
 @dataclass(frozen=True)
@@ -128,7 +131,7 @@ class Look:
     is_steady: bool = False
     is_finite: bool = True
     is_faint: bool = False
-    crowd: Crowd = Crowd()
+    crowd: Crowd = NO_CROWD
     floor: float = 0.0
 
     @cached_property

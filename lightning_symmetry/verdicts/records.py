@@ -261,7 +261,7 @@ class Lineage:
             if record.warned is None:
                 continue
             if record.broken_step is None:
-                    # A record that continues is its own successor.
+                # A record that continues is its own successor.
                 successors = [by_unit.get((record.has_equal_weights, unit)) for unit in record.units]
                 if successors[0] is not None and all(each is successors[0] for each in successors):
                     continue
@@ -293,7 +293,7 @@ def _plain(value: Any) -> Any:
     return [_plain(each) for each in value] if isinstance(value, tuple) else value
 
 
-_types_of = cache(get_type_hints)
+_types_of: Callable[[Any], dict[str, Any]] = cache(get_type_hints)
 _READERS: Mapping[Any, Callable[[Any], Any]] = {
     int: index,
     GradientStop: GradientStop.from_dict,
