@@ -50,7 +50,7 @@ def check_number(
 
 
 def check_patterns(**arguments: Sequence[str] | None) -> None:
-    """Check that all arguments are sequences of patterns; a bare string is not. ``include`` may be None."""
+    """Check that all arguments are sequences of patterns, not bare strings. ``include`` may be None."""
     for name, value in arguments.items():
         if value is None and name == "include":
             continue

@@ -176,7 +176,7 @@ class SymmetryMonitor(Watcher, Callback, OtherCallback):
         return outputs
 
     def _make(self, make: Callable[..., list[Output]], trainer: Trainer, target: object) -> list[Output]:
-        """Make outputs under the name of this monitor. The name is looked up here, since it is seldom needed."""
+        """Make outputs under the name of this monitor, which is looked up only when outputs are made."""
         return make(target, self.options.heatmaps, self.options.scalars, self._name_in(trainer))
 
     def _name_in(self, trainer: Trainer) -> str:

@@ -68,7 +68,7 @@ class ActivationProbe:
         include: patterns (:mod:`fnmatch`) of names of modules to measure; None: all modules of activation functions,
             such as ``torch.nn.ReLU``.
         exclude: patterns of names of modules to leave out.
-        every_n_steps: the number of forward passes in training mode, per place, of which the first is measured.
+        every_n_steps: at each place, the first of so many forward passes in training mode is measured.
         make_metrics: makes the metrics of one place, by name; None: the shares of dead and of duplicate units, and the
             effective rank.
 

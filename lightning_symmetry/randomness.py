@@ -14,7 +14,7 @@ import torch
 def preserved_random_numbers() -> Iterator[None]:
     """Restore all global generators on exit: those of torch on every device in use, of numpy and of Python.
 
-    It does not initialise a device: an unused device has no generator. It takes 0.3 ms, nearly all of it for numpy.
+    Devices that are not in use are not initialised. It takes 0.3 ms, nearly all of it for numpy.
 
     Example:
         >>> _ = torch.manual_seed(0)

@@ -59,16 +59,16 @@ def _experts(module: nn.Module) -> Iterator[Units]:
     stacks = _stacks(module)
     for name, stack in stacks.items():
         bias = held(module, "_parameters").get(f"{name}_bias")
-        yield from _of_transposed(module, name, stack, bias) if _is_transposed(module) else _of_stack(name, stack, bias)
+        if _is_transposed(module):
+            yield from _of_transposed(module, name, stack, bias)
+            continue
+        with_view = None if bias is None else (bias, _of_all_experts)
+        # `gate_up_proj` holds the gates of all units first, then the units that they scale: two blocks.
+        blocks = (2 if name == "gate_up_proj" else 1) * len(stack)
+        yield Units((stack, _of_all_experts), with_view, blocks=blocks, part=name)
     # Whole experts are compared as well, without the biases, which belong to the rows above.
     if len({len(stack) for stack in stacks.values()}) == 1:
         yield Units(*stacks.values(), part="experts", may_go_unused=True)
-
-
-def _of_stack(name: str, stack: Tensor, bias: Tensor | None) -> Iterator[Units]:
-    # `gate_up_proj` holds the gates of all units first, then the units that they scale: two blocks.
-    blocks = (2 if name == "gate_up_proj" else 1) * len(stack)
-    yield Units((stack, _of_all_experts), None if bias is None else (bias, _of_all_experts), blocks=blocks, part=name)
 
 
 def _of_transposed(module: nn.Module, name: str, stack: Tensor, bias: Tensor | None) -> Iterator[Units]:

@@ -40,7 +40,7 @@ class Imprint:
             and not any(map(is_of_user, (parameter._backward_hooks or {}).values()))
         ]
         self._norms: list[Tensor | None] = [None] * len(self._parameters)  # of gradients, summed over backward passes
-        self._handles = [  # a gradient whose hook fails counts as not computed
+        self._handles = [  # if a hook fails, its gradient counts as missing
             parameter.register_hook(ModuleHook(partial(self._record, place)))
             for place, parameter in enumerate(self._parameters)
         ]

@@ -33,7 +33,7 @@ def readable_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def readable_names(model: nn.Module) -> Iterator[tuple[str, str, nn.Module]]:
-    """Yield the name, the readable path and the module, as :func:`readable_modules`; the path of the model is empty."""
+    """Yield name, readable path and module, in the order of :func:`readable_modules`; the path of the model is empty."""
     every = list(_readable_paths(model))
     paths = {path for path, _ in every}
     for path, module in every:
@@ -78,7 +78,7 @@ def _readable_paths(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def free_name(name: str, kind: str, taken: Collection[str]) -> str:
-    """Return a name that is not taken, by appending its kind as often as needed.
+    """Return a name that is not taken: append the kind, in parentheses, until it is free.
 
     Example:
         >>> free_name("attn.q", "part", {"attn", "attn.q"})

@@ -18,7 +18,7 @@ _WITHOUT_EFFECT = {"params", "param_names", "initial_lr"}
 
 
 class Updates:
-    """Tells whether equal gradients lead to equal updates of parameters, or units of a parameter, by some optimizers.
+    """Tells whether optimizers turn equal gradients into equal updates, of parameters or of units of a parameter.
 
     Equal weights diverge at the next step if a weight decay, a learning rate or a running average differs.
 

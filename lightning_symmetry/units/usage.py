@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from contextlib import suppress
 from functools import partial
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -30,10 +31,9 @@ def members_of_lists(model: nn.Module, layers: Iterable[str]) -> dict[str, list[
     lists = {name for name, module in readable_modules(model) if issubclass(type(module), _LISTS)}
     members: dict[str, list[str]] = {}
     for layer in layers:
-        path = layer.split(".")
-        for length in range(1, len(path)):
-            if ".".join(path[:length]) in lists:
-                members.setdefault(".".join(path[: length + 1]), []).append(layer)
+        for parent, path in pairwise(accumulate(layer.split("."), "{}.{}".format)):
+            if parent in lists:
+                members.setdefault(path, []).append(layer)
     return members
 
 

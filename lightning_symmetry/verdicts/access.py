@@ -49,9 +49,9 @@ def module_expression(name: str) -> str:
 
 
 def line_for(call: str, targets: Sequence[str], *, each: str) -> str:
-    """Return a line of code that does something with all targets; empty if there are none, or too many for a line.
+    """Return a line of code that applies ``call`` to each target; empty if there are none, or too many for a line.
 
-    In ``call``, the code, ``{}`` stands for a target. If there are several, ``each`` names one of them in a loop.
+    ``{}`` in ``call`` stands for a target. In a loop over several targets, ``each`` is the name of one.
 
     Example:
         >>> print(line_for("{}.reset_parameters()", ["model.a", "model.b"], each="module"))

@@ -22,7 +22,7 @@ from lightning_symmetry.units.comparable import Comparable
 from lightning_symmetry.verdicts.look import Gradients
 
 # Gradients up to this many times the precision of their dtype, relative to the largest gradient row of the model, may
-# be rounding errors. If they differ, that proves nothing; if they are equal, that must happen repeatedly to count.
+# be rounding errors. Differences between these prove nothing, and their equality counts only if it is repeated.
 _NOISE = 16.0
 
 

@@ -74,7 +74,7 @@ def _draw_bars(ax: Axes, layers: Sequence[LayerDiagnosis], labels: Sequence[str]
 
 
 def _labels(names: Sequence[str]) -> list[str]:
-    """Shorten names as much as they stay distinct."""
+    """Shorten names as far as they stay distinct."""
     cut = [[shorten(name, length) for name in names] for length in _NAME_LENGTHS]
     labels = next((labels for labels in cut if len(set(labels)) == len(names)), cut[-1])
     return [label.replace("$", r"\$") for label in labels]  # matplotlib reads $ as the start of a formula

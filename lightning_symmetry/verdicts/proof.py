@@ -15,7 +15,7 @@ from lightning_symmetry.units.layers import Layer
 from lightning_symmetry.units.updates import Updates
 from lightning_symmetry.verdicts.look import Gradients, Sighting
 
-# Limits of what is compared, since the answer is a guess in any case.
+# Limits of the search for readers. It is a guess, which can only delay a verdict.
 _NUM_UNITS = 4  # of a group
 _NUM_READERS = 8  # layers that may read the units
 _MAX_GROUPS = 8  # of a layer

@@ -122,7 +122,7 @@ def runs_of(groups: Sequence[tuple[int, ...]]) -> list[tuple[tuple[int, ...], in
 
 
 def abbreviate(names: Sequence[str]) -> str:
-    """Return the first two names and the last one.
+    """Join names; of more than three only the first two and the last one.
 
     >>> abbreviate(["a", "b", "c", "d"])
     'a, b, ..., d'
