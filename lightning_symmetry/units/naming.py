@@ -33,7 +33,7 @@ def readable_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def readable_names(model: nn.Module) -> Iterator[tuple[str, str, nn.Module]]:
-    """Yield name, readable path and module, in the order of :func:`readable_modules`; the path of the model is empty."""
+    """Yield name, readable path and module, ordered as in :func:`readable_modules`; the path of the model is empty."""
     every = list(_readable_paths(model))
     paths = {path for path, _ in every}
     for path, module in every:
