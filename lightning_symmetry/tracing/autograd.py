@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -15,31 +15,33 @@ NO_PASS = -1
 
 def running_pass() -> int:
     """Return the number of the backward pass that is running in this thread; :data:`NO_PASS` if none is."""
-    number: int = torch._C._current_graph_task_id()
-    return number
+    return int(torch._C._current_graph_task_id())
 
 
 def next_operation() -> int:
     """Return the number that autograd gives to the next operation that it records in this thread."""
-    number: int = torch._C._autograd._get_sequence_nr()
-    return number
+    return int(torch._C._autograd._get_sequence_nr())
 
 
 def number_of(node: Any) -> int:
     """Return the number of a node's operation; very large for nodes that accumulate the gradient of a parameter."""
-    number: int = node._sequence_nr()
-    return number
+    return int(node._sequence_nr())
 
 
 def upstream(nodes: Iterable[Any]) -> Iterator[Any]:
     """Yield nodes and all nodes upstream of them once, the nearest first."""
+    return reachable(nodes, lambda node: [child for child, _ in node.next_functions if child is not None])
+
+
+def reachable(nodes: Iterable[Any], next_of: Callable[[Any], Iterable[Any]]) -> Iterator[Any]:
+    """Yield nodes, and all that are reached from them through ``next_of``, once, the nearest first."""
     left, known = deque(nodes), set()
     while left:
         node = left.popleft()
         if node not in known:
             known.add(node)
             yield node
-            left += [child for child, _ in node.next_functions if child is not None]
+            left += next_of(node)
 
 
 def may_recompute() -> bool:
@@ -49,12 +51,9 @@ def may_recompute() -> bool:
 
 
 def outputs_of_running_pass(thread: int) -> list[Tensor]:
-    """Return the tensors at which the running backward pass starts; none if they are unknown.
+    """Return the tensors at which a backward pass starts that runs in a thread; none if they are unknown.
 
-    They are read from a frame of PyTorch's own function: a plain loop passes its loss to nobody else.
-
-    Args:
-        thread: the identity of the thread that called ``backward``.
+    They are read from a frame of PyTorch's own function, because a plain loop passes its loss to nobody else.
     """
     frame = sys._current_frames().get(thread)
     while frame is not None:

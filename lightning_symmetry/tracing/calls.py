@@ -20,36 +20,24 @@ from lightning_symmetry.tracing.autograd import NO_PASS, may_recompute, next_ope
 from lightning_symmetry.units.hooks import ModuleHook
 from lightning_symmetry.units.naming import readable_modules
 
-# In evaluation mode, hooks make these compute the same in another way, with other rounding.
+# In evaluation mode, these modules have a fast path. A hook would disable it, which changes the rounding.
 _WITH_FAST_PATHS = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerEncoder)
 
 
 class Mark(NamedTuple):
-    """A record at the node that has computed an output of a module.
+    """A record at the node that has computed an output of a module."""
 
-    Attributes:
-        is_output: whether the module is no loss.
-        key: a unique number if the module is an outermost one, else None.
-    """
-
-    is_output: bool
-    key: int | None
+    is_output: bool  # whether the module is no loss
+    key: int | None  # a unique number if the module is an outermost one, else None
 
 
 class Range(NamedTuple):
-    """The range of numbers at each index along one dimension of a tensor.
+    """The range of numbers at each index along one dimension of a tensor, whose size is ``size``."""
 
-    Attributes:
-        lowest: the smallest number, ``(size,)``.
-        highest: the largest number, ``(size,)``.
-        nearest: the smallest absolute value, ``(size,)``.
-        num_each: how many numbers there are at each index.
-    """
-
-    lowest: Tensor
-    highest: Tensor
-    nearest: Tensor
-    num_each: int
+    lowest: Tensor  # smallest numbers, ``(size,)``
+    highest: Tensor  # largest numbers, ``(size,)``
+    nearest: Tensor  # smallest absolute values, ``(size,)``
+    num_each: int  # how many numbers there are at each index
 
     @classmethod
     def of(cls, numbers: Tensor, dim: int) -> Range:
@@ -60,35 +48,21 @@ class Range(NamedTuple):
 
 @dataclass
 class Call:
-    """One call of a module.
+    """One call of a module."""
 
-    Attributes:
-        name: the readable name of the module.
-        module: the module.
-        first: autograd's number of the next operation when the call begins.
-        last: autograd's number of the next operation when the call ends.
-        has_calls: whether it calls other modules.
-        is_of_loss: whether it is part of a loss.
-        ranges: the ranges of its output along the last and the second dimension, unless it calls other modules.
-    """
-
-    name: str
+    name: str  # readable name of the module
     module: nn.Module
-    first: int
-    last: int = -1
-    has_calls: bool = False
-    is_of_loss: bool = False
+    first: int  # autograd's number of the next operation when the call begins
+    last: int = -1  # autograd's number of the next operation when the call ends
+    has_calls: bool = False  # whether the module calls others
+    is_of_loss: bool = False  # whether the call is part of a loss
+    # ranges of the output along the last and the second dimension, unless the module calls others
     ranges: list[Range] = field(default_factory=list)
 
     @property
-    def is_loss(self) -> bool:
-        """Whether the module is a loss of ``torch.nn``."""
-        return isinstance(self.module, _Loss)
-
-    @property
     def is_leaf(self) -> bool:
-        """Whether the module computes its output itself, without calling other modules."""
-        return not self.has_calls and not self.is_loss
+        """Whether the module computes its output itself, without calling others, and is no loss of ``torch.nn``."""
+        return not self.has_calls and not isinstance(self.module, _Loss)
 
 
 class ModuleCalls:
@@ -97,17 +71,7 @@ class ModuleCalls:
     Args:
         model: the model.
         on_error: called with the exception of a hook that fails.
-        on_gradient: called with the key of a mark and the gradients when they arrive at an output of an outermost
-            module.
-
-    Attributes:
-        calls: all calls, in the order in which they ended.
-        parameters: maps the ``id`` of a module's parameter during the call to the ``id`` of its parameter outside:
-            FSDP2 replaces parameters for the call.
-        constants: maps the storage of an output without a graph to the call that returned it.
-        unrecorded: the names of modules that were called while autograd was off.
-        recomputed: the names of modules that were called again in a backward pass, as in a checkpointed segment.
-        may_recompute_saved: whether tensors that autograd has saved may be recomputed when they are read.
+        on_gradient: called with the key of a mark and the gradients that arrive at an output of an outermost module.
     """
 
     def __init__(
@@ -116,22 +80,23 @@ class ModuleCalls:
         on_error: Callable[[Exception], None],
         on_gradient: Callable[[int, Sequence[Tensor | None]], None],
     ) -> None:
-        self.calls: list[Call] = []
+        self.calls: list[Call] = []  # in the order in which they ended
+        # The `id` of each parameter outside of calls, by its `id` during one: FSDP2 replaces parameters for a call.
         self.parameters: dict[int, int] = {}
-        self.constants: dict[int, Call] = {}
-        self.unrecorded: set[str] = set()
-        self.recomputed: set[str] = set()
-        self.may_recompute_saved = False
+        self.constants: dict[int, Call] = {}  # by storage of an output without a graph, the call that returned it
+        self.unrecorded: set[str] = set()  # names of modules that were called while autograd was off
+        self.recomputed: set[str] = set()  # names of modules that a backward pass called again, to recompute a segment
+        self.may_recompute_saved = False  # whether tensors that autograd has saved may be recomputed when they are read
         self._on_error, self._on_gradient = on_error, on_gradient
         self._open: list[Call] = []
         self._handles: list[RemovableHandle] = []
         self._num_keys = 0
         for name, module in readable_modules(model):
             has_fast_path = issubclass(type(module), _WITH_FAST_PATHS) and not module.training
-            # Other monitors do not compute parametrized weights if their parametrizations have hooks.
+            # A hook on a parametrization would keep other monitors from computing the parametrized weight.
             if has_fast_path or "parametrizations" in name.split("."):
                 continue
-            own = {key: id(tensor) for key, tensor in module.__dict__.get("_parameters", {}).items()}
+            own = {key: id(tensor) for key, tensor in own_parameters(module).items()}
             begin = ModuleHook(partial(self._begin, name, own), on_error)
             end = ModuleHook(partial(self._end, name), on_error)
             with suppress(Exception):  # modules of TorchScript take no hooks
@@ -153,11 +118,8 @@ class ModuleCalls:
         if not _is_recording():
             (self.recomputed if torch.is_grad_enabled() else self.unrecorded).add(name)
             return
-        if may_recompute():
-            self.may_recompute_saved = True
-        for key, tensor in module.__dict__.get("_parameters", {}).items():
-            if tensor is not None and key in own:
-                self.parameters[id(tensor)] = own[key]
+        self.may_recompute_saved |= may_recompute()
+        self.parameters |= {id(tensor): own[key] for key, tensor in own_parameters(module).items() if key in own}
         if self._open:
             self._open[-1].has_calls = True
         self._open.append(Call(name, module, next_operation()))
@@ -166,7 +128,7 @@ class ModuleCalls:
         if not _is_recording() or name not in [call.name for call in self._open]:
             return
         while (call := self._open.pop()).name != name:
-            pass  # the call has raised
+            pass  # a call inside that has raised
         call.last = next_operation()
         self.calls.append(call)
         every = list(_tensors_in(output))
@@ -177,7 +139,7 @@ class ModuleCalls:
         if call.is_leaf:
             call.ranges = _ranges(outputs)
         # An outermost module without parameters may be a custom loss.
-        is_loss = call.is_loss or (not self._open and not any(map(own_parameters, modules_of(module))))
+        is_loss = isinstance(module, _Loss) or (not self._open and not any(map(own_parameters, modules_of(module))))
         if is_loss:
             for inner in self.calls:
                 inner.is_of_loss |= call.first <= inner.first

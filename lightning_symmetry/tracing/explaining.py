@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import islice
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from lightning_symmetry.modules import own_parameters
-from lightning_symmetry.tracing.autograd import upstream
+from lightning_symmetry.tracing.autograd import reachable, upstream
 from lightning_symmetry.tracing.calls import Call, Range
 from lightning_symmetry.tracing.graph import BackwardPass, Place, Target, Use
 from lightning_symmetry.tracing.kinds import CLOSING, Stop, explains, kind_of, words_for
@@ -42,23 +44,14 @@ class Explained(NamedTuple):
 
 @dataclass
 class _Search:
-    """The results of a search from a parameter towards the loss.
+    """The results of a search from a parameter towards the loss. Each use stands with the tensor that is used."""
 
-    Attributes:
-        has_arrived: whether a gradient arrives at the parameter itself.
-        stops: the uses that receive a gradient and return none, with the tensors that are used.
-        unseen: the uses in the loss whose gradients were not recorded.
-        left_out: the uses that drop all numbers of the label.
-        end: the last tensor before the loss, if no gradient arrives at it.
-        before: by tensor, the previous tensor of the search.
-    """
-
-    has_arrived: bool = False
-    stops: list[tuple[Use, Place]] = field(default_factory=list)
-    unseen: list[tuple[Use, Place]] = field(default_factory=list)
-    left_out: list[tuple[Use, Place]] = field(default_factory=list)
-    end: Place | None = None
-    before: dict[Place, Place | None] = field(default_factory=dict)
+    before: dict[Place, Place | None]  # by tensor, the previous tensor of the search; None for the parameter
+    has_arrived: bool = False  # whether a gradient arrives at the parameter itself
+    stops: list[tuple[Use, Place]] = field(default_factory=list)  # uses that receive a gradient and return none
+    unseen: list[tuple[Use, Place]] = field(default_factory=list)  # uses in the loss whose gradients are unknown
+    left_out: list[tuple[Use, Place]] = field(default_factory=list)  # uses that drop all numbers of the label
+    end: Place | None = None  # the last tensor before the loss, if no gradient arrives at it
 
     def route(self, place: Place | None) -> list[Place]:
         """Return the tensors from this one back to the parameter."""
@@ -70,13 +63,7 @@ class _Search:
 
 
 class Explanation:
-    """Explains one backward pass.
-
-    Args:
-        backward: the backward pass.
-        targets: the traced units.
-        modules: by target, the name of the module that holds its parameter.
-    """
+    """Explains one backward pass; ``modules`` has the name of the module that holds the parameter of each target."""
 
     def __init__(self, backward: BackwardPass, targets: Sequence[Target], modules: Sequence[str]) -> None:
         self._pass, self._targets, self._modules = backward, targets, modules
@@ -85,22 +72,21 @@ class Explanation:
             self._owners.setdefault(module, target.layer)
         self._moved: dict[int, list[Place]] = {}
         self._explained: dict[int, list[Explained]] = {}
-        self._users: dict[Any, str] | None = None
 
     def constant_behind(self, i: int) -> Stopped | None:
-        """Return an operation with a constant output, if all ways from the target to the loss pass through such ones.
+        """Return an operation with a constant output, if every path from the target to the loss runs through one.
 
         The gradient of the target then consists of rounding errors.
         """
         path, backward = self._pass.paths[i], self._pass
-        search = _Search(before={path.start: None})
+        search = _Search({path.start: None})
         left, first = deque([path.start]), None
         while left:
             place = left.popleft()
             if not backward.uses(place):
                 return None
             for use in backward.uses(place):
-                stop = kind_of(_bare(use, self._leaf(use.node)))
+                stop = kind_of(Stop(*use, self._leaf(use.node)))
                 if stop.kind is StopKind.ONE_VALUE:
                     stop = replace(stop, is_by_design=self._is_choice(use.node))
                     first = first or self._located(stop, use.node, search.route(place), i)
@@ -113,24 +99,23 @@ class Explanation:
 
     def explain(self, i: int, depth: int = 0) -> list[Explained]:
         """Return where the gradient of a target stops; labels with the same kind, place and cause are one item."""
-        if i in self._explained:
-            return self._explained[i]
-        by_stop: dict[tuple[StopKind, str, str], list[Explained]] = {}
-        for labels in self._equal_labels(i):
-            stopped = self._explain_labels(i, labels, depth)
-            key = stopped.stop.kind, stopped.stop.at, stopped.follows
-            by_stop.setdefault(key, []).append(Explained(labels, stopped))
-        explained = []
-        for several in by_stop.values():
-            every = [label for each in several for label in each.labels]
-            # The details that were measured for some labels need not hold for all of them.
-            one = several[0] if len(several) == 1 else Explained(every, self._explain_labels(i, every, depth))
-            explained.append(one)
-        self._explained[i] = explained
-        return explained
+        if i not in self._explained:
+            by_stop: dict[tuple[StopKind, str, str], list[Explained]] = {}
+            for labels in self._equal_labels(i):
+                stopped = self._explain_labels(i, labels, depth)
+                key = stopped.stop.kind, stopped.stop.at, stopped.follows
+                by_stop.setdefault(key, []).append(Explained(labels, stopped))
+            explained = []
+            for first, *others in by_stop.values():
+                if others:  # the details that were measured for some labels need not hold for all of them
+                    every = [label for each in (first, *others) for label in each.labels]
+                    first = Explained(every, self._explain_labels(i, every, depth))
+                explained.append(first)
+            self._explained[i] = explained
+        return self._explained[i]
 
     def _equal_labels(self, i: int) -> list[list[int]]:
-        """Return the labels of a target in sets with equal observations."""
+        """Split the labels of a target into sets for which the hooks have recorded the same."""
         path, number = self._pass.paths[i], self._targets[i].num_labels
         if number == 1:
             return [[1]]
@@ -170,16 +155,14 @@ class Explanation:
             return Stopped(GradientStop(StopKind.UNREAD, at, "it leaves them out"))
         if search.end is not None:
             return Stopped(_LOSS)
-        return Stopped(
-            GradientStop(StopKind.UNREAD, self._targets[i].layer, "nothing that the loss depends on reads them")
-        )
+        detail = "nothing that the loss depends on reads them"
+        return Stopped(GradientStop(StopKind.UNREAD, self._targets[i].layer, detail))
 
     def _search(self, i: int, label: int) -> _Search:
         """Follow the units of a label from their parameter towards the loss, as far as no gradient arrives."""
         backward, path = self._pass, self._pass.paths[i]
-        search = _Search(before={path.start: None})
-        if backward.has_arrived(path, path.start, label):
-            search.has_arrived = True
+        search = _Search({path.start: None}, backward.has_arrived(path, path.start, label))
+        if search.has_arrived:
             return search
         left = deque([path.start])
         while left:
@@ -214,7 +197,9 @@ class Explanation:
                 return Stopped(_ERASED)
             return self._zero_inputs(i, use, depth)
         stop = self._measured(i, labels, use, place)
-        if use in backward.passed and bool(backward.passed[use]) and not self._is_partly_there(i, place):
+        # Whether the tensor also holds numbers that do not depend on the target.
+        is_mixed = backward.paths[i].labels[place] is not None or bool(backward.arrived.get(place, False))
+        if bool(backward.passed.get(use, False)) and not is_mixed:
             if len(backward.uses(place)) > 1:
                 detail = "the gradients of several operations cancel"
                 return Stopped(GradientStop(StopKind.UNKNOWN, self._place(use.node, route, i), detail))
@@ -254,16 +239,19 @@ class Explanation:
         factor, of_place = backward.factors.get(use), backward.paths[i].labels.get(place)
         is_zero = factor is not None and factor.are_zero(of_place, target.num_labels)[labels[0] - 1]
         one_hot = backward.one_hot.get(use.node)
+        source = None if factor is None else factor.source
+        if source is None and factor is not None and factor.node:
+            calls = self._calls_before(factor.node)
+            source = next((call for call in calls if call.module.__dict__.get("_parameters")), None)
         return Stop(
-            use.node,
-            use.number,
+            *use,
             self._leaf(use.node),
             use.node in backward.in_model,
             self._input_range(i, place, labels),
             factor,
             is_zero,
-            None if factor is None else factor.source or (self._source(factor.node) if factor.node else None),
-            float(backward.largest.get(use.node, torch.tensor(0.0))),
+            source,
+            float(backward.largest.get(use.node, 0.0)),
             None if one_hot is None else bool(one_hot),
         )
 
@@ -293,21 +281,23 @@ class Explanation:
         detail = f"the inputs of {layer} are zero in all values seen"
         if factor.node is None or hasattr(factor.node, "variable"):
             return Stopped(GradientStop(StopKind.UNKNOWN, layer, detail, is_by_design=factor.source is None))
-        owner, zeros = self._owner_before(factor.node, layer), self._zeros_before(factor.node)
+        owners = (self._owners.get(call.name, "") for call in self._calls_before(factor.node))
+        owner = next((name for name in owners if name and name != layer), "")  # the nearest upstream target layer
+        zeros = self._zeros_before(factor.node)
         if zeros is not None:
             return Stopped(replace(zeros, detail=detail), owner)
         names = [target.layer for target in self._targets]
         if owner and depth < len(names) and names.index(owner) in self._pass.paths:
             cause = self.explain(names.index(owner), depth + 1)[0].stopped
             return Stopped(replace(cause.stop, detail=detail), owner)
-        kind = kind_of(_bare(Use(factor.node, 0), None)).kind
+        kind = kind_of(Stop(factor.node, 0)).kind
         if kind in (StopKind.CLOSED, StopKind.SATURATED):
             behind = [Place(child, output) for child, output in factor.node.next_functions if child is not None]
             return Stopped(GradientStop(StopKind.CLOSED, self._place(factor.node, behind, i), detail), owner)
         return Stopped(GradientStop(StopKind.UNKNOWN, layer, detail), owner)
 
     def _is_choice(self, node: Any) -> bool:
-        """Return whether a softmax weights the terms of a sum; False for attention, whose scores are products."""
+        """Return whether a softmax computes the weights of a sum; False for attention, whose scores are products."""
         if operation_of(node) not in ("Softmax", "SafeSoftmax") or node not in self._pass.in_model:
             return False
         scores = node.next_functions[0][0]
@@ -315,29 +305,26 @@ class Explanation:
             scores = scores.next_functions[0][0]
         if scores is None or operation_of(scores) in ("Bmm", "Baddbmm"):
             return False
-        left, known = [Place(node, 0)], {node}
-        while left:
-            place = left.pop()
+        weights = [Place(node, 0)]
+        for place in weights:  # grows in the loop
             for use in self._pass.uses(place):
-                if operation_of(use.node) in _BETWEEN:
-                    if use.node not in known:
-                        known.add(use.node)
-                        left.append(Place(use.node, 0))
-                elif not _adds_up_one(use, place):
-                    return False
+                if operation_of(use.node) not in _BETWEEN:
+                    if not _adds_up_one(use, place):
+                        return False
+                elif Place(use.node, 0) not in weights:
+                    weights.append(Place(use.node, 0))
         return True
 
     def _zeros_before(self, node: Any) -> GradientStop | None:
-        """Return the upstream module whose zero weights make a tensor zero, and the outputs of all modules between."""
+        """Return the upstream module whose zero weights make a tensor zero, through modules that all return zeros."""
         for call in self._calls_before(node):
             if not call.ranges or not _is_zero(call.ranges[0]):
                 return None
             own = [each.detach() for each in own_parameters(call.module).values()]
             are_here = all(type(each) is Tensor and each.numel() and not each.is_meta for each in own)
             if own and are_here and not any(bool(each.any()) for each in own):
-                return GradientStop(
-                    StopKind.ZERO_WEIGHTS, call.name, "its weights are zero, and so is what it puts out"
-                )
+                detail = "its weights are zero, and so is what it puts out"
+                return GradientStop(StopKind.ZERO_WEIGHTS, call.name, detail)
         return None
 
     def _stop_in_loss(self, i: int, labels: list[int], search: _Search, use: Use, place: Place) -> Stopped:
@@ -345,9 +332,9 @@ class Explanation:
         route, input_range = search.route(place), self._input_range(i, place, labels)
         node, index = use.node, use.number
         if self._pass.value != 0 and explains(node, input_range):
-            return self._located(kind_of(replace(_bare(use, None), input_range=input_range)), node, route, i)
+            return self._located(kind_of(Stop(*use, input_range=input_range)), node, route, i)
         for _ in range(100):
-            reason = kind_of(_bare(Use(node, index), None))
+            reason = kind_of(Stop(node, index))
             if reason.kind in (StopKind.ONE_VALUE, StopKind.FLAT):
                 return self._located(reason, node, route, i)
             uses = self._pass.uses(Place(node, 0))
@@ -363,27 +350,17 @@ class Explanation:
 
     def _is_last(self, node: Any) -> bool:
         """Return whether no module with parameters is downstream of an operation."""
-        left, known = [node], set()
-        while left:
-            node = left.pop()
-            if node in known:
-                continue
-            known.add(node)
-            call = self._leaf(node)
-            if call is not None and len(known) > 1 and call.module.__dict__.get("_parameters"):
-                return False
+
+        def users(node: Any) -> list[Any]:
             places = (Place(node, output) for output in range(len(node._input_metadata)))
-            left += [use.node for place in places for use in self._pass.uses(place)]
-        return True
+            return [use.node for place in places for use in self._pass.uses(place)]
+
+        calls = map(self._leaf, islice(reachable([node], users), 1, None))
+        return not any(call is not None and call.module.__dict__.get("_parameters") for call in calls)
 
     def _leaf(self, node: Any) -> Call | None:
         call = self._pass.calls.get(node)
         return call if call is not None and call.is_leaf else None
-
-    def _is_partly_there(self, i: int, place: Place) -> bool:
-        """Return whether a tensor also holds numbers that do not depend on a target."""
-        labels = self._pass.paths[i].labels[place]
-        return labels is not None or bool(self._pass.arrived.get(place, torch.tensor(False)))
 
     def _input_range(self, i: int, place: Place, labels: list[int]) -> Range | None:
         """Return the range of a module's output; only for the units of these labels, if their places are known."""
@@ -402,16 +379,6 @@ class Explanation:
                     return Range(each.lowest[mask], each.highest[mask], each.nearest[mask], each.num_each)
         return call.ranges[0] if call.ranges else None
 
-    def _source(self, node: Any) -> Call | None:
-        """Return the nearest upstream call of a module with parameters."""
-        calls = self._calls_before(node)
-        return next((call for call in calls if call.module.__dict__.get("_parameters")), None)
-
-    def _owner_before(self, node: Any, layer: str) -> str:
-        """Return the nearest upstream layer among the targets, other than ``layer``; else an empty string."""
-        names = (self._owners.get(call.name, "") for call in self._calls_before(node))
-        return next((name for name in names if name and name != layer), "")
-
     def _calls_before(self, node: Any) -> Iterator[Call]:
         """Return the upstream calls of modules, the nearest first."""
         return (call for each in upstream([node]) if (call := self._leaf(each)) is not None)
@@ -428,18 +395,20 @@ class Explanation:
             self._moved[i] = moved
         return self._moved[i]
 
+    @cached_property
+    def _users(self) -> dict[Any, str]:
+        """The layers among the targets, by the nodes that use their parameters."""
+        users: dict[Any, str] = {}
+        for j, target in enumerate(self._targets):
+            moved = self._of_parameter(j) if j in self._pass.paths else []
+            nodes = {place.node for place in moved}
+            for use in (use for place in moved for use in self._pass.uses(place)):
+                if use.node not in nodes:
+                    users.setdefault(use.node, target.layer)
+        return users
+
     def _follows(self, route: Sequence[Place], i: int) -> str:
-        """Return the layer among the targets that is nearest to a stop on its route; an empty string for the target."""
-        if self._users is None:
-            self._users = {}
-            for j in range(len(self._targets)):
-                if j not in self._pass.paths:
-                    continue
-                moved = self._of_parameter(j)
-                nodes = {place.node for place in moved}
-                for use in (use for place in moved for use in self._pass.uses(place)):
-                    if use.node not in nodes:
-                        self._users.setdefault(use.node, self._targets[j].layer)
+        """Return the target layer nearest to a stop on its route; an empty string if it is that of target ``i``."""
         layer = self._targets[i].layer
         for place in route:  # from the stop back to the parameter
             call = self._leaf(place.node)
@@ -452,17 +421,11 @@ class Explanation:
 
     def _place(self, node: Any, route: Sequence[Place], i: int) -> str:
         """Return the module of an operation, or the operation and the last module before it on the route."""
-        call = self._leaf(node)
-        if call is not None and not self._pass.is_whole_model(call):
-            return call.name
-        owners = (self._leaf(place.node) for place in route)
-        known = (owner.name for owner in owners if owner is not None and not self._pass.is_whole_model(owner))
-        return f"{words_for(node)} after {next(known, self._targets[i].layer)}"
-
-
-def _bare(use: Use, leaf: Call | None) -> Stop:
-    """Return the stop at an operation without any measurements."""
-    return Stop(use.node, use.number, leaf, True, None, None, False, None, 1.0)
+        calls = [self._leaf(each) for each in (node, *(place.node for place in route))]
+        # The name of the model itself locates nothing.
+        names = [None if call is None or call.module is self._pass.model else call.name for call in calls]
+        last = next((name for name in names if name is not None), self._targets[i].layer)
+        return last if names[0] is not None else f"{words_for(node)} after {last}"
 
 
 def _adds_up_one(use: Use, place: Place) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -46,22 +47,14 @@ class Use(NamedTuple):
 
 @dataclass
 class Target:
-    """Units whose gradient is traced.
+    """Units whose gradient is traced."""
 
-    Attributes:
-        layer: the name of their layer.
-        parameter: the tensor that feeds them.
-        labels: the label of each number of the parameter, counted from 1; 0 for units that are not traced. None: all
-            numbers have label 1.
-        units: the units of each label.
-        is_known: whether the numbers of each unit are known; if not, numbers of other units have label 1, too.
-    """
-
-    layer: str
-    parameter: Tensor
+    layer: str  # name of their layer
+    parameter: Tensor  # the tensor that feeds them
+    # label of each number of the parameter, counted from 1; 0 for units that are not traced; None: all have label 1
     labels: Labels
-    units: tuple[tuple[int, ...], ...]
-    is_known: bool = True
+    units: tuple[tuple[int, ...], ...]  # the units of each label
+    is_known: bool = True  # whether the numbers of each unit are known; if not, those of other units have label 1, too
 
     @property
     def num_labels(self) -> int:
@@ -71,21 +64,13 @@ class Target:
 
 @dataclass
 class Path:
-    """All operations between the parameter of a target and the loss.
+    """All operations between the parameter of a target and the loss."""
 
-    Attributes:
-        start: the node that accumulates the gradient of the parameter.
-        labels: by tensor, the labels of its numbers.
-        outputs: by node, its outputs on the path.
-        left_out: by use, the labels all of whose numbers the operation drops.
-        arrived: by tensor with labels, whether a nonzero gradient arrives for each label, ``(num_labels + 1,)``, the
-            last for numbers without one.
-    """
-
-    start: Place
-    labels: dict[Place, Labels] = field(default_factory=dict)
-    outputs: dict[Any, list[Place]] = field(default_factory=dict)
-    left_out: dict[Use, set[int]] = field(default_factory=dict)
+    start: Place  # the parameter, at the node that accumulates its gradient
+    labels: dict[Place, Labels] = field(default_factory=dict)  # by tensor, the labels of its numbers
+    outputs: dict[Any, list[Place]] = field(default_factory=dict)  # by node, its outputs on the path
+    left_out: dict[Use, set[int]] = field(default_factory=dict)  # labels all of whose numbers an operation drops
+    # by tensor with labels, whether a nonzero gradient arrives for each label, and last for numbers without a label
     arrived: dict[Place, Tensor] = field(default_factory=dict)
     _present: dict[Place, set[int]] = field(default_factory=dict)
 
@@ -108,28 +93,10 @@ class Path:
 
 
 class BackwardPass:
-    """One backward pass: its graph, and the gradients that arrive at the nodes on the paths of the targets.
+    """One backward pass from ``outputs``: its graph, and the gradients that arrive at nodes on the paths of targets.
 
-    Args:
-        model: the model.
-        outputs: the tensors at which it starts.
-        targets: the units to trace.
-        parameters: the storages of the model's parameters, each mapped to None.
-        module_calls: the calls of modules in the forward pass.
-        on_error: called with the exception of a hook that fails.
-
-    Attributes:
-        paths: by index of a target, its path, if its parameter is part of the graph.
-        calls: by node, the innermost call of a module that it belongs to.
-        in_model: the nodes that belong to the model, not to the loss.
-        factors: by use, what the operation multiplies its input by.
-        one_hot: by node, whether it is a softmax whose outputs are all 0 or 1.
-        passed: by use, whether the operation returned a nonzero gradient for this input.
-        roots: the nodes at which it starts.
-        value: the sum of ``outputs``, which is the value of a loss; None if unknown.
-        arrived: by tensor on any path, whether a nonzero gradient arrives.
-        largest: by node, the largest absolute gradient that arrives.
-        fired: the nodes whose hook was called.
+    ``parameters`` maps the storages of the model's parameters to None, ``module_calls`` has the calls of the forward
+    pass, and ``on_error`` is called with the exception of a hook that fails.
     """
 
     def __init__(
@@ -141,70 +108,52 @@ class BackwardPass:
         module_calls: ModuleCalls,
         on_error: Callable[[Exception], None],
     ) -> None:
-        self._model = model
+        self.model, self._targets = model, targets
         self._module_calls, self._on_error = module_calls, on_error
         self._may_read = not module_calls.may_recompute_saved
-        self._targets = targets
         # By storage, the call that returned a constant; None for a parameter.
         self._storages = {**module_calls.constants, **parameters}
         real = [each for each in outputs if type(each) is Tensor and each.numel() and not each.is_complex()]
         plain = [each.detach().sum().double() for each in real]
+        # The sum of the outputs, which is the value of a loss; None if unknown.
         self.value = float(sum(plain, torch.zeros(()))) if len(plain) == len(outputs) else None
         self._users: dict[Place, list[Use]] = {}
-        self._carried: dict[Use, list[Labels]] = {}  # the output labels where those of the input are unknown
-        self._nodes: list[Any] = []
-        self._by_key: dict[int, Any] = {}
-        self._handles: list[RemovableHandle] = []
+        self._carried: dict[Use, list[Labels]] = {}  # the output labels of uses whose input labels are unknown
+        self._nodes: dict[Any, None] = {}
+        self.keys: set[int] = set()  # of the marks in this pass
         self._task: int | None = None  # autograd's number of this pass
-        self.roots: set[Any] = {each.grad_fn for each in outputs}
+        self.roots: set[Any] = {each.grad_fn for each in outputs}  # the nodes at which the pass starts
         self._walk()
-        self.calls = _innermost_calls(self._nodes, module_calls.calls)
+        self.calls = _innermost_calls(self._nodes, module_calls.calls)  # by node
         self.in_model = self._find_model()
-        self.factors: dict[Use, Factor | None] = {}
-        self.one_hot: dict[Any, Tensor | None] = {}
-        self.passed: dict[Use, Tensor] = {}
-        self.arrived: dict[Place, Tensor] = {}
-        self.largest: dict[Any, Tensor] = {}
-        self.fired: set[Any] = set()
+        self.factors: dict[Use, Factor | None] = {}  # by use, what the operation multiplies its input by
+        self.one_hot: dict[Any, Tensor | None] = {}  # by node, whether it is a softmax whose outputs are all 0 or 1
+        self.passed: dict[Use, Tensor] = {}  # by use, whether the operation returned a nonzero gradient for this input
+        self.arrived: dict[Place, Tensor] = {}  # by tensor on any path, whether a nonzero gradient arrives
+        self.largest: dict[Any, Tensor] = {}  # by node, the largest absolute gradient that arrives
+        self.fired: set[Any] = set()  # the nodes whose hook was called
         starts = {
             module_calls.parameters.get(id(node.variable), id(node.variable)): node
             for node in self._nodes
             if hasattr(node, "variable")
         }
-        self.paths: dict[int, Path] = {}
-        for i, target in enumerate(targets):
-            start = starts.get(id(target.parameter))
-            if start is not None:
-                self.paths[i] = self._find_path(start, target)
-
-    def node_of(self, key: int) -> Any | None:
-        """Return the node whose mark has this key; None if it is not part of this pass."""
-        return self._by_key.get(key)
-
-    def watch(self) -> None:
-        """Put a hook on every node on the paths."""
-        for node in {place.node for path in self.paths.values() for place in path.labels}:
-            self._handles.append(node.register_hook(partial(self._hook, node)))
+        # By index of a target, its path, if its parameter is part of the graph.
+        self.paths = {
+            i: self._find_path(starts[id(target.parameter)], target)
+            for i, target in enumerate(targets)
+            if id(target.parameter) in starts
+        }
+        nodes = {place.node for path in self.paths.values() for place in path.labels}
+        self._handles: list[RemovableHandle] = [node.register_hook(partial(self._hook, node)) for node in nodes]
 
     def uses(self, place: Place) -> list[Use]:
         """Return the operations that use a tensor."""
         return self._users.get(place, [])
 
-    def has_arrived_at_all(self, i: int) -> bool:
-        """Return whether a nonzero gradient arrives at the parameter of a target."""
-        start = self.paths[i].start
-        return start in self.arrived and bool(self.arrived[start])
-
     def has_arrived(self, path: Path, place: Place, label: int) -> bool:
         """Return whether a nonzero gradient arrives at the numbers of a label."""
         seen = path.arrived.get(place)
-        if seen is not None:
-            return bool(seen[label - 1])
-        return place in self.arrived and bool(self.arrived[place])
-
-    def is_whole_model(self, call: Call) -> bool:
-        """Return whether the model itself was called, whose name locates nothing."""
-        return call.module is self._model
+        return bool(self.arrived.get(place, False) if seen is None else seen[label - 1])
 
     def end(self) -> None:
         """Remove all hooks."""
@@ -252,16 +201,14 @@ class BackwardPass:
 
     def _walk(self) -> None:
         left = list(self.roots)
-        seen: set[Any] = set()
         while left:
             node = left.pop()
-            if node in seen:
+            if node in self._nodes:
                 continue
-            seen.add(node)
-            self._nodes.append(node)
+            self._nodes[node] = None
             mark = self._module_calls.mark_of(node)
             if mark is not None and mark.key is not None:
-                self._by_key[mark.key] = node
+                self.keys.add(mark.key)
             for index, (child, output) in enumerate(node.next_functions):
                 if child is not None:
                     self._users.setdefault(Place(child, output), []).append(Use(node, index))
@@ -269,24 +216,21 @@ class BackwardPass:
 
     def _find_model(self) -> set[Any]:
         """Return the nodes upstream of an output of a module, and those inside of calls that are no part of a loss."""
-        left = []
+        ends = []
         for node in self._nodes:
-            call = self.calls.get(node)
-            mark = self._module_calls.mark_of(node)
-            if call is not None and call.is_of_loss:
-                continue
+            call, mark = self.calls.get(node), self._module_calls.mark_of(node)
             is_inside = call is not None and call.is_leaf and bool(call.ranges)
-            if (mark is not None and mark.is_output) or is_inside:
-                left.append(node)
-        return set(upstream(left))
+            is_output = mark is not None and mark.is_output
+            if (is_output or is_inside) and not (call is not None and call.is_of_loss):
+                ends.append(node)
+        return set(upstream(ends))
 
     @torch.no_grad()
     def _find_path(self, start: Any, target: Target) -> Path:
         path = Path(Place(start, 0))
         path.add(path.start, target.labels)
         # In the order of computation, so that the labels of all inputs are known before those of the outputs.
-        waiting = [(-1, 0, path.start)]
-        num_found = 1
+        waiting, num_found = [(-1, 0, path.start)], 1
         while waiting:
             _, _, place = heapq.heappop(waiting)
             for use in self.uses(place):
@@ -326,7 +270,7 @@ def _by_label(is_there: Tensor, labels: Tensor, num_labels: int) -> Tensor:
     copied = [dim for dim in range(labels.ndim) if kept.shape[dim] < labels.shape[dim]]
     if copied:
         is_there = is_there.any(copied, keepdim=True)
-    beyond = num_labels + 2  # the label of numbers that are not there
+    beyond = num_labels + 2  # the label of numbers for which `is_there` is False
     counts = torch.bincount((kept - MANY).masked_fill(~is_there, beyond).flatten(), minlength=beyond)[:beyond]
     return (counts[1:] > 0).roll(-1) | (counts[0] > 0)
 
@@ -334,19 +278,15 @@ def _by_label(is_there: Tensor, labels: Tensor, num_labels: int) -> Tensor:
 def _innermost_calls(nodes: Iterable[Any], calls: Sequence[Call]) -> dict[Any, Call]:
     """Map each node to the innermost call of a module during which its operation ran."""
     # An inner call begins after the outer one, or at the same number and ends earlier.
-    ordered = sorted(calls, key=lambda call: (call.first, -call.last))
+    upcoming = deque(sorted(calls, key=lambda call: (call.first, -call.last)))
     found: dict[Any, Call] = {}
     open_calls: list[Call] = []
-    left = iter(ordered)
-    upcoming = next(left, None)
     numbered = [(number_of(node), node) for node in nodes]
-    for number, node in sorted(((n, node) for n, node in numbered if n != _NO_NUMBER), key=lambda pair: pair[0]):
-        while upcoming is not None and upcoming.first <= number:
-            open_calls.append(upcoming)
-            upcoming = next(left, None)
+    for number, node in sorted((pair for pair in numbered if pair[0] != _NO_NUMBER), key=lambda pair: pair[0]):
+        while upcoming and upcoming[0].first <= number:
+            open_calls.append(upcoming.popleft())
         while open_calls and open_calls[-1].last <= number:
             open_calls.pop()
-        holding = [call for call in open_calls if call.last > number]
-        if holding:
-            found[node] = holding[-1]
+        if open_calls:
+            found[node] = open_calls[-1]
     return found

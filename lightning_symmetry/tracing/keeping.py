@@ -22,17 +22,11 @@ from lightning_symmetry.verdicts.diagnoses import THE_LOSS
 
 @dataclass(frozen=True)
 class Reader:
-    """A layer that reads units, or the loss.
-
-    Attributes:
-        name: the name of the layer, or of the loss.
-        columns: its weights, ``(num_inputs, k)``; None for the loss.
-        labels: the label of each input's unit, 0 for other inputs, ``(num_inputs,)``.
-    """
+    """A layer that reads units, or the loss."""
 
     name: str
-    columns: Tensor | None = None
-    labels: Tensor | None = None
+    columns: Tensor | None = None  # weights of the layer, ``(num_inputs, k)``; None for the loss
+    labels: Tensor | None = None  # label of each input's unit, 0 for other inputs, ``(num_inputs,)``
 
 
 @torch.no_grad()
@@ -86,7 +80,7 @@ def kept_by(readers: Iterable[Reader] | None, labels: Sequence[int], signs: Floa
     Args:
         readers: the readers of the units; None if unknown.
         labels: the labels of the units.
-        signs: 1 for each unit, or -1 for a mirror image of the first one; the weights may have this sign or not.
+        signs: 1 for each unit, or -1 for a mirror image of the first one; its weights may be equal or negated.
 
     Example:
         >>> import numpy as np

@@ -20,23 +20,15 @@ from lightning_symmetry.verdicts.stops import GradientStop, StopKind
 
 @dataclass(frozen=True)
 class Factor:
-    """The tensor that an operation multiplies one of its inputs by.
+    """The tensor that an operation multiplies one of its inputs by."""
 
-    Attributes:
-        node: the node that has computed it; None if it does not depend on trained parameters.
-        source: the call that returned it, if it is an output without a graph.
-        is_parameter: whether it is a parameter of the model, or computed from parameters only.
-        is_any: whether any of its numbers is nonzero, ``()``.
-        is_there: by dimension of the input, whether any number is nonzero that multiplies an index, ``(size,)``.
-        largest: its largest absolute value, ``()``.
-    """
-
-    node: Any | None
-    source: Call | None
-    is_parameter: bool
-    is_any: Tensor
+    node: Any | None  # the node that has computed it; None if it does not depend on trained parameters
+    source: Call | None  # the call that returned it, if it is an output without a graph
+    is_parameter: bool  # whether it is a parameter of the model, or computed from parameters only
+    is_any: Tensor  # whether any of its numbers is nonzero, ``()``
+    # by dimension of the input, whether any number that multiplies an index is nonzero, ``(size,)``
     is_there: dict[int, Tensor]
-    largest: Tensor
+    largest: Tensor  # its largest absolute value, ``()``
 
     def are_zero(self, labels: Labels, num_labels: int) -> list[bool]:
         """Return for each label whether all factors of its numbers in the input are zero."""
@@ -51,31 +43,18 @@ class Factor:
 
 @dataclass(frozen=True)
 class Stop:
-    """An operation that receives a gradient and returns none for one of its inputs.
-
-    Attributes:
-        node: the node of the operation.
-        index: the index of the input.
-        call: the call of a module that it belongs to, if that calls no other modules.
-        in_model: whether it is part of the model, not of the loss.
-        input_range: the range of the input; None if unknown.
-        factor: the factor of the input; None without one, or if unknown.
-        is_factor_zero: whether the factors of the units are zero.
-        source: the call of a module that has computed the factor.
-        largest: the largest absolute value of the gradient that arrives.
-        is_one_hot: whether all outputs of a softmax are 0 or 1; None if unknown.
-    """
+    """An operation that receives a gradient and returns none for one input; by default, nothing was measured."""
 
     node: Any
-    index: int
-    call: Call | None
-    in_model: bool
-    input_range: Range | None
-    factor: Factor | None
-    is_factor_zero: bool
-    source: Call | None
-    largest: float
-    is_one_hot: bool | None = None
+    index: int  # index of the input
+    call: Call | None = None  # the call of a module that the operation belongs to, if it calls no other modules
+    in_model: bool = True  # whether the operation is part of the model, not of the loss
+    input_range: Range | None = None  # range of the input; None if unknown
+    factor: Factor | None = None  # factor of the input; None without one, or if unknown
+    is_factor_zero: bool = False  # whether the factors of the units are zero
+    source: Call | None = None  # the call of a module that has computed the factor
+    largest: float = 1.0  # largest absolute value of the gradient that arrives
+    is_one_hot: bool | None = None  # whether all outputs of a softmax are 0 or 1; None if unknown
 
     @property
     def operation(self) -> str:
@@ -138,14 +117,9 @@ def factor_of(
 ) -> Factor | None:
     """Return the factor of one input of an operation; None without one, or if it may not be read.
 
-    Call it before the backward pass frees the tensors that autograd has saved.
-
-    Args:
-        node: the node of the operation.
-        index: the index of the input.
-        calls: by node, the innermost call of a module.
-        storages: by storage, None for a parameter, or the call that returned a tensor without a graph.
-        may_read: whether tensors that autograd has saved may be read.
+    Call it before the backward pass frees the tensors that autograd has saved; ``may_read`` tells whether they may be
+    read. ``calls`` has the innermost call of a module for each node. ``storages`` has None for the storages of
+    parameters, and for those of tensors without a graph the call that returned them.
     """
     operation = operation_of(node)
     known = _OF_ATTENTION if operation.startswith("ScaledDotProduct") else _FACTORS.get(operation, {})
@@ -206,8 +180,10 @@ def _is_of_parameters(node: Any) -> bool:
         if None in children:
             # A constant, such as a mask or a scale, keeps the shape; data would add a batch dimension.
             others = [child for child in children if child is not None]
-            is_scaled = operation_of(node) in ("Mul", "Div", "Add", "Sub") and len(others) == 1
-            if not is_scaled or _shape_of(others[0]) != shapes_of(node)[0]:
+            if operation_of(node) not in ("Mul", "Div", "Add", "Sub") or len(others) != 1:
+                return False
+            shape = tuple(others[0].variable.shape) if hasattr(others[0], "variable") else shapes_of(others[0])[0]
+            if shape != shapes_of(node)[0]:
                 return False
             children = others
         left += [child for child in children if child not in known]
@@ -215,10 +191,6 @@ def _is_of_parameters(node: Any) -> bool:
         if len(known) > _MAX_NODES:
             return False
     return True
-
-
-def _shape_of(node: Any) -> tuple[int, ...]:
-    return tuple(node.variable.shape) if hasattr(node, "variable") else shapes_of(node)[0]
 
 
 def _over_others(sizes: Tensor, dim: int) -> Tensor:
@@ -249,12 +221,14 @@ def _by_number(sizes: Tensor, ndim: int) -> dict[int, Tensor]:
 # ---------------------------------------------------------------- kinds, in the order in which they are checked
 
 _Kind = Callable[[Stop], str | None]
-_KINDS: list[tuple[StopKind, _Kind]] = []
+_KINDS: list[tuple[StopKind, bool, _Kind]] = []
 
 
-def _kind(kind: StopKind) -> Callable[[_Kind], _Kind]:
+def _kind(kind: StopKind, *, in_model: bool = False) -> Callable[[_Kind], _Kind]:
+    """Register a function that returns why a stop is of this kind, else None; with ``in_model``, not for the loss."""
+
     def register(check: _Kind) -> _Kind:
-        _KINDS.append((kind, check))
+        _KINDS.append((kind, in_model, check))
         return check
 
     return register
@@ -262,16 +236,19 @@ def _kind(kind: StopKind) -> Callable[[_Kind], _Kind]:
 
 def kind_of(stop: Stop) -> GradientStop:
     """Return why a gradient stops, without the place."""
-    for kind, check in _KINDS:
-        detail = check(stop)
+    for kind, is_only_in_model, check in _KINDS:
+        detail = check(stop) if stop.in_model or not is_only_in_model else None
         if detail is not None:
             return GradientStop(kind, detail=detail)
     return GradientStop(StopKind.UNKNOWN)
 
 
-def _constant_output(node: Any, index: int) -> str | None:
-    """Return why the output of an operation is constant: it works on single numbers; None for other operations."""
-    operation, shapes = operation_of(node), shapes_of(node)
+@_kind(StopKind.ONE_VALUE)
+def _one_value(stop: Stop) -> str | None:
+    """Return why the output of an operation is constant: it works on single numbers."""
+    node, operation, shapes = stop.node, stop.operation, shapes_of(stop.node)
+    if stop.is_of(nn.RMSNorm) and math.prod(stop.call.module.normalized_shape) == 1:  # type: ignore[union-attr, arg-type]
+        return "it normalises over a single number"
     if operation in ("Softmax", "LogSoftmax", "SafeSoftmax"):
         return "it is taken over a single number" if is_single(shapes[0], (node._saved_dim,)) else None
     if operation in ("NativeLayerNorm", "FusedRmsNorm"):
@@ -281,8 +258,10 @@ def _constant_output(node: Any, index: int) -> str | None:
         return "it normalises over a single number" if size == 1 else None
     if operation == "Div" and _is_over_own_sum(node):
         return "a single number is divided by itself"
-    if operation.startswith("ScaledDotProduct") and index < 2:
-        return "there is a single key, whose weight is always 1" if _num_keys(node) == 1 else None
+    if operation.startswith("ScaledDotProduct") and stop.index < 2:
+        key = node.next_functions[1][0]
+        is_known = key is not None and not hasattr(key, "variable")
+        return "there is a single key, whose weight is always 1" if is_known and shapes_of(key)[0][-2] == 1 else None
     return None
 
 
@@ -299,28 +278,14 @@ def _is_over_own_sum(node: Any) -> bool:
     return is_single(shapes_of(numbers)[node.next_functions[0][1]], dims)
 
 
-def _num_keys(node: Any) -> int:
-    key = node.next_functions[1][0]
-    return shapes_of(key)[0][-2] if key is not None and not hasattr(key, "variable") else 0
-
-
-@_kind(StopKind.ONE_VALUE)
-def _one_value(stop: Stop) -> str | None:
-    if stop.is_of(nn.RMSNorm) and math.prod(stop.call.module.normalized_shape) == 1:  # type: ignore[union-attr, arg-type]
-        return "it normalises over a single number"
-    return _constant_output(stop.node, stop.index)
-
-
 @_kind(StopKind.FLAT)
 def _flat(stop: Stop) -> str | None:
     flat = {"Round", "Sign", "Sgn", "Floor", "Ceil", "Trunc", "Heaviside", "FloorDivide"}
     return f"{words_for(stop.node)} has no slope" if stop.operation in flat else None
 
 
-@_kind(StopKind.DROPPED)
+@_kind(StopKind.DROPPED, in_model=True)
 def _dropped(stop: Stop) -> str | None:
-    if not stop.in_model:
-        return None
     if stop.is_of(nn.modules.dropout._DropoutNd) or stop.operation in ("NativeDropout", "FusedDropout"):
         return "it dropped all of them"
     if stop.operation == "MaskedFill":
@@ -332,9 +297,9 @@ def _dropped(stop: Stop) -> str | None:
     return None
 
 
-@_kind(StopKind.ZERO_WEIGHTS)
+@_kind(StopKind.ZERO_WEIGHTS, in_model=True)
 def _zero_weights(stop: Stop) -> str | None:
-    if stop.factor is None or not stop.is_factor_zero or not stop.in_model:
+    if stop.factor is None or not stop.is_factor_zero:
         return None
     if stop.factor.is_parameter:
         gains = stop.operation == "Mul" or stop.operation in _NORMS
@@ -363,10 +328,8 @@ _CLIPPING = {"Hardtanh", "Hardsigmoid", "Clamp"}
 _SELECTING = {"Topk", "Sort", "Kthvalue", "Amax", "Amin", "Max", "Min"}
 
 
-@_kind(StopKind.CLOSED)
+@_kind(StopKind.CLOSED, in_model=True)
 def _closed(stop: Stop) -> str | None:
-    if not stop.in_model:
-        return None
     if stop.operation in CLOSING:
         return range_in_words(stop.input_range, is_clip=stop.operation in _CLIPPING) or _NO_SLOPE
     if "MaxPool" in stop.operation:
@@ -384,12 +347,12 @@ _SOFTMAX = {"Softmax", "SafeSoftmax"}
 _SATURATING = {"Sigmoid", "Tanh", "Softplus", "LogSigmoid", "Elu", "Celu", "Erf", "Atan", "Exp", "Softsign"}
 
 
-@_kind(StopKind.SATURATED)
+@_kind(StopKind.SATURATED, in_model=True)
 def _saturated(stop: Stop) -> str | None:
-    if stop.in_model and stop.operation in _SOFTMAX:
+    if stop.operation in _SOFTMAX:
         # A softmax that is not saturated also returns zero where all of its outputs have the same gradient.
         return _NO_SLOPE if stop.is_one_hot else None
-    if not stop.in_model or stop.operation not in _SATURATING:
+    if stop.operation not in _SATURATING:
         return None
     return range_in_words(stop.input_range, is_clip=True) or _NO_SLOPE
 
@@ -416,17 +379,17 @@ def explains(node: Any, input_range: Range | None) -> bool:
     if input_range is None:
         return False
     lowest, highest, nearest = input_range.lowest.amin(), input_range.highest.amax(), input_range.nearest.amin()
-    points = torch.stack([lowest, highest, nearest.clamp(max=highest), (-nearest).clamp(min=lowest)])
-    function = _FUNCTIONS.get(operation)
     if operation in ("Clamp", "Hardtanh"):
         low = getattr(node, "_saved_min", getattr(node, "_saved_min_val", None))
         high = getattr(node, "_saved_max", getattr(node, "_saved_max_val", None))
         is_below = isinstance(low, int | float) and bool(highest < low)
         return is_below or (isinstance(high, int | float) and bool(lowest > high))
+    function = _FUNCTIONS.get(operation)
     if function is None:
         return False
+    points = torch.stack([lowest, highest, nearest.clamp(max=highest), (-nearest).clamp(min=lowest)]).detach()
     with torch.enable_grad():
-        points = points.detach().requires_grad_()
+        points.requires_grad_()
         [slopes] = torch.autograd.grad(function(points).sum(), [points])
     return not bool(slopes.any())
 
@@ -449,14 +412,11 @@ def _loss(stop: Stop) -> str | None:
 def range_in_words(input_range: Range | None, *, is_clip: bool) -> str:
     """Return the range of an input in words; empty if it does not explain why there is no slope.
 
-    Args:
-        input_range: the range.
-        is_clip: whether the slope vanishes on both sides of zero, instead of only below.
+    With ``is_clip``, the slope vanishes on both sides of zero, otherwise only below.
 
-    Example:
-        >>> numbers = torch.tensor([[-3.5, -3.125], [-4.0, -5.0]])
-        >>> range_in_words(Range.of(numbers, -1), is_clip=False)
-        'its input is at most -3.1 in all 4 values seen'
+    >>> numbers = torch.tensor([[-3.5, -3.125], [-4.0, -5.0]])
+    >>> range_in_words(Range.of(numbers, -1), is_clip=False)
+    'its input is at most -3.1 in all 4 values seen'
     """
     if input_range is None:
         return ""

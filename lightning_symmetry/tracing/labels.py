@@ -37,26 +37,24 @@ def shapes_of(node: Any) -> list[tuple[int, ...]]:
     return [tuple(each.shape) for each in node._input_metadata]
 
 
-def has_saved_tensors(node: Any) -> bool:
-    """Return whether autograd has saved tensors for a node."""
-    return any(name.startswith("_raw_saved_") for name in dir(type(node)))
-
-
 def may_read_saved(node: Any) -> bool:
     """Return whether the tensors that autograd has saved for a node can be read without recomputing them.
 
     A checkpointed segment recomputes them only once, and the backward pass needs them.
     """
-    for name in dir(type(node)):
-        if name.startswith("_raw_saved_"):
-            try:
-                saved = getattr(node, name)
-            except RuntimeError:  # autograd has freed it
-                return False
-            several = saved if isinstance(saved, tuple | list) else [saved]
-            if any(each is not None and getattr(each, "unpack_hook", each) is not None for each in several):
-                return False
+    for name in _names_of_saved(node):
+        try:
+            saved = getattr(node, name)
+        except RuntimeError:  # autograd has freed it
+            return False
+        several = saved if isinstance(saved, tuple | list) else [saved]
+        if any(each is not None and getattr(each, "unpack_hook", each) is not None for each in several):
+            return False
     return True
+
+
+def _names_of_saved(node: Any) -> list[str]:
+    return [name for name in dir(type(node)) if name.startswith("_raw_saved_")]
 
 
 def carry(node: Any, index: int, labels: Labels, shape: Sequence[int], *, may_read: bool) -> list[Labels]:
@@ -77,12 +75,10 @@ def carry(node: Any, index: int, labels: Labels, shape: Sequence[int], *, may_re
         return every
     try:
         if is_move:
-            if has_saved_tensors(node) and not may_read:
+            if _names_of_saved(node) and not may_read:
                 return every
             return [_shortened(each) for each in _moved(node, index, labels, shapes)]
         rule = _RULES.get(operation)
-        if rule is None and operation in _ELEMENTWISE:
-            rule = _elementwise
         if rule is None:
             return every
         every[0] = _shortened(rule(node, index, labels, shapes).expand(shapes[0]))
@@ -178,10 +174,6 @@ def _moved(node: Any, index: int, labels: Tensor, shapes: Sequence[tuple[int, ..
     return [moved[1 + end - size : 1 + end].view(shape) for size, end, shape in zip(sizes, ends, shapes, strict=True)]
 
 
-def _elementwise(node: Any, index: int, labels: Tensor, shapes: Sequence[tuple[int, ...]]) -> Tensor:
-    return labels
-
-
 def _merging(dims_of: Callable[[Any, int], Sequence[int]]) -> _Rule:
     """Return the rule of an operation that mixes numbers along dimensions, given its node and the input's index."""
     return lambda node, index, labels, shapes: merge(labels, dims_of(node, index))
@@ -234,12 +226,12 @@ def _of_reduction(node: Any, index: int, labels: Tensor, shapes: Sequence[tuple[
 
 
 def _signed(number: int) -> int:
-    """Return a number whose sign autograd may drop: -1 as 2^64 - 1."""
+    """Restore the sign of a number for which autograd has stored an unsigned one: 2^64 - 1 becomes -1."""
     return number - 2**64 if number >= 2**63 else number
 
 
 def is_single(shape: Sequence[int], dims: Sequence[int]) -> bool:
-    """Return whether a shape has size 1 along all these dimensions, whose sign autograd may drop.
+    """Return whether a shape has size 1 along all these dimensions, of which autograd may store -1 as 2^64 - 1.
 
     >>> is_single((8, 1), (2**64 - 1,))
     True
@@ -294,7 +286,7 @@ _RULES: dict[str, _Rule] = {
     **dict.fromkeys(("Sum", "Mean", "Amax", "Amin", "Logsumexp", "Prod", "Var", "Std", "Norm"), _of_reduction),
     **_POOLING,
 }
-_ELEMENTWISE = {
+_ELEMENTWISE = (
     *("Abs", "Add", "Sub", "Rsub", "Mul", "Div", "Neg", "Pow", "Exp", "Expm1", "Log", "Log1P", "Sqrt", "Rsqrt"),
     *("Reciprocal", "Erf", "Sin", "Cos", "Sinh", "Cosh", "Atan", "Lerp", "Addcmul", "Addcdiv", "Expand", "Copy"),
     *("Relu", "Relu6", "LeakyRelu", "PreluKernel", "Elu", "Gelu", "Silu", "Mish", "Tanh", "Sigmoid", "Hardtanh"),
@@ -303,7 +295,8 @@ _ELEMENTWISE = {
     *("MaskedFill", "Where", "Maximum", "Minimum", "NativeDropout", "ToCopy", "Clone", "WeightNormInterface"),
     *("Complex", "Polar", "Angle", "Conj", "ConjPhysical", "NegView"),
     *("MseLoss", "SmoothL1Loss", "HuberLoss", "BinaryCrossEntropy", "BinaryCrossEntropyWithLogits"),
-}
+)
+_RULES |= dict.fromkeys(_ELEMENTWISE, lambda node, index, labels, shapes: labels)
 # The outputs of these hold the numbers of several inputs, side by side.
 _JOINING = {"Cat", "Stack", "ConstantPadNd", "IndexPut"}
 _MOVES = {

@@ -26,20 +26,16 @@ from lightning_symmetry.verdicts.stops import GradientStop, StopKind, Stopped, T
 
 # At most this many backward passes between two steps are traced, as with accumulated gradients.
 _MAX_PASSES = 8
+# Of several passes, the one whose stops have the lowest rank explains most; other kinds have rank 1.
+_RANKS = {StopKind.ERASED: 0, StopKind.LOSS: 2, StopKind.UNREAD: 2, StopKind.UNKNOWN: 3}
 
 
 class Suspected(NamedTuple):
-    """Units of a layer that are to be traced.
-
-    Attributes:
-        layer: the layer.
-        units: their sorted indices.
-        may_be_rounding: whether their gradients may be nonzero rounding errors.
-    """
+    """Units of a layer that are to be traced."""
 
     layer: Layer
-    units: Indices
-    may_be_rounding: bool
+    units: Indices  # sorted
+    may_be_rounding: bool  # whether their gradients may be nonzero rounding errors
 
 
 class Alike(NamedTuple):
@@ -59,10 +55,6 @@ class GradientTrace:
         suspects: the units to trace.
         alike: groups of equal units to find the reason for.
         wanted: the names of the suspected layers to report; None: all.
-
-    Attributes:
-        keepers: after :meth:`finish`, by layer and units of a group, the layer that reads them with equal weights, or
-            the loss; an empty string if unknown.
 
     Example:
         >>> import numpy as np
@@ -85,10 +77,10 @@ class GradientTrace:
         alike: Sequence[Alike] = (),
         wanted: Collection[str] | None = None,
     ) -> None:
-        self._model = model
-        self._suspects = list(suspects)
-        self._alike = list(alike)
-        self._wanted = wanted
+        self._model, self._wanted = model, wanted
+        self._suspects, self._alike = list(suspects), list(alike)
+        # After `finish`, by layer and units of a group, the layer that reads them with equal weights, or the loss; an
+        # empty string if unknown.
         self.keepers: dict[str, dict[tuple[int, ...], str]] = {}
         self._targets = [
             *(_target_of(each.layer, each.units) for each in self._suspects),
@@ -120,23 +112,17 @@ class GradientTrace:
 
     def expect(self, loss: Tensor) -> None:
         """Announce a loss whose backward pass comes next, so that its own operations are traced as well."""
-        if self._is_finished or is_capturing() or loss.grad_fn is None:
-            return
-        self._expected = self._begin([loss])
+        if not (self._is_finished or is_capturing() or loss.grad_fn is None):
+            self._expected = self._begin([loss])
 
     def finish(self) -> dict[str, list[Traced]]:
-        """End the trace.
+        """End the trace; return by layer where the gradients of its units stop. Raise the first error of a hook.
 
-        Returns:
-            By layer, where the gradients of its units stop; layers whose modules were not called are omitted.
-
-        Raises:
-            Exception: the first exception of a hook, if any.
+        Layers whose modules were not called are omitted.
         """
-        failure = self._failure
         try:
-            if failure is not None:
-                raise failure
+            if self._failure is not None:
+                raise self._failure
             self.keepers = self._find_keepers()
             return self._find_stops()
         finally:
@@ -161,8 +147,7 @@ class GradientTrace:
             return
         self._task = task
         expected, self._expected = self._expected, None
-        is_known = expected is not None and expected.node_of(key) is not None
-        if not is_known:
+        if expected is None or key not in expected.keys:
             self._begin(outputs_of_running_pass(self._thread))
 
     def _record_failure(self, error: Exception) -> None:
@@ -174,7 +159,6 @@ class GradientTrace:
             self._has_missed_passes = True
             return None
         backward = BackwardPass(self._model, outputs, self._targets, self._storages, self._calls, self._record_failure)
-        backward.watch()
         self._passes.append(backward)
         for i in backward.paths:
             # The loop may have erased the gradients of earlier passes, as between the steps of two optimizers.
@@ -186,9 +170,12 @@ class GradientTrace:
     # ---------------------------------------------------------------- results
 
     def _find_stops(self) -> dict[str, list[Traced]]:
-        explained, wanted = self._explanations(), set(self.layers)
+        targets, wanted = self._targets[: len(self._suspects)], set(self.layers)
+        names = (self._holders.get(id(target.parameter), "") for target in targets)
+        modules = [name.partition(".parametrizations.")[0] for name in names]
+        explained = {id(each): Explanation(each, targets, modules) for each in self._passes}
         found: dict[str, list[Traced]] = {}
-        for i, (suspected, target) in enumerate(zip(self._suspects, self._targets, strict=False)):
+        for i, (suspected, target) in enumerate(zip(self._suspects, targets, strict=True)):
             if target.layer not in wanted:
                 continue
             explanations = [explained[id(each)] for each in self._relevant[i]]
@@ -197,15 +184,8 @@ class GradientTrace:
                 by_stop.setdefault(stopped, []).extend(unit for label in labels for unit in target.units[label - 1])
             every = [Traced(tuple(sorted(units)), stopped) for stopped, units in by_stop.items()]
             if every:
-                found[suspected.layer.name] = sorted(every, key=lambda traced: -len(traced.units))
+                found[target.layer] = sorted(every, key=lambda traced: -len(traced.units))
         return found
-
-    def _explanations(self) -> dict[int, Explanation]:
-        """Return the explanation of each pass, by ``id``."""
-        number = len(self._suspects)
-        names = (self._holders.get(id(target.parameter), "") for target in self._targets[:number])
-        modules = [name.partition(".parametrizations.")[0] for name in names]
-        return {id(each): Explanation(each, self._targets[:number], modules) for each in self._passes}
 
     def _find_keepers(self) -> dict[str, dict[tuple[int, ...], str]]:
         keepers: dict[str, dict[tuple[int, ...], str]] = {}
@@ -235,7 +215,7 @@ class GradientTrace:
                     return [(every, constant)]
         # A pass whose gradient reaches the model explains more than one whose loss has weight 0.
         several = [each.explain(i) for each in explanations]
-        return min(several, key=lambda explained: max(_rank(each.stopped.stop.kind) for each in explained))
+        return min(several, key=lambda explained: max(_RANKS.get(each.stopped.stop.kind, 1) for each in explained))
 
     def _without_a_pass(self, name: str) -> GradientStop:
         """Return why a module takes part in no backward pass."""
@@ -248,12 +228,6 @@ class GradientTrace:
         if name in self._calls.unrecorded:
             return GradientStop(StopKind.DETACHED, name, "it is called while autograd is off")
         return GradientStop(StopKind.DETACHED, name, "it takes no part in the traced step")
-
-
-def _rank(kind: StopKind) -> int:
-    if kind is StopKind.ERASED:
-        return 0
-    return {StopKind.LOSS: 2, StopKind.UNREAD: 2, StopKind.UNKNOWN: 3}.get(kind, 1)
 
 
 def _units_of(alike: Alike) -> Indices:
@@ -289,4 +263,4 @@ def _is_erased(parameter: Tensor, before: Sequence[BackwardPass], i: int) -> boo
         return True
     if type(gradient) is not Tensor or gradient.layout != torch.strided or gradient.any():
         return False
-    return any(each.has_arrived_at_all(i) for each in before)
+    return any(bool(each.arrived.get(each.paths[i].start, False)) for each in before)
