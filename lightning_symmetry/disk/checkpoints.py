@@ -17,7 +17,7 @@ from torch import Tensor
 from lightning_symmetry.brief import brief, printable
 from lightning_symmetry.disk.files import CheckpointError as CheckpointError
 from lightning_symmetry.disk.files import Place, StoredFile
-from lightning_symmetry.disk.folders import EXPECTED, TORCH_SUFFIXES, is_index
+from lightning_symmetry.disk.folders import EXPECTED, SUFFIXES, TORCH_SUFFIXES, is_index
 from lightning_symmetry.disk.formats import Archive, is_plain, places_in_safetensors
 
 _KEYS = ("state_dict", "model", "module", "model_state_dict")  # of a checkpoint's state dict
@@ -57,17 +57,14 @@ class Contents:
 
 
 def read(path: Path) -> Contents:
-    """Read which tensors a checkpoint holds; where the format allows it, their numbers stay in the file.
-
-    Args:
-        path: a file, or the index of a sharded checkpoint.
+    """Read which tensors a file or the shards of an index hold; if the format allows it, their numbers stay there.
 
     Raises:
-        CheckpointError: if the file is no checkpoint, is damaged, or holds more than tensors and plain data.
+        CheckpointError: if a file is no checkpoint, is damaged, or holds more than tensors and plain data.
         OSError: if it cannot be opened.
     """
     contents, size = _read_shards(path) if is_index(path) else _read_file(path)
-    claimed = sum({_key(place): place.claimed for place in contents.places.values()}.values())
+    claimed = sum(place.claimed for place in set(contents.places.values()))
     if claimed > _MAX_SHARED * size:
         raise CheckpointError(
             f"{str(path)!r} is refused: its tensors claim {claimed:,} bytes of a file of {size:,}, so many of them "
@@ -77,19 +74,13 @@ def read(path: Path) -> Contents:
     return contents
 
 
-def _key(place: Place) -> object:
-    return place.file.path, place.start, place.offset, place.dtype, place.shape, place.stride
-
-
 def _read_file(path: Path) -> tuple[Contents, int]:
     """Return the contents of one file, and its size."""
-    if path.suffix == ".safetensors":
-        file = StoredFile(path)
-        return _of_places(*places_in_safetensors(file)), file.size
-    if path.suffix in TORCH_SUFFIXES:
-        file = StoredFile(path)
-        return _read_torch(file), file.size
-    raise CheckpointError(f"Expected {EXPECTED}, but got {str(path)!r}.")
+    if path.suffix not in SUFFIXES:
+        raise CheckpointError(f"Expected {EXPECTED}, but got {str(path)!r}.")
+    file = StoredFile(path)
+    is_torch = path.suffix in TORCH_SUFFIXES
+    return _read_torch(file) if is_torch else _of_places(*places_in_safetensors(file)), file.size
 
 
 def _of_places(places: Mapping[str, Place], left_out: Mapping[str, str]) -> Contents:
@@ -102,13 +93,12 @@ def _of_places(places: Mapping[str, Place], left_out: Mapping[str, str]) -> Cont
 
 def _read_shards(index: Path) -> tuple[Contents, int]:
     file = StoredFile(index)
+    content = file.read(0, file.size)
     try:
-        weight_map = json.loads(file.read(0, file.size))["weight_map"]
+        weight_map = json.loads(content)["weight_map"]
         shards = sorted({_beside(index, name) for name in weight_map.values()})
         if not shards:
             raise ValueError("it names no file")
-    except CheckpointError:
-        raise
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(
             f"Expected {str(index)!r} to be the index of a checkpoint in shards, with the names of files beside it "
@@ -150,12 +140,13 @@ def _read_torch(file: StoredFile) -> Contents:
     contents = _placed(_state_dict(file.path, content), archive)
     if isinstance(content, Mapping):
         keys = ("global_step", "hyper_parameters", "callbacks")
-        step, arguments, callbacks = (
-            archive.with_numbers(content.get(key)) if archive else content.get(key) for key in keys
-        )
+        stored = [content.get(key) for key in keys]
+        step, arguments, callbacks = archive.with_numbers(stored) if archive else stored
         contents.step = step if type(step) is int else 0
         contents.hyper_parameters = dict(arguments) if isinstance(arguments, Mapping) else None
-        contents.monitors = _monitors(callbacks) if isinstance(callbacks, Mapping) else []
+        if isinstance(callbacks, Mapping):
+            ours = [state for key, state in callbacks.items() if str(key).startswith("SymmetryMonitor")]
+            contents.monitors = [state for state in ours if isinstance(state, dict) and state]
     return contents
 
 
@@ -170,6 +161,7 @@ def _load(file: StoredFile, begin: bytes) -> tuple[object, Archive | None]:
 
 def _placed(tensors: Mapping[str, Tensor], archive: Archive | None) -> Contents:
     """Sort tensors into those with numbers in the archive, those in memory, and those that cannot be read."""
+    no_file: Any = None  # `fault` does not read
     places: dict[str, Place] = {}
     here: dict[str, Tensor] = {}
     left_out: dict[str, str] = {}
@@ -179,20 +171,13 @@ def _placed(tensors: Mapping[str, Tensor], archive: Archive | None) -> Contents:
             places[name] = place
         elif archive is not None or not is_plain(tensor) or tensor.is_meta:
             left_out[name] = _why_not_plain(tensor)
-        elif fault := _place_in_memory(tensor).fault():
+        elif fault := Place.of(tensor, no_file, 0, tensor.untyped_storage().nbytes()).fault():
             left_out[name] = fault
         else:
             here[name] = tensor.detach()
     contents = _of_places(places, left_out)
     contents.tensors |= here
     return contents
-
-
-def _place_in_memory(tensor: Tensor) -> Place:
-    no_file: Any = None  # `fault` does not read
-    num_bytes = tensor.untyped_storage().nbytes()
-    shape, stride = tuple(tensor.shape), tensor.stride()
-    return Place(no_file, 0, num_bytes, tensor.dtype, shape, stride, int(tensor.storage_offset()))
 
 
 def _why_not_plain(tensor: Tensor) -> str:
@@ -210,10 +195,9 @@ def _why_not_plain(tensor: Tensor) -> str:
 def _why_unreadable(path: Path, error: Exception) -> str:
     refused = re.search(r"GLOBAL ([\w.]+)", str(error)) if isinstance(error, UnpicklingError) else None
     if refused:
-        name = refused[1]
         return (
-            f"{str(path)!r} is refused: to load it, {name} would have to be called. Expected nothing but tensors and "
-            "plain data, such as a `state_dict()`. If you know the file, and the name is that of a harmless class, "
+            f"{str(path)!r} is refused: to load it, {refused[1]} would have to be called. Expected nothing but tensors "
+            "and plain data, such as a `state_dict()`. If you know the file, and the name is that of a harmless class, "
             "allow it with torch.serialization.add_safe_globals."
         )
     return (
@@ -236,9 +220,8 @@ def _state_dict(path: Path, content: object) -> dict[str, Tensor]:
             if tensors:
                 return tensors
     # The file may hold several models, such as a generator and a discriminator, or a model in a deeper dict.
-    nested_tensors = dict(_tensors_within(content)) if isinstance(content, Mapping) else {}
-    if nested_tensors:
-        return nested_tensors
+    if isinstance(content, Mapping) and (tensors := dict(_tensors_within(content))):
+        return tensors
     raise NoModelError(
         f"{str(path)!r} holds no tensors: expected a state dict, or one under {', '.join(map(repr, _KEYS))}, "
         f"but got {_in_words(content)}. Save one with torch.save(model.state_dict(), path)."
@@ -260,13 +243,5 @@ def _in_words(content: object) -> str:
     if not isinstance(content, Mapping):
         return f"a {type(content).__name__}"
     keys = [brief(key) for _, key in zip(range(_MAX_KEYS), content, strict=False)]
-    shown = ", ".join(keys) + (", ..." if len(content) > _MAX_KEYS else "")
-    return f"a dict with the keys {shown}" if content else "an empty dict"
-
-
-def _monitors(callbacks: Mapping[object, Any]) -> list[dict[str, Any]]:
-    return [
-        state
-        for key, state in callbacks.items()
-        if str(key).startswith("SymmetryMonitor") and isinstance(state, dict) and state
-    ]
+    keys += ["..."] * (len(content) > _MAX_KEYS)
+    return f"a dict with the keys {', '.join(keys)}" if content else "an empty dict"

@@ -19,7 +19,7 @@ from lightning_symmetry.disk.models import Model
 from lightning_symmetry.disk.scanning import Follow, Scan, scan_checkpoint
 from lightning_symmetry.outputs.findings import findings_json
 from lightning_symmetry.verdicts.advice import alike_findings, describe_units
-from lightning_symmetry.verdicts.diagnoses import Finding, LayerDiagnosis
+from lightning_symmetry.verdicts.diagnoses import Finding
 from lightning_symmetry.verdicts.report import SymmetryReport
 from lightning_symmetry.verdicts.tables import plain_table, shorten
 from lightning_symmetry.verdicts.text import percent_below, summarise
@@ -63,7 +63,8 @@ def run(
     with_rows = not as_json and not with_details and sum(each.error is None for each in found) > 1
     scanning = _Scanning(factory, fail_on, as_json=as_json, with_rows=with_rows)
     if with_rows:
-        scanning.print_head()
+        _print_row(_HEAD, "checkpoint")
+        _print_row(["-" * width for width in _WIDTHS], "-" * len("checkpoint"))
     for each in found:
         scanning.scan(each)
     if with_rows:
@@ -74,10 +75,7 @@ def run(
 def import_model(name: str) -> Model:
     """Import a model's class or factory, also from the current directory.
 
-    Raises:
-        ValueError: if the name is not of the form ``package.module:Class``.
-        ImportError: if the module does not exist.
-        AttributeError: if the module does not have the name.
+    Raise a ValueError for a name of another form, and an ImportError or AttributeError for one that does not exist.
 
     Example:
         >>> import_model("torch.nn:Identity")
@@ -88,7 +86,7 @@ def import_model(name: str) -> Model:
         raise ValueError(f"Expected package.module:Class but got {name!r}.")
     if "" not in sys.path:
         sys.path.insert(0, "")
-    factory: object = import_module(module)
+    factory: object = import_module(module)  # `pkgutil.resolve_name` refuses files whose names are no identifiers
     for step in attribute.split("."):
         factory = getattr(factory, step)
     return factory  # type: ignore[return-value] # `fill` checks it
@@ -111,22 +109,17 @@ def _found(paths: Sequence[Path]) -> Iterator[_Entry]:
 
 
 class _Scanning:
-    """Scans checkpoints, prints the results, and counts them.
-
-    Attributes:
-        status: the exit status so far; ``UNREADABLE`` until something was scanned.
-    """
+    """Scans checkpoints, prints the results, and counts them."""
 
     def __init__(self, model: Model | None, fail_on: Collection[Verdict], *, as_json: bool, with_rows: bool) -> None:
-        self._model = model
-        self._fail_on = set(fail_on)
-        self._as_json = as_json
-        self._with_rows = with_rows
+        self._model, self._fail_on = model, set(fail_on)
+        self._as_json, self._with_rows = as_json, with_rows
         self._statuses: Counter[int] = Counter()
         self._passed_over: list[str] = []
 
     @property
     def status(self) -> int:
+        """The exit status so far; ``UNREADABLE`` until something was scanned."""
         return max(self._statuses, default=UNREADABLE)
 
     def scan(self, each: _Entry) -> None:
@@ -152,18 +145,13 @@ class _Scanning:
         is_found = bool(found_verdicts(seen) & self._fail_on)
         self._statuses[FOUND if is_found else CLEAN if report.layers else UNREADABLE] += 1
         if self._as_json:
-            _print(as_line_of_json(seen))
+            _print(json.dumps({"path": path, **json.loads(findings_json(seen.findings, report))}))
         elif self._with_rows:
             _print_row(as_row(seen), path)
         else:
             _print(as_text(seen))
         if not report.layers:
             _complain(f"no layer of {path!r} was scanned")
-
-    def print_head(self) -> None:
-        """Print the head of a table with a row for each checkpoint."""
-        _print_row(_HEAD, "checkpoint")
-        _print_row(["-" * width for width in _WIDTHS], "-" * len("checkpoint"))
 
     def print_totals(self) -> None:
         """Print how many checkpoints there were of each kind."""
@@ -202,10 +190,9 @@ def _complain(text: str) -> None:
 
 
 def _write(text: str, stream: TextIO) -> None:
-    """Print text, with escapes for characters that the stream cannot encode. A closed pipe is ignored.
+    """Print text, with escapes for characters that the stream cannot encode.
 
-    Raises:
-        SystemExit: with ``UNREADABLE`` if writing fails otherwise, as to a full disk.
+    A closed pipe is ignored. If writing fails otherwise, as to a full disk, the program exits with ``UNREADABLE``.
     """
     encoding = getattr(stream, "encoding", None) or "utf-8"
     fitting = text.encode(encoding, "backslashreplace").decode(encoding)
@@ -214,7 +201,7 @@ def _write(text: str, stream: TextIO) -> None:
     except OSError as error:
         with open(os.devnull, "w") as nowhere:  # so that later writes, also when Python exits, do not fail again
             os.dup2(nowhere.fileno(), stream.fileno())
-        # A reader such as `head` closes the pipe early. The scan continues, for its exit status.
+        # A program such as `head` closes the pipe early. The scan continues, because its exit status still counts.
         if not isinstance(error, BrokenPipeError):
             _complain(f"the results cannot be written: {error}")
             raise SystemExit(UNREADABLE) from error
@@ -222,15 +209,9 @@ def _write(text: str, stream: TextIO) -> None:
 
 def found_verdicts(seen: Scan) -> set[Verdict]:
     """Return the verdicts of all groups and copies in a checkpoint, and of its monitor's findings that still hold."""
-    report = seen.report
-    of_units = {group.verdict for layer in report.distinct_layers for group in layer.groups}
-    of_modules = {group.verdict for group in report.copies}
+    of_units = {group.verdict for layer in seen.report.distinct_layers for group in layer.groups}
+    of_modules = {group.verdict for group in seen.report.copies}
     return of_units | of_modules | {finding.verdict for finding in seen.findings if finding.broken_step is None}
-
-
-def as_line_of_json(seen: Scan) -> str:
-    """Return the result as one line of JSON."""
-    return json.dumps({"path": str(seen.path), **json.loads(findings_json(seen.findings, seen.report))})
 
 
 def as_row(seen: Scan) -> tuple[str, str, str, str]:
@@ -261,9 +242,13 @@ def _count(number: int, what: str) -> str:
 def as_text(seen: Scan) -> str:
     """Return the result as text, with long lists cut."""
     report = seen.report
+    names: dict[str, list[str]] = {}  # of modules, by the reason why they were left out
+    for name, reason in report.skipped.items():
+        names.setdefault(reason, []).append(name)
+    not_inspected = [f"not inspected: {_some(several)} ({reason})" for reason, several in names.items()]
     lines = [
         *_shortened([f"copies: {group.describe()} ({group.verdict})" for group in report.copies], "sets of copies"),
-        *_shortened(_not_inspected(report), "reasons"),
+        *_shortened(not_inspected, "reasons"),
         *_shortened(_dated(seen.findings, report), "findings"),
     ]
     head = [str(seen.path), f"Symmetry at step {report.step}: {report.totals()}"]
@@ -276,7 +261,11 @@ def _table(report: SymmetryReport) -> list[str]:
     if not with_groups:
         return []
     with_groups.sort(key=lambda layer: -layer.redundant_units)
-    lines = [plain_table(("layer", "units", "working", "groups"), [_row(layer) for layer in with_groups[:_MAX_LINES]])]
+    rows = [
+        (_some([layer.name, *layer.also], " = "), str(layer.num_units), str(layer.working_units), summarise(layer))
+        for layer in with_groups[:_MAX_LINES]
+    ]
+    lines = [plain_table(("layer", "units", "working", "groups"), rows)]
     rest, others = len(with_groups) - _MAX_LINES, len(report.distinct_layers) - len(with_groups)
     if rest > 0:
         lines.append(f"and {rest} more layers with groups; --json lists all of them")
@@ -288,24 +277,12 @@ def _table(report: SymmetryReport) -> list[str]:
     return [*lines, duplicates, *map(printable, notes)]
 
 
-def _row(layer: LayerDiagnosis) -> tuple[str, ...]:
-    return _some([layer.name, *layer.also], " = "), str(layer.num_units), str(layer.working_units), summarise(layer)
-
-
-def _not_inspected(report: SymmetryReport) -> list[str]:
-    """Return a line for each reason why modules were left out."""
-    names: dict[str, list[str]] = {}
-    for name, reason in report.skipped.items():
-        names.setdefault(reason, []).append(name)
-    return [f"not inspected: {_some(several)} ({reason})" for reason, several in names.items()]
-
-
 def _dated(findings: Sequence[Finding], report: SymmetryReport) -> list[str]:
     """Return a line for each finding of a monitor, with its steps."""
     lines = []
     for alike in alike_findings(findings, report):
         first = alike[0]
-        who = describe_units(alike, report) if first.modules else f"{first.layer}: {describe_units(alike, report)}"
+        who = ("" if first.modules else f"{first.layer}: ") + describe_units(alike, report)
         seen = max(finding.last_step for finding in alike)
         until = f"last seen at step {seen}" if first.broken_step is None else f"gone at step {first.broken_step}"
         lines.append(f"SymmetryMonitor: {who}, {first.verdict} since step {first.first_step}, {until}")
@@ -314,7 +291,7 @@ def _dated(findings: Sequence[Finding], report: SymmetryReport) -> list[str]:
 
 def _shortened(lines: Sequence[str], what: str) -> list[str]:
     rest = len(lines) - _MAX_LINES
-    return [*lines[:_MAX_LINES], *([f"and {rest} more {what}; --json lists all of them"] if rest > 0 else [])]
+    return [*lines[:_MAX_LINES], *[f"and {rest} more {what}; --json lists all of them"] * (rest > 0)]
 
 
 def _some(names: Sequence[str], between: str = ", ") -> str:

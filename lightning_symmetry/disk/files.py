@@ -34,11 +34,8 @@ class CheckpointError(ValueError):
 class StoredFile:
     """A file that is open for reading, and notices when another program writes to it.
 
-    If the file is replaced by another one of the same name, the old content is read to the end.
-
-    Raises:
-        CheckpointError: if the path is not a regular file.
-        OSError: if it cannot be opened.
+    If the file is replaced by another one of the same name, the old content is read to the end. Raises a
+    :class:`CheckpointError` if the path is not a regular file, and an OSError if it cannot be opened.
     """
 
     def __init__(self, path: Path) -> None:
@@ -52,29 +49,21 @@ class StoredFile:
         weakref.finalize(self, os.close, handle)
         if not stat.S_ISREG(os.fstat(handle).st_mode):
             raise CheckpointError(f"Expected {str(path)!r} to be a file, but it is a folder, a pipe or a device.")
-        self._file = io.FileIO(handle, closefd=False)
+        self.raw = io.FileIO(handle, closefd=False)  # reads without a check for changes
         self._version = self._stamp()
-
-    @property
-    def size(self) -> int:
-        """Number of bytes in the file when it was opened."""
-        return self._version[0]
+        self.size = self._version[0]  # number of bytes when the file was opened
 
     def read(self, start: int, length: int) -> bytearray:
-        """Read ``length`` bytes.
-
-        Raises:
-            CheckpointError: if the file has changed since it was opened.
-        """
+        """Read ``length`` bytes; raises a :class:`CheckpointError` if the file has changed since it was opened."""
         content = bytearray(length)
         self.read_into(memoryview(content), start)
         return content
 
     def read_into(self, buffer: memoryview, start: int) -> None:
         """Fill a buffer from the file; raises as :meth:`read` does."""
-        self._file.seek(start)
+        self.raw.seek(start)
         while buffer:
-            length = self._file.readinto(buffer)
+            length = self.raw.readinto(buffer)
             if not length:
                 break
             buffer = buffer[length:]
@@ -84,7 +73,7 @@ class StoredFile:
             )
 
     def _stamp(self) -> tuple[int, int]:
-        status = os.fstat(self._file.fileno())
+        status = os.fstat(self.raw.fileno())
         return status.st_size, status.st_mtime_ns
 
 
@@ -102,6 +91,13 @@ class Place:
     is_conj: bool = False  # whether the tensor is the complex conjugate of the stored numbers
     is_neg: bool = False  # whether the tensor is the negative of the stored numbers
     is_swapped: bool = False  # whether the file has the other byte order
+
+    @classmethod
+    def of(cls, tensor: Tensor, file: StoredFile, start: int, num_bytes: int, *, is_swapped: bool = False) -> Place:
+        """Return the place of a tensor whose storage has ``num_bytes`` bytes and begins at ``start``."""
+        shape, stride, offset = tuple(tensor.shape), tensor.stride(), int(tensor.storage_offset())
+        flags = tensor.is_conj(), tensor.is_neg(), is_swapped
+        return cls(file, start, num_bytes, tensor.dtype, shape, stride, offset, *flags)
 
     @property
     def claimed(self) -> int:
@@ -178,7 +174,7 @@ class StoredNumbers:
                 parameter.data = placeholder
 
     def load(self, parameters: Iterable[Tensor]) -> None:
-        """Load the numbers of parameters for good; raises as :meth:`StoredFile.read` does."""
+        """Load the numbers of parameters, and keep them; raises as :meth:`StoredFile.read` does."""
         for parameter in parameters:
             if id(parameter) in self._places:
                 parameter.data = self._places[id(parameter)].read()

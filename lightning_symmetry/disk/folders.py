@@ -10,6 +10,8 @@ from lightning_symmetry.disk.files import CheckpointError
 
 TORCH_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin")
 """Suffixes of files written by ``torch.save``."""
+SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
+"""Suffixes of all files with tensors."""
 _INDEX_SUFFIXES = (".safetensors.index.json", ".bin.index.json")
 EXPECTED = f"a file that ends in .safetensors, {', '.join(TORCH_SUFFIXES)}, or an index, *.safetensors.index.json"
 """The files that a user may name, in words."""
@@ -26,15 +28,11 @@ _NO_MODELS = re.compile(
 
 
 def checkpoints_at(path: Path) -> list[Path]:
-    """Return the checkpoints at a path, at least one.
+    """Return the checkpoints at a path, at least one: the file itself, whatever its name is, or those of a folder.
 
-    Args:
-        path: a file, which counts as a checkpoint whatever its name is, or a folder.
-
-    Returns:
-        The file. For a folder with a model of the Hugging Face Hub: the model, or the index of its shards. For any
-        other folder: all checkpoints in it and below, sorted; sharded ones by their index. Files that trainers write
-        beside the weights, such as ``optimizer.pt``, are recognised by name and left out.
+    For a folder with a model of the Hugging Face Hub, this is the model, or the index of its shards. For any other
+    folder, these are all checkpoints in it and below, sorted; sharded ones by their index. Files that trainers write
+    beside the weights, such as ``optimizer.pt``, are recognised by name and left out.
 
     Raises:
         FileNotFoundError: if the path does not exist.
@@ -59,22 +57,11 @@ def _checkpoints_in(folder: Path) -> list[Path]:
         if (folder / name).is_file():
             return [folder / name]
     entries = sorted(folder.iterdir())
-    files = [entry for entry in entries if entry.is_file() and _is_checkpoint(entry)]
-    stems = [_stem(file) for file in files if is_index(file)]
-    found = [file for file in files if not any(_is_shard(file, stem) for stem in stems)]
+    known = [entry for entry in entries if entry.is_file() and (is_index(entry) or entry.suffix in SUFFIXES)]
+    files = [file for file in known if not _NO_MODELS.fullmatch(file.name)]
+    # The shards of `model.safetensors.index.json` are named like `model-00001-of-00002.safetensors`.
+    stems = [file.name.removesuffix(".index.json").rpartition(".")[0] for file in files if is_index(file)]
+    shards = [re.compile(rf"{re.escape(stem)}-\d+-of-\d+\.\w+") for stem in stems]
+    found = [file for file in files if not any(pattern.fullmatch(file.name) for pattern in shards)]
     folders = [entry for entry in entries if entry.is_dir() and not entry.is_symlink()]
     return found + [file for inner in folders for file in _checkpoints_in(inner)]
-
-
-def _is_checkpoint(path: Path) -> bool:
-    is_known = is_index(path) or path.suffix in (".safetensors", *TORCH_SUFFIXES)
-    return is_known and not _NO_MODELS.fullmatch(path.name)
-
-
-def _stem(index: Path) -> str:
-    """Return what the names of an index's shards begin with: ``model`` for ``model.safetensors.index.json``."""
-    return index.name.removesuffix(".index.json").rpartition(".")[0]
-
-
-def _is_shard(file: Path, stem: str) -> bool:
-    return re.fullmatch(rf"{re.escape(stem)}-\d+-of-\d+\.\w+", file.name) is not None

@@ -13,7 +13,7 @@ import sys
 import zipfile
 from collections.abc import Mapping
 from math import prod
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -44,14 +44,7 @@ _MAX_DEPTH = 100  # of nested lists and dicts
 
 
 def places_in_safetensors(file: StoredFile) -> tuple[dict[str, Place], dict[str, str]]:
-    """Read the header of a safetensors file.
-
-    Returns:
-        The places of its tensors by name, and by name, why other tensors are left out.
-
-    Raises:
-        CheckpointError: if the file is damaged or has another format.
-    """
+    """Return the places of the tensors in a safetensors file by name, and by name, why others are left out."""
     try:
         header, start = _header(file)
         places: dict[str, Place] = {}
@@ -98,19 +91,10 @@ def _entry(name: str, entry: dict[str, Any], num_bytes: int) -> tuple[str, tuple
 # ----------------------------------------------------------------- torch.save
 
 
-class _Record(NamedTuple):
-    start: int
-    num_bytes: int
-
-
 class Archive:
     """The records of a ``torch.save`` file, and the object in it, with tensors that have no numbers.
 
-    Attributes:
-        content: the object; its tensors are on the meta device.
-
-    Raises:
-        Exception: of any type, if the file is damaged or holds more than tensors and plain data.
+    Raises an exception of any type if the file is damaged, or holds more than tensors and plain data.
     """
 
     def __init__(self, file: StoredFile) -> None:
@@ -120,11 +104,11 @@ class Archive:
             raise ValueError("it is an archive of TorchScript")
         self._is_swapped = "byteorder" in self._records and self._bytes("byteorder").decode() != sys.byteorder
         self._storages: dict[str, torch.storage.TypedStorage] = {}
-        self._starts: dict[int, tuple[int, int]] = {}  # by address of the C++ storage: start, number of bytes
+        self._starts: dict[int, tuple[int, int]] = {}  # start and number of bytes, by address of the C++ storage
         unpickler = cast("Any", Unpickler(io.BytesIO(self._bytes(_PICKLE)), encoding="utf-8"))
         unpickler.persistent_load = self._storage
         try:
-            self.content: object = unpickler.load()
+            self.content: object = unpickler.load()  # its tensors are on the meta device
         finally:
             # PyTorch validates the sparse tensors of a file after loading it; these have no numbers to validate.
             getattr(torch._utils, "_sparse_tensors_to_validate", []).clear()
@@ -133,21 +117,8 @@ class Archive:
         """Return where the numbers of a tensor lie; None if they have no record, as for sparse tensors."""
         if not is_plain(tensor) or not tensor.is_meta:
             return None
-        start, num_bytes = self._starts.get(tensor.untyped_storage()._cdata, (0, -1))
-        if num_bytes < 0:
-            return None
-        return Place(
-            self._file,
-            start,
-            num_bytes,
-            tensor.dtype,
-            tuple(tensor.shape),
-            tensor.stride(),
-            int(tensor.storage_offset()),
-            is_conj=tensor.is_conj(),
-            is_neg=tensor.is_neg(),
-            is_swapped=self._is_swapped,
-        )
+        record = self._starts.get(tensor.untyped_storage()._cdata)
+        return None if record is None else Place.of(tensor, self._file, *record, is_swapped=self._is_swapped)
 
     def with_numbers(self, value: Any, depth: int = 0) -> Any:
         """Return a value of the content with the numbers of all readable tensors in it."""
@@ -162,14 +133,14 @@ class Archive:
             return type(value)(self.with_numbers(each, depth + 1) for each in value)
         return value
 
-    def _record(self, name: str) -> _Record:
+    def _record(self, name: str) -> tuple[int, int]:
+        """Return where the record of this name begins, and its number of bytes."""
         if name not in self._records:
             raise ValueError(f"it has no record {brief(name)}")
         return self._records[name]
 
     def _bytes(self, name: str) -> bytes:
-        record = self._record(name)
-        return bytes(self._file.read(record.start, record.num_bytes))
+        return bytes(self._file.read(*self._record(name)))
 
     def _storage(self, key: tuple[Any, ...]) -> torch.storage.TypedStorage:
         """Return a storage without numbers for the pickle's ``("storage", type, key, location, size)``."""
@@ -177,11 +148,11 @@ class Archive:
         dtype = torch.uint8 if kind is torch.UntypedStorage else kind.dtype
         num_bytes = numel * dtype.itemsize
         if name not in self._storages:
-            record = self._record(f"data/{name}")
-            if not 0 <= num_bytes <= record.num_bytes:
-                raise ValueError(f"a tensor claims {num_bytes:,} bytes of a record of {record.num_bytes:,}")
+            start, available = self._record(f"data/{name}")
+            if not 0 <= num_bytes <= available:
+                raise ValueError(f"a tensor claims {num_bytes:,} bytes of a record of {available:,}")
             storage = torch.UntypedStorage(num_bytes, device="meta")
-            self._starts[storage._cdata] = record.start, num_bytes
+            self._starts[storage._cdata] = start, num_bytes
             self._storages[name] = torch.storage.TypedStorage(wrap_storage=storage, dtype=dtype, _internal=True)
         return self._storages[name]
 
@@ -192,12 +163,15 @@ def is_plain(tensor: Tensor) -> bool:
     return type(tensor) in (Tensor, nn.Parameter) and tensor.layout == torch.strided and not is_odd
 
 
-def _records(file: StoredFile) -> dict[str, _Record]:
-    """Return the records by name, without the folder that all names begin with."""
-    with zipfile.ZipFile(cast("Any", io.BufferedReader(_FileObject(file)))) as archive:
-        entries = archive.infolist()
+def _records(file: StoredFile) -> dict[str, tuple[int, int]]:
+    """Return the start and the number of bytes of each record, by its name without the folder before all names."""
+    try:
+        with zipfile.ZipFile(file.raw) as archive:
+            entries = archive.infolist()
+    finally:
+        file.read(0, 0)  # raises if the file has changed
     prefix = entries[0].filename.partition("/")[0] + "/" if entries else ""
-    records: dict[str, _Record] = {}
+    records: dict[str, tuple[int, int]] = {}
     for entry in entries:
         if entry.compress_type != zipfile.ZIP_STORED:
             raise ValueError("its records are compressed, which torch.save never does")
@@ -206,34 +180,5 @@ def _records(file: StoredFile) -> dict[str, _Record]:
         start = entry.header_offset + _LOCAL_HEADER + lengths
         if start + entry.file_size > file.size:
             raise ValueError(f"its record {brief(entry.filename)} goes beyond the end of the file")
-        records[entry.filename.removeprefix(prefix)] = _Record(start, entry.file_size)
+        records[entry.filename.removeprefix(prefix)] = start, entry.file_size
     return records
-
-
-class _FileObject(io.RawIOBase):
-    """A stored file as the file object that :mod:`zipfile` reads the directory of the archive from."""
-
-    def __init__(self, file: StoredFile) -> None:
-        super().__init__()
-        self._stored = file
-        self._position = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._stored.size}[whence]
-        if start + offset < 0:
-            raise OSError("a position before the beginning of the file")
-        self._position = start + offset
-        return self._position
-
-    def readinto(self, buffer: Any) -> int:
-        view = memoryview(buffer).cast("B")
-        length = max(0, min(len(view), self._stored.size - self._position))
-        self._stored.read_into(view[:length], self._position)
-        self._position += length
-        return length

@@ -16,7 +16,7 @@ from lightning_symmetry.disk.checkpoints import Contents
 from lightning_symmetry.disk.files import CheckpointError, Place
 
 Model = nn.Module | Callable[..., nn.Module]
-"""A module, whose own numbers do not count, or a class or function that makes one."""
+"""A module, whose own numbers are ignored, or a class or function that makes one."""
 
 _PARAMETRIZED = ".parametrizations."
 # Tensors of these dtypes are buffers, such as positions, masks and counters, unless they are called `weight`.
@@ -74,10 +74,9 @@ def as_modules(tensors: Mapping[str, Tensor], places: Mapping[str, Place] | None
     Tensors that share their numbers, in memory or in ``places``, become one parameter. Tensors that cannot be weights,
     such as counters, are left out.
 
-    Example:
-        >>> filled = as_modules({"fc.weight": torch.ones(2, 3), "fc.bias": torch.ones(2)})
-        >>> [name for name, _ in filled.model.named_parameters()]
-        ['fc.weight', 'fc.bias']
+    >>> filled = as_modules({"fc.weight": torch.ones(2, 3), "fc.bias": torch.ones(2)})
+    >>> [name for name, _ in filled.model.named_parameters()]
+    ['fc.weight', 'fc.bias']
     """
     tree = Checkpoint()
     parameters: dict[str, Tensor] = {}
@@ -155,10 +154,10 @@ def fill(model: Model, contents: Contents, path: Path) -> Filled:
         raise CheckpointError(f"{expected}, but: {shown}") from error
     missing = _tie(built, ties, [name for name in names if name not in fitting])
     loaded = built.state_dict(keep_vars=True)
-    skipped = dict.fromkeys(missing, "the model has it, the checkpoint does not")
-    of_both = {prefix + name for name in fitting}
-    skipped |= {name: "the checkpoint has it, the model does not" for name in tensors if name not in of_both}
     filled = {prefix + name: loaded[name] for name in fitting}
+    others = [name for name in tensors if name not in filled]
+    skipped = dict.fromkeys(missing, "the model has it, the checkpoint does not")
+    skipped |= dict.fromkeys(others, "the checkpoint has it, the model does not")
     return Filled(built, filled, {**skipped, **contents.left_out})
 
 

@@ -73,15 +73,12 @@ def _own_name(module: StoredModule) -> str:
 
 def _incoming(module: StoredModule, *, transposed: bool = False, blocks: int = 1) -> Units:
     """Describe units by their weights, biases, and under weight normalisation their lengths."""
-
-    def by_unit(weight: Tensor) -> Tensor:
-        return weight.transpose(0, 1) if transposed else weight
-
     weight = _weight(module)
     assert weight is not None
     lengths = module.tensors.get("weight_g", module.tensors.get("parametrizations.weight.original0"))
     has_own = lengths is not None and not transposed and len(lengths) == len(weight)
-    return Units((weight, by_unit), module.tensors.get("bias"), lengths if has_own else None, blocks=blocks)
+    by_unit = (weight, lambda whole: whole.transpose(0, 1)) if transposed else weight
+    return Units(by_unit, module.tensors.get("bias"), lengths if has_own else None, blocks=blocks)
 
 
 # ----------------------------------------------------------------- kinds of modules
@@ -99,10 +96,6 @@ def _attention(module: StoredModule) -> Units | Iterable[Units]:
     return _units_as_of(nn.MultiheadAttention(width, 1, device="meta"), module, names)
 
 
-def _is_recurrent(module: StoredModule) -> bool:
-    return all(f"weight_{which}_l0" in module.tensors for which in ("ih", "hh"))
-
-
 def _recurrent(module: StoredModule) -> Units | Iterable[Units]:
     fed_back, projection = module.tensors["weight_hh_l0"], module.tensors.get("weight_hr_l0")
     hidden = fed_back.shape[1] if projection is None else projection.shape[1]
@@ -118,15 +111,10 @@ def _recurrent(module: StoredModule) -> Units | Iterable[Units]:
     return _units_as_of(like, module, module.tensors)
 
 
-def _is_cell(module: StoredModule) -> bool:
-    return all(f"weight_{which}" in module.tensors for which in ("ih", "hh"))
-
-
 def _cell(module: StoredModule) -> Units | Iterable[Units]:
-    incoming, fed_back = module.tensors["weight_ih"], module.tensors["weight_hh"]
-    hidden = fed_back.shape[1]
-    gates = _num_gates(fed_back, hidden)
-    like = nn.RNNCellBase(incoming.shape[1], hidden, bias=True, num_chunks=gates, device="meta")
+    num_inputs, hidden = module.tensors["weight_ih"].shape[1], module.tensors["weight_hh"].shape[1]
+    gates = _num_gates(module.tensors["weight_hh"], hidden)
+    like = nn.RNNCellBase(num_inputs, hidden, bias=True, num_chunks=gates, device="meta")
     return _units_as_of(like, module, module.tensors)
 
 
@@ -196,17 +184,12 @@ def _is_conv1d(module: StoredModule) -> bool:
     shape = _shape(module)
     if len(shape) != 2 or _num_biases(module) != shape[1]:
         return False
-    return shape[0] != shape[1] or (_is_named_conv1d(module) and _has_conv1d(module.relatives.values()))
-
-
-def _is_named_conv1d(module: StoredModule) -> bool:
-    return _own_name(module) in _CONV1D
-
-
-def _has_conv1d(modules: Iterable[StoredModule]) -> bool:
-    """Return whether some layer named as in GPT-2 has weights ``(in, out)``, which square ones do not show."""
-    shapes = [(_shape(module), _num_biases(module)) for module in modules if _is_named_conv1d(module)]
-    return any(len(shape) == 2 and biases == shape[1] != shape[0] for shape, biases in shapes)
+    if shape[0] != shape[1]:
+        return True
+    # The shape of a square weight does not show which dimension counts units; another layer named as in GPT-2 may.
+    named = [each for each in module.relatives.values() if _own_name(each) in _CONV1D]
+    shapes = [(_shape(each), _num_biases(each)) for each in named]
+    return module in named and any(len(shape) == 2 and biases == shape[1] != shape[0] for shape, biases in shapes)
 
 
 def _is_linear(module: StoredModule) -> bool:
@@ -218,8 +201,8 @@ _columns = partial(_incoming, transposed=True)
 
 ROLES = (
     Role("attention with packed projections", _is_attention, _attention),
-    Role("RNN, GRU, LSTM", _is_recurrent, _recurrent),
-    Role("cell of an RNN, GRU, LSTM", _is_cell, _cell),
+    Role("RNN, GRU, LSTM", lambda module: {"weight_ih_l0", "weight_hh_l0"} <= module.tensors.keys(), _recurrent),
+    Role("cell of an RNN, GRU, LSTM", lambda module: {"weight_ih", "weight_hh"} <= module.tensors.keys(), _cell),
     Role("stacked experts of the transformers package", _is_gated_stack, _gated_stack),
     Role("stacked matrices, (experts, out, in)", _is_stack, _no_units),
     Role("embedding", _is_embedding, _columns),

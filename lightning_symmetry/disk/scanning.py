@@ -156,11 +156,7 @@ def _reasons(found: Found, diagnoses: Mapping[str, LayerDiagnosis]) -> list[str]
 
 
 def _findings(path: Path, monitors: Iterable[dict[str, Any]]) -> list[Finding]:
-    """Return the findings of the monitors stored in a checkpoint.
-
-    Raises:
-        CheckpointError: if the state of a monitor cannot be read.
-    """
+    """Return the findings of the monitors in a checkpoint; raises a CheckpointError if a state cannot be read."""
     findings: list[Finding] = []
     for state in monitors:
         examiner = Examiner(Options(), lambda layer, reason: None)

@@ -230,6 +230,8 @@ def test_a_model_from_the_current_directory(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     assert main(["scan", str(sick), "--model", "my_net:Net"]) == 1
+    (tmp_path / "my_net.py").rename(tmp_path / "01-net.py")
+    assert main(["scan", str(sick), "--model", "01-net:Net"]) == 1
     (tmp_path / "broken_net.py").write_text("1 / 0")
     for wrong, message in {
         "broken_net:Net": "ZeroDivisionError: division by zero",
