@@ -5,18 +5,15 @@ Only this module depends on torch-pruning.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from lightning_symmetry.merging.errors import NotMergedError, describe
-from lightning_symmetry.merging.verification import Inputs, tensors_in
+from lightning_symmetry.merging.verification import Inputs, NotMergedError, describe, tensors_in
 from lightning_symmetry.modules import num_holders
 from lightning_symmetry.units.readers import ReadingGraph, input_dim
 
@@ -88,10 +85,6 @@ class Graph:
 
     All floating point parameters must require a gradient. The model is put into evaluation mode.
 
-    Attributes:
-        knows_all_readers: whether a symbolic trace of both modes found all readers of the units last passed to
-            :meth:`coupled`.
-
     Raises:
         ModuleNotFoundError: if torch-pruning is not installed.
         NotMergedError: if torch-pruning cannot trace the model.
@@ -100,8 +93,10 @@ class Graph:
     def __init__(self, model: nn.Module, inputs: Inputs) -> None:
         pruning = torch_pruning()
         self._model = model
+        # Whether a symbolic trace of both modes found all readers of the units that `coupled` got last.
         self.knows_all_readers = False
         self._paths = {module: path for path, module in model.named_modules()}
+        self._num_holders = num_holders(model)
         try:
             with torch.enable_grad():
                 self._graph: Any = pruning.DependencyGraph().build_dependency(
@@ -122,11 +117,7 @@ class Graph:
         return int(self._graph.get_out_channels(module) or 0) if module in self._graph.module2node else 0
 
     def coupled(self, module: nn.Module, units: Sequence[int]) -> list[Coupled]:
-        """Return all modules with numbers for some units of a layer, the layer itself first.
-
-        Raises:
-            NotMergedError: if removing the units is impossible, or would change the model's function.
-        """
+        """Return all modules with numbers for some units of a layer, the layer itself first."""
         group = self._group(module, units)
         coupled = [each for item in group for each in self._coupled(item, units)]
         readers = [each for each in coupled if each.is_reader]
@@ -138,21 +129,15 @@ class Graph:
     def _check_readers(self, readers: Iterable[Coupled], module: nn.Module, units: Sequence[int]) -> None:
         """Check that torch-pruning found all readers, including layers that are used only in training mode."""
         expected = ReadingGraph(self._model).readers_of(module, self._graph.get_out_channels(module))
-        self.knows_all_readers = expected is not None
-        if expected is None:  # for example, because the units are added to others
-            return
+        self.knows_all_readers = expected is not None  # for example, None if the units are added to others
         found = {id(tensor): (part.dim, each.places) for each in readers for part, tensor in each.tensors.values()}
-        for reader in expected:
+        for reader in expected or ():
             places = map(tuple, reader.inputs(torch.tensor(units)).tolist())
             if found.get(id(reader.weight)) != (reader.dim, dict(zip(units, places, strict=True))):
                 raise NotMergedError(f"`{reader.name}` reads them at inputs that torch-pruning does not find")
 
     def remove(self, module: nn.Module, units: Sequence[int]) -> None:
-        """Remove units of a layer and everything that belongs to them. The graph must not be used afterwards.
-
-        Raises:
-            NotMergedError: if torch-pruning fails.
-        """
+        """Remove units of a layer and everything that belongs to them. The graph must not be used afterwards."""
         try:
             self._group(module, units).prune()
         except Exception as error:
@@ -196,7 +181,9 @@ class Graph:
             raise NotMergedError(f"`{name}` ({class_name}) computes statistics over them, which would change")
         if parts is None:
             raise NotMergedError(f"torch-pruning removes no single units of `{name}` ({class_name})")
-        _check_convolution(module, kind, name)
+        groups, inputs = getattr(module, "groups", 1), getattr(module, "in_channels", 1)
+        if (kind == "CONV" and groups > 1) or (kind == "DEPTHWISE_CONV" and groups != inputs):
+            raise NotMergedError(f"`{name}` is a convolution in {groups} groups, which have to stay of equal size")
         if kind == "IN" and getattr(module, "running_mean", None) is not None:
             raise NotMergedError(f"torch-pruning does not shorten the statistics of `{name}` ({class_name})")
         tensors = self._tensors(module, name, parts)
@@ -217,7 +204,7 @@ class Graph:
                 continue
             if part.name not in module._parameters and part.name not in module._buffers:
                 raise NotMergedError(f"`{name}.{part.name}` is computed from other tensors")
-            if self._uses[id(tensor)] > 1:
+            if self._num_holders[id(tensor)] > 1:
                 raise NotMergedError(f"`{name}.{part.name}` is tied to another parameter")
             found[f"{name}.{part.name}" if name else part.name] = (part, tensor)
         return found
@@ -232,17 +219,9 @@ class Graph:
         _check_places(places, tensors)
         return Coupled(path, "Parameter", tensors, places, is_reader=False, is_layer=False)
 
-    @cached_property
-    def _uses(self) -> Counter[int]:
-        return num_holders(self._model)
-
 
 def torch_pruning() -> Any:
-    """Import and return the package torch-pruning.
-
-    Raises:
-        ModuleNotFoundError: if it is not installed.
-    """
+    """Import and return the package torch-pruning; raise a ModuleNotFoundError if it is not installed."""
     try:
         import torch_pruning
     except ModuleNotFoundError as error:
@@ -266,9 +245,3 @@ def _check_places(places: Mapping[int, tuple[int, ...]], tensors: Mapping[str, t
     size = min(tensor.shape[part.dim] for part, tensor in tensors.values())
     if len(set(all_places)) < len(all_places) or not all(0 <= place < size for place in all_places):
         raise NotMergedError(_UNCLEAR)
-
-
-def _check_convolution(module: nn.Module, kind: str, name: str) -> None:
-    groups, inputs = getattr(module, "groups", 1), getattr(module, "in_channels", 1)
-    if (kind == "CONV" and groups > 1) or (kind == "DEPTHWISE_CONV" and groups != inputs):
-        raise NotMergedError(f"`{name}` is a convolution in {groups} groups, which have to stay of equal size")

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lightning_symmetry.merging.errors import MergeError
+from lightning_symmetry.merging.verification import MergeError
 
 # States that PyTorch's optimizers keep for each parameter, by their names.
 _LINEAR = frozenset({"momentum_buffer", "exp_avg", "grad_avg", "ax", "prev"})
@@ -26,14 +26,13 @@ class Equal:
     dim: int  # dimension along which the slices lie
     pairs: tuple[tuple[int, int, int], ...]  # index of a slice, index of the slice that it equals, sign
 
-    def make_so(self, tensor: Tensor) -> None:
+    def apply(self, tensor: Tensor) -> None:
         """Make the slices of a tensor equal, in place.
 
-        Example:
-            >>> tensor = torch.tensor([1.0, 2.0, 3.0])
-            >>> Equal("bias", 0, ((2, 0, -1),)).make_so(tensor)
-            >>> tensor
-            tensor([ 1.,  2., -1.])
+        >>> tensor = torch.tensor([1.0, 2.0, 3.0])
+        >>> Equal("bias", 0, ((2, 0, -1),)).apply(tensor)
+        >>> tensor
+        tensor([ 1.,  2., -1.])
         """
         indices, others, signs = zip(*self.pairs, strict=True)
         slices = tensor.detach().index_select(self.dim, _index(others, tensor))
@@ -52,22 +51,15 @@ class Edit:
 
     @staticmethod
     def of(name: str, dim: int, size: int, sets: Iterable[Iterable[tuple[int, int]]], *, is_reader: bool) -> Edit:
-        """Make the edit that keeps the first slice of each set.
+        """Make the edit that keeps the first slice of each set; a set has the indices and signs of slices.
 
         Slices of a reader are added up. A sum of ``m`` slices gets the gradient of a single one: the factor is ``m``.
         In other tensors, a slice that replaces ``m`` slices gets ``m`` times the gradient: the factor is ``1 / m``.
+        Only readers use the signs. ``size`` is that of the dimension ``dim``.
 
-        Args:
-            name: name of the tensor.
-            dim: dimension along which the slices lie.
-            size: size of this dimension.
-            sets: for each set of slices, their indices and signs; only readers use the signs.
-            is_reader: whether the tensor is multiplied by the outputs of the units.
-
-        Example:
-            >>> edit = Edit.of("fc2.weight", 1, 3, [[(0, 1), (2, -1)]], is_reader=True)
-            >>> edit.apply(torch.tensor([[1.0, 2.0, 3.0]])), edit.factors
-            (tensor([[-2.,  2.]]), (2.0, 1.0))
+        >>> edit = Edit.of("fc2.weight", 1, 3, [[(0, 1), (2, -1)]], is_reader=True)
+        >>> edit.apply(torch.tensor([[1.0, 2.0, 3.0]])), edit.factors
+        (tensor([[-2.,  2.]]), (2.0, 1.0))
         """
         added: list[tuple[int, int, int]] = []
         multiplicity: dict[int, int] = {}
@@ -100,27 +92,23 @@ class Edit:
         The scaled gradient of a sum of ``m`` slices is ``m`` times that of each; all others are the original ones.
         """
         kept = self._keep(tensor)
-        return kept * self.correction(tensor).square() if self.added else kept
+        return kept * _along(self.factors, self.dim, tensor).square() if self.added else kept
 
     def apply_to_scale(self, scale: Tensor) -> Tensor:
         """Combine gradient factors of earlier edits, of size 1 along dimensions without any, with those of this one."""
         kept = scale if scale.shape[self.dim] == 1 else self._keep(scale)
-        return kept * self.correction(scale)
-
-    def correction(self, like: Tensor) -> Tensor:
-        """Return the gradient's factors, to be broadcast to the tensor."""
-        return _along(self.factors, self.dim, like)
+        return kept * _along(self.factors, self.dim, scale)
 
     def _keep(self, tensor: Tensor) -> Tensor:
         return tensor.index_select(self.dim, _index(self.kept, tensor))
 
 
-def gradient_scales(edits: Iterable[Edit], parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def gradient_scales(edits: Iterable[Edit], model: nn.Module) -> dict[str, Tensor]:
     """Return the factors for the gradients of the trained parameters, by name, unless all of them are 1."""
-    scales: dict[str, Tensor] = {}
+    parameters, scales = dict(model.named_parameters()), dict[str, Tensor]()
     for edit in edits:
-        parameter = parameters.get(edit.name)
-        if parameter is not None:  # else it is a buffer, or frozen
+        parameter = parameters.get(edit.name)  # None for a buffer
+        if parameter is not None and parameter.requires_grad:  # others accept no hook
             ones = torch.ones([1] * parameter.ndim, dtype=parameter.dtype, device=parameter.device)
             scales[edit.name] = edit.apply_to_scale(scales.get(edit.name, ones))
     return {name: scale for name, scale in scales.items() if not bool((scale == 1).all())}
@@ -133,9 +121,7 @@ def rebuilt_optimizer(
 
     Its state is what it would be if gradients had been scaled by ``Merged.gradient_scale`` from the start: momentum is
     edited as the weights are, averages of squared gradients are scaled by the squared factors, step counts are kept.
-
-    Raises:
-        MergeError: if the optimizer has a state whose edit is unknown.
+    Raises a MergeError if the optimizer has a state whose edit is unknown.
     """
     if isinstance(optimizer, torch.optim.LBFGS):
         raise MergeError("the state of LBFGS belongs to no single parameter; merge without `optimizer`, make a new one")
@@ -145,16 +131,14 @@ def rebuilt_optimizer(
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     parameters = dict(merged.named_parameters())
     state: dict[Tensor, Any] = defaultdict(dict)
-    groups = []
-    for group in optimizer.param_groups:
-        groups.append({**group, "params": [parameters[names[id(parameter)]] for parameter in group["params"]]})
-        for parameter in group["params"]:
-            name = names[id(parameter)]
-            if parameter in optimizer.state:
-                state[parameters[name]] = {
-                    key: _edited(key, value, parameter, edits_of[name])
-                    for key, value in optimizer.state[parameter].items()
-                }
+    groups = [
+        {**group, "params": [parameters[names[id(parameter)]] for parameter in group["params"]]}
+        for group in optimizer.param_groups
+    ]
+    every = (parameter for group in optimizer.param_groups for parameter in group["params"])
+    for parameter in filter(optimizer.state.__contains__, every):
+        name, kept = names[id(parameter)], optimizer.state[parameter]
+        state[parameters[name]] = {key: _edited(key, kept[key], parameter, edits_of[name]) for key in kept}
     # Rebuilt as by unpickling, because not every class accepts its own `defaults` as arguments.
     twin: Any = type(optimizer).__new__(type(optimizer))
     twin.__setstate__({"defaults": dict(optimizer.defaults), "state": state, "param_groups": groups})

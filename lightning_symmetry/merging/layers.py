@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from lightning_symmetry.matrices.question import TOLERANCES
 from lightning_symmetry.merging.coupling import Coupled, Graph
 from lightning_symmetry.merging.edits import Edit, Equal
-from lightning_symmetry.merging.errors import NotMergedError
-from lightning_symmetry.merging.verification import Inputs
+from lightning_symmetry.merging.verification import Inputs, NotMergedError
 
 Signed = tuple[int, int]
 """A unit, and the sign of its output relative to the first unit of its set."""
@@ -36,22 +35,17 @@ def merge_units(
     """Merge units of one layer of a model, in place.
 
     All floating point parameters must require a gradient. The model is put into evaluation mode, and edited parameters
-    are replaced by new ones that require a gradient. ``labels`` are the names of the layer's units in reasons.
-
-    Raises:
-        NotMergedError: if none of the units can be merged; the model may then be left half edited.
+    are replaced by new ones that require a gradient. ``labels`` are the names of the layer's units in reasons. If none
+    of the units can be merged, a NotMergedError is raised, and the model may be left half edited.
     """
     graph = Graph(model, inputs)
     module = model.get_submodule(name)
     units = [unit for group in groups for unit, _ in group]
     num_units = graph.num_units(module)
     coupled = graph.coupled(module, units)
-    sets: list[list[Signed]] = []
-    reasons: list[str] = []
-    for group in groups:
-        of_group, why_not_all = split(group, coupled, labels)
-        sets += of_group
-        reasons += why_not_all
+    results = [split(group, coupled, labels) for group in groups]
+    sets = [members for of_group, _ in results for members in of_group]
+    reasons = [reason for _, why_not_all in results for reason in why_not_all]
     if not sets:
         raise NotMergedError("; ".join(dict.fromkeys(reasons)))
     edits = [
@@ -96,14 +90,11 @@ def split(
 
 
 def _split_by(members: Sequence[Signed], coupled: Coupled) -> Iterable[list[Signed]]:
-    parts: list[list[Signed]] = []
+    parts: dict[Signed, list[Signed]] = {}  # by the first member
     for member in members:
-        part = next((part for part in parts if _agree(member, part[0], coupled)), None)
-        if part is None:
-            parts.append([member])
-        else:
-            part.append(member)
-    return parts
+        first = next((first for first in parts if _agree(member, first, coupled)), member)
+        parts.setdefault(first, []).append(member)
+    return parts.values()
 
 
 def _agree(a: Signed, b: Signed, coupled: Coupled) -> bool:

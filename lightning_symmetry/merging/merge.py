@@ -15,10 +15,10 @@ from lightning_symmetry.brief import brief
 from lightning_symmetry.engine.diagnose import diagnose
 from lightning_symmetry.merging.coupling import torch_pruning
 from lightning_symmetry.merging.edits import Edit, gradient_scales, rebuilt_optimizer
-from lightning_symmetry.merging.errors import MergeError, NotMergedError, describe
 from lightning_symmetry.merging.layers import Signed, Step, merge_units
 from lightning_symmetry.merging.trials import Trial
-from lightning_symmetry.merging.verification import Inputs, Original, change_in_words, own_surroundings
+from lightning_symmetry.merging.verification import Inputs, MergeError, NotMergedError, Original, describe
+from lightning_symmetry.randomness import preserved_random_numbers
 from lightning_symmetry.units.discovery import find_layers
 from lightning_symmetry.units.naming import readable_modules
 from lightning_symmetry.verdicts.diagnoses import LayerDiagnosis, UnitGroup
@@ -126,7 +126,8 @@ def merge_duplicates(
         report = diagnose(model)
     else:
         check_report(report, {layer.name: layer.num_units for layer in find_layers(model).layers})
-    with own_surroundings():
+    # Gradients are needed, even if the caller is in inference mode.
+    with preserved_random_numbers(), torch.inference_mode(False):
         merging = _Merging(model, inputs)
         for layer in report.distinct_layers:
             merging.merge(layer)
@@ -140,7 +141,7 @@ def merge_duplicates(
             error=error,
             left=merging.left,
             optimizer=None if optimizer is None else rebuilt_optimizer(optimizer, model, merged, merging.edits),
-            gradient_scale=gradient_scales(merging.edits, _trained(merged)),
+            gradient_scale=gradient_scales(merging.edits, merged),
         )
 
 
@@ -169,20 +170,16 @@ class _Merging:
         groups = [group for group in layer.groups if group.verdict.traits.is_redundant]
         if not groups:
             return
-        reason = self._why_not(layer)
-        if reason is None:
+        if layer.slices_of:
+            reason = "they are slices of a parameter without an adapter"
+        elif layer.also:
+            reason = f"the weight is tied to that of {', '.join(f'`{name}`' for name in layer.also)}"
+        elif layer.name not in self._paths:
+            reason = "they are units of a part of a layer, which torch-pruning cannot remove one by one"
+        else:
             reason = self._try_all(self._paths[layer.name], groups)
         if reason:
             self.left[layer.name] = reason
-
-    def _why_not(self, layer: LayerDiagnosis) -> str | None:
-        if layer.slices_of:
-            return "they are slices of a parameter without an adapter"
-        if layer.also:
-            return f"the weight is tied to that of {', '.join(f'`{name}`' for name in layer.also)}"
-        if layer.name not in self._paths:
-            return "they are units of a part of a layer, which torch-pruning cannot remove one by one"
-        return None
 
     def _try_all(self, path: str, groups: Sequence[UnitGroup]) -> str:
         """Merge with mirror images; if that changes the outputs, without. Return why units were left."""
@@ -201,7 +198,8 @@ class _Merging:
                 action = "merging mirror images" if has_mirror_images else "removing them"
                 reasons.append(str(error).replace("removing them", action))
                 continue
-            return "; ".join([*reasons, *step.reasons])
+            reasons += step.reasons
+            break
         return "; ".join(dict.fromkeys(reasons))
 
     def _try(self, path: str, groups: Sequence[Sequence[Signed]], labels: Sequence[int]) -> Step:
@@ -212,12 +210,7 @@ class _Merging:
             self._trial = Trial.of(self._model, self._inputs)
         self._trial.check_paths(step.num_units, knows_all_readers=step.knows_all_readers)
         trial = self._trial.after(candidate, step.equal, step.edits)
-        try:
-            error = self._original.error_of(candidate)
-        except Exception as failure:  # a model may depend on its widths anywhere
-            raise NotMergedError(f"without them the model fails with {describe(failure)}") from failure
-        if not error <= self._original.max_error:
-            raise NotMergedError(change_in_words(error))
+        self._original.check(candidate)
         self._model, self._trial = candidate, trial
         self.edits += step.edits
         for name, gone in step.gone.items():
@@ -260,9 +253,8 @@ def _evaluated_copy(model: nn.Module) -> nn.Module:
     try:
         twin = copy.deepcopy(model).eval()
     except Exception as error:
-        raise ValueError(
-            f"Expected argument `model` to work with copy.deepcopy, but it failed with {describe(error)}"
-        ) from error
+        text = f"Expected argument `model` to work with copy.deepcopy, but it failed with {describe(error)}"
+        raise ValueError(text) from error
     _require_gradients(twin)
     return twin
 
@@ -286,11 +278,6 @@ def _check_optimizer(optimizer: object, model: nn.Module) -> None:
             "Expected argument `optimizer` to be an optimizer over the parameters of `model` "
             f"but {strange} of its parameters belong to no module of it."
         )
-
-
-def _trained(model: nn.Module) -> dict[str, Tensor]:
-    """Return the parameters that require a gradient, by name; others accept no hook."""
-    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 def _num_parameters(model: nn.Module) -> int:

@@ -19,17 +19,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from lightning_symmetry.merging import verification
 from lightning_symmetry.merging.edits import Edit, Equal
-from lightning_symmetry.merging.errors import NotMergedError, describe
-from lightning_symmetry.merging.verification import (
-    Inputs,
-    change_in_words,
-    exact_copy,
-    is_exact,
-    outputs_of,
-    relative_error,
-    to_float64,
-)
+from lightning_symmetry.merging.verification import Inputs, NotMergedError, describe
 
 _SEED = 1
 _NOISE = 0.1  # relative to the root mean square of a parameter
@@ -61,8 +53,8 @@ class Trial:
     @staticmethod
     def of(model: nn.Module, inputs: Inputs) -> Trial:
         """Make a trial on a copy of the model."""
-        twin = exact_copy(model, inputs)
-        exact = is_exact(twin)
+        twin = verification.exact_copy(model, inputs)
+        exact = verification.is_exact(twin)
         if not exact and any(each.dtype in (torch.float16, torch.bfloat16) for each in twin.parameters()):
             why_not = "the model fails in float64, and in half precision a wrong merge looks like rounding"
             return Trial(twin, (), {}, False, "", why_not)
@@ -78,7 +70,7 @@ class Trial:
             other = copy.deepcopy(probe) if is_first else None
             try:
                 outputs = _outputs(probe, run, watch)
-                if other is not None and relative_error(outputs, _outputs(other, run)) != 0:
+                if other is not None and verification.relative_error(outputs, _outputs(other, run)) != 0:
                     raise RuntimeError("it returns something else at every call")
             except Exception as error:  # the model may reject inputs of another size
                 why_not_trained = describe(error) if is_first else ""
@@ -92,9 +84,6 @@ class Trial:
         """Check that no path that the runs did not take can read the units of a layer.
 
         ``knows_all_readers`` says that a symbolic trace of both modes has found all layers that read the units.
-
-        Raises:
-            NotMergedError: if such a path may exist.
         """
         if self.why_not_exact:
             raise NotMergedError(self.why_not_exact)
@@ -115,20 +104,19 @@ class Trial:
             )
 
     def after(self, merged: nn.Module, equal: Iterable[Equal], edits: Sequence[Edit]) -> Trial:
-        """Try a merge, of whose model only the structure is used, and return the trial of the merged model.
+        """Check that a merge changes the outputs of no run; return the trial of the merged model.
 
-        Raises:
-            NotMergedError: if a run's outputs change.
+        Only the structure of ``merged`` is used.
         """
         before = copy.deepcopy(self.model)
         tensors = dict(_tensors(before))
         with torch.no_grad():
             for each in equal:
-                each.make_so(tensors[each.name])
+                each.apply(tensors[each.name])
             after = copy.deepcopy(merged)
-            exact = is_exact(before)
+            exact = verification.is_exact(before)
             if exact:
-                to_float64(after)
+                verification.to_float64(after)
             for name, tensor in _tensors(after):
                 source = tensors[name].detach()
                 for edit in edits:
@@ -143,9 +131,9 @@ class Trial:
             except Exception as failure:  # a model may depend on its widths anywhere
                 where = " in training mode" if run.is_training else ""
                 raise NotMergedError(f"without them the model fails{where} with {describe(failure)}") from failure
-            error = relative_error(expected, actual)
+            error = verification.relative_error(expected, actual)
             if not error <= run.max_error:
-                raise NotMergedError(change_in_words(error, run.where))
+                raise NotMergedError(verification.change_in_words(error, run.where))
         return replace(self, model=after)
 
 
@@ -168,7 +156,7 @@ def _outputs(model: nn.Module, run: Run, watch: _Watch | None = None) -> list[Te
     _scale(model, run.factor)
     try:
         with watch or _Watch():
-            return outputs_of(model, run.inputs)
+            return verification.outputs_of(model, run.inputs)
     finally:
         _scale(model, 1 / run.factor)
 

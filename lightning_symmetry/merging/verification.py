@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 import math
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,12 +17,28 @@ from torch.utils._pytree import tree_map
 
 from lightning_symmetry.arguments import check_module
 from lightning_symmetry.brief import brief
-from lightning_symmetry.merging.errors import MergeError, describe
-from lightning_symmetry.randomness import preserved_random_numbers
 
 _SEED = 0
 # Errors that rounding sums of weights to their dtype can cause, by the coarsest dtype of the parameters.
 _MAX_ERRORS = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 4e-2}
+
+
+class MergeError(RuntimeError):
+    """Raised if no merged network can be verified; the message says why."""
+
+
+class NotMergedError(Exception):
+    """Raised within this folder if units of one layer cannot be merged; users read the message as the reason."""
+
+
+def describe(error: Exception) -> str:
+    r"""Return the type of an error and the first line of its message.
+
+    >>> describe(ValueError("too wide\nat line 3"))
+    'ValueError: too wide'
+    """
+    first = str(error).strip().partition("\n")[0]
+    return f"{type(error).__name__}: {first}" if first else type(error).__name__
 
 
 @dataclass(frozen=True)
@@ -34,11 +50,7 @@ class Inputs:
 
     @staticmethod
     def of(example_inputs: object) -> Inputs:
-        """Read the argument ``example_inputs``.
-
-        Raises:
-            TypeError: if it is neither a tensor, nor a tuple of tensors, nor a dict with strings for keys.
-        """
+        """Read the argument ``example_inputs``: a tensor, a tuple of tensors, or a dict with strings for keys."""
         if isinstance(example_inputs, Tensor):
             return Inputs((example_inputs,), {})
         if isinstance(example_inputs, tuple) and example_inputs and all(isinstance(x, Tensor) for x in example_inputs):
@@ -78,9 +90,8 @@ class Inputs:
 
 
 def _exact(tensor: Tensor) -> Tensor:
-    if tensor.is_floating_point():
-        return tensor.double()
-    return tensor.to(torch.complex128) if tensor.is_complex() else tensor
+    has_fractions = tensor.is_floating_point() or tensor.is_complex()
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float64)) if has_fractions else tensor
 
 
 def _like(value: Tensor, generator: torch.Generator) -> Tensor:
@@ -95,13 +106,6 @@ def _like(value: Tensor, generator: torch.Generator) -> Tensor:
     # Inputs that belong together, such as tokens and their mask, are permuted alike.
     order = torch.randperm(len(value), generator=torch.Generator().manual_seed(_SEED))
     return value[order.to(value.device)]
-
-
-@contextmanager
-def own_surroundings() -> Iterator[None]:
-    """Restore the global random generators afterwards, and allow gradients even in inference mode."""
-    with preserved_random_numbers(), torch.inference_mode(False):
-        yield
 
 
 def outputs_of(model: nn.Module, inputs: Inputs) -> list[Tensor]:
@@ -128,10 +132,7 @@ def exact_copy(model: nn.Module, inputs: Inputs) -> nn.Module:
 
 def to_float64(model: nn.Module) -> None:
     """Convert the parameters and buffers of a model to float64 or complex128, in place."""
-    model.double()
-    for tensor in (*model.parameters(), *model.buffers()):
-        if tensor.is_complex():
-            tensor.data = tensor.data.to(torch.complex128)
+    model._apply(_exact)
 
 
 def is_exact(model: nn.Module) -> bool:
@@ -159,7 +160,7 @@ def relative_error(expected: Sequence[Tensor], actual: Sequence[Tensor]) -> floa
 
 
 def _distance(a: Tensor, b: Tensor) -> float:
-    exact = torch.complex128 if a.is_complex() else torch.float64
+    exact = torch.promote_types(a.dtype, torch.float64)
     a, b = a.to("cpu", exact), b.to("cpu", exact)  # some devices have no float64
     finite = a.isfinite()
     if not torch.equal(finite, b.isfinite()):
@@ -194,9 +195,8 @@ class Original:
     def of(model: nn.Module, inputs: Inputs) -> Original:
         """Run a model in evaluation mode on the example inputs and on random ones.
 
-        Raises:
-            ValueError: if the model fails on the example inputs, or returns no tensor.
-            MergeError: if its outputs are not reproducible.
+        Raises a ValueError if the model fails on the example inputs or returns no tensor, and a MergeError if its
+        outputs are not reproducible.
         """
         check_module(model)
         try:
@@ -220,6 +220,15 @@ class Original:
         with suppress(Exception):  # a model may refuse random inputs, for example if it expects probabilities
             runs.append((drawn, outputs_of(twin, drawn)))
         return Original(tuple(runs), exact, max_error)
+
+    def check(self, merged: nn.Module) -> None:
+        """Check that the outputs of a merged model differ by rounding only."""
+        try:
+            error = self.error_of(merged)
+        except Exception as failure:  # a model may depend on its widths anywhere
+            raise NotMergedError(f"without them the model fails with {describe(failure)}") from failure
+        if not error <= self.max_error:
+            raise NotMergedError(change_in_words(error))
 
     def error_of(self, model: nn.Module) -> float:
         """Return the largest relative error of the outputs of another model in evaluation mode."""
