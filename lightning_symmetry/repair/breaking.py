@@ -17,35 +17,12 @@ from lightning_symmetry.arguments import check_choice, check_module
 from lightning_symmetry.brief import brief
 from lightning_symmetry.ranks.pieces import is_sharded
 from lightning_symmetry.ranks.zero import is_zero_optimizer
-from lightning_symmetry.repair.drawing import (
-    current_rows,
-    fresh_copy,
-    fresh_rows,
-    is_number_each,
-    rows_at_scale,
-    rows_with_noise,
-)
+from lightning_symmetry.repair import drawing, planning, writing
 from lightning_symmetry.repair.outgoing import clear, reading_of_dead
-from lightning_symmetry.repair.planning import (
-    ZERO_ON_PURPOSE,
-    Drawing,
-    Left,
-    Plan,
-    is_to_be_broken,
-    is_trained,
-    name_units,
-    plans_for,
-)
-from lightning_symmetry.repair.writing import (
-    CannotChangeError,
-    check_writable,
-    is_computed,
-    name_of_computed,
-    write_numbers,
-    write_rows,
-)
+from lightning_symmetry.repair.planning import Drawing, Left, Plan
+from lightning_symmetry.repair.writing import CannotChangeError
 from lightning_symmetry.units.discovery import find_layers
-from lightning_symmetry.units.layers import Incoming, Layer
+from lightning_symmetry.units.layers import Layer
 from lightning_symmetry.units.naming import readable_modules, readable_parameters
 from lightning_symmetry.units.readers import Reader, ReadingGraph
 from lightning_symmetry.verdicts.diagnoses import CopyGroup
@@ -84,7 +61,7 @@ class Change:
         """
         done = "drawn anew" if self.method == "reinit" else "given a little noise"
         outgoing = f" Their outgoing weights in {', '.join(self.outgoing)} are zero now." if self.outgoing else ""
-        return f"{name_units(self.layer, self.units)} {done}: {self.reason}.{outgoing}"
+        return f"{planning.name_units(self.layer, self.units)} {done}: {self.reason}.{outgoing}"
 
 
 def break_symmetry(
@@ -173,22 +150,25 @@ def repaired(
     """Break a symmetry like :func:`break_symmetry`, but return what was left instead of warning about it."""
     check_module(model)
     check_choice("method", method, get_args(Method))
-    _check_generator(generator)
+    if generator is not None and not (isinstance(generator, Generator) and generator.device.type == "cpu"):
+        raise TypeError(
+            f"Expected argument `generator` to be a torch.Generator on the CPU or None but got {brief(generator)}."
+        )
     optimizers = _optimizers_of(optimizer)
     layers = {layer.name: layer for layer in find_layers(model).layers}
     check_report(report, {name: layer.num_units for name, layer in layers.items()})
     modules = dict(readable_modules(model))
     parameters = {name: parameter for name, _, parameter in readable_parameters(model)}
-    plans, left = plans_for(report, layers, only_noise=method == "noise")
-    copies = [group for group in report.copies if is_to_be_broken(group.verdict, group.first_step)]
+    plans, left = planning.plans_for(report, layers, only_noise=method == "noise")
+    copies = [group for group in report.copies if planning.is_to_be_broken(group.verdict, group.first_step)]
     owners = {plan.layer.name: _owner_of(plan.layer, modules) for plan in plans}
     for plan in plans:
-        check_writable(plan.layer, owners[plan.layer.name])
+        writing.check_writable(plan.layer, owners[plan.layer.name])
     of_parameters = [group for group in copies if set(group.modules) <= parameters.keys()]
     copies = [group for group in copies if group not in of_parameters]
     _check_modules(copies, modules)
     zero = [group for group in (*copies, *of_parameters) if _is_zero(group, modules, parameters)]
-    left += [Left(name, (), ZERO_ON_PURPOSE) for group in zero for name in group.modules[1:]]
+    left += [Left(name, (), planning.ZERO_ON_PURPOSE) for group in zero for name in group.modules[1:]]
     plans, readers = _with_readers(model, plans, owners, left, keeps_function=method != "reinit")
     if generator is None:
         generator = Generator().manual_seed(_checksum(plans))
@@ -197,27 +177,22 @@ def repaired(
     for plan in plans:
         owner = owners[plan.layer.name]
         if plan.drawing is not Drawing.AT_SCALE and id(owner) not in fresh:
-            fresh[id(owner)] = fresh_copy(owner, generator)
+            fresh[id(owner)] = drawing.fresh_copy(owner, generator)
         _change_units(plan, owner, fresh.get(id(owner)), generator, optimizers)
         of_dead = readers.get(plan.layer.name, ()) if plan.clear_outgoing else ()
         outgoing = clear(of_dead, torch.tensor(plan.units), optimizers)
         done: Literal["reinit", "noise"] = "noise" if plan.drawing is Drawing.NOISE else "reinit"
         changes.append(Change(plan.layer.name, plan.units, done, plan.reason, outgoing))
-    for group in (*copies, *of_parameters):
-        if group in of_parameters and group not in zero:
+    for group in (group for group in (*copies, *of_parameters) if group not in zero):
+        if group in of_parameters:
             changes += _separate_parameters(group, parameters, generator, optimizers)
-        elif group not in zero:
+        else:
             changes += _separate_modules(group, modules, generator, optimizers, reinit=method == "reinit")
     return Repair(changes, left)
 
 
 def _with_readers(
-    model: nn.Module,
-    plans: Sequence[Plan],
-    owners: dict[str, nn.Module],
-    left: list[Left],
-    *,
-    keeps_function: bool,
+    model: nn.Module, plans: Sequence[Plan], owners: dict[str, nn.Module], left: list[Left], *, keeps_function: bool
 ) -> tuple[list[Plan], dict[str, list[Reader]]]:
     """Return the plans, and the readers of dead units by layer name.
 
@@ -260,25 +235,21 @@ def _change_units(
     plan: Plan, owner: nn.Module, fresh: nn.Module | None, generator: Generator, optimizers: Sequence[Optimizer]
 ) -> None:
     units = torch.tensor(plan.units)
-    for tensor in filter(is_trained, plan.layer.all_tensors()):
+    for tensor in filter(planning.is_trained, plan.layer.all_tensors()):
         if plan.drawing is Drawing.AT_SCALE:
-            rows = rows_at_scale(tensor, units, generator)
+            rows = drawing.rows_at_scale(tensor, units, generator)
         else:
-            rows = fresh_rows(plan.layer, tensor, fresh, _name_of(tensor, owner), units, generator)
+            name = next((name for name, own in owner._parameters.items() if own is tensor.weights), None)
+            if writing.is_computed(tensor):
+                name = writing.name_of_computed(owner, tensor)
+            rows = drawing.fresh_rows(plan.layer, tensor, fresh, name, units, generator)
         if plan.drawing is Drawing.NOISE:
-            if is_number_each(tensor):
+            if drawing.is_number_each(tensor):
                 continue
-            old = current_rows(tensor, units)
+            old = drawing.current_rows(tensor, units)
             # Zeros have no scale; use that of the default initialisation.
-            rows = rows_with_noise(old, old if old.any() else rows, generator)
-        write_rows(tensor, units, rows, owner, optimizers)
-
-
-def _name_of(tensor: Incoming, owner: nn.Module) -> str | None:
-    """Return the name of a tensor in the module that owns it."""
-    if is_computed(tensor):
-        return name_of_computed(owner, tensor)
-    return next((name for name, parameter in owner._parameters.items() if parameter is tensor.weights), None)
+            rows = drawing.rows_with_noise(old, old if old.any() else rows, generator)
+        writing.write_rows(tensor, units, rows, owner, optimizers)
 
 
 def _separate_modules(
@@ -293,16 +264,16 @@ def _separate_modules(
     for name in group.modules[1:]:
         for module in modules[name].modules():
             has_weights = any(parameter.ndim > 1 for parameter in module.parameters(recurse=False))
-            fresh = fresh_copy(module, generator) if reinit and has_weights else None
+            fresh = drawing.fresh_copy(module, generator) if reinit and has_weights else None
             for own, parameter in module.named_parameters(recurse=False):
                 if parameter.ndim < 2 or not parameter.requires_grad:  # biases, and the scales of norms
                     continue
-                rows = parameter.detach().to("cpu", copy=True)
                 if fresh is None:
-                    rows = rows_with_noise(rows, rows, generator)
+                    old = parameter.detach().cpu()
+                    rows = drawing.rows_with_noise(old, old, generator)
                 else:
                     rows = cast("Tensor", fresh._parameters[own])
-                write_numbers(parameter, torch.arange(parameter.numel()), rows.flatten(), optimizers)
+                writing.write_numbers(parameter, torch.arange(parameter.numel()), rows.flatten(), optimizers)
         yield Change(name, (), "reinit" if reinit else "noise", f"it was a copy of {group.modules[0]}")
 
 
@@ -315,10 +286,10 @@ def _separate_parameters(
             continue
         numbers = parameters[name].detach().to("cpu", copy=True).flatten()
         if numbers.any():
-            numbers = rows_with_noise(numbers[None], numbers[None], generator)[0]
+            numbers = drawing.rows_with_noise(numbers[None], numbers[None], generator)[0]
         else:  # zeros have no scale
             numbers = numbers.normal_(std=_STD, generator=generator)
-        write_numbers(parameters[name], torch.arange(len(numbers)), numbers, optimizers)
+        writing.write_numbers(parameters[name], torch.arange(len(numbers)), numbers, optimizers)
         yield Change(name, (), "noise", f"it was equal to {group.modules[0]}")
 
 
@@ -346,16 +317,9 @@ def _checksum(plans: Sequence[Plan]) -> int:
     """Return a checksum of the weights to be changed, the same on every process and device."""
     checksum = 0
     for plan in plans:
-        rows = current_rows(plan.layer.tensors[0], torch.tensor(plan.units)).float()
+        rows = drawing.current_rows(plan.layer.tensors[0], torch.tensor(plan.units)).float()
         checksum = zlib.crc32(rows.numpy().tobytes(), zlib.crc32(plan.layer.name.encode(), checksum))
     return checksum
-
-
-def _check_generator(generator: object) -> None:
-    if generator is not None and not (isinstance(generator, Generator) and generator.device.type == "cpu"):
-        raise TypeError(
-            f"Expected argument `generator` to be a torch.Generator on the CPU or None but got {brief(generator)}."
-        )
 
 
 def _optimizers_of(optimizer: object) -> list[Optimizer]:

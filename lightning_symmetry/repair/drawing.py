@@ -23,8 +23,7 @@ A little noise suffices, because equal units diverge as soon as their weights an
 def fresh_copy(module: nn.Module, generator: Generator) -> nn.Module | None:
     """Return a module of the same class and shapes with the default initialisation and plain parameters, on the CPU.
 
-    Returns None if the class has no ``reset_parameters``, or for TorchScript. The global random generators are
-    restored.
+    The global random generators are restored. None: the class has no ``reset_parameters``, or TorchScript compiled it.
     """
     if is_script(module):
         return None

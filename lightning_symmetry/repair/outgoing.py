@@ -8,7 +8,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import _WeightNorm
-from torch.nn.utils.parametrize import ParametrizationList
 from torch.optim import Optimizer
 
 from lightning_symmetry.modules import parametrizations_of
@@ -50,7 +49,8 @@ def reading_of_dead(graph: ReadingGraph, module: nn.Module, layer: Layer, units:
         return Reading([], f"`{moved}`, which reads them, has gradients for their outputs, so these are not zero", True)
     if frozen := next((reader.name for reader in readers if not reader.weight.requires_grad), None):
         return Reading([], f"`{frozen}`, which reads them, is frozen (`requires_grad=False`)")
-    if any(map(_mixes_units, parametrizations_of(module).values())):
+    steps = [step for chain in parametrizations_of(module).values() for step in chain]
+    if not all(isinstance(step, _WeightNorm) and step.dim == 0 for step in steps):
         return Reading([], "a parametrization computes all rows of their layer together")
     return Reading(readers)
 
@@ -73,11 +73,6 @@ def _has_gradients(reader: Reader, units: Tensor) -> bool:
         return False
     inputs = reader.inputs(units).flatten().to(gradient.device)
     return bool(gradient.index_select(reader.dim, inputs).abs().max() > _TINY)
-
-
-def _mixes_units(chain: ParametrizationList) -> bool:
-    """Return whether a computed row may depend on other rows of the original."""
-    return not all(isinstance(step, _WeightNorm) and step.dim == 0 for step in chain)
 
 
 def _is_silent_if_dead(reader: Reader) -> bool:

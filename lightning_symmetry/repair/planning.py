@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import dropwhile, islice, takewhile
@@ -62,7 +62,7 @@ class Left:
 
 
 def name_units(layer: str, units: tuple[int, ...]) -> str:
-    """Return how a sentence on some units begins; on the whole layer, if ``units`` is empty.
+    """Return the subject of a sentence about some units, or about the whole layer if ``units`` is empty.
 
     >>> name_units("fc1", (1, 2)), name_units("fc1", (1,)), name_units("fc1", ())
     ('fc1: 2 units, {1, 2},', 'fc1: unit 1,', 'fc1')
@@ -116,8 +116,11 @@ def _plans_for_layer(layer: Layer, diagnosis: LayerDiagnosis, *, only_noise: boo
         drawing = Drawing.NOISE if only_noise else Drawing.FRESH
         yield Plan(layer, group.units, drawing, f"all of their weights were {group.value:.6g}")
     if copied := [group for group in to_be_broken if not _is_constant(group)]:
+        what = "copies, some with the other sign," if any(group.mirrored for group in copied) else "copies"
+        whose = f"{len(copied)} other units" if len(copied) > 1 else f"unit {copied[0].units[0]}"
         others = tuple(sorted(unit for group in copied for unit in group.units[1:]))
-        yield Plan(layer, others, Drawing.NOISE if only_noise else Drawing.AT_SCALE, _reason_of_copies(copied))
+        drawing = Drawing.NOISE if only_noise else Drawing.AT_SCALE
+        yield Plan(layer, others, drawing, f"they were {what} of {whose}")
     grouped = {unit for group in diagnosis.groups if group.verdict is not Verdict.DEAD for unit in group.units}
     dead = tuple(unit for unit in diagnosis.dead if unit not in grouped)
     # After a single check, `dead` means zero gradients of one batch, which proves nothing.
@@ -133,17 +136,11 @@ def _plans_for_layer(layer: Layer, diagnosis: LayerDiagnosis, *, only_noise: boo
         yield Plan(layer, dead, Drawing.FRESH, "they were dead", clear_outgoing=True)
 
 
-def _reason_of_copies(groups: Sequence[UnitGroup]) -> str:
-    what = "copies, some with the other sign," if any(group.mirrored for group in groups) else "copies"
-    [first, *others] = [group.units[0] for group in groups]
-    return f"they were {what} of {f'{len(groups)} other units' if others else f'unit {first}'}"
-
-
 def is_to_be_broken(verdict: Verdict, first_step: int | None) -> bool:
     """Return whether to separate units or modules of this verdict.
 
-    Duplicates are separated only after a single check, with ``first_step`` None: it cannot prove more, and the user has
-    asked for it.
+    Duplicates are separated only after a single check, which leaves ``first_step`` None: one check cannot show whether
+    they are locked, and the user has asked for the repair.
     """
     if verdict is Verdict.DUPLICATE:
         return first_step is None

@@ -24,11 +24,7 @@ class CannotChangeError(ValueError):
 
 
 def check_writable(layer: Layer, module: nn.Module) -> None:
-    """Check that the weights of a layer can be written.
-
-    Raises:
-        CannotChangeError: if the layer is sharded, or has a parametrization without ``right_inverse``.
-    """
+    """Check that a layer is not sharded, and that all of its parametrizations have a ``right_inverse``."""
     for tensor in layer.all_tensors():
         if tensor.part is not None or not isinstance(tensor.rows(), Tensor):
             raise CannotChangeError(
@@ -36,7 +32,6 @@ def check_writable(layer: Layer, module: nn.Module) -> None:
                 "model is sharded, or of a checkpoint."
             )
         if is_computed(tensor):
-            name_of_computed(module, tensor)  # raises if it cannot be found
             chain = module.parametrizations[name_of_computed(module, tensor)]  # type: ignore[index]
             lacking = [type(step).__name__ for step in chain if not hasattr(step, "right_inverse")]
             if lacking:
@@ -85,11 +80,11 @@ def write_numbers(parameter: Tensor, places: Tensor, values: Tensor | float, opt
     if parameter.grad is not None and parameter.grad.layout == torch.strided:
         _fill(parameter.grad, places, 0.0)
     for optimizer in optimizers:
-        if isinstance(optimizer, torch.optim.LBFGS):
-            _forget_directions(optimizer, parameter)
-            continue
         group = next((g for g in optimizer.param_groups if any(each is parameter for each in g["params"])), None)
         if group is None:
+            continue
+        if isinstance(optimizer, torch.optim.LBFGS):  # its directions span all parameters, and are kept for the first
+            optimizer.state[group["params"][0]].clear()
             continue
         for name, kept in optimizer.state.get(cast("nn.Parameter", parameter), {}).items():
             start = _at_start(name, group, parameter, places)
@@ -111,11 +106,10 @@ def _at_start(name: str, group: dict[str, Any], parameter: Tensor, places: Tenso
 
 
 def _covered(shape: torch.Size, full: torch.Size, places: Tensor) -> Tensor:
-    """Return the flat indices in ``shape`` that are broadcast to nothing but ``places``, flat indices in ``full``.
+    """Return the flat indices in ``shape`` whose numbers, broadcast to ``full``, all lie at flat indices ``places``.
 
-    Example:
-        >>> _covered(torch.Size([3, 1]), torch.Size([3, 2]), torch.tensor([0, 4, 5]))
-        tensor([2])
+    >>> _covered(torch.Size([3, 1]), torch.Size([3, 2]), torch.tensor([0, 4, 5]))
+    tensor([2])
     """
     if shape == full:
         return places
@@ -127,20 +121,12 @@ def _covered(shape: torch.Size, full: torch.Size, places: Tensor) -> Tensor:
     return is_new.reshape(full).all(dim=dims, keepdim=True).flatten().nonzero().flatten()
 
 
-def _forget_directions(optimizer: Optimizer, parameter: Tensor) -> None:
-    """Reset the state of LBFGS, whose directions span all parameters."""
-    parameters = [each for group in optimizer.param_groups for each in group["params"]]
-    if any(each is parameter for each in parameters):
-        optimizer.state[parameters[0]].clear()
-
-
 def _fill(tensor: Tensor, places: Tensor, values: Tensor | float) -> None:
     """Write at flat indices of a tensor of any strides."""
     with torch.no_grad():
         flat = tensor.detach().reshape(-1)  # a copy, if the tensor is not contiguous
-        flat[places.to(tensor.device)] = (
-            values.to(tensor.device, tensor.dtype) if isinstance(values, Tensor) else values
-        )
+        # `put_` would need no copy, but is refused by `torch.use_deterministic_algorithms`.
+        flat[places.to(tensor.device)] = torch.as_tensor(values, dtype=tensor.dtype, device=tensor.device)
         if flat.data_ptr() != tensor.data_ptr():
             tensor.copy_(flat.reshape(tensor.shape))
 

@@ -256,6 +256,17 @@ def test_it_is_repeatable_and_leaves_the_global_generator_alone() -> None:
     assert not torch.equal(weights[0], weights[2])
 
 
+def test_deterministic_algorithms_suffice() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 6, 3).to(memory_format=torch.channels_last))  # type: ignore[call-overload]
+    copied(net, "0", 1, [2])
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert broken(net)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert are_distinct(net)
+
+
 def test_a_second_call_does_not_draw_what_the_first_has_drawn() -> None:
     net = copied(mlp(), "0", 3, [5])
     broken(net)
