@@ -21,10 +21,10 @@ _NUM_KEPT = 100
 class Board:
     """Notes among all ranks of the default process group, about one training.
 
-    Must be made before the first backward pass, and used from the first optimizer step on. The first rank numbers its
-    boards; every other rank uses the first number that did not exist when it made its board. So no rank reads notes of
-    an earlier training, not even of one without this rank: the first rank opens a board at its first optimizer step,
-    after the backward passes of all ranks.
+    Make it before the first backward pass, and use it from the first optimizer step on. The first rank numbers its
+    boards when it opens them, at its first optimizer step, after the backward passes of all ranks. Every other rank
+    takes the first number that was not in use when it made its board. So no rank reads notes of an earlier training,
+    even of one in which it took no part.
     """
 
     def __init__(self) -> None:
@@ -32,7 +32,7 @@ class Board:
         # Each rank numbers its trainings by itself, so that comparing hashes waits for no other rank.
         self._training = self._store.add(f"trainings of {dist.get_rank()}", 1)
         self._is_first = dist.get_rank() == 0
-        self._num_before = self._num_opened()
+        self._num_before = self._store.add("opened", 0)
         self._number = 0  # of this board; 0 until it is known
         self._num_notes = 0
         self._has_timed_out = False
@@ -87,13 +87,10 @@ class Board:
         elif self._number == 0:
             taken = f"taken by {dist.get_rank()}"
             number = max(self._num_before, self._store.add(taken, 0)) + 1
-            if self._wait(lambda: self._num_opened() >= number):
+            if self._wait(lambda: self._store.add("opened", 0) >= number):
                 self._number = number
                 self._store.add(taken, number - self._store.add(taken, 0))
         return self._number > 0 and not self._has_timed_out
-
-    def _num_opened(self) -> int:
-        return int(self._store.add("opened", 0))
 
     def _key(self, name: str) -> str:
         return f"{self._number}/{name}"

@@ -50,10 +50,6 @@ class FlatPart:
             return None
         return gradient.detach()[self.offset : self.offset + self.length]
 
-    def boxes(self, numbers: Tensor) -> Iterator[tuple[Tensor, tuple[int, ...]]]:
-        """Split the result of :meth:`numbers` or :meth:`gradient` into boxes; yield each with its first coordinates."""
-        return _boxes(numbers, self.start, self.shape)
-
 
 def without_numbers(module: nn.Module, parts: Mapping[str, FlatPart]) -> tuple[nn.Module, dict[int, FlatPart]]:
     """Make a stand-in for a module with flattened parameters, for adapters, which read shapes and make views.
@@ -71,8 +67,8 @@ def without_numbers(module: nn.Module, parts: Mapping[str, FlatPart]) -> tuple[n
     return stand_in, {id(whole[name]): part for name, part in parts.items()}
 
 
-def _boxes(numbers: Tensor, start: int, shape: tuple[int, ...]) -> Iterator[tuple[Tensor, tuple[int, ...]]]:
-    """Split consecutive numbers of a flattened tensor, which begin at index ``start``, into boxes."""
+def boxes(numbers: Tensor, start: int, shape: tuple[int, ...]) -> Iterator[tuple[Tensor, tuple[int, ...]]]:
+    """Split consecutive numbers of a flattened tensor, from index ``start`` on; yield boxes with their coordinates."""
     if not len(numbers):
         return
     if len(shape) == 1:
@@ -83,10 +79,10 @@ def _boxes(numbers: Tensor, start: int, shape: tuple[int, ...]) -> Iterator[tupl
     row = start // width
     if start % width or end < (row + 1) * width:  # a part of a row
         count = min(end, (row + 1) * width) - start
-        for box, place in _boxes(numbers[:count], start % width, shape[1:]):
+        for box, place in boxes(numbers[:count], start % width, shape[1:]):
             yield box[None], (row, *place)
-        yield from _boxes(numbers[count:], start + count, shape)
+        yield from boxes(numbers[count:], start + count, shape)
         return
     count = (end - start) // width
     yield numbers[: count * width].reshape(count, *shape[1:]), (row, *[0] * (len(shape) - 1))
-    yield from _boxes(numbers[count * width :], start + count * width, shape)
+    yield from boxes(numbers[count * width :], start + count * width, shape)

@@ -20,7 +20,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from lightning_symmetry.matrices.numerics import COPY_ELEMENTS, CPU, Integers, elements_at_once
-from lightning_symmetry.ranks.flat import FlatPart
+from lightning_symmetry.ranks.flat import FlatPart, boxes
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
@@ -30,7 +30,7 @@ View = Callable[[Tensor], Tensor]
 
 
 class UnreadableError(Exception):
-    """A tensor whose numbers cannot be located; the message says why."""
+    """Raised by the functions of this module if the numbers of a tensor cannot be located; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -122,27 +122,20 @@ class Piece:
 
 def is_sharded(tensor: Tensor) -> bool:
     """Return whether a tensor is a DTensor, whose numbers lie on several ranks."""
-    # The import takes as long as half of PyTorch; where there is a DTensor, it has been done.
+    # Importing this takes half as long as importing PyTorch. Where a DTensor exists, it has been imported.
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(tensor, module.DTensor)
 
 
 def part_of_rows(tensor: Tensor, view: View) -> Tensor | Piece:
-    """Return the rows ``view(tensor)``, or for a sharded tensor this rank's piece of them.
-
-    Raises:
-        UnreadableError: if the tensor is sharded and its numbers cannot be located.
-    """
+    """Return the rows ``view(tensor)``, or for a sharded tensor this rank's piece of them."""
     return piece_of(tensor, view) if is_sharded(tensor) else view(tensor.detach())
 
 
 def piece_of(tensor: Tensor, view: View) -> Piece:
     """Return this rank's piece of the rows ``view(tensor)``.
 
-    Of a tensor that is not sharded, every rank has a copy; the first rank answers for it.
-
-    Raises:
-        UnreadableError: if the numbers cannot be located.
+    Every rank has a copy of a tensor that is not sharded; the first rank answers for it.
     """
     if is_sharded(tensor):
         box = local_box(cast("DTensor", tensor))
@@ -157,13 +150,10 @@ def piece_of_part(part: FlatPart, numbers: Tensor, view: View, dtype: torch.dtyp
     """Return this rank's piece of the rows of a flattened parameter, or of its gradient.
 
     ``numbers`` ``(part.length,)`` are this rank's numbers of either, ``dtype`` is their nominal dtype on all ranks.
-
-    Raises:
-        UnreadableError: if the view copies.
     """
-    boxes = [Box(box, start, part.shape) for box, start in part.boxes(numbers)]
+    here = [Box(box, start, part.shape) for box, start in boxes(numbers, part.start, part.shape)]
     layout = view_map_of(view, part.shape)
-    found = tuple(fragment for box in boxes for fragment in fragments(box, layout))
+    found = tuple(fragment for box in here for fragment in fragments(box, layout))
     return Piece(torch.Size(layout.sizes), dtype, part.source.device, found, (part.key, layout))
 
 
@@ -181,11 +171,7 @@ def as_piece(piece: Tensor | Piece | Sequence[Tensor | Piece]) -> Piece:
 
 
 def local_box(tensor: DTensor) -> Box:
-    """Return this rank's box of a distributed tensor, without communication.
-
-    Raises:
-        UnreadableError: if the layout of the tensor is unknown.
-    """
+    """Return this rank's box of a distributed tensor, without communication."""
     mesh, shape = tensor.device_mesh, tuple(tensor.shape)
     local = tensor.to_local().detach()
     nothing = Box(local.new_empty([0] * len(shape)), (0,) * len(shape), shape)
@@ -281,11 +267,7 @@ def _parts_of_view(box: Box, view: ViewMap) -> Iterator[tuple[list[int], list[in
 
 
 def view_map_of(view: View, shape: Sequence[int]) -> ViewMap:
-    """Return a view as an affine map, found by applying it to the coordinates of a tensor of that shape.
-
-    Raises:
-        UnreadableError: if the view copies.
-    """
+    """Return a view as an affine map, found by applying it to the coordinates of a tensor of that shape."""
     sizes: tuple[int, ...] = ()
     origins, strides = [], []
     for dim, size in enumerate(shape):

@@ -16,20 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_symmetry.matrices import projections
 from lightning_symmetry.matrices.numerics import Floats, Integers, columns_by, reduce_rows
-from lightning_symmetry.matrices.projections import (
-    NUM_ESTIMATED,
-    NUM_FURTHER,
-    NUM_PROJECTIONS,
-    NUM_ROUGH,
-    PERIOD,
-    chunk_of,
-    further_chunk_of,
-    further_vectors,
-    position_vector,
-    random_vectors,
-    rough_vectors,
-)
 from lightning_symmetry.ranks.pieces import Fragment
 from lightning_symmetry.ranks.team import Name, Reduction, Request
 
@@ -120,12 +108,14 @@ def _number_per_row(local: LocalRows, index: Integers, *arguments: Any) -> Shape
     return (len(index),)
 
 
-@_query(lambda local: (1 + NUM_PROJECTIONS, local.num_rows))
+@_query(lambda local: (1 + projections.NUM_PROJECTIONS, local.num_rows))
 def sketch(local: LocalRows, numbers: Tensor) -> None:
     """Add the squared norm and the projections of every row."""
     for offset, width, fragments in local.pieces():
-        chunk = chunk_of(width)
-        vectors = random_vectors(offset, NUM_PROJECTIONS, -(-width // chunk), local.compute_dtype, local.device)
+        chunk = projections.chunk_of(width)
+        vectors = projections.random_vectors(
+            offset, projections.NUM_PROJECTIONS, -(-width // chunk), local.compute_dtype, local.device
+        )
         for fragment in fragments:
             here_chunk, here_vectors = _vectors_for(fragment, chunk, vectors)
             for first, block in fragment.blocks(local.compute_dtype):
@@ -144,31 +134,31 @@ def _vectors_for(fragment: Fragment, chunk: int, vectors: Tensor) -> tuple[int, 
     return 1, vectors[:, fragment.columns() // chunk]
 
 
-@_query(lambda local, index: (NUM_FURTHER, len(index)))
+@_query(lambda local, index: (projections.NUM_FURTHER, len(index)))
 def project(local: LocalRows, numbers: Tensor, index: Integers) -> None:
     """Add the products of the rows at ``index`` with the further random vectors."""
-    _add_products(local, numbers, index, further_vectors(local.width, torch.float64, local.device))
+    _add_products(local, numbers, index, projections.further_vectors(local.width, torch.float64, local.device))
 
 
-@_query(lambda local, index: (NUM_ROUGH, len(index)), is_in_compute_dtype=True)
+@_query(lambda local, index: (projections.NUM_ROUGH, len(index)), is_in_compute_dtype=True)
 def project_roughly(local: LocalRows, numbers: Tensor, index: Integers) -> None:
     """Add the products of the rows at ``index`` with the random vectors that distinguish directions."""
-    _add_products(local, numbers, index, rough_vectors(local.width, torch.float64, local.device))
+    _add_products(local, numbers, index, projections.rough_vectors(local.width, torch.float64, local.device))
 
 
 def _add_products(local: LocalRows, numbers: Tensor, index: Integers, vectors: Tensor) -> None:
-    chunk = further_chunk_of(local.width)
+    chunk = projections.further_chunk_of(local.width)
     for fragment in local.all_fragments():
         here = vectors[:, fragment.columns() // chunk]
         for place, block in fragment.blocks_at(index):
             numbers[:, place] += (here @ block.T).to(numbers)
 
 
-@_query(lambda local, index, others, factors: (NUM_ESTIMATED, len(index)))
+@_query(lambda local, index, others, factors: (projections.NUM_ESTIMATED, len(index)))
 def differences(local: LocalRows, numbers: Tensor, index: Integers, others: Integers, factors: Floats) -> None:
     """Add products of rows at ``index`` minus ``factors`` times those at ``others`` with the first further vectors."""
     subtracted = torch.zeros_like(numbers)
-    vectors = further_vectors(local.width, torch.float64, local.device)[:NUM_ESTIMATED]
+    vectors = projections.further_vectors(local.width, torch.float64, local.device)[: projections.NUM_ESTIMATED]
     _add_products(local, numbers, index, vectors)
     _add_products(local, subtracted, others, vectors)
     numbers -= subtracted * torch.from_numpy(factors).to(subtracted)
@@ -177,23 +167,17 @@ def differences(local: LocalRows, numbers: Tensor, index: Integers, others: Inte
 @_query(_number_per_row)
 def positions(local: LocalRows, numbers: Tensor, index: Integers) -> None:
     """Add the products of the rows at ``index`` with one fixed random vector."""
-    vector = position_vector(local.width, torch.float64, local.device)
+    vector = projections.position_vector(local.width, torch.float64, local.device)
     for fragment in local.all_fragments():
         columns = fragment.columns()
-        signed = vector[columns % PERIOD] * (1 - columns // PERIOD % 2 * 2)
+        signed = vector[columns % projections.PERIOD] * (1 - columns // projections.PERIOD % 2 * 2)
         for place, block in fragment.blocks_at(index):
             numbers[place] += block @ signed
 
 
 @_query(_number_per_row)
 def squares(
-    local: LocalRows,
-    numbers: Tensor,
-    index: Integers,
-    other: Integers,
-    rows: Floats,
-    scale: Floats,
-    factors: Floats,
+    local: LocalRows, numbers: Tensor, index: Integers, other: Integers, rows: Floats, scale: Floats, factors: Floats
 ) -> None:
     """Add the squares of the distances between the rows at ``index`` and ``factors`` times ``rows[other]``.
 

@@ -33,13 +33,8 @@ class ShardedRows(Rows):
     """A matrix ``(n, d)`` whose numbers lie on several ranks.
 
     Every rank makes one, and answers queries about it within :meth:`Team.run`. There, the first rank can use the
-    methods of :class:`Rows`, after :func:`lightning_symmetry.ranks.sketches.read` has registered the matrix.
-
-    Args:
-        pieces: as for :class:`DenseRows`, some of them sharded.
-
-    Attributes:
-        local: this rank's part.
+    methods of :class:`Rows`, after :func:`lightning_symmetry.ranks.sketches.read` has registered the matrix. The pieces
+    are as for :class:`DenseRows`, some of them sharded.
     """
 
     def __init__(self, pieces: Sequence[Tensor | Piece | Sequence[Tensor | Piece]]) -> None:
@@ -59,10 +54,8 @@ class ShardedRows(Rows):
     def ask(self, query: Query, *arguments: Any, names: Sequence[Name] = ()) -> Tensor:
         """Ask all ranks of the team, and return the answer on the CPU; for the first rank only.
 
-        ``names`` has the name of this matrix, if it has no number on the other ranks yet.
-
-        Raises:
-            TeamError: if some rank could not answer.
+        ``names`` has the name of this matrix, if it has no number on the other ranks yet. Raises a TeamError if some
+        rank could not answer.
         """
         if self._team is None:
             raise TeamError("the matrix is not registered on all ranks")

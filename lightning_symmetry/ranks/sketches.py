@@ -1,4 +1,8 @@
-"""Functions of the ranks that hold a model: the team, sketches of its matrices, and groups of equal rows."""
+"""Functions of the ranks that hold a model: the team, sketches of its matrices, and groups of equal rows.
+
+Only the first rank calls the functions that get a team. They raise a :class:`TeamError` if some rank does not have a
+matrix, or cannot read it.
+"""
 
 from __future__ import annotations
 
@@ -53,13 +57,11 @@ def is_replicated(model: nn.Module) -> bool:
 
 
 def read(team: Team, matrices: Mapping[Name, Rows | None]) -> dict[Name, str]:
-    """Register the sharded matrices on all ranks, and read their sketches; for the first rank only.
+    """Register the sharded matrices on all ranks, and read their sketches.
 
     Returns:
-        By name, why a matrix cannot be read; an empty reason means that some rank does not have it.
-
-    Raises:
-        TeamError: if there are several sharded matrices and all of them fail.
+        By name, why a matrix cannot be read; an empty reason means that some rank does not have it. If there are
+        several sharded matrices and all of them fail, the failure is raised instead.
     """
     sharded = {name: rows for name, rows in matrices.items() if isinstance(rows, ShardedRows)}
     if not sharded:
@@ -82,11 +84,7 @@ def read(team: Team, matrices: Mapping[Name, Rows | None]) -> dict[Name, str]:
 
 
 def first_numbers(team: Team, name: Name, rows: Rows, piece: int, count: int) -> list[list[float]]:
-    """Return up to ``count`` first numbers of a piece of every row; for the first rank only.
-
-    Raises:
-        TeamError: if some rank does not have the matrix, or cannot read it.
-    """
+    """Return up to ``count`` first numbers of a piece of every row."""
     assert isinstance(rows, ShardedRows)
     rows.register(team, team.num_matrices)
     count = min(count, rows.widths[piece])
@@ -95,11 +93,7 @@ def first_numbers(team: Team, name: Name, rows: Rows, piece: int, count: int) ->
 
 
 def equal_rows(team: Team, name: Name, rows: Rows) -> list[tuple[int, ...]]:
-    """Return the groups of equal rows, except rows that are constant in each piece; for the first rank only.
-
-    Raises:
-        TeamError: if some rank does not have the matrix, or cannot read it.
-    """
+    """Return the groups of equal rows, except rows that are constant in each piece."""
     failures = read(team, {name: rows})
     if failures:
         raise TeamError(failures[name] or f"{', '.join(name)} are not on every rank")

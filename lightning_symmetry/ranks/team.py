@@ -12,6 +12,7 @@ from __future__ import annotations
 import pickle
 import zlib
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, NamedTuple, ParamSpec, Protocol, TypeVar, cast, runtime_checkable
@@ -38,20 +39,10 @@ class TeamError(RuntimeError):
 
 
 class Reduction(Enum):
-    """The reduction of all ranks' parts to one answer."""
+    """The reduction of all ranks' parts to one answer: its name in ``dist.ReduceOp``, and its neutral element."""
 
-    SUM = "sum"
-    LARGEST = "largest"
-
-    @property
-    def neutral(self) -> float:
-        """The neutral element."""
-        return 0.0 if self is Reduction.SUM else -torch.inf
-
-    @property
-    def operation(self) -> dist.ReduceOp.RedOpType:
-        """The operation of :mod:`torch.distributed`."""
-        return dist.ReduceOp.SUM if self is Reduction.SUM else dist.ReduceOp.MAX
+    SUM = ("SUM", 0.0)
+    LARGEST = ("MAX", -torch.inf)
 
 
 @runtime_checkable
@@ -61,10 +52,8 @@ class Shared(Protocol):
     def answer(self, query: str, numbers: Tensor, *arguments: Any) -> None:
         """Add this rank's part of the answer to ``numbers``, which are filled with the neutral element.
 
-        Raises:
-            ValueError: if there is no such query.
+        Raises a ValueError if there is no such query.
         """
-        ...
 
 
 Find = Callable[[Name], Shared | None]
@@ -104,17 +93,10 @@ class _End:
 
 
 class Team:
-    """All ranks of a training; every rank must make the same calls.
-
-    Args:
-        device: device from which tensors are sent.
-
-    Attributes:
-        is_first: whether this is the first rank, which decides.
-    """
+    """All ranks of a training, which send tensors from ``device``; every rank must make the same calls."""
 
     def __init__(self, device: torch.device) -> None:
-        self.is_first = dist.get_rank() == 0
+        self.is_first = dist.get_rank() == 0  # the first rank decides
         self._device = device
         self._matrices: list[Shared | Exception | None] = []
         self._errors: list[str] = []
@@ -122,13 +104,12 @@ class Team:
     def run(self, decide: Callable[[], T], follow: Callable[[T], None], find: Find) -> T:
         """Make a decision on the first rank, which may query the others; must be called on all ranks.
 
+        If anything failed on any rank, all ranks raise a TeamError.
+
         Args:
             decide: called on the first rank, where it may :meth:`ask` all ranks; its result is returned on all ranks.
             follow: called on the other ranks with the result of ``decide``.
             find: finds matrices by their names in requests.
-
-        Raises:
-            TeamError: on all ranks, if anything failed on any of them.
         """
         self._errors = []
         conclusion: T | None = None
@@ -142,7 +123,10 @@ class Team:
         except Exception as error:
             self._record(error)
         self._matrices = []  # so that gradients can be freed
-        self._raise_if_any_failed()
+        has_failed = torch.tensor([bool(self._errors)], dtype=torch.int32, device=self._device)
+        dist.all_reduce(has_failed, dist.ReduceOp.MAX)
+        if has_failed.item():
+            raise TeamError(self._collect_errors())
         return cast("T", conclusion)
 
     @property
@@ -191,7 +175,7 @@ class Team:
                 self._matrices.append(find(name))
             except Exception as error:
                 self._matrices.append(error)
-        neutral = request.reduction.neutral
+        operation, neutral = request.reduction.value
         total = sum(request.sizes.values())
         numbers = torch.full((total + 2 * len(request.sizes),), neutral, dtype=request.dtype, device=self._device)
         flags = numbers[total:].view(-1, 2).zero_()
@@ -211,7 +195,7 @@ class Team:
                 part.fill_(neutral)
                 flag[1] = 1
                 self._record(error)
-        dist.reduce(numbers, 0, request.reduction.operation)
+        dist.reduce(numbers, 0, getattr(dist.ReduceOp, operation))
         if not self.is_first:
             return []
         numbers = numbers.cpu()
@@ -243,13 +227,6 @@ class Team:
         dist.broadcast(data, 0)
         return data.cpu()
 
-    def _raise_if_any_failed(self) -> None:
-        """Raise on all ranks if anything has failed on any of them."""
-        has_failed = torch.tensor([bool(self._errors)], dtype=torch.int32, device=self._device)
-        dist.all_reduce(has_failed, dist.ReduceOp.MAX)
-        if has_failed.item():
-            raise TeamError(self._collect_errors())
-
     def _record(self, error: Exception) -> None:
         """Record a failure until :meth:`_collect_errors`, and this rank, unless the error names one already."""
         self._errors.append(describe(error) + ("" if isinstance(error, TeamError) else f" (rank {dist.get_rank()})"))
@@ -276,13 +253,9 @@ def attempt(step: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Callable
 
     So a failure on this rank alone does not keep it from the collectives in between.
     """
+    outcome: Future[T] = Future()
     try:
-        result = step(*args, **kwargs)
+        outcome.set_result(step(*args, **kwargs))
     except Exception as error:
-        failure = error
-
-        def fail() -> T:
-            raise failure
-
-        return fail
-    return lambda: result
+        outcome.set_exception(error)
+    return outcome.result

@@ -39,11 +39,6 @@ class ZeroPart(FlatPart):
         """The dtype of the master weights."""
         return self.master_dtype
 
-    @property
-    def gradient_dtype(self) -> torch.dtype:
-        """The dtype of the parameter, in which the backward pass computes."""
-        return self.source.dtype
-
     def numbers(self) -> Tensor:
         """Return the master weights, ``(length,)``."""
         if not self.length:
@@ -110,12 +105,8 @@ def why_not_read(parameter: Any) -> str:
         return "partitioned by DeepSpeed ZeRO, and this process has no process group: check the model in its training"
     if _is_partitioned(parameter):
         return _why_partition_is_not_read(parameter)
-    mapping = parameter._hp_mapping
-    if mapping is None:
-        return ""
-    is_known = all(
-        hasattr(mapping, name) for name in ("get_hp_fragment", "get_lp_grad_fragment", "lp_fragment_address")
-    )
+    mapping, names = parameter._hp_mapping, ("get_hp_fragment", "get_lp_grad_fragment", "lp_fragment_address")
+    is_known = mapping is None or all(hasattr(mapping, name) for name in names)
     return "" if is_known else _of_another_version("the mapping of parameters to master weights")
 
 
@@ -185,24 +176,19 @@ def _part_of(parameter: Any) -> ZeroPart:
         group, size = parameter.ds_process_group, parameter.ds_tensor.ds_numel
         start = min(count, dist.get_rank(_plain(group)) * size)
         length = min(size, count - start)
-        is_of_model = not _is_updated(parameter)
-        master = parameter.ds_tensor.dtype if is_of_model else _master_dtype(parameter._z3_optimizer, parameter)
+        master = parameter.ds_tensor.dtype
+        if _is_updated(parameter):
+            found = getattr(parameter._z3_optimizer, "master_weights_and_grads_dtype", None)
+            master = found if isinstance(found, torch.dtype) else torch.float32
     else:
         group, mapping = parameter._dp_group, parameter._hp_mapping
-        start, length = (0, 0) if mapping is None else _interval(mapping.lp_fragment_address)
-        master = torch.float32 if mapping is None else mapping.get_hp_fragment().dtype
+        start, length, master = 0, 0, torch.float32
+        if mapping is not None:
+            start, length = int(mapping.lp_fragment_address.start), int(mapping.lp_fragment_address.numel)
+            master = mapping.get_hp_fragment().dtype
     if 0 not in dist.get_process_group_ranks(_plain(group)):
         length = 0  # if several groups of ranks hold copies, the group of the first rank is read
     return ZeroPart(parameter, 0, length, start, shape, id(parameter), master)
-
-
-def _interval(address: Any) -> tuple[int, int]:
-    return int(address.start), int(address.numel)
-
-
-def _master_dtype(optimizer: Any, parameter: Any) -> torch.dtype:
-    found = getattr(optimizer, "master_weights_and_grads_dtype", None)
-    return found if isinstance(found, torch.dtype) else torch.float32
 
 
 def _plain(group: Any) -> dist.ProcessGroup | None:

@@ -35,7 +35,7 @@ from lightning_symmetry.matrices.grouping import find_groups
 from lightning_symmetry.matrices.question import Question
 from lightning_symmetry.matrices.rows import Rows
 from lightning_symmetry.matrices.sketching import sketch_all
-from lightning_symmetry.ranks.flat import FlatPart
+from lightning_symmetry.ranks.flat import boxes
 from lightning_symmetry.ranks.pieces import part_of_rows
 from lightning_symmetry.ranks.sharded import ShardedRows, matrix_of
 from lightning_symmetry.ranks.sketches import read
@@ -718,13 +718,12 @@ def test_pictures_of_sharded_layers(small_world: World, tmp_path: Path) -> None:
 def test_an_interval_of_a_flattened_tensor_is_made_of_boxes(shape: tuple[int, ...]) -> None:
     whole = torch.arange(1, math.prod(shape) + 1)
     for start, end in itertools.combinations(range(len(whole) + 1), 2):
-        part = FlatPart(whole[start:end], 0, end - start, start, shape, None)
         seen = torch.zeros(shape, dtype=torch.long)
-        boxes = list(part.boxes(part.numbers()))
-        for numbers, place in boxes:
+        found = list(boxes(whole[start:end], start, shape))
+        for numbers, place in found:
             seen[tuple(slice(a, a + n) for a, n in zip(place, numbers.shape, strict=True))] += numbers
         assert seen.flatten().tolist() == [n if start < n <= end else 0 for n in whole.tolist()]
-        assert len(boxes) <= 2 * len(shape) - 1
+        assert len(found) <= 2 * len(shape) - 1
 
 
 def test_partitioned_by_deepspeed_outside_of_a_training_is_skipped() -> None:

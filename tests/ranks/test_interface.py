@@ -197,4 +197,5 @@ def test_every_query_is_declared() -> None:
         assert query.name == name
         assert getattr(queries, name) is query
         assert query.reduction in Reduction
-        assert math.isfinite(query.reduction.neutral) == (query.reduction is Reduction.SUM)
+        _, neutral = query.reduction.value
+        assert math.isfinite(neutral) == (query.reduction is Reduction.SUM)
