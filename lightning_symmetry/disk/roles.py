@@ -176,10 +176,6 @@ def _is_depthwise(module: StoredModule) -> bool:
     return _is_convolution(module) and _shape(module)[1] == 1
 
 
-def _depthwise(module: StoredModule) -> Units:
-    return _incoming(module, blocks=_shape(module)[0])
-
-
 def _is_conv1d(module: StoredModule) -> bool:
     shape = _shape(module)
     if len(shape) != 2 or _num_biases(module) != shape[1]:
@@ -207,7 +203,7 @@ ROLES = (
     Role("stacked matrices, (experts, out, in)", _is_stack, _no_units),
     Role("embedding", _is_embedding, _columns),
     Role("transposed convolution", _is_transposed_convolution, _columns),
-    Role("depthwise convolution", _is_depthwise, _depthwise),
+    Role("depthwise convolution", _is_depthwise, lambda module: _incoming(module, blocks=_shape(module)[0])),
     Role("convolution", _is_convolution, _incoming),
     Role("linear layer of GPT-2, (in, out)", _is_conv1d, _columns),
     Role("linear layer", _is_linear, _incoming),

@@ -104,18 +104,14 @@ class Trial:
             )
 
     def after(self, merged: nn.Module, equal: Iterable[Equal], edits: Sequence[Edit]) -> Trial:
-        """Check that a merge changes the outputs of no run; return the trial of the merged model.
-
-        Only the structure of ``merged`` is used.
-        """
+        """Check that a merge changes the outputs of no run; return its trial. ``merged`` gives the structure only."""
         before = copy.deepcopy(self.model)
         tensors = dict(_tensors(before))
         with torch.no_grad():
             for each in equal:
                 each.apply(tensors[each.name])
             after = copy.deepcopy(merged)
-            exact = verification.is_exact(before)
-            if exact:
+            if verification.is_exact(before):
                 verification.to_float64(after)
             for name, tensor in _tensors(after):
                 source = tensors[name].detach()

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_map_only
 
 from lightning_symmetry.arguments import check_module
 from lightning_symmetry.brief import brief
@@ -85,13 +85,13 @@ class Inputs:
         return self._mapped(_exact)
 
     def _mapped(self, change: Callable[[Tensor], Tensor]) -> Inputs:
-        both = (self.args, self.kwargs)
-        return Inputs(*tree_map(lambda value: change(value) if isinstance(value, Tensor) else value, both))
+        return Inputs(*tree_map_only(Tensor, change, (self.args, self.kwargs)))
 
 
 def _exact(tensor: Tensor) -> Tensor:
-    has_fractions = tensor.is_floating_point() or tensor.is_complex()
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float64)) if has_fractions else tensor
+    if tensor.is_complex():
+        return tensor.to(torch.complex128)
+    return tensor.double() if tensor.is_floating_point() else tensor
 
 
 def _like(value: Tensor, generator: torch.Generator) -> Tensor:
@@ -160,7 +160,7 @@ def relative_error(expected: Sequence[Tensor], actual: Sequence[Tensor]) -> floa
 
 
 def _distance(a: Tensor, b: Tensor) -> float:
-    exact = torch.promote_types(a.dtype, torch.float64)
+    exact = torch.complex128 if a.is_complex() else torch.float64
     a, b = a.to("cpu", exact), b.to("cpu", exact)  # some devices have no float64
     finite = a.isfinite()
     if not torch.equal(finite, b.isfinite()):

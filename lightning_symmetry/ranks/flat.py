@@ -54,9 +54,7 @@ class FlatPart:
 def without_numbers(module: nn.Module, parts: Mapping[str, FlatPart]) -> tuple[nn.Module, dict[int, FlatPart]]:
     """Make a stand-in for a module with flattened parameters, for adapters, which read shapes and make views.
 
-    Returns:
-        The stand-in, whose parameters have their whole shapes but no numbers, and the parts by ``id`` of the new
-        parameters.
+    Its parameters have their whole shapes but no numbers. Return it, and the parts by ``id`` of these parameters.
     """
     whole = {
         name: nn.Parameter(torch.empty(part.shape, device="meta"), requires_grad=False) for name, part in parts.items()

@@ -133,10 +133,7 @@ def part_of_rows(tensor: Tensor, view: View) -> Tensor | Piece:
 
 
 def piece_of(tensor: Tensor, view: View) -> Piece:
-    """Return this rank's piece of the rows ``view(tensor)``.
-
-    Every rank has a copy of a tensor that is not sharded; the first rank answers for it.
-    """
+    """Return this rank's piece of the rows ``view(tensor)``; for a tensor that is whole, the first rank answers."""
     if is_sharded(tensor):
         box = local_box(cast("DTensor", tensor))
     else:

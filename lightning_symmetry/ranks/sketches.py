@@ -40,7 +40,7 @@ def device_to_send_from(model: nn.Module) -> torch.device:
         return here
     # For example "cuda:nccl", or "cpu:gloo,cuda:nccl" for a group with a backend for each device type.
     kinds = [pair.partition(":")[0] for pair in dist.get_backend_config().split(",")]
-    if here.type in kinds or not kinds:
+    if here.type in kinds:
         return here
     return torch.device(kinds[0], torch.cuda.current_device()) if kinds[0] == "cuda" else torch.device(kinds[0])
 

@@ -132,10 +132,8 @@ def groups_of(optimizer: Any) -> Iterator[tuple[dict[str, Any], list[Tensor]]]:
 
 def is_engine(module: nn.Module) -> bool:
     """Return whether a module is a DeepSpeed engine."""
-    return any(
-        kind.__name__ == "DeepSpeedEngine" and kind.__module__.partition(".")[0] == "deepspeed"
-        for kind in type(module).__mro__
-    )
+    kinds = [kind for kind in type(module).__mro__ if kind.__name__ == "DeepSpeedEngine"]
+    return any(kind.__module__.partition(".")[0] == "deepspeed" for kind in kinds)
 
 
 def whole_shape(parameter: Any) -> tuple[int, ...]:

@@ -42,12 +42,9 @@ def check_writable(layer: Layer, module: nn.Module) -> None:
 
 
 def write_rows(
-    tensor: Incoming, units: Tensor, values: Tensor, module: nn.Module, optimizers: Sequence[Optimizer]
+    tensor: Incoming, units: Tensor, values: Tensor, owner: nn.Module, optimizers: Sequence[Optimizer]
 ) -> None:
-    """Replace the rows of ``units`` ``(n,)`` by ``values`` ``(n, ...)``, in the shape of the tensor's view.
-
-    ``module`` owns the tensor.
-    """
+    """Replace the rows of ``units`` ``(n,)`` by ``values`` ``(n, ...)``, in the shape of the tensor's view."""
     if tensor.weights.is_complex():
         values = complex_rows(values)
     places = tensor.view(torch.arange(tensor.weights.numel()).reshape(tensor.weights.shape))[units].flatten()
@@ -58,7 +55,7 @@ def write_rows(
     _fill(weight, places, values.flatten())
     before = [original.detach().clone() for original in tensor.originals]
     with torch.no_grad():
-        setattr(module, name_of_computed(module, tensor), weight)
+        setattr(owner, name_of_computed(owner, tensor), weight)
         for original, old in zip(tensor.originals, before, strict=True):
             changed = places
             if original.shape != weight.shape:
