@@ -1,14 +1,15 @@
-"""Properties of forward and backward passes for which autograd has no public function."""
+"""Properties of autograd's nodes and passes that have no public function."""
 
 from __future__ import annotations
 
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import BackwardCFunction
 
 NO_PASS = -1
 
@@ -26,6 +27,58 @@ def next_operation() -> int:
 def number_of(node: Any) -> int:
     """Return the number of a node's operation; very large for nodes that accumulate the gradient of a parameter."""
     return int(node._sequence_nr())
+
+
+def operation_of(node: Any) -> str:
+    """Return the name of a node's operation.
+
+    >>> operation_of(torch.ones(2, requires_grad=True).relu().grad_fn)
+    'Relu'
+    """
+    name: str = node.name().rpartition("::")[2]
+    if isinstance(node, BackwardCFunction):
+        return name  # a custom function, perhaps named like one of PyTorch's
+    return name.partition("Backward")[0] or name
+
+
+def shapes_of(node: Any) -> list[tuple[int, ...]]:
+    """Return the shapes of the outputs of a node's operation."""
+    return [tuple(each.shape) for each in node._input_metadata]
+
+
+def may_read_saved(node: Any) -> bool:
+    """Return whether the tensors that autograd has saved for a node can be read without recomputing them.
+
+    A checkpointed segment recomputes them only once, and the backward pass needs them.
+    """
+    for name in names_of_saved(node):
+        try:
+            saved = getattr(node, name)
+        except RuntimeError:  # autograd has freed it
+            return False
+        several = saved if isinstance(saved, tuple | list) else [saved]
+        if any(each is not None and getattr(each, "unpack_hook", each) is not None for each in several):
+            return False
+    return True
+
+
+def names_of_saved(node: Any) -> list[str]:
+    """Return the names of a node's attributes with tensors that autograd has saved."""
+    return [name for name in dir(type(node)) if name.startswith("_raw_saved_")]
+
+
+def signed(number: int) -> int:
+    """Restore the sign of a number for which autograd has stored an unsigned one: 2^64 - 1 becomes -1."""
+    return number - 2**64 if number >= 2**63 else number
+
+
+def is_single(shape: Sequence[int], dims: Sequence[int]) -> bool:
+    """Return whether a shape has size 1 along all these dimensions, of which autograd may store -1 as 2^64 - 1.
+
+    >>> is_single((8, 1), (2**64 - 1,))
+    True
+    """
+    return all(shape[signed(dim)] == 1 for dim in dims)
 
 
 def upstream(nodes: Iterable[Any]) -> Iterator[Any]:
@@ -51,7 +104,7 @@ def may_recompute() -> bool:
 
 
 def outputs_of_running_pass(thread: int) -> list[Tensor]:
-    """Return the tensors at which a backward pass starts that runs in a thread; none if they are unknown.
+    """Return the tensors at which the backward pass of a thread starts; none if they are unknown.
 
     They are read from a frame of PyTorch's own function, because a plain loop passes its loss to nobody else.
     """

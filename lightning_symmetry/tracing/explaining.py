@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from lightning_symmetry.modules import own_parameters
-from lightning_symmetry.tracing.autograd import reachable, upstream
+from lightning_symmetry.tracing.autograd import is_single, operation_of, reachable, shapes_of, upstream
 from lightning_symmetry.tracing.calls import Call, Range
 from lightning_symmetry.tracing.graph import BackwardPass, Place, Target, Use
 from lightning_symmetry.tracing.kinds import CLOSING, Stop, explains, kind_of, words_for
-from lightning_symmetry.tracing.labels import along, is_single, operation_of, shapes_of
+from lightning_symmetry.tracing.labels import along
 from lightning_symmetry.verdicts.stops import GradientStop, StopKind, Stopped
 
 # At most this many operations at which a gradient stops are examined.

@@ -13,19 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from lightning_symmetry.tracing.autograd import number_of, running_pass, upstream
+from lightning_symmetry.tracing.autograd import may_read_saved, number_of, running_pass, shapes_of, upstream
 from lightning_symmetry.tracing.calls import Call, ModuleCalls
 from lightning_symmetry.tracing.kinds import Factor, factor_of, is_one_hot
-from lightning_symmetry.tracing.labels import (
-    MANY,
-    Labels,
-    carry,
-    join,
-    may_read_saved,
-    present_labels,
-    shapes_of,
-    without_copies,
-)
+from lightning_symmetry.tracing.labels import MANY, Labels, carry, join, present_labels, without_copies
 
 # Autograd's number for nodes without an operation, such as those that accumulate gradients of parameters.
 _NO_NUMBER = 2**64 - 1

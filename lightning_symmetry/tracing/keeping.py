@@ -13,9 +13,9 @@ from torch.nn.modules.conv import _ConvNd
 
 from lightning_symmetry.matrices.numerics import Floats
 from lightning_symmetry.matrices.question import TOLERANCES
-from lightning_symmetry.tracing.autograd import number_of
+from lightning_symmetry.tracing.autograd import number_of, operation_of
 from lightning_symmetry.tracing.graph import BackwardPass
-from lightning_symmetry.tracing.labels import along, operation_of
+from lightning_symmetry.tracing.labels import along
 from lightning_symmetry.units.layers import real_rows
 from lightning_symmetry.verdicts.diagnoses import THE_LOSS
 

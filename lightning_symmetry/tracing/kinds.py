@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.conv import _ConvNd
 
+from lightning_symmetry.tracing.autograd import is_single, operation_of, shapes_of
 from lightning_symmetry.tracing.calls import Call, Range, storage_of
-from lightning_symmetry.tracing.labels import Labels, along, is_single, operation_of, shapes_of
+from lightning_symmetry.tracing.labels import Labels, along
 from lightning_symmetry.verdicts.stops import GradientStop, StopKind
 
 

@@ -12,49 +12,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import BackwardCFunction
+
+from lightning_symmetry.tracing.autograd import names_of_saved, operation_of, shapes_of, signed
 
 MANY = -1
 
 Labels = Tensor | None
 _Rule = Callable[[Any, int, Tensor, Sequence[tuple[int, ...]]], Tensor]
-
-
-def operation_of(node: Any) -> str:
-    """Return the name of a node's operation.
-
-    >>> operation_of(torch.ones(2, requires_grad=True).relu().grad_fn)
-    'Relu'
-    """
-    name: str = node.name().rpartition("::")[2]
-    if isinstance(node, BackwardCFunction):
-        return name  # a custom function, perhaps named like one of PyTorch's
-    return name.partition("Backward")[0] or name
-
-
-def shapes_of(node: Any) -> list[tuple[int, ...]]:
-    """Return the shapes of the outputs of a node's operation."""
-    return [tuple(each.shape) for each in node._input_metadata]
-
-
-def may_read_saved(node: Any) -> bool:
-    """Return whether the tensors that autograd has saved for a node can be read without recomputing them.
-
-    A checkpointed segment recomputes them only once, and the backward pass needs them.
-    """
-    for name in _names_of_saved(node):
-        try:
-            saved = getattr(node, name)
-        except RuntimeError:  # autograd has freed it
-            return False
-        several = saved if isinstance(saved, tuple | list) else [saved]
-        if any(each is not None and getattr(each, "unpack_hook", each) is not None for each in several):
-            return False
-    return True
-
-
-def _names_of_saved(node: Any) -> list[str]:
-    return [name for name in dir(type(node)) if name.startswith("_raw_saved_")]
 
 
 def carry(node: Any, index: int, labels: Labels, shape: Sequence[int], *, may_read: bool) -> list[Labels]:
@@ -75,7 +39,7 @@ def carry(node: Any, index: int, labels: Labels, shape: Sequence[int], *, may_re
         return every
     try:
         if is_move:
-            if _names_of_saved(node) and not may_read:
+            if names_of_saved(node) and not may_read:
                 return every
             return [_shortened(each) for each in _moved(node, index, labels, shapes)]
         rule = _RULES.get(operation)
@@ -222,21 +186,7 @@ def _of_reduction(node: Any, index: int, labels: Tensor, shapes: Sequence[tuple[
     if dims is None or dims == ():
         dims = range(labels.ndim)
     several = dims if isinstance(dims, Sequence) else [dims]
-    return merge(labels, [_signed(dim) % labels.ndim for dim in several]).reshape(shapes[0])
-
-
-def _signed(number: int) -> int:
-    """Restore the sign of a number for which autograd has stored an unsigned one: 2^64 - 1 becomes -1."""
-    return number - 2**64 if number >= 2**63 else number
-
-
-def is_single(shape: Sequence[int], dims: Sequence[int]) -> bool:
-    """Return whether a shape has size 1 along all these dimensions, of which autograd may store -1 as 2^64 - 1.
-
-    >>> is_single((8, 1), (2**64 - 1,))
-    True
-    """
-    return all(shape[_signed(dim)] == 1 for dim in dims)
+    return merge(labels, [signed(dim) % labels.ndim for dim in several]).reshape(shapes[0])
 
 
 def _of_repeat(node: Any, index: int, labels: Tensor, shapes: Sequence[tuple[int, ...]]) -> Tensor:
@@ -245,7 +195,7 @@ def _of_repeat(node: Any, index: int, labels: Tensor, shapes: Sequence[tuple[int
 
 
 def _of_glu(node: Any, index: int, labels: Tensor, shapes: Sequence[tuple[int, ...]]) -> Tensor:
-    one, other = labels.chunk(2, _signed(node._saved_dim))
+    one, other = labels.chunk(2, signed(node._saved_dim))
     joined = join(one, other)
     return torch.full_like(one, MANY) if joined is None else joined
 
@@ -278,9 +228,9 @@ _RULES: dict[str, _Rule] = {
     "ViewAsReal": lambda node, index, labels, shapes: labels[..., None],
     "ViewAsComplex": lambda node, index, labels, shapes: merge(labels, [-1])[..., 0],
     **dict.fromkeys(("NativeBatchNorm", "CudnnBatchNorm", "MiopenBatchNorm"), _of_batch_norm),
-    **dict.fromkeys(("Softmax", "LogSoftmax", "SafeSoftmax"), _merging(lambda node, index: [_signed(node._saved_dim)])),
+    **dict.fromkeys(("Softmax", "LogSoftmax", "SafeSoftmax"), _merging(lambda node, index: [signed(node._saved_dim)])),
     **dict.fromkeys(
-        ("FftR2C", "FftC2R", "FftC2C"), _merging(lambda node, index: [_signed(dim) for dim in node._saved_dim])
+        ("FftR2C", "FftC2R", "FftC2C"), _merging(lambda node, index: [signed(dim) for dim in node._saved_dim])
     ),
     **dict.fromkeys(_ATTENTION, _merging(lambda node, index: ([-1], [-2, -1], [-2])[index])),
     **dict.fromkeys(("Sum", "Mean", "Amax", "Amin", "Logsumexp", "Prod", "Var", "Std", "Norm"), _of_reduction),

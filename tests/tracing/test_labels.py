@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from torch import Tensor
 from torch.nn import functional
 
-from lightning_symmetry.tracing.labels import MANY, along, carry, join, merge, operation_of
+from lightning_symmetry.tracing.autograd import operation_of
+from lightning_symmetry.tracing.labels import MANY, along, carry, join, merge
 
 # By name: the shape of the input, the operation, and whether its rule is exact rather than an upper bound.
 Operation = tuple[tuple[int, ...], Callable[[Tensor], Tensor], bool]
