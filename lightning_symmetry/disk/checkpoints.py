@@ -31,7 +31,7 @@ _NO_WEIGHTS = re.compile(
 _MAX_DEPTH = 8
 _MAX_KEYS = 8
 _MAX_REASON = 300
-# How many times the size of the file its tensors may claim; tied weights and views of one buffer share numbers.
+# The tensors may claim this many times the size of the file: tied weights and views of one buffer share numbers.
 _MAX_SHARED = 4
 
 

@@ -121,7 +121,7 @@ class Archive:
         return None if record is None else Place.of(tensor, self._file, *record, is_swapped=self._is_swapped)
 
     def with_numbers(self, value: Any, depth: int = 0) -> Any:
-        """Return a value of the content with the numbers of all readable tensors in it."""
+        """Return a value of the content in which all readable tensors have their numbers."""
         if isinstance(value, Tensor):
             place = self.place_of(value)
             return value if place is None or place.fault() else place.read()
@@ -164,7 +164,7 @@ def is_plain(tensor: Tensor) -> bool:
 
 
 def _records(file: StoredFile) -> dict[str, tuple[int, int]]:
-    """Return the start and the number of bytes of each record, by its name without the folder before all names."""
+    """Return the start and the number of bytes of each record, by its name without the folder that all names share."""
     try:
         with zipfile.ZipFile(file.raw) as archive:
             entries = archive.infolist()

@@ -67,7 +67,7 @@ def _words(module: StoredModule) -> set[str]:
 
 
 def _own_name(module: StoredModule) -> str:
-    """Return the last step of a module's path that is not a number, as in ``nn.ModuleList``."""
+    """Return the last step of a module's path that is not an index, as in ``nn.ModuleList``."""
     return next((step for step in reversed(module.path.split(".")) if not step.isdigit()), "")
 
 
@@ -151,7 +151,7 @@ def _is_stack(module: StoredModule) -> bool:
 
 
 def _no_units(module: StoredModule) -> Units:
-    raise NotUnderstoodError("a stack of matrices")  # is checked slice by slice
+    raise NotUnderstoodError("a stack of matrices")  # so it is checked slice by slice
 
 
 def _is_embedding(module: StoredModule) -> bool:

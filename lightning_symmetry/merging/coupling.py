@@ -93,7 +93,7 @@ class Graph:
     def __init__(self, model: nn.Module, inputs: Inputs) -> None:
         pruning = torch_pruning()
         self._model = model
-        # Whether a symbolic trace of both modes found all readers of the units that `coupled` got last.
+        # Whether a symbolic trace of both modes found all readers of the latest units passed to `coupled`.
         self.knows_all_readers = False
         self._paths = {module: path for path, module in model.named_modules()}
         self._num_holders = num_holders(model)
@@ -129,7 +129,7 @@ class Graph:
     def _check_readers(self, readers: Iterable[Coupled], module: nn.Module, units: Sequence[int]) -> None:
         """Check that torch-pruning found all readers, including layers that are used only in training mode."""
         expected = ReadingGraph(self._model).readers_of(module, self._graph.get_out_channels(module))
-        self.knows_all_readers = expected is not None  # for example, None if the units are added to others
+        self.knows_all_readers = expected is not None  # unknown, for example, if the units are added to others
         found = {id(tensor): (part.dim, each.places) for each in readers for part, tensor in each.tensors.values()}
         for reader in expected or ():
             places = map(tuple, reader.inputs(torch.tensor(units)).tolist())
@@ -221,7 +221,7 @@ class Graph:
 
 
 def torch_pruning() -> Any:
-    """Import and return the package torch-pruning; raise a ModuleNotFoundError if it is not installed."""
+    """Import and return the package torch-pruning; raises a ModuleNotFoundError if it is not installed."""
     try:
         import torch_pruning
     except ModuleNotFoundError as error:

@@ -66,7 +66,7 @@ class Board:
     def next_of_first(self, note: bytes) -> bytes | None:
         """Leave the next note on the first rank, read it on the others, and return it.
 
-        Returns None from the first time on that a note does not arrive within ten seconds.
+        Once a note has not arrived within ten seconds, this returns None from then on.
         """
         if not self._open():
             return None

@@ -228,7 +228,7 @@ class Team:
         return data.cpu()
 
     def _record(self, error: Exception) -> None:
-        """Record a failure until :meth:`_collect_errors`, and this rank, unless the error names one already."""
+        """Record a failure for :meth:`_collect_errors`, with this rank unless the error already names one."""
         self._errors.append(describe(error) + ("" if isinstance(error, TeamError) else f" (rank {dist.get_rank()})"))
 
     def _collect_errors(self) -> str:

@@ -23,7 +23,7 @@ A little noise suffices, because equal units diverge as soon as their weights an
 def fresh_copy(module: nn.Module, generator: Generator) -> nn.Module | None:
     """Return a module of the same class and shapes with the default initialisation and plain parameters, on the CPU.
 
-    The global random generators are restored. None: the class has no ``reset_parameters``, or TorchScript compiled it.
+    The global random generators are restored. None for a class without ``reset_parameters``, and for TorchScript.
     """
     if is_script(module):
         return None

@@ -25,14 +25,14 @@ _WITH_FAST_PATHS = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.Transf
 
 
 class Mark(NamedTuple):
-    """A record at the node that has computed an output of a module."""
+    """A record at a node of autograd's graph: a module has returned the output of this operation."""
 
     is_output: bool  # whether the module is no loss
     key: int | None  # a unique number if the module is an outermost one, else None
 
 
 class Range(NamedTuple):
-    """The range of numbers at each index along one dimension of a tensor, whose size is ``size``."""
+    """The range of the numbers at each of ``size`` indices along one dimension of a tensor."""
 
     lowest: Tensor  # smallest numbers, ``(size,)``
     highest: Tensor  # largest numbers, ``(size,)``

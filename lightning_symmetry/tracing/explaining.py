@@ -44,7 +44,7 @@ class Explained(NamedTuple):
 
 @dataclass
 class _Search:
-    """The results of a search from a parameter towards the loss. Each use stands with the tensor that is used."""
+    """The results of a search from a parameter towards the loss. Each use is paired with the tensor that is used."""
 
     before: dict[Place, Place | None]  # by tensor, the previous tensor of the search; None for the parameter
     has_arrived: bool = False  # whether a gradient arrives at the parameter itself
@@ -159,7 +159,7 @@ class Explanation:
         return Stopped(GradientStop(StopKind.UNREAD, self._targets[i].layer, detail))
 
     def _search(self, i: int, label: int) -> _Search:
-        """Follow the units of a label from their parameter towards the loss, as far as no gradient arrives."""
+        """Follow the units of a label from their parameter towards the loss, until a gradient arrives."""
         backward, path = self._pass, self._pass.paths[i]
         search = _Search({path.start: None}, backward.has_arrived(path, path.start, label))
         if search.has_arrived:
@@ -370,7 +370,7 @@ class Explanation:
         of_place = self._pass.paths[i].labels.get(place)
         wanted = torch.tensor(labels)
         if of_place is not None and self._targets[i].num_labels == 1:
-            of_place = of_place.abs()  # several units of one label are that label
+            of_place = of_place.abs()  # MANY (-1), several units, is label 1 as well
         for each, dim in zip(call.ranges, (-1, 1), strict=False):
             places = along(of_place, dim)
             if places is not None and places.shape == each.lowest.shape:

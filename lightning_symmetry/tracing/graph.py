@@ -23,14 +23,14 @@ _NO_NUMBER = 2**64 - 1
 
 
 class Place(NamedTuple):
-    """A tensor that the step has computed: an output of an operation, by the node and the index of the output."""
+    """A tensor that the step has computed, given by the node of its operation and the index of the output."""
 
     node: Any
     output: int
 
 
 class Use(NamedTuple):
-    """The use of a tensor by an operation, by the node and the index of the input."""
+    """The use of a tensor by an operation, given by the node and the index of the input."""
 
     node: Any
     number: int

@@ -34,7 +34,7 @@ class Factor:
     def are_zero(self, labels: Labels, num_labels: int) -> list[bool]:
         """Return for each label whether all factors of its numbers in the input are zero."""
         for dim, is_there in self.is_there.items():
-            # With a single label, several units of it are that label.
+            # With a single label, MANY (-1), several units, is label 1 as well.
             places = along(labels.abs() if labels is not None and num_labels == 1 else labels, dim)
             if places is not None and places.shape == is_there.shape:
                 met = set(places[is_there].tolist())
@@ -201,7 +201,7 @@ def _over_others(sizes: Tensor, dim: int) -> Tensor:
 
 
 def _by_channel(node: Any, sizes: Tensor) -> Tensor:
-    """Return the largest weights by input channel of a convolution."""
+    """Return the largest weight of each input channel of a convolution, given the absolute weights."""
     if node._saved_transposed:
         return sizes.flatten(1).amax(1)
     grouped = sizes.reshape(node._saved_groups, -1, sizes.shape[1], math.prod(sizes.shape[2:]))
@@ -246,7 +246,7 @@ def kind_of(stop: Stop) -> GradientStop:
 
 @_kind(StopKind.ONE_VALUE)
 def _one_value(stop: Stop) -> str | None:
-    """Return why the output of an operation is constant: it works on single numbers."""
+    """Return why the output of an operation on single numbers is constant; None for other operations."""
     node, operation, shapes = stop.node, stop.operation, shapes_of(stop.node)
     if stop.is_of(nn.RMSNorm) and math.prod(stop.call.module.normalized_shape) == 1:  # type: ignore[union-attr, arg-type]
         return "it normalises over a single number"
@@ -427,7 +427,7 @@ def range_in_words(input_range: Range | None, *, is_clip: bool) -> str:
         return ""
     seen = f"in all {count:,} values seen" if count > 1 else "in the only value seen"
     if highest <= 0:
-        return f"its input is at most {_two_digits(highest, math.ceil)} {seen}"  # rounded so that it stays true
+        return f"its input is at most {_two_digits(highest, math.ceil)} {seen}"  # rounded up, so that the bound holds
     if not is_clip:
         return ""
     if lowest > 0:

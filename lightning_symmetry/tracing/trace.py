@@ -1,4 +1,4 @@
-"""One traced step of a training: where the gradients of units without one stop."""
+"""One traced step of a training: the operations at which the gradients of units stop."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Suspected(NamedTuple):
 
 
 class Alike(NamedTuple):
-    """Disjoint groups of a layer's units that train as one, and whose reason to stay equal is traced."""
+    """Disjoint groups of a layer's units that train as one; the trace finds what keeps them equal."""
 
     layer: Layer
     groups: Sequence[Mirrored]
@@ -53,7 +53,7 @@ class GradientTrace:
     Args:
         model: the model.
         suspects: the units to trace.
-        alike: groups of equal units to find the reason for.
+        alike: groups of equal units; the trace finds what keeps them equal.
         wanted: the names of the suspected layers to report; None: all.
 
     Example:
@@ -116,9 +116,9 @@ class GradientTrace:
             self._expected = self._begin([loss])
 
     def finish(self) -> dict[str, list[Traced]]:
-        """End the trace; return by layer where the gradients of its units stop. Raise the first error of a hook.
+        """End the trace; return for each layer where the gradients of its units stop.
 
-        Layers whose modules were not called are omitted.
+        Layers whose modules were not called are omitted. If a hook has failed, its exception is raised here.
         """
         try:
             if self._failure is not None:
