@@ -152,10 +152,8 @@ class Place:
 class StoredNumbers:
     """Parameters whose numbers lie in files: read on demand, so that one layer is in memory at a time.
 
-    Implements :class:`lightning_symmetry.units.copies.Numbers` for the search for copies.
-
-    Args:
-        places: where the numbers of parameters lie, by ``id`` of the parameter. All other parameters are in memory.
+    Implements :class:`lightning_symmetry.units.copies.Numbers` for the search for copies. ``places`` are keyed by the
+    ``id`` of the parameter; all other parameters are in memory.
     """
 
     def __init__(self, places: Mapping[int, Place]) -> None:

@@ -74,8 +74,7 @@ def split(
 ) -> tuple[list[list[Signed]], list[str]]:
     """Split units into sets that agree in all coupled tensors. Readers may differ: their weights are added up.
 
-    Returns:
-        The sets of two or more units, and a reason for each module in which units differ.
+    Return the sets of two or more units, and a reason for each module in which units differ.
     """
     sets, reasons = [list(units)], []
     for index, each in enumerate(coupled):

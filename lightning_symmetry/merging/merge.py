@@ -136,8 +136,8 @@ def merge_duplicates(
         return Merged(
             model=merged,
             removed=merging.removed(),
-            parameters_before=_num_parameters(model),
-            parameters_after=_num_parameters(merged),
+            parameters_before=sum(map(torch.numel, model.parameters())),
+            parameters_after=sum(map(torch.numel, merged.parameters())),
             error=error,
             left=merging.left,
             optimizer=None if optimizer is None else rebuilt_optimizer(optimizer, model, merged, merging.edits),
@@ -278,7 +278,3 @@ def _check_optimizer(optimizer: object, model: nn.Module) -> None:
             "Expected argument `optimizer` to be an optimizer over the parameters of `model` "
             f"but {strange} of its parameters belong to no module of it."
         )
-
-
-def _num_parameters(model: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())

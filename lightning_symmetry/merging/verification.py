@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from lightning_symmetry.arguments import check_module
 from lightning_symmetry.brief import brief
 
 _SEED = 0
@@ -198,7 +197,6 @@ class Original:
         Raises a ValueError if the model fails on the example inputs or returns no tensor, and a MergeError if its
         outputs are not reproducible.
         """
-        check_module(model)
         try:
             outputs = outputs_of(copy.deepcopy(model), inputs)
         except Exception as error:  # a model can raise anything

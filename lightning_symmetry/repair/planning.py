@@ -14,7 +14,6 @@ from lightning_symmetry.verdicts.stops import StopKind
 from lightning_symmetry.verdicts.tables import describe_groups
 from lightning_symmetry.verdicts.verdict import Verdict
 
-_FROZEN = "its weights are frozen (`requires_grad=False`)"
 ZERO_ON_PURPOSE = (
     "their weights are zero, which may be on purpose, as in a pruned layer or in the second factor of a low-rank "
     "adapter, and a single check cannot show that they fail to train; pass the report of a training, `monitor.report`"
@@ -89,7 +88,7 @@ def plans_for(
             elif is_trained(layer.tensors[0]):
                 plans[layer.name].append(planned)
             else:
-                left.append(Left(layer.name, planned.units, _FROZEN))
+                left.append(Left(layer.name, planned.units, "its weights are frozen (`requires_grad=False`)"))
         of_all_units = any(len(plan.units) == layer.num_units for plan in plans[layer.name])
         if of_all_units and all(share == 1 for _, share in layer.shares()):
             drawn.update(map(id, layer.tensors[0].originals))

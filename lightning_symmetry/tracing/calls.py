@@ -68,10 +68,8 @@ class Call:
 class ModuleCalls:
     """Records all calls of a model's modules in forward passes with autograd, until :meth:`end`.
 
-    Args:
-        model: the model.
-        on_error: called with the exception of a hook that fails.
-        on_gradient: called with the key of a mark and the gradients that arrive at an output of an outermost module.
+    Calls ``on_error`` with the exception of a hook that fails, and ``on_gradient`` with the key of a mark and the
+    gradients that arrive at an output of an outermost module.
     """
 
     def __init__(
