@@ -2,16 +2,15 @@
 import {Details} from './details.js';
 import {Tip, element, reconcile} from './dom.js';
 import {LayerView} from './layer.js';
-import {Run} from './model.js';
+import {Run, traitsOf} from './model.js';
 import {Overview} from './overview.js';
 import {Link, followTheme, takeFocus} from './surroundings.js';
 import {Timeline} from './timeline.js';
-import {traitsOf} from './verdicts.js';
 
 const POLL_MS = 3000;
 const MAX_PARTS = 40;
 const MAX_OPENED = 16; // With more runs, only the two with the most serious findings are opened at first.
-const MAX_KEPT = 48; // The number of histories that are kept though they are out of sight.
+const MAX_KEPT = 48; // Beyond this number of histories, those out of sight are dropped.
 const VIEWS = {overview: 'Overview', layer: 'Layer', timeline: 'Timeline'};
 const EXAMPLE = `from lightning.pytorch import Trainer
 from lightning_symmetry import SymmetryMonitor
@@ -28,34 +27,33 @@ export class App {
     this.versions = []; // Name, version and summary of every run.
     this.data = new Map(); // The runs that have been fetched, by name.
     this.opened = new Set();
-    this.awaited = null; // The choice of a run that does not exist yet: TensorBoard finds runs one by one.
+    this.awaited = null; // The choice in a link to a run that TensorBoard has not found yet.
     this.known = new Set(); // The names of the runs that openFirst() has opened or passed over.
     this.details = new Details(this);
     this.underway = new Map(); // The version of each run that is being fetched, by name.
-    this.failures = new Map(); // The message and the task itself, by name of each task whose last attempt failed.
+    this.failures = new Map(); // By name of each task whose last attempt failed: the message and the task.
     this.link = new Link();
-    this.error = element('div', {class: 'error', role: 'alert', hidden: true});
-    this.status = element('span', {class: 'status', role: 'status'}, 'Loading…');
-    this.nav = element('nav', {'aria-label': 'Views'}, Object.entries(VIEWS).map(([view, name]) => element('button', {type: 'button', 'data-view': view, click: () => this.go({view})}, name)));
-    this.search = element('input', {type: 'search', class: 'filter', placeholder: 'Filter layers', 'aria-label': 'Filter layers', input: () => this.applyFilter()});
+    this.error = element('div.error', {role: 'alert', hidden: true});
+    this.status = element('span.status', {role: 'status'}, 'Loading…');
+    this.nav = element('nav', {'aria-label': 'Views'}, Object.entries(VIEWS).map(([view, name]) => element('button', {'data-view': view, click: () => this.go({view})}, name)));
+    this.search = element('input.filter', {type: 'search', placeholder: 'Filter layers', 'aria-label': 'Filter layers', input: () => this.applyFilter()});
     this.onlyFound = element('input', {type: 'checkbox', change: () => this.applyFilter()});
-    this.filters = element('div', {class: 'filters', role: 'search'}, this.search, element('label', {}, this.onlyFound, 'Only with findings'));
-    this.pickerTitle = element('summary', {});
-    this.pickerList = element('div', {class: 'names'});
+    this.filters = element('div.filters', {role: 'search'}, this.search, element('label', this.onlyFound, 'Only with findings'));
+    this.pickerTitle = element('summary');
+    this.pickerList = element('div');
     this.picker = element(
-      'details',
-      {class: 'picker', toggle: () => this.fillPicker()},
+      'details.picker',
+      {toggle: () => this.fillPicker()},
       this.pickerTitle,
       element(
-        'div',
-        {class: 'list'},
-        element('div', {class: 'actions'}, element('button', {type: 'button', click: () => this.choose(this.names())}, 'All'), element('button', {type: 'button', click: () => this.choose([])}, 'None')),
+        'div.list',
+        element('div.actions', element('button', {click: () => this.choose(this.names())}, 'All'), element('button', {click: () => this.choose([])}, 'None')),
         this.pickerList,
       ),
     );
-    this.main = element('main', {});
+    this.main = element('main');
     this.scrolled = new Map(); // How far each view was scrolled when it was left.
-    root.append(element('div', {class: 'top'}, this.nav, this.filters, this.picker, this.status), this.error, this.main);
+    root.append(element('div.top', this.nav, this.filters, this.picker, this.status), this.error, this.main);
     this.tip = new Tip(root);
     this.views = {overview: new Overview(this), layer: new LayerView(this), timeline: new Timeline(this)};
   }
@@ -93,7 +91,7 @@ export class App {
     const failed = [...this.failures];
     try {
       let hasSucceeded = await this.attempt('runs', () => this.fetchRuns());
-      // A server with much to read answers in parts. If runs grow faster than it reads, the next refresh goes on.
+      // A server that has much to read answers in parts. Their number is limited: runs may grow faster than it reads.
       for (let part = 1; hasSucceeded && part < MAX_PARTS && this.isInSight() && this.versions.some(({pending}) => pending); part++) {
         hasSucceeded = await this.attempt('runs', () => this.fetchRuns());
       }
@@ -116,7 +114,7 @@ export class App {
     this.status.textContent = this.source.isLive ? `Updated ${new Date().toLocaleTimeString()}` : '';
   }
 
-  /** Open new runs: a few all at once; of many, when all are known, the two with the most serious findings. */
+  /** Open new runs: all if there are few, else the two with the most serious findings, once all have been read. */
   openFirst() {
     const {versions} = this;
     if (versions.length <= MAX_OPENED) {
@@ -142,24 +140,20 @@ export class App {
         const hasSucceeded = await this.attempt(`run ${name}`, async () => {
           this.underway.set(name, version);
           try {
-            this.data.set(name, new Run(name, version, await this.history(name)));
+            const history = await this.source.history(name);
+            if (!history.steps.length) throw new Error(`Run ${name} holds no check that can be read: its events are damaged, or of another version.`);
+            this.data.set(name, new Run(name, version, history));
           } finally {
             this.underway.delete(name);
           }
           this.update();
         });
-        if (!hasSucceeded && !hasFailedBefore) this.update(); // The page says so in place of the run.
+        if (!hasSucceeded && !hasFailedBefore) this.update(); // Show the failure in place of the run.
       }),
     );
     const names = new Set(this.names());
     let spare = this.data.size - MAX_KEPT;
     for (const name of this.data.keys()) if (!names.has(name) || (!this.isWanted(name) && spare-- > 0)) this.data.delete(name);
-  }
-
-  async history(name) {
-    const history = await this.source.history(name);
-    if (!history.steps.length) throw new Error(`Run ${name} holds no check that can be read: its events are damaged, or of another version.`);
-    return history;
   }
 
   isWanted(name) {
@@ -169,9 +163,9 @@ export class App {
   }
 
   /**
-   * Carry out a task, including what is done with its result. Returns whether it succeeded. If it fails, the page shows
-   * the message of the error. Each refresh and the button "Try again" repeat the task until it succeeds, or until
-   * another task of the same name succeeds.
+   * Carry out a task, which also uses its own result. Return whether it succeeded. If it fails, the page shows the
+   * message of the error. Each refresh and the button "Try again" repeat the task until it, or another task of the same
+   * name, succeeds.
    */
   async attempt(name, task) {
     try {
@@ -186,7 +180,7 @@ export class App {
     return !this.failures.has(name);
   }
 
-  /** Draw something at once, as a task whose message says that drawing has failed. */
+  /** Draw at once, as a task. If it fails, the message says that a part of the page could not be drawn. */
   attemptDrawing(name, draw) {
     return this.attempt(`drawing ${name}`, () => {
       try {
@@ -200,12 +194,12 @@ export class App {
   showFailures() {
     const messages = [...new Set([...this.failures.values()].map(({message}) => message))];
     const content = messages.join('\n');
-    if (content === this.failuresShown) return; // A new button would miss a click that began on the old one.
+    if (content === this.failuresShown) return; // If the button were replaced, a click that began on it would be lost.
     this.failuresShown = content;
     const retry = () => [...this.failures].forEach(([name, {task}]) => this.attempt(name, task));
     this.error.replaceChildren(
-      element('div', {}, messages.map((message) => element('p', {}, message))),
-      element('button', {type: 'button', click: retry}, 'Try again'),
+      element('div', messages.map((message) => element('p', message))),
+      element('button', {click: retry}, 'Try again'),
     );
     this.error.hidden = !messages.length;
   }
@@ -216,17 +210,17 @@ export class App {
     return this.versions.map(({name}) => name);
   }
 
-  /** The row of a run in the table of runs; null if it was not read yet or is unreadable. */
+  /** Return the row of a run in the table of runs; null if it was not read yet or is unreadable. */
   summary(name) {
     return this.byName?.get(name)?.summary ?? null;
   }
 
-  /** The names of the opened runs, without those known to be unreadable. */
+  /** Return the names of the opened runs, without those known to be unreadable. */
   openedNames() {
     return this.versions.filter(({name, summary, pending}) => this.opened.has(name) && (summary || pending)).map(({name}) => name);
   }
 
-  /** All runs: the most serious verdict first, then the smallest share of working units. */
+  /** Return all runs: the most serious verdict first, then the smallest share of working units. */
   bySeverity() {
     return [...this.versions].sort((a, b) => this.compareSeverity(a, b));
   }
@@ -245,7 +239,7 @@ export class App {
     return this.run()?.byName.get(this.state.layer) ?? null;
   }
 
-  /** The reason why the chosen run is not shown. */
+  /** Return the reason why the chosen run is not shown. */
   absence() {
     const {run} = this.state;
     return this.failures.has(`run ${run}`) ? `Run ${run} cannot be shown.` : `Run ${run} is being read.`;
@@ -262,8 +256,8 @@ export class App {
     if (changes.run !== undefined && changes.run !== before.run && changes.layer === undefined) changes = {...changes, layer: null};
     Object.assign(this.state, changes);
     const run = this.run();
-    // A choice of the latest step follows new steps.
-    if (run && this.state.step === run.lastStep) this.state.step = null;
+    // If the user chooses the latest step, the page follows new steps.
+    if (run && this.state.step === run.steps.at(-1)) this.state.step = null;
     this.tip.hide();
     if (!run && this.state.run !== null) this.fetch();
     this.drawAtOnce();
@@ -327,9 +321,9 @@ export class App {
   }
 
   moveStep(by) {
-    const {steps, checkAt} = this.run();
-    const check = Math.min(steps.length - 1, Math.max(0, checkAt.call(this.run(), this.state.step) + by));
-    this.go({step: steps[check]});
+    const run = this.run();
+    const check = Math.min(run.steps.length - 1, Math.max(0, run.checkAt(this.state.step) + by));
+    this.go({step: run.steps[check]});
   }
 
   press(event) {
@@ -381,7 +375,7 @@ export class App {
       if (before) this.scrolled.set(before, window.scrollY);
       this.main.replaceChildren(view.node);
       view.restore?.();
-      // In a report, the page begins below a heading.
+      // A report has a cover above the page: scroll past it.
       window.scrollTo(0, this.scrolled.get(this.state.view) ?? Math.min(window.scrollY, this.root.offsetTop));
     }
     view.update();
@@ -391,15 +385,14 @@ export class App {
 
   showEmpty() {
     this.nav.hidden = this.picker.hidden = this.filters.hidden = true;
-    if (this.main.firstChild?.className === 'empty') return; // Somebody may be about to copy the example.
+    if (this.main.firstChild?.className === 'empty') return; // The user may be selecting the example.
     this.main.replaceChildren(
       element(
-        'section',
-        {class: 'empty'},
-        element('h2', {}, 'No symmetry data yet'),
-        element('p', {}, 'This log directory holds no run that was watched. Add the callback to your Trainer, and the tab fills at the first optimizer step:'),
-        element('pre', {}, element('code', {}, EXAMPLE)),
-        element('p', {class: 'quiet'}, 'The Trainer needs a TensorBoardLogger, which is its default where TensorBoard is installed. This page checks again every few seconds.'),
+        'section.empty',
+        element('h2', 'No symmetry data yet'),
+        element('p', 'This log directory holds no run that was watched. Add the callback to your Trainer, and the tab fills at the first optimizer step:'),
+        element('pre', element('code', EXAMPLE)),
+        element('p.quiet', 'The Trainer needs a TensorBoardLogger, which is its default where TensorBoard is installed. This page checks again every few seconds.'),
       ),
     );
   }
@@ -410,11 +403,10 @@ export class App {
     this.pickerTitle.textContent = `Runs: ${count} of ${names.length}`;
     if (!this.picker.open) return;
     reconcile(this.pickerList, names, {
-      key: (name) => name,
       version: (name) => this.opened.has(name),
       make: (name) => {
         const box = element('input', {type: 'checkbox', change: () => this.toggle(name)});
-        return element('label', {title: name}, box, element('span', {}, name));
+        return element('label', {title: name}, box, element('span', name));
       },
       update: (name, node) => (node.firstChild.checked = this.opened.has(name)),
     });
@@ -439,7 +431,7 @@ export class App {
     this.fetch();
   }
 
-  /** A colour of the current theme, such as 'ink', for canvases. */
+  /** Return a colour of the current theme by its name, such as 'ink', for canvases. */
   colour(name) {
     return this.palette.getPropertyValue(`--${name}`).trim();
   }

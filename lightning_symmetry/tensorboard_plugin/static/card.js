@@ -1,14 +1,13 @@
-// A run in the overview: its totals and a row per layer. Where there is room for it, also its findings, its curves, the
-// similarities of its worst layer, and what to do.
-import {Chart, lineStyle} from './chart.js';
+// A run in the overview: its totals and a row per layer. A detailed card also has findings, curves, the similarities of
+// the worst layer, and advice.
+import {Chart, swatch} from './chart.js';
 import {css, shade} from './colours.js';
-import {cutName, download, element, prepare, reconcile, show, svg, table, withCode} from './dom.js';
-import {alike, describe, keyOf} from './findings.js';
+import {cutName, download, element, prepare, reconcile, show, table, withCode} from './dom.js';
+import {alike, keyOf, showFindings} from './findings.js';
 import {Heatmap} from './heatmap.js';
 import {draw, eventText, label, mark, priority, signOf} from './marks.js';
-import {WORDS, lastAtMost, plural, ticks} from './model.js';
+import {WORDS, isOver, lastAtMost, plural, ticks, traitsOf} from './model.js';
 import {bar} from './runs.js';
-import {traitsOf} from './verdicts.js';
 
 const ROW = 22;
 const STRIP = 16;
@@ -17,7 +16,7 @@ const MAX_HEIGHT = MAX_ROWS * ROW;
 const MAP_HEIGHT = 72;
 const SIDE = 320; // The largest side of the heatmap, in CSS pixels.
 const MAX_LINES = 5;
-const MAX_KINDS = 20; // The number of kinds of findings that are described; the map shows the others.
+const MAX_KINDS = 20; // The number of kinds of findings that are described.
 const MAX_NAMED = 3; // The number of layers that are named per kind of finding.
 const TABLE_HEAD = ['layer', 'units', 'working', 'dead', 'directions', 'units in groups'];
 
@@ -28,28 +27,28 @@ export class Card {
     this.run = null;
     this.isInSight = false;
     this.rows = new Map(); // The rows that are in sight, by the names of their layers.
-    this.headline = element('div', {class: 'headline'});
-    this.totals = element('dl', {class: 'totals'});
-    this.map = element('canvas', {class: 'map', 'aria-hidden': 'true', hidden: true, click: (event) => this.jump(event)});
-    this.space = element('div', {class: 'space'});
-    this.scroller = element('div', {class: 'rows', tabindex: -1, scroll: () => this.scrolled()}, this.space);
-    this.axis = element('div', {class: 'axis', 'aria-hidden': 'true'});
-    this.none = element('p', {class: 'quiet', hidden: true});
-    this.notes = element('div', {});
-    this.tableFrame = element('div', {class: 'frame'});
+    this.headline = element('div.headline');
+    this.totals = element('dl.totals');
+    this.map = element('canvas.map', {'aria-hidden': 'true', hidden: true, click: (event) => this.jump(event)});
+    this.space = element('div.space');
+    this.scroller = element('div.rows', {tabindex: -1, scroll: () => this.scrolled()}, this.space);
+    this.axis = element('div.axis', {'aria-hidden': 'true'});
+    this.none = element('p.quiet', {hidden: true});
+    this.notes = element('div');
+    this.tableFrame = element('div.frame');
     this.details = element(
-      'details',
-      {class: 'as-table', toggle: () => this.showTable()},
-      element('summary', {}, 'As a table'),
-      element('button', {type: 'button', class: 'small', click: () => this.save()}, 'CSV'),
+      'details.as-table',
+      {toggle: () => this.showTable()},
+      element('summary', 'As a table'),
+      element('button.small', {click: () => this.save()}, 'CSV'),
       this.tableFrame,
     );
-    this.where = element('section', {class: 'where'}, element('h3', {class: 'question'}, 'Where'), this.map, this.none, this.scroller, this.axis);
-    this.parts = element('div', {class: 'parts'}, this.where);
+    this.where = element('section.where', element('h3.question', 'Where'), this.map, this.none, this.scroller, this.axis);
+    this.parts = element('div.parts', this.where);
     this.node = element(
-      'section',
-      {class: 'card', 'aria-label': `run ${name}`, 'data-run': name},
-      element('header', {}, element('h2', {title: name}, cutName(name)), this.headline),
+      'section.card',
+      {'aria-label': `run ${name}`, 'data-run': name},
+      element('header', element('h2', {title: name}, cutName(name)), this.headline),
       this.totals,
       this.parts,
       this.notes,
@@ -58,10 +57,6 @@ export class Card {
     this.reserve(app.summary(name)?.layers ?? 1);
     this.observer = new ResizeObserver(() => this.redraw(() => this.resize()));
     this.observer.observe(this.scroller);
-  }
-
-  dispose() {
-    this.observer.disconnect();
   }
 
   /** Draw because the browser has resized or scrolled the card. */
@@ -99,11 +94,9 @@ export class Card {
       return;
     }
     const layers = run.filtered(this.app.filter);
-    const isNew = this.run !== run;
-    const isOther = isNew || this.layers !== layers;
-    this.run = run;
-    this.layers = layers;
-    if (isOther) {
+    if (this.run !== run || this.layers !== layers) {
+      this.run = run;
+      this.layers = layers;
       this.reserve(layers.length);
       this.space.style.height = `${layers.length * ROW}px`;
       this.map.hidden = layers.length <= MAX_ROWS;
@@ -166,9 +159,10 @@ export class Card {
 
   summarise() {
     const {run, check} = this;
-    const holding = run.findings.filter(({broken, since}) => since <= run.steps[check] && (broken === null || broken > run.steps[check]));
+    const step = run.steps[check];
+    const holding = run.findings.filter((finding) => finding.since <= step && !isOver(finding, step));
     const condensed = run.layers.filter((layer) => layer.isCondensed(check));
-    const summary = {...run.totals(check), findings: holding.length, step: run.steps[check], directions: condensed.map((layer) => layer.orientationsAt(check))};
+    const summary = {...run.totals(check), findings: holding.length, step, directions: condensed.map((layer) => layer.orientationsAt(check))};
     this.showTotals(summary, run.worst(check));
   }
 
@@ -178,7 +172,7 @@ export class Card {
     const {units, working, redundant, dead, directions = [], findings, step} = summary;
     show(this.totals, [verdict, units, working, redundant, dead, ...directions, findings, step].join(), () => {
       const quiet = directions.length ? 'no finding, condensed' : 'no finding';
-      this.headline.replaceChildren(verdict ? label(traitsOf(verdict)) : element('span', {class: 'quiet'}, quiet));
+      this.headline.replaceChildren(verdict ? label(traitsOf(verdict)) : element('span.quiet', quiet));
       return [
         total('units', units.toLocaleString('en')),
         total('working', working.toLocaleString('en'), bar(summary)),
@@ -195,7 +189,7 @@ export class Card {
     const {steps} = this.run;
     show(this.axis, `${this.width} ${steps.length} ${steps[steps.length - 1]}`, () =>
       ticks(steps, this.width, 12).map((check) => {
-        const tick = element('span', {}, steps[check].toLocaleString('en'));
+        const tick = element('span', steps[check].toLocaleString('en'));
         tick.style.left = `${((check + 0.5) * this.width) / steps.length}px`;
         return tick;
       }),
@@ -221,7 +215,7 @@ export class Card {
     context.strokeRect(0.75, this.scroller.scrollTop * scale + 0.75, width - 1.5, MAX_HEIGHT * scale - 1.5);
   }
 
-  /** Draw all layers as a picture. A pixel of several layers shows the one with the smallest share of working units. */
+  /** Draw all layers as a picture. If layers share a pixel, it shows the one with the smallest share of working units. */
   paintMap(columns, lines) {
     const {layers, run: {steps}} = this;
     const worst = new Float32Array(columns * lines).fill(NaN);
@@ -265,50 +259,44 @@ export class Card {
     const {run} = this;
     const others = this.isDetailed ? [] : run.findings.filter((finding) => !run.byName.has(finding.layer));
     show(this.notes, JSON.stringify([others, run.unreadable]), () => [
-      ...others.map((finding) => element('p', {class: 'note'}, mark(traitsOf(finding.verdict)), `${finding.who}: ${finding.what} ${finding.why}`)),
-      run.unreadable ? element('p', {class: 'note'}, `${plural(run.unreadable, 'event')} could not be read and ${run.unreadable === 1 ? 'was' : 'were'} passed over.`) : null,
+      ...others.map((finding) => element('p.note', mark(traitsOf(finding.verdict)), `${finding.who}: ${finding.what} ${finding.why}`)),
+      run.unreadable ? element('p.note', `${plural(run.unreadable, 'event')} could not be read and ${run.unreadable === 1 ? 'was' : 'were'} passed over.`) : null,
     ]);
   }
 
   // ---------------------------------------------------------------- the parts of a detailed card
 
   addParts() {
-    const part = (name, title, ...content) => element('section', {class: name}, element('h3', {class: 'question'}, title), ...content);
-    this.wrong = element('div', {});
-    this.more = element('p', {class: 'quiet'});
-    this.advice = element('div', {});
-    this.legend = element('div', {class: 'lines'});
+    const part = (name, title, ...content) => element(`section.${name}`, element('h3.question', title), ...content);
+    this.wrong = element('div');
+    this.more = element('p.quiet');
+    this.advice = element('div');
+    this.legend = element('div.lines');
     this.chart = new Chart(this.app, `Share of working units of run ${this.name} over steps`);
     this.heatmap = new Heatmap(this.app, SIDE);
-    this.looks = element('h3', {class: 'question'}, 'What it looks like');
+    this.looks = element('h3.question', 'What it looks like');
     this.toDo = part('to-do', 'What to do', this.advice);
     this.parts.prepend(part('wrong', 'What is wrong', this.wrong, this.more));
-    this.parts.append(part('when', 'Since when', this.chart.node, this.legend), element('section', {class: 'looks'}, this.looks, this.heatmap.node), this.toDo);
+    this.parts.append(part('when', 'Since when', this.chart.node, this.legend), element('section.looks', this.looks, this.heatmap.node), this.toDo);
   }
 
   showParts() {
     const {app, run, check} = this;
     const step = run.steps[check];
-    const isOver = ({broken}) => broken !== null && broken <= step;
     const kinds = alike(run.findingsAt(step), run);
     const shown = kinds.slice(0, MAX_KINDS);
-    reconcile(this.wrong, shown, {
-      key: ([first]) => keyOf(first),
-      version: (kind) => JSON.stringify([kind, isOver(kind[0])]),
-      make: () => element('article', {class: 'finding'}),
-      update: (kind, node) => node.replaceChildren(...describe(node, kind[0], step, {lead: this.layersOf(kind)})),
-    });
+    showFindings(this.wrong, shown, step, (kind) => ({lead: this.layersOf(kind)}));
     this.more.textContent = kinds.length ? (kinds.length > shown.length ? `and ${plural(kinds.length - shown.length, 'more finding')}` : '') : `Nothing to warn of up to step ${step.toLocaleString('en')}.`;
-    const toDo = shown.filter(([first]) => !isOver(first));
+    const toDo = shown.filter(([first]) => !isOver(first, step));
     this.toDo.hidden = !toDo.length;
     reconcile(this.advice, toDo, {
       key: ([first]) => keyOf(first),
       version: JSON.stringify,
-      make: () => element('p', {class: 'advice'}),
+      make: () => element('p.advice'),
       update: ([first, ...others], node) => {
         const more = others.length ? ` ${others.length === 1 ? 'The other layer needs' : `The ${others.length} other layers need`} the same.` : '';
         const name = run.byName.has(first.layer) ? first.layer : first.who;
-        node.replaceChildren(mark(traitsOf(first.verdict)), element('span', {}, element('strong', {}, name), ': ', ...withCode(first.why), more));
+        node.replaceChildren(mark(traitsOf(first.verdict)), element('span', element('strong', name), ': ', ...withCode(first.why), more));
       },
     });
     const chosen = (run === app.run() ? app.layer() : null) ?? run.worstLayer;
@@ -318,21 +306,21 @@ export class Card {
     reconcile(this.legend, lines, {
       key: ({layer}) => layer.name,
       version: ({layer, line}) => `${layer.title} ${line}`,
-      make: () => element('span', {class: 'line-name'}),
-      update: ({layer, line}, node) => node.replaceChildren(svg('svg', {class: 'swatch', viewBox: '0 0 24 10', 'aria-hidden': 'true'}, svg('path', {d: 'M0 5H24', ...lineStyle(line)})), cutName(layer.title)),
+      make: () => element('span.line-name'),
+      update: ({layer, line}, node) => node.replaceChildren(swatch(line), cutName(layer.title)),
     });
     if (!chosen) return;
     this.looks.textContent = `What it looks like: ${chosen.title}`;
     this.heatmap.update(run, chosen, check);
   }
 
-  /** Links to the layers that findings of one kind are about; none for one about whole modules. */
+  /** Return links to the layers of the findings of one kind; none if they are about whole modules. */
   layersOf(kind) {
     const {run, app} = this;
     const known = kind.filter(({layer}) => run.byName.has(layer));
     const links = known.slice(0, MAX_NAMED).flatMap(({layer, since}, i) => [
       i ? ', ' : '',
-      element('button', {type: 'button', class: 'link', click: () => app.go({view: 'layer', run: run.name, layer, step: since})}, cutName(layer)),
+      element('button.link', {click: () => app.go({view: 'layer', run: run.name, layer, step: since})}, cutName(layer)),
     ]);
     const more = known.length - Math.min(known.length, MAX_NAMED);
     return links.length ? [...links, more ? ` and ${plural(more, 'more layer')}: ` : ': '] : [];
@@ -365,19 +353,17 @@ class Row {
   constructor(card, name) {
     this.card = card;
     this.canvas = element('canvas', {'aria-hidden': 'true'});
-    this.numbers = element('span', {class: 'numbers'});
+    this.numbers = element('span.numbers');
     const {app} = card;
     this.node = element(
-      'button',
+      'button.row',
       {
-        class: 'row',
-        type: 'button',
         'data-layer': name,
         click: (event) => app.go({view: 'layer', run: card.name, layer: name, step: this.stepUnder(event)}, {byKeyboard: event.detail === 0}),
         pointermove: (event) => this.hover(event),
         pointerleave: () => app.tip.hide(),
       },
-      (this.title = element('span', {class: 'title'})),
+      (this.title = element('span.title')),
       this.canvas,
       this.numbers,
     );
@@ -387,18 +373,19 @@ class Row {
     this.layer = layer;
     this.node.style.top = `${place * ROW}px`;
     const {app, run, check, width} = this.card;
-    const working = this.layer.workingAt(check);
-    const worst = this.layer.worst(check);
-    const isChosen = run.name === app.state.run && this.layer.name === app.state.layer;
-    const key = [width, app.isDark, check, isChosen, app.state.run === run.name].join();
+    const working = layer.workingAt(check);
+    const worst = layer.worst(check);
+    const hasCursor = app.state.run === run.name;
+    const isChosen = hasCursor && layer.name === app.state.layer;
+    const key = [width, app.isDark, check, isChosen, hasCursor].join();
     if (key === this.key && layer === this.drawn) return;
     this.key = key;
     this.drawn = layer;
     show(this.title, layer.title, () => [cutName(layer.title)]);
     this.node.classList.toggle('chosen', isChosen);
-    this.node.setAttribute('aria-label', `${this.layer.describe(check)}, step ${run.steps[check]}`);
-    this.numbers.replaceChildren(working === null ? '–' : `${working} / ${this.layer.units}`, worst ? mark(traitsOf(worst)) : element('span', {class: 'mark'}));
-    this.draw(width, check, app.state.run === run.name);
+    this.node.setAttribute('aria-label', `${layer.describe(check)}, step ${run.steps[check]}`);
+    this.numbers.replaceChildren(working === null ? '–' : `${working} / ${layer.units}`, worst ? mark(traitsOf(worst)) : element('span.mark'));
+    this.draw(width, check, hasCursor);
   }
 
   draw(width, chosen, hasCursor) {
@@ -407,7 +394,7 @@ class Row {
     const column = width / run.steps.length;
     const spans = [];
     this.layer.spans((...span) => spans.push(span));
-    if (column < 1) spans.sort(([a], [b]) => a - b); // The smallest share of working units in a pixel is painted last.
+    if (column < 1) spans.sort(([a], [b]) => a - b); // Where checks share a pixel, the worst one is painted last.
     for (const [share, from, to] of spans) {
       context.fillStyle = css(shade(share, app.isDark));
       context.fillRect(from * column, 0, Math.max(1, (to - from) * column), STRIP);
@@ -462,7 +449,7 @@ class Row {
   }
 }
 
-/** The width of the longest text in CSS pixels, for which only the text with the most characters is measured. */
+/** Return the width of the text with the most characters, in CSS pixels. */
 function widest(texts) {
   const context = document.createElement('canvas').getContext('2d');
   context.font = getComputedStyle(document.body).font;
@@ -471,5 +458,5 @@ function widest(texts) {
 }
 
 function total(name, value, extra = null) {
-  return element('div', {title: WORDS[name]}, element('dt', {}, name), element('dd', {}, value, extra));
+  return element('div', {title: WORDS[name]}, element('dt', name), element('dd', value, extra));
 }

@@ -8,17 +8,21 @@ const EDGE = {left: 52, right: 18, top: 16, bottom: 34};
 const DASHES = ['', '7 3', '2 3', '9 3 2 3', '5 2 1 2 1 2'];
 const NUM_COLOURS = 7;
 
-/** The colour and the dashes of the i-th line. The first 35 lines all differ, and neighbours differ in both. */
+/** Return the colour and the dashes of the i-th line. The first 35 lines all differ, and neighbours differ in both. */
 export function lineStyle(i) {
   return {stroke: `var(--line-${i % NUM_COLOURS})`, 'stroke-dasharray': DASHES[i % DASHES.length] || null};
 }
 
-/** The chart; update() takes a run and some of its layers, each with the number of its line. */
+/** Create a short piece of the i-th line, for a legend. */
+export function swatch(i) {
+  return svg('svg.swatch', {viewBox: '0 0 24 10', 'aria-hidden': 'true'}, svg('path', {d: 'M0 5H24', ...lineStyle(i)}));
+}
+
+/** A chart of some layers of a run. Each layer comes with the number of its line, which sets the style. */
 export class Chart {
   constructor(app, name) {
     this.app = app;
-    this.node = svg('svg', {
-      class: 'chart',
+    this.node = svg('svg.chart', {
       role: 'img',
       'aria-label': name,
       height: HEIGHT,
@@ -36,7 +40,7 @@ export class Chart {
     this.draw();
   }
 
-  /** The x coordinate of a check. All checks have the same width, because the first ones are only a few steps apart. */
+  /** Return the x coordinate of a check. Checks are evenly spaced: by step, the first ones would lie on one another. */
   x(check) {
     return EDGE.left + ((check + 0.5) * (this.width - EDGE.left - EDGE.right)) / this.run.steps.length;
   }
@@ -51,11 +55,11 @@ export class Chart {
     const {run} = this;
     const right = this.width - EDGE.right;
     const grid = [0, 0.25, 0.5, 0.75, 1].flatMap((share) => [
-      svg('line', {class: 'grid', x1: EDGE.left, x2: right, y1: this.y(share), y2: this.y(share)}),
+      svg('line.grid', {x1: EDGE.left, x2: right, y1: this.y(share), y2: this.y(share)}),
       svg('text', {x: EDGE.left - 8, y: this.y(share) + 4, 'text-anchor': 'end'}, `${100 * share} %`),
     ]);
     const axis = ticks(run.steps, right - EDGE.left, 24).flatMap((check) => [
-      svg('line', {class: 'tick', x1: this.x(check), x2: this.x(check), y1: HEIGHT - EDGE.bottom, y2: HEIGHT - EDGE.bottom + 4}),
+      svg('line.tick', {x1: this.x(check), x2: this.x(check), y1: HEIGHT - EDGE.bottom, y2: HEIGHT - EDGE.bottom + 4}),
       svg('text', {x: this.x(check), y: HEIGHT - EDGE.bottom + 17, 'text-anchor': 'middle'}, run.steps[check].toLocaleString('en')),
     ]);
     const condensed = this.lines.filter(({layer}) => layer.hasCondensed);
@@ -65,14 +69,14 @@ export class Chart {
       ...axis,
       svg('text', {x: right, y: HEIGHT - 2, 'text-anchor': 'end'}, 'step, one place per check'),
       condensed.length ? svg('text', {x: EDGE.left, y: HEIGHT - 2}, 'thin line: directions among the units, where these have condensed') : '',
-      svg('line', {class: 'cursor', x1: cursor, x2: cursor, y1: EDGE.top - 6, y2: HEIGHT - EDGE.bottom}),
-      ...condensed.map(({layer, line}) => svg('path', {class: 'line thin', d: this.path(layer.orientations, layer), stroke: lineStyle(line).stroke})),
-      ...this.lines.map(({layer, line}) => svg('path', {class: 'line', d: this.path(layer.working, layer), ...lineStyle(line)})),
+      svg('line.cursor', {x1: cursor, x2: cursor, y1: EDGE.top - 6, y2: HEIGHT - EDGE.bottom}),
+      ...condensed.map(({layer, line}) => svg('path.line.thin', {d: this.path(layer.orientations, layer), stroke: lineStyle(line).stroke})),
+      ...this.lines.map(({layer, line}) => svg('path.line', {d: this.path(layer.working, layer), ...lineStyle(line)})),
       ...this.marks(),
     );
   }
 
-  /** The curve of a number that changes at some checks, as a share of the units of a layer; null makes a gap. */
+  /** Return the curve of a number of units over checks, as a share of all units of the layer; null makes a gap. */
   path(changes, {units}) {
     let d = '';
     changes.forEach(({check, number}, i) => {
@@ -84,7 +88,7 @@ export class Chart {
     return d;
   }
 
-  /** The marks of the events, shifted to the right where they would overlap. */
+  /** Return the marks of the events, shifted to the right where they would overlap. */
   marks() {
     const taken = [];
     return this.lines.flatMap(({layer, line}) =>
@@ -97,9 +101,9 @@ export class Chart {
         taken.push([x, y]);
         const title = `${layer.name}, step ${step}: ${eventText(event)}: ${text}`;
         return svg(
-          'g',
-          {class: 'event', transform: `translate(${x - 6} ${y - 6})`},
-          svg('title', {}, title),
+          'g.event',
+          {transform: `translate(${x - 6} ${y - 6})`},
+          svg('title', title),
           svg('path', {d: signOf(event).mark, 'fill-rule': 'evenodd', fill: lineStyle(line).stroke}),
         );
       }),

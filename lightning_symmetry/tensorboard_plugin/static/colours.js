@@ -1,11 +1,11 @@
-// Colour maps. The lightness of each changes evenly, so that it can be read by people who do not see its hues.
+// Colour maps. Their lightness changes evenly, so that they can be read without seeing hues.
 import {prepare} from './dom.js';
 import {SIMILARITY} from './legend.js';
 
 const {values: VALUES, colours: COLOURS} = SIMILARITY;
 export const NO_DIRECTION = SIMILARITY.none;
 
-/** The colour of a share of units that do not work from 0 to 1, as [red, green, blue]; 0 is closest to the background. */
+/** Return the colour of a share, from 0 to 1, of units that do not work. The colour of 0 is close to the background. */
 export function shade(share, isDark) {
   const t = Math.min(1, Math.max(0, share));
   const lightness = isDark ? 0.4 + 0.46 * t : 0.945 - 0.525 * t;
@@ -13,12 +13,12 @@ export function shade(share, isDark) {
   return fromOklch(lightness, 0.012 + 0.145 * Math.sqrt(t) * (isDark ? 1 - 0.2 * t : 1), hue);
 }
 
-/** The similarity from -1 to 1 that a byte of a matrix encodes; null if a row has no direction. */
+/** Return the similarity from -1 to 1 that a byte of a matrix encodes; null if a row has no direction. */
 export function toSimilarity(byte) {
   return byte === 0 ? null : (byte - 128) / 127;
 }
 
-/** The colour of a similarity from -1 to 1, or of null, as [red, green, blue]. */
+/** Return the colour of a similarity from -1 to 1, or of null, as [red, green, blue]. */
 export function similarity(value) {
   if (value === null) return NO_DIRECTION;
   const i = Math.max(1, VALUES.findIndex((stop) => value <= stop));

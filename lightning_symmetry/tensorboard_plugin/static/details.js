@@ -1,4 +1,4 @@
-// The data that is fetched for opened layers only: groups, the units of findings, and matrices.
+// Data that is fetched only for layers in view: groups, the units of findings, and matrices.
 import {Units} from './model.js';
 
 const NUM_LAYERS_KEPT = 32;
@@ -6,7 +6,7 @@ const NUM_MATRICES_KEPT = 512; // Together at most 2 MiB.
 
 export class Details {
   #answers = new Recent(NUM_LAYERS_KEPT); // The server's answers, by run and layer.
-  #matrices = new Recent(NUM_MATRICES_KEPT); // By their keys, which stay the same as the run goes on.
+  #matrices = new Recent(NUM_MATRICES_KEPT); // By key. Equal matrices have the same key, whatever their steps.
   #underway = new Set(); // The keys of requests that wait for an answer.
 
   constructor(app) {
@@ -14,16 +14,15 @@ export class Details {
   }
 
   /**
-   * The data of a layer, maybe of an earlier version of the run; undefined before the first answer. A later version is
-   * requested, and drawn when it arrives.
+   * Return the data of a layer; undefined before the first answer. If the data is of an earlier version of the run, the
+   * current version is requested, and drawn when it arrives.
    */
   of(run, layer) {
-    const key = `${run.name}\n${layer.name}`;
-    const answer = this.#answers.get(key);
+    const answer = this.#answers.get(layer.key);
     if (answer?.version !== run.version) {
-      this.#fetch(run, layer, 'layer', `${key}\n${run.version}`, async () => {
+      this.#fetch(run, layer, 'layer', `${layer.key}\n${run.version}`, async () => {
         const {groups, findings, matrices} = await this.app.source.layer(run.name, layer.name);
-        this.#answers.set(key, {
+        this.#answers.set(layer.key, {
           version: run.version,
           groups,
           findings: findings.map((finding) => ({...finding, groups: finding.groups?.map((units) => new Units(units)) ?? null})),
@@ -34,7 +33,7 @@ export class Details {
     return answer;
   }
 
-  /** The cells of a matrix; undefined until they have arrived. */
+  /** Return the cells of a matrix; undefined until they have arrived. */
   cells(run, layer, {key, step}) {
     const cells = this.#matrices.get(key);
     if (!cells) this.#fetch(run, layer, 'matrix', key, async () => this.#matrices.set(key, await this.app.source.matrix(run.name, layer.name, step)));
@@ -45,7 +44,7 @@ export class Details {
   #fetch(run, layer, name, key, request) {
     if (this.#underway.has(key)) return;
     this.app.attempt(name, async () => {
-      // A repeated attempt may come after the run or the layer has vanished.
+      // The run or the layer may have vanished before a repeated attempt.
       if (!this.app.data.get(run.name)?.byName.has(layer.name)) return;
       this.#underway.add(key);
       try {

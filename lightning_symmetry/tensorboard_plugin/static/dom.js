@@ -1,56 +1,60 @@
 // Functions that create elements. None of them parses markup, because names in event files may look like markup.
 
+const HTML = 'http://www.w3.org/1999/xhtml';
 const SVG = 'http://www.w3.org/2000/svg';
-const MAX_TAIL = 20; // The number of last characters of a name that are never cut.
+const MAX_TAIL = 20; // The number of characters at the end of a name that are never cut.
 
-/** Create an HTML element. Attributes that are null, undefined or false are left out; functions become listeners. */
-export function element(tag, attributes = {}, ...children) {
-  return fill(document.createElement(tag), attributes, children);
+/**
+ * Create an HTML element from its tag and classes, such as 'p.quiet', its attributes, and its children, which are texts or
+ * elements. Attributes that are functions become listeners. Children that are null or undefined are left out, attributes
+ * also if they are false.
+ */
+export function element(name, ...content) {
+  return create(HTML, name, content);
 }
 
 /** Create an SVG element, in the same way. */
-export function svg(tag, attributes = {}, ...children) {
-  return fill(document.createElementNS(SVG, tag), attributes, children);
+export function svg(name, ...content) {
+  return create(SVG, name, content);
 }
 
-function fill(node, attributes, children) {
-  for (const [name, value] of Object.entries(attributes)) {
-    if (typeof value === 'function') {
-      node.addEventListener(name, value);
-    } else if (value !== null && value !== undefined && value !== false) {
-      node.setAttribute(name, value === true ? '' : String(value));
-    }
+function create(namespace, name, content) {
+  const [tag, ...classes] = name.split('.');
+  const node = document.createElementNS(namespace, tag);
+  node.classList.add(...classes);
+  for (const part of content.flat()) {
+    if (part?.constructor === Object) Object.entries(part).forEach(([key, value]) => setAttribute(node, key, value));
+    else if (part !== null && part !== undefined) node.append(part);
   }
-  node.append(...children.flat().filter((child) => child !== null && child !== undefined));
   return node;
 }
 
-/** Create a table from a list of texts for its head and lists of texts or elements for its rows. */
-export function table(caption, head, rows, attributes = {}) {
+function setAttribute(node, name, value) {
+  if (typeof value === 'function') node.addEventListener(name, value);
+  else if (value !== null && value !== undefined && value !== false) node.setAttribute(name, value === true ? '' : value);
+}
+
+/** Create a table. The cells of its head and of its rows are texts or elements; the caption is for screen readers. */
+export function table(caption, head, rows = []) {
   return element(
     'table',
-    attributes,
-    element('caption', {class: 'for-readers'}, caption),
-    element('thead', {}, element('tr', {}, head.map((text) => element('th', {scope: 'col'}, text)))),
-    element('tbody', {}, rows.map((row) => element('tr', {}, row.map((cell) => element('td', {}, cell))))),
+    element('caption.for-readers', caption),
+    element('thead', element('tr', head.map((cell) => element('th', {scope: 'col'}, cell)))),
+    element('tbody', rows.map((row) => element('tr', row.map((cell) => element('td', cell))))),
   );
 }
 
 /** A list of names to choose from; it calls a function with the chosen name. */
 export class Choice {
-  #content;
-
   constructor(label, choose) {
     this.list = element('select', {change: () => choose(this.list.value)});
-    this.node = element('label', {class: 'choice'}, element('span', {}, label), this.list);
+    this.node = element('label.choice', element('span', label), this.list);
   }
 
   /** Show some names, always including the chosen one. */
   update(names, chosen) {
     const all = names.includes(chosen) ? names : [chosen, ...names];
-    const content = all.join('\n');
-    if (content !== this.#content) this.list.replaceChildren(...all.map((name) => element('option', {value: name}, name)));
-    this.#content = content;
+    reconcile(this.list, all, {make: (name) => element('option', {value: name}, name)});
     if (this.list.value !== chosen) this.list.value = chosen;
   }
 }
@@ -59,10 +63,10 @@ export class Choice {
  * Give an element one child per item, in the order of the items. Items with the same key keep their element, and with it
  * scrolling, focus, and what is open or selected.
  *
- * Takes functions for the key of an item, for a text that changes with its content, and for a new element; and one that
- * fills the element, which is only called if the text has changed.
+ * key(item) identifies an item, by default the item itself, and version(item) is a text that changes with its content.
+ * make(item) creates its element, and update(item, element) fills it whenever the version has changed.
  */
-export function reconcile(parent, items, {key, version, make, update}) {
+export function reconcile(parent, items, {key = (item) => item, version = () => '', make, update = () => {}}) {
   const kept = (parent.keyed ??= new Map());
   const keys = new Set(items.map(key));
   for (const [name, {node}] of kept) {
@@ -85,24 +89,24 @@ export function reconcile(parent, items, {key, version, make, update}) {
   }
 }
 
-/** Replace the children of an element unless the version is the same as before. */
+/** Replace the children of an element if the version has changed. */
 export function show(parent, version, content) {
   if (parent.shown === version) return;
   parent.shown = version;
   parent.replaceChildren(...content().flat().filter((child) => child !== null));
 }
 
-/** A text with the parts between backticks as code. */
+/** Create nodes for a text, with the parts between backticks as code. */
 export function withCode(text) {
-  return text.split('`').map((part, i) => (i % 2 ? element('code', {}, part) : part));
+  return text.split('`').map((part, i) => (i % 2 ? element('code', part) : part));
 }
 
-/** A name that is cut in its middle where space is short, because names of layers differ at both ends. */
+/** Create a name that is cut in its middle where space is short: names of layers differ at both ends. */
 export function cutName(text, attributes = {}) {
   const tail = Math.min(MAX_TAIL, Math.ceil(text.length / 2));
-  const start = element('span', {class: 'start'}, text.slice(0, -tail));
+  const start = element('span.start', text.slice(0, -tail));
   start.style.setProperty('--tail', widthInEms(text.slice(-tail)));
-  return element('span', {class: 'name', title: text, ...attributes}, start, text.slice(-tail));
+  return element('span.name', {title: text, ...attributes}, start, text.slice(-tail));
 }
 
 let measuring = null;
@@ -117,7 +121,7 @@ function widthInEms(text) {
 
 /** Offer a table as a CSV file. */
 export function download(name, head, rows) {
-  // Spreadsheets read a text that begins like this as a formula.
+  // A quote keeps spreadsheets from reading a text as a formula.
   const safe = (text) => (/^[=+@\t\r\n-]/.test(text) ? `'${text}` : text);
   const line = (cells) => cells.map((cell) => `"${(typeof cell === 'number' ? String(cell) : safe(String(cell ?? ''))).replaceAll('"', '""')}"`).join(',');
   const link = element('a', {download: name, href: URL.createObjectURL(new Blob([[head, ...rows].map(line).join('\r\n')], {type: 'text/csv'}))});
@@ -141,12 +145,12 @@ export function prepare(canvas, width, height) {
 /** A tooltip that stays beside the pointer. */
 export class Tip {
   constructor(root) {
-    this.node = element('div', {class: 'tip', hidden: true, 'aria-hidden': 'true'});
+    this.node = element('div.tip', {hidden: true, 'aria-hidden': 'true'});
     root.append(this.node);
   }
 
   show(event, lines) {
-    this.node.replaceChildren(...lines.map((line) => element('div', {}, line)));
+    this.node.replaceChildren(...lines.map((line) => element('div', line)));
     this.node.hidden = false;
     const {offsetWidth, offsetHeight} = this.node;
     const left = Math.min(event.clientX + 14, document.documentElement.clientWidth - offsetWidth - 8);

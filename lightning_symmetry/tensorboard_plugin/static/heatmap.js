@@ -1,27 +1,26 @@
-// The similarities of the units of a layer as a square.
+// The heatmap: similarities between the units of a layer.
 import {NO_DIRECTION, css, drawRamp, similarity, toSimilarity} from './colours.js';
 import {element, prepare} from './dom.js';
-import {Units, latest, plural} from './model.js';
-import {traitsOf} from './verdicts.js';
+import {Units, latest, plural, traitsOf} from './model.js';
 
 const LEFT = 36; // The room for the indices of units.
 const TOP = 6; // The room for the upper half of the first index.
 
 export class Heatmap {
-  /** Takes the largest side in CSS pixels; it is smaller where space is short. */
+  /** Create an empty picture with a largest side in CSS pixels; it is smaller where space is short. */
   constructor(app, side) {
     this.app = app;
     this.side = side;
-    this.canvas = element('canvas', {class: 'heatmap', role: 'img', pointermove: (event) => this.hover(event), pointerleave: () => app.tip.hide()});
-    this.missing = element('p', {class: 'missing', hidden: true});
-    this.caption = element('p', {class: 'quiet caption'});
-    this.scale = element('canvas', {class: 'scale', role: 'img', 'aria-label': 'colour scale of similarities from -1 to 1'});
-    this.square = element('div', {class: 'square'}, this.canvas, this.missing);
+    this.canvas = element('canvas.heatmap', {role: 'img', pointermove: (event) => this.hover(event), pointerleave: () => app.tip.hide()});
+    this.missing = element('p.missing', {hidden: true});
+    this.caption = element('p.quiet.caption');
+    this.scale = element('canvas.scale', {role: 'img', 'aria-label': 'colour scale of similarities from -1 to 1'});
+    this.square = element('div.square', this.canvas, this.missing);
     this.square.style.minHeight = `${side * 0.7}px`;
-    const swatch = element('span', {class: 'swatch-none'});
+    const swatch = element('span.swatch-none');
     swatch.style.background = css(NO_DIRECTION);
-    this.key = element('div', {class: 'key', hidden: true}, element('span', {class: 'number'}, '−1'), this.scale, element('span', {class: 'number'}, '1'), swatch, 'no direction');
-    this.node = element('div', {}, this.square, this.key, this.caption);
+    this.key = element('div.key', {hidden: true}, element('span.number', '−1'), this.scale, element('span.number', '1'), swatch, 'no direction');
+    this.node = element('div', this.square, this.key, this.caption);
     new ResizeObserver(() => app.attemptDrawing('the similarities', () => this.resize())).observe(this.square);
   }
 
@@ -39,7 +38,7 @@ export class Heatmap {
     this.groups = [];
     this.total = 0;
     if (!answer) {
-      this.clearOther(run, layer);
+      this.clearOther(layer);
       return;
     }
     const change = latest(answer.groups, 'check', check);
@@ -54,18 +53,18 @@ export class Heatmap {
       return;
     }
     const cells = this.app.details.cells(run, layer, found);
-    if (!cells) this.clearOther(run, layer);
+    if (!cells) this.clearOther(layer);
     if (!cells || !this.width) return;
-    const key = [run.name, layer.name, found.key, found.step, step, change?.check, this.width, this.app.isDark].join('\n');
+    const key = [layer.key, found.key, found.step, step, change?.check, this.width, this.app.isDark].join('\n');
     if (this.drawn !== key) this.draw(layer, found, cells, step);
     this.drawn = key;
-    this.subject = subjectOf(run, layer);
+    this.subject = layer.key;
     this.canvas.hidden = this.key.hidden = false;
   }
 
   /** Clear the picture of another layer while the data of this one is loading. */
-  clearOther(run, layer) {
-    if (this.subject === subjectOf(run, layer)) return;
+  clearOther(layer) {
+    if (this.subject === layer.key) return;
     this.missing.hidden = true;
     this.clear();
   }
@@ -144,10 +143,6 @@ export class Heatmap {
     else lines.push(i === j ? 'in no group' : 'in no group together');
     this.app.tip.show(event, lines);
   }
-}
-
-function subjectOf(run, layer) {
-  return `${run.name}\n${layer.name}`;
 }
 
 function number(value) {

@@ -1,15 +1,14 @@
 // The view of one layer: the similarities of its units, its groups and its findings.
 import {Chart} from './chart.js';
-import {Choice, element, reconcile, show, table} from './dom.js';
-import {describe, keyOf} from './findings.js';
+import {Choice, element, show, table} from './dom.js';
+import {showFindings} from './findings.js';
 import {Heatmap} from './heatmap.js';
 import {label, mark} from './marks.js';
-import {Units, WORDS, partedLater, plural} from './model.js';
-import {byRank, traitsOf} from './verdicts.js';
+import {WORDS, Units, byRank, partedLater, plural, traitsOf} from './model.js';
 
 const SIDE = 448; // The largest side of the heatmap, in CSS pixels.
 const FRAME_MS = 450;
-const MAX_FRAMES = 60; // For runs with more checks, the player skips some.
+const MAX_FRAMES = 60; // The player skips checks of longer runs.
 const MAX_GROUPS = 100;
 
 export class LayerView {
@@ -17,43 +16,38 @@ export class LayerView {
     this.app = app;
     this.runs = new Choice('Run', (name) => app.go({run: name, layer: null, step: null}));
     this.layers = new Choice('Layer', (name) => app.go({layer: name}));
-    this.facts = element('p', {class: 'facts'});
+    this.facts = element('p.facts');
     this.heatmap = new Heatmap(app, SIDE);
-    this.playButton = element('button', {type: 'button', class: 'play', click: () => this.toggle()});
+    this.playButton = element('button.play', {click: () => this.setPlaying(!this.timer)});
     this.slider = element('input', {type: 'range', min: 0, step: 1, 'aria-label': 'Check', input: () => app.go({step: this.run.steps[this.slider.value]})});
-    this.at = element('output', {class: 'at'});
-    this.findings = element('div', {});
-    this.quiet = element('p', {class: 'quiet'});
-    this.groups = element('div', {class: 'groups'});
-    this.groupsHead = element('h3', {}, 'Groups');
+    this.at = element('output.at');
+    this.findings = element('div');
+    this.quiet = element('p.quiet');
+    this.groups = element('div.groups');
+    this.groupsHead = element('h3', 'Groups');
     this.chart = new Chart(app, 'Share of working units of this layer over steps; its events are in the timeline.');
-    this.none = element('p', {class: 'panel none', hidden: true});
+    this.none = element('p.panel.none', {hidden: true});
     this.content = element(
       'div',
-      {},
       element(
-        'div',
-        {class: 'columns'},
+        'div.columns',
         element(
-          'section',
-          {class: 'panel figure'},
-          element('h3', {}, 'Similarity of units'),
-          element('div', {class: 'player'}, this.playButton, this.slider, this.at),
+          'section.panel.figure',
+          element('h3', 'Similarity of units'),
+          element('div.player', this.playButton, this.slider, this.at),
           this.heatmap.node,
         ),
         element(
-          'div',
-          {class: 'side'},
-          element('section', {class: 'panel'}, element('h3', {}, 'Findings'), this.findings, this.quiet),
-          element('section', {class: 'panel'}, this.groupsHead, this.groups),
+          'div.side',
+          element('section.panel', element('h3', 'Findings'), this.findings, this.quiet),
+          element('section.panel', this.groupsHead, this.groups),
         ),
       ),
-      element('section', {class: 'panel'}, element('h3', {}, 'Working units over steps'), this.chart.node),
+      element('section.panel', element('h3', 'Working units over steps'), this.chart.node),
     );
     this.node = element(
-      'div',
-      {class: 'view layer'},
-      element('div', {class: 'bar-of-choices'}, element('div', {class: 'choices'}, this.runs.node, this.layers.node), this.facts),
+      'div.view.layer',
+      element('div.bar-of-choices', element('div.choices', this.runs.node, this.layers.node), this.facts),
       this.none,
       this.content,
     );
@@ -80,17 +74,21 @@ export class LayerView {
     this.slider.value = check;
     this.slider.setAttribute('aria-valuetext', `step ${step}`);
     show(this.at, `${check} ${step} ${run.steps.length}`, () => [
-      element('strong', {}, `step ${step.toLocaleString('en')}`),
-      element('span', {}, `check ${check + 1} of ${run.steps.length}`),
+      element('strong', `step ${step.toLocaleString('en')}`),
+      element('span', `check ${check + 1} of ${run.steps.length}`),
     ]);
     this.showFindings(step);
     this.chart.update(run, [{layer, line: 0}]);
     this.heatmap.update(run, layer, check);
     const answer = this.app.details.of(run, layer);
-    const subject = `${run.name}\n${layer.name}`;
-    if (answer) this.showGroups(step, answer.findings);
-    else if (subject !== this.subject) this.clearGroups();
-    this.subject = subject;
+    if (answer) {
+      this.showGroups(step, answer.findings);
+    } else if (layer.key !== this.shown) {
+      // Do not show the groups of another layer while those of this one are loading.
+      this.groupsHead.textContent = 'Groups';
+      show(this.groups, '', () => []);
+    }
+    this.shown = layer.key;
   }
 
   /** Focus the slider, after the view was opened by keyboard. */
@@ -118,20 +116,9 @@ export class LayerView {
 
   showFindings(step) {
     const shown = this.layer.findings.filter(({since}) => since <= step);
-    reconcile(this.findings, shown, {
-      key: keyOf,
-      version: (finding) => JSON.stringify([finding, finding.broken !== null && finding.broken <= step]),
-      make: () => element('article', {class: 'finding'}),
-      update: (finding, node) => node.replaceChildren(...describe(node, finding, step, {hasAdvice: true})),
-    });
+    showFindings(this.findings, shown.map((finding) => [finding]), step, () => ({hasAdvice: true}));
     this.quiet.hidden = shown.length > 0;
     this.quiet.textContent = `Nothing to warn of up to step ${step.toLocaleString('en')}.`;
-  }
-
-  /** Show no groups while those of another layer are loading. */
-  clearGroups() {
-    this.groupsHead.textContent = 'Groups';
-    show(this.groups, '', () => []);
   }
 
   showGroups(step, findings) {
@@ -151,18 +138,14 @@ export class LayerView {
     ]);
     const present = byRank(new Set(groups.map(({verdict}) => verdict))).map(traitsOf);
     show(this.groups, JSON.stringify([rows, total, present]), () => {
-      if (!total) return [element('p', {class: 'quiet'}, 'All units are distinct at this check.')];
+      if (!total) return [element('p.quiet', 'All units are distinct at this check.')];
       const shown = rows.map((row) => row.map((cell, column) => (column === 1 ? label(traitsOf(cell)) : cell)));
       return [
         table('Groups of this layer at this check', ['', 'verdict', 'units', 'size', 'since step', 'broken'], shown),
-        total > rows.length ? element('p', {class: 'quiet'}, `and ${plural(total - rows.length, 'more group')}`) : null,
-        ...present.map((traits) => element('p', {class: 'quiet meaning'}, mark(traits), `${traits.name}: ${traits.meaning}.`)),
+        total > rows.length ? element('p.quiet', `and ${plural(total - rows.length, 'more group')}`) : null,
+        ...present.map((traits) => element('p.quiet.meaning', mark(traits), `${traits.name}: ${traits.meaning}.`)),
       ];
     });
-  }
-
-  toggle() {
-    this.setPlaying(!this.timer);
   }
 
   setPlaying(isPlaying) {

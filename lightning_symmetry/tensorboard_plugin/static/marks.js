@@ -1,41 +1,32 @@
 // Marks for verdicts and events. Each has a shape of its own, so that they can be distinguished without colours.
 //
-// A mark is drawn from a sign: an object with a name, a mark (its outline in a square of 12 by 12), a meaning, a colour
-// and a dark_colour. Traits of verdicts are signs, and every kind of event has one.
+// A sign is an object with a name, a mark (an outline in a square of 12 by 12), a meaning, a colour and a dark_colour.
+// The traits of a verdict are a sign, and each kind of event has one.
 import {element, svg} from './dom.js';
-import {traitsOf} from './verdicts.js';
+import {traitsOf} from './model.js';
 
-const EVENTS = new Map(
+/** The sign of each kind of event. */
+export const EVENTS = new Map(
   [
     {name: 'collapsed', mark: 'M0.5 1.5h11L6 11z', meaning: 'distinct units became equal during training', colour: 'var(--collapsed)', dark_colour: 'var(--collapsed)'},
     {name: 'appeared', mark: 'M6 1.2a4.8 4.8 0 1 0 .01 0z', meaning: 'units were equal when first seen'},
     {name: 'broke', mark: 'M1 2.6L2.6 1L6 4.4L9.4 1L11 2.6L7.6 6L11 9.4L9.4 11L6 7.6L2.6 11L1 9.4L4.4 6z', meaning: 'the units have parted'},
   ].map((sign) => [sign.name, sign]),
 );
-const paths = new Map(); // Outlines that were drawn on a canvas before, because it takes time to parse them.
+const paths = new Map(); // Parsed outlines, because parsing takes time.
 
-/** The signs of all kinds of events. */
-export function eventSigns() {
-  return [...EVENTS.values()];
-}
-
-/** The sign of a kind of event. */
-export function eventSign(kind) {
-  return EVENTS.get(kind);
-}
-
-/** The sign of an event; if units appeared equal, the sign of their verdict. */
+/** Return the sign of an event; if units appeared equal, the sign of their verdict. */
 export function signOf({kind, verdict}) {
   return kind === 'appeared' && verdict !== null ? traitsOf(verdict) : EVENTS.get(kind);
 }
 
-/** The rank of an event where space is short; serious verdicts come first. */
+/** Return the rank of an event, for choosing where space is short; the most serious verdict has the lowest. */
 export function priority({kind, verdict}) {
   const isVerdict = kind === 'appeared' && verdict !== null;
   return isVerdict ? traitsOf(verdict).rank : traitsOf(null).rank + 1 + [...EVENTS.keys()].indexOf(kind);
 }
 
-/** An event in a few words. */
+/** Describe an event in a few words. */
 export function eventText({kind, verdict}) {
   return verdict === null ? kind : `${kind}, ${verdict}`;
 }
@@ -56,20 +47,20 @@ export function draw(context, sign, x, y, colour, rim, size = 10) {
   context.restore();
 }
 
-/** Give an element the colours of a sign for both themes; the style sheet uses that of the current theme. */
+/** Give an element the colours of a sign, if it has any; the style sheet uses that of the current theme. */
 export function paint(node, sign) {
-  if (sign.colour) node.style.setProperty('--light', sign.colour);
-  if (sign.dark_colour) node.style.setProperty('--dark', sign.dark_colour);
+  node.style.setProperty('--light', sign.colour ?? '');
+  node.style.setProperty('--dark', sign.dark_colour ?? '');
   return node;
 }
 
 /** Create a mark as an element. It is hidden from screen readers, so put a text beside it. */
 export function mark(sign) {
   const outline = svg('path', {d: sign.mark, 'fill-rule': 'evenodd'});
-  return paint(svg('svg', {viewBox: '0 0 12 12', class: 'mark', 'aria-hidden': 'true'}, outline), sign);
+  return paint(svg('svg.mark', {viewBox: '0 0 12 12', 'aria-hidden': 'true'}, outline), sign);
 }
 
 /** Create a mark with a text beside it. */
 export function label(sign, text = sign.name) {
-  return element('span', {class: 'label', title: sign.meaning}, mark(sign), text);
+  return element('span.label', {title: sign.meaning}, mark(sign), text);
 }

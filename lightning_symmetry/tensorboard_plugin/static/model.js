@@ -1,7 +1,21 @@
-// The history of a run: its layers, the sets of their units, and findings.
-import {byRank, traitsOf, worstOf} from './verdicts.js';
+// The history of a run: its layers, the sets of their units, and findings. Also the traits of verdicts, which Python
+// defines; of these, the files of the page name only "dead".
+import {VERDICTS} from './legend.js';
 
-const MAX_COMPARED = 100_000; // Larger sets are not compared, because a malicious file may hold sets of any size.
+const MAX_COMPARED = 100_000; // Larger sets are not compared: a malicious file may contain sets of any size.
+
+// The traits of a verdict of a newer version of the package: the page shows its name, without a colour.
+const UNKNOWN = {
+  is_warning: null,
+  is_redundant: null,
+  colour: null,
+  dark_colour: null,
+  mark: 'M.8 4.7h2.6v2.6h-2.6zM4.7 4.7h2.6v2.6h-2.6zM8.6 4.7h2.6v2.6h-2.6z',
+  gone: 'have parted',
+  meaning: 'a newer version wrote this verdict, and this version does not know its meaning',
+  rank: VERDICTS.length,
+};
+const KNOWN = new Map(VERDICTS.map((traits, rank) => [traits.name, {...traits, rank}]));
 
 /** The meaning of the numbers of units, for tooltips. */
 export const WORDS = {
@@ -20,13 +34,13 @@ export class Run {
     this.steps = history.steps;
     const findings = new Map(history.layers.map(({name}) => [name, []]));
     for (const finding of history.findings) findings.get(finding.layer)?.push(finding);
-    this.layers = history.layers.map((layer) => new Layer(layer, history.steps, findings.get(layer.name)));
+    this.layers = history.layers.map((layer) => new Layer(layer, history.steps, findings.get(layer.name), `${name}\n${layer.name}`));
     this.findings = history.findings;
     this.unreadable = history.unreadable;
     this.byName = new Map(this.layers.map((layer) => [layer.name, layer]));
   }
 
-  /** The layers that pass a filter: by a part of their names, and optionally only those with findings or events. */
+  /** Return the layers whose names contain a text; optionally only those with news, that is findings or events. */
   filtered({text, onlyFound}) {
     const key = `${onlyFound} ${text}`;
     if (this.filterKey !== key) {
@@ -36,10 +50,9 @@ export class Run {
     return this.left;
   }
 
-  /** The findings up to a step: those that hold, the most serious first; then those that no longer hold. */
+  /** Return the findings up to a step: those that hold, the most serious first; then those that no longer hold. */
   findingsAt(step) {
-    const isOver = ({broken}) => broken !== null && broken <= step;
-    const rank = (finding) => 1000 * isOver(finding) + traitsOf(finding.verdict).rank;
+    const rank = (finding) => 1000 * isOver(finding, step) + traitsOf(finding.verdict).rank;
     return this.findings.filter(({since}) => since <= step).sort((a, b) => rank(a) - rank(b) || a.since - b.since);
   }
 
@@ -49,7 +62,7 @@ export class Run {
     return this.byName.get(found?.layer) ?? this.layers.find(({hasNews}) => hasNews) ?? this.layers[0] ?? null;
   }
 
-  /** Some layers to draw: the chosen one, those with events or findings, then others; layers with new curves first. */
+  /** Return layers to draw: the chosen one, then those with news, then others. Layers with equal curves come last. */
   selection(layer, number) {
     const rank = (other) => 2 * (other === layer) + other.hasNews;
     const ordered = [...this.layers].sort((a, b) => rank(b) - rank(a));
@@ -61,11 +74,7 @@ export class Run {
     return new Set([...first, ...ordered].slice(0, number));
   }
 
-  get lastStep() {
-    return this.steps[this.steps.length - 1];
-  }
-
-  /** The index of the latest check at or before a step; for null, that of the last check. */
+  /** Return the index of the latest check at or before a step; for null, that of the last check. */
   checkAt(step) {
     return step === null ? this.steps.length - 1 : Math.max(0, lastAtMost(this.steps, step));
   }
@@ -80,15 +89,21 @@ export class Run {
     };
   }
 
-  /** The most serious verdict in any layer at a check, or null. */
+  /** Return the most serious verdict in any layer at a check, or null. */
   worst(check) {
     return worstOf(new Set(this.layers.map((layer) => layer.worst(check)).filter((verdict) => verdict !== null)));
   }
 }
 
+/** Return whether a finding no longer holds at a step. */
+export function isOver({broken}, step) {
+  return broken !== null && broken <= step;
+}
+
 class Layer {
-  constructor(values, steps, findings) {
+  constructor(values, steps, findings, key) {
     Object.assign(this, values);
+    this.key = key; // Unique among the layers of all runs.
     this.steps = steps;
     this.findings = findings;
     this.hasNews = values.events.length > 0 || findings.length > 0;
@@ -104,28 +119,28 @@ class Layer {
     return [this.name, ...this.also].join(' = ');
   }
 
-  /** The state at a check; null before the first state, and while the model does not have the layer. */
+  /** Return the state at a check; null before the first state, and while the model does not have the layer. */
   at(check) {
     const state = this.states[lastAtMost(this.checks, check)];
     return state && state.width !== null ? state : null;
   }
 
-  /** The number of units at a check that are neither redundant nor dead; null where the model does not have the layer. */
+  /** Return the number of working units at a check; null where the model does not have the layer. */
   workingAt(check) {
     return this.working[lastAtMost(this.workingChecks, check)]?.number ?? null;
   }
 
-  /** The number of dead units at a check. */
+  /** Return the number of dead units at a check. */
   deadAt(check) {
     return latest(this.dead, 'check', check)?.units ?? 0;
   }
 
-  /** The number of directions among the living units at a check; null if they were not counted. */
+  /** Return the number of directions among the living units at a check; null if they were not counted. */
   orientationsAt(check) {
     return latest(this.orientations, 'check', check)?.number ?? null;
   }
 
-  /** Whether there are at most half as many directions as distinct living units at a check. */
+  /** Return whether there are at most half as many directions as distinct living units at a check. */
   isCondensed(check) {
     const number = this.orientationsAt(check);
     return Boolean(number) && this.fan_in > 2 && 2 * number <= (this.at(check)?.width ?? 0) - this.deadAt(check);
@@ -136,12 +151,12 @@ class Layer {
     return this.orientations.some(({check}) => this.isCondensed(check));
   }
 
-  /** The most serious verdict at a check, or null. */
+  /** Return the most serious verdict at a check, or null. */
   worst(check) {
     return worstOf(Object.keys(this.at(check)?.counts ?? {}));
   }
 
-  /** The number of units of each verdict at a check, as a text; the most serious verdict comes first. */
+  /** Return the number of units of each verdict at a check, as a text; the most serious verdict comes first. */
   countsText(check) {
     const counts = this.at(check)?.counts ?? {};
     return byRank(Object.keys(counts)).map((verdict) => `${counts[verdict]} ${verdict}`).join(', ');
@@ -165,10 +180,10 @@ class Layer {
   }
 }
 
-/** The number of working units of a layer at each check at which it may have changed; null while there is no layer. */
+/** Return the number of working units at each check where it may change; null while the model lacks the layer. */
 function workingOverTime({states, dead}) {
   const checks = [...new Set([...states, ...dead].map(({check}) => check))].sort((a, b) => a - b);
-  let [i, j] = [0, 0]; // How many states and numbers of dead units there are up to a check.
+  let [i, j] = [0, 0]; // The numbers of states, and of changes of the dead units, up to a check.
   return checks.map((check) => {
     while (states[i]?.check <= check) i++;
     while (dead[j]?.check <= check) j++;
@@ -178,44 +193,44 @@ function workingOverTime({states, dead}) {
 }
 
 /**
- * A set of units. Events hold it as a text such as "0-3,8,10-14:2", made of single indices, runs, and runs with a
- * stride. An ellipsis at the end stands for units that were left out.
+ * A set of units, from a text such as "0-3,8,10-14:2": single indices, ranges, and ranges with a stride. An ellipsis at
+ * the end means that units were left out.
  */
 export class Units {
-  #runs;
+  #ranges;
 
   constructor(packed) {
     this.packed = packed;
     const parts = packed.split(',');
     this.isCut = parts[parts.length - 1] === '...';
     if (this.isCut) parts.pop();
-    this.#runs = parts.map((part) => {
+    this.#ranges = parts.map((part) => {
       const [, first, last, stride] = /^(\d+)-(\d+)(?::(\d+))?$/.exec(part) ?? [];
       return first === undefined ? [Number(part), Number(part), 1] : [Number(first), Number(last), Math.max(1, Number(stride ?? 1))];
     });
   }
 
   has(unit) {
-    return this.#runs.some(([first, last, stride]) => unit >= first && unit <= last && (unit - first) % stride === 0);
+    return this.#ranges.some(([first, last, stride]) => unit >= first && unit <= last && (unit - first) % stride === 0);
   }
 
   get size() {
-    return this.#runs.reduce((sum, [first, last, stride]) => sum + Math.floor((last - first) / stride) + 1, 0);
+    return this.#ranges.reduce((sum, [first, last, stride]) => sum + Math.floor((last - first) / stride) + 1, 0);
   }
 
-  /** Whether all of these units are among some others; false if that is unknown. */
+  /** Return whether all of these units are among others; false if that is unknown. */
   isWithin(others) {
     if (this.packed === others.packed) return true;
     if (this.isCut || this.size > MAX_COMPARED) return false;
-    return this.#runs.every(([first, last, stride]) => {
+    return this.#ranges.every(([first, last, stride]) => {
       for (let unit = first; unit <= last; unit += stride) if (!others.has(unit)) return false;
       return true;
     });
   }
 
-  /** The units as a text for people. */
+  /** Return the units as a text for users. */
   toString() {
-    const texts = this.#runs.map(([first, last, stride]) => {
+    const texts = this.#ranges.map(([first, last, stride]) => {
       if (first === last) return String(first);
       return stride > 1 ? `${first}, ${first + stride}, … ${last}` : `${first}–${last}`;
     });
@@ -224,11 +239,11 @@ export class Units {
 }
 
 /**
- * The later step at which a group was found to have diverged; null if it has not, undefined if the event file lacks it.
+ * Return the later step at which a group had diverged; null if it has not, undefined if the event file lacks it.
  *
- * The step is that of the finding about the group. Findings begin at the same step as their group and agree on whether
- * the weights are equal. The group may have lost or gained units since the warning, so the best match counts: the
- * finding about the same units, else the smallest one about more units, else the largest one about fewer.
+ * The finding about the group has that step. Candidates begin at the same step as the group, and agree with it on whether
+ * weights are equal. A group may have lost or gained units since the warning, so the best match counts: the same units,
+ * else the smallest larger set, else the largest smaller one.
  */
 export function partedLater(group, step, findings) {
   const isRedundant = (verdict) => traitsOf(verdict).is_redundant;
@@ -245,7 +260,7 @@ export function partedLater(group, step, findings) {
   return isPartial ? undefined : null;
 }
 
-/** The index of the last of some ascending numbers that is at most a value; -1 if there is none. */
+/** Return the index of the last of ascending numbers that is at most a value; -1 if there is none. */
 export function lastAtMost(numbers, value) {
   let low = 0;
   let high = numbers.length;
@@ -257,12 +272,12 @@ export function lastAtMost(numbers, value) {
   return low - 1;
 }
 
-/** The last entry whose key is at most a value; the entries are in ascending order of that key. */
+/** Return the last of entries, in ascending order of a key, whose key is at most a value. */
 export function latest(entries, key, value) {
-  return entries?.[lastAtMost(entries.map((entry) => entry[key]), value)];
+  return entries?.findLast((entry) => entry[key] <= value);
 }
 
-/** The checks that an axis of some width labels: those at multiples of a round number of steps, as many as fit. */
+/** Return the checks that an axis labels: those at multiples of a round number of steps, as many as fit its width. */
 export function ticks(steps, width, gap) {
   const place = width / steps.length;
   const room = gap + 7 * steps[steps.length - 1].toLocaleString('en').length;
@@ -276,4 +291,24 @@ export function ticks(steps, width, gap) {
 
 export function plural(count, word) {
   return `${count.toLocaleString('en')} ${word}${count === 1 ? '' : 's'}`;
+}
+
+/** Return the traits of a verdict, with its rank: 0 for the most serious one; unknown verdicts come last. */
+export function traitsOf(name) {
+  return KNOWN.get(name) ?? {...UNKNOWN, name};
+}
+
+/** Return the traits of the verdicts that the user is warned of. */
+export function warnings() {
+  return [...KNOWN.values()].filter((traits) => traits.is_warning);
+}
+
+/** Sort the names of verdicts by rank. */
+export function byRank(names) {
+  return [...names].sort((a, b) => traitsOf(a).rank - traitsOf(b).rank);
+}
+
+/** Return the most serious of some verdicts that warn or are unknown; null if there is none. */
+export function worstOf(names) {
+  return byRank(names).find((name) => traitsOf(name).is_warning !== false) ?? null;
 }

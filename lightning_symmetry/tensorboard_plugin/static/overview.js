@@ -1,31 +1,29 @@
-// The view of all runs: a table of them where there are several, and a card for each that is opened.
+// The view of all runs: a table of runs if there are several, and a card for each opened run.
 import {Card} from './card.js';
 import {drawRamp, shade} from './colours.js';
 import {element, reconcile} from './dom.js';
-import {eventSigns, label} from './marks.js';
+import {EVENTS, label} from './marks.js';
+import {warnings} from './model.js';
 import {RunsTable} from './runs.js';
-import {warnings} from './verdicts.js';
 
-const MAX_DETAILED = 2; // The number of cards up to which all are detailed.
-const MARGIN = '800px'; // The distance from the window at which cards are drawn already.
+const MAX_DETAILED = 2; // With more open runs, cards are small.
+const MARGIN = '800px'; // Cards within this distance of the window are drawn.
 
 export class Overview {
   constructor(app) {
     this.app = app;
     this.cards = new Map();
     this.table = new RunsTable(app);
-    this.grid = element('div', {class: 'cards'});
-    this.none = element('p', {class: 'quiet none', hidden: true}, 'No run is opened: choose one from the list “Runs” above.');
-    this.ramp = element('canvas', {class: 'ramp', role: 'img', 'aria-label': 'colour scale from 0 to 100 per cent'});
+    this.grid = element('div.cards');
+    this.none = element('p.quiet.none', {hidden: true}, 'No run is opened: choose one from the list “Runs” above.');
+    this.ramp = element('canvas.ramp', {role: 'img', 'aria-label': 'colour scale from 0 to 100 per cent'});
     this.node = element(
-      'div',
-      {class: 'view overview'},
+      'div.view.overview',
       this.table.node,
       element(
-        'div',
-        {class: 'legend'},
-        element('span', {class: 'scale'}, 'units that do not work', element('span', {class: 'number'}, '0'), this.ramp, element('span', {class: 'number'}, '100 %')),
-        [...warnings(), ...eventSigns()].map((sign) => label(sign)),
+        'div.legend',
+        element('span.scale', 'units that do not work', element('span.number', '0'), this.ramp, element('span.number', '100 %')),
+        [...warnings(), ...EVENTS.values()].map((sign) => label(sign)),
       ),
       this.grid,
       this.none,
@@ -60,11 +58,11 @@ export class Overview {
     this.none.hidden = names.length > 0;
     for (const [name, card] of this.cards) {
       if (names.includes(name)) continue;
-      card.dispose();
+      card.observer.disconnect();
       this.observer.unobserve(card.node);
       this.cards.delete(name);
     }
-    reconcile(this.grid, names, {key: (name) => name, version: () => '', make: (name) => this.make(name), update: () => {}});
+    reconcile(this.grid, names, {make: (name) => this.make(name)});
     for (const card of this.cards.values()) card.update({isDetailed});
   }
 
@@ -85,7 +83,7 @@ export class Overview {
     for (const card of this.cards.values()) card.restore();
   }
 
-  /** Choose the layer that many rows below the chosen one; the next run follows the last layer of a run. */
+  /** Choose another layer, by a number of rows below the chosen one; it may belong to the next run. */
   moveLayer(by) {
     const {run, layer} = this.app.state;
     const shown = this.app.openedNames().map((name) => this.app.data.get(name)).filter(Boolean);
@@ -97,7 +95,7 @@ export class Overview {
     this.cards.get(nextRun)?.reveal(nextLayer);
   }
 
-  /** Return the keyboard focus to the chosen row. */
+  /** Move the keyboard focus back to the chosen row. */
   focus() {
     this.cards.get(this.app.state.run)?.reveal(this.app.state.layer);
   }

@@ -1,14 +1,13 @@
-// The table of all runs, from which some are opened.
-import {cutName, download, element, reconcile, svg} from './dom.js';
+// The table of all runs, in which the user opens some.
+import {cutName, download, element, reconcile, svg, table} from './dom.js';
 import {label, paint} from './marks.js';
-import {WORDS} from './model.js';
-import {traitsOf} from './verdicts.js';
+import {WORDS, traitsOf} from './model.js';
 
 const COLUMNS = [
   {name: '', title: 'open the run below'},
-  {name: 'run', order: (a, b) => naturally(a.name, b.name)},
+  {name: 'run', order: (a, b) => a.name.localeCompare(b.name, 'en', {numeric: true})},
   {name: 'working', title: WORDS.working, order: (a, b) => shareOf(a) - shareOf(b)},
-  {name: 'worst finding', order: null}, // As the verdicts rank.
+  {name: 'worst finding', order: null}, // Sorted by severity.
   {name: 'since step', order: (a, b) => (a.summary?.worst?.since ?? Infinity) - (b.summary?.worst?.since ?? Infinity)},
   {name: 'findings', title: WORDS.findings, order: (a, b) => (b.summary?.findings ?? 0) - (a.summary?.findings ?? 0)},
   {name: 'step', order: (a, b) => (b.summary?.step ?? 0) - (a.summary?.step ?? 0)},
@@ -19,25 +18,23 @@ const [SPARK_WIDTH, SPARK_HEIGHT] = [96, 18];
 export class RunsTable {
   constructor(app) {
     this.app = app;
-    this.column = COLUMNS.find(({order}) => order === null); // Sorted by severity.
+    this.column = COLUMNS.find(({order}) => order === null); // The column that the rows are sorted by.
     this.isReversed = false;
     this.search = element('input', {type: 'search', placeholder: 'Filter runs', 'aria-label': 'Filter runs', input: () => this.update()});
-    this.note = element('span', {class: 'quiet'});
-    this.body = element('tbody', {});
-    this.head = COLUMNS.map((column) => {
-      const isSortable = column.order !== undefined;
-      const button = element('button', {type: 'button', class: 'sort', title: column.title, click: () => this.sortBy(column)}, column.name);
-      return element('th', {scope: 'col', title: column.title}, isSortable ? button : column.name);
-    });
-    this.frame = element(
-      'div',
-      {class: 'frame'},
-      element('table', {class: 'runs'}, element('caption', {class: 'for-readers'}, 'All runs'), element('thead', {}, element('tr', {}, this.head)), this.body),
+    this.note = element('span.quiet');
+    const head = COLUMNS.map((column) =>
+      column.order === undefined ? column.name : element('button.sort', {click: () => this.sortBy(column)}, column.name),
     );
+    const runs = table('All runs', head);
+    runs.className = 'runs';
+    this.body = runs.tBodies[0];
+    this.head = [...runs.tHead.rows[0].cells];
+    this.head.forEach((cell, i) => (cell.title = COLUMNS[i].title ?? ''));
+    this.frame = element('div.frame', runs);
     this.node = element(
-      'section',
-      {class: 'panel all-runs', 'aria-label': 'All runs'},
-      element('div', {class: 'choices'}, element('h3', {}, 'Runs'), this.search, this.note, element('button', {type: 'button', class: 'small', click: () => this.save()}, 'CSV')),
+      'section.panel.all-runs',
+      {'aria-label': 'All runs'},
+      element('div.choices', element('h3', 'Runs'), this.search, this.note, element('button.small', {click: () => this.save()}, 'CSV')),
       this.frame,
     );
   }
@@ -57,7 +54,7 @@ export class RunsTable {
     return rows.sort((a, b) => sign * compare(a, b));
   }
 
-  /** The rows in order; rows keep their places while the pointer or the focus is in the table. */
+  /** Return the rows in order. While the pointer or the focus is in the table, the order stays. */
   arrange() {
     const rows = this.sorted();
     const isUsed = this.frame.matches(':hover, :focus-within');
@@ -88,8 +85,8 @@ export class RunsTable {
 
   make({name}) {
     const box = element('input', {type: 'checkbox', 'aria-label': `Open run ${name}`, change: () => this.app.toggle(name)});
-    const alone = element('button', {type: 'button', class: 'link', title: `${name}: open this run alone`, click: () => this.app.open(name)}, cutName(name));
-    return element('tr', {'data-name': name}, element('td', {}, box), element('td', {class: 'run'}, alone), ...COLUMNS.slice(2).map(() => element('td', {})));
+    const alone = element('button.link', {title: `${name}: open this run alone`, click: () => this.app.open(name)}, cutName(name));
+    return element('tr', {'data-name': name}, element('td', box), element('td.run', alone), ...COLUMNS.slice(2).map(() => element('td')));
   }
 
   show({name, summary, pending}, node) {
@@ -98,13 +95,13 @@ export class RunsTable {
     box.firstChild.checked = app.opened.has(name);
     node.classList.toggle('chosen', name === app.state.run);
     if (!summary) {
-      working.replaceChildren(element('span', {class: 'quiet'}, pending ? '…' : 'cannot be read'));
+      working.replaceChildren(element('span.quiet', pending ? '…' : 'cannot be read'));
       [worst, since, findings, step, spark].forEach((cell) => cell.replaceChildren());
       return;
     }
     const {worst: found} = summary;
     working.replaceChildren(bar(summary), share(summary));
-    worst.replaceChildren(found ? this.sentence(name, found) : element('span', {class: 'quiet'}, 'none'));
+    worst.replaceChildren(found ? this.sentence(name, found) : element('span.quiet', 'none'));
     since.replaceChildren(found ? found.since.toLocaleString('en') : '');
     findings.replaceChildren(summary.findings.toLocaleString('en'));
     step.replaceChildren(summary.step.toLocaleString('en'));
@@ -113,8 +110,8 @@ export class RunsTable {
 
   sentence(run, {layer, who, verdict, since, what}) {
     const open = () => this.app.go({view: 'layer', run, layer, step: since});
-    const link = element('button', {type: 'button', class: 'link', title: what, click: open}, cutName(layer, {title: undefined}), element('span', {class: 'who'}, `: ${who}`));
-    return element('span', {class: 'worst'}, label(traitsOf(verdict)), link);
+    const link = element('button.link', {title: what, click: open}, cutName(layer, {title: undefined}), element('span.who', `: ${who}`));
+    return element('span.worst', label(traitsOf(verdict)), link);
   }
 
   save() {
@@ -126,22 +123,22 @@ export class RunsTable {
   }
 }
 
-/** A bar of all units: those that work, dead ones in the colour of that verdict, and redundant ones. */
+/** Create a bar of all units in three parts: working, dead, and redundant. */
 export function bar({units, working, dead}) {
   const part = (name, number) => {
-    const node = element('span', {class: name});
+    const node = element(`span.${name}`);
     node.style.width = `${(100 * number) / Math.max(1, units)}%`;
     return node;
   };
   const dying = Math.min(dead, units - working);
-  return element('span', {class: 'bar', 'aria-hidden': 'true'}, part('working', working), paint(part('mark', dying), traitsOf('dead')), part('redundant', units - working - dying));
+  return element('span.bar', {'aria-hidden': 'true'}, part('working', working), paint(part('mark', dying), traitsOf('dead')), part('redundant', units - working - dying));
 }
 
 function share({working, units}) {
   return units ? `${Math.floor((100 * working) / units)} %` : '–';
 }
 
-/** The share of working units over time as a small line; null where there was no layer. */
+/** Create a small curve of the share of working units over time; null makes a gap. */
 function sparkline(shares) {
   const x = (i) => 1 + ((SPARK_WIDTH - 2) * i) / Math.max(1, shares.length - 1);
   const y = (value) => 1 + (SPARK_HEIGHT - 2) * (1 - value);
@@ -150,13 +147,9 @@ function sparkline(shares) {
     if (value !== null) d += `${d && shares[i - 1] !== null ? 'L' : 'M'}${x(i).toFixed(1)} ${y(value).toFixed(1)}`;
   });
   if (d && shares.length === 1) d += `H${SPARK_WIDTH - 1}`;
-  return svg('svg', {class: 'spark', width: SPARK_WIDTH, height: SPARK_HEIGHT, 'aria-hidden': 'true'}, svg('path', {d}));
+  return svg('svg.spark', {width: SPARK_WIDTH, height: SPARK_HEIGHT, 'aria-hidden': 'true'}, svg('path', {d}));
 }
 
 function shareOf({summary}) {
   return summary?.units ? summary.working / summary.units : Infinity;
-}
-
-function naturally(a, b) {
-  return a.localeCompare(b, 'en', {numeric: true});
 }

@@ -1,4 +1,4 @@
-// The sources of data, which docs/tab.md describes: the plugin in TensorBoard, or the page itself in a static report.
+// Sources of data: the plugin in TensorBoard, and the page itself in a static report. docs/tab.md describes the data.
 
 export class ServerSource {
   isLive = true;
@@ -31,16 +31,9 @@ export class ServerSource {
     } catch {
       throw new Error('TensorBoard does not answer. Is it still running?');
     }
-    if (!response.ok) throw new Error(await explain(response));
-    return response;
-  }
-}
-
-async function explain(response) {
-  try {
-    return (await response.json()).error;
-  } catch {
-    return `TensorBoard answered with status ${response.status}.`;
+    if (response.ok) return response;
+    const answer = await response.json().catch(() => null); // Only answers of the plugin are JSON.
+    throw new Error(answer?.error ?? `TensorBoard answered with status ${response.status}.`);
   }
 }
 

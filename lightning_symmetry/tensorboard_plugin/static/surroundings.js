@@ -1,5 +1,5 @@
-// The address of the page, which holds what the user has chosen, and its theme. In TensorBoard the page is in a frame,
-// and both belong to the window around it; in a static report they belong to the page itself.
+// The address, which contains the user's choice, and the theme. In TensorBoard the page is in a frame, and both belong
+// to the window around it. In a static report both belong to the page itself.
 
 const PREFIX = 'p.symmetry.'; // TensorBoard reserves parts of the address with such a prefix for plugins.
 const KEYS = ['view', 'run', 'layer', 'step'];
@@ -8,7 +8,7 @@ function host() {
   try {
     if (window.parent !== window && window.parent.document.body) return window.parent;
   } catch {
-    // The parent window belongs to another site, whose address and theme may not be read.
+    // The browser forbids access to a parent window of another site.
   }
   return null;
 }
@@ -17,17 +17,13 @@ export class Link {
   #window = host() ?? window;
   #prefix = host() ? PREFIX : '';
 
-  /** Read the choice in the address; missing keys are left out. */
+  /** Read the choice in the address; keys that it lacks are undefined. */
   read() {
     const parts = new Map(this.#parts());
-    const found = {};
-    for (const key of KEYS) {
-      if (parts.has(this.#prefix + key)) found[key] = parts.get(this.#prefix + key);
-    }
-    return found;
+    return Object.fromEntries(KEYS.map((key) => [key, parts.get(this.#prefix + key)]));
   }
 
-  /** Write the choice into the address, as a new entry in the browser's history or in place of the latest. */
+  /** Write the choice into the address. A new choice adds an entry to the browser's history. */
   write(values, {isNew = false} = {}) {
     const others = this.#parts().filter(([name]) => !KEYS.some((key) => name === this.#prefix + key));
     if (this.#prefix && others[0]?.[0] !== 'symmetry') return; // TensorBoard shows another tab.

@@ -1,6 +1,6 @@
 // The view of a run over time: the share of working units of some layers, and their events.
-import {Chart, lineStyle} from './chart.js';
-import {Choice, cutName, element, reconcile, svg} from './dom.js';
+import {Chart, swatch} from './chart.js';
+import {Choice, cutName, element, reconcile, table} from './dom.js';
 import {eventText, label, signOf} from './marks.js';
 import {plural} from './model.js';
 
@@ -13,29 +13,20 @@ export class Timeline {
     this.app = app;
     this.chart = new Chart(app, 'Share of working units over steps; the events are in the table below.');
     this.runs = new Choice('Run', (name) => app.go({run: name, layer: null, step: null}));
-    this.layers = element('div', {class: 'layers'});
-    this.rows = element('tbody', {});
-    this.quiet = element('p', {class: 'quiet'});
-    this.table = element(
-      'table',
-      {},
-      element('caption', {class: 'for-readers'}, 'Events of the chosen layers'),
-      element('thead', {}, element('tr', {}, ['step', 'layer', 'event', 'units'].map((text) => element('th', {scope: 'col'}, text)))),
-      this.rows,
-    );
-    this.none = element('p', {class: 'panel none', hidden: true});
+    this.layers = element('div.layers');
+    this.quiet = element('p.quiet');
+    this.table = table('Events of the chosen layers', ['step', 'layer', 'event', 'units']);
+    this.none = element('p.panel.none', {hidden: true});
     this.content = element(
       'div',
-      {},
       element(
-        'div',
-        {class: 'panel beside'},
-        element('div', {class: 'plot'}, element('h3', {}, 'Working units'), this.chart.node),
-        element('fieldset', {}, element('legend', {}, 'Layers'), this.layers),
+        'div.panel.beside',
+        element('div.plot', element('h3', 'Working units'), this.chart.node),
+        element('fieldset', element('legend', 'Layers'), this.layers),
       ),
-      element('section', {class: 'panel events'}, element('h3', {}, 'Events'), this.table, this.quiet),
+      element('section.panel.events', element('h3', 'Events'), this.table, this.quiet),
     );
-    this.node = element('div', {class: 'view timeline'}, element('div', {class: 'bar-of-choices'}, this.runs.node), this.none, this.content);
+    this.node = element('div.view.timeline', element('div.bar-of-choices', this.runs.node), this.none, this.content);
   }
 
   update() {
@@ -47,10 +38,10 @@ export class Timeline {
       this.none.textContent = this.app.absence();
       return;
     }
-    // A new run may have the same name and other layers.
+    // A run may have been written anew, under the same name and with other layers.
     if (this.run?.name !== run.name || ![...this.order].some((name) => run.byName.has(name))) {
       this.chosen = new Set([...run.selection(this.app.layer(), NUM_CHOSEN)].map(({name}) => name));
-      this.order = new Set(this.chosen); // The layers chosen at first lead a long list, and stay there.
+      this.order = new Set(this.chosen); // The layers chosen at first stay at the top of a long list.
     }
     this.run = run;
     this.list();
@@ -67,27 +58,23 @@ export class Timeline {
     reconcile(this.layers, shown, {
       key: ({name}) => name,
       version: (layer) => [places.get(layer), layer.title, layer.workingAt(run.steps.length - 1), layer.units, this.chosen.has(layer.name), layer.name === this.app.state.layer].join('\n'),
-      make: (layer) => element('label', {'data-layer': layer.name, title: layer.title}, this.box(layer.name), element('span', {class: 'rest'})),
+      make: (layer) => element('label', {'data-layer': layer.name, title: layer.title}, this.box(layer.name), element('span.rest')),
       update: (layer, node) => {
-        const [box, rest] = node.children; // The box keeps the keyboard focus only if it stays where it is.
+        const [box, rest] = node.children; // The box stays in the document, so that it keeps the keyboard focus.
         box.checked = this.chosen.has(layer.name);
         node.classList.toggle('chosen', layer.name === this.app.state.layer);
-        const swatch = svg('svg', {class: 'swatch', viewBox: '0 0 24 10', 'aria-hidden': 'true'}, svg('path', {d: 'M0 5H24', ...lineStyle(places.get(layer))}));
         const working = layer.workingAt(run.steps.length - 1);
-        rest.replaceChildren(swatch, cutName(layer.title), element('span', {class: 'numbers'}, working === null ? '–' : `${working} / ${layer.units}`));
+        rest.replaceChildren(swatch(places.get(layer)), cutName(layer.title), element('span.numbers', working === null ? '–' : `${working} / ${layer.units}`));
       },
     });
   }
 
   box(name) {
-    const box = element('input', {
-      type: 'checkbox',
-      change: () => {
-        this.chosen[box.checked ? 'add' : 'delete'](name);
-        this.update();
-      },
-    });
-    return box;
+    const choose = ({target}) => {
+      this.chosen[target.checked ? 'add' : 'delete'](name);
+      this.update();
+    };
+    return element('input', {type: 'checkbox', change: choose});
   }
 
   /** List the events in order of time, with one row for equal events of several layers at one step. */
@@ -102,11 +89,11 @@ export class Timeline {
     }
     const all = [...rows.values()].sort((a, b) => a.event.step - b.event.step);
     const shown = all.slice(0, MAX_EVENTS);
-    reconcile(this.rows, shown, {
+    reconcile(this.table.tBodies[0], shown, {
       key: ({key}) => key,
       version: ({happened}) => happened.map(({layer, text}) => `${layer.name}\n${text}`).join('\n'),
-      make: () => element('tr', {}),
-      update: ({event, happened}, node) => node.replaceChildren(...this.cells(event, happened).map((cell) => element('td', {}, cell))),
+      make: () => element('tr'),
+      update: ({event, happened}, node) => node.replaceChildren(...this.cells(event, happened).map((cell) => element('td', cell))),
     });
     this.table.hidden = !shown.length;
     const more = all.length - shown.length;
@@ -120,7 +107,7 @@ export class Timeline {
     const texts = [...new Set(happened.map(({text}) => text))];
     const jump = () => this.app.go({view: 'layer', layer: happened[0].layer.name, step: event.step});
     return [
-      element('button', {type: 'button', class: 'link', click: jump}, event.step.toLocaleString('en')),
+      element('button.link', {click: jump}, event.step.toLocaleString('en')),
       names.length > MAX_NAMED ? `${named} and ${plural(names.length - MAX_NAMED, 'more layer')}` : named,
       label(signOf(event), eventText(event)),
       texts.length > MAX_NAMED ? `${texts.slice(0, MAX_NAMED).join('; ')} and ${texts.length - MAX_NAMED} more` : texts.join('; '),
