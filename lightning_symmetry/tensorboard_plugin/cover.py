@@ -21,13 +21,13 @@ STYLE = """
 
 _MAX_FINDINGS = 20
 _MAX_RUNS = 10
-# Default folder names of loggers and monitors, which do not describe a run.
-_ANY = re.compile(r"symmetry([-_]\d+)*|lightning_logs|logs|runs|version_\d+|checkpoints|\.|/", re.IGNORECASE)
-_OWN = re.compile(r"symmetry([-_]\d+)*")
+# Default names of folders, which do not describe a run: of any program, and of this package.
+_ANY_DEFAULT = re.compile(r"symmetry([-_]\d+)*|lightning_logs|logs|runs|version_\d+|checkpoints|\.|/", re.IGNORECASE)
+_OWN_DEFAULT = re.compile(r"symmetry([-_]\d+)*")
 
 
 def run_name(folder: Path) -> str:
-    """Return a name for the run in a folder: the end of its path, from the last folder without a default name on.
+    """Return a name for the run in a folder: the end of its path, from the last name that is not a default on.
 
     Example:
         >>> run_name(Path("/home/me/digits/lightning_logs/version_3/symmetry"))
@@ -36,10 +36,10 @@ def run_name(folder: Path) -> str:
         'wide'
     """
     parts = [*folder.parts]
-    while len(parts) > 1 and _OWN.fullmatch(parts[-1]):
+    while len(parts) > 1 and _OWN_DEFAULT.fullmatch(parts[-1]):
         parts.pop()
     start = len(parts) - 1
-    while start > 0 and _ANY.fullmatch(parts[start]):
+    while start > 0 and _ANY_DEFAULT.fullmatch(parts[start]):
         start -= 1
     return "/".join(part for part in parts[start:] if part != "/") or folder.name
 
@@ -47,11 +47,7 @@ def run_name(folder: Path) -> str:
 def cover(title: str, runs: Sequence[tuple[str, RunHistory]], command: str, now: datetime) -> str:
     """Return a heading, the date, the findings of each run in words, and next steps, as HTML.
 
-    Args:
-        title: the name of the run or directory.
-        runs: name and history of each run.
-        command: the command that writes the report again.
-        now: the current time.
+    ``title`` names the run or the directory, ``runs`` are names and histories, and ``command`` updates the report.
 
     Example:
         >>> command = "lightning-symmetry report runs/digits"
@@ -61,18 +57,13 @@ def cover(title: str, runs: Sequence[tuple[str, RunHistory]], command: str, now:
     """
     number = f"{len(runs)} runs: {_listed([name for name, _ in runs])}" if len(runs) > 1 else "1 run"
     found = [(name, history) for name, history in runs if any(history.findings.values())]
+    others = [(name, history.steps) for name, history in runs if not any(history.findings.values())]
     results = [_findings(name if len(runs) > 1 else "", history) for name, history in found[:_MAX_RUNS]]
     if len(found) > _MAX_RUNS:
         results.append(f"<p>Findings in {len(found) - _MAX_RUNS} more runs are below.</p>")
-    unreadable = [name for name, history in runs if not history.steps]
-    quiet = [
-        f"{name} up to step {history.steps[-1]:,}"
-        for name, history in runs
-        if history.steps and not any(history.findings.values())
-    ]
-    if quiet:
+    if quiet := [f"{name} up to step {steps[-1]:,}" for name, steps in others if steps]:
         results.append(f"<p>Nothing was found in {escape(_listed(quiet))}.</p>")
-    if unreadable:
+    if unreadable := [name for name, steps in others if not steps]:
         results.append(f"<p>No check of {escape(_listed(unreadable))} can be read.</p>")
     return f"""<header class="cover">
 <h1>Symmetry report: {escape(title)}</h1>
@@ -88,7 +79,7 @@ seen, how to check it, and how to fix it. To update this page, run
 
 
 def _findings(name: str, history: RunHistory) -> str:
-    """Return the findings of a run as HTML; ``name`` is empty if there is only one run."""
+    """Return the findings of a run as HTML. The name of the run is empty if there is no other."""
     found = [(layer, finding) for layer, several in history.findings.items() for finding in several]
     of = f" in {escape(name)}" if name else ""
     items = []

@@ -6,7 +6,7 @@ There are two kinds of events, both compact:
   summary. The first summary of a training contains all values, as does any that cannot build on the previous one.
 - A *matrix* contains the cosine similarities of the units of one layer, or of some of them if the layer is large.
 
-Files are not trusted: everything is checked when it is read.
+Event files are untrusted: everything is checked when it is read.
 """
 
 from __future__ import annotations
@@ -24,25 +24,20 @@ MATRIX_TAG = "symmetry/tab/matrix/"
 
 MAX_SIDE = 64
 """The largest number of units in a matrix."""
-_MAX_RUNS = 400
-_MAX_BYTES = 1 << 24  # of an unpacked payload, since a small malicious file may unpack into a huge one
-_RUN = re.compile(r"(\d{1,15})(?:-(\d{1,15})(?::(\d{1,15}))?)?")
-_MORE = "..."
+_MAX_RANGES = 400
+_MAX_BYTES = 1 << 24  # of a decompressed payload: a small malicious one could fill the memory
+_RANGE = re.compile(r"(\d{1,15})(?:-(\d{1,15})(?::(\d{1,15}))?)?")
 
 
 class PayloadError(ValueError):
-    """The bytes are damaged or not from this package."""
+    """The bytes are damaged, or this package did not write them; raised by all functions that decode."""
 
 
-def pack_units(units: Sequence[int], limit: int = _MAX_RUNS) -> str:
-    """Encode indices of units as a short text: as runs of equal stride, in the order given.
+def pack_units(units: Sequence[int], limit: int = _MAX_RANGES) -> str:
+    """Encode indices of units as a short text: as ranges of equal stride, in the order given, separated by commas.
 
-    Args:
-        units: the indices.
-        limit: the largest number of runs; an ellipsis replaces all units after these.
-
-    Returns:
-        Runs separated by commas: a single index, ``first-last``, or ``first-last:stride``.
+    A range is a single index, ``first-last``, or ``first-last:stride``. An ellipsis replaces all units after the first
+    ``limit`` ranges.
 
     Example:
         >>> pack_units([0, 1, 2, 3, 8, 40, 10, 12, 14])
@@ -50,34 +45,27 @@ def pack_units(units: Sequence[int], limit: int = _MAX_RUNS) -> str:
         >>> pack_units([5, 1, 3, 2], limit=2)
         '5,1,...'
     """
-    runs: list[str] = []
+    ranges: list[str] = []
     start = 0
     while start < len(units):
-        if len(runs) == limit:
-            runs.append(_MORE)
+        if len(ranges) == limit:
+            ranges.append("...")
             break
         stride = units[start + 1] - units[start] if start + 1 < len(units) else 0
         end = start + 1
         while stride > 0 and end < len(units) and units[end] - units[end - 1] == stride:
             end += 1
         if end - start < 3:
-            runs.append(str(units[start]))
+            ranges.append(str(units[start]))
             start += 1
         else:
-            runs.append(f"{units[start]}-{units[end - 1]}" + (f":{stride}" if stride > 1 else ""))
+            ranges.append(f"{units[start]}-{units[end - 1]}" + (f":{stride}" if stride > 1 else ""))
             start = end
-    return ",".join(runs)
+    return ",".join(ranges)
 
 
 def unpack_units(text: str, limit: int = MAX_SIDE) -> list[int]:
-    """Decode the indices that :func:`pack_units` encoded.
-
-    Args:
-        text: the packed indices, without an ellipsis.
-        limit: the largest number of indices.
-
-    Raises:
-        PayloadError: if there are more than ``limit`` indices, or the text is invalid.
+    """Decode the indices that :func:`pack_units` encoded without an ellipsis; refuse more than ``limit``.
 
     Example:
         >>> unpack_units("0-3,8,40,10-14:2")
@@ -85,14 +73,14 @@ def unpack_units(text: str, limit: int = MAX_SIDE) -> list[int]:
     """
     units: list[int] = []
     for part in text.split(",") if text else ():
-        match = _RUN.fullmatch(part)
+        match = _RANGE.fullmatch(part)
         if match is None:
             raise PayloadError("an index is not a number")
         first = int(match[1])
-        run = range(first, int(match[2] or first) + 1, int(match[3] or 1) or 1)
-        if len(units) + len(run) > limit:
+        numbers = range(first, int(match[2] or first) + 1, int(match[3] or 1) or 1)
+        if len(units) + len(numbers) > limit:
             raise PayloadError("too many units")
-        units += run
+        units += numbers
     return units
 
 
@@ -104,11 +92,7 @@ def pack_summary(summary: dict[str, Any]) -> bytes:
 
 
 def unpack_summary(data: bytes) -> dict[str, Any]:
-    """Decode a summary.
-
-    Raises:
-        PayloadError: if the bytes are damaged or something else.
-    """
+    """Decode a summary."""
     summary = _from_json(data if data.startswith(b"{") else _decompress(data))
     layers, findings = summary.get("layers"), summary.get("findings", {})
     if summary.get("version") != 1 or not isinstance(layers, dict) or not isinstance(findings, dict):
@@ -121,21 +105,12 @@ def unpack_summary(data: bytes) -> dict[str, Any]:
 
 
 def pack_matrix(units: Sequence[int], cells: bytes) -> bytes:
-    """Encode a matrix as compressed bytes.
-
-    Args:
-        units: indices of the ``n`` units, in the order of the rows.
-        cells: ``n * n`` bytes, row by row, from :func:`lightning_symmetry.outputs.heatmap.to_bytes`.
-    """
+    """Encode a matrix: its ``n`` units in the order of the rows, and ``n * n`` bytes, as compressed bytes."""
     return zlib.compress(_to_json({"version": 1, "units": pack_units(units)}) + b"\n" + cells, 6)
 
 
 def unpack_matrix(data: bytes) -> tuple[list[int], bytes]:
-    """Decode a matrix. Return the indices of its units and its cells.
-
-    Raises:
-        PayloadError: if the bytes are damaged or something else.
-    """
+    """Decode a matrix. Return the indices of its units and its cells."""
     head, newline, cells = _decompress(data).partition(b"\n")
     values = _from_json(head)
     if not newline or values.get("version") != 1 or not isinstance(values.get("units"), str):

@@ -1,7 +1,7 @@
 """The history of a run, built from the summaries of its checks.
 
-Files are not trusted: an event with a value of the wrong type is refused. Texts that a newer version may have written,
-such as unknown verdicts, are kept.
+Event files are untrusted: an event with a value of the wrong type is refused. Unknown verdicts and origins, which a
+newer version may have written, are kept.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from lightning_symmetry.verdicts.verdict import Verdict
 
 _MAX_INT = 1 << 53  # JavaScript represents larger integers with gaps
 _MAX_TEXT = 1 << 16
-_MAX_QUIET = 1 << 12  # unwritten checks before a summary; four times as many as are ever skipped
-_MAX_LISTED = 1 << 13  # in a run with more checks, unwritten checks are not listed
-_MAX_GROUPS = 256  # as written at most, per layer and per finding; also the most findings per layer
+_MAX_QUIET = 1 << 12  # skipped checks that a summary may list; four times as many as are ever skipped
+_MAX_LISTED = 1 << 13  # checks of a run beyond which skipped ones are left out
+_MAX_GROUPS = 256  # groups per layer and per finding, and findings per layer: more are never written
 _MAX_SPARK = 32
 _MAX_VERDICT_TEXT = 64
 _MAX_VERDICTS = 64
@@ -32,94 +32,57 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Group:
-    """A group of units in a summary.
-
-    Attributes:
-        units: indices of the units, packed by :func:`lightning_symmetry.tensorboard_plugin.events.pack_units`.
-        size: number of units.
-        verdict: name of the verdict, which may be unknown to this version.
-        since: optimizer step of the check that saw the group first.
-        mirrored: the units whose row is the negative of the first unit's, packed; empty if there are none.
-    """
+    """A group of units in a summary. Units are packed by ``events.pack_units``, steps are optimizer steps."""
 
     units: str
-    size: int
-    verdict: str
-    since: int
-    mirrored: str = ""
+    size: int  # number of units
+    verdict: str  # its name, which may be unknown to this version
+    since: int  # step of the check that saw the group first
+    mirrored: str = ""  # the units whose row is the negative of the first unit's
 
 
 @dataclass(frozen=True)
 class Finding:
-    """Groups of one layer that the user was warned of in one message.
+    """Groups of one layer that the user was warned of in one message."""
 
-    Attributes:
-        who: the units in words.
-        verdict: name of the verdict.
-        origin: the origin of the groups, see :class:`lightning_symmetry.verdicts.diagnoses.Origin`.
-        what: what happens to the units.
-        why: the likely cause and the fix.
-        since: optimizer step of the check that saw the groups first.
-        broken: optimizer step of the check at which the groups were gone; None while they hold.
-        groups: packed units of each group, at most ``_MAX_GROUPS``; None in files of version 0.1.
-        num_groups: number of all groups.
-    """
-
-    who: str
+    who: str  # the units in words
     verdict: str
-    origin: str
-    what: str
-    why: str
-    since: int
-    broken: int | None
-    groups: list[str] | None
-    num_groups: int
+    origin: str  # one of `diagnoses.Origin`, or unknown to this version
+    what: str  # what happens to the units
+    why: str  # the likely cause and the fix
+    since: int  # step of the check that saw the groups first
+    broken: int | None  # step of the check at which the groups were gone; None while they hold
+    groups: list[str] | None  # units of each group, at most `_MAX_GROUPS`; None in files of version 0.1
+    num_groups: int  # including groups that were left out
 
     def to_json(self, layer: str) -> dict[str, Any]:
         """Return the finding in words, ready for JSON."""
         words = ("who", "verdict", "origin", "what", "why", "since", "broken")
         return {"layer": layer, **{name: getattr(self, name) for name in words}}
 
-    def groups_to_json(self) -> dict[str, Any]:
-        """Return the groups of the finding, ready for JSON."""
-        return {name: getattr(self, name) for name in ("verdict", "since", "broken", "groups", "num_groups")}
-
 
 @dataclass(frozen=True)
 class State:
-    """A layer at one check.
-
-    Attributes:
-        num_units: number of units.
-        fan_in: number of weights that feed one unit.
-        width: number of distinct units.
-        both: number of units that are dead as well as redundant; 0 in files of version 0.2.
-        counts: number of units by verdict, without zeros; the most serious verdict first, unknown ones last.
-        groups: the groups, at most ``_MAX_GROUPS``.
-        num_groups: number of all groups.
-        also: other names of the layer.
-    """
+    """A layer at one check."""
 
     num_units: int
-    fan_in: int
-    width: int
-    both: int
-    counts: dict[str, int]
-    groups: tuple[Group, ...]
-    num_groups: int
-    also: tuple[str, ...]
+    fan_in: int  # number of weights that feed one unit
+    width: int  # number of distinct units
+    both: int  # number of units that are dead as well as redundant; 0 in files of version 0.2
+    counts: dict[str, int]  # units by verdict, without zeros; the most serious verdict first, unknown ones last
+    groups: tuple[Group, ...]  # at most `_MAX_GROUPS`
+    num_groups: int  # including groups that were left out
+    also: tuple[str, ...]  # other names of the layer
 
 
 @dataclass
 class Layer:
-    """A layer over time.
+    """A layer over time: its changes, each with the index of the check.
 
     Attributes:
-        states: index of the check and state, for each check at which the state changed; None where the model no longer
-            has the layer.
-        dead: index of the check and number of dead units, for each check at which that number changed.
-        orientations: index of the check and number of directions among the living units, for each check at which that
-            number changed; None where they were not counted.
+        states: None where the model does not have the layer.
+        dead: numbers of dead units.
+        orientations: numbers of directions among the living units; None where they were not counted.
         values: the latest values as written, which the next summary updates.
     """
 
@@ -130,40 +93,29 @@ class Layer:
 
     def units_at(self, checks: Sequence[int]) -> list[tuple[int, int, int, int]]:
         """Return the numbers of units at some checks: all, working, redundant, dead."""
-        found: list[tuple[int, int, int, int]] = []
-        for check in checks:
+        found = [(0, 0, 0, 0)] * len(checks)
+        for i, check in enumerate(checks):
             state, dead = _at(self.states, check), _at(self.dead, check) or 0
-            if state is None:
-                found.append((0, 0, 0, 0))
-            else:
+            if state is not None:
                 working = max(0, state.width - dead + state.both)
-                found.append((state.num_units, working, state.num_units - state.width, dead))
+                found[i] = (state.num_units, working, state.num_units - state.width, dead)
         return found
 
 
 @dataclass
 class RunHistory:
-    """A run over time.
+    """A run over time."""
 
-    Attributes:
-        steps: optimizer step of each check, ascending.
-        layers: the layers by name, in the order of the model.
-        findings: all findings by layer, as of the last check.
-        num_unreadable: number of events that could not be read.
-    """
-
-    steps: list[int] = field(default_factory=list)
-    layers: dict[str, Layer] = field(default_factory=dict)
-    findings: dict[str, list[Finding]] = field(default_factory=dict)
-    num_unreadable: int = 0
+    steps: list[int] = field(default_factory=list)  # of all checks, ascending
+    layers: dict[str, Layer] = field(default_factory=dict)  # by name, in the order of the model
+    findings: dict[str, list[Finding]] = field(default_factory=dict)  # by layer, as of the last check
+    num_unreadable: int = 0  # number of events that could not be read
 
     def add(self, step: int, data: bytes) -> None:
         """Add the summary of one more check, or count it as unreadable.
 
-        Args:
-            step: optimizer step of the check. If it is not later than the last one, the training continued from an
-                earlier checkpoint, and everything from that step on is forgotten.
-            data: the bytes of the event.
+        If the step is not later than the last one, the training has continued from an earlier checkpoint, and
+        everything from that step on is forgotten.
         """
         try:
             summary = unpack_summary(data)
@@ -179,9 +131,7 @@ class RunHistory:
                     orientations[name] = None if number is None else _int(number)
                 if changes or name not in self.layers:
                     layers[name] = _merge(self.layers.get(name), changes, is_full)
-            findings = {
-                layer: [_finding(row) for row in _short(rows)] for layer, rows in summary.get("findings", {}).items()
-            }
+            findings = {name: list(map(_finding, _short(rows))) for name, rows in summary.get("findings", {}).items()}
             quiet = unpack_units(_typed(summary, "quiet", str, ""), _MAX_QUIET)
         except PayloadError:
             self.num_unreadable += 1
@@ -203,7 +153,7 @@ class RunHistory:
             layer.values = values
             if not layer.states or layer.states[-1][1] != state:
                 layer.states.append((check, state))
-        for name, layer in self.layers.items():  # a layer without a state left was dropped by _forget_from
+        for name, layer in self.layers.items():  # _forget_from may have dropped a layer that this summary changes
             if name in dead:
                 layer.dead.append((check, dead[name]))
             if name in orientations:
@@ -252,11 +202,7 @@ class RunHistory:
         }
 
     def layer_to_json(self, name: str) -> dict[str, Any]:
-        """Return the data that only the view of a layer needs: its groups over time, and those of its findings.
-
-        Raises:
-            KeyError: if there is no such layer.
-        """
+        """Return the data that only the view of a layer needs: its groups over time, and those of its findings."""
         layer = self.layers[name]
         groups: list[dict[str, Any]] = []
         for check, state in layer.states:
@@ -264,10 +210,9 @@ class RunHistory:
             num_groups = state.num_groups if state else 0
             if not groups or groups[-1]["groups"] != now or groups[-1]["num_groups"] != num_groups:
                 groups.append({"check": check, "groups": now, "num_groups": num_groups})
-        return {
-            "groups": groups,
-            "findings": [finding.groups_to_json() for finding in self.findings.get(name, ())],
-        }
+        keys = ("verdict", "since", "broken", "groups", "num_groups")
+        findings = [{key: getattr(finding, key) for key in keys} for finding in self.findings.get(name, ())]
+        return {"groups": groups, "findings": findings}
 
     def _layer_row(self, name: str, layer: Layer) -> dict[str, Any]:
         latest = next(state for _, state in reversed(layer.states) if state is not None)
@@ -291,7 +236,7 @@ class RunHistory:
         """Return the events of a layer in order of time: its findings, and other changes of its width."""
         events: list[dict[str, Any]] = []
         for finding in self.findings.get(name, ()):
-            # Units that die do not become equal.
+            # Dead units are not equal, so their death is no collapse.
             is_collapse = finding.origin == Origin.COLLAPSE and finding.verdict != Verdict.DEAD
             begins = "collapsed" if is_collapse else "appeared"
             events.append(_event(finding.since, begins, finding.verdict, finding.who))

@@ -28,9 +28,12 @@ from lightning_symmetry.tensorboard_plugin.folding import RunHistory, fold
 
 T = TypeVar("T")
 Events = list[tuple[int, bytes]]
-"""Step and bytes of each event of a series; empty bytes for foreign events."""
-_MANY = 16  # runs that are read at once
-_ALL = 10_000_000  # the provider needs a number of events, and a summary builds on all before it
+"""Step and bytes of each event of a tag; empty bytes if the event does not hold bytes."""
+Summary = tuple[str, dict[str, Any] | None]
+"""The version of a run, and its row in the table of runs; None if no check of it can be read."""
+_UNREAD: Summary = ("", None)  # no run with data has this version
+_MANY = 16  # runs per request
+_ALL = 10_000_000  # the largest number of events; all are needed, because each summary builds on those before it
 
 
 class ArgumentError(ValueError):
@@ -39,27 +42,17 @@ class ArgumentError(ValueError):
 
 @dataclass(frozen=True)
 class Matrix:
-    """The similarities of one layer at one step.
+    """The similarities of one layer at one step."""
 
-    Attributes:
-        units: indices of the units, in the order of the rows.
-        cells: one byte per cell, row by row.
-        key: a hash of units and cells, so that a reader fetches equal matrices once.
-    """
-
-    units: list[int]
-    cells: bytes
-    key: str
+    units: list[int]  # indices of the units, in the order of the rows
+    cells: bytes  # one byte per cell, row by row
+    key: str  # a hash of units and cells, so that the page fetches equal matrices once
 
 
 class Reader:
-    """Reads the Symmetry tab's events of one experiment.
+    """Reads the Symmetry tab's events of one experiment, whose id is empty for a log directory.
 
-    Args:
-        provider: TensorBoard's access to the events.
-        context: the context of the request.
-        experiment: the id of the experiment; empty for a log directory.
-        cache: a cache to share among all readers.
+    All readers share a cache. Methods raise ArgumentError for a run or layer that does not exist.
     """
 
     def __init__(self, provider: DataProvider, context: RequestContext, experiment: str, cache: Cache) -> None:
@@ -75,11 +68,7 @@ class Reader:
         return {run: series[run][SUMMARY_TAG] for run in runs}
 
     def history(self, run: str) -> RunHistory:
-        """Return the history of a run.
-
-        Raises:
-            ArgumentError: if there is no such run.
-        """
+        """Return the history of a run."""
         version = self._list(RunTagFilter(runs=[run], tags=[SUMMARY_TAG])).get(run, {}).get(SUMMARY_TAG)
         if version is None:
             raise ArgumentError(f"Expected argument `run` to be a run with data of the Symmetry tab but got {run!r}.")
@@ -97,21 +86,13 @@ class Reader:
                 yield run, fold(events[run])
 
     def layer(self, run: str, layer: str) -> dict[str, Any]:
-        """Return a layer over time, and step, units and key of each of its matrices; ready for JSON.
-
-        Raises:
-            ArgumentError: if there is no such run, or it has no such layer.
-        """
+        """Return a layer over time, and step, units and key of each of its matrices; ready for JSON."""
         matrices = sorted(self.matrices(run, layer).items())
         shown = [{"step": step, "units": matrix.units, "key": matrix.key} for step, matrix in matrices]
         return {**self.history(run).layer_to_json(layer), "matrices": shown}
 
     def matrices(self, run: str, layer: str) -> dict[int, Matrix]:
-        """Return the readable matrices of a layer by step.
-
-        Raises:
-            ArgumentError: if there is no such run, or it has no such layer.
-        """
+        """Return the readable matrices of a layer by step."""
         if layer not in self.history(run).layers:
             raise ArgumentError(f"Expected argument `layer` to be a layer of run {run!r} but got {layer!r}.")
         tag = MATRIX_TAG + layer
@@ -131,7 +112,7 @@ class Reader:
 
     def _read(self, runs: Sequence[str], tag: str) -> dict[str, Events]:
         """Return the events of a tag for each of some runs."""
-        # The public method makes arrays of tensors: a wrong shape loses the series, a huge one fills the memory.
+        # The public method converts tensors to arrays: a wrong shape would lose all events, a huge one fill the memory.
         if multiplexer := getattr(self._provider, "_multiplexer", None):
             return {
                 run: [(event.step, _content(event.tensor_proto)) for event in multiplexer.Tensors(run, tag)]
@@ -153,22 +134,20 @@ class Summaries:
     """Caches the summaries of all runs."""
 
     def __init__(self) -> None:
-        # By experiment and run, the version and its summary.
-        self._kept: dict[str, dict[str, tuple[str, dict[str, Any] | None]]] = {}
+        self._kept: dict[str, dict[str, Summary]] = {}  # by experiment and run
 
     def of(self, reader: Reader, patience: float) -> list[dict[str, Any]]:
         """Return name, version and summary of each run, in natural order of the names; ready for JSON.
 
-        Args:
-            reader: reads the runs.
-            patience: time in seconds after which no further run is read; outdated runs are marked as pending.
+        After ``patience`` seconds no further run is read. Runs whose summaries are outdated are marked as pending.
         """
         deadline = monotonic() + patience
         versions = reader.versions()
         kept = self._kept.setdefault(reader.experiment, {})
         for run in kept.keys() - versions.keys():
             kept.pop(run, None)
-        for run, history in reader.histories([run for run in versions if self._version(kept, run) != versions[run]]):
+        outdated = [run for run, version in versions.items() if kept.get(run, _UNREAD)[0] != version]
+        for run, history in reader.histories(outdated):
             kept[run] = versions[run], history.summary() if history.steps else None
             if monotonic() > deadline:
                 break
@@ -176,15 +155,11 @@ class Summaries:
             {
                 "name": run,
                 "version": version,
-                "summary": kept[run][1] if run in kept else None,
-                "pending": self._version(kept, run) != version,
+                "summary": kept.get(run, _UNREAD)[1],
+                "pending": kept.get(run, _UNREAD)[0] != version,
             }
             for run, version in versions.items()
         ]
-
-    @staticmethod
-    def _version(kept: Mapping[str, tuple[str, Any]], run: str) -> str | None:
-        return kept[run][0] if run in kept else None
 
 
 class Cache:
@@ -236,7 +211,7 @@ def _first(values: npt.NDArray[Any]) -> bytes:
 def _matrices(payloads: Iterable[tuple[int, bytes]]) -> dict[int, Matrix]:
     matrices: dict[int, Matrix] = {}
     for step, data in payloads:
-        # The training continued from an earlier checkpoint if there are later steps.
+        # If there are later steps, the training has continued from an earlier checkpoint.
         for later in [other for other in matrices if other > step]:
             del matrices[later]
         try:

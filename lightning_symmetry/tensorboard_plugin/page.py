@@ -12,14 +12,14 @@ STATIC = files("lightning_symmetry.tensorboard_plugin") / "static"
 """The folder of the page: modules of JavaScript and a style sheet."""
 
 SIMILARITIES = (-1.0, -0.5, 0.0, 0.5, 0.9, 1.0)
-"""The similarities with a given colour; the colours of others are interpolated."""
+"""The similarities with a colour of their own; other colours are interpolated."""
 
-# Bright at 1, dark at 0, and blue below 0, which the colour-blind can distinguish from orange.
+# Dark at 0 and bright at 1 and -1: orange above 0, and blue below, which colour-blind people can distinguish.
 SIMILARITY_COLOURS = ((120, 200, 255), (38, 98, 160), (16, 18, 32), (128, 46, 44), (236, 124, 46), (255, 240, 170))
 """The colour of each of :data:`SIMILARITIES`, as red, green and blue."""
 
 NO_DIRECTION = (176, 180, 188)
-"""The colour of a row without a direction, which has no similarity to others."""
+"""The colour of a row without a direction (zero, or not finite), which has no similarity to others."""
 
 
 def page_files() -> dict[str, bytes]:

@@ -20,7 +20,7 @@ from lightning_symmetry.tensorboard_plugin.page import page_files
 
 _MIMETYPES = {"js": "text/javascript", "css": "text/css"}
 _JSON = "application/json"
-_PATIENCE = 0.4  # seconds after which an answer about all runs leaves out those not read yet
+_PATIENCE = 0.4  # seconds after which an answer about all runs leaves out those that have not been read
 _LOG = logging.getLogger(__name__)
 
 
@@ -42,7 +42,7 @@ Answer = Callable[["SymmetryPlugin", Request], tuple[Any, str]]
 
 
 def _route(answer: Answer) -> Callable[[SymmetryPlugin, Request], Response]:
-    """Turn what a method returns or raises into a response.
+    """Turn the result or the exception of a method into a response.
 
     Errors of this package are only logged, because their messages may contain private paths.
     """
@@ -52,7 +52,7 @@ def _route(answer: Answer) -> Callable[[SymmetryPlugin, Request], Response]:
         code = 200
         try:
             content, mimetype = answer(self, request)
-            if mimetype == _JSON:  # many times faster than http_util.Respond, which would do it otherwise
+            if mimetype == _JSON:  # much faster than the conversion in http_util.Respond
                 content = json.dumps(content, allow_nan=False, separators=(",", ":"))
         except ArgumentError as error:
             content, mimetype, code = {"error": str(error)}, _JSON, 400
@@ -69,11 +69,7 @@ def _route(answer: Answer) -> Callable[[SymmetryPlugin, Request], Response]:
 
 
 class SymmetryPlugin(TBPlugin):  # type: ignore[misc]
-    """The backend of the Symmetry tab.
-
-    Args:
-        context: the context that TensorBoard passes to plugins; it must have a data provider.
-    """
+    """The backend of the Symmetry tab, for a context that has a data provider."""
 
     plugin_name = PLUGIN_NAME
 
@@ -128,7 +124,7 @@ class SymmetryPlugin(TBPlugin):  # type: ignore[misc]
     def matrix(self, request: Request) -> tuple[Any, str]:
         """Answer with the cells of one matrix."""
         run, layer, step = _argument(request, "run"), _argument(request, "layer"), _argument(request, "step")
-        # Steps are compared as text: int() also accepts other spellings, and fails on very long ones.
+        # Steps are compared as text, because int() also accepts other spellings, and fails for very long ones.
         matrices = {str(at): matrix for at, matrix in self._reader(request).matrices(run, layer).items()}
         if step not in matrices:
             raise ArgumentError(f"Expected argument `step` to be a step with a matrix of {layer!r} but got {step!r}.")

@@ -28,19 +28,16 @@ const data = JSON.parse(document.getElementById('data').textContent);
 const root = document.getElementById('symmetry');
 const isLink = location.hash.includes('view=');
 await new App(root, new EmbeddedSource(data)).start();
-if (isLink) root.scrollIntoView(); // A link leads to what it names, past the heading.
+if (isLink) root.scrollIntoView(); // Past the cover.
 """
 
 
 def build_report(logdir: Path, *, is_single: bool = False) -> str:
-    """Build the page for the runs below a log directory.
+    """Return the report on the runs below a log directory, as HTML that loads no other file.
 
     Args:
         logdir: a directory as for ``tensorboard --logdir``.
         is_single: whether to read only the run in the directory itself, and none in directories below.
-
-    Returns:
-        HTML that loads no other file.
 
     Raises:
         FileNotFoundError: if there is no such directory.
@@ -56,7 +53,7 @@ def build_report(logdir: Path, *, is_single: bool = False) -> str:
     events.Reload()
     reader = Reader(MultiplexerDataProvider(events, str(logdir)), RequestContext(), "", Cache())
     title = run_name(logdir.resolve())
-    # A run in the directory itself has no name of its own.
+    # TensorBoard calls a run in the directory itself ".".
     names = {run: title if run == "." else run for run in reader.versions()}
     if not names:
         raise LookupError(
@@ -70,7 +67,7 @@ def build_report(logdir: Path, *, is_single: bool = False) -> str:
 
 
 def _command(logdir: Path) -> str:
-    """Return the command that writes a report again, without private parts of the path."""
+    """Return the command that updates a report. A report may be passed on, so it has no private parts of paths."""
     path = os.path.relpath(logdir) if logdir.resolve().is_relative_to(Path.cwd()) else logdir.resolve().name
     return f"lightning-symmetry report {shlex.quote(path)}"
 
@@ -114,13 +111,13 @@ def _page(title: str, head: str, data: dict[str, Any]) -> str:
 
 
 def _module(source: str) -> str:
-    """Return a module as a data URL, with names of the import map in place of relative imports."""
+    """Return a module as a data URL. Its relative imports become names of the import map."""
     named = re.sub(r"(from|import) '\./([\w-]+\.js)'", r"\1 'symmetry/\2'", source)
     return f"data:text/javascript;base64,{_base64(named.encode())}"
 
 
 def _embed(data: Any) -> str:
-    """Return JSON for a script element, without characters that could end the element or begin a comment."""
+    """Return JSON for a script element, with those characters escaped that could end it or begin a comment."""
     return json.dumps(data, separators=(",", ":")).replace("<", "\\u003c").replace(">", "\\u003e")
 
 
