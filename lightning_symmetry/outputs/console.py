@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from lightning_symmetry.outputs.output import Check, Output
@@ -17,11 +17,7 @@ _MAX_ROWS = 10
 
 
 class ConsoleSummary(Output):
-    """Summarises the model at the end of the training: in one line if it is healthy, else in a table.
-
-    Args:
-        notify: shows the user the line.
-    """
+    """Summarises the model at the end of the training: with ``notify`` if it is healthy, else in a table."""
 
     name = "summary"
 
@@ -53,12 +49,12 @@ def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     for i, name in enumerate(head):
         table.add_column(Text(name), justify="right" if is_number_column(rows, i) else "left", overflow="fold")
     for row in rows:
-        table.add_row(*map(Text, row))  # as `Text`, since Rich would read brackets in a layer name as markup
+        table.add_row(*map(Text, row))  # as `Text`: Rich reads brackets in a string as markup
     if not any(map(_behind_bar, (sys.stdout, sys.stderr))):
         Console().print(table)
         return
-    # While Rich draws a progress bar, it overwrites other output. Only what is printed to `sys.stdout`, which Rich has
-    # replaced, appears above the bar.
+    # While Rich draws a progress bar, it overwrites the output of other consoles. Printed text appears above the bar,
+    # because Rich has replaced `sys.stdout`.
     console = Console(width=get_console().width)
     with console.capture() as drawn:
         console.print(table)
@@ -67,23 +63,18 @@ def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 @contextmanager
 def above_bars(logger: str) -> Iterator[None]:
-    """Show messages of a logger, given by name, above a progress bar of Rich instead of within it.
+    """Show the messages of a logger, given by its name, above a progress bar of Rich.
 
-    Rich replaces ``sys.stdout`` and ``sys.stderr`` while it draws a bar, but the handlers of the logger and its parents
-    keep the original streams and write into the line of the bar.
+    While Rich draws a bar, it replaces ``sys.stdout`` and ``sys.stderr``. The handlers of the logger and of its parents
+    keep the original streams, so they would write into the line of the bar.
     """
     replaced = {id(below): stream for stream in (sys.stdout, sys.stderr) if (below := _behind_bar(stream)) is not None}
-    moved = []
-    for handler in _handlers_of(logger) if replaced else ():
-        stream = handler.stream
-        if id(stream) in replaced:
-            handler.setStream(replaced[id(stream)])
-            moved.append((handler, stream))
-    try:
+    with ExitStack() as stack:
+        for handler in _handlers_of(logger) if replaced else ():
+            if id(handler.stream) in replaced:
+                original = handler.setStream(replaced[id(handler.stream)])
+                stack.callback(handler.setStream, original)
         yield
-    finally:
-        for handler, stream in moved:
-            handler.setStream(stream)
 
 
 def _behind_bar(stream: object) -> object:

@@ -1,8 +1,9 @@
-"""Findings as data for other programs: JSON, and table rows."""
+"""Findings for other programs: as JSON, as the rows of a table, and as Markdown."""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +15,10 @@ COLUMNS = ("layer", "units", "verdict", "since step", "broken at step", "what", 
 """The columns of :func:`findings_rows`."""
 
 _MAX_ROWS = 200
+_FIELDS = (  # of a finding, which need no conversion for JSON
+    *("code", "layer", "units", "verdict", "cause", "value", "origin", "reason", "first_step", "last_step"),
+    *("broken_step", "modules", "mirrored"),
+)
 
 
 def findings_json(findings: Sequence[Finding], report: SymmetryReport) -> str:
@@ -41,7 +46,7 @@ def findings_json(findings: Sequence[Finding], report: SymmetryReport) -> str:
 
 
 def findings_rows(findings: Sequence[Finding], report: SymmetryReport) -> list[list[str | int | None]]:
-    """Return at most 200 rows of text; findings that differ only in their units share a row."""
+    """Return at most 200 rows. Findings that differ only in their units share a row."""
     return [
         [
             alike[0].layer,
@@ -56,23 +61,34 @@ def findings_rows(findings: Sequence[Finding], report: SymmetryReport) -> list[l
     ]
 
 
+def findings_table(findings: Sequence[Finding], report: SymmetryReport) -> str:
+    """Return at most 200 findings in Markdown: a table, and what each means."""
+    if not findings:
+        so_far = "" if not report.redundant_units else " Units that are equal now may yet part by themselves."
+        return f"Nothing to warn of: {report.totals()}{so_far}"
+    rows = findings_rows(findings, report)
+    table = ["| layer | units | verdict | since step |", "| --- | --- | --- | ---: |"]
+    notes = []
+    for layer, units, verdict, since, broken, effect, reason in rows:
+        ended = "" if broken is None else f", broken at step {broken}"
+        table.append("| " + " | ".join(map(_escape, (layer, units, f"{verdict}{ended}", since))) + " |")
+        # The long text goes below the table, where it does not squeeze the other columns.
+        notes.append(f"- **{_escape(layer)}**, {verdict}: {_escape(f'{effect} {reason}')}")
+    if num_more := len(alike_findings(findings, report)) - len(rows):
+        notes.append(f"\n{num_more} more are in the list `findings`.")
+    return "\n".join([*table, "", *notes])
+
+
+def _escape(value: object) -> str:
+    """Return a value as text, with escaped markup."""
+    return re.sub(r"[^\w .,:;(){}'+/=-]|_", lambda match: f"&#{ord(match[0])};", str(value))
+
+
 def _to_dict(finding: Finding, report: SymmetryReport) -> dict[str, Any]:
     units = describe_units([finding], report)
     who = units if finding.modules else f"{finding.layer}, {units}"
     return {
-        "code": finding.code,
-        "layer": finding.layer,
-        "units": list(finding.units),
-        "verdict": str(finding.verdict),
-        "cause": str(finding.cause),
-        "value": finding.value,
-        "origin": str(finding.origin),
-        "reason": str(finding.reason),
-        "first_step": finding.first_step,
-        "last_step": finding.last_step,
-        "broken_step": finding.broken_step,
-        "modules": list(finding.modules),
-        "mirrored": list(finding.mirrored),
+        **{name: getattr(finding, name) for name in _FIELDS},
         "stop": None if finding.stop is None else finding.stop.to_dict(),
         "follows": finding.follows,
         "message": f"{who}: they {what([finding])} {why([finding], report)}",

@@ -12,29 +12,32 @@ from pathlib import Path
 
 from lightning_symmetry.outputs.findings import findings_json
 from lightning_symmetry.outputs.output import Check, Heatmaps, Output, Scalars
-from lightning_symmetry.outputs.pictures import due_heatmaps, file_name, heatmap_image, overview_image, png
+from lightning_symmetry.outputs.pictures import due_heatmaps, file_name, overview_image, png
 from lightning_symmetry.verdicts.diagnoses import Finding
 from lightning_symmetry.verdicts.report import SymmetryReport
 
 _FINDINGS = "findings.json"
-_REMOTE = re.compile(r"[A-Za-z][\w+.-]+:/")  # `Path` merges two slashes; a single letter is a Windows drive
+_REMOTE = re.compile(
+    r"[A-Za-z][\w+.-]+:/"
+)  # one slash, since `Path` merges two; more than a letter, which is a Windows drive
 
 logger = logging.getLogger(__name__)
 
 
 class FolderOutput(Output):
-    """Writes findings, pictures, TensorBoard events and, at the end, a report.
+    """Writes findings, pictures and TensorBoard events at checks, and a report at the end.
 
-    These are ``findings.json``, ``overview.png``, ``heatmaps/*.png`` and ``report.html``; nothing is written before the
-    first check. A folder holds one training: if ``path`` has a ``findings.json``, a new training writes to the first
-    free folder of ``path_1``, ``path_2``, ..., and logs a warning. A resumed training continues in the last of them.
+    The files are ``findings.json``, ``overview.png``, ``heatmaps/*.png``, the events and ``report.html``. None is
+    written before the first check. A folder holds one training: if ``path`` has a ``findings.json``, a new training
+    writes to the first free folder of ``path_1``, ``path_2``, ..., and logs a warning. A resumed training continues in
+    the last of them.
 
     Args:
         path: the folder, which need not exist.
-        heatmaps: the option of the monitor.
-        scalars: the option of the monitor.
-        only_findings: for a default folder, which many trainings may share: write nothing before the first finding,
-            and never continue in the folder of another training.
+        heatmaps: which layers get pictures, an option of the monitor.
+        scalars: which scalars are written, an option of the monitor.
+        only_findings: whether to write nothing before the first finding, and never to continue in an existing folder,
+            as is right for a default folder, which many trainings may share.
 
     Raises:
         ValueError: if the path is a remote address, or below an unknown home directory.
@@ -57,7 +60,7 @@ class FolderOutput(Output):
         self._heatmaps = heatmaps
         self._scalars = scalars
         self._only_findings = only_findings
-        self._events: Sequence[Output] = ()  # open once the first check is written
+        self._events: Sequence[Output] = ()  # opened at the first check that is written
         self._findings: Sequence[Finding] = ()
         self._written: object = None  # status and reasons in `findings.json`
         _check_writable(self._path)
@@ -68,7 +71,7 @@ class FolderOutput(Output):
         try:
             self._write(check)
         except Exception:
-            # The folder may have been deleted: the next check creates it again, with all files.
+            # The folder may have been deleted. The next check makes it again, with all files.
             with suppress(Exception):
                 self._close_events()
             raise
@@ -89,11 +92,8 @@ class FolderOutput(Output):
             output.write(check)
         if check.changed or is_first:
             _replace(self._path / "overview.png", png(overview_image(check.report)))
-        for layer, seen in due_heatmaps(check, self._heatmaps):
-            _replace(
-                self._path / "heatmaps" / f"{file_name(layer.name)}.png",
-                png(heatmap_image(layer, seen.weights, seen.gradients)),
-            )
+        for layer, picture in due_heatmaps(check, self._heatmaps):
+            _replace(self._path / "heatmaps" / f"{file_name(layer)}.png", png(picture))
 
     def close(self, report: SymmetryReport) -> None:
         if not self._events:
@@ -110,7 +110,7 @@ class FolderOutput(Output):
         _replace(self._path / "report.html", build_report(self._path, is_single=True).encode())
 
     def _claim(self, *, is_resumed: bool) -> None:
-        """Choose a folder by creating ``findings.json``, which only one of several concurrent trainings can."""
+        """Choose a folder by creating ``findings.json``: of several concurrent trainings only one succeeds."""
         path = self._path
         for number in count(1):
             following = self._path.with_name(f"{self._path.name}_{number}")
@@ -144,7 +144,7 @@ class FolderOutput(Output):
 def folder_outputs(
     path: str | os.PathLike[str], heatmaps: Heatmaps, scalars: Scalars, *, only_findings: bool = False
 ) -> list[Output]:
-    """Return a :class:`FolderOutput`, in a list; no output if neither pictures nor scalars are wanted."""
+    """Return a list with a :class:`FolderOutput`; it is empty if neither pictures nor scalars are wanted."""
     if heatmaps == scalars == "none":
         return []
     return [FolderOutput(path, heatmaps, scalars, only_findings=only_findings)]
@@ -156,7 +156,7 @@ def is_remote(path: str | os.PathLike[str]) -> bool:
 
 
 def _check_writable(path: Path) -> None:
-    """Check that a folder can be made or written at a path, without making it."""
+    """Check that a path is, or could become, a folder that can be written. Make nothing."""
     existing = path
     while not existing.exists() and existing != existing.parent:
         existing = existing.parent

@@ -50,10 +50,9 @@ _MAX_LAYERS = 40
 
 
 def order_units(layer: LayerDiagnosis, limit: int = MAX_UNITS) -> list[list[int]]:
-    """Return the units in the order of the picture, thinned to ``limit`` such that every group keeps some.
+    """Return the units to show, in the order of the picture: at most ``limit``, with some of every group.
 
-    Returns:
-        One list per group, in the order of ``layer.groups``, and one of the units in no group.
+    There is one list per group, in the order of ``layer.groups``, and a last one of units in no group.
 
     Example:
         >>> from lightning_symmetry.verdicts.evidence import Cause
@@ -67,7 +66,7 @@ def order_units(layer: LayerDiagnosis, limit: int = MAX_UNITS) -> list[list[int]
     sizes = [2] * (len(parts) - 1) + [0]
     left_over = [len(part) - size for part, size in zip(parts, sizes, strict=True)]
     room = min(limit - sum(sizes), sum(left_over))
-    # Every part gets a share of the room, rounded such that the shares add up.
+    # Each part gets a share of the room. Rounding the bounds, not the sizes, makes the shares add up.
     bounds = [room * so_far // max(1, sum(left_over)) for so_far in accumulate(left_over, initial=0)]
     sizes = [size + b - a for size, (a, b) in zip(sizes, pairwise(bounds), strict=True)]
     return [[part[i * len(part) // size] for i in range(size)] for part, size in zip(parts, sizes, strict=True)]
@@ -128,10 +127,9 @@ def colours(matrix: npt.NDArray[np.float64]) -> Pixels:
 
 
 def draw_layer(layer: LayerDiagnosis, weights: Rows, gradients: Rows | None, inks: Inks = ON_WHITE) -> Pixels:
-    """Draw the heatmap of a layer, in which units of a group are adjacent and framed in the colour of their verdict.
+    """Draw the heatmap of a layer. The units of a group are adjacent, in a frame of the colour of their verdict.
 
-    Returns:
-        Array ``(height, width, 3)``, or ``(height, width, 4)`` if the background is transparent.
+    The picture has the shape ``(height, width, 3)``, or ``(height, width, 4)`` if the background is transparent.
     """
     parts = order_units(layer)
     units = [unit for part in parts for unit in part]
@@ -164,16 +162,10 @@ def draw_layer(layer: LayerDiagnosis, weights: Rows, gradients: Rows | None, ink
 
 
 def draw_overview(report: SymmetryReport) -> Pixels:
-    """Draw the model as one bar per layer, with the share of units of each verdict.
-
-    Returns:
-        Array ``(height, width, 3)``.
-    """
+    """Draw the model, ``(height, width, 3)``: one bar per layer, with the share of units of each verdict."""
     layers = report.distinct_layers
-    if len(layers) > _MAX_LAYERS:
-        sick = [layer for layer in layers if layer.groups]
-        chosen = {layer.name for layer in [*sick, *(layer for layer in layers if not layer.groups)][:_MAX_LAYERS]}
-        layers = [layer for layer in layers if layer.name in chosen]
+    chosen = {layer.name for layer in sorted(layers, key=lambda layer: not layer.groups)[:_MAX_LAYERS]}
+    layers = [layer for layer in layers if layer.name in chosen]
     names = [shorten(layer.name, 34) for layer in layers]
     font = _font(_SMALL)
     left = 24 + int(max([font.getlength(name) for name in names], default=0))
@@ -222,7 +214,7 @@ def _draw_frames(draw: ImageDraw.ImageDraw, groups: Sequence[UnitGroup], parts: 
 
 
 def _draw_ticks(draw: ImageDraw.ImageDraw, parts: list[list[int]], cell: int, ink: str) -> None:
-    """Draw unit indices on the left side: those at the start of groups, then others where there is room."""
+    """Draw unit indices on the left: first those at the start of groups, then others where there is room."""
     units = [unit for part in parts for unit in part]
     starts = {sum(map(len, parts[:i])) for i, part in enumerate(parts) if part}
     font, taken = _font(_SMALL), list[float]()
@@ -245,6 +237,6 @@ def _draw_scale(image: Image.Image, draw: ImageDraw.ImageDraw, x: int, y: int, h
 
 
 def _draw_key(draw: ImageDraw.ImageDraw, x: int, y: int, text: str, colour: str, ink: str) -> None:
-    """Draw a swatch with its meaning."""
+    """Draw an entry of the legend: a swatch and its meaning."""
     draw.rectangle((x, y + 2, x + 11, y + 13), fill=colour)
     draw.text((x + 17, y), text, ink, _font(_SMALL))

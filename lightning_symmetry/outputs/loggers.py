@@ -42,25 +42,22 @@ class LoggerScalars(Output):
             self._logger.log_metrics(metrics, step=check.report.step)
 
     def close(self, report: SymmetryReport) -> None:
-        # A Trainer saves by itself; a custom loop may forget it and lose what is not written yet.
+        # A Trainer saves by itself. A custom loop may forget it, and would lose the latest numbers.
         save = getattr(self._logger, "save", None)
         if callable(save):
             save()
 
 
-@preserved_random_numbers()  # imports and opened loggers may draw from them
+@preserved_random_numbers()  # imports, and loggers that are opened, may draw some
 def outputs_of(target: object, heatmaps: Heatmaps, scalars: Scalars, name: str = NAME) -> list[Output]:
-    """Return the outputs for a target.
+    """Return the outputs for a target; none if neither pictures nor scalars are wanted.
 
     Args:
         target: a folder, a ``SummaryWriter``, a run of Weights & Biases or of MLflow, a logger of Lightning or Fabric,
             or an output.
-        heatmaps: the option of the monitor.
-        scalars: the option of the monitor.
+        heatmaps: which layers get pictures, an option of the monitor.
+        scalars: which scalars are written, an option of the monitor.
         name: the name of folders and tags in a logger.
-
-    Returns:
-        The outputs; none if neither pictures nor scalars are wanted.
 
     Raises:
         TypeError: if the target is none of these.
@@ -102,13 +99,13 @@ def _of_tensorboard(target: Any, heatmaps: Heatmaps, scalars: Scalars, name: str
     if not _is_writer(target):
         can_have_one = _WRITERS & sys.modules.keys() or "TensorBoardLogger" in _class_names(target)
         if not can_have_one or heatmaps == scalars == "none":
-            return None  # access to a logger's writer opens a file
-        # Loggers of any name count if they contain a writer.
+            return None  # without access to the logger's writer, which would open a file
+        # A logger with any name counts if it has a writer.
         writer = getattr(target, "experiment", None)
     if not _is_writer(writer):
         return None
     if name != NAME and not is_remote(writer.log_dir):
-        return folder_outputs(Path(writer.log_dir) / name, heatmaps, scalars)  # the tab has one history per run
+        return folder_outputs(Path(writer.log_dir) / name, heatmaps, scalars)  # the tab shows one monitor per run
     from lightning_symmetry.outputs.tab import SymmetryTab
     from lightning_symmetry.outputs.tensorboard import TensorBoardPictures, TensorBoardScalars
 

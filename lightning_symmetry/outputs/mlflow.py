@@ -9,7 +9,7 @@ from typing import Any
 
 from lightning_symmetry.outputs.findings import findings_json
 from lightning_symmetry.outputs.output import NAME, Check, Heatmaps, Output, Scalars
-from lightning_symmetry.outputs.pictures import due_heatmaps, file_name, heatmap_image, overview_image
+from lightning_symmetry.outputs.pictures import due_heatmaps, file_name, overview_image
 from lightning_symmetry.outputs.scalars import ScalarChoice
 from lightning_symmetry.verdicts.diagnoses import Finding
 from lightning_symmetry.verdicts.report import SymmetryReport
@@ -20,12 +20,8 @@ _MAX_METRICS = 1000  # in one request
 class MLflowOutput(Output):
     """Writes metrics, and the artifacts ``symmetry/findings.json``, ``overview.png`` and ``heatmaps/*.png``.
 
-    MLflow refuses metric names with special characters; they get a checksum, like file names.
-
-    Args:
-        target: an ``MLFlowLogger``, or a run as ``mlflow.start_run`` returns it.
-        heatmaps: an option of the monitor, like ``scalars``.
-        folder: the folder of the artifacts, and the prefix of metric names.
+    The target is an ``MLFlowLogger``, or a run that ``mlflow.start_run`` returned. Names of artifacts and metrics begin
+    with ``folder``. MLflow refuses special characters in names; they are replaced, as in file names.
     """
 
     name = "output to MLflow"
@@ -48,9 +44,8 @@ class MLflowOutput(Output):
         if check.changed:
             self._write_findings(check.report)
             client.log_image(run_id, overview_image(check.report), artifact_file=f"{self._folder}/overview.png")
-        for layer, seen in due_heatmaps(check, self._heatmaps):
-            file = f"{self._folder}/heatmaps/{file_name(layer.name)}.png"
-            client.log_image(run_id, heatmap_image(layer, seen.weights, seen.gradients), artifact_file=file)
+        for layer, picture in due_heatmaps(check, self._heatmaps):
+            client.log_image(run_id, picture, artifact_file=f"{self._folder}/heatmaps/{file_name(layer)}.png")
 
     def close(self, report: SymmetryReport) -> None:
         self._write_findings(report)
@@ -60,8 +55,8 @@ class MLflowOutput(Output):
         client.log_text(run_id, findings_json(self._findings, report), f"{self._folder}/findings.json")
 
     def _log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        if self._is_logger:  # it may add a prefix that the user has chosen
-            self._target.log_metrics(metrics, step=step)
+        if self._is_logger:
+            self._target.log_metrics(metrics, step=step)  # adds the user's prefix
             return
         client, run_id = self._client_and_run()
         metric, now = sys.modules["mlflow"].entities.Metric, int(time.time() * 1000)

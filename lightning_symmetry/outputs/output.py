@@ -70,7 +70,7 @@ class Output(ABC):
 
 
 class Changes:
-    """Detects which layers need a new picture: those whose groups or findings have other units, or have ended.
+    """Detects which layers need a new picture: those whose groups or findings have changed their units or have ended.
 
     A new verdict alone needs no picture: as ReLUs open and close, groups alternate between locked and frozen.
     """

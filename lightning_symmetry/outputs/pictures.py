@@ -1,4 +1,4 @@
-"""Pictures of checks: which are due, and how they become images and files. What draws them is imported when needed."""
+"""Pictures of checks, as images and as files. The libraries that draw them are imported when needed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from lightning_symmetry.matrices.rows import Rows
 from lightning_symmetry.outputs.output import Check, Heatmaps
 from lightning_symmetry.verdicts.diagnoses import LayerDiagnosis
-from lightning_symmetry.verdicts.look import Look
 from lightning_symmetry.verdicts.report import SymmetryReport
 
 if TYPE_CHECKING:
@@ -21,14 +20,14 @@ _MAX_LENGTH = 100
 _RESERVED = re.compile(r"(aux|con|nul|prn|(com|lpt)\d)(\.|$)", re.IGNORECASE)  # names of devices on Windows
 
 
-def due_heatmaps(check: Check, heatmaps: Heatmaps) -> Iterator[tuple[LayerDiagnosis, Look]]:
-    """Yield the layers that need a picture, by the option ``heatmaps`` of the monitor."""
+def due_heatmaps(check: Check, heatmaps: Heatmaps) -> Iterator[tuple[str, Image]]:
+    """Yield name and heatmap of each layer that needs one, by the option ``heatmaps`` of the monitor."""
     with_findings = {finding.layer for finding in check.findings}
     for seen in check.looks:
         layer = check.report.layers.get(seen.layer.name)  # whole modules have no picture
         is_due = heatmaps == "findings" and seen.layer.name in with_findings & check.changed
         if layer is not None and (is_due or heatmaps == "all"):
-            yield layer, seen
+            yield layer.name, heatmap_image(layer, seen.weights, seen.gradients)
 
 
 def heatmap_image(layer: LayerDiagnosis, weights: Rows, gradients: Rows | None, *, on_any_page: bool = False) -> Image:
@@ -57,7 +56,7 @@ def png(image: Image) -> bytes:
 
 
 def file_name(layer: str) -> str:
-    """Return a file name for a layer, unique and valid whatever characters the layer's name has.
+    """Return a unique and valid file name for a layer, whose name may contain any characters.
 
     >>> file_name("encoder.0.fc1")
     'encoder.0.fc1'
@@ -69,6 +68,6 @@ def file_name(layer: str) -> str:
     safe = re.sub(r"[^A-Za-z0-9._-]", "_", layer).lstrip(".")[:_MAX_LENGTH]
     if _RESERVED.match(safe):
         safe = f"_{safe}"
-    # A name that ends like a checksum gets one too, to stay unique.
+    # A name that ends like a checksum gets one too: it might equal the file name of another layer.
     is_unchanged = safe == layer and not re.search("-[0-9a-f]{8}$", layer)
     return safe if is_unchanged else f"{safe}-{hashlib.sha256(layer.encode()).hexdigest()[:8]}"

@@ -11,11 +11,7 @@ _MAX_LAYERS = 8
 
 
 class ScalarChoice:
-    """Chooses the scalars of every check; a layer that has a curve keeps it.
-
-    Args:
-        scalars: the option of the monitor.
-        name: the prefix of the tags.
+    """Chooses the scalars of every check, by the option of the monitor. A layer that has a curve keeps it.
 
     Example:
         >>> from lightning_symmetry.verdicts.diagnoses import LayerDiagnosis

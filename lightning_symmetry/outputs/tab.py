@@ -1,4 +1,4 @@
-"""Writes the events of the Symmetry tab: few and small, and cheap where nothing has changed."""
+"""Writes the events of the Symmetry tab: few small ones, at little cost if nothing has changed."""
 
 from __future__ import annotations
 
@@ -58,9 +58,9 @@ class Drawn(NamedTuple):
 class SymmetryTab(Output):
     """Writes the changes since the previous check; after a failure, everything.
 
-    Of many checks in a row without changes, only some are written, with the steps of those before. Layers get matrices
-    when they have changed and at looks 1, 2, 4, 8, ..., or as ``heatmaps`` demands, at every check or never. Matrices
-    are computed and written in the background, from copies of the rows.
+    Of many checks in a row without changes, only some are written; each lists the steps of those skipped before it. A
+    layer gets a matrix when it has changed and at its looks 1, 2, 4, 8, ...; with ``heatmaps="all"`` at every check,
+    with ``heatmaps="none"`` never. Matrices are computed and written in the background, from copies of the rows.
     """
 
     name = "Symmetry tab"
@@ -140,7 +140,7 @@ class SymmetryTab(Output):
             self._step = report.step
             return _NOTHING  # the usual case
         layers = {layer.name: layer for layer in report.distinct_layers}
-        # When a training continues from an earlier step, readers forget the later steps and their changes.
+        # If a training continues from an earlier step, readers forget the later steps and their changes.
         is_full = report.step <= self._step or list(layers) != list(self._layers)
         if is_full:
             self._layers, self._values, self._findings = {}, {}, {}
@@ -168,7 +168,7 @@ class SymmetryTab(Output):
 
     def _write_matrices(self, drawn: Sequence[Drawn], latest: dict[str, Matrix], step: int) -> None:
         """Write the matrices that look unlike the latest ones of their layers, which are updated."""
-        values: list[Summary.Value] = []  # which make up one event: an event takes longer to write than a matrix
+        values: list[Summary.Value] = []  # in one event, because an event costs more than a matrix
         for layer, units, rows in drawn:
             cells = to_bytes(rows.similarity())
             before = latest.get(layer)
@@ -191,7 +191,7 @@ def _value(tag: str, data: bytes) -> Summary.Value:
 
 def _layer_values(layer: LayerDiagnosis) -> dict[str, Any]:
     groups = layer.groups[:_MAX_GROUPS]
-    # Dead units count here only where there are enough of them for a warning.
+    # Dead units are counted here only if they form a group, that is if there are enough for a warning.
     counts = {str(v): sum(len(group.units) for group in layer.groups if group.verdict is v) for v in Verdict}
     return {
         "units": layer.num_units,

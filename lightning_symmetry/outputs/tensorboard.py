@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -12,33 +11,33 @@ from contextlib import suppress
 from copy import copy
 from typing import Any, ParamSpec
 
+import numpy as np
+from PIL.Image import Image
 from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import image, text
 
-from lightning_symmetry.outputs.heatmap import draw_layer, draw_overview
+from lightning_symmetry.outputs.findings import findings_table
+from lightning_symmetry.outputs.heatmap import draw_overview
 from lightning_symmetry.outputs.output import Check, Heatmaps, Output, Scalars
 from lightning_symmetry.outputs.pictures import due_heatmaps
 from lightning_symmetry.outputs.scalars import ScalarChoice
-from lightning_symmetry.verdicts.advice import alike_findings, describe_units, what, why
-from lightning_symmetry.verdicts.diagnoses import Finding, LayerDiagnosis
-from lightning_symmetry.verdicts.look import Look
+from lightning_symmetry.verdicts.diagnoses import Finding
 from lightning_symmetry.verdicts.report import SymmetryReport
 
 MAX_SPACING = 1 << 10
 """The longest gap between two repetitions that are written, in checks."""
 _MAX_UNTHINNED = 64  # repetitions in a row that are all written
-_MAX_ROWS = 200
 _PATIENCE_S = 5.0
 
 P = ParamSpec("P")
 
 
 class Thinning:
-    """Decides which checks that repeat the one before are written, so that a long quiet training takes few events.
+    """Decides which repetitions of a check are written, so that a long quiet training takes few events.
 
-    The first 64 in a row are; then every second up to 128, every fourth up to 256, and so on, at least every 1024th. A
-    flat curve has no gap of more than 1/32 of its length, so it looks complete.
+    Of repetitions in a row, the first 64 are written, every second up to 128, every fourth up to 256, and so on, and at
+    least every 1024th. No gap in a flat curve is longer than 1/32 of its length, so it looks complete.
 
     Example:
         >>> thinning = Thinning()
@@ -58,9 +57,9 @@ class Thinning:
 
 
 class Background:
-    """Runs tasks that the training need not wait for, one after the other on one thread.
+    """Runs tasks one after the other on a thread of its own, while the training goes on.
 
-    The process ends only when all are done. A task must not read what the training changes, such as weights.
+    The process ends only after the last task. A task must not read what the training changes, such as weights.
 
     Example:
         >>> background, drawn = Background(), []
@@ -72,7 +71,7 @@ class Background:
 
     def __init__(self) -> None:
         self._executor: ThreadPoolExecutor | None = None
-        self._tasks: list[Future[None]] = []  # whose results were not seen
+        self._tasks: list[Future[None]] = []  # whose results have not been read
 
     def run(self, task: Callable[P, None], *args: P.args, **kwargs: P.kwargs) -> None:
         """Enqueue a task."""
@@ -105,7 +104,7 @@ def _nothing() -> None:
 
 
 class TensorBoardScalars(Output):
-    """Writes the scalars of every check; of many checks in a row with the same scalars, only some."""
+    """Writes the scalars of checks; of many checks in a row with the same scalars, only some."""
 
     name = "scalars in TensorBoard"
     is_foreign = False
@@ -123,7 +122,7 @@ class TensorBoardScalars(Output):
         is_repetition = scalars == latest and step > latest_step
         if self._thinning.is_due(is_repetition=is_repetition):
             if not is_repetition:
-                self._write_skipped()  # so that the curve is flat up to the change
+                self._write_skipped()  # so that the curve stays flat up to the change
             self._write(scalars, step)
             self._skipped_at = None
         else:
@@ -141,16 +140,16 @@ class TensorBoardScalars(Output):
             self._skipped_at = None
 
     def _write(self, scalars: Mapping[str, float], step: int, walltime: float | None = None) -> None:
-        # One event holds all scalars: one for each would cost ten times as much.
+        # One event contains all scalars: an event for each would cost ten times as much.
         values = [Summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()]
         if values:
             add_summary(self._writer, values, step, walltime)
 
 
 class TensorBoardPictures(Output):
-    """Writes a table of findings, a picture of the model, and heatmaps, where these have changed.
+    """Writes a table of findings, a picture of the model, and heatmaps of layers, whenever they have changed.
 
-    The table and the picture of the model, which need no weights, are drawn in the background.
+    The table and the picture of the model need no weights, so they are drawn in the background.
     """
 
     name = "findings and pictures in TensorBoard"
@@ -170,8 +169,8 @@ class TensorBoardPictures(Output):
             self._write_again(check.report)
         elif check.changed:
             self._background.run(write_findings, self._writer, check.report, check.findings)
-        for layer, seen in due_heatmaps(check, self._heatmaps):
-            write_heatmap(self._writer, layer, seen, check.report.step)
+        for layer, picture in due_heatmaps(check, self._heatmaps):
+            write_heatmap(self._writer, layer, picture, check.report.step)
 
     def close(self, report: SymmetryReport) -> None:
         self._note_failure(self._background.wait)
@@ -195,8 +194,8 @@ def add_summary(
 ) -> None:
     """Write values of any kind as one event; ``walltime`` is in seconds since 1970, by default now.
 
-    The writer's own thread ends at the first failure, such as a missing folder or a full disk, and would then fail
-    everything that the user logs. So this thread writes to the file itself, unless the file is remote.
+    A failure, such as a missing folder or a full disk, would end the writer's own thread, and with it everything that
+    the user logs. So this function writes to the file itself, unless the file is remote.
 
     Raises:
         OSError: if the file cannot be written. It is unchanged then.
@@ -207,7 +206,7 @@ def add_summary(
         summary = sys.modules["tensorboardX.proto.summary_pb2"].Summary.FromString(summary.SerializeToString())
     events = getattr(file_writer, "event_writer", None)
     if "://" not in file_writer.get_logdir() and (hasattr(events, "_async_writer") or hasattr(events, "_ev_writer")):
-        file_writer = copy(file_writer)  # the same class, because MLflow's autologging and others patch its methods
+        file_writer = copy(file_writer)  # of the same class, whose methods MLflow's autologging and others patch
         file_writer.event_writer = _DirectWriter(events)
     file_writer.add_summary(summary, step, walltime)
 
@@ -219,7 +218,7 @@ class _DirectWriter:
         self._events = events
 
     def add_event(self, event: Any) -> None:
-        """Write an event after those in the queue."""
+        """Write an event once the queue is empty."""
         if hasattr(self._events, "_ev_writer"):  # tensorboardX, which locks by itself
             self._events._ev_writer.write_event(event)
             self._events._ev_writer.flush()
@@ -244,7 +243,7 @@ class _DirectWriter:
 def write_findings(writer: SummaryWriter, report: SymmetryReport, findings: Sequence[Finding]) -> None:
     """Write the table under ``symmetry/findings`` and the picture of the model under ``symmetry/overview``."""
     table, pixels = findings_table(findings, report), draw_overview(report)
-    if is_closed(writer):  # while that was drawn
+    if is_closed(writer):  # by the user, during the drawing
         return
     add_summary(writer, text("symmetry/findings", table).value, report.step)
     add_summary(writer, image("symmetry/overview", pixels, dataformats="HWC").value, report.step)
@@ -252,37 +251,10 @@ def write_findings(writer: SummaryWriter, report: SymmetryReport, findings: Sequ
 
 
 def is_closed(writer: SummaryWriter) -> bool:
-    """Return whether the user has closed a writer; writing to it would open another file."""
+    """Return whether the user has closed a writer. Writing to it would open a new file."""
     return writer.all_writers is None
 
 
-def write_heatmap(writer: SummaryWriter, layer: LayerDiagnosis, seen: Look, step: int) -> None:
+def write_heatmap(writer: SummaryWriter, layer: str, picture: Image, step: int) -> None:
     """Write the picture of a layer under ``symmetry/heatmap/<layer>``."""
-    pixels = draw_layer(layer, seen.weights, seen.gradients)
-    add_summary(writer, image(f"symmetry/heatmap/{layer.name}", pixels, dataformats="HWC").value, step)
-
-
-def findings_table(findings: Sequence[Finding], report: SymmetryReport) -> str:
-    """Return all findings in Markdown: a table, and what each means."""
-    if not findings:
-        so_far = "" if not report.redundant_units else " Units that are equal now may yet part by themselves."
-        return f"Nothing to warn of: {report.totals()}{so_far}"
-    rows = alike_findings(findings, report)
-    table = ["| layer | units | verdict | since step |", "| --- | --- | --- | ---: |"]
-    notes = []
-    for alike in rows[:_MAX_ROWS]:
-        first = alike[0]
-        ended = "" if first.broken_step is None else f", broken at step {first.broken_step}"
-        cells = [first.layer, describe_units(alike, report), f"{first.verdict}{ended}", str(first.first_step)]
-        table.append("| " + " | ".join(map(_escape, cells)) + " |")
-        # The long text goes below the table, where it does not squeeze the other columns.
-        note = f"They {what(alike)} {why(alike, report)}"
-        notes.append(f"- **{_escape(first.layer)}**, {first.verdict}: {_escape(note)}")
-    if len(rows) > _MAX_ROWS:
-        notes.append(f"\n{len(rows) - _MAX_ROWS} more are in the list `findings`.")
-    return "\n".join([*table, "", *notes])
-
-
-def _escape(text: str) -> str:
-    """Escape markup in layer names and messages."""
-    return re.sub(r"[^\w .,:;(){}'+/=-]|_", lambda match: f"&#{ord(match[0])};", text)
+    add_summary(writer, image(f"symmetry/heatmap/{layer}", np.asarray(picture), dataformats="HWC").value, step)

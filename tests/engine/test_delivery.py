@@ -19,11 +19,10 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from lightning_symmetry import SymmetryMonitor, SymmetryReport
-from lightning_symmetry.outputs import folder, heatmap, tab, tensorboard
+from lightning_symmetry.outputs import folder, heatmap, pictures, tab
 from lightning_symmetry.outputs.console import print_table
 from lightning_symmetry.outputs.findings import findings_json
 from lightning_symmetry.outputs.output import Check, Output
-from lightning_symmetry.outputs.pictures import heatmap_image
 from tests.outputs.test_tab import history
 from tests.outputs.test_tensorboard import read
 from tests.test_tracker import tracked
@@ -112,7 +111,7 @@ def test_pictures_that_failed_are_drawn_at_the_next_check(
     failures: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     failing = failing_at_first(heatmap.draw_layer, failures, MemoryError("no room"))
-    monkeypatch.setattr(tensorboard, "draw_layer", failing)
+    monkeypatch.setattr(heatmap, "draw_layer", failing)
     said = train(TensorBoardLogger(tmp_path, name="", version=""))
     tags = read(tmp_path).Tags()["images"]
     assert bool(said) == (failures == 3)
@@ -258,7 +257,7 @@ def test_random_numbers_that_outputs_draw_are_put_back(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(folder, "findings_json", drawing_at_its_first_call(findings_json))
-    monkeypatch.setattr(folder, "heatmap_image", drawing_at_its_first_call(heatmap_image))
+    monkeypatch.setattr(pictures, "heatmap_image", drawing_at_its_first_call(pictures.heatmap_image))
     states = []
     for output in (None, tmp_path if kind == "a folder" else Drawing()):
         random.seed(0)

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from lightning_symmetry.outputs.console import print_summary
-from lightning_symmetry.outputs.tensorboard import findings_table
+from lightning_symmetry.outputs.findings import findings_table
 from lightning_symmetry.verdicts.advice import messages
 from lightning_symmetry.verdicts.diagnoses import Finding
 from lightning_symmetry.verdicts.report import SymmetryReport
