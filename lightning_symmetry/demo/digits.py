@@ -72,7 +72,7 @@ def _all_weights(initialise_weight: Callable[[Tensor], object]) -> Callable[[Dig
 def _copy_half(sign: float) -> Callable[[DigitsNet], None]:
     """Copy the first half of every hidden layer, times ``sign``, to the second.
 
-    Outgoing weights are copied, too; otherwise the gradients of the copies would differ, and the copies diverge.
+    Outgoing weights are copied too: if they differed, the copies would get different gradients and diverge.
     """
 
     def initialise(net: DigitsNet) -> None:
@@ -85,15 +85,11 @@ def _copy_half(sign: float) -> Callable[[DigitsNet], None]:
     return initialise
 
 
-def _low_bias(net: DigitsNet) -> None:
-    nn.init.constant_(net.fc2.bias, -10.0)
-
-
 @dataclass(frozen=True)
 class Start:
     """The initialisation, activation and optimizer of a run of the gallery."""
 
-    initialise: Callable[[DigitsNet], None]
+    initialise: Callable[[DigitsNet], object]
     activation: Callable[[Tensor], Tensor] = torch.relu
     optimizer: MakeOptimizer = _SGD
 
@@ -104,7 +100,7 @@ GALLERY: dict[str, Start] = {
     "constant -0.02": Start(_all_weights(partial(nn.init.constant_, val=-0.02))),
     "copied half": Start(_copy_half(1.0)),
     "mirrored half, tanh": Start(_copy_half(-1.0), torch.tanh),
-    "bias -10": Start(_low_bias),
+    "bias -10": Start(lambda net: nn.init.constant_(net.fc2.bias, -10.0)),
     "normal, std 0.001": Start(_all_weights(partial(nn.init.normal_, std=1e-3))),
     "tiny, tanh, Adam": Start(_all_weights(partial(nn.init.normal_, std=1e-4)), torch.tanh, _ADAM),
     "PyTorch default": Start(lambda net: None),
@@ -139,13 +135,9 @@ class Digits:
 def load() -> Digits:
     """Load scikit-learn's digits, three quarters of them as training images."""
     data = load_digits()
-    images, test_images, labels, test_labels = train_test_split(data.data / 16, data.target, random_state=0)
-    return Digits(
-        torch.tensor(images, dtype=torch.float32),
-        torch.tensor(labels),
-        torch.tensor(test_images, dtype=torch.float32),
-        torch.tensor(test_labels),
-    )
+    parts = train_test_split(data.data / 16, data.target, random_state=0)
+    images, test_images, labels, test_labels = map(torch.tensor, parts)
+    return Digits(images.float(), labels, test_images.float(), test_labels)
 
 
 def started(start: Start, seed: int = 0) -> DigitsNet:
@@ -188,13 +180,12 @@ def run_name(name: str) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Suppress warnings and Lightning's messages on each training."""
+    """Suppress warnings, and the messages of Lightning about each training."""
     logger = logging.getLogger("lightning.pytorch")
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(action="ignore"):
             yield
     finally:
         logger.setLevel(level)
@@ -202,7 +193,7 @@ def _quiet() -> Iterator[None]:
 
 @contextmanager
 def progress(total: int) -> Iterator[Callable[[str], None]]:
-    """Show a progress bar and nothing else on the console; yield a function that takes the name of the next run."""
+    """Show only a progress bar on the console. Yield a function to call with the name of each run that begins."""
     bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(),

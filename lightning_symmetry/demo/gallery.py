@@ -37,12 +37,11 @@ def run(logdir: Path) -> dict[str, SymmetryMonitor]:
 
 def _row(name: str, accuracy: float, monitor: SymmetryMonitor) -> tuple[str, ...]:
     assert monitor.report is not None
-    widths = [f"{layer.working_units}/{layer.num_units}" for layer in monitor.report.layers.values()]
+    layers = monitor.report.layers.values()
+    widths = [f"{layer.working_units}/{layer.num_units}" for layer in layers]
     found = {verdict: [f.layer for f in monitor.findings if f.verdict is verdict] for verdict in Verdict}
-    verdicts = [f"{verdict}: {', '.join(dict.fromkeys(layers))}" for verdict, layers in found.items() if layers]
-    condensed = [
-        f"{layer.name} to {layer.orientations}" for layer in monitor.report.layers.values() if layer.is_condensed
-    ]
+    verdicts = [f"{verdict}: {', '.join(dict.fromkeys(names))}" for verdict, names in found.items() if names]
+    condensed = [f"{layer.name} to {layer.orientations}" for layer in layers if layer.is_condensed]
     if condensed and not verdicts:
         verdicts = [f"condensed: {', '.join(condensed)}"]
     return (name, f"{accuracy:.1%}", *widths, "; ".join(verdicts) or "no symmetry")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,9 +106,9 @@ def _print_result(outcomes: dict[str, Outcome], smaller: Smaller | None, logdir:
 
 def _row(name: str, outcome: Outcome, healthy: float) -> Sequence[str]:
     left, broken = statistics.median(outcome.left), statistics.median(outcome.broken)
-    counts: dict[str, int] = {}
+    counts: Counter[str] = Counter()
     for change in outcome.changes[0]:
-        counts[change.layer] = counts.get(change.layer, 0) + len(change.units)
+        counts[change.layer] += len(change.units)
     changed = ", ".join(f"{count} of {layer}" for layer, count in counts.items())
     behind = f"{100 * (healthy - broken):.1f} points"
     return (name, f"{left:.1%}", f"{broken:.1%}", behind, changed or "nothing")
