@@ -11,13 +11,13 @@ from lightning_symmetry.callback import SymmetryMonitor
 
 
 class AutoloadedMonitor(SymmetryMonitor):
-    """A monitor that is inactive if there is any other, and has no state in checkpoints.
+    """A monitor that is inactive if there is any other, and stores nothing in checkpoints.
 
-    Lightning refuses two callbacks of one kind with state, and users do pass the callbacks of one Trainer, including
-    this one, to the next, which adds another one.
+    Users pass the callbacks of one Trainer, including this one, to the next Trainer, which adds another one. Lightning
+    refuses two callbacks of one class that have state.
     """
 
-    # With these methods of its base class, Lightning considers a callback stateless.
+    # Lightning considers a callback with these methods of the base class stateless.
     state_dict = Callback.state_dict
     load_state_dict = Callback.load_state_dict
     _is_active = False
@@ -28,17 +28,13 @@ class AutoloadedMonitor(SymmetryMonitor):
             super().on_train_start(trainer, pl_module)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        if self._is_active and not self._is_needed(trainer):  # another monitor was added since
+        if self._is_active and not self._is_needed(trainer):  # another monitor has been added since
             self._is_active = False
             self._abandon()
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         if self._is_active:
             super().on_before_optimizer_step(trainer, pl_module, optimizer)
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._is_active:
-            super().on_train_end(trainer, pl_module)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._is_active:

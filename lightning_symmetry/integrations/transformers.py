@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import FrameType
+from traceback import walk_stack
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -50,7 +50,7 @@ class SymmetryCallback(Watcher, TrainerCallback, ExportableState):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if self._tracker is not None:  # an earlier training may have ended with an error
+        if self._tracker is not None:  # of an earlier training that ended with an error
             self._tracker.abandon()
         self._tracker, resumed_state, self.resumed_state = None, self.resumed_state, {}
         options: dict[str, Any] = {**vars(self.options), "every_n_steps": self._every_n_steps(args)}
@@ -81,7 +81,7 @@ class SymmetryCallback(Watcher, TrainerCallback, ExportableState):
         return {"args": arguments, "attributes": {"resumed_state": resumed_state}}
 
     def _every_n_steps(self, args: TrainingArguments) -> int | None:
-        # Below 1, `logging_steps` is a share of all steps.
+        # A value of `logging_steps` below 1 is a fraction of all steps.
         logs_by_steps = args.logging_strategy == "steps" and args.logging_steps >= 1
         return self.options.every_n_steps or (int(args.logging_steps) if logs_by_steps else None)
 
@@ -94,25 +94,18 @@ class SymmetryCallback(Watcher, TrainerCallback, ExportableState):
 
 
 def _callbacks_of_caller() -> list[TrainerCallback]:
-    """Return all callbacks of the calling Trainer, which only its frame knows."""
-    handlers = (frame.f_locals.get("self") for frame in _frames())
+    """Return all callbacks of the calling Trainer, from the call stack, since hooks do not get them."""
+    handlers = (frame.f_locals.get("self") for frame, _ in walk_stack(sys._getframe()))
     return next((list(handler.callbacks) for handler in handlers if isinstance(handler, CallbackHandler)), [])
 
 
 def _on_finding_of_predecessor() -> Callable[[Finding], object] | None:
-    """Return the ``on_finding`` of the callback that a resuming Trainer replaces by one with the saved options."""
-    for frame in _frames():
+    """Return the ``on_finding`` of the callback that a resuming Trainer replaces; checkpoints hold no functions."""
+    for frame, _ in walk_stack(sys._getframe()):
         if frame.f_code.co_name == "_load_callback_state":
             replaced = frame.f_locals.get("callback")
             return replaced.on_finding if isinstance(replaced, SymmetryCallback) else None
     return None
-
-
-def _frames() -> Iterator[FrameType]:
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
-        yield frame
-        frame = frame.f_back
 
 
 def _loggers_of(callbacks: list[TrainerCallback]) -> Iterator[object]:
