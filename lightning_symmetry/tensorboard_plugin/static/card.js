@@ -174,13 +174,13 @@ export class Card {
       const quiet = directions.length ? 'no finding, condensed' : 'no finding';
       this.headline.replaceChildren(verdict ? label(traitsOf(verdict)) : element('span.quiet', quiet));
       return [
-        total('units', units.toLocaleString('en')),
-        total('working', working.toLocaleString('en'), bar(summary)),
-        redundant ? total('redundant', redundant.toLocaleString('en')) : null,
-        dead ? total('dead', dead.toLocaleString('en')) : null,
+        total('units', units),
+        total('working', working, bar(summary)),
+        redundant ? total('redundant', redundant) : null,
+        dead ? total('dead', dead) : null,
         directions.length ? total('directions', directions.join(' + ')) : null,
-        total('findings', findings.toLocaleString('en')),
-        total('step', step.toLocaleString('en')),
+        total('findings', findings),
+        total('step', step),
       ];
     });
   }
@@ -458,5 +458,5 @@ function widest(texts) {
 }
 
 function total(name, value, extra = null) {
-  return element('div', {title: WORDS[name]}, element('dt', name), element('dd', value, extra));
+  return element('div', {title: WORDS[name]}, element('dt', name), element('dd', value.toLocaleString('en'), extra));
 }

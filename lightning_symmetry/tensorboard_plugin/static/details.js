@@ -67,9 +67,8 @@ export class Recent {
   }
 
   get(key) {
-    if (!this.#kept.has(key)) return undefined;
     const value = this.#kept.get(key);
-    this.set(key, value);
+    if (value !== undefined) this.set(key, value);
     return value;
   }
 

@@ -100,7 +100,7 @@ export class RunsTable {
       return;
     }
     const {worst: found} = summary;
-    working.replaceChildren(bar(summary), share(summary));
+    working.replaceChildren(bar(summary), summary.units ? `${Math.floor((100 * summary.working) / summary.units)} %` : '–');
     worst.replaceChildren(found ? this.sentence(name, found) : element('span.quiet', 'none'));
     since.replaceChildren(found ? found.since.toLocaleString('en') : '');
     findings.replaceChildren(summary.findings.toLocaleString('en'));
@@ -132,10 +132,6 @@ export function bar({units, working, dead}) {
   };
   const dying = Math.min(dead, units - working);
   return element('span.bar', {'aria-hidden': 'true'}, part('working', working), paint(part('mark', dying), traitsOf('dead')), part('redundant', units - working - dying));
-}
-
-function share({working, units}) {
-  return units ? `${Math.floor((100 * working) / units)} %` : '–';
 }
 
 /** Create a small curve of the share of working units over time; null makes a gap. */
