@@ -27,7 +27,7 @@ export class App {
     this.versions = []; // Name, version and summary of every run.
     this.data = new Map(); // The runs that have been fetched, by name.
     this.opened = new Set();
-    this.awaited = null; // The choice in a link to a run that TensorBoard has not found yet.
+    this.awaited = null; // The choice of a run that does not exist, or that TensorBoard has not found yet.
     this.known = new Set(); // The names of the runs that openFirst() has opened or passed over.
     this.details = new Details(this);
     this.underway = new Map(); // The version of each run that is being fetched, by name.

@@ -59,7 +59,7 @@ export class Card {
     this.observer.observe(this.scroller);
   }
 
-  /** Draw because the browser has resized or scrolled the card. */
+  /** Draw after the browser has resized or scrolled the card. The page shows a failure. */
   redraw(draw) {
     this.app.attemptDrawing(`the card of run ${this.name}`, draw);
   }

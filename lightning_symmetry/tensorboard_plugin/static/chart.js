@@ -40,7 +40,7 @@ export class Chart {
     this.draw();
   }
 
-  /** Return the x coordinate of a check. Checks are evenly spaced: by step, the first ones would lie on one another. */
+  /** Return the x coordinate of a check. Checks are evenly spaced, since the first ones are only a few steps apart. */
   x(check) {
     return EDGE.left + ((check + 0.5) * (this.width - EDGE.left - EDGE.right)) / this.run.steps.length;
   }

@@ -1,5 +1,4 @@
 // Colour maps. Their lightness changes evenly, so that they can be read without seeing hues.
-import {prepare} from './dom.js';
 import {SIMILARITY} from './legend.js';
 
 const {values: VALUES, colours: COLOURS} = SIMILARITY;
@@ -30,13 +29,9 @@ export function css([red, green, blue]) {
   return `rgb(${red},${green},${blue})`;
 }
 
-/** Draw a horizontal scale of the colours of shares from 0 to 1. */
-export function drawRamp(canvas, width, colourOf) {
-  const context = prepare(canvas, width, 10);
-  for (let x = 0; x < width; x++) {
-    context.fillStyle = css(colourOf(x / (width - 1)));
-    context.fillRect(x, 0, 1, 10);
-  }
+/** Return the colours of shares from 0 to 1 as a gradient of CSS. */
+export function gradient(colourOf) {
+  return `linear-gradient(to right, ${Array.from({length: 21}, (_, i) => css(colourOf(i / 20))).join()})`;
 }
 
 function fromOklch(lightness, chroma, degrees) {

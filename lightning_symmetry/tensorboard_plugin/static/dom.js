@@ -6,8 +6,7 @@ const MAX_TAIL = 20; // The number of characters at the end of a name that are n
 
 /**
  * Create an HTML element from its tag and classes, such as 'p.quiet', its attributes, and its children, which are texts or
- * elements. Attributes that are functions become listeners. Children that are null or undefined are left out, attributes
- * also if they are false.
+ * elements. Attributes that are functions become listeners. Null and undefined are left out, and so are false attributes.
  */
 export function element(name, ...content) {
   return create(HTML, name, content);

@@ -1,5 +1,5 @@
 // The heatmap: similarities between the units of a layer.
-import {NO_DIRECTION, css, drawRamp, similarity, toSimilarity} from './colours.js';
+import {NO_DIRECTION, css, gradient, similarity, toSimilarity} from './colours.js';
 import {element, prepare} from './dom.js';
 import {Units, latest, plural, traitsOf} from './model.js';
 
@@ -14,12 +14,13 @@ export class Heatmap {
     this.canvas = element('canvas.heatmap', {role: 'img', pointermove: (event) => this.hover(event), pointerleave: () => app.tip.hide()});
     this.missing = element('p.missing', {hidden: true});
     this.caption = element('p.quiet.caption');
-    this.scale = element('canvas.scale', {role: 'img', 'aria-label': 'colour scale of similarities from -1 to 1'});
+    const ramp = element('span.ramp', {role: 'img', 'aria-label': 'colour scale of similarities from -1 to 1'});
+    ramp.style.background = gradient((share) => similarity(2 * share - 1));
     this.square = element('div.square', this.canvas, this.missing);
     this.square.style.minHeight = `${side * 0.7}px`;
     const swatch = element('span.swatch-none');
     swatch.style.background = css(NO_DIRECTION);
-    this.key = element('div.key', {hidden: true}, element('span.number', '−1'), this.scale, element('span.number', '1'), swatch, 'no direction');
+    this.key = element('div.key', {hidden: true}, element('span.number', '−1'), ramp, element('span.number', '1'), swatch, 'no direction');
     this.node = element('div', this.square, this.key, this.caption);
     new ResizeObserver(() => app.attemptDrawing('the similarities', () => this.resize())).observe(this.square);
   }
@@ -115,7 +116,6 @@ export class Heatmap {
       taken.push(y);
       context.fillText(String(units[i]), -6, y);
     }
-    drawRamp(this.scale, 140, (share) => similarity(2 * share - 1));
     const shown = n === layer.units ? (n === 1 ? 'its only unit' : `all ${n} units`) : `${n} of ${plural(layer.units, 'unit')}`;
     const age = at === step ? '' : ` Similarities of step ${at.toLocaleString('en')}: they are stored when they have changed.`;
     this.caption.textContent = `Cosine of weights below the diagonal, of gradients above; ${shown}, groups first.${age}`;

@@ -20,7 +20,7 @@ export function signOf({kind, verdict}) {
   return kind === 'appeared' && verdict !== null ? traitsOf(verdict) : EVENTS.get(kind);
 }
 
-/** Return the rank of an event, for choosing where space is short; the most serious verdict has the lowest. */
+/** Return the rank of an event; where space is short, low ranks are drawn. Serious verdicts have the lowest. */
 export function priority({kind, verdict}) {
   const isVerdict = kind === 'appeared' && verdict !== null;
   return isVerdict ? traitsOf(verdict).rank : traitsOf(null).rank + 1 + [...EVENTS.keys()].indexOf(kind);

@@ -1,5 +1,5 @@
-// The history of a run: its layers, the sets of their units, and findings. Also the traits of verdicts, which Python
-// defines; of these, the files of the page name only "dead".
+// The history of a run: its layers, the sets of their units, and findings. Also the traits of verdicts, which come
+// from Python: the files of the page name no verdict but "dead".
 import {VERDICTS} from './legend.js';
 
 const MAX_COMPARED = 100_000; // Larger sets are not compared: a malicious file may contain sets of any size.
@@ -183,7 +183,7 @@ class Layer {
 /** Return the number of working units at each check where it may change; null while the model lacks the layer. */
 function workingOverTime({states, dead}) {
   const checks = [...new Set([...states, ...dead].map(({check}) => check))].sort((a, b) => a - b);
-  let [i, j] = [0, 0]; // The numbers of states, and of changes of the dead units, up to a check.
+  let [i, j] = [0, 0]; // How many entries of states and of dead are at or before the check.
   return checks.map((check) => {
     while (states[i]?.check <= check) i++;
     while (dead[j]?.check <= check) j++;

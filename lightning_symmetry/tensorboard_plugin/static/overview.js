@@ -1,6 +1,6 @@
 // The view of all runs: a table of runs if there are several, and a card for each opened run.
 import {Card} from './card.js';
-import {drawRamp, shade} from './colours.js';
+import {gradient, shade} from './colours.js';
 import {element, reconcile} from './dom.js';
 import {EVENTS, label} from './marks.js';
 import {warnings} from './model.js';
@@ -16,7 +16,7 @@ export class Overview {
     this.table = new RunsTable(app);
     this.grid = element('div.cards');
     this.none = element('p.quiet.none', {hidden: true}, 'No run is opened: choose one from the list “Runs” above.');
-    this.ramp = element('canvas.ramp', {role: 'img', 'aria-label': 'colour scale from 0 to 100 per cent'});
+    this.ramp = element('span.ramp', {role: 'img', 'aria-label': 'colour scale from 0 to 100 per cent'});
     this.node = element(
       'div.view.overview',
       this.table.node,
@@ -31,7 +31,7 @@ export class Overview {
     this.observer = new IntersectionObserver((entries) => this.look(entries), {root: document, rootMargin: MARGIN});
   }
 
-  /** Note which cards have come into sight, and draw these. */
+  /** Record which cards are in sight, and draw those that have come into sight. */
   look(entries) {
     for (const {target, isIntersecting} of entries) {
       const card = this.cards.get(target.dataset.run);
@@ -49,7 +49,7 @@ export class Overview {
   /** Show the current data and the current choice. */
   update() {
     const {app} = this;
-    this.drawRamp();
+    this.ramp.style.background = gradient((share) => shade(share, app.isDark));
     this.table.node.hidden = app.versions.length <= MAX_DETAILED;
     if (!this.table.node.hidden) this.table.update();
     const names = app.openedNames();
@@ -71,12 +71,6 @@ export class Overview {
     this.cards.set(name, card);
     this.observer.observe(card.node);
     return card.node;
-  }
-
-  drawRamp() {
-    if (this.rampIsDark === this.app.isDark) return;
-    this.rampIsDark = this.app.isDark;
-    drawRamp(this.ramp, 120, (share) => shade(share, this.app.isDark));
   }
 
   restore() {
