@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
 from typing import Any
 
 from lightning_symmetry.outputs.findings import findings_json
@@ -36,10 +35,14 @@ class MLflowOutput(Output):
 
     def write(self, check: Check) -> None:
         client, run_id = self._client_and_run()
-        scalars = list(self._choice.of(check).items())
+        step, scalars = check.report.step, list(self._choice.of(check).items())
         for start in range(0, len(scalars), _MAX_METRICS):
             part = {_metric_name(tag): value for tag, value in scalars[start : start + _MAX_METRICS]}
-            self._log_metrics(part, check.report.step)
+            if self._is_logger:
+                self._target.log_metrics(part, step=step)  # adds the user's prefix
+            else:
+                metric, now = sys.modules["mlflow"].entities.Metric, int(time.time() * 1000)
+                client.log_batch(run_id, metrics=[metric(name, value, now, step) for name, value in part.items()])
         self._findings = list(check.findings)
         if check.changed:
             self._write_findings(check.report)
@@ -53,14 +56,6 @@ class MLflowOutput(Output):
     def _write_findings(self, report: SymmetryReport) -> None:
         client, run_id = self._client_and_run()
         client.log_text(run_id, findings_json(self._findings, report), f"{self._folder}/findings.json")
-
-    def _log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        if self._is_logger:
-            self._target.log_metrics(metrics, step=step)  # adds the user's prefix
-            return
-        client, run_id = self._client_and_run()
-        metric, now = sys.modules["mlflow"].entities.Metric, int(time.time() * 1000)
-        client.log_batch(run_id, metrics=[metric(name, value, now, step) for name, value in metrics.items()])
 
     def _client_and_run(self) -> tuple[Any, str]:
         if self._is_logger:

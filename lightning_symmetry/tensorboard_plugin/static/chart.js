@@ -62,7 +62,7 @@ export class Chart {
       svg('line.tick', {x1: this.x(check), x2: this.x(check), y1: HEIGHT - EDGE.bottom, y2: HEIGHT - EDGE.bottom + 4}),
       svg('text', {x: this.x(check), y: HEIGHT - EDGE.bottom + 17, 'text-anchor': 'middle'}, run.steps[check].toLocaleString('en')),
     ]);
-    const condensed = this.lines.filter(({layer}) => layer.hasCondensed);
+    const condensed = this.lines.filter(({layer}) => layer.orientations.some(({check}) => layer.isCondensed(check)));
     const cursor = this.x(this.check);
     this.node.replaceChildren(
       ...grid,

@@ -146,11 +146,6 @@ class Layer {
     return Boolean(number) && this.fan_in > 2 && 2 * number <= (this.at(check)?.width ?? 0) - this.deadAt(check);
   }
 
-  /** Whether the layer was condensed at any check. */
-  get hasCondensed() {
-    return this.orientations.some(({check}) => this.isCondensed(check));
-  }
-
   /** Return the most serious verdict at a check, or null. */
   worst(check) {
     return worstOf(Object.keys(this.at(check)?.counts ?? {}));
