@@ -136,7 +136,7 @@ class Explanation:
     def _explain_labels(self, i: int, labels: list[int], depth: int) -> Stopped:
         search = self._search(i, labels[0])
         if search.has_arrived:
-            return Stopped(_ERASED if self._targets[i].is_known else GradientStop(StopKind.UNKNOWN))
+            return Stopped(self._lost(self._targets[i], labels))
         stops = [self._stop_at(i, labels, search, use, place, depth) for use, place in search.stops[:_MAX_STOPS]]
         clear = [each for each in stops if each.stop.kind not in (StopKind.UNKNOWN, StopKind.LOSS)]
         if clear:
@@ -157,6 +157,22 @@ class Explanation:
             return Stopped(_LOSS)
         detail = "nothing that the loss depends on reads them"
         return Stopped(GradientStop(StopKind.UNREAD, self._targets[i].layer, detail))
+
+    @staticmethod
+    def _lost(target: Target, labels: list[int]) -> GradientStop:
+        """Return why units have no gradient at the step though one has arrived."""
+        gradient = target.parameter.grad
+        if not target.is_known:
+            return GradientStop(StopKind.UNKNOWN)
+        if gradient is None or gradient.layout != torch.strided or gradient.is_complex():
+            return _ERASED
+        sizes = gradient.detach().abs()
+        if target.labels is not None:
+            sizes = sizes[torch.isin(target.labels, torch.tensor(labels, device=sizes.device))]
+        largest = float(sizes.max())
+        if not 0 < largest < torch.finfo(sizes.dtype).tiny:
+            return _ERASED
+        return GradientStop(StopKind.VANISHED, detail=f"the largest number in it is {largest:.1g}")
 
     def _search(self, i: int, label: int) -> _Search:
         """Follow the units of a label from their parameter towards the loss, until a gradient arrives."""

@@ -59,6 +59,7 @@ _WAYS_OUT = {
     StopKind.DROPPED: "Use a dropout probability below 1, and check the mask.",
     StopKind.ERASED: "Call zero_grad() after step(), not between backward() and step().",
     StopKind.ROUNDING: "Train in float32, or scale the loss, as torch.amp.GradScaler does.",
+    StopKind.VANISHED: "Shorten its way, by residual connections or fewer layers, or use torch.nn.ReLU.",
     StopKind.UNREAD: "Nothing is wrong with these units: read their outputs, or leave them out.",
     StopKind.LOSS: "Nothing is wrong with these units: check why the loss gives no gradient.",
     StopKind.DETACHED: "Nothing is wrong with these units: let the loss depend on them.",
@@ -405,8 +406,9 @@ def what(alike: Sequence[Finding]) -> str:
     effect = finding.verdict.traits.effect
     if finding.modules:
         effect = "are copies in weights and gradients ({since}): they train as one."
-    elif is_silent and finding.reason is Reason.ROUNDING_AGAIN:
-        zero, is_dead = "gradients that are zero but for rounding", finding.verdict is Verdict.DEAD
+    elif is_silent and (_has_vanished(finding) or finding.reason is Reason.ROUNDING_AGAIN):
+        zero = "vanishing gradients" if _has_vanished(finding) else "gradients that are zero but for rounding"
+        is_dead = finding.verdict is Verdict.DEAD
         effect = f"have {zero}, though weights of their own" if is_dead else f"have equal weights and {zero}"
         effect += " ({since}): they do not train."
     elif finding.mirrored:
@@ -416,6 +418,10 @@ def what(alike: Sequence[Finding]) -> str:
     num_watched = min(each.num_watched for each in alike)
     watched = f" That was so in all of the {num_watched} steps watched." if num_watched and is_silent else ""
     return text + watched
+
+
+def _has_vanished(finding: Finding) -> bool:
+    return finding.stop is not None and finding.stop.kind is StopKind.VANISHED
 
 
 def why(
@@ -535,6 +541,8 @@ def _where(alike: Sequence[Finding]) -> str:
     detail = f": {'for example, ' if len(details) > 1 else ''}{details[0]}" if details else ""
     if stops[0].kind is StopKind.ERASED:
         return f"A gradient reached them, and was zero when the optimizer stepped{detail}."
+    if stops[0].kind is StopKind.VANISHED:
+        return f"The gradient that reaches them is too small for its dtype{detail}."
     places = list(dict.fromkeys(stop.at for stop in stops if stop.at))
     at = f" at {abbreviate(places)}" if places else ""
     # The detail of an activation is only the range of its inputs.

@@ -49,5 +49,6 @@ class Code(StrEnum):
         return code
 
 
-CODE_OF_STOP = {kind: Code.NOT_MEASURED if kind is StopKind.UNKNOWN else Code[kind.name] for kind in StopKind}
+_OTHER_NAMES = {StopKind.UNKNOWN: Code.NOT_MEASURED, StopKind.VANISHED: Code.ROUNDING}
+CODE_OF_STOP = {kind: _OTHER_NAMES.get(kind) or Code[kind.name] for kind in StopKind}
 """The code of units without a gradient, by the kind of stop."""

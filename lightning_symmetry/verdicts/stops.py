@@ -22,6 +22,7 @@ class StopKind(StrEnum):
     LOSS = "loss"  # the loss gives no gradient: its weight is 0, it is at its minimum, or it has nothing to compare
     DETACHED = "detached"  # used in the forward pass, but no path leads from it to the loss
     ROUNDING = "rounding"  # underflow, or nothing but rounding errors
+    VANISHED = "vanished"  # a gradient arrived whose numbers are below the smallest normal one of the dtype
     ERASED = "erased"  # a gradient arrived, and was zero when the optimizer stepped
     UNKNOWN = "unknown"  # the step was not traced, or the observations fit nothing above
 

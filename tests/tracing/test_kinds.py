@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lightning_symmetry import StopKind
-from lightning_symmetry.tracing.trace import GradientTrace
+from lightning_symmetry import GradientStop, StopKind
+from lightning_symmetry.tracing.trace import GradientTrace, Suspected
+from lightning_symmetry.units.discovery import find_layers
 from tests.tracing.tracing import everything, images, loss_of, rows, stops, trace
 from tests.training import fill
 
@@ -288,6 +290,20 @@ def test_gradients_that_are_erased(first: nn.Module) -> None:
         parameter.register_hook(torch.zeros_like)
     [found] = stops(net, loss_of(net, rows())).values()
     assert found.stop.kind is StopKind.ERASED
+
+
+def test_a_gradient_below_the_smallest_normal_number_has_vanished() -> None:
+    net = Between(nn.Tanh())
+    first = find_layers(net).layers[0]
+    traced = GradientTrace(net, [Suspected(first, np.array([1, 4]), may_be_rounding=False)])
+    (1e-40 * net(rows()).square().mean()).backward()
+    [found] = traced.finish()["first"]
+    size = net.first.weight.grad[[1, 4]].abs().max().item()
+    assert found.units == (1, 4)
+    assert found.stopped.stop == GradientStop(StopKind.VANISHED, "", f"the largest number in it is {size:.1g}")
+    traced = GradientTrace(net, [Suspected(first, np.array([1, 4]), may_be_rounding=False)])
+    net(rows()).square().mean().backward()
+    assert traced.finish()["first"][0].stopped.stop.kind is StopKind.ERASED  # a gradient of a usual size is no reason
 
 
 def normalised(hidden: Tensor) -> Tensor:
