@@ -13,9 +13,9 @@ import stat
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -77,8 +77,7 @@ class StoredFile:
         return status.st_size, status.st_mtime_ns
 
 
-@dataclass(frozen=True)
-class Place:
+class Place(NamedTuple):
     """Where the numbers of a tensor lie in a file."""
 
     file: StoredFile

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -36,8 +35,7 @@ Follow = Callable[[Sequence[Layer]], Iterable[Layer]]
 """Yields the layers one by one, for example to show progress."""
 
 
-@dataclass(frozen=True)
-class Scan:
+class Scan(NamedTuple):
     """The result of scanning one checkpoint."""
 
     path: Path  # the checkpoint

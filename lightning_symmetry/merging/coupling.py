@@ -6,7 +6,6 @@ Only this module depends on torch-pruning.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -44,8 +43,7 @@ _MAX_VISITS = 100  # to one node of the graph; a node of a residual network is v
 _WITHOUT_NUMBERS = ("ELEMENTWISE", "RESHAPE", "CONCAT", "SPLIT", "UNBIND", "EXPAND", "SLICE")
 
 
-@dataclass(frozen=True)
-class Coupled:
+class Coupled(NamedTuple):
     """A module with numbers for each of some units, or a parameter that belongs to no known module."""
 
     name: str  # name in the model

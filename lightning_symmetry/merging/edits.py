@@ -5,8 +5,7 @@ from __future__ import annotations
 import copy
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +17,7 @@ _LINEAR = frozenset({"momentum_buffer", "exp_avg", "grad_avg", "ax", "prev"})
 _SQUARES = frozenset({"exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum"})
 
 
-@dataclass(frozen=True)
-class Equal:
+class Equal(NamedTuple):
     """Slices of a tensor that are equal, or mirror images, if units are."""
 
     name: str  # name of the parameter or buffer in the model
@@ -39,8 +37,7 @@ class Equal:
         tensor.detach().index_copy_(self.dim, _index(indices, tensor), slices * _along(signs, self.dim, slices))
 
 
-@dataclass(frozen=True)
-class Edit:
+class Edit(NamedTuple):
     """Removal of slices of a tensor, some of which are added to others first."""
 
     name: str  # name of the parameter or buffer in the model

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +17,7 @@ Signed = tuple[int, int]
 """A unit, and the sign of its output relative to the first unit of its set."""
 
 
-@dataclass(frozen=True)
-class Step:
+class Step(NamedTuple):
     """The merge of units of one layer."""
 
     edits: tuple[Edit, ...]  # the edits of all tensors

@@ -8,7 +8,7 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -179,8 +179,7 @@ def change_in_words(error: float, where: str = "") -> str:
     return f"removing them changes the outputs{where}: the error is {error:.1e}"
 
 
-@dataclass(frozen=True)
-class Original:
+class Original(NamedTuple):
     """The outputs of the original model, with which others are compared.
 
     They are computed in float64 if the model can be run so: then errors of the outputs are errors of the weights.

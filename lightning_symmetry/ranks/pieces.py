@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -33,8 +33,7 @@ class UnreadableError(Exception):
     """Raised by the functions of this module if the numbers of a tensor cannot be located; the message says why."""
 
 
-@dataclass(frozen=True)
-class Box:
+class Box(NamedTuple):
     """The box of a tensor for which this rank answers."""
 
     numbers: Tensor  # the numbers in the box; none if another rank answers for them, for example for a replica
@@ -96,8 +95,7 @@ class Fragment:
         return max(1, elements_at_once(COPY_ELEMENTS, self.numbers.device) // max(1, self.num_columns))
 
 
-@dataclass(frozen=True)
-class ViewMap:
+class ViewMap(NamedTuple):
     """A view as an affine map from coordinates in the view to coordinates in the tensor."""
 
     sizes: tuple[int, ...]  # shape of the view

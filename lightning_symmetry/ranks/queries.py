@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import accumulate
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,8 +24,7 @@ from lightning_symmetry.ranks.team import Name, Reduction, Request
 Shape = tuple[int, ...]
 
 
-@dataclass(frozen=True)
-class LocalRows:
+class LocalRows(NamedTuple):
     """This rank's part of a matrix ``(n, d)``."""
 
     num_rows: int  # ``n``
@@ -51,8 +50,7 @@ class LocalRows:
                 yield replace(fragment, offset=offset)
 
 
-@dataclass(frozen=True)
-class Query:
+class Query(NamedTuple):
     """A query of the first rank about a matrix."""
 
     name: str  # its name in a request

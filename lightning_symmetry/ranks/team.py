@@ -13,7 +13,6 @@ import pickle
 import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
 from enum import Enum
 from typing import Any, NamedTuple, ParamSpec, Protocol, TypeVar, cast, runtime_checkable
 
@@ -71,8 +70,7 @@ class Request(NamedTuple):
     names: Sequence[Name] = ()  # names of matrices without a number on the other ranks; they get the next numbers
 
 
-@dataclass(frozen=True)
-class Answer:
+class Answer(NamedTuple):
     """The answer of all ranks for one matrix."""
 
     numbers: Tensor  # the answer as a vector on the CPU
@@ -80,13 +78,11 @@ class Answer:
     has_failed: bool  # whether some rank failed to answer
 
 
-@dataclass(frozen=True)
-class _WhatFailed:
+class _WhatFailed(NamedTuple):
     """A message that asks all ranks for the reason of a failure."""
 
 
-@dataclass(frozen=True)
-class _End:
+class _End(NamedTuple):
     """The last message of the first rank: its conclusion, or None if it failed."""
 
     conclusion: Any

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,8 +19,7 @@ from lightning_symmetry.units.layers import real_rows
 from lightning_symmetry.verdicts.diagnoses import THE_LOSS
 
 
-@dataclass(frozen=True)
-class Reader:
+class Reader(NamedTuple):
     """A layer that reads units, or the loss."""
 
     name: str

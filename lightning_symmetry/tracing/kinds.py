@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +19,7 @@ from lightning_symmetry.tracing.labels import Labels, along
 from lightning_symmetry.verdicts.stops import GradientStop, StopKind
 
 
-@dataclass(frozen=True)
-class Factor:
+class Factor(NamedTuple):
     """The tensor that an operation multiplies one of its inputs by."""
 
     node: Any | None  # the node that has computed it; None if it does not depend on trained parameters
