@@ -386,7 +386,7 @@ class Explanation:
         of_place = self._pass.paths[i].labels.get(place)
         wanted = torch.tensor(labels)
         if of_place is not None and self._targets[i].num_labels == 1:
-            of_place = of_place.abs()  # MANY (-1), several units, is label 1 as well
+            of_place = of_place.abs()  # numbers of several units (MANY, -1) have the only label
         for each, dim in zip(call.ranges, (-1, 1), strict=False):
             places = along(of_place, dim)
             if places is not None and places.shape == each.lowest.shape:

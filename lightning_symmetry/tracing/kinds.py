@@ -33,7 +33,7 @@ class Factor(NamedTuple):
     def are_zero(self, labels: Labels, num_labels: int) -> list[bool]:
         """Return for each label whether all factors of its numbers in the input are zero."""
         for dim, is_there in self.is_there.items():
-            # With a single label, MANY (-1), several units, is label 1 as well.
+            # With a single label, numbers of several units (MANY, -1) have it as well.
             places = along(labels.abs() if labels is not None and num_labels == 1 else labels, dim)
             if places is not None and places.shape == is_there.shape:
                 met = set(places[is_there].tolist())
