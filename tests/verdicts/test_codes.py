@@ -41,6 +41,7 @@ def test_no_code_is_given_twice() -> None:
     assert all(re.fullmatch(r"SYM\d{3}", code) for code in Code)
 
 
-def test_every_stop_has_a_code_of_its_own() -> None:
+def test_every_stop_has_a_code_of_its_own_but_a_gradient_that_is_too_small() -> None:
     assert CODE_OF_STOP.keys() == set(StopKind)
-    assert len(set(CODE_OF_STOP.values())) == len(StopKind)
+    assert len(set(CODE_OF_STOP.values())) == len(StopKind) - 1
+    assert CODE_OF_STOP[StopKind.VANISHED] is CODE_OF_STOP[StopKind.ROUNDING] is Code.ROUNDING
