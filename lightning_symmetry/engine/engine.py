@@ -50,19 +50,12 @@ _MAX_TRACES = 100  # per training, because a traced step is slow
 
 @dataclass(frozen=True)
 class Conclusion:
-    """The result of a check.
+    """The result of a check."""
 
-    Attributes:
-        report: the state of the model.
-        news: new findings.
-        texts: the new findings in words.
-        state: the state of the first rank's examiner, for the other ranks of a sharded model; else empty.
-    """
-
-    report: SymmetryReport
+    report: SymmetryReport  # the state of the model
     news: list[Finding]
-    texts: list[str]
-    state: dict[str, Any]
+    texts: list[str]  # the new findings in words
+    state: dict[str, Any]  # the state of the first rank's examiner, for the other ranks of a sharded model; else empty
 
 
 class SymmetryEngine:

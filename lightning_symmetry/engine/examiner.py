@@ -48,51 +48,34 @@ from lightning_symmetry.verdicts.watching import Suspects, are_still_zero, zero_
 
 
 class Examination(NamedTuple):
-    """The result of a check.
+    """The result of a check."""
 
-    Attributes:
-        report: the state of the model.
-        looks: one per layer that was looked at.
-        news: new findings.
-    """
-
-    report: SymmetryReport
-    looks: list[Look]
+    report: SymmetryReport  # the state of the model
+    looks: list[Look]  # one per layer that was looked at
     news: list[Finding]
 
 
 @dataclass
 class _Model:
-    """State that is valid as long as the structure of the model does not change.
+    """State that is valid as long as the structure of the model does not change."""
 
-    Attributes:
-        structure: the result of :func:`structure_of`.
-        found: the layers.
-        copies: whole modules that are copies and still equal; None until they are searched for.
-        members: by member of a list or dict of modules, the names of its layers.
-        rounding_gain: the factor by which the model amplifies rounding errors in gradients.
-        is_attended: whether the history is tied to these layers.
-        screens: by the ids of the layers of an optimizer, what reads them quickly.
-        ledger: a record of all parameters.
-        untrained: why parts of the model do not train, by name; None before the first check.
-        optimized: ids of the parameters that any optimizer updated at the latest check.
-        latest: the names of the layers that were updated at the latest check, if its report is valid until a layer is
-            looked at or others are updated.
-        searched_with: ids of the parameters that trained when copies were searched for.
-    """
-
-    structure: object = None
-    found: Found = field(default_factory=lambda: Found([], {}, 1.0, {}, {}))
+    structure: object = None  # the result of `structure_of`
+    found: Found = field(default_factory=lambda: Found([], {}, 1.0, {}, {}))  # the layers
+    # whole modules that are copies and still equal; None until they are searched for
     copies: list[Copies] | None = None
+    # by member of a list or dict of modules, the names of its layers
     members: dict[str, list[str]] = field(default_factory=dict)
-    rounding_gain: float = 0.0
-    is_attended: bool = False
+    rounding_gain: float = 0.0  # the factor by which the model amplifies rounding errors in gradients
+    is_attended: bool = False  # whether the history is tied to these layers
+    # by the ids of the layers of an optimizer, what reads them quickly
     screens: dict[tuple[int, ...], LayerScreen] = field(default_factory=dict)
-    ledger: Ledger = field(default_factory=Ledger)
-    untrained: dict[str, str] | None = None
-    optimized: Set[int] = frozenset()
+    ledger: Ledger = field(default_factory=Ledger)  # a record of all parameters
+    untrained: dict[str, str] | None = None  # why parts of the model do not train, by name; None before the first check
+    optimized: Set[int] = frozenset()  # ids of the parameters that any optimizer updated at the latest check
+    # the names of the layers that were updated at the latest check, if its report is valid until a layer is looked at
+    # or others are updated
     latest: Set[str] | None = None
-    searched_with: Set[int] | None = None
+    searched_with: Set[int] | None = None  # ids of the parameters that trained when copies were searched for
     _updated: tuple[object, Set[str]] | None = None
     _reached: tuple[dict[str, Access], dict[str, Sequence[Heads]]] | None = None
 

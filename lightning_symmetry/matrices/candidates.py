@@ -21,15 +21,10 @@ _MAX_IDLE_KEYS = 3  # keys in a row that split no component
 
 @dataclass(frozen=True)
 class Candidates:
-    """The candidate pairs among some rows, here called members and counted from 0.
+    """The candidate pairs among some rows, here called members and counted from 0."""
 
-    Attributes:
-        pairs: pairs of members, ``(2, p)``, the smaller first.
-        is_crowded: whether a member lies where candidate pairs are too many to list, ``(m,)``; it is then in no pair.
-    """
-
-    pairs: Indices
-    is_crowded: Mask
+    pairs: Indices  # pairs of members, `(2, p)`, the smaller first
+    is_crowded: Mask  # whether a member lies where candidate pairs are too many to list, `(m,)`; it is then in no pair
 
 
 def find_candidates(keys: Floats, block: Indices, num_rows: int, reach: float | None = None) -> Candidates:

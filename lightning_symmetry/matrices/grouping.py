@@ -78,18 +78,13 @@ def duplicate_groups(rows: Tensor, tolerance: float | None = None) -> list[tuple
 
 
 class Grouping(NamedTuple):
-    """The groups of rows that agree, as far as the effort allowed to find them.
+    """The groups of rows that agree, as far as the effort allowed to find them."""
 
-    Attributes:
-        groups: each sorted, sorted by their first row.
-        crowded: rows that nearly agree with so many others that they were not all compared, sorted; they are in a group
-            only with rows that are equal to the last few bits.
-        radius: the largest relative distance of any of them from the first row of its crowd.
-    """
-
-    groups: list[tuple[int, ...]]
+    groups: list[tuple[int, ...]]  # each sorted, sorted by their first row
+    # rows that nearly agree with so many others that they were not all compared, sorted; they are in a group only with
+    # rows that are equal to the last few bits
     crowded: Indices
-    radius: float = 0.0
+    radius: float = 0.0  # the largest relative distance of any of them from the first row of its crowd
 
 
 def find_groups(

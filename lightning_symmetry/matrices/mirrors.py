@@ -15,15 +15,10 @@ from lightning_symmetry.matrices.sieve import without_signs
 
 
 class Mirrored(NamedTuple):
-    """Rows that agree up to sign.
+    """Rows that agree up to sign."""
 
-    Attributes:
-        rows: sorted indices.
-        negative: those of them that are the negative of the first; sorted, and at least one.
-    """
-
-    rows: tuple[int, ...]
-    negative: tuple[int, ...]
+    rows: tuple[int, ...]  # sorted indices
+    negative: tuple[int, ...]  # those of them that are the negative of the first; sorted, and at least one
 
     @property
     def signs(self) -> Floats:
@@ -32,14 +27,10 @@ class Mirrored(NamedTuple):
 
 
 class Parity(NamedTuple):
-    """The weights of a layer, by whether they change sign in the mirror image of a unit, whose output is negated.
+    """The weights of a layer, by whether they change sign in the mirror image of a unit, whose output is negated."""
 
-    Attributes:
-        odd: those that change sign, such as the weights of a cell gate.
-        even: those that do not, such as the weights of an input gate, or the norms in ``weight_norm``; None: no others.
-    """
-
-    odd: Rows
+    odd: Rows  # those that change sign, such as the weights of a cell gate
+    # those that do not, such as the weights of an input gate, or the norms in `weight_norm`; None: no others
     even: Rows | None
 
 

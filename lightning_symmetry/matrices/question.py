@@ -20,19 +20,12 @@ LEAVE_TOLERANCES = {torch.float64: 1e-7, torch.float32: 1e-3, torch.float16: 1e-
 
 @dataclass(frozen=True)
 class Question:
-    """Which rows of a matrix agree?
+    """Which rows of a matrix agree?"""
 
-    Attributes:
-        rows: the matrix ``(n, d)``.
-        sketch: its sketch.
-        tolerance: relative distance, ``0 <= tolerance < 1``.
-        blocks: rows of different blocks, ``blocks`` runs of ``n / blocks`` rows each, are never compared.
-    """
-
-    rows: Rows
+    rows: Rows  # the matrix `(n, d)`
     sketch: Sketch
-    tolerance: float
-    blocks: int = 1
+    tolerance: float  # relative distance, `0 <= tolerance < 1`
+    blocks: int = 1  # rows of different blocks, `blocks` runs of `n / blocks` rows each, are never compared
 
     def loosened(self) -> Question:
         """Return the same question at the looser tolerance at which a known group is given up."""

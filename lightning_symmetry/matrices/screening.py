@@ -26,22 +26,14 @@ _SCRATCH_ELEMENTS = 1 << 19
 
 @dataclass(frozen=True)
 class Screened:
-    """The result of reading all matrices once.
+    """The result of reading all matrices once."""
 
-    Attributes:
-        are_distinct: whether no rows of a matrix but those that are zero may agree up to sign, and all are finite,
-            ``(m,)``.
-        num_zero: number of zero rows of each matrix, ``(m,)``.
-        largest: the largest norm of a row of each matrix, ``(m,)``.
-        fingerprints: a number for each matrix, which changes if any of its rows does, ``(m,)``.
-        directions: :func:`directions_of` all rows of all matrices.
-    """
-
+    # whether no rows of a matrix but those that are zero may agree up to sign, and all are finite, `(m,)`
     are_distinct: Mask
-    num_zero: Integers
-    largest: Floats
-    fingerprints: Integers
-    directions: Floats
+    num_zero: Integers  # number of zero rows of each matrix, `(m,)`
+    largest: Floats  # the largest norm of a row of each matrix, `(m,)`
+    fingerprints: Integers  # a number for each matrix, which changes if any of its rows does, `(m,)`
+    directions: Floats  # `directions_of` all rows of all matrices
     _is_zero: Mask
     _rows: list[slice]
 
@@ -128,19 +120,12 @@ class Screen:
 
 @dataclass(frozen=True)
 class _Part:
-    """Matrices whose rows have the same length, few enough to be copied together.
+    """Matrices whose rows have the same length, few enough to be copied together."""
 
-    Attributes:
-        stack: memory for their rows, in float64, in which few operations do and squares stay in range, ``(n, d)``.
-        places: for each tensor that makes up the matrices, its place in the stack, in its own shape.
-        sources: where each of these tensors is found among all tensors.
-        vectors: random vectors for the columns, ``(NUM_PROJECTIONS, d)``.
-    """
-
-    stack: Tensor
-    places: list[Tensor]
-    sources: list[int]
-    vectors: Tensor
+    stack: Tensor  # memory for their rows, in float64, in which few operations do and squares stay in range, `(n, d)`
+    places: list[Tensor]  # for each tensor that makes up the matrices, its place in the stack, in its own shape
+    sources: list[int]  # where each of these tensors is found among all tensors
+    vectors: Tensor  # random vectors for the columns, `(NUM_PROJECTIONS, d)`
 
     def sketch(self, tensors: Sequence[Tensor]) -> Tensor:
         """Return norms and projections of the rows, ``(1 + NUM_PROJECTIONS, n)``."""

@@ -26,16 +26,11 @@ _STACK_ELEMENTS = 1 << 19
 
 @dataclass(frozen=True)
 class Sketch:
-    """Norms and projections of the rows of a matrix, on the host.
+    """Norms and projections of the rows of a matrix, on the host."""
 
-    Attributes:
-        norms: L2 norm of every row, ``(n,)``; zero for rows below the smallest normal number, NaN for rows that are
-            not finite.
-        projections: scalar products of every row with fixed random vectors, ``(NUM_PROJECTIONS, n)``.
-    """
-
+    # L2 norm of every row, `(n,)`; zero for rows below the smallest normal number, NaN for rows that are not finite
     norms: Floats
-    projections: Floats
+    projections: Floats  # scalar products of every row with fixed random vectors, `(NUM_PROJECTIONS, n)`
 
 
 def sketch_all(matrices: Sequence[Rows]) -> list[Sketch]:

@@ -42,17 +42,11 @@ Matrix = tuple[list[int], npt.NDArray[np.uint8]]
 
 
 class Drawn(NamedTuple):
-    """A layer whose matrix is to be drawn.
+    """A layer whose matrix is to be drawn."""
 
-    Attributes:
-        layer: its name.
-        units: the units of the rows and columns of the matrix.
-        rows: the rows of these units.
-    """
-
-    layer: str
-    units: list[int]
-    rows: DrawnRows
+    layer: str  # its name
+    units: list[int]  # the units of the rows and columns of the matrix
+    rows: DrawnRows  # the rows of these units
 
 
 class SymmetryTab(Output):

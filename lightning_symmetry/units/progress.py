@@ -25,28 +25,17 @@ _NUM_CHECKS_OF_INPUTS = 16
 
 @dataclass
 class Progress:
-    """The observations of one parameter.
+    """The observations of one parameter."""
 
-    Attributes:
-        name: its readable path.
-        parameter: the parameter.
-        num_checks: number of checks at a step of the optimizer that updates it.
-        num_checks_since: number of these checks at or after its first gradient.
-        is_wanted: whether it ever required a gradient.
-        had_gradient: whether its gradient was ever finite and not zero.
-        has_grad: whether its ``grad`` was ever present, perhaps zero.
-        has_moved: whether its numbers have changed between two checks.
-        not_finite_since: the step of the check since which it has held numbers that are not finite; None: all are.
-    """
-
-    name: str
+    name: str  # its readable path
     parameter: Tensor
-    num_checks: int = 0
-    num_checks_since: int = 0
-    is_wanted: bool = False
-    had_gradient: bool = False
-    has_grad: bool = False
-    has_moved: bool = False
+    num_checks: int = 0  # number of checks at a step of the optimizer that updates it
+    num_checks_since: int = 0  # number of these checks at or after its first gradient
+    is_wanted: bool = False  # whether it ever required a gradient
+    had_gradient: bool = False  # whether its gradient was ever finite and not zero
+    has_grad: bool = False  # whether its `grad` was ever present, perhaps zero
+    has_moved: bool = False  # whether its numbers have changed between two checks
+    # the step of the check since which it has held numbers that are not finite; None: all are
     not_finite_since: int | None = None
     _places: Tensor | slice | None = None
     _before: Tensor | None = None
@@ -121,19 +110,12 @@ def _places_of_extremes(gradient: Tensor) -> Tensor:
 
 @dataclass
 class Inputs:
-    """The inputs of a layer whose weights have had a gradient in any unit.
-
-    Attributes:
-        layer: the layer.
-        num_checks: number of checks with gradients.
-        are_fed: mask of these inputs, ``(fan_in,)``; None before the first check.
-        num_idle: number of inputs without a gradient so far.
-    """
+    """The inputs of a layer whose weights have had a gradient in any unit."""
 
     layer: Layer
-    num_checks: int = 0
-    are_fed: Tensor | None = None
-    num_idle: int = 0
+    num_checks: int = 0  # number of checks with gradients
+    are_fed: Tensor | None = None  # mask of these inputs, `(fan_in,)`; None before the first check
+    num_idle: int = 0  # number of inputs without a gradient so far
 
     @property
     def is_open(self) -> bool:
@@ -159,13 +141,9 @@ def _has_common_inputs(layer: Layer) -> bool:
 
 @dataclass
 class Ledger:
-    """The observations of all parameters of a model.
+    """The observations of all parameters of a model."""
 
-    Attributes:
-        entries: those of each parameter, by ``id``.
-    """
-
-    entries: dict[int, Progress] = field(default_factory=dict)
+    entries: dict[int, Progress] = field(default_factory=dict)  # those of each parameter, by `id`
     _layers: Sequence[Layer] = ()
     _loose: list[Progress] = field(default_factory=list)  # parameters that belong to no layer
     _open: list[Progress] = field(default_factory=list)  # parameters that are not known to train

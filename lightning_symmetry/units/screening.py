@@ -22,34 +22,21 @@ _Source = tuple[Tensor, View | None]
 
 
 class DistinctLayer(NamedTuple):
-    """A layer with distinct weight rows and distinct gradient rows, apart from rows of zeros.
-
-    Attributes:
-        layer: the layer.
-        idle: which units have a gradient of zero, ``(num_units,)``; None: none.
-        directions: :func:`directions_of` its weight rows, ``(num_units,)``.
-    """
+    """A layer with distinct weight rows and distinct gradient rows, apart from rows of zeros."""
 
     layer: Layer
-    idle: Mask | None
-    directions: Floats
+    idle: Mask | None  # which units have a gradient of zero, `(num_units,)`; None: none
+    directions: Floats  # `directions_of` its weight rows, `(num_units,)`
 
 
 @dataclass(frozen=True)
 class Distinct:
-    """The layers in which no units agree.
+    """The layers in which no units agree."""
 
-    Attributes:
-        layers: these layers.
-        largest: the largest norm of a gradient row of these layers.
-        have_moved: whether any weight of the read layers has changed since the previous reading.
-        had_gradient: whether any of the read layers had a nonzero gradient at the previous reading.
-    """
-
-    layers: Sequence[DistinctLayer] = ()
-    largest: float = 0.0
-    have_moved: bool = False
-    had_gradient: bool = False
+    layers: Sequence[DistinctLayer] = ()  # these layers
+    largest: float = 0.0  # the largest norm of a gradient row of these layers
+    have_moved: bool = False  # whether any weight of the read layers has changed since the previous reading
+    had_gradient: bool = False  # whether any of the read layers had a nonzero gradient at the previous reading
 
 
 class LayerScreen:

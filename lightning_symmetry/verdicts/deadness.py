@@ -38,27 +38,18 @@ _STEEP = 9.0
 
 @dataclass
 class DeadRecord:
-    """The dead units of a layer that the user was warned of; attributes not listed are as in :class:`Finding`.
+    """The dead units of a layer that the user was warned of; others are those of :class:`Finding`."""
 
-    Attributes:
-        units: the units that were dead at the latest check.
-        warned_units: the units in the warning.
-        first_step: step of the check since which all of them have been dead.
-        last_step: step of the latest check.
-        broken_step: step of the check at which too few of them were dead; None while enough are.
-        stopped: where the gradients of most of them stop; None if no step was traced.
-    """
-
-    units: tuple[int, ...]
-    warned_units: tuple[int, ...]
+    units: tuple[int, ...]  # the units that were dead at the latest check
+    warned_units: tuple[int, ...]  # the units in the warning
     cause: Cause
     origin: Origin
-    first_step: int
-    last_step: int
+    first_step: int  # step of the check since which all of them have been dead
+    last_step: int  # step of the latest check
     num_watched: int = 0
     reason: Reason = Reason.ZERO_AGAIN
-    broken_step: int | None = None
-    stopped: Stopped | None = None
+    broken_step: int | None = None  # step of the check at which too few of them were dead; None while enough are
+    stopped: Stopped | None = None  # where the gradients of most of them stop; None if no step was traced
 
     def to_finding(self, layer: str) -> Finding:
         """Return the finding about the units that the user was warned of."""

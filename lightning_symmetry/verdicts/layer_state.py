@@ -26,54 +26,35 @@ _MAX_GONE = 100
 
 
 class GroupsAtLook(NamedTuple):
-    """The groups of a layer at a look.
+    """The groups of a layer at a look."""
 
-    Attributes:
-        groups: those for the report.
-        news: new findings.
-    """
-
-    groups: list[UnitGroup]
+    groups: list[UnitGroup]  # those for the report
     news: list[Finding]
 
 
 @dataclass
 class LayerState:
-    """The past of one layer, tied to its parameters.
+    """The past of one layer, tied to its parameters."""
 
-    Attributes:
-        patience: as in :class:`lightning_symmetry.engine.options.Options`.
-        dead_share: as there.
-        records: the past of each group; None before the first look.
-        dead_units: the dead units.
-        orientations: the directions.
-        num_checks: number of checks at which the layer had a gradient and before which the weights had moved.
-        size: number of units, and of weights per unit; None if a checkpoint of an earlier version lacks it.
-        diagnosis: the conclusion of the latest look; None before the first one of this process.
-        last: hash of the weights at the latest check, and whether there was a gradient; None if it was read quickly.
-        is_wanted: whether any parameter has ever required a gradient.
-        floor: norm up to which the latest look took gradients for zero.
-        is_faint: whether all gradients of the latest look may be rounding errors, and no trace has decided it.
-        is_exact: whether a trace has shown that its small gradients are no rounding errors.
-        traced_at: the step before which its gradients were traced; None if they were not.
-        failure: why the layer is left out; empty while it is checked.
-    """
-
-    patience: int
-    dead_share: float
-    records: list[Record] | None = None
-    dead_units: DeadUnits = field(init=False)
-    orientations: Orientations = field(default_factory=Orientations)
-    num_checks: int = 0
+    patience: int  # as in `lightning_symmetry.engine.options.Options`
+    dead_share: float  # likewise
+    records: list[Record] | None = None  # the past of each group; None before the first look
+    dead_units: DeadUnits = field(init=False)  # the dead units
+    orientations: Orientations = field(default_factory=Orientations)  # the directions
+    num_checks: int = 0  # number of checks at which the layer had a gradient and before which the weights had moved
+    # number of units, and of weights per unit; None if a checkpoint of an earlier version lacks it
     size: tuple[int, int] | None = None
+    # the conclusion of the latest look; None before the first one of this process
     diagnosis: LayerDiagnosis | None = None
+    # hash of the weights at the latest check, and whether there was a gradient; None if it was read quickly
     last: tuple[int, bool] | None = None
-    is_wanted: bool = False
-    floor: float = 0.0
+    is_wanted: bool = False  # whether any parameter has ever required a gradient
+    floor: float = 0.0  # norm up to which the latest look took gradients for zero
+    # whether all gradients of the latest look may be rounding errors, and no trace has decided it
     is_faint: bool = False
-    is_exact: bool = False
-    traced_at: int | None = None
-    failure: str = ""
+    is_exact: bool = False  # whether a trace has shown that its small gradients are no rounding errors
+    traced_at: int | None = None  # the step before which its gradients were traced; None if they were not
+    failure: str = ""  # why the layer is left out; empty while it is checked
     _may_be_traced: bool = False  # a cheap test that rules out most layers
     _stopped: dict[int, Stopped] = field(default_factory=dict)  # by unit, where its gradient stops
     _layer: Comparable | None = None

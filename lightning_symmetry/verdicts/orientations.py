@@ -23,17 +23,11 @@ _EVERY_IF_FEW = 4
 
 @dataclass
 class Orientations:
-    """The directions of one layer over time.
+    """The directions of one layer over time."""
 
-    Attributes:
-        num_looks: number of looks at the layer.
-        latest: number of directions at the latest count; None before the first.
-        are_few: whether there were at most half as many as distinct living units.
-    """
-
-    num_looks: int = 0
-    latest: int | None = None
-    are_few: bool = False
+    num_looks: int = 0  # number of looks at the layer
+    latest: int | None = None  # number of directions at the latest count; None before the first
+    are_few: bool = False  # whether there were at most half as many as distinct living units
 
     @classmethod
     def from_state(cls, values: Mapping[str, Any]) -> Orientations:

@@ -24,68 +24,41 @@ _COLUMNS = set(_ARRAYS[:-1])  # written to checkpoints unit by unit
 
 
 class Dead(NamedTuple):
-    """The dead units of a layer.
+    """The dead units of a layer."""
 
-    Attributes:
-        units: sorted indices.
-        died_at: for each, the step of the check since which its gradient has been zero.
-        woke_at: for units that were dead and train again, the step of the check that found them to train.
-        num_idle: number of units with a gradient of zero at ``patience`` checks in a row, over however few steps.
-        num_watched: number of steps in a row at which all of their gradients were zero.
-    """
-
-    units: tuple[int, ...] = ()
-    died_at: tuple[int, ...] = ()
+    units: tuple[int, ...] = ()  # sorted indices
+    died_at: tuple[int, ...] = ()  # for each, the step of the check since which its gradient has been zero
+    # for units that were dead and train again, the step of the check that found them to train
     woke_at: Mapping[int, int] = {}
-    num_idle: int = 0
-    num_watched: int = 0
+    num_idle: int = 0  # number of units with a gradient of zero at `patience` checks in a row, over however few steps
+    num_watched: int = 0  # number of steps in a row at which all of their gradients were zero
 
 
 class Counts(NamedTuple):
-    """The number of units of a layer in each state.
+    """The number of units of a layer in each state."""
 
-    Attributes:
-        zero: units with a gradient of zero at the latest check.
-        idle: those of them with a gradient of zero at ``patience`` checks in a row.
-        never_alive: units that have never had a gradient.
-        dead: dead units.
-        woken: units that were dead once, and have had a gradient since.
-        suspected: units that may be dead.
-        suspected_alive: those of them that have had a gradient.
-    """
-
-    zero: int
-    idle: int
-    never_alive: int
-    dead: int
-    woken: int
-    suspected: int
-    suspected_alive: int
+    zero: int  # units with a gradient of zero at the latest check
+    idle: int  # those of them with a gradient of zero at `patience` checks in a row
+    never_alive: int  # units that have never had a gradient
+    dead: int  # dead units
+    woken: int  # units that were dead once, and have had a gradient since
+    suspected: int  # units that may be dead
+    suspected_alive: int  # those of them that have had a gradient
 
 
 @dataclass
 class ZeroStreaks:
-    """For how long the gradients of the units of a layer have been exactly zero; arrays ``(num_units,)``.
+    """For how long the gradients of the units of a layer have been exactly zero; arrays ``(num_units,)``."""
 
-    Attributes:
-        since: step of the first of the checks in a row with a gradient of zero; -1 if the latest one had a gradient.
-        num_checks: number of these checks before which the weights of the model had moved.
-        num_watched: number of steps in a row, checks included, with a gradient of zero.
-        num_refuted: number of watched steps with a gradient, up to seven.
-        woke_at: step of the check at which a dead unit had a gradient again; else -1.
-        is_dead: whether the unit was dead at the latest check.
-        was_alive: whether the unit has ever had a gradient.
-        patience: number of checks in a row that makes a unit dead.
-    """
-
+    # step of the first of the checks in a row with a gradient of zero; -1 if the latest one had a gradient
     since: npt.NDArray[np.int64]
-    num_checks: npt.NDArray[np.int64]
-    num_watched: npt.NDArray[np.int64]
-    num_refuted: npt.NDArray[np.int64]
-    woke_at: npt.NDArray[np.int64]
-    is_dead: Mask
-    was_alive: Mask
-    patience: int
+    num_checks: npt.NDArray[np.int64]  # number of these checks before which the weights of the model had moved
+    num_watched: npt.NDArray[np.int64]  # number of steps in a row, checks included, with a gradient of zero
+    num_refuted: npt.NDArray[np.int64]  # number of watched steps with a gradient, up to seven
+    woke_at: npt.NDArray[np.int64]  # step of the check at which a dead unit had a gradient again; else -1
+    is_dead: Mask  # whether the unit was dead at the latest check
+    was_alive: Mask  # whether the unit has ever had a gradient
+    patience: int  # number of checks in a row that makes a unit dead
     _counts: Counts | None = field(default=None, compare=False)  # None: not counted since the latest change
 
     @classmethod

@@ -18,19 +18,12 @@ from lightning_symmetry.units.layers import Incoming, Layer
 
 
 class Suspects(NamedTuple):
-    """Units of a layer whose gradients were zero at the latest look.
-
-    Attributes:
-        layer: the layer.
-        units: their sorted indices.
-        floor: norm up to which their gradients are zero but for rounding.
-        places: the indices on the device of the weights.
-    """
+    """Units of a layer whose gradients were zero at the latest look."""
 
     layer: Layer
-    units: Indices
-    floor: float
-    places: Tensor
+    units: Indices  # their sorted indices
+    floor: float  # norm up to which their gradients are zero but for rounding
+    places: Tensor  # the indices on the device of the weights
 
     @classmethod
     def of(cls, layer: Layer, units: Indices, floor: float) -> Suspects:

@@ -298,6 +298,7 @@ def test_a_gradient_below_the_smallest_normal_number_has_vanished() -> None:
     traced = GradientTrace(net, [Suspected(first, np.array([1, 4]), may_be_rounding=False)])
     (1e-40 * net(rows()).square().mean()).backward()
     [found] = traced.finish()["first"]
+    assert net.first.weight.grad is not None
     size = net.first.weight.grad[[1, 4]].abs().max().item()
     assert found.units == (1, 4)
     assert found.stopped.stop == GradientStop(StopKind.VANISHED, "", f"the largest number in it is {size:.1g}")
