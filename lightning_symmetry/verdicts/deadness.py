@@ -38,7 +38,7 @@ _STEEP = 9.0
 
 @dataclass
 class DeadRecord:
-    """The dead units of a layer that the user was warned of; others are those of :class:`Finding`."""
+    """The dead units of a layer that the user was warned of; the rest is as in :class:`Finding`."""
 
     units: tuple[int, ...]  # the units that were dead at the latest check
     warned_units: tuple[int, ...]  # the units in the warning
