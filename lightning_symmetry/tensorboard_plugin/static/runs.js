@@ -11,7 +11,7 @@ const COLUMNS = [
   {name: 'since step', order: (a, b) => (a.summary?.worst?.since ?? Infinity) - (b.summary?.worst?.since ?? Infinity)},
   {name: 'findings', title: WORDS.findings, order: (a, b) => (b.summary?.findings ?? 0) - (a.summary?.findings ?? 0)},
   {name: 'step', order: (a, b) => (b.summary?.step ?? 0) - (a.summary?.step ?? 0)},
-  {name: 'working units over time', isSpark: true},
+  {name: 'working units over time'},
 ];
 const [SPARK_WIDTH, SPARK_HEIGHT] = [96, 18];
 
@@ -115,11 +115,12 @@ export class RunsTable {
   }
 
   save() {
-    const rows = this.sorted().map(({name, summary}) => [
-      name,
-      ...(summary ? [summary.units, summary.working, summary.redundant, summary.dead, summary.findings, summary.step, summary.worst?.verdict, summary.worst?.layer, summary.worst?.since] : []),
-    ]);
-    download('runs.csv', ['run', 'units', 'working', 'redundant', 'dead', 'findings', 'step', 'worst verdict', 'worst layer', 'since step'], rows);
+    const keys = ['units', 'working', 'redundant', 'dead', 'findings', 'step'];
+    const rows = this.sorted().map(({name, summary}) => {
+      const {verdict, layer, since} = summary?.worst ?? {};
+      return [name, ...keys.map((key) => summary?.[key]), verdict, layer, since];
+    });
+    download('runs.csv', ['run', ...keys, 'worst verdict', 'worst layer', 'since step'], rows);
   }
 }
 
