@@ -73,15 +73,10 @@ def order_units(layer: LayerDiagnosis, limit: int = MAX_UNITS) -> list[list[int]
 
 
 class DrawnRows(NamedTuple):
-    """Copies of the rows of some units, which stay as they are when the training goes on; ``(m, d)``, on the CPU.
-
-    Attributes:
-        weights: of their weights.
-        gradients: of their gradients, if there are any.
-    """
+    """Copies of the rows of ``m`` units on the CPU, ``(m, d)``, which the training does not change."""
 
     weights: Tensor
-    gradients: Tensor | None
+    gradients: Tensor | None  # None if there are none
 
     @classmethod
     def of(cls, weights: Rows, gradients: Rows | None, units: Sequence[int]) -> DrawnRows:
@@ -92,10 +87,9 @@ class DrawnRows(NamedTuple):
             return cls(weights.fetch(index).to(CPU, copy=True), of_gradients)
 
     def similarity(self) -> npt.NDArray[np.float64]:
-        """Return cosine similarities: of weights below the diagonal, of gradients above it.
+        """Return cosine similarities ``(m, m)``: of weights below the diagonal, of gradients above it.
 
-        Returns:
-            Matrix ``(m, m)``; NaN where a row is zero or not finite, and above the diagonal if there are no gradients.
+        They are NaN where a row is zero or not finite, and above the diagonal if there are no gradients.
         """
         with exact_arithmetic(CPU):
             below = pairwise_cosine_similarity(self.weights.double(), zero_diagonal=False)

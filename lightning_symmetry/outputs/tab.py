@@ -30,7 +30,7 @@ from lightning_symmetry.verdicts.report import SymmetryReport
 from lightning_symmetry.verdicts.verdict import Verdict
 
 _MAX_GROUPS = 256
-_MAX_COPIED = 1 << 24  # numbers that wait in the background at once
+_MAX_COPIED = 1 << 24  # how many copied numbers may wait in the background
 _VISIBLE = 4  # similarities that differ by less than 4 of 127 levels look the same
 _METADATA = SummaryMetadata(
     plugin_data=SummaryMetadata.PluginData(plugin_name=PLUGIN_NAME), data_class=DATA_CLASS_TENSOR
@@ -116,7 +116,7 @@ class SymmetryTab(Output):
                 num_copied += 2 * drawn[-1].rows.weights.numel()
                 if num_copied > _MAX_COPIED:
                     self._background.run(self._write_matrices, drawn, self._matrices, report.step)
-                    self._background.catch_up()
+                    self._background.catch_up()  # before more rows are copied
                     drawn, num_copied = [], 0
         if drawn:
             self._background.run(self._write_matrices, drawn, self._matrices, report.step)
@@ -161,7 +161,7 @@ class SymmetryTab(Output):
         return summary
 
     def _write_matrices(self, drawn: Sequence[Drawn], latest: dict[str, Matrix], step: int) -> None:
-        """Write the matrices that look unlike the latest ones of their layers, which are updated."""
+        """Write the matrices that look different from the latest ones of their layers. Update the latest ones."""
         values: list[Summary.Value] = []  # in one event, because an event costs more than a matrix
         for layer, units, rows in drawn:
             cells = to_bytes(rows.similarity())

@@ -77,8 +77,8 @@ class Background:
         """Enqueue a task."""
         if self._executor is None:
             self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="symmetry")
-            # The start of a thread that has work to do takes the caller until the thread yields, after 5 ms.
-            self._executor.submit(_nothing)
+            # The thread starts idle: with work to do, it would hold up the caller for 5 ms, until it yields.
+            self._executor.submit(lambda: None)
         self._tasks.append(self._executor.submit(task, *args, **kwargs))
 
     def raise_failure(self) -> None:
@@ -92,15 +92,11 @@ class Background:
         self.raise_failure()
 
     def wait(self) -> None:
-        """Wait for all tasks as :meth:`catch_up` does, and end the thread."""
+        """Do as :meth:`catch_up`, and end the thread."""
         executor, self._executor = self._executor, None
         if executor is not None:
             executor.shutdown()
         self.raise_failure()
-
-
-def _nothing() -> None:
-    pass
 
 
 class TensorBoardScalars(Output):
