@@ -50,23 +50,18 @@ class ModelDiagnosis:
     @property
     def findings(self) -> list[Finding]:
         """The findings at this step, in the order of the layers, without those that are gone."""
-        of_units = [
+        findings = [
             finding_of(group, layer.name, self.step)
             for layer in self.distinct_layers
             for group in layer.groups
             if group.verdict.is_warning
         ]
-        of_modules = [
-            finding_of(
-                UnitGroup(tuple(range(len(group.modules))), group.verdict, Cause.COPIED, first_step=group.first_step),
-                ", ".join(group.modules),
-                self.step,
-                modules=group.modules,
-            )
-            for group in self.copies
-            if group.verdict.is_warning
-        ]
-        return of_units + of_modules
+        for group in self.copies:
+            if group.verdict.is_warning:
+                places = tuple(range(len(group.modules)))
+                rows = UnitGroup(places, group.verdict, Cause.COPIED, first_step=group.first_step)
+                findings.append(finding_of(rows, ", ".join(group.modules), self.step, modules=group.modules))
+        return findings
 
     @property
     def distinct_layers(self) -> list[LayerDiagnosis]:
