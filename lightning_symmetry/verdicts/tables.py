@@ -82,8 +82,8 @@ def match_texts(
 ) -> list[str]:
     """Say which members of groups match the first member, in a text per run of groups.
 
-    ``kind`` is the noun for a member, ``verbs`` are the verb for one member and for several. Longer runs than one group
-    end with ``of_runs``.
+    ``kind`` is the noun for a member, ``verbs`` are the verb for one member and for several. Runs of several groups end
+    with ``of_runs``.
 
     Example:
         >>> match_texts([(1, 3)], "head"), match_texts([(0, 4, 8), (1, 5, 9)], "unit", of_runs=", one by one")
