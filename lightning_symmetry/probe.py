@@ -24,6 +24,7 @@ from lightning_symmetry.matrices.numerics import exact_arithmetic
 from lightning_symmetry.metrics import DeadActivations, DuplicateActivations, EffectiveRank
 from lightning_symmetry.ranks.sketches import has_group
 from lightning_symmetry.ranks.team import describe
+from lightning_symmetry.units.hooks import ModuleHook
 from lightning_symmetry.units.naming import is_chosen, readable_modules
 from lightning_symmetry.units.usage import is_compiled
 
@@ -157,15 +158,15 @@ class ActivationProbe:
                 metric.compute_with_cache = False  # a rank with a cached value would not synchronize
         return self.metrics[place]
 
-    def _begin(self, module: nn.Module, output: Any) -> None:
+    def _begin(self, *args: Any) -> None:
         """Record the start of a forward pass of the model."""
         self._latest = "", None
 
-    def _note(self, name: str, module: nn.Module, output: Any) -> None:
+    def _note(self, name: str, module: nn.Module, *args: Any) -> None:
         """Record that a layer has run; for a layer with modules inside, which may be measured, that it begins."""
         self._latest = name, module
 
-    def _measure_if_due(self, name: str, module: nn.Module, output: Any) -> None:
+    def _measure_if_due(self, name: str, module: nn.Module, inputs: Any, output: Any) -> None:
         """Measure an output of a chosen module, if its place is due."""
         if not module.training or not isinstance(output, Tensor) or output.ndim < 2 or output.is_meta:
             return
@@ -252,19 +253,12 @@ class ActivationProbe:
         self.close()
 
 
-class _Hook:
-    """Calls a function after, or before, a module. In copies and pickles of the module it does nothing."""
+class _Hook(ModuleHook):
+    """Does nothing while a module is compiled: the compiled code would include the measurement."""
 
-    def __init__(self, step: Callable[[nn.Module, Any], None] | None = None) -> None:
-        self._step = step
-
-    def __call__(self, module: nn.Module, inputs: Any, output: Any = None) -> None:
-        # While the module is compiled, the code would include the measurement.
-        if not torch.compiler.is_compiling() and self._step is not None:
-            self._step(module, output)
-
-    def __reduce__(self) -> tuple[type[_Hook], tuple[()]]:
-        return _Hook, ()
+    def __call__(self, *args: Any) -> None:
+        if not torch.compiler.is_compiling():
+            self._observe(*args)
 
     @property
     def __name__(self) -> str:  # the first attribute that TorchScript reads
