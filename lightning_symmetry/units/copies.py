@@ -233,10 +233,7 @@ def _parameters_of(holder: _Holder) -> Iterator[nn.Parameter]:
 
 
 def _gradients_side_by_side(parameters: Sequence[nn.Parameter]) -> list[Tensor] | None:
-    """Return the gradients of parameters of one shape; None if one is missing.
-
-    If all are sparse, return the rows that any of them has.
-    """
+    """Return the gradients of parameters of one shape, of sparse ones the rows that any has; None if one is missing."""
     if all(p.grad is not None and p.grad.layout == torch.sparse_coo and p.grad.sparse_dim() == 1 for p in parameters):
         sparse = [cast("Tensor", p.grad).detach().coalesce() for p in parameters]
         rows = torch.cat([each.indices()[0] for each in sparse]).unique()

@@ -106,11 +106,8 @@ def _starts(widths: Sequence[int], num_heads: int, num_key_heads: int, size: int
 
 
 def _number(module: nn.Module, names: Sequence[str]) -> int:
-    """Return the number that a module, or its configuration, holds under the first of these names; 0 without one.
-
-    Properties of the module are not read: they may be code of users.
-    """
-    config = module.__dict__.get("config")
+    """Return the number that a module, or its configuration, holds under the first of these names; 0 without one."""
+    config = module.__dict__.get("config")  # not properties of the module, which may be code of users
     for name in names:
         try:
             held = module.__dict__[name] if name in module.__dict__ else getattr(config, name, None)

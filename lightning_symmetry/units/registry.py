@@ -201,7 +201,7 @@ def register_layer_by_shape(recognises: Callable[[nn.Module], bool]) -> Callable
 
 
 def units_of(module: nn.Module) -> list[Units]:
-    """Return the units of a module, by the adapter of its class, its nearest ancestor or its shape, in this order.
+    """Return the units of a module, by the adapter of its class, of its nearest ancestor or of its shape.
 
     Raise :class:`NotUnderstoodError` if there is no adapter, or if it cannot describe this module.
     """

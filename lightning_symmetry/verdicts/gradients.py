@@ -27,19 +27,13 @@ _NOISE = 16.0
 
 
 def in_unused_blocks(is_zero: Mask, blocks: int) -> Mask:
-    """Return which units are in a block without any gradient, while another block has one.
-
-    ``is_zero`` and the result are masks of all units, ``(num_units,)``. A block consists of consecutive units.
-    """
+    """Return a mask ``(num_units,)`` of the units in blocks without any gradient, if another block has a gradient."""
     is_unused = is_zero.reshape(blocks, -1).all(axis=1)
     return np.repeat(is_unused & ~is_unused.all(), len(is_zero) // blocks)
 
 
 def noise_floor(question: Question, scale: float) -> float:
-    """Return the norm up to which gradient rows of a layer may be rounding errors.
-
-    ``scale`` is the largest norm of a gradient row of the model.
-    """
+    """Return the norm up to which gradient rows may be rounding errors, given the largest norm of one in the model."""
     return _NOISE * torch.finfo(question.rows.dtype).eps * scale
 
 
@@ -124,10 +118,7 @@ class GradientEvidence:
         return [answer for answer in answers.values() if answer is not None]
 
     def of_mirrored(self, sets: Sequence[Mirrored]) -> list[Gradients]:
-        """Return the evidence about each set of units with equal weights up to sign.
-
-        Their gradients count as equal if they are equal up to the same signs.
-        """
+        """Return the evidence about sets of units with equal weights up to sign; gradients need the same signs."""
         question = self._question
         if question is None or not sets:
             return [Gradients.NONE] * len(sets)

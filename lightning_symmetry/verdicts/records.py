@@ -78,10 +78,7 @@ class Record:
         return len(self.units) >= 2 * len(self.warned_units)
 
     def update(self, sighting: Sighting, is_fresh: bool) -> None:
-        """Record the gradients at a check.
-
-        ``is_fresh`` tells whether the weights have moved since the check before; if not, the same evidence counts once.
-        """
+        """Record the gradients at a check; repeated evidence counts only if the weights have moved (``is_fresh``)."""
         gradients = evidence = sighting.gradients
         if self.cause is Cause.ZERO and {evidence, self.gradients} == {Gradients.ZERO, Gradients.FAINT}:
             # Rounding errors are sometimes exactly zero.
