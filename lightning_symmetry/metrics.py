@@ -31,13 +31,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = [
-    "DeadActivations",
-    "DuplicateActivations",
-    "EffectiveRank",
-    "EffectiveWidth",
-    "RedundantUnits",
-]
+__all__ = ["DeadActivations", "DuplicateActivations", "EffectiveRank", "EffectiveWidth", "RedundantUnits"]
 
 
 class _Measure(Metric):
@@ -140,10 +134,7 @@ class _OfActivations(_Measure):
         self.add_state("moments", torch.zeros(side, side, dtype=torch.float64), dist_reduce_fx=merge_moments)
 
     def update(self, activations: Tensor) -> None:
-        """Add activations.
-
-        Args:
-            activations: ``(N, units)``.
+        """Add activations ``(N, units)``.
 
         Raises:
             ValueError: if they have another shape, or another number of units than before.

@@ -113,9 +113,6 @@ class SymmetryTracker(Watcher):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the state from :meth:`state_dict`; if that fails, warn and start without it.
 
-        Args:
-            state: the state from :meth:`state_dict`.
-
         Raises:
             RuntimeError: if the tracker is closed.
         """
