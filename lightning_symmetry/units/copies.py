@@ -49,16 +49,12 @@ class Numbers(Protocol):
 class Copies:
     """Modules of one class with equal parameters: a matrix with a row per module, used like a :class:`Layer`.
 
-    The attributes of a layer that are not listed have fixed values: modules form one block and have no mirror images,
-    and their zero gradients are no evidence, since modules such as experts may be unused for long.
-
-    Attributes:
-        row_names: names of the modules, in the order of the model.
-        modules: the modules, or single parameters.
+    The other attributes of a layer have fixed values: modules form one block and have no mirror images, and their zero
+    gradients are no evidence, since modules such as experts may be unused for long.
     """
 
-    row_names: tuple[str, ...]
-    modules: tuple[_Holder, ...]
+    row_names: tuple[str, ...]  # names of the modules, in the order of the model
+    modules: tuple[_Holder, ...]  # the modules, or single parameters
     blocks: ClassVar[int] = 1
     also: ClassVar[tuple[str, ...]] = ()
     can_freeze: ClassVar[bool] = False

@@ -37,21 +37,14 @@ _Read = Callable[[Tensor, View], Incoming]
 
 
 class Found(NamedTuple):
-    """The layers of a model.
+    """The layers of a model."""
 
-    Attributes:
-        layers: in the order of ``model.named_modules()``; layers that share a weight are one.
-        skipped: why parameters of a module are not checked, by name of the module.
-        coverage: share of the model's weights that the layers read, see :func:`_coverage_of`.
-        unmatched: by argument, the patterns in ``include`` and ``exclude`` that match no name.
-        unread: the entries of ``skipped`` for modules with weights that could train as one unnoticed: parameters of two
-            or more dimensions that require a gradient, cannot be read and are not excluded by the user.
-    """
-
-    layers: list[Layer]
-    skipped: dict[str, str]
-    coverage: float
-    unmatched: dict[str, tuple[str, ...]]
+    layers: list[Layer]  # in the order of `model.named_modules()`; layers that share a weight are one
+    skipped: dict[str, str]  # why parameters of a module are not checked, by name of the module
+    coverage: float  # share of the model's weights that the layers read, see `_coverage_of`
+    unmatched: dict[str, tuple[str, ...]]  # by argument, the patterns in `include` and `exclude` that match no name
+    # The entries of `skipped` for modules with weights that could train as one unnoticed: parameters of two or more
+    # dimensions that require a gradient, cannot be read and are not excluded by the user.
     unread: dict[str, str]
 
     @property
@@ -130,20 +123,13 @@ def _add_structure(module: nn.Module, structure: list[object], seen: set[int]) -
 
 @dataclass(frozen=True)
 class _Owner:
-    """A module with parameters of its own.
+    """A module with parameters of its own."""
 
-    Attributes:
-        name: its readable name.
-        path: its readable path; empty for the model itself.
-        module: the module.
-        parameters: by name; in place of a flattened parameter, the source of this rank's part.
-        parts: by name, this rank's parts of the parameters that FSDP1 or DeepSpeed's ZeRO has flattened.
-    """
-
-    name: str
-    path: str
+    name: str  # its readable name
+    path: str  # its readable path; empty for the model itself
     module: nn.Module
-    parameters: Mapping[str, Tensor]
+    parameters: Mapping[str, Tensor]  # by name; in place of a flattened parameter, the source of this rank's part
+    # By name, this rank's parts of the parameters that FSDP1 or DeepSpeed's ZeRO has flattened.
     parts: Mapping[str, FlatPart]
 
     @cached_property

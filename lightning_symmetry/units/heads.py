@@ -29,21 +29,13 @@ _SIZE = ("head_dim", "attention_head_size", "head_size")
 
 
 class Projection(NamedTuple):
-    """The units of a layer that are the queries, keys or values of each head.
+    """The units of a layer that are the queries, keys or values of each head."""
 
-    Attributes:
-        layer: name of the layer.
-        module: name of the attention module.
-        role: ``"query"``, ``"key"`` or ``"value"``.
-        starts: the first unit of each head.
-        size: number of units per head.
-    """
-
-    layer: str
-    module: str
-    role: str
-    starts: tuple[int, ...]
-    size: int
+    layer: str  # name of the layer
+    module: str  # name of the attention module
+    role: str  # "query", "key" or "value"
+    starts: tuple[int, ...]  # the first unit of each head
+    size: int  # number of units per head
 
 
 def find_projections(model: nn.Module, widths: Mapping[str, int]) -> list[Projection]:

@@ -33,22 +33,14 @@ _BATCH_NORM = re.compile(r"batchnorm([123])d")
 
 @dataclass(frozen=True)
 class Reader:
-    """A layer that reads the units of another layer.
+    """A layer that reads the units of another layer."""
 
-    Attributes:
-        name: its path in the model.
-        weight: its weight.
-        dim: the dimension of the weight that counts inputs.
-        repeats: how often the sequence of units repeats along this dimension: once per token that was flattened.
-        neighbours: number of adjacent inputs per unit: one per position of a flattened image.
-        through: names of the operations between the units and the reader, in lower case without underscores.
-    """
-
-    name: str
+    name: str  # its path in the model
     weight: nn.Parameter = field(compare=False)
-    dim: int
-    repeats: int
-    neighbours: int
+    dim: int  # the dimension of the weight that counts inputs
+    repeats: int  # how often the sequence of units repeats along this dimension: once per token that was flattened
+    neighbours: int  # number of adjacent inputs per unit: one per position of a flattened image
+    # Names of the operations between the units and the reader, in lower case without underscores.
     through: tuple[str, ...]
 
     def inputs(self, units: Tensor) -> Tensor:
@@ -140,15 +132,11 @@ class _UnknownReadersError(Exception):
 
 @dataclass(frozen=True)
 class _Place:
-    """The place of units in a tensor; the inputs of convolutions are assumed to be batches.
+    """The place of units in a tensor; the inputs of convolutions are assumed to be batches."""
 
-    Attributes:
-        behind: number of dimensions after the dimension of the units.
-        flat: what was flattened into the dimension of the units: ``"positions"`` follow one another for each unit,
-            ``"tokens"`` hold all units each.
-    """
-
-    behind: int
+    behind: int  # number of dimensions after the dimension of the units
+    # What was flattened into the dimension of the units: "positions" follow one another for each unit, "tokens" hold
+    # all units each.
     flat: Literal["", "positions", "tokens"] = ""
 
 

@@ -271,19 +271,12 @@ def _usage_for(wrong: object) -> str:
 
 
 class Slicing(NamedTuple):
-    """A way to cut a parameter into comparable slices.
+    """A way to cut a parameter into comparable slices."""
 
-    Attributes:
-        label: suffix of the parameter's name in the name of the layer, such as ``[dim 0]``.
-        dim: the dimension that counts slices; None if several do.
-        view: ``parameter -> (num_slices, ...)``, without a copy.
-        blocks: number of blocks of consecutive slices; slices of different blocks are never compared.
-    """
-
-    label: str
-    dim: int | None
-    view: View
-    blocks: int = 1
+    label: str  # suffix of the parameter's name in the name of the layer, such as `[dim 0]`
+    dim: int | None  # the dimension that counts slices; None if several do
+    view: View  # `parameter -> (num_slices, ...)`, without a copy
+    blocks: int = 1  # number of blocks of consecutive slices; slices of different blocks are never compared
 
 
 def slicings_of(shape: Sequence[int]) -> Iterator[Slicing]:

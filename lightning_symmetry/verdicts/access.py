@@ -12,19 +12,12 @@ _MAX_TARGETS = 8
 
 @dataclass(frozen=True)
 class Access:
-    """How code reaches a module, or the part of one that is a layer.
+    """How code reaches a module, or the part of one that is a layer."""
 
-    Attributes:
-        module: an expression for the module, or for the module that a layer is part of; empty if unknown.
-        weights: expressions for the parameters of two or more dimensions that feed its units.
-        biases: expressions for its biases.
-        can_reset: whether the module has the ``reset_parameters`` of its class in torch, which initialises all of its
-            parameters anew.
-    """
-
-    module: str = ""
-    weights: tuple[str, ...] = ()
-    biases: tuple[str, ...] = ()
+    module: str = ""  # an expression for the module, or for the one that a layer is part of; empty if unknown
+    weights: tuple[str, ...] = ()  # expressions for the parameters of two or more dimensions that feed its units
+    biases: tuple[str, ...] = ()  # expressions for its biases
+    # Whether the module has the `reset_parameters` of its class in torch, which initialises all of its parameters anew.
     can_reset: bool = False
 
 

@@ -82,16 +82,11 @@ _ADVICE_ON_IDLE = {
 
 @dataclass(frozen=True)
 class _Topic:
-    """Findings that share a message.
+    """Findings that share a message."""
 
-    Attributes:
-        layers: the findings, one list per layer.
-        followers: findings that follow from them, which the message mentions.
-        heads: by attention module, the copied heads that the units form; empty if they form no whole heads.
-    """
-
-    layers: list[list[Finding]]
-    followers: list[Finding] = field(default_factory=list)
+    layers: list[list[Finding]]  # the findings, one list per layer
+    followers: list[Finding] = field(default_factory=list)  # findings that follow from them, which the message mentions
+    # By attention module, the copied heads that the units form; empty if they form no whole heads.
     heads: Mapping[str, Sequence[CopiedHeads]] = field(default_factory=dict)
 
     @property

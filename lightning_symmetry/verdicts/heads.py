@@ -10,19 +10,12 @@ Units = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Heads:
-    """Which units of a layer make up the heads of an attention module.
+    """Which units of a layer make up the heads of an attention module."""
 
-    Attributes:
-        module: name of the attention module.
-        role: ``"query"``, ``"key"`` or ``"value"``.
-        starts: the first unit of each head.
-        size: number of units per head.
-    """
-
-    module: str
-    role: str
-    starts: tuple[int, ...]
-    size: int
+    module: str  # name of the attention module
+    role: str  # "query", "key" or "value"
+    starts: tuple[int, ...]  # the first unit of each head
+    size: int  # number of units per head
 
     def whole(self, groups: Sequence[Units]) -> dict[tuple[int, ...], list[Units]]:
         """Map the numbers of heads that agree unit by unit to their groups of units.
@@ -46,19 +39,12 @@ class Heads:
 
 @dataclass(frozen=True)
 class CopiedHeads:
-    """Heads of an attention module that agree in queries, keys and values.
+    """Heads of an attention module that agree in queries, keys and values."""
 
-    Attributes:
-        module: name of the module.
-        heads: their numbers.
-        groups: pairs of the name of a layer and some of its units that agree.
-        roles: the roles of these units; keys and values are omitted if the heads share them.
-    """
-
-    module: str
-    heads: tuple[int, ...]
-    groups: frozenset[tuple[str, Units]]
-    roles: tuple[str, ...]
+    module: str  # name of the module
+    heads: tuple[int, ...]  # numbers of the heads
+    groups: frozenset[tuple[str, Units]]  # pairs of the name of a layer and some of its units that agree
+    roles: tuple[str, ...]  # the roles of these units; keys and values are omitted if the heads share them
 
 
 def copied_heads(heads: Mapping[str, Sequence[Heads]], groups: Mapping[str, Sequence[Units]]) -> list[CopiedHeads]:

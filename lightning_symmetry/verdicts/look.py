@@ -29,45 +29,30 @@ class Gradients(StrEnum):
 
 @dataclass(frozen=True)
 class Sighting:
-    """A set of units that one look found equal up to sign, in weights or in gradients only.
+    """A set of units that one look found equal up to sign, in weights or in gradients only."""
 
-    Attributes:
-        units: sorted indices.
-        has_equal_weights: False if only the gradients agree.
-        gradients: evidence of the gradients.
-        cause: pattern of the weights.
-        value: the number that every weight equals, for :attr:`Cause.CONSTANT`.
-        position: product of the first unit's row with a fixed random vector. Its change from look to look estimates how
-            far the row has moved.
-        reach: L2 distance at the looser tolerance. Rows that have moved many times this far and are still equal have
-            moved together.
-        resolution: L2 distance at the tight tolerance.
-        mirrored: units whose row, and gradient row if these are equal, is the negative of the first unit's.
-        is_proof: whether equal gradients at this one look prove that the units stay equal.
-    """
-
-    units: tuple[int, ...]
-    has_equal_weights: bool
-    gradients: Gradients
-    cause: Cause
-    value: float | None
+    units: tuple[int, ...]  # sorted indices
+    has_equal_weights: bool  # False if only the gradients agree
+    gradients: Gradients  # evidence of the gradients
+    cause: Cause  # pattern of the weights
+    value: float | None  # the number that every weight equals, for `Cause.CONSTANT`
+    # Product of the first unit's row with a fixed random vector. Its change from look to look estimates how far the row
+    # has moved.
     position: float
+    # L2 distance at the looser tolerance. Rows that have moved many times this far and are still equal have moved
+    # together.
     reach: float
-    resolution: float = 0.0
+    resolution: float = 0.0  # L2 distance at the tight tolerance
+    # Units whose row, and gradient row if these are equal, is the negative of the first unit's.
     mirrored: tuple[int, ...] = ()
-    is_proof: bool = True
+    is_proof: bool = True  # whether equal gradients at this one look prove that the units stay equal
 
 
 class Crowd(NamedTuple):
-    """Units whose weights nearly agree, too many to compare them all.
-
-    Attributes:
-        num_units: their number.
-        radius: the relative L2 distance from one of them within which the weights of all lie.
-    """
+    """Units whose weights nearly agree, too many to compare them all."""
 
     num_units: int
-    radius: float
+    radius: float  # the relative L2 distance from one of them within which the weights of all lie
 
 
 NO_CROWD = Crowd(0, 0.0)
@@ -75,17 +60,11 @@ NO_CROWD = Crowd(0, 0.0)
 
 @dataclass(frozen=True)
 class Steady:
-    """Settled groups of equal units with equal gradients: a check only verifies that they are unchanged.
+    """Settled groups of equal units with equal gradients: a check only verifies that they are unchanged."""
 
-    Attributes:
-        members: all units of the groups but the first of each, ``(m,)``.
-        firsts: for each member, the first unit of its group, ``(m,)``.
-        distinct: the first unit of each group and the units of no group, ``(num_units - m,)``.
-    """
-
-    members: Indices
-    firsts: Indices
-    distinct: Indices
+    members: Indices  # all units of the groups but the first of each, `(m,)`
+    firsts: Indices  # for each member, the first unit of its group, `(m,)`
+    distinct: Indices  # the first unit of each group and the units of no group, `(num_units - m,)`
 
     @classmethod
     def of(cls, groups: Iterable[Sequence[int]], num_units: int) -> Steady:
@@ -97,42 +76,28 @@ class Steady:
 
 @dataclass(frozen=True)
 class Look:
-    """The evidence from one look at a layer.
-
-    Attributes:
-        layer: the layer.
-        read: returns its rows, and its gradient rows if there are any. It is called when they are first needed; the
-            weights must not have moved by then.
-        sightings: disjoint sets of units.
-        fingerprint: hash of the weights, which changes if any row does; None if the layer was read quickly.
-        has_gradient: whether any gradient is not zero; it may be infinite.
-        idle: mask of the units with a gradient of zero and with weights that are not zero and equal to no other unit's,
-            ``(num_units,)``; None if there are no gradients, or if zeros are no evidence.
-        unseen: mask of the units whose gradient is not finite; None with ``idle``.
-        norms: norms of the rows, ``(num_units,)``; None if the layer was read quickly.
-        directions: :func:`~lightning_symmetry.matrices.screening.directions_of` the rows, ``(num_units,)``, if the
-            layer was read quickly; else None.
-        is_steady: whether the steady groups are unchanged and no other units agree; ``sightings`` is then empty.
-        is_finite: whether all weights are finite.
-        is_faint: whether there are gradients, and all of them may be rounding errors.
-        crowd: the units whose weights nearly agree with those of too many others to compare them all.
-        floor: norm up to which gradients count as zero in ``idle``; positive only for rounding errors.
-    """
+    """The evidence from one look at a layer."""
 
     layer: Comparable
+    # Returns its rows, and its gradient rows if there are any. It is called when they are first needed; the weights
+    # must not have moved by then.
     read: Callable[[], tuple[Rows, Rows | None]]
-    sightings: tuple[Sighting, ...]
-    fingerprint: int | None
-    has_gradient: bool
+    sightings: tuple[Sighting, ...]  # disjoint sets of units
+    fingerprint: int | None  # hash of the weights, which changes if any row does; None if the layer was read quickly
+    has_gradient: bool  # whether any gradient is not zero; it may be infinite
+    # Mask of the units with a gradient of zero and with weights that are not zero and equal to no other unit's,
+    # `(num_units,)`; None if there are no gradients, or if zeros are no evidence.
     idle: Mask | None = None
-    unseen: Mask | None = None
-    norms: Floats | None = None
+    unseen: Mask | None = None  # mask of the units whose gradient is not finite; None with `idle`
+    norms: Floats | None = None  # norms of the rows, `(num_units,)`; None if the layer was read quickly
+    # What `directions_of` in `matrices/screening.py` returns for the rows, if the layer was read quickly; else None.
     directions: Floats | None = None
+    # Whether the steady groups are unchanged and no other units agree; `sightings` is then empty.
     is_steady: bool = False
-    is_finite: bool = True
-    is_faint: bool = False
-    crowd: Crowd = NO_CROWD
-    floor: float = 0.0
+    is_finite: bool = True  # whether all weights are finite
+    is_faint: bool = False  # whether there are gradients, and all of them may be rounding errors
+    crowd: Crowd = NO_CROWD  # the units whose weights nearly agree with those of too many others to compare them all
+    floor: float = 0.0  # norm up to which gradients count as zero in `idle`; positive only for rounding errors
 
     @cached_property
     def _rows(self) -> tuple[Rows, Rows | None]:

@@ -24,19 +24,12 @@ _MAX_BEHIND = 64  # downstream layers among which readers are searched
 
 @dataclass(frozen=True)
 class Proof:
-    """Decides whether equal gradients at one look prove that units stay equal.
+    """Decides whether equal gradients at one look prove that units stay equal."""
 
-    Attributes:
-        layers: all layers, in the order of the model.
-        updates: how the optimizers update them; None: unknown.
-        proven: the groups of the layer that are known to stay equal.
-        noise: norm up to which gradients may be rounding errors.
-    """
-
-    layers: Sequence[Comparable]
-    updates: Updates | None
-    proven: Collection[tuple[int, ...]]
-    noise: float
+    layers: Sequence[Comparable]  # all layers, in the order of the model
+    updates: Updates | None  # how the optimizers update them; None: unknown
+    proven: Collection[tuple[int, ...]]  # the groups of the layer that are known to stay equal
+    noise: float  # norm up to which gradients may be rounding errors
 
     def updates_differ(self, layer: Comparable, group: tuple[int, ...]) -> bool:
         """Return whether equal gradients lead to different updates.

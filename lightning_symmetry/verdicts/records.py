@@ -20,55 +20,34 @@ T = TypeVar("T")
 
 @dataclass
 class Record:
-    """The history of one group of units; attributes not listed are as in :class:`UnitGroup` and :class:`Finding`.
+    """The history of one group of units; fields without a comment are as in :class:`UnitGroup` and :class:`Finding`."""
 
-    Attributes:
-        units: the units at the latest check that saw the group.
-        has_equal_weights: False if only the gradients of the units are equal.
-        position: :attr:`Sighting.position` when the group was first seen.
-        broken_step: step of the check at which the group was gone; None while it holds.
-        verdict: the conclusion of the latest check.
-        gradients: the latest evidence of the gradients other than ``NONE`` and ``UNCLEAR``.
-        streak: number of checks in a row with this evidence.
-        num_watched: number of steps in a row, checks included, at which all gradients were zero; counted until the
-            group is frozen.
-        was_different: whether the gradients of its units have ever differed.
-        is_pruned: whether the units are rows of zeros without a gradient, in a layer with other rows.
-        warned: the first verdict that the user was warned of; None if there was no warning.
-        warned_units: the units in the warning.
-        warned_watched: ``num_watched`` at the time of the warning.
-        warned_reason: the reason of that verdict.
-        warned_stopped: ``stopped`` at the time of the warning.
-        row_names: names of the rows, if they are whole modules.
-        stopped: where the gradient stops, if it is zero and a step was traced; else None.
-        is_explained: whether ``kept_by`` has been looked for.
-    """
-
-    units: tuple[int, ...]
-    has_equal_weights: bool
+    units: tuple[int, ...]  # the units at the latest check that saw the group
+    has_equal_weights: bool  # False if only the gradients of the units are equal
     cause: Cause
     value: float | None
-    position: float
+    position: float  # `Sighting.position` when the group was first seen
     first_step: int
     last_step: int
     origin: Origin
-    broken_step: int | None = None
-    verdict: Verdict = Verdict.DUPLICATE
-    gradients: Gradients = Gradients.NONE
-    streak: int = 0
+    broken_step: int | None = None  # step of the check at which the group was gone; None while it holds
+    verdict: Verdict = Verdict.DUPLICATE  # the conclusion of the latest check
+    gradients: Gradients = Gradients.NONE  # the latest evidence of the gradients other than `NONE` and `UNCLEAR`
+    streak: int = 0  # number of checks in a row with this evidence
+    # Number of steps in a row, checks included, at which all gradients were zero; counted until the group is frozen.
     num_watched: int = 0
-    was_different: bool = False
-    is_pruned: bool = False
-    warned: Verdict | None = None
-    warned_units: tuple[int, ...] = ()
-    warned_watched: int = 0
-    row_names: tuple[str, ...] = ()
-    warned_reason: Reason = Reason.UNDECIDED
+    was_different: bool = False  # whether the gradients of its units have ever differed
+    is_pruned: bool = False  # whether the units are rows of zeros without a gradient, in a layer with other rows
+    warned: Verdict | None = None  # the first verdict that the user was warned of; None if there was no warning
+    warned_units: tuple[int, ...] = ()  # the units in the warning
+    warned_watched: int = 0  # `num_watched` at the time of the warning
+    row_names: tuple[str, ...] = ()  # names of the rows, if they are whole modules
+    warned_reason: Reason = Reason.UNDECIDED  # the reason of the verdict `warned`
     mirrored: tuple[int, ...] = ()
-    stopped: Stopped | None = None
-    warned_stopped: Stopped | None = None
+    stopped: Stopped | None = None  # where the gradient stops, if it is zero and a step was traced; else None
+    warned_stopped: Stopped | None = None  # `stopped` at the time of the warning
     kept_by: str = ""
-    is_explained: bool = False
+    is_explained: bool = False  # whether `kept_by` has been looked for
     _group: UnitGroup | None = field(default=None, init=False, repr=False, compare=False)
     _values: tuple[Any, ...] = field(default=(), init=False, repr=False, compare=False)  # of `_group`
 

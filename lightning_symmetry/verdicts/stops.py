@@ -68,15 +68,10 @@ class GradientStop:
 
 
 class Stopped(NamedTuple):
-    """Where the gradient of a unit stops.
+    """Where the gradient of a unit stops."""
 
-    Attributes:
-        stop: the place and the reason.
-        follows: name of the layer that stops it, if that is another layer with zero gradients; else empty.
-    """
-
-    stop: GradientStop
-    follows: str = ""
+    stop: GradientStop  # the place and the reason
+    follows: str = ""  # name of the layer that stops it, if that is another layer with zero gradients; else empty
 
     @classmethod
     def from_plain(cls, values: Sequence[Any]) -> Stopped:

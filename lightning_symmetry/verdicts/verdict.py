@@ -9,31 +9,20 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Traits:
-    """The appearance and the words of a verdict.
+    """The appearance and the words of a verdict."""
 
-    Attributes:
-        name: the verdict as a string.
-        colour: on a light background, ``#rrggbb``.
-        dark_colour: on a dark background.
-        mark: outline of a symbol, as SVG path data in a square of 12 by 12, filled by the even-odd rule.
-        meaning: the observation and its consequence, for legends.
-        is_warning: whether the user is warned of it.
-        is_redundant: whether the layer would compute the same with one unit of the group.
-        effect: what happens to the units of a finding: a sentence without its subject. ``{since}`` stands for the
-            verdict and the step of the first check that saw it, ``{as_units}`` for ``1 unit`` or ``3 units``.
-        note: an explanation for readers of a table; empty if the name is enough.
-        gone: what became of units that no longer have the verdict: a sentence without its subject and its step.
-    """
-
-    name: str
-    colour: str
-    dark_colour: str
-    mark: str
-    meaning: str
-    is_warning: bool = False
-    is_redundant: bool = False
+    name: str  # the verdict as a string
+    colour: str  # on a light background, `#rrggbb`
+    dark_colour: str  # on a dark background
+    mark: str  # outline of a symbol, as SVG path data in a square of 12 by 12, filled by the even-odd rule
+    meaning: str  # the observation and its consequence, for legends
+    is_warning: bool = False  # whether the user is warned of it
+    is_redundant: bool = False  # whether the layer would compute the same with one unit of the group
+    # What happens to the units of a finding: a sentence without its subject. `{since}` stands for the verdict and the
+    # step of the first check that saw it, `{as_units}` for `1 unit` or `3 units`.
     effect: str = ""
-    note: str = ""
+    note: str = ""  # an explanation for readers of a table; empty if the name is enough
+    # What became of units that no longer have the verdict: a sentence without its subject and its step.
     gone: str = "have parted"
 
 
