@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from operator import index
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from lightning_symmetry.verdicts.gradients import in_unused_blocks
 from lightning_symmetry.verdicts.look import Look
 from lightning_symmetry.verdicts.records import from_plain, to_plain
 from lightning_symmetry.verdicts.stops import Stopped, most_common
-from lightning_symmetry.verdicts.streaks import DEAD_STEPS, Dead, JoinedStreaks, ZeroStreaks
+from lightning_symmetry.verdicts.streaks import DEAD_STEPS, Dead, Zeros, ZeroStreaks
 from lightning_symmetry.verdicts.verdict import Verdict
 
 # At most this many dead units are checked for rows that move.
@@ -70,15 +70,6 @@ class DeadRecord:
             stop=stop,
             follows=follows,
         )
-
-
-class Zeros(NamedTuple):
-    """Which gradients of a layer are zero at a check; the fields are the arguments of :meth:`ZeroStreaks.update`."""
-
-    streaks: ZeroStreaks
-    idle: Mask
-    is_unseen: Mask
-    was_resting: bool
 
 
 class DeadUnits:
@@ -161,7 +152,7 @@ class DeadUnits:
         return bool(units) and share >= self._dead_share and not units <= self._stopped.keys()
 
     def zeros_to_record(self, seen: Look, *, is_unused: bool) -> Zeros | None:
-        """Return what :func:`record_zeros` is to record of a look; None if there is nothing.
+        """Return what :meth:`JoinedStreaks.update` is to record of a look; None if there is nothing.
 
         Args:
             seen: the look.
@@ -294,22 +285,6 @@ class DeadUnits:
     def num_units(self) -> int | None:
         """The number of units of the layer; None if no gradient has been zero."""
         return None if self._streaks is None else len(self._streaks.since)
-
-
-def record_zeros(several: Sequence[Zeros], step: int, *, is_fresh: bool, joined: JoinedStreaks | None) -> JoinedStreaks:
-    """Record which gradients of several layers are zero at a check.
-
-    Args:
-        several: what :meth:`DeadUnits.zeros_to_record` returned, of one layer at least.
-        step: completed optimizer steps.
-        is_fresh: whether the weights have moved since the check before.
-        joined: what the check before returned; it is used again where the layers are the same.
-    """
-    streaks, idle, is_unseen, was_resting = zip(*several, strict=True)
-    if joined is None or not joined.are_of(streaks):
-        joined = JoinedStreaks(streaks)
-    joined.update(idle, is_unseen, step, is_fresh=is_fresh, was_resting=was_resting)
-    return joined
 
 
 def unread_layers(

@@ -7,12 +7,11 @@ from dataclasses import replace
 from typing import Any
 
 from lightning_symmetry.units.comparable import Comparable
-from lightning_symmetry.verdicts.deadness import Zeros, record_zeros
 from lightning_symmetry.verdicts.diagnoses import Finding
 from lightning_symmetry.verdicts.layer_state import GroupsAtLook, LayerState
 from lightning_symmetry.verdicts.look import Look
 from lightning_symmetry.verdicts.records import from_plain, to_plain
-from lightning_symmetry.verdicts.streaks import JoinedStreaks
+from lightning_symmetry.verdicts.streaks import JoinedStreaks, Zeros
 
 # At most this many findings in layers that are gone are kept.
 _MAX_ENDED = 1000
@@ -30,10 +29,10 @@ class History:
         self._patience, self._dead_share = patience, dead_share
         self._states: dict[str, LayerState] = {}
         self._ended: list[Finding] = []
-        self._joined: JoinedStreaks | None = None
+        self._joined = JoinedStreaks()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_joined": None}  # the arrays of a copy are separate
+        return {**self.__dict__, "_joined": JoinedStreaks()}  # the arrays of a copy are separate
 
     def __getitem__(self, layer: str) -> LayerState:
         """Return the state of the layer of this name."""
@@ -51,7 +50,7 @@ class History:
             layers: all layers and copies of the model.
             step: completed optimizer steps.
         """
-        gone, self._states = self._states, {}
+        gone, self._states, self._joined = self._states, {}, JoinedStreaks()
         for layer in layers:
             state = gone.get(layer.name)
             if state is not None and state.belongs_to(layer):
@@ -130,7 +129,7 @@ class History:
             updated.append((seen, found, zeros))
         several = [zeros for *_, zeros in updated if zeros is not None]
         if several:
-            self._joined = record_zeros(several, step, is_fresh=is_fresh, joined=self._joined)
+            self._joined.update(several, step, is_fresh=is_fresh)
         news: list[Finding] = []
         for seen, found, zeros in updated:
             try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
-from operator import index, is_
+from operator import index
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -209,40 +209,55 @@ class ZeroStreaks:
         return streaks
 
 
+class Zeros(NamedTuple):
+    """Which gradients of a layer are zero at a check: its streaks, and the arguments of :meth:`ZeroStreaks.update`."""
+
+    streaks: ZeroStreaks
+    idle: Mask
+    is_unseen: Mask
+    was_resting: bool
+
+
 class JoinedStreaks:
-    """The streaks of several layers, whose arrays are made parts of longer ones, so that one call updates all.
+    """The streaks of several layers, whose arrays are made parts of longer ones, so that one call updates all."""
 
-    Args:
-        several: the streaks, of layers with at least one unit. From now on, none of them may be joined with others
-            while this object is used.
-    """
+    def __init__(self) -> None:
+        self._several: list[ZeroStreaks] = []  # of layers with at least one unit
+        self._place_of: dict[int, int] = {}  # by `id` of one of them
 
-    def __init__(self, several: Sequence[ZeroStreaks]) -> None:
-        self._several = list(several)
-        ends = [0, *accumulate(len(each.since) for each in several)]
+    def update(self, zeros: Sequence[Zeros], step: int, *, is_fresh: bool) -> None:
+        """Record a check of some layers, at least one; layers that are new to this object are joined with the others.
+
+        Args:
+            zeros: which gradients are zero, by layer.
+            step: completed optimizer steps.
+            is_fresh: whether the weights have moved since the check before.
+        """
+        if any(id(each.streaks) not in self._place_of for each in zeros):
+            self._join([each.streaks for each in zeros if id(each.streaks) not in self._place_of])
+        # To layers without an update all gradients are unknown, which changes nothing.
+        idle, is_unseen, was_resting = list(self._nothing), list(self._everything), [False] * len(self._several)
+        for each in zeros:
+            i = self._place_of[id(each.streaks)]
+            idle[i], is_unseen[i], was_resting[i] = each.idle, each.is_unseen, each.was_resting
+        is_resting = np.repeat(was_resting, self._sizes)
+        self._all.update(
+            np.concatenate(idle), np.concatenate(is_unseen), step, is_fresh=is_fresh, was_resting=is_resting
+        )
+        for streaks, counts in zip(self._several, self._all._counts_of(self._starts), strict=True):
+            streaks._counts = counts
+
+    def _join(self, new: Sequence[ZeroStreaks]) -> None:
+        self._several += new
+        self._place_of = {id(streaks): i for i, streaks in enumerate(self._several)}
+        self._sizes = [len(streaks.since) for streaks in self._several]
+        ends = [0, *accumulate(self._sizes)]
         self._starts = ends[:-1]
-        self._sizes = np.diff(ends)
-        self._all = ZeroStreaks.of(ends[-1], several[0].patience, was_alive=False)
+        self._nothing = [np.zeros(size, dtype=np.bool_) for size in self._sizes]
+        self._everything = [~mask for mask in self._nothing]
+        self._all = ZeroStreaks.of(ends[-1], new[0].patience, was_alive=False)
         for name in _ARRAYS:
             array = getattr(self._all, name)
-            for each, (first, end) in zip(several, pairwise(ends), strict=True):
-                array[first:end] = getattr(each, name)
-                setattr(each, name, array[first:end])
-
-    def are_of(self, several: Sequence[ZeroStreaks]) -> bool:
-        """Return whether these are the streaks that were joined, in this order."""
-        return len(several) == len(self._several) and all(map(is_, several, self._several))
-
-    def update(
-        self, idle: Sequence[Mask], is_unseen: Sequence[Mask], step: int, *, is_fresh: bool, was_resting: Sequence[bool]
-    ) -> None:
-        """Record a check of all layers; the arguments are those of :meth:`ZeroStreaks.update` for each of them."""
-        self._all.update(
-            np.concatenate(idle),
-            np.concatenate(is_unseen),
-            step,
-            is_fresh=is_fresh,
-            was_resting=np.repeat(was_resting, self._sizes),
-        )
-        for each, counts in zip(self._several, self._all._counts_of(self._starts), strict=True):
-            each._counts = counts
+            for streaks, (first, end) in zip(self._several, pairwise(ends), strict=True):
+                array[first:end] = getattr(streaks, name)
+                setattr(streaks, name, array[first:end])

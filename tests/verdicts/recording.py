@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from lightning_symmetry.units.comparable import Comparable
-from lightning_symmetry.verdicts.deadness import DeadUnits, record_zeros
+from lightning_symmetry.verdicts.deadness import DeadUnits
 from lightning_symmetry.verdicts.diagnoses import Finding
 from lightning_symmetry.verdicts.history import History
 from lightning_symmetry.verdicts.layer_state import LayerState
 from lightning_symmetry.verdicts.look import Look
+from lightning_symmetry.verdicts.streaks import JoinedStreaks
 
 
 def record_in_history(history: History, seen: Look, step: int, is_fresh: bool = True) -> list[Finding]:
@@ -27,7 +28,7 @@ def record_in_dead_units(deaths: DeadUnits, seen: Look, step: int, *, is_conclud
     """Record which gradients are zero; return whether there was anything to record."""
     zeros = deaths.zeros_to_record(seen, is_unused=False)
     if zeros is not None:
-        record_zeros([zeros], step, is_fresh=True, joined=None)
+        JoinedStreaks().update([zeros], step, is_fresh=True)
         if is_concluded:
             deaths.conclude(seen, step)
     return zeros is not None

@@ -31,7 +31,7 @@ from lightning_symmetry.verdicts.diagnoses import Origin
 from lightning_symmetry.verdicts.gradients import none_of
 from lightning_symmetry.verdicts.history import History
 from lightning_symmetry.verdicts.look import Look
-from lightning_symmetry.verdicts.streaks import Dead, JoinedStreaks, ZeroStreaks
+from lightning_symmetry.verdicts.streaks import Dead, JoinedStreaks, Zeros, ZeroStreaks
 from tests import zoo
 from tests.test_tracker import endless, loss_of, sgd, tracked, train
 from tests.training import batches, fill, mlp
@@ -545,23 +545,28 @@ def test_streaks_of_several_layers_are_those_of_each_by_itself(data: Any) -> Non
     sizes = data.draw(st.lists(st.integers(1, 4), min_size=1, max_size=4))
     patience = data.draw(st.integers(1, 3))
     alone, together = ([ZeroStreaks.of(size, patience, was_alive=False) for size in sizes] for _ in range(2))
-    joined = JoinedStreaks(together)
+    joined = JoinedStreaks()
     masks = [npst.arrays(np.bool_, size) for size in sizes]
     for step in range(data.draw(st.integers(1, 8))):
         idle, unseen = ([data.draw(mask) for mask in masks] for _ in range(2))
         is_check, is_fresh = data.draw(st.booleans()), data.draw(st.booleans())
         was_resting = [data.draw(st.booleans()) for _ in sizes]
-        if is_check:
-            joined.update(idle, unseen, step, is_fresh=is_fresh, was_resting=was_resting)
+        has_update = [is_check and data.draw(st.booleans()) for _ in sizes]
+        zeros = [Zeros(*each) for each in zip(together, idle, unseen, was_resting, strict=True)]
+        if any(has_update):
+            joined.update(list(itertools.compress(zeros, has_update)), step, is_fresh=is_fresh)
         for i, (streaks, of_joined) in enumerate(zip(alone, together, strict=True)):
-            if is_check:
+            if has_update[i]:
                 streaks.update(idle[i], unseen[i], step, is_fresh=is_fresh, was_resting=was_resting[i])
-            elif data.draw(st.booleans()):
+            elif not is_check and data.draw(st.booleans()):
                 for each in (streaks, of_joined):
                     each.num_watched[each.suspected()] += 60
-            else:
+            elif not is_check:
                 for each in (streaks, of_joined):
                     each.watch(idle[i], unseen[i], step)
+            if is_check and not has_update[i]:  # steps that were not watched are forgotten now, or at the next update
+                for each in (streaks, of_joined):
+                    each.num_watched *= each.is_dead | each.suspected()
             assert streaks.counts == of_joined.counts
             assert streaks.to_state() == of_joined.to_state()
             for is_resting, with_dead in itertools.product((False, True), repeat=2):
