@@ -504,8 +504,9 @@ class SymmetryEngine:
         report, looks, news = self._examiner.examine(
             model, found, trained=trained, updates=updates, step=step, team=self._team
         )
-        if is_first and self.options.on_symmetry != "ignore":
-            self._notify_of_copies(report)
+        for group in report.copies if is_first and self.options.on_symmetry != "ignore" else ():
+            if not group.verdict.is_warning:
+                self._notify(copies_text(group))
         self._notify_of_idle_units(report)
         if self._is_speaking and outputs:
             self._delivery.write(outputs, report, self.findings, looks)
@@ -536,11 +537,6 @@ class SymmetryEngine:
             skipped = list(found.skipped.items())[:5]
             reasons = "; ".join(f"{name}: {reason}" for name, reason in skipped) or "it has no parameters"
             self._warn(f"{self._who} finds no layer to inspect in this model ({reasons}). Training goes on unchecked.")
-
-    def _notify_of_copies(self, report: SymmetryReport) -> None:
-        for group in report.copies:
-            if not group.verdict.is_warning:
-                self._notify(copies_text(group))
 
     def _notify_of_idle_units(self, report: SymmetryReport) -> None:
         """Notify once per layer why its units are idle; the cause lies outside the layer."""

@@ -205,7 +205,13 @@ class Examiner:
         history = self.history
         trained_by_any = updates.parameters
         copies = self._attend(model, found, trained_by_any, step, team)
-        chosen = self._chosen([*found.layers, *copies], trained)
+        every: list[Layer | Copies] = [*found.layers, *copies]
+        states = [history[layer.name] for layer in every]
+        chosen = [
+            layer
+            for layer, state in zip(every, states, strict=True)
+            if not state.failure and (state.diagnosis is None or layer.is_trained_by(trained))
+        ]
         quick = self._read_quickly(chosen, trained, team)
         passed_over, looks = self._look(chosen, quick, trained, updates, team)
         is_fresh = quick.have_moved or history.is_fresh(looks, had_gradient=quick.had_gradient)
@@ -405,15 +411,6 @@ class Examiner:
             self.history.match_layers([*found.layers, *copies], step)
             self._model.is_attended = True
         return copies
-
-    def _chosen(self, layers: Sequence[Layer | Copies], trained: Set[int]) -> list[Layer | Copies]:
-        """Return the layers that this optimizer trains, and those never looked at."""
-        chosen = []
-        for layer in layers:
-            state = self.history[layer.name]
-            if not state.failure and (layer.is_trained_by(trained) or state.diagnosis is None):
-                chosen.append(layer)
-        return chosen
 
     def _read_quickly(self, layers: Sequence[Layer | Copies], trained: Set[int], team: Team | None) -> Distinct:
         """Return which of the layers without known groups still have distinct units."""

@@ -127,10 +127,7 @@ def _pairs_within(keys: Floats, reach: float, most: int) -> Indices | None:
 def _squared_distances(keys: Floats) -> Callable[[int, int, int], Floats]:
     """Return a function that computes squared distances of the keys ``start`` to ``stop`` from those up to ``end``.
 
-    They are less than the true ones by what rounding may have added, ``(stop - start, end - start)``.
-
-    Args:
-        keys: ``(k, m)``.
+    The keys are ``(k, m)``. The distances are less than the true ones by what rounding may have added.
     """
     # |a - b|^2 = |a|^2 - 2 a b + |b|^2 loses digits to the size of a and b.
     extent = float(np.square(keys).sum(axis=0).max())

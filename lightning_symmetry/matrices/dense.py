@@ -49,9 +49,7 @@ class DenseRows(Rows):
         pieces: tensors of shape ``(n, ...)`` with any strides, or lists of ``n`` tensors of one shape; the dimensions
             of a row count as flattened.
 
-    Attributes:
-        pieces: the same.
-        is_small: whether the matrix may be copied together with others into one of float64.
+    It is small (``is_small``) if it may be copied together with others into one of float64.
     """
 
     def __init__(self, pieces: Sequence[Tensor | Sequence[Tensor]]) -> None:

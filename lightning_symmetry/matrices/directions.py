@@ -68,11 +68,9 @@ def count_directions(rows: Rows, norms: Floats, index: Indices, cosine: float = 
 
 
 def _near_pairs(keys: Floats, limit: float) -> Indices | None:
-    """Return the pairs of members whose keys are near up to sign, ``(2, p)``, the smaller first; None if too many.
+    """Return the pairs of members whose keys ``(m, k)``, or negated keys, have a squared distance up to the limit.
 
-    Args:
-        keys: ``(m, k)``.
-        limit: the largest squared distance of keys, or of keys and negated keys.
+    They are ``(2, p)``, the smaller first; None if they are too many.
     """
     order = np.abs(keys[:, 0]).argsort()
     first_key, ordered = np.abs(keys[order, 0]), keys[order]

@@ -80,7 +80,11 @@ def find_mirrors(question: Question, groups: Sequence[tuple[int, ...]], suspecte
     heads = heads[norms[heads] > 0]
     if len(heads) < 2:
         return []
-    pairs = _opposite_pairs(question, heads)
+    pairs, left = _pairs_among(question, heads, question.keys(heads))
+    if len(left):
+        others, _ = _pairs_among(question, left, *question.further_keys(left))
+        pairs = np.concatenate([pairs, others], axis=1)
+    pairs = pairs[:, np.lexsort(pairs[::-1])]
     agree = question.agree(pairs[1], pairs[0], factors=np.full(pairs.shape[1], -1.0))
     class_of = {group[0]: group for group in groups}
     home: dict[int, int] = {}
@@ -99,20 +103,6 @@ def find_mirrors(question: Question, groups: Sequence[tuple[int, ...]], suspecte
 def _mirrored(rows: Sequence[int], others: Sequence[int]) -> Mirrored:
     first = min(*rows, *others)
     return Mirrored(tuple(sorted([*rows, *others])), tuple(sorted(others if first in rows else rows)))
-
-
-def _opposite_pairs(question: Question, heads: Indices) -> Indices:
-    """Return the pairs of rows that may be negatives, ``(2, p)``, in order.
-
-    Args:
-        question: the matrix and the tolerance.
-        heads: the rows to pair, none of them zero, sorted.
-    """
-    pairs, left = _pairs_among(question, heads, question.keys(heads))
-    if len(left):
-        others, _ = _pairs_among(question, left, *question.further_keys(left))
-        pairs = np.concatenate([pairs, others], axis=1)
-    return pairs[:, np.lexsort(pairs[::-1])]
 
 
 def _pairs_among(

@@ -18,12 +18,6 @@ class Rows(ABC):
     The rows of tensors that are here are :class:`~lightning_symmetry.matrices.dense.DenseRows`, those of tensors that
     lie on several ranks :class:`~lightning_symmetry.ranks.sharded.ShardedRows`.
 
-    Args:
-        num_rows: ``n``.
-        widths: number of columns of each piece.
-        dtypes: of all pieces, at least one.
-        device: where the numbers lie.
-
     Attributes:
         num_rows: ``n``.
         widths: number of columns of each piece.

@@ -107,11 +107,9 @@ def sift(norms: Floats, projections: Floats, windows: Floats, block: Indices, ro
 
 
 def _are_near_another(key: Floats, block: Indices) -> Mask:
-    """Return which rows have another row of their block within one of their key, ``(m,)``; all if keys are too large.
+    """Return which rows have another row of their block within one of their key; all if keys are too large.
 
-    Args:
-        key: not negative, ``(m,)``.
-        block: ``(m,)``.
+    All arrays are ``(m,)``, and no key is negative.
     """
     length = key.max(initial=0) + 2  # of the part of the line that belongs to a block
     if not length * (block.max(initial=0) + 1) < _LONGEST_LINE:
@@ -125,11 +123,9 @@ def _are_near_another(key: Floats, block: Indices) -> Mask:
 
 
 def _are_near_in_all_keys(keys: Floats, block: Indices) -> Mask:
-    """Return which rows have another row of their block, or its negative, within one in all keys, ``(m,)``.
+    """Return which of a few rows have another row of their block, or its negative, within one in all keys, ``(m,)``.
 
-    Args:
-        keys: as for :func:`_share_a_cell`, of a few rows: all pairs are looked at.
-        block: ``(m,)``.
+    The keys are those of :func:`_share_a_cell`; all pairs are looked at.
     """
     signed, log_norm = keys[:-1], keys[-1]
     is_near = (np.abs(signed[:, :, None] - signed[:, None]) <= 1.01).all(axis=0)
@@ -142,14 +138,10 @@ def _are_near_in_all_keys(keys: Floats, block: Indices) -> Mask:
 
 
 def _share_a_cell(keys: Floats, block: Indices) -> Mask:
-    """Return which rows share a cell of a grid over their keys with another row of their block.
+    """Return which rows share a cell of a grid over their keys with another row of their block, as all that agree do.
 
-    All rows that agree share one.
-
-    Args:
-        keys: projections, and the logarithms of norms in the last row, ``(k, m)``. Rows that agree differ by one at the
-            most; of those that agree with the negative of a row, the projections add up to one at the most.
-        block: ``(m,)``; rows of different blocks are never compared.
+    The keys ``(k, m)`` are projections, and the logarithms of norms in the last row. Those of rows that agree differ by
+    one at the most; if a row agrees with the negative of another one, their projections add up to one at the most.
     """
     num_rows = keys.shape[1]
     keys, owner, _ = without_signs(keys)

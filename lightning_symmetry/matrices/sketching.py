@@ -91,13 +91,9 @@ def _stacks(small: Sequence[tuple[int, DenseRows]]) -> Iterator[list[tuple[int, 
 
 
 def _recompute_norms(matrices: Sequence[Rows], bounds: Sequence[int], norms: Floats, extreme: Indices) -> None:
-    """Recompute, in place, the norms of rows whose squares may have left the range of the dtype.
+    """Recompute, in place, the norms of sorted ``extreme`` rows, whose squares may have left the range of the dtype.
 
-    Args:
-        matrices: the matrices, one below the other.
-        bounds: the first row of each matrix, and the number of all rows.
-        norms: of all rows; those at ``extreme`` are replaced.
-        extreme: rows with a very small or very large norm, sorted.
+    ``bounds`` holds the first row of each matrix, and the number of all rows.
     """
     cuts = np.searchsorted(extreme, bounds).tolist()
     parts = [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -39,14 +39,7 @@ _METADATA = SummaryMetadata(
 _NOTHING: dict[str, Any] = {"version": 1, "layers": {}}
 _NO_NEWS = pack_summary(_NOTHING)
 Matrix = tuple[list[int], npt.NDArray[np.uint8]]
-
-
-class Drawn(NamedTuple):
-    """A layer whose matrix is to be drawn."""
-
-    layer: str  # its name
-    units: list[int]  # the units of the rows and columns of the matrix
-    rows: DrawnRows  # the rows of these units
+Drawn = tuple[str, list[int], DrawnRows]  # the name of a layer, and the units of the rows and columns of its matrix
 
 
 class SymmetryTab(Output):
@@ -112,8 +105,9 @@ class SymmetryTab(Output):
             is_power_of_two = looks & (looks - 1) == 0
             if layer.name in check.changed or is_power_of_two or self._heatmaps == "all":
                 units = [unit for part in order_units(layer, MAX_SIDE) for unit in part]
-                drawn.append(Drawn(layer.name, units, DrawnRows.of(seen.weights, seen.gradients, units)))
-                num_copied += 2 * drawn[-1].rows.weights.numel()
+                rows = DrawnRows.of(seen.weights, seen.gradients, units)
+                drawn.append((layer.name, units, rows))
+                num_copied += 2 * rows.weights.numel()
                 if num_copied > _MAX_COPIED:
                     self._background.run(self._write_matrices, drawn, self._matrices, report.step)
                     self._background.catch_up()  # before more rows are copied

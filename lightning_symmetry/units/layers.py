@@ -61,20 +61,15 @@ class WrongShapesError(NotUnderstoodError):
 
 @dataclass(frozen=True)
 class Incoming:
-    """A tensor that feeds the units of a layer.
+    """A tensor that feeds the units of a layer."""
 
-    Attributes:
-        weights: the tensor that the layer uses.
-        view: ``tensor -> (num_units, ...)`` for tensors of its shape; complex ones as by :func:`real_rows`.
-        originals: the parameters that ``weights`` is computed from, if the layer is parametrized; the source of
-            ``part``, if there is one; else ``weights`` itself.
-        part: this rank's part of a parameter that FSDP1 or DeepSpeed's ZeRO has flattened. ``weights`` is then a meta
-            tensor of the whole parameter's shape.
-    """
-
-    weights: Tensor
-    view: View
+    weights: Tensor  # the tensor that the layer uses
+    view: View  # `tensor -> (num_units, ...)` for tensors of its shape; complex ones as by `real_rows`
+    # the parameters that `weights` is computed from, if the layer is parametrized; the source of `part`, if there is
+    # one; else `weights` itself
     originals: tuple[Tensor, ...]
+    # this rank's part of a parameter that FSDP1 or DeepSpeed's ZeRO has flattened. `weights` is then a meta tensor of
+    # the whole parameter's shape.
     part: FlatPart | None = None
 
     @property
@@ -156,41 +151,27 @@ class Incoming:
 
 @dataclass(frozen=True)
 class Layer:
-    """A set of units whose rows can be compared with one another.
+    """A set of units whose rows can be compared with one another."""
 
-    Attributes:
-        name: name of the module in the model, with the part if it has several.
-        tensors: the tensors that feed the units, the weight first.
-        blocks: number of equal blocks of consecutive units; units of different blocks are never compared.
-        recurrent: the tensor that feeds the units back into themselves; its view returns
-            ``(num_units, gates, num_units)``.
-        also: names of further layers that share the weight.
-        num_units: number of units.
-        shapes: the shape ``(num_units, ...)`` of each tensor's view, the recurrent tensor last.
-        fan_in: number of weights that feed one unit, without the bias.
-        place: where the rows of the weight lie in its parameter; equal for layers that read it in the same way.
-        can_freeze: whether repeated zero gradients are evidence against the units.
-        dies_as_a_whole: whether they are evidence only if no unit has a gradient.
-        slices_of: name of the parameter that the units are slices of, because no adapter knows it; else empty.
-        odd_gates: the gates, along the second dimension of every view, whose weights change sign in a mirror image;
-            None: all weights do.
-        row_names: names of rows that are modules; empty for layers, whose rows are units.
-    """
-
-    name: str
-    tensors: tuple[Incoming, ...]
-    blocks: int = 1
+    name: str  # name of the module in the model, with the part if it has several
+    tensors: tuple[Incoming, ...]  # the tensors that feed the units, the weight first
+    blocks: int = 1  # number of equal blocks of consecutive units; units of different blocks are never compared
+    # the tensor that feeds the units back into themselves; its view returns `(num_units, gates, num_units)`
     recurrent: Incoming | None = None
-    also: tuple[str, ...] = ()
-    can_freeze: bool = True
-    dies_as_a_whole: bool = False
-    slices_of: str = ""
+    also: tuple[str, ...] = ()  # names of further layers that share the weight
+    can_freeze: bool = True  # whether repeated zero gradients are evidence against the units
+    dies_as_a_whole: bool = False  # whether they are evidence only if no unit has a gradient
+    slices_of: str = ""  # name of the parameter that the units are slices of, because no adapter knows it; else empty
+    # the gates, along the second dimension of every view, whose weights change sign in a mirror image; None: all
+    # weights do
     odd_gates: tuple[int, ...] | None = None
-    num_units: int = field(init=False)
+    num_units: int = field(init=False)  # number of units
+    # the shape `(num_units, ...)` of each tensor's view, the recurrent tensor last
     shapes: tuple[torch.Size, ...] = field(init=False)
-    fan_in: int = field(init=False)
+    fan_in: int = field(init=False)  # number of weights that feed one unit, without the bias
+    # where the rows of the weight lie in its parameter; equal for layers that read it in the same way
     place: object = field(init=False)
-    row_names: ClassVar[tuple[str, ...]] = ()
+    row_names: ClassVar[tuple[str, ...]] = ()  # names of rows that are modules; empty for layers, whose rows are units
 
     def __post_init__(self) -> None:
         several = [tensor.rows() for tensor in self.all_tensors()]

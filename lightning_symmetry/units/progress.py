@@ -233,7 +233,7 @@ class Ledger:
 
     @contextmanager
     def _dropping_unreadable(self, entry: Progress) -> Iterator[None]:
-        """Drop the entry if its parameter cannot be read, as some tensor subclasses refuse to be."""
+        """Drop the entry if its parameter cannot be read; some tensor subclasses raise instead."""
         try:
             yield
         except Exception:

@@ -30,7 +30,7 @@ _RUN = 2 * DEAD_STEPS
 _TURNED = 32.0
 # The cause is read from at most this many rows.
 _MAX_READ = 64
-# A bias this many times as large as the norm of the weights decides alone, for inputs of a common size.
+# With inputs of norm 1 or so, a bias this many times as large as the norm of the weights decides what is put out.
 _FAR = 3.0
 # Rows of this norm drive a tanh to where its slope vanishes in float32: 1 - tanh(9)^2 is 6e-8.
 _STEEP = 9.0
@@ -92,7 +92,7 @@ class DeadUnits:
         self._is_resting = False  # whether only units that have never had a gradient are watched
         self._changes_at = 0  # step of the check at which `_is_resting` changes, if few units may be dead
         self._stopped: Mapping[int, Stopped] = {}  # by unit, where its gradient stops
-        self._idle: list[int] = []  # those of these units whose gradient stops for no reason of their own
+        self._idle: list[int] = []  # those whose gradient stops for a reason outside of them
         self.warned: DeadRecord | None = None
 
     @property

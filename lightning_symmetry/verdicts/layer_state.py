@@ -284,7 +284,7 @@ class LayerState:
             is_unused: whether the module of the layer takes no part in this step, so that zero gradients mean nothing.
         """
         self.floor = seen.floor
-        # Later looks may be quick, which do not see it.
+        # Later looks may be quick readings, which do not show whether gradients are faint.
         self.is_faint = seen.is_faint and not self.is_exact and self.orientations.num_looks < self.patience
         self.last = None if seen.fingerprint is None else (seen.fingerprint, seen.has_gradient)
         found = self._update_groups(seen, step, is_fresh=is_fresh, is_unused=is_unused)
@@ -312,7 +312,7 @@ class LayerState:
             if is_unused and sighting.gradients is Gradients.ZERO:
                 sighting = replace(sighting, gradients=Gradients.NONE)
             if origin is Origin.COLLAPSE and self._moves_in_parallel(sighting):
-                # The distance of the rows is unchanged: it is small only relative to rows that have grown.
+                # The rows are as far apart as before: they are near only relative to their norms, which have grown.
                 sighting = replace(sighting, has_equal_weights=False)
             record = lineage.resume(sighting, step) or lineage.begin(sighting, step, origin, seen.layer.row_names)
             current.append(record)
@@ -412,7 +412,7 @@ def _bounded(gone: list[Record]) -> list[Record]:
 
 
 def _without_repeats(news: Sequence[Finding], records: Sequence[Record]) -> list[Finding]:
-    """Return the news without kinds of which the user was warned for more units before: pairs are judged one by one."""
+    """Drop news of a kind that the user was warned of for more units before: pairs are judged one by one."""
     fresh = []
     for kind in dict.fromkeys((finding.verdict, finding.origin) for finding in news):
         alike = [finding for finding in news if (finding.verdict, finding.origin) == kind]
