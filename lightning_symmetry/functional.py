@@ -79,7 +79,14 @@ def duplicate_activations(activations: Tensor, threshold: float = 0.95) -> Tenso
 def dead_activations(activations: Tensor) -> Tensor:
     """Return the share of units whose activation is exactly zero for every sample, such as dead ReLUs.
 
-    Argument, result and errors are as for :func:`duplicate_activations`.
+    Args:
+        activations: ``(N, units)``.
+
+    Returns:
+        Between 0 and 1, as a scalar tensor.
+
+    Raises:
+        ValueError: if ``activations`` has another shape.
 
     Example:
         >>> dead_activations(torch.tensor([[0.0, 2.0], [0.0, 0.0]]))
@@ -93,11 +100,16 @@ def effective_rank(activations: Tensor) -> Tensor:
 
     With ``p_i = s_i / sum(s)`` for the singular values ``s`` of the matrix ``(N, units)``, not centred, it is
     ``exp(-sum(p_i log p_i))`` (Roy and Vetterli 2007, "The effective rank", definition 1), which Dohare et al. 2023
-    (arXiv 2306.13812) use to follow the loss of plasticity. Argument and errors are as for
-    :func:`duplicate_activations`.
+    (arXiv 2306.13812) use to follow the loss of plasticity.
+
+    Args:
+        activations: ``(N, units)``.
 
     Returns:
         Between 1 and ``min(N, units)``, as a scalar tensor; 0 if all activations are zero.
+
+    Raises:
+        ValueError: if ``activations`` has another shape.
 
     Example:
         >>> round(float(effective_rank(torch.eye(4))), 6)
