@@ -51,7 +51,6 @@ class TabWriter:
         changed = self._changes.update(report, findings)
         for tab in self._tabs:
             tab.write(Check(report, findings, looks, changed))
-            tab._background.catch_up()  # nobody closes the tab, and another one may write to the same writer next
 
 
 def write_all(logdir: Path) -> None:

@@ -183,9 +183,11 @@ def _is_conv1d(module: StoredModule) -> bool:
     if shape[0] != shape[1]:
         return True
     # The shape of a square weight does not show which dimension counts units; another layer named as in GPT-2 may.
-    named = [each for each in module.relatives.values() if _own_name(each) in _CONV1D]
-    shapes = [(_shape(each), _num_biases(each)) for each in named]
-    return module in named and any(len(shape) == 2 and biases == shape[1] != shape[0] for shape, biases in shapes)
+    if _own_name(module) not in _CONV1D:
+        return False
+    named = (each for each in module.relatives.values() if _own_name(each) in _CONV1D)
+    shapes = ((_shape(each), _num_biases(each)) for each in named)
+    return any(len(shape) == 2 and biases == shape[1] != shape[0] for shape, biases in shapes)
 
 
 def _is_linear(module: StoredModule) -> bool:

@@ -131,6 +131,7 @@ def exact_copy(model: nn.Module, inputs: Inputs) -> nn.Module:
 
 def to_float64(model: nn.Module) -> None:
     """Convert the parameters and buffers of a model to float64 or complex128, in place."""
+    model.double()  # which modules may override: a LightningModule updates its dtype
     model._apply(_exact)
 
 

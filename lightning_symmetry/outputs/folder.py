@@ -17,9 +17,8 @@ from lightning_symmetry.verdicts.diagnoses import Finding
 from lightning_symmetry.verdicts.report import SymmetryReport
 
 _FINDINGS = "findings.json"
-_REMOTE = re.compile(
-    r"[A-Za-z][\w+.-]+:/"
-)  # one slash, since `Path` merges two; more than a letter, which is a Windows drive
+# One slash, since `Path` merges two; more than a letter, which is a Windows drive.
+_REMOTE = re.compile(r"[A-Za-z][\w+.-]+:/")
 
 logger = logging.getLogger(__name__)
 

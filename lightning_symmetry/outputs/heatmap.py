@@ -11,7 +11,6 @@ import numpy.typing as npt
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
-from torchmetrics.functional import pairwise_cosine_similarity
 
 from lightning_symmetry.matrices.numerics import CPU, exact_arithmetic
 from lightning_symmetry.matrices.rows import Rows
@@ -72,32 +71,24 @@ def order_units(layer: LayerDiagnosis, limit: int = MAX_UNITS) -> list[list[int]
     return [[part[i * len(part) // size] for i in range(size)] for part, size in zip(parts, sizes, strict=True)]
 
 
-class DrawnRows(NamedTuple):
-    """Copies of the rows of ``m`` units on the CPU, ``(m, d)``, which the training does not change."""
+def similarity(weights: Rows, gradients: Rows | None, units: Sequence[int]) -> npt.NDArray[np.float64]:
+    """Return cosine similarities ``(len(units), len(units))``: of weights below the diagonal, of gradients above it.
 
-    weights: Tensor
-    gradients: Tensor | None  # None if there are none
+    They are NaN where a row is zero or not finite, and above the diagonal if there are no gradients.
+    """
+    below = _cosines(weights, units)
+    above = torch.full_like(below, torch.nan) if gradients is None else _cosines(gradients, units)
+    matrix: npt.NDArray[np.float64] = (below.tril() + above.triu(1)).numpy()
+    return matrix
 
-    @classmethod
-    def of(cls, weights: Rows, gradients: Rows | None, units: Sequence[int]) -> DrawnRows:
-        """Copy the rows of some units."""
-        index = np.array(units)
-        with exact_arithmetic(weights.device):
-            of_gradients = None if gradients is None else gradients.fetch(index).to(CPU, copy=True)
-            return cls(weights.fetch(index).to(CPU, copy=True), of_gradients)
 
-    def similarity(self) -> npt.NDArray[np.float64]:
-        """Return cosine similarities ``(m, m)``: of weights below the diagonal, of gradients above it.
-
-        They are NaN where a row is zero or not finite, and above the diagonal if there are no gradients.
-        """
-        with exact_arithmetic(CPU):
-            below = pairwise_cosine_similarity(self.weights.double(), zero_diagonal=False)
-            above = torch.full_like(below, torch.nan)
-            if self.gradients is not None:
-                above = pairwise_cosine_similarity(self.gradients.double(), zero_diagonal=False)
-        matrix: npt.NDArray[np.float64] = (below.tril() + above.triu(1)).numpy()
-        return matrix
+def _cosines(rows: Rows, units: Sequence[int]) -> Tensor:
+    # pairwise_cosine_similarity of torchmetrics takes three times as long for so few rows.
+    with exact_arithmetic(rows.device):
+        numbers = rows.fetch(np.array(units)).to(CPU, torch.float64)
+        directions = numbers / torch.linalg.vector_norm(numbers, dim=1, keepdim=True)
+        cosines: Tensor = directions @ directions.T
+    return cosines
 
 
 def to_bytes(matrix: npt.NDArray[np.float64]) -> Pixels:
@@ -128,8 +119,7 @@ def draw_layer(layer: LayerDiagnosis, weights: Rows, gradients: Rows | None, ink
     parts = order_units(layer)
     units = [unit for part in parts for unit in part]
     cell = max(1, _SIDE // len(units))
-    similarities = DrawnRows.of(weights, gradients, units).similarity()
-    square = np.kron(colours(similarities), np.ones((cell, cell, 1), dtype=np.uint8))
+    square = np.kron(colours(similarity(weights, gradients, units)), np.ones((cell, cell, 1), dtype=np.uint8))
     side = len(square)
     verdicts = [verdict for verdict in Verdict if any(group.verdict is verdict for group in layer.groups)]
     below = 10 + _LINE * (2 + (len(verdicts) + 1) // 2)

@@ -12,9 +12,9 @@ from tensorboard.compat.proto.tensor_pb2 import TensorProto
 from tensorboard.compat.proto.types_pb2 import DT_STRING
 from torch.utils.tensorboard import SummaryWriter
 
-from lightning_symmetry.outputs.heatmap import DrawnRows, order_units, to_bytes
+from lightning_symmetry.outputs.heatmap import order_units, similarity, to_bytes
 from lightning_symmetry.outputs.output import Check, Heatmaps, Output
-from lightning_symmetry.outputs.tensorboard import MAX_SPACING, Background, Thinning, add_summary, is_closed
+from lightning_symmetry.outputs.tensorboard import MAX_SPACING, Thinning, add_summary, is_closed
 from lightning_symmetry.tensorboard_plugin.events import (
     MATRIX_TAG,
     MAX_SIDE,
@@ -26,11 +26,11 @@ from lightning_symmetry.tensorboard_plugin.events import (
 )
 from lightning_symmetry.verdicts.advice import alike_findings, describe_units, sentence, why
 from lightning_symmetry.verdicts.diagnoses import Finding, LayerDiagnosis, UnitGroup
+from lightning_symmetry.verdicts.look import Look
 from lightning_symmetry.verdicts.report import SymmetryReport
 from lightning_symmetry.verdicts.verdict import Verdict
 
 _MAX_GROUPS = 256
-_MAX_COPIED = 1 << 24  # how many copied numbers may wait in the background
 _VISIBLE = 4  # similarities that differ by less than 4 of 127 levels look the same
 _METADATA = SummaryMetadata(
     plugin_data=SummaryMetadata.PluginData(plugin_name=PLUGIN_NAME), data_class=DATA_CLASS_TENSOR
@@ -39,7 +39,6 @@ _METADATA = SummaryMetadata(
 _NOTHING: dict[str, Any] = {"version": 1, "layers": {}}
 _NO_NEWS = pack_summary(_NOTHING)
 Matrix = tuple[list[int], npt.NDArray[np.uint8]]
-Drawn = tuple[str, list[int], DrawnRows]  # the name of a layer, and the units of the rows and columns of its matrix
 
 
 class SymmetryTab(Output):
@@ -47,7 +46,7 @@ class SymmetryTab(Output):
 
     Of many checks in a row without changes, only some are written; each lists the steps of those skipped before it. A
     layer gets a matrix when it has changed and at its looks 1, 2, 4, 8, ...; with ``heatmaps="all"`` at every check,
-    with ``heatmaps="none"`` never. Matrices are computed and written in the background, from copies of the rows.
+    with ``heatmaps="none"`` never.
     """
 
     name = "Symmetry tab"
@@ -56,7 +55,6 @@ class SymmetryTab(Output):
     def __init__(self, writer: SummaryWriter, heatmaps: Heatmaps) -> None:
         self._writer = writer
         self._heatmaps = heatmaps
-        self._background = Background()
         self._reset()
 
     def _reset(self) -> None:
@@ -72,18 +70,14 @@ class SymmetryTab(Output):
 
     def write(self, check: Check) -> None:
         try:
-            self._background.raise_failure()
             self._write(check)
         except Exception:
             self._reset()  # it is unknown which parts of this check were written
             raise
 
     def close(self, report: SymmetryReport) -> None:
-        try:
-            self._background.wait()
-        finally:
-            if self._skipped and not is_closed(self._writer):
-                self._add_summary(_NOTHING, self._skipped.pop())
+        if self._skipped and not is_closed(self._writer):
+            self._add_summary(_NOTHING, self._skipped.pop())
 
     def _write(self, check: Check) -> None:
         report = check.report
@@ -95,8 +89,7 @@ class SymmetryTab(Output):
             self._add_summary(summary, report.step)
         else:
             self._skipped.append(report.step)
-        drawn: list[Drawn] = []
-        num_copied = 0
+        matrices: list[Summary.Value] = []  # in one event, because an event costs more than a matrix
         for seen in check.looks if self._heatmaps != "none" else ():
             layer = report.layers.get(seen.layer.name)
             if layer is None:  # whole modules have no picture
@@ -104,16 +97,9 @@ class SymmetryTab(Output):
             looks = self._num_looks[layer.name] = self._num_looks.get(layer.name, 0) + 1
             is_power_of_two = looks & (looks - 1) == 0
             if layer.name in check.changed or is_power_of_two or self._heatmaps == "all":
-                units = [unit for part in order_units(layer, MAX_SIDE) for unit in part]
-                rows = DrawnRows.of(seen.weights, seen.gradients, units)
-                drawn.append((layer.name, units, rows))
-                num_copied += 2 * rows.weights.numel()
-                if num_copied > _MAX_COPIED:
-                    self._background.run(self._write_matrices, drawn, self._matrices, report.step)
-                    self._background.catch_up()  # before more rows are copied
-                    drawn, num_copied = [], 0
-        if drawn:
-            self._background.run(self._write_matrices, drawn, self._matrices, report.step)
+                matrices += self._new_matrix(layer, seen)
+        if matrices:
+            add_summary(self._writer, matrices, report.step)
 
     def _add_summary(self, summary: dict[str, Any], step: int) -> None:
         """Write a summary, and the steps that were skipped before it."""
@@ -154,17 +140,15 @@ class SymmetryTab(Output):
         self._layers, self._step = layers, report.step
         return summary
 
-    def _write_matrices(self, drawn: Sequence[Drawn], latest: dict[str, Matrix], step: int) -> None:
-        """Write the matrices that look different from the latest ones of their layers. Update the latest ones."""
-        values: list[Summary.Value] = []  # in one event, because an event costs more than a matrix
-        for layer, units, rows in drawn:
-            cells = to_bytes(rows.similarity())
-            before = latest.get(layer)
-            if before is None or before[0] != units or (np.abs(before[1].astype(int) - cells) >= _VISIBLE).any():
-                latest[layer] = (units, cells)
-                values.append(_value(MATRIX_TAG + layer, pack_matrix(units, cells.tobytes())))
-        if values and not is_closed(self._writer):  # by the user, meanwhile
-            add_summary(self._writer, values, step)
+    def _new_matrix(self, layer: LayerDiagnosis, seen: Look) -> list[Summary.Value]:
+        """Return a list with the matrix of a layer; empty if it looks like the matrix that was written last."""
+        units = [unit for part in order_units(layer, MAX_SIDE) for unit in part]
+        cells = to_bytes(similarity(seen.weights, seen.gradients, units))
+        before = self._matrices.get(layer.name)
+        if before is not None and before[0] == units and (np.abs(before[1].astype(int) - cells) < _VISIBLE).all():
+            return []
+        self._matrices[layer.name] = (units, cells)
+        return [_value(MATRIX_TAG + layer.name, pack_matrix(units, cells.tobytes()))]
 
 
 def add_event(writer: SummaryWriter, tag: str, data: bytes, step: int) -> None:

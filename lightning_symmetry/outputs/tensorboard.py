@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from copy import copy
 from typing import Any, ParamSpec
@@ -85,11 +85,6 @@ class Background:
         """Raise the exception of a task that has failed since the last call, if any has."""
         while self._tasks and self._tasks[0].done():
             self._tasks.pop(0).result()
-
-    def catch_up(self) -> None:
-        """Wait for all tasks; raise the exception of one that has failed."""
-        wait(self._tasks)
-        self.raise_failure()
 
     def wait(self) -> None:
         """Do as :meth:`catch_up`, and end the thread."""

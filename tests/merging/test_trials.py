@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
+from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.nn import functional
 
 from lightning_symmetry import Merged, merge_duplicates
+from lightning_symmetry.merging.verification import Inputs, exact_copy, is_exact
 from tests.merging.nets import plant
 from tests.units.networks import Call
 
@@ -203,3 +205,19 @@ def test_complex_weights_and_nested_inputs() -> None:
     merged: Merged = merge_duplicates(Net(), {"batch": {"x": INPUTS}})
     assert merged.removed == {"a": (5,)}
     assert merged.error <= 1e-6
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_module_that_casts_to_its_own_dtype_is_merged_in_float64(dtype: torch.dtype) -> None:
+    class Net(LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(6, 8), nn.Linear(8, 3)
+            plant(self, "a", [(0, 5)])
+
+        def forward(self, x: Tensor) -> Tensor:
+            return cast("Tensor", self.b(self.a(x.to(self.dtype)).tanh()))
+
+    net, inputs = Net().to(dtype), INPUTS.to(dtype)
+    assert is_exact(exact_copy(net, Inputs.of(inputs)))
+    assert merge_duplicates(net, inputs).removed == {"a": (5,)}

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from lightning_symmetry import LayerDiagnosis, SymmetryReport, UnitGroup, Verdict
 from lightning_symmetry.matrices.dense import DenseRows
-from lightning_symmetry.outputs.heatmap import ON_ANY_PAGE, DrawnRows, colours, draw_layer, draw_overview, order_units
+from lightning_symmetry.outputs.heatmap import ON_ANY_PAGE, colours, draw_layer, draw_overview, order_units, similarity
 from lightning_symmetry.verdicts.diagnoses import Cause
 
 
@@ -48,11 +48,11 @@ def test_similarity_has_weights_below_and_gradients_above() -> None:
     weights = DenseRows([torch.tensor([[1.0, 0.0], [2.0, 0.0], [0.0, 3.0]])])
     gradients = DenseRows([torch.tensor([[1.0, 0.0], [-1.0, 0.0], [1.0, 1.0]])])
     expected = [[1.0, -1.0, 0.5**0.5], [1.0, 1.0, -(0.5**0.5)], [0.0, 0.0, 1.0]]
-    assert DrawnRows.of(weights, gradients, [0, 1, 2]).similarity() == pytest.approx(np.array(expected))
+    assert similarity(weights, gradients, [0, 1, 2]) == pytest.approx(np.array(expected))
 
 
 def test_rows_without_direction_are_grey() -> None:
-    matrix = DrawnRows.of(DenseRows([torch.tensor([[0.0, 0.0], [1.0, 1e-30]])]), None, [0, 1]).similarity()
+    matrix = similarity(DenseRows([torch.tensor([[0.0, 0.0], [1.0, 1e-30]])]), None, [0, 1])
     assert np.isnan(matrix).tolist() == [[True, True], [True, False]]
     grey = colours(np.array(np.nan))
     assert len(set(grey.tolist())) <= 3

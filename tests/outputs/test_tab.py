@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import time
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +16,13 @@ from torch.utils.tensorboard import SummaryWriter
 
 from lightning_symmetry import LayerDiagnosis, SymmetryMonitor, SymmetryReport, UnitGroup, Verdict
 from lightning_symmetry.outputs import tab
-from lightning_symmetry.outputs.heatmap import DrawnRows, to_bytes
 from lightning_symmetry.tensorboard_plugin.events import MATRIX_TAG, SUMMARY_TAG, unpack_matrix, unpack_summary
 from lightning_symmetry.tensorboard_plugin.folding import RunHistory, fold
-from lightning_symmetry.units.discovery import find_layers
 from lightning_symmetry.verdicts.advice import why
 from lightning_symmetry.verdicts.diagnoses import Cause, Finding, Origin
 from tests.outputs.test_tensorboard import read, train
 from tests.tab_runs import TabWriter
-from tests.training import Classifier, Regression, batches, failing_at_first, fill, make_trainer, mlp
+from tests.training import Classifier, Regression, batches, fill, make_trainer, mlp
 
 pytestmark = pytest.mark.filterwarnings("ignore::lightning_symmetry.SymmetryWarning")
 
@@ -120,38 +117,6 @@ def test_a_matrix_holds_weights_below_and_gradients_above(tmp_path: Path) -> Non
     matrix = np.frombuffer(unpack_matrix(data)[1], dtype=np.uint8).reshape(4, 4)
     assert (matrix[np.tril_indices(4)] == 255).all()
     assert set(matrix[np.triu_indices(4, 1)].tolist()) == {1, 255}  # with one feature, there are only two directions
-
-
-@pytest.mark.parametrize("most", [0, 1 << 24])
-def test_a_matrix_is_that_of_its_check_however_late_it_is_computed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int
-) -> None:
-    def slowly(matrix: Any) -> Any:
-        time.sleep(0.05)
-        return to_bytes(matrix)
-
-    monkeypatch.setattr(tab, "to_bytes", slowly)
-    monkeypatch.setattr(tab, "_MAX_COPIED", most)
-    model = mlp()
-    [layer, *_] = find_layers(model).layers
-    expected = to_bytes(DrawnRows.of(layer.weights(), None, range(16)).similarity())
-    events = train(model, tmp_path, SymmetryMonitor(every_n_steps=1, heatmaps="all"), max_steps=6)
-    assert matrix_steps(events, "net.0") == list(range(6))
-    [(_, first), *others] = payloads(events, MATRIX_TAG + "net.0")
-    _, cells = unpack_matrix(first)
-    below = np.tril_indices(16, -1)
-    assert (np.frombuffer(cells, dtype=np.uint8).reshape(16, 16)[below] == expected[below]).all()
-    assert all(data != first for _, data in others)
-
-
-def test_a_matrix_that_cannot_be_computed_is_written_at_a_later_check(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(tab, "to_bytes", failing_at_first(to_bytes, 1, MemoryError("no room")))
-    events = train(fill(mlp(), 0.5), tmp_path, SymmetryMonitor(every_n_steps=1))
-    for layer in ("net.0", "net.2", "net.4"):
-        assert matrix_steps(events, layer)
-    assert len(history(events).steps) == 10
 
 
 def test_large_layers_are_thinned_with_all_groups_in_sight(tmp_path: Path) -> None:

@@ -23,13 +23,15 @@ export class RunsTable {
     this.search = element('input', {type: 'search', placeholder: 'Filter runs', 'aria-label': 'Filter runs', input: () => this.update()});
     this.note = element('span.quiet');
     const head = COLUMNS.map((column) =>
-      column.order === undefined ? column.name : element('button.sort', {click: () => this.sortBy(column)}, column.name),
+      column.order === undefined
+        ? column.name
+        : element('button.sort', {title: column.title, click: () => this.sortBy(column)}, column.name),
     );
     const runs = table('All runs', head);
     runs.className = 'runs';
     this.body = runs.tBodies[0];
     this.head = [...runs.tHead.rows[0].cells];
-    this.head.forEach((cell, i) => (cell.title = COLUMNS[i].title ?? ''));
+    COLUMNS.forEach(({title}, i) => title && (this.head[i].title = title));
     this.frame = element('div.frame', runs);
     this.node = element(
       'section.panel.all-runs',
