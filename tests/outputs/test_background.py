@@ -15,6 +15,7 @@ import pytest
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
 
@@ -121,6 +122,29 @@ def test_a_picture_that_cannot_be_drawn_is_given_up_and_said_once(
     assert "switches off its findings and pictures in TensorBoard, which failed with MemoryError" in said[0]
     assert not tried[0]  # in the background first
     assert sum(tried) == 3
+
+
+def test_nothing_in_the_background_calls_pytorch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[Any] = []
+
+    class Noting(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            called.append(func)
+            return func(*args, **kwargs or {})
+
+    run = Background.run
+
+    def run_noting(self: Background, task: Any, *args: Any) -> None:
+        def noting() -> None:
+            with Noting():  # type: ignore[no-untyped-call]
+                task(*args)
+            called.append("done")
+
+        run(self, noting)
+
+    monkeypatch.setattr(Background, "run", run_noting)
+    train(tmp_path, SymmetryMonitor(every_n_steps=1))
+    assert set(called) == {"done"}
 
 
 def test_what_has_failed_at_the_last_check_is_drawn_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
