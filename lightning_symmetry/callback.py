@@ -139,6 +139,7 @@ class SymmetryMonitor(Watcher, Callback, OtherCallback):
     def _before_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         self._engine.set_optimizers(trainer.optimizers)  # they may have been replaced
         step = trainer.global_step + self._num_raw_steps
+        # `log_every_n_steps` is 0 in barebones mode.
         every_n_steps = self.options.every_n_steps or trainer.log_every_n_steps  # type: ignore[attr-defined] # set by a connector
         outputs = partial(self._outputs_for, trainer) if trainer.is_global_zero else list
         conclusion = self._engine.before_step(pl_module, optimizer, step, every_n_steps, outputs)

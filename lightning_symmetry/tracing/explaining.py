@@ -164,13 +164,14 @@ class Explanation:
         gradient = target.parameter.grad
         if not target.is_known:
             return GradientStop(StopKind.UNKNOWN)
-        if gradient is None or gradient.layout != torch.strided or gradient.is_complex():
+        if type(gradient) is not Tensor or gradient.layout != torch.strided or gradient.is_complex():
             return _ERASED
         sizes = gradient.detach().abs()
         if target.labels is not None:
             sizes = sizes[torch.isin(target.labels, torch.tensor(labels, device=sizes.device))]
         largest = float(sizes.max())
-        if not 0 < largest < torch.finfo(sizes.dtype).tiny:
+        # Gradients in half precision are read in float32, in which small ones are normal numbers.
+        if not 0 < largest < torch.finfo(torch.promote_types(sizes.dtype, torch.float32)).tiny:
             return _ERASED
         return GradientStop(StopKind.VANISHED, detail=f"the largest number in it is {largest:.1g}")
 

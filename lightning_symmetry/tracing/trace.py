@@ -27,7 +27,7 @@ from lightning_symmetry.verdicts.stops import GradientStop, StopKind, Stopped, T
 # At most this many backward passes between two steps are traced, as with accumulated gradients.
 _MAX_PASSES = 8
 # Of several passes, the one whose stops have the lowest rank explains most; other kinds have rank 1.
-_RANKS = {StopKind.ERASED: 0, StopKind.LOSS: 2, StopKind.UNREAD: 2, StopKind.UNKNOWN: 3}
+_RANKS = {StopKind.ERASED: 0, StopKind.VANISHED: 0, StopKind.LOSS: 2, StopKind.UNREAD: 2, StopKind.UNKNOWN: 3}
 
 
 class Suspected(NamedTuple):

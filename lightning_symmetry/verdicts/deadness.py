@@ -223,11 +223,8 @@ class DeadUnits:
         gradients between the checks.
         """
         rows = np.array(units, dtype=np.intp)
-        if seen.directions is None:
-            fetched = seen.weights.fetch(rows)
-            directions, precision = directions_of(fetched), torch.finfo(fetched.dtype).eps
-        else:  # rows in float64 are not read quickly
-            directions, precision = seen.directions[rows], torch.finfo(torch.float32).eps
+        directions = directions_of(seen.weights.fetch(rows)) if seen.directions is None else seen.directions[rows]
+        precision = max(torch.finfo(original.dtype).eps for original in seen.layer.originals)
         before, self._directions = self._directions, dict(zip(units, directions.tolist(), strict=True))
         return any(abs(now - before.get(unit, now)) > _TURNED * precision for unit, now in self._directions.items())
 

@@ -307,6 +307,25 @@ def test_a_gradient_below_the_smallest_normal_number_has_vanished() -> None:
     assert traced.finish()["first"][0].stopped.stop.kind is StopKind.ERASED  # a gradient of a usual size is no reason
 
 
+def test_a_small_gradient_in_half_precision_has_not_vanished() -> None:
+    net = nn.Linear(12, 8).half()
+    [layer] = find_layers(net).layers
+    traced = GradientTrace(net, [Suspected(layer, np.arange(8), may_be_rounding=False)])
+    (1e-6 * net(rows().half()).sum()).backward()
+    assert net.weight.grad is not None
+    assert 0 < float(net.weight.grad.abs().max()) < torch.finfo(torch.float16).tiny
+    assert traced.finish()[layer.name][0].stopped.stop.kind is StopKind.ERASED
+
+
+def test_of_two_passes_the_one_whose_gradient_vanishes_on_arrival_explains_more_than_one_that_is_closed() -> None:
+    net = nn.Sequential(nn.Linear(12, 8), nn.ReLU())
+    first = find_layers(net).layers[0]
+    traced = GradientTrace(net, [Suspected(first, np.arange(8), may_be_rounding=False)])
+    (net[1](net[0](rows()) - 1e3)).sum().backward()
+    (1e-40 * net[0](rows()).square().mean()).backward()
+    assert traced.finish()["0"][0].stopped.stop.kind is StopKind.VANISHED
+
+
 def normalised(hidden: Tensor) -> Tensor:
     """Return the outputs of a single expert, times its normalised weight, which is 1."""
     weight = hidden[:, :1].sigmoid()

@@ -112,8 +112,9 @@ def check(deaths: DeadUnits, layer: Layer, idle: Any, step: int) -> None:
     record_in_dead_units(deaths, seen, step)
 
 
-def test_dead_units_whose_rows_turn_are_watched_again_but_not_those_that_decay() -> None:
-    [layer] = find_layers(nn.Sequential(nn.Linear(3, 4))).layers
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_dead_units_whose_rows_turn_are_watched_again_but_not_those_that_decay(dtype: torch.dtype) -> None:
+    [layer] = find_layers(nn.Sequential(nn.Linear(3, 4)).to(dtype)).layers
     deaths, dead = DeadUnits(3, dead_share=0.5), [0, 1, 2]
     for step in range(60):
         check(deaths, layer, dead, step)
