@@ -69,10 +69,12 @@ def seconds(**watch: Callable[[Path], object]) -> dict[str, Times]:
 
 def run() -> dict[str, dict[str, float]]:
     """Train side by side, and print the table."""
+    num_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         times = seconds(without=lambda folder: None, folder=lambda folder: folder / "symmetry")
+    torch.set_num_threads(num_threads)
     ratios: dict[str, Ratio] = {name: times[name].over(times["nothing"]) for name in ("without", "folder")}
     cells = [str(ratios["without"]), str(ratios["folder"]), f"{1e3 * times['nothing'].median:.3g} ms"]
     head = ("model", "no output", "a folder as output", "step without")
