@@ -14,6 +14,7 @@ import torch
 
 from lightning_symmetry import scan
 from lightning_symmetry.cli import main
+from lightning_symmetry.disk import reading
 from lightning_symmetry.disk.checkpoints import CheckpointError
 from tests.disk.networks import FORMATS, save_safetensors, save_torch
 from tests.training import MLP
@@ -82,6 +83,10 @@ def test_a_format_under_the_name_of_another(tmp_path: Path) -> None:
     path = save_torch(MLP(), tmp_path).rename(tmp_path / "model.safetensors")
     with pytest.raises(CheckpointError, match="to be a whole safetensors file"):
         scan(path)
+
+
+def test_the_error_is_also_where_version_0_2_had_it() -> None:
+    assert reading.CheckpointError is CheckpointError
 
 
 def test_errors_are_short(tmp_path: Path) -> None:
