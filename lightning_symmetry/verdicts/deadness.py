@@ -154,9 +154,7 @@ class DeadUnits:
     def zeros_to_record(self, seen: Look, *, is_unused: bool) -> Zeros | None:
         """Return what :meth:`JoinedStreaks.update` is to record of a look; None if there is nothing.
 
-        Args:
-            seen: the look.
-            is_unused: whether the module of the layer takes no part in this step.
+        There is nothing if the module of the layer takes no part in this step (``is_unused``).
         """
         if seen.idle is None or seen.unseen is None or is_unused:  # the gradients are unknown
             return None
@@ -191,13 +189,9 @@ class DeadUnits:
             self._changes_at = step + (3 * _RUN if self._is_resting else _RUN)
 
     def watch(self, is_zero: Mask, is_unseen: Mask, blocks: int, step: int) -> None:
-        """Record the gradients at a step between two checks.
+        """Record which gradients are zero, and which not finite, at a step between two checks.
 
-        Args:
-            is_zero: which units have a gradient of exactly zero.
-            is_unseen: which gradients are not finite.
-            blocks: number of blocks of consecutive units.
-            step: completed optimizer steps.
+        The units lie in so many ``blocks`` of consecutive ones.
         """
         self._num_left = max(0, self._num_left - 1)
         if self._streaks is not None:

@@ -333,13 +333,9 @@ class LayerState:
         return GroupsAtLook(groups, _without_repeats(news, self.records))
 
     def conclude(self, seen: Look, step: int, found: GroupsAtLook, *, has_zeros: bool) -> list[Finding]:
-        """Conclude from a look. Return the new findings.
+        """Conclude from a look, for which :meth:`update` returned ``found``. Return the new findings.
 
-        Args:
-            seen: the look.
-            step: completed optimizer steps.
-            found: what :meth:`update` returned.
-            has_zeros: whether zeros of this look were recorded.
+        ``has_zeros`` says whether zeros of this look were recorded.
         """
         dead, new_dead = self.dead_units.conclude(seen, step) if has_zeros else (self.dead_units.dead(), None)
         groups = [*found.groups, *filter(None, [self.dead_units.group]), *self.dead_units.idle]

@@ -226,16 +226,13 @@ class JoinedStreaks:
         self._place_of: dict[int, int] = {}  # by `id` of one of them
 
     def update(self, zeros: Sequence[Zeros], step: int, *, is_fresh: bool) -> None:
-        """Record a check of some layers, at least one; layers that are new to this object are joined with the others.
+        """Record a check of some layers, at least one, after ``step`` optimizer steps.
 
-        Args:
-            zeros: which gradients are zero, by layer.
-            step: completed optimizer steps.
-            is_fresh: whether the weights have moved since the check before.
+        Layers that are new to this object are joined with the others. ``is_fresh`` is as in :meth:`ZeroStreaks.update`.
         """
         if any(id(each.streaks) not in self._place_of for each in zeros):
             self._join([each.streaks for each in zeros if id(each.streaks) not in self._place_of])
-        # To layers without an update all gradients are unknown, which changes nothing.
+        # For layers without an update all gradients are unknown, which changes none of their streaks.
         idle, is_unseen, was_resting = list(self._nothing), list(self._everything), [False] * len(self._several)
         for each in zeros:
             i = self._place_of[id(each.streaks)]
