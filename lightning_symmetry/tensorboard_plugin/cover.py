@@ -72,8 +72,8 @@ trained, its layers were searched for units that train as one, and for units tha
 layer can be opened.</p>
 {chr(10).join(results)}
 <h2>Next</h2>
-<p>Each code in brackets, such as [SYM101], has a section on the page <em>Codes</em> of the documentation: what was
-seen, how to check it, and how to fix it. To update this page, run
+<p>Each code in brackets, such as [SYM101], has a page of its own in the documentation: what was measured, what it
+means, and what to do. To update this page, run
 <code>{escape(command)}</code> on the machine of the run.</p>
 </header>"""
 
