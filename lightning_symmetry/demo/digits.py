@@ -30,7 +30,7 @@ _ADAM: MakeOptimizer = partial(torch.optim.Adam, lr=3e-4)
 
 
 class DigitsNet(LightningModule):
-    """64 pixels, two hidden layers of 64 and 32 units, 10 classes."""
+    """A network of 64 inputs, two hidden layers of 64 and 32 units, and 10 outputs."""
 
     def __init__(self, activation: Callable[[Tensor], Tensor], optimizer: MakeOptimizer) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class DigitsNet(LightningModule):
         return logits
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Return the cross-entropy of a batch."""
+        """Return the cross-entropy of images and labels."""
         loss = nn.functional.cross_entropy(self(batch[0]), batch[1])
         self.log("loss", loss)
         return loss
@@ -70,7 +70,7 @@ def _all_weights(initialise_weight: Callable[[Tensor], object]) -> Callable[[Dig
 
 
 def _copy_half(sign: float) -> Callable[[DigitsNet], None]:
-    """Copy the first half of every hidden layer, times ``sign``, to the second.
+    """Return a function that copies half of each hidden layer, times ``sign``, to the other half.
 
     Outgoing weights are copied too: if they differed, the copies would get different gradients and diverge.
     """
@@ -110,7 +110,7 @@ GALLERY: dict[str, Start] = {
 
 @dataclass(frozen=True)
 class Digits:
-    """Images of digits, ``(n, 64)`` with values in ``[0, 1]``, and the digits, ``(n,)``."""
+    """Images of digits, ``(n, 64)`` with values in ``[0, 1]``, and their labels, ``(n,)``."""
 
     images: Tensor
     labels: Tensor
@@ -122,7 +122,7 @@ class Digits:
         return DataLoader(TensorDataset(self.images, self.labels), batch_size=64, shuffle=True)
 
     def predictions(self, net: nn.Module) -> Tensor:
-        """Return a network's predictions for the test images."""
+        """Return a network's predictions for the test images, ``(n,)``."""
         with torch.no_grad():
             digits: Tensor = net(self.test_images).argmax(dim=1)
         return digits
@@ -141,7 +141,7 @@ def load() -> Digits:
 
 
 def started(start: Start, seed: int = 0) -> DigitsNet:
-    """Return an initialised network; seeds the global random generator."""
+    """Seed the global random generator, and return an initialised network."""
     torch.manual_seed(seed)
     net = DigitsNet(start.activation, start.optimizer)
     with torch.no_grad():

@@ -31,7 +31,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Smaller:
-    """The merge of a network that was trained with copies."""
+    """The result of merging the copies in a trained network."""
 
     merged: Merged  # the smaller network
     num_units: tuple[int, int]  # number of units of all layers, before and after
@@ -45,7 +45,7 @@ def run(logdir: Path, num_seeds: int = 5) -> tuple[dict[str, Outcome], Smaller |
     The runs of the first seed are written as TensorBoard runs in ``logdir``.
 
     Returns:
-        The results by initialisation, and the merge; None if torch-pruning is not installed.
+        The results by initialisation; the merge, or None without torch-pruning.
     """
     clock = time.monotonic()
     digits = load()

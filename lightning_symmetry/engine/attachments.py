@@ -24,7 +24,7 @@ MAX_HEATMAPS: Final = 6
 
 
 def access_to(model: nn.Module, layers: Iterable[Layer]) -> dict[str, Access]:
-    """Map each module and each layer of a model, by name, to the expressions that reach it.
+    """Map each module, parameter and layer of a model, by name, to the expressions that reach it.
 
     Args:
         model: the model, called ``model`` in the expressions.
@@ -94,7 +94,7 @@ def _access(module: str, parameters: Iterable[Tensor], expressions: Mapping[int,
 
 
 def _can_reset(module: nn.Module) -> bool:
-    """Return whether ``reset_parameters`` is that of torch, which initialises all own parameters."""
+    """Return whether a module has torch's ``reset_parameters``, which initialises all own parameters."""
     reset = getattr(type(module), "reset_parameters", None)
     return getattr(reset, "__module__", "").startswith("torch.nn.modules")
 

@@ -43,7 +43,7 @@ class _Recipient:
                 self.output.write(waiting[0])
                 del waiting[0]
         finally:
-            # Looks refer to weights that will have changed by then.
+            # By the next time, the weights that looks refer to will have changed.
             self.missed, self.has_written = [replace(each, looks=()) for each in waiting], not waiting
 
     def close(self, report: SymmetryReport) -> None:
@@ -71,14 +71,14 @@ class Delivery:
         self._maker = Guard(self._warn, who, _TRIES)
         self._changes = Changes()
         self._recipients: dict[int, _Recipient] = {}  # by `id`, since a custom output may be unhashable
-        self._made: dict[int, tuple[object, Sequence[Output]]] = {}  # by `id` of a target, it and its outputs
+        self._made: dict[int, tuple[object, Sequence[Output]]] = {}  # by `id` of a target, the target and its outputs
 
     def __getstate__(self) -> dict[str, Any]:
         # Outputs hold open files, which cannot be pickled.
         return {**self.__dict__, "_recipients": {}, "_made": {}}
 
     def outputs_of(self, target: object, task: str, make: Callable[[], Sequence[Output]]) -> Sequence[Output]:
-        """Return the outputs of a target, made on first use; none if that fails, which is tried three times.
+        """Return the outputs of a target, made on first use; none if that fails. It is tried three times at most.
 
         Args:
             target: a logger or the like, identified by its ``id``.
@@ -105,7 +105,7 @@ class Delivery:
                 recipient.guard.run(recipient.name, recipient.write, check)
 
     def close(self, outputs: Sequence[Output], report: SymmetryReport) -> None:
-        """Close all outputs at the end of a training: those made here, and then some others. A failure is final."""
+        """Close all outputs at the end of a training: those made here, and then ``outputs``. A failure is final."""
         made = [output for _, several in self._made.values() for output in several]
         with preserved_random_numbers():
             for output in (*made, *outputs):

@@ -34,7 +34,7 @@ def diagnose(
 ) -> SymmetryReport:
     """Check any module once, without a Trainer.
 
-    Gradients are used where ``.grad`` is present: call it after ``backward()`` to distinguish groups that train as one
+    Gradients are used where ``.grad`` exists: call this after ``backward()`` to distinguish groups that train as one
     (``LOCKED``) from those that break by themselves (``BREAKING``). ``FROZEN`` and ``LOCKSTEP`` take several checks and
     are never returned here. The model is not changed. If it is sharded, call this on all ranks.
 

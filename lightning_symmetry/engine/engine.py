@@ -62,9 +62,9 @@ class SymmetryEngine:
     """Watches a model through the steps of its optimizers.
 
     The training code calls :meth:`start` once, :meth:`before_step` before every step of every optimizer, and
-    :meth:`finish` at the end, each through :meth:`guarded`: a failure in here must not end the training.
+    :meth:`finish` at the end, each through :meth:`guarded`: a failure of the engine must not end the training.
 
-    Where every rank has the whole model, each checks its own without communication. The ranks of a sharded model
+    Where every rank has the whole model, each checks its own copy without communication. The ranks of a sharded model
     exchange rows, so all of them must make the same steps.
 
     Args:
@@ -85,7 +85,7 @@ class SymmetryEngine:
         self._is_running = False
         self._board: Board | None = None  # exchanges notes between ranks, if there are several
         self._imprint: Imprint | None = None  # records gradients until the first check, to find equal ranks
-        self._shares_decisions = False  # whether ranks with a full model each follow the decisions of the first
+        self._shares_decisions = False  # whether ranks that have the whole model follow the decisions of the first
         self._optimizers: list[weakref.ref[Any]] = []
         self._updated: dict[int, set[int]] = {}  # by `id` of an optimizer, the ids of the parameters that it updates
         self.reset()
@@ -98,7 +98,7 @@ class SymmetryEngine:
         self._schedule = Schedule()
         self.changes: list[Change] = []
         self._never_stepped: list[str] = []  # the optimizers without a step in the training that has ended
-        self._reported_idle: set[tuple[str, str]] = set()  # layers with idle units that the user knows, and why
+        self._reported_idle: set[tuple[str, str]] = set()  # name and code of layers whose idle units the user knows
         self._team: Team | None = None
         self._is_team_known = False
         self._is_compared = False  # whether this training was compared with those of the other ranks
@@ -108,7 +108,7 @@ class SymmetryEngine:
         self._traced_since: dict[int, int] = {}  # by index, `num_steps` when the latest trace began
         self._num_traces = 0
         self._has_on_finding_failed = False
-        # What all ranks of a sharded model know since the latest check.
+        # The report and state that all ranks of a sharded model share since the latest check.
         self._agreed: tuple[SymmetryReport | None, dict[str, Any]] = (None, self._examiner.state_dict())
 
     def __getstate__(self) -> dict[str, Any]:
@@ -141,7 +141,7 @@ class SymmetryEngine:
         return sum(self._schedule.num_steps.values())
 
     def guarded(self, step: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:
-        """Return the result of a step of the monitor; None if it fails, which ends the watch but not the training.
+        """Call a function of the monitor. If it fails, return None and end the watch, but not the training.
 
         Raises:
             SymmetryError: if the user wants the training to fail.
@@ -149,7 +149,7 @@ class SymmetryEngine:
         return self._guard.run("watch", step, *args, **kwargs)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return plain numbers, strings, lists and dicts."""
+        """Return the state as plain numbers, strings, lists and dicts."""
         return {**self._examiner.state_dict(), "num_steps": dict(self._schedule.num_steps)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> bool:
@@ -207,7 +207,7 @@ class SymmetryEngine:
 
         Args:
             model: the model, with the gradients of this step.
-            optimizer: what updates it, or a part of it; a new one is appended to the known ones.
+            optimizer: updates the model or a part of it; a new one is appended to the known ones.
             step: completed optimizer steps of the training.
             every_n_steps: the optimizer's own steps between checks after the first ones.
             outputs: returns where to write; called at a check only.
@@ -272,7 +272,7 @@ class SymmetryEngine:
         return choice == "stop"
 
     def _call_on_finding(self, news: Sequence[Finding]) -> None:
-        """Call ``on_finding`` with each finding, also after it failed with one."""
+        """Call ``on_finding`` with each finding, even if it fails for some."""
         on_finding = self.options.on_finding
         if on_finding is None or not self._is_speaking or not news:
             return
@@ -341,7 +341,7 @@ class SymmetryEngine:
         return self.report.reasons if self.report.status == "inconclusive" else []
 
     def confirm(self) -> None:
-        """Warn of what was not checked or does not train; called when a training has ended by itself.
+        """Warn of what was not checked or does not train; called when a training has ended normally.
 
         Raises:
             SymmetryError: if there is no conclusion and ``require_conclusion`` is set.
@@ -416,7 +416,7 @@ class SymmetryEngine:
         return [optimizer for each in self._optimizers if (optimizer := each()) is not None]
 
     def _find_team(self, model: nn.Module) -> None:
-        """Find the ranks that hold the model; synchronize the schedule on those of a sharded one."""
+        """Find the ranks that hold the model. If it is sharded, all adopt the state of the first rank."""
         self._team = team_of(model)
         if self._team is None:
             return
@@ -457,7 +457,7 @@ class SymmetryEngine:
 
     def _check(self, model: nn.Module, optimizer: Any, step: int, outputs: Sequence[Output]) -> Conclusion:
         trained = self._updated[id(optimizer)] = updated_by([optimizer])
-        # On all ranks at once, because adapters of users may communicate.
+        # All ranks do this at once, because adapters of users may communicate.
         find = attempt(self._examiner.find, model)
         conclude = partial(self._conclude, model, find, trained, step, outputs)
         if self._team is None:
@@ -471,7 +471,7 @@ class SymmetryEngine:
         return conclusion
 
     def _watch(self, model: nn.Module, optimizer: Any, step: int) -> None:
-        """Check between two checks whether gradients that were zero still are."""
+        """Check, at a step between two checks, whether gradients that were zero still are."""
         ledger, suspects = self._examiner.ledger, self._examiner.suspects
         if not suspects and not ledger.lacks_gradients:
             return

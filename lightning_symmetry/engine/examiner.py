@@ -67,20 +67,20 @@ class _Model:
     members: dict[str, list[str]] = field(default_factory=dict)
     rounding_gain: float = 0.0  # the factor by which the model amplifies rounding errors in gradients
     is_attended: bool = False  # whether the history is tied to these layers
-    # by the ids of the layers of an optimizer, what reads them quickly
+    # what reads the layers of an optimizer quickly, by the ids of these layers
     screens: dict[tuple[int, ...], LayerScreen] = field(default_factory=dict)
     ledger: Ledger = field(default_factory=Ledger)  # a record of all parameters
     untrained: dict[str, str] | None = None  # why parts of the model do not train, by name; None before the first check
     optimized: Set[int] = frozenset()  # ids of the parameters that any optimizer updated at the latest check
-    # the names of the layers that were updated at the latest check, if its report is valid until a layer is looked at
-    # or others are updated
+    # the names of the layers that were updated at the latest check; its report is valid until they change or a layer is
+    # looked at. None: the next check needs a new report
     latest: Set[str] | None = None
     searched_with: Set[int] | None = None  # ids of the parameters that trained when copies were searched for
     _updated: tuple[object, Set[str]] | None = None
     _reached: tuple[dict[str, Access], dict[str, Sequence[Heads]]] | None = None
 
     def reached_in(self, model: nn.Module) -> tuple[dict[str, Access], dict[str, Sequence[Heads]]]:
-        """Return :func:`access_to` and :func:`heads_in`, computed once."""
+        """Return the results of :func:`access_to` and :func:`heads_in`, computed once."""
         if self._reached is None:
             self._reached = access_to(model, self.found.layers), heads_in(model, self.found.layers)
         return self._reached
@@ -109,11 +109,11 @@ class _Model:
 
     def those_that_train(self, optimized: Set[int]) -> Set[int]:
         """Return the optimized parameters that have had a gradient."""
-        # Once all of them have had one, this does not change.
+        # Once all of them have had a gradient, the result stays the same.
         return optimized if self.searched_with == optimized else self.ledger.with_gradients(optimized)
 
     def largest_elsewhere(self, trained: Set[int]) -> float:
-        """Return the largest gradient norm outside of layers, where small gradients may be rounding errors; else 0."""
+        """Return the largest gradient norm outside of layers; 0 if the model does not amplify rounding errors."""
         return self.ledger.largest_loose_gradient(trained) if self.rounding_gain else 0.0
 
     @cached_property
@@ -152,7 +152,7 @@ class Examiner:
         self.history.release()
 
     def __getstate__(self) -> dict[str, Any]:
-        # The layers hold the weights.
+        # The layers are left out, since they hold the weights.
         return {**self.__dict__, "_model": _Model(), "_suspects": dict.fromkeys(self._suspects)}
 
     def find(self, model: nn.Module) -> Found:
@@ -248,7 +248,7 @@ class Examiner:
         return Examination(self.report, looks, self._with_known_roots(news))
 
     def _with_known_roots(self, news: Sequence[Finding]) -> list[Finding]:
-        """Return findings, with ``follows`` cleared where that layer has no findings."""
+        """Return findings; ``follows`` is cleared where the layer that it names has no findings."""
         followed = {finding.follows for finding in news if finding.follows}
         found = {name for name in followed if self.history.findings_in(name)}
         return [finding if finding.follows in found else replace(finding, follows="") for finding in news]
@@ -262,7 +262,7 @@ class Examiner:
             step: the number of the next step.
         """
         every = [layer for layer in self._model.found.layers if not self.history[layer.name].failure]
-        # Layers of other optimizers have gradients at other steps; here they only explain their consequences.
+        # Layers of other optimizers have gradients at other steps; here they only explain those of this optimizer.
         if not any(self.history[each.name].is_to_be_traced(step) and each.is_trained_by(trained) for each in every):
             return None
         layers = [layer for layer in every if layer.is_trained_by(trained)]
@@ -312,7 +312,7 @@ class Examiner:
             idle = model.ledger.idle_inputs(self._options.patience)
             if untrained != model.untrained or self.report is None or idle != self.report.idle_inputs:
                 model.latest = None
-            # As long as it is open, each check may add information.
+            # As long as the ledger is open, each check may add information.
             model.untrained, model.optimized = untrained, trained_by_any
         return model.untrained
 
@@ -398,8 +398,8 @@ class Examiner:
     ) -> list[Copies]:
         """Tie the history to the layers of a model. Return the copies to look at."""
         copies = self._model.copies
-        # Modules that start distinct do not become copies, so only new parameters, and parameters that begin to train,
-        # are a reason to search: copies that train are separate from others.
+        # Modules that start distinct do not become copies, so there are two reasons to search: new parameters, and ones
+        # that begin to train, since a set of copies holds only modules that train alike.
         has_new = not (self._model.is_attended or all(map(self.history.knows, found.layers)))
         train = self._model.those_that_train(trained_by_any)
         if copies is None or has_new or train != self._model.searched_with:
@@ -536,7 +536,7 @@ class Examiner:
         return replace(report, access=access, heads=heads)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return plain numbers, strings, lists and dicts."""
+        """Return the state as plain numbers, strings, lists and dicts."""
         return {**self.history.state_dict(), "suspects": sorted(self._suspects), "traced_gain": self._traced_gain}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -26,7 +26,7 @@ _NOT_THE_USERS = {
 # The module that tracebacks and warning filters name is the one that users import from.
 _PUBLIC = "lightning_symmetry"
 _PYTHON = Path(sysconfig.get_path("stdlib"))
-_COMMANDS = Path(sysconfig.get_path("scripts"))  # where packages install theirs
+_COMMANDS = Path(sysconfig.get_path("scripts"))  # where packages install commands
 _INSTALLED = {"site-packages", "dist-packages"}
 
 
@@ -92,7 +92,7 @@ def _level_of_user() -> int:
 
 
 def _is_users(frame: FrameType, *, may_be_installed: bool) -> bool:
-    """Return whether a frame is user code, which some projects install like a library."""
+    """Return whether a frame is user code; ``may_be_installed``: even if it is installed like a library."""
     path, package = Path(frame.f_code.co_filename), (frame.f_globals.get("__name__") or "").partition(".")[0]
     if package in _NOT_THE_USERS or path.name.startswith("<frozen "):
         return False

@@ -67,7 +67,7 @@ class Options:
             TypeError: if an argument is of the wrong type.
             ValueError: if an argument is out of range.
         """
-        super().__init__()  # initialises the Trainer's callback class, where a subclass has one
+        super().__init__()  # initialises a Trainer's callback class, if a subclass inherits from one
         if every_n_steps is not None:
             check_count("every_n_steps", every_n_steps)
         check_tolerance(tolerance)

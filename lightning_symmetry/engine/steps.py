@@ -36,7 +36,7 @@ class Schedule:
 
     def __init__(self) -> None:
         self.num_steps: dict[int, int] = {}
-        self._latest: dict[int, int] = {}  # by index of the optimizer, the training's step at its latest one
+        self._latest: dict[int, int] = {}  # by index of the optimizer, the training's step at its latest step
 
     def is_repeated(self, index: int, step: int) -> bool:
         """Return whether this step was counted before; LBFGS evaluates its closure several times in one step.
@@ -48,7 +48,7 @@ class Schedule:
         return self._latest.get(index) == step
 
     def is_due(self, index: int, every_n_steps: int) -> bool:
-        """Return whether the optimizer's next step is to be checked; with ``every_n_steps`` 0, only early ones are."""
+        """Return whether the optimizer's next step is to be checked; ``every_n_steps`` 0: only 0, 1, 3, 7, ... are."""
         own_step = self.num_steps.get(index, 0)
         if every_n_steps and own_step >= every_n_steps:
             return own_step % every_n_steps == 0
@@ -80,7 +80,7 @@ class Handle(Protocol):
     """Removes a hook."""
 
     def remove(self) -> None:
-        """Remove it."""
+        """Remove the hook."""
         ...
 
 
@@ -163,7 +163,7 @@ def watch_steps(optimizer: Any, before_update: Callable[[Any], None]) -> Handle 
 
 
 def _inner_optimizers(optimizer: Any) -> list[Optimizer]:
-    """Return the optimizers in the attributes of an optimizer that update parameters of its own."""
+    """Return the optimizers among the attributes of another one that share parameters with it."""
     inner = [each for each in getattr(optimizer, "__dict__", {}).values() if isinstance(each, Optimizer)]
     return [each for each in inner if not updated_by([optimizer]).isdisjoint(updated_by([each]))]
 

@@ -1,6 +1,6 @@
 """A monitor in every Trainer without a line of code, if an environment variable is set.
 
-Lightning loads this module whenever it makes a Trainer, so it imports nothing slow at its head.
+Lightning loads this module whenever it makes a Trainer, so its top-level imports are fast.
 """
 
 from __future__ import annotations

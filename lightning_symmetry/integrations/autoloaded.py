@@ -13,8 +13,8 @@ from lightning_symmetry.callback import SymmetryMonitor
 class AutoloadedMonitor(SymmetryMonitor):
     """A monitor that is inactive if there is any other, and stores nothing in checkpoints.
 
-    Users pass the callbacks of one Trainer, including this one, to the next Trainer, which adds another one. Lightning
-    refuses two callbacks of one class that have state.
+    Users pass the callbacks of one Trainer, this monitor among them, to the next, which adds another such monitor.
+    Lightning would refuse the two if they had state.
     """
 
     # Lightning considers a callback with these methods of the base class stateless.

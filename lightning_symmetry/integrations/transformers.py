@@ -44,7 +44,7 @@ class SymmetryCallback(Watcher, TrainerCallback, ExportableState):
             self.on_finding = _on_finding_of_predecessor()
 
     @property
-    def _engine(self) -> SymmetryEngine | None:  # type: ignore[override] # it is that of the training's tracker
+    def _engine(self) -> SymmetryEngine | None:  # type: ignore[override] # the engine of the tracker
         return None if self._tracker is None else self._tracker._engine
 
     def on_train_begin(
@@ -77,7 +77,7 @@ class SymmetryCallback(Watcher, TrainerCallback, ExportableState):
 
     def state(self) -> dict[str, Any]:
         resumed_state = {} if self._tracker is None else self._tracker.state_dict()
-        arguments = {name: value for name, value in vars(self.options).items() if name != "on_finding"}  # for JSON
+        arguments = {name: value for name, value in vars(self.options).items() if name != "on_finding"}  # not JSON
         return {"args": arguments, "attributes": {"resumed_state": resumed_state}}
 
     def _every_n_steps(self, args: TrainingArguments) -> int | None:

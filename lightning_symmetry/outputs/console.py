@@ -17,7 +17,7 @@ _MAX_ROWS = 10
 
 
 class ConsoleSummary(Output):
-    """Summarises the model at the end of the training: with ``notify`` if it is healthy, else in a table."""
+    """Summarises the model at the end of the training: in a table, or through ``notify`` if there are no groups."""
 
     name = "summary"
 
@@ -90,7 +90,7 @@ def _handlers_of(name: str) -> Iterator[logging.StreamHandler[Any]]:
 
 
 def print_summary(report: SymmetryReport) -> None:
-    """Print a table of the layers with groups, and a line on the whole model."""
+    """Print a table of the layers with groups, the report's notes, and a line on the whole model."""
     head, rows = report.table()
     rows = [row for row, layer in zip(rows, report.distinct_layers, strict=True) if layer.groups]
     if rows:

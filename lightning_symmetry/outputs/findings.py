@@ -15,7 +15,7 @@ COLUMNS = ("layer", "units", "verdict", "since step", "broken at step", "what", 
 """The columns of :func:`findings_rows`."""
 
 _MAX_ROWS = 200
-_FIELDS = (  # of a finding, which need no conversion for JSON
+_FIELDS = (  # fields of a finding that need no conversion for JSON
     *("code", "layer", "units", "verdict", "cause", "value", "origin", "reason", "first_step", "last_step"),
     *("broken_step", "modules", "mirrored"),
 )
@@ -24,12 +24,12 @@ _FIELDS = (  # of a finding, which need no conversion for JSON
 def findings_json(findings: Sequence[Finding], report: SymmetryReport) -> str:
     """Return all findings of a training so far and its latest report, as JSON.
 
-    Fields may be added; none changes its meaning while ``schema`` is 1: ``schema``, ``status``, ``reasons``, ``step``,
-    ``working_units``, ``redundant_units``, ``effective_width_fraction``, ``report``
-    (:meth:`SymmetryReport.to_dict`) and ``findings``, a list of objects with ``code``, ``layer``, ``units``,
-    ``verdict``, ``cause``, ``value``, ``origin``, ``reason``, ``first_step``, ``last_step``, ``broken_step`` (null
-    while it holds), ``modules``, ``mirrored``, ``stop`` (null or an object with ``kind``, ``at`` and ``detail``),
-    ``follows`` and ``message``.
+    The fields are ``schema``, ``status``, ``reasons``, ``step``, ``working_units``, ``redundant_units``,
+    ``effective_width_fraction``, ``report`` (:meth:`SymmetryReport.to_dict`) and ``findings``, a list of objects with
+    ``code``, ``layer``, ``units``, ``verdict``, ``cause``, ``value``, ``origin``, ``reason``, ``first_step``,
+    ``last_step``, ``broken_step`` (null while the finding holds), ``modules``, ``mirrored``, ``stop`` (null or an
+    object with ``kind``, ``at`` and ``detail``), ``follows`` and ``message``. Fields may be added; none changes its
+    meaning while ``schema`` is 1.
     """
     values = {
         "schema": 1,
@@ -46,7 +46,7 @@ def findings_json(findings: Sequence[Finding], report: SymmetryReport) -> str:
 
 
 def findings_rows(findings: Sequence[Finding], report: SymmetryReport) -> list[list[str | int | None]]:
-    """Return at most 200 rows. Findings that differ only in their units share a row."""
+    """Return at most 200 rows with :data:`COLUMNS`. Findings that differ only in their units share a row."""
     return [
         [
             alike[0].layer,

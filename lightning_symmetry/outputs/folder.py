@@ -17,7 +17,7 @@ from lightning_symmetry.verdicts.diagnoses import Finding
 from lightning_symmetry.verdicts.report import SymmetryReport
 
 _FINDINGS = "findings.json"
-# One slash, since `Path` merges two; more than a letter, which is a Windows drive.
+# One slash, since `Path` merges two. At least two letters before it, since one is a Windows drive.
 _REMOTE = re.compile(r"[A-Za-z][\w+.-]+:/")
 
 logger = logging.getLogger(__name__)
@@ -35,8 +35,8 @@ class FolderOutput(Output):
         path: the folder, which need not exist.
         heatmaps: which layers get pictures, an option of the monitor.
         scalars: which scalars are written, an option of the monitor.
-        only_findings: whether to write nothing before the first finding, and never to continue in an existing folder,
-            as is right for a default folder, which many trainings may share.
+        only_findings: whether to write nothing before the first finding, and never to continue in an existing folder:
+            for a default folder, which many trainings may share.
 
     Raises:
         ValueError: if the path is a remote address, or below an unknown home directory.
@@ -143,7 +143,7 @@ class FolderOutput(Output):
 def folder_outputs(
     path: str | os.PathLike[str], heatmaps: Heatmaps, scalars: Scalars, *, only_findings: bool = False
 ) -> list[Output]:
-    """Return a list with a :class:`FolderOutput`; it is empty if neither pictures nor scalars are wanted."""
+    """Return a list with a :class:`FolderOutput`; an empty list if neither pictures nor scalars are wanted."""
     if heatmaps == scalars == "none":
         return []
     return [FolderOutput(path, heatmaps, scalars, only_findings=only_findings)]
@@ -155,7 +155,7 @@ def is_remote(path: str | os.PathLike[str]) -> bool:
 
 
 def _check_writable(path: Path) -> None:
-    """Check that a path is, or could become, a folder that can be written. Make nothing."""
+    """Check that a path is, or could become, a folder that can be written. Create nothing."""
     existing = path
     while not existing.exists() and existing != existing.parent:
         existing = existing.parent

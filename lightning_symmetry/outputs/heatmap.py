@@ -49,9 +49,9 @@ _MAX_LAYERS = 40
 
 
 def order_units(layer: LayerDiagnosis, limit: int = MAX_UNITS) -> list[list[int]]:
-    """Return the units to show, in the order of the picture: at most ``limit``, with some of every group.
+    """Return the units to show, in the order of the picture: at most ``limit``, of at most ``limit // 2`` groups.
 
-    There is one list per group, in the order of ``layer.groups``, and a last one of units in no group.
+    There is one list per group, in the order of ``layer.groups``, and a last list of units in no group.
 
     Example:
         >>> from lightning_symmetry.verdicts.evidence import Cause

@@ -48,7 +48,7 @@ class LoggerScalars(Output):
             save()
 
 
-@preserved_random_numbers()  # imports, and loggers that are opened, may draw some
+@preserved_random_numbers()  # imports and the opening of loggers may draw some
 def outputs_of(target: object, heatmaps: Heatmaps, scalars: Scalars, name: str = NAME) -> list[Output]:
     """Return the outputs for a target; none if neither pictures nor scalars are wanted.
 
@@ -99,8 +99,8 @@ def _of_tensorboard(target: Any, heatmaps: Heatmaps, scalars: Scalars, name: str
     if not _is_writer(target):
         can_have_one = _WRITERS & sys.modules.keys() or "TensorBoardLogger" in _class_names(target)
         if not can_have_one or heatmaps == scalars == "none":
-            return None  # without access to the logger's writer, which would open a file
-        # A logger with any name counts if it has a writer.
+            return None  # access to the logger's writer would open a file
+        # A logger of any class counts if it has a writer.
         writer = getattr(target, "experiment", None)
     if not _is_writer(writer):
         return None

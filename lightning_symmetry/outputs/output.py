@@ -18,8 +18,8 @@ Heatmaps = Literal["findings", "all", "none"]
 """Which layers get pictures: those with findings when these change, all at every check, or none."""
 
 Scalars = Literal["summary", "layers", "findings", "none"]
-"""Which scalars are written: totals, and effective width and orientations of the first few layers that have findings or
-are condensed; of every layer; of every layer with findings; or none."""
+"""The layers whose effective width and orientations are written beside the totals: the first few that have findings or
+are condensed, all, or all with findings. ``"none"``: no scalars."""
 
 NAME = "symmetry"
 """The name of tags and folders; a second monitor in one training has a name of its own."""
@@ -70,7 +70,7 @@ class Output(ABC):
 
 
 class Changes:
-    """Detects which layers need a new picture: those whose groups or findings have changed their units or have ended.
+    """Detects which layers need a new picture: those with groups or findings that are new, changed or ended.
 
     A new verdict alone needs no picture: as ReLUs open and close, groups alternate between locked and frozen.
     """

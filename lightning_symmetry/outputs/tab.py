@@ -157,7 +157,7 @@ def add_event(writer: SummaryWriter, tag: str, data: bytes, step: int) -> None:
 
 
 def _value(tag: str, data: bytes) -> Summary.Value:
-    """Return a value with the plugin's name and the data class, without which TensorBoard ignores it."""
+    """Return a value with the plugin's name and the data class: TensorBoard ignores values without them."""
     return Summary.Value(tag=tag, metadata=_METADATA, tensor=TensorProto(dtype=DT_STRING, string_val=[data]))
 
 

@@ -77,7 +77,7 @@ class Background:
         """Enqueue a task."""
         if self._executor is None:
             self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="symmetry")
-            # The thread starts idle: with work to do, it would hold up the caller for 5 ms, until it yields.
+            # The thread starts idle: with work to do, it would keep the GIL, and the caller would wait for 5 ms.
             self._executor.submit(lambda: None)
         self._tasks.append(self._executor.submit(task, *args, **kwargs))
 
@@ -87,7 +87,7 @@ class Background:
             self._tasks.pop(0).result()
 
     def wait(self) -> None:
-        """Do as :meth:`catch_up`, and end the thread."""
+        """Wait for all tasks and end the thread; then do as :meth:`raise_failure`."""
         executor, self._executor = self._executor, None
         if executor is not None:
             executor.shutdown()
@@ -197,7 +197,7 @@ def add_summary(
         summary = sys.modules["tensorboardX.proto.summary_pb2"].Summary.FromString(summary.SerializeToString())
     events = getattr(file_writer, "event_writer", None)
     if "://" not in file_writer.get_logdir() and (hasattr(events, "_async_writer") or hasattr(events, "_ev_writer")):
-        file_writer = copy(file_writer)  # of the same class, whose methods MLflow's autologging and others patch
+        file_writer = copy(file_writer)  # keeps the class, whose methods MLflow's autologging and others patch
         file_writer.event_writer = _DirectWriter(events)
     file_writer.add_summary(summary, step, walltime)
 
@@ -238,7 +238,7 @@ def write_findings(writer: SummaryWriter, report: SymmetryReport, findings: Sequ
         return
     add_summary(writer, text("symmetry/findings", table).value, report.step)
     add_summary(writer, image("symmetry/overview", pixels, dataformats="HWC").value, report.step)
-    writer.flush()  # so that TensorBoard shows it at the next reload
+    writer.flush()  # so that TensorBoard shows both at the next reload
 
 
 def is_closed(writer: SummaryWriter) -> bool:

@@ -21,13 +21,13 @@ STYLE = """
 
 _MAX_FINDINGS = 20
 _MAX_RUNS = 10
-# Default names of folders, which do not describe a run: of any program, and of this package.
+# Default names of folders, which do not describe a run: those of any program, and those of this package only.
 _ANY_DEFAULT = re.compile(r"symmetry([-_]\d+)*|lightning_logs|logs|runs|version_\d+|checkpoints|\.|/", re.IGNORECASE)
 _OWN_DEFAULT = re.compile(r"symmetry([-_]\d+)*")
 
 
 def run_name(folder: Path) -> str:
-    """Return a name for the run in a folder: the end of its path, from the last name that is not a default on.
+    """Return a name for a run: its folder's path from the last name that is no default, without a final ``symmetry``.
 
     Example:
         >>> run_name(Path("/home/me/digits/lightning_logs/version_3/symmetry"))
@@ -79,7 +79,7 @@ means, and what to do. To update this page, run
 
 
 def _findings(name: str, history: RunHistory) -> str:
-    """Return the findings of a run as HTML. The name of the run is empty if there is no other."""
+    """Return the findings of a run as HTML. ``name`` is empty if there is only one run."""
     found = [(layer, finding) for layer, several in history.findings.items() for finding in several]
     of = f" in {escape(name)}" if name else ""
     items = []

@@ -20,12 +20,12 @@ from typing import Any
 PLUGIN_NAME = "symmetry"
 SUMMARY_TAG = "symmetry/tab"
 MATRIX_TAG = "symmetry/tab/matrix/"
-"""The prefix of the layer's name."""
+"""The tag of a layer's matrices, up to the layer's name."""
 
 MAX_SIDE = 64
 """The largest number of units in a matrix."""
 _MAX_RANGES = 400
-_MAX_BYTES = 1 << 24  # of a decompressed payload: a small malicious one could fill the memory
+_MAX_BYTES = 1 << 24  # of a decompressed payload: a small malicious payload may expand without limit
 _RANGE = re.compile(r"(\d{1,15})(?:-(\d{1,15})(?::(\d{1,15}))?)?")
 
 
@@ -105,12 +105,12 @@ def unpack_summary(data: bytes) -> dict[str, Any]:
 
 
 def pack_matrix(units: Sequence[int], cells: bytes) -> bytes:
-    """Encode a matrix: its ``n`` units in the order of the rows, and ``n * n`` bytes, as compressed bytes."""
+    """Encode a matrix, compressed: its ``n`` units in the order of the rows, and its ``n * n`` cells of one byte."""
     return zlib.compress(_to_json({"version": 1, "units": pack_units(units)}) + b"\n" + cells, 6)
 
 
 def unpack_matrix(data: bytes) -> tuple[list[int], bytes]:
-    """Decode a matrix. Return the indices of its units and its cells."""
+    """Decode a matrix. Return the indices of its ``n`` units, and its ``n * n`` cells of one byte."""
     head, newline, cells = _decompress(data).partition(b"\n")
     values = _from_json(head)
     if not newline or values.get("version") != 1 or not isinstance(values.get("units"), str):
@@ -137,7 +137,7 @@ def _to_json(values: dict[str, Any]) -> bytes:
 
 def _from_json(data: bytes) -> dict[str, Any]:
     try:
-        values = json.loads(data, parse_constant=int)  # which refuses NaN and Infinity
+        values = json.loads(data, parse_constant=int)  # `int` refuses NaN and Infinity
     except (ValueError, RecursionError) as error:
         raise PayloadError("not JSON") from error
     if not isinstance(values, dict):

@@ -16,12 +16,12 @@ from lightning_symmetry.tensorboard_plugin.events import PayloadError, unpack_su
 from lightning_symmetry.verdicts.diagnoses import Origin
 from lightning_symmetry.verdicts.verdict import Verdict
 
-_MAX_INT = 1 << 53  # JavaScript represents larger integers with gaps
+_MAX_INT = 1 << 53  # JavaScript cannot represent all larger integers
 _MAX_TEXT = 1 << 16
 _MAX_QUIET = 1 << 12  # skipped checks that a summary may list; four times as many as are ever skipped
-_MAX_LISTED = 1 << 13  # checks of a run beyond which skipped ones are left out
+_MAX_LISTED = 1 << 13  # checks in a history; skipped ones beyond that are left out
 _MAX_GROUPS = 256  # groups per layer and per finding, and findings per layer: more are never written
-_MAX_SPARK = 32
+_MAX_SPARK = 32  # points of the curve in the table of runs
 _MAX_VERDICT_TEXT = 64
 _MAX_VERDICTS = 64
 # The values of a layer that are kept from summaries.
@@ -92,7 +92,7 @@ class Layer:
     values: dict[str, Any] = field(default_factory=dict)
 
     def units_at(self, checks: Sequence[int]) -> list[tuple[int, int, int, int]]:
-        """Return the numbers of units at some checks: all, working, redundant, dead."""
+        """Return for each check the numbers of units: all, working, redundant, dead."""
         found = [(0, 0, 0, 0)] * len(checks)
         for i, check in enumerate(checks):
             state, dead = _at(self.states, check), _at(self.dead, check) or 0
@@ -276,7 +276,7 @@ def _event(step: int, kind: str, verdict: str | None, text: str) -> dict[str, An
 
 
 def _merge(layer: Layer | None, changes: Mapping[str, Any], is_full: bool) -> tuple[dict[str, Any], State]:
-    """Update the latest values of a layer with changes. Return the new values and state."""
+    """Return the values of a layer after some changes, and its state. A full summary replaces all values."""
     before = layer.values if layer and not is_full else {}
     values = {**before, **{key: changes[key] for key in _LAYER_KEYS if key in changes}}
     groups = _short(_typed(values, "groups", list))
@@ -335,7 +335,7 @@ def _short(values: list[T]) -> list[T]:
 
 
 def _verdict(value: Any) -> str:
-    """Check the name of a verdict, which may be unknown to this version."""
+    """Check and return the name of a verdict, which may be unknown to this version."""
     if len(_text(value)) > _MAX_VERDICT_TEXT:
         raise PayloadError("not the name of a verdict")
     return str(value)

@@ -30,10 +30,10 @@ T = TypeVar("T")
 Events = list[tuple[int, bytes]]
 """Step and bytes of each event of a tag; empty bytes if the event does not hold bytes."""
 Summary = tuple[str, dict[str, Any] | None]
-"""The version of a run, and its row in the table of runs; None if no check of it can be read."""
+"""The version of a run, and its row in the table of runs, which is None if no check of the run can be read."""
 _UNREAD: Summary = ("", None)  # no run with data has this version
 _MANY = 16  # runs per request
-_ALL = 10_000_000  # the largest number of events; all are needed, because each summary builds on those before it
+_ALL = 10_000_000  # events to ask for: all of them, because each summary builds on those before it
 
 
 class ArgumentError(ValueError):
@@ -50,7 +50,7 @@ class Matrix:
 
 
 class Reader:
-    """Reads the Symmetry tab's events of one experiment, whose id is empty for a log directory.
+    """Reads the Symmetry tab's events of one TensorBoard experiment. The id of a log directory is empty.
 
     All readers share a cache. Methods raise ArgumentError for a run or layer that does not exist.
     """
@@ -75,7 +75,7 @@ class Reader:
         return self._cache.get((self.experiment, run), version, lambda: fold(self._read([run], SUMMARY_TAG)[run]))
 
     def histories(self, runs: Sequence[str]) -> Iterator[tuple[str, RunHistory]]:
-        """Yield names and histories of some runs, in this order.
+        """Yield names and histories of some runs, in the given order.
 
         A request to TensorBoard's fast server costs more than its answer, so each request asks for several runs.
         """
@@ -112,7 +112,7 @@ class Reader:
 
     def _read(self, runs: Sequence[str], tag: str) -> dict[str, Events]:
         """Return the events of a tag for each of some runs."""
-        # The public method converts tensors to arrays: a wrong shape would lose all events, a huge one fill the memory.
+        # `read_tensors` makes arrays: a tensor of a wrong shape would lose all events, a huge one fill the memory.
         if multiplexer := getattr(self._provider, "_multiplexer", None):
             return {
                 run: [(event.step, _content(event.tensor_proto)) for event in multiplexer.Tensors(run, tag)]
@@ -131,7 +131,7 @@ class Reader:
 
 
 class Summaries:
-    """Caches the summaries of all runs."""
+    """Caches the summary of each run, that is its row in the table of runs."""
 
     def __init__(self) -> None:
         self._kept: dict[str, dict[str, Summary]] = {}  # by experiment and run
@@ -199,7 +199,7 @@ def _request(stub: Any, experiment: str, runs: Sequence[str], tag: str) -> dict[
 
 
 def _content(tensor: TensorProto) -> bytes:
-    """Return the bytes of a tensor of any shape; empty if its type is different."""
+    """Return the first string of a tensor of any shape; empty if the tensor holds no strings."""
     return bytes(tensor.string_val[0]) if tensor.dtype == DT_STRING and tensor.string_val else b""
 
 
@@ -211,7 +211,7 @@ def _first(values: npt.NDArray[Any]) -> bytes:
 def _matrices(payloads: Iterable[tuple[int, bytes]]) -> dict[int, Matrix]:
     matrices: dict[int, Matrix] = {}
     for step, data in payloads:
-        # If there are later steps, the training has continued from an earlier checkpoint.
+        # The training has continued from an earlier checkpoint: matrices of later steps are outdated.
         for later in [other for other in matrices if other > step]:
             del matrices[later]
         try:

@@ -14,7 +14,7 @@ STATIC = files("lightning_symmetry.tensorboard_plugin") / "static"
 SIMILARITIES = (-1.0, -0.5, 0.0, 0.5, 0.9, 1.0)
 """The similarities with a colour of their own; other colours are interpolated."""
 
-# Dark at 0 and bright at 1 and -1: orange above 0, and blue below, which colour-blind people can distinguish.
+# Dark at 0, bright at 1 and -1. Orange above 0 and blue below: colour-blind people can distinguish these two.
 SIMILARITY_COLOURS = ((120, 200, 255), (38, 98, 160), (16, 18, 32), (128, 46, 44), (236, 124, 46), (255, 240, 170))
 """The colour of each of :data:`SIMILARITIES`, as red, green and blue."""
 

@@ -20,7 +20,7 @@ from lightning_symmetry.tensorboard_plugin.page import page_files
 
 _MIMETYPES = {"js": "text/javascript", "css": "text/css"}
 _JSON = "application/json"
-_PATIENCE = 0.4  # seconds after which an answer about all runs leaves out those that have not been read
+_PATIENCE = 0.4  # seconds after which an answer about all runs marks those not read yet as pending
 _LOG = logging.getLogger(__name__)
 
 
@@ -44,7 +44,7 @@ Answer = Callable[["SymmetryPlugin", Request], tuple[Any, str]]
 def _route(answer: Answer) -> Callable[[SymmetryPlugin, Request], Response]:
     """Turn the result or the exception of a method into a response.
 
-    Errors of this package are only logged, because their messages may contain private paths.
+    Unexpected errors are only logged, because their messages may contain private paths.
     """
 
     @wraps(answer)
@@ -122,7 +122,7 @@ class SymmetryPlugin(TBPlugin):  # type: ignore[misc]
 
     @_route
     def matrix(self, request: Request) -> tuple[Any, str]:
-        """Answer with the cells of one matrix."""
+        """Answer with the cells of one matrix, one byte each, row by row."""
         run, layer, step = _argument(request, "run"), _argument(request, "layer"), _argument(request, "step")
         # Steps are compared as text, because int() also accepts other spellings, and fails for very long ones.
         matrices = {str(at): matrix for at, matrix in self._reader(request).matrices(run, layer).items()}

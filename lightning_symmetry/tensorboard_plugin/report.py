@@ -67,7 +67,7 @@ def build_report(logdir: Path, *, is_single: bool = False) -> str:
 
 
 def _command(logdir: Path) -> str:
-    """Return the command that updates a report. A report may be passed on, so it has no private parts of paths."""
+    """Return the command that updates a report, without private parts of paths: a report may be passed on."""
     path = os.path.relpath(logdir) if logdir.resolve().is_relative_to(Path.cwd()) else logdir.resolve().name
     return f"lightning-symmetry report {shlex.quote(path)}"
 
@@ -117,7 +117,7 @@ def _module(source: str) -> str:
 
 
 def _embed(data: Any) -> str:
-    """Return JSON for a script element, with those characters escaped that could end it or begin a comment."""
+    """Return JSON for a script element, with the characters escaped that could end the element or begin a comment."""
     return json.dumps(data, separators=(",", ":")).replace("<", "\\u003c").replace(">", "\\u003e")
 
 

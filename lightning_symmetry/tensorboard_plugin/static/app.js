@@ -91,7 +91,7 @@ export class App {
     const failed = [...this.failures];
     try {
       let hasSucceeded = await this.attempt('runs', () => this.fetchRuns());
-      // A server that has much to read answers in parts. Their number is limited: runs may grow faster than it reads.
+      // A server with much to read answers in parts. Their number is limited: runs may grow faster than they are read.
       for (let part = 1; hasSucceeded && part < MAX_PARTS && this.isInSight() && this.versions.some(({pending}) => pending); part++) {
         hasSucceeded = await this.attempt('runs', () => this.fetchRuns());
       }
@@ -163,7 +163,7 @@ export class App {
   }
 
   /**
-   * Carry out a task, which also uses its own result. Return whether it succeeded. If it fails, the page shows the
+   * Run a task that uses its result itself. Return whether the task succeeded. If it fails, the page shows the
    * message of the error. Each refresh and the button "Try again" repeat the task until it, or another task of the same
    * name, succeeds.
    */

@@ -59,7 +59,7 @@ export class Card {
     this.observer.observe(this.scroller);
   }
 
-  /** Draw after the browser has resized or scrolled the card. The page shows a failure. */
+  /** Draw after the browser has resized or scrolled the card. If that fails, the page shows a message. */
   redraw(draw) {
     this.app.attemptDrawing(`the card of run ${this.name}`, draw);
   }

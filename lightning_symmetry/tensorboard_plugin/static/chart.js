@@ -76,7 +76,7 @@ export class Chart {
     );
   }
 
-  /** Return the curve of a number of units over checks, as a share of all units of the layer; null makes a gap. */
+  /** Return an SVG path of counts of units over checks, as shares of the units of the layer; null makes a gap. */
   path(changes, {units}) {
     let d = '';
     changes.forEach(({check, number}, i) => {

@@ -29,7 +29,7 @@ export function css([red, green, blue]) {
   return `rgb(${red},${green},${blue})`;
 }
 
-/** Return the colours of shares from 0 to 1 as a gradient of CSS. */
+/** Return the colours of shares from 0 to 1 as a CSS gradient. */
 export function gradient(colourOf) {
   return `linear-gradient(to right, ${Array.from({length: 21}, (_, i) => css(colourOf(i / 20))).join()})`;
 }

@@ -88,7 +88,7 @@ export function reconcile(parent, items, {key = (item) => item, version = () => 
   }
 }
 
-/** Replace the children of an element if the version has changed. */
+/** Replace the children of an element by those that content() creates, if the version has changed. */
 export function show(parent, version, content) {
   if (parent.shown === version) return;
   parent.shown = version;
@@ -128,7 +128,7 @@ export function download(name, head, rows) {
   setTimeout(() => URL.revokeObjectURL(link.href), 1000);
 }
 
-/** Clear a canvas and set its size in CSS pixels; returns a context whose unit is a CSS pixel on every screen. */
+/** Clear a canvas and set its size in CSS pixels. Return a context whose unit is a CSS pixel on every screen. */
 export function prepare(canvas, width, height) {
   const ratio = window.devicePixelRatio || 1;
   canvas.width = Math.max(1, Math.round(width * ratio));

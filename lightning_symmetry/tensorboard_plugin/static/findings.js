@@ -3,7 +3,7 @@ import {element, reconcile, withCode} from './dom.js';
 import {EVENTS, mark, paint} from './marks.js';
 import {isOver, traitsOf} from './model.js';
 
-/** Show findings at a step: one article per kind, a list of findings that differ only in their layers. */
+/** Show findings at a step, one article per kind. A kind is a list of findings that differ only in their layers. */
 export function showFindings(parent, kinds, step, optionsOf) {
   reconcile(parent, kinds, {
     key: ([first]) => keyOf(first),

@@ -7,7 +7,7 @@ const LEFT = 36; // The room for the indices of units.
 const TOP = 6; // The room for the upper half of the first index.
 
 export class Heatmap {
-  /** Create an empty picture with a largest side in CSS pixels; it is smaller where space is short. */
+  /** Create an empty picture. Its side is at most `side` CSS pixels, and less where space is short. */
   constructor(app, side) {
     this.app = app;
     this.side = side;

@@ -20,7 +20,7 @@ export function signOf({kind, verdict}) {
   return kind === 'appeared' && verdict !== null ? traitsOf(verdict) : EVENTS.get(kind);
 }
 
-/** Return the rank of an event; where space is short, low ranks are drawn. Serious verdicts have the lowest. */
+/** Return the rank of an event, lowest for the most serious verdict. Where events overlap, the lowest rank is drawn. */
 export function priority({kind, verdict}) {
   const isVerdict = kind === 'appeared' && verdict !== null;
   return isVerdict ? traitsOf(verdict).rank : traitsOf(null).rank + 1 + [...EVENTS.keys()].indexOf(kind);
@@ -47,7 +47,7 @@ export function draw(context, sign, x, y, colour, rim, size = 10) {
   context.restore();
 }
 
-/** Give an element the colours of a sign, if it has any; the style sheet uses that of the current theme. */
+/** Give an element the colours of a sign, if the sign has any; the style sheet chooses one by the theme. */
 export function paint(node, sign) {
   node.style.setProperty('--light', sign.colour ?? '');
   node.style.setProperty('--dark', sign.dark_colour ?? '');

@@ -62,7 +62,7 @@ export class Run {
     return this.byName.get(found?.layer) ?? this.layers.find(({hasNews}) => hasNews) ?? this.layers[0] ?? null;
   }
 
-  /** Return layers to draw: the chosen one, then those with news, then others. Layers with equal curves come last. */
+  /** Return layers to draw: the chosen one, then those with findings or events, then others. Equal curves come last. */
   selection(layer, number) {
     const rank = (other) => 2 * (other === layer) + other.hasNews;
     const ordered = [...this.layers].sort((a, b) => rank(b) - rank(a));
@@ -234,11 +234,11 @@ export class Units {
 }
 
 /**
- * Return the later step at which a group had diverged; null if it has not, undefined if the event file lacks it.
+ * Return the later step at which a group had diverged; null if it has not, undefined if the event file lacks the step.
  *
- * The finding about the group has that step. Candidates begin at the same step as the group, and agree with it on whether
- * weights are equal. A group may have lost or gained units since the warning, so the best match counts: the same units,
- * else the smallest larger set, else the largest smaller one.
+ * The finding about the group has that step. A candidate for it begins at the same step as the group, and agrees with
+ * the group on whether weights are equal. A group may have lost or gained units since the warning, so the best match
+ * counts: the same units, else the smallest larger set, else the largest smaller one.
  */
 export function partedLater(group, step, findings) {
   const isRedundant = (verdict) => traitsOf(verdict).is_redundant;

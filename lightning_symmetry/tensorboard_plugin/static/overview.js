@@ -77,7 +77,7 @@ export class Overview {
     for (const card of this.cards.values()) card.restore();
   }
 
-  /** Choose another layer, by a number of rows below the chosen one; it may belong to the next run. */
+  /** Choose the layer `by` rows below the chosen one (negative: above); it may belong to another run. */
   moveLayer(by) {
     const {run, layer} = this.app.state;
     const shown = this.app.openedNames().map((name) => this.app.data.get(name)).filter(Boolean);

@@ -1,5 +1,5 @@
-// The address, which contains the user's choice, and the theme. In TensorBoard the page is in a frame, and both belong
-// to the window around it. In a static report both belong to the page itself.
+// The theme, and the address, which contains the user's choice. In TensorBoard the page is in a frame, and both belong
+// to the window around the frame. In a static report both belong to the page itself.
 
 const PREFIX = 'p.symmetry.'; // TensorBoard reserves parts of the address with such a prefix for plugins.
 const KEYS = ['view', 'run', 'layer', 'step'];
