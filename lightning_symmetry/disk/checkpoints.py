@@ -1,4 +1,4 @@
-"""From files to tensors, whose numbers stay in the file until they are needed. Code in a file is never executed."""
+"""Reads files as tensors whose numbers stay in the file until they are needed. Never executes code from a file."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from lightning_symmetry.disk.files import Place, StoredFile
 from lightning_symmetry.disk.folders import EXPECTED, SUFFIXES, TORCH_SUFFIXES, is_index
 from lightning_symmetry.disk.formats import Archive, is_plain, places_in_safetensors
 
-_KEYS = ("state_dict", "model", "module", "model_state_dict")  # of a checkpoint's state dict
+_KEYS = ("state_dict", "model", "module", "model_state_dict")  # under which checkpoints hold a state dict
 _ZIP = b"PK\x03\x04"
 _PICKLE = b"\x80"  # the format of PyTorch before version 1.6
 # Keys of entries beside the model that hold no weights.
@@ -48,7 +48,7 @@ class Contents:
     tensors: dict[str, Tensor]  # tensors by name; placeholders for those in ``places``
     places: dict[str, Place] = field(default_factory=dict)  # where the numbers of placeholders lie, by name
     left_out: dict[str, str] = field(default_factory=dict)  # by name, why a tensor is not read
-    num_unread: int = 0  # how many numbers the file holds for the tensors that are left out
+    num_unread: int = 0  # numbers that the file holds for tensors with a fault, plus 1 for each other tensor left out
     step: int = 0  # completed optimizer steps, stored by Lightning; 0 if unknown
     # arguments of the module, stored by Lightning; None if the file has none
     hyper_parameters: dict[str, Any] | None = None
@@ -161,7 +161,7 @@ def _load(file: StoredFile, begin: bytes) -> tuple[object, Archive | None]:
 
 def _placed(tensors: Mapping[str, Tensor], archive: Archive | None) -> Contents:
     """Sort tensors into those with numbers in the archive, those in memory, and those that cannot be read."""
-    no_file: Any = None  # `fault` does not read
+    no_file: Any = None  # `fault` reads no file
     places: dict[str, Place] = {}
     here: dict[str, Tensor] = {}
     left_out: dict[str, str] = {}

@@ -89,7 +89,7 @@ class Place(NamedTuple):
     offset: int = 0  # index of the tensor's first number in its storage
     is_conj: bool = False  # whether the tensor is the complex conjugate of the stored numbers
     is_neg: bool = False  # whether the tensor is the negative of the stored numbers
-    is_swapped: bool = False  # whether the file has the other byte order
+    is_swapped: bool = False  # whether the file's byte order differs from this machine's
 
     @classmethod
     def of(cls, tensor: Tensor, file: StoredFile, start: int, num_bytes: int, *, is_swapped: bool = False) -> Place:
@@ -117,7 +117,7 @@ class Place(NamedTuple):
 
     @property
     def held(self) -> int:
-        """Largest number of different numbers that the tensor can have, given its strides and its storage."""
+        """How many different numbers the tensor can hold at most, given its strides and its storage."""
         available = max(0, self.num_bytes // self.dtype.itemsize - self.offset)
         return min(self._end - self.offset, available) if all(self.shape) else 0
 

@@ -23,7 +23,7 @@ from lightning_symmetry.brief import brief
 from lightning_symmetry.disk.files import CheckpointError, Place, StoredFile
 
 _MAX_HEADER = 100_000_000  # as in the library safetensors
-_LENGTH = 8
+_LENGTH = 8  # bytes at the start of a file, which hold the length of the header
 _MAX_REASON = 200
 # The names of dtypes in safetensors; those that this version of PyTorch lacks are left out.
 _NAMES = (
@@ -36,7 +36,7 @@ _NAMES = (
 _DTYPES = {name: getattr(torch, ours) for name, ours in _NAMES if hasattr(torch, ours)}
 
 _PICKLE = "data.pkl"
-_LOCAL_HEADER = 30
+_LOCAL_HEADER = 30  # bytes in front of a ZIP entry, without its name and extra field
 _MAX_DEPTH = 100  # of nested lists and dicts
 
 
@@ -44,7 +44,7 @@ _MAX_DEPTH = 100  # of nested lists and dicts
 
 
 def places_in_safetensors(file: StoredFile) -> tuple[dict[str, Place], dict[str, str]]:
-    """Return the places of the tensors in a safetensors file by name, and by name, why others are left out."""
+    """Return, by name, the places of the tensors in a safetensors file, and the reasons why others are left out."""
     try:
         header, start = _header(file)
         places: dict[str, Place] = {}
@@ -110,7 +110,7 @@ class Archive:
         try:
             self.content: object = unpickler.load()  # its tensors are on the meta device
         finally:
-            # PyTorch validates the sparse tensors of a file after loading it; these have no numbers to validate.
+            # PyTorch validates the sparse tensors of a file after loading it; here they have no numbers to validate.
             getattr(torch._utils, "_sparse_tensors_to_validate", []).clear()
 
     def place_of(self, tensor: Tensor) -> Place | None:
@@ -121,7 +121,7 @@ class Archive:
         return None if record is None else Place.of(tensor, self._file, *record, is_swapped=self._is_swapped)
 
     def with_numbers(self, value: Any, depth: int = 0) -> Any:
-        """Return a value of the content in which all readable tensors have their numbers."""
+        """Return a value from the content with the numbers of all readable tensors."""
         if isinstance(value, Tensor):
             place = self.place_of(value)
             return value if place is None or place.fault() else place.read()

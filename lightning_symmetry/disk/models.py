@@ -128,7 +128,7 @@ def fill(model: Model, contents: Contents, path: Path) -> Filled:
     """Build a model without numbers, and assign it the tensors of a checkpoint without copying them.
 
     A prefix that all names of the checkpoint share, such as ``module.``, is ignored. A class is called with those of
-    the checkpoint's hyperparameters that it accepts. A module is not changed.
+    the checkpoint's hyperparameters that it accepts. A module given as ``model`` is not changed.
 
     Raises:
         TypeError: if ``model`` is no module and makes none, or calling it fails.
@@ -203,7 +203,7 @@ def _without_numbers(tensor: Tensor) -> Tensor:
 
 
 def _shared_prefix(names: Collection[str], tensors: Collection[str]) -> str:
-    """Return the prefix with which most of the model's names are names of stored tensors."""
+    """Return the prefix that turns most of the model's names into names of stored tensors."""
     prefixes = {""}
     for name in names:
         prefixes |= {stored.removesuffix(name) for stored in tensors if stored.endswith(f".{name}")}
@@ -221,7 +221,7 @@ def _ties(model: nn.Module) -> list[list[str]]:
 
 
 def _tie(model: nn.Module, ties: list[list[str]], missing: list[str]) -> list[str]:
-    """Tie parameters again after loading, and move those still missing to the meta device; return their names."""
+    """Tie parameters again after loading; move those still missing to the meta device, and return their names."""
     for names in ties:
         loaded = [name for name in names if name not in missing]
         for name in names if loaded else ():

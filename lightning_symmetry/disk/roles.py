@@ -182,7 +182,7 @@ def _is_conv1d(module: StoredModule) -> bool:
         return False
     if shape[0] != shape[1]:
         return True
-    # The shape of a square weight does not show which dimension counts units; another layer named as in GPT-2 may.
+    # A square weight does not show which dimension counts units; the shape of another layer named as in GPT-2 may.
     if _own_name(module) not in _CONV1D:
         return False
     named = (each for each in module.relatives.values() if _own_name(each) in _CONV1D)

@@ -54,9 +54,9 @@ def scan(path: str | os.PathLike[str], *, model: Model | None = None) -> Symmetr
 
     Args:
         path: a file, the index of a sharded checkpoint, or a folder with one checkpoint.
-        model: the model, whose layers then determine the units: a module, whose own numbers do not count and which is
-            not changed, or a class or function that makes one. A class is called with the hyperparameters of a
-            Lightning checkpoint.
+        model: a module, or a class or function that makes one; its layers then determine the units. A module is not
+            changed, and its own numbers are ignored. A class is called with the hyperparameters of a Lightning
+            checkpoint.
 
     Returns:
         The report. A file has no gradients, so all groups are ``DUPLICATE``. Its step is the one stored by Lightning, 0
@@ -107,7 +107,7 @@ def scan_checkpoint(path: Path, model: Model | None = None, follow: Follow = ite
         {id(filled.tensors[name]): place for name, place in contents.places.items() if name in filled.tensors}
     )
     for module in modules_of(filled.model):
-        if parametrizations_of(module):  # `find_layers` computes its weights
+        if parametrizations_of(module):  # `find_layers` computes the module's weights
             numbers.load([*module.parameters(), *module.buffers()])
     found = find_layers(filled.model)
     copies = [

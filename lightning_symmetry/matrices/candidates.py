@@ -10,12 +10,12 @@ import torch
 
 from lightning_symmetry.matrices.numerics import Floats, Indices, Mask
 
-# Pairs that are compared in full at once, at the most: for each row of the matrix, and of a small one.
+# At most this many pairs are compared in full at once: per row of a large matrix, and in total for a small one.
 _PAIRS_PER_ROW = 3
 _MIN_PAIRS = 1 << 11
-_MAX_LISTED = 32  # all pairs are listed of components up to this size
+_MAX_LISTED = 32  # of components up to this size, all pairs are listed
 _BLOCK = 256  # rows of a crowd whose keys are compared with those of the others at once
-_LONGEST_LINE = 2.0**40  # keys on it are exact to less than a thousandth
+_LONGEST_LINE = 2.0**40  # keys on a line up to this length are exact to a thousandth
 _MAX_IDLE_KEYS = 3  # keys in a row that split no component
 
 
@@ -33,8 +33,8 @@ def find_candidates(keys: Floats, block: Indices, num_rows: int, reach: float | 
     Args:
         keys: ``(k, m)``; members that agree differ by one at the most.
         block: ``(m,)``; members of different blocks are never compared.
-        num_rows: of the matrix. Components with more than about three pairs for each of these rows are crowds.
-        reach: the largest L2 distance of all keys but the last of members that agree, if it is known. Without it,
+        num_rows: rows of the matrix. Components with more than their share of about three pairs per row are crowds.
+        reach: the largest L2 distance, over all keys but the last, between members that agree; None if unknown. Then
             components of more than 32 members are crowds.
     """
     component = components_of(keys, block)
@@ -61,10 +61,10 @@ def find_candidates(keys: Floats, block: Indices, num_rows: int, reach: float | 
 def components_of(keys: Floats, block: Indices) -> Indices:
     """Number the members ``(m,)`` so that no two with different numbers are near in all keys.
 
-    Sorted by a key, members are parted where the next one lies more than one away; then each part by the next key.
+    Members are sorted by a key and split where the next one lies more than one away; then each part by the next key.
     """
     component, num_components, num_idle = block, 0, 0
-    for key in (*keys, *keys):  # what a later key has parted, an earlier one may part again
+    for key in (*keys, *keys):  # an earlier key may split the parts of a later one
         order = sort_within(key, component)
         is_first = np.ones(len(order), dtype=np.bool_)
         is_first[1:] = (np.diff(key[order]) > 1) | (np.diff(component[order]) != 0)
@@ -103,7 +103,7 @@ def _listed_pairs(keys: Floats, component: Indices, order: Indices, reach: float
 
 def _pairs_within(keys: Floats, reach: float, most: int) -> Indices | None:
     """Return the near pairs ``(2, p)`` of a large component; None if there are more than ``most``."""
-    keys = keys - keys[:, :1]  # numbers as small as the component is, for the matrix products below
+    keys = keys - keys[:, :1]  # small numbers, so that the products below lose few digits
     best = np.ptp(keys, axis=1).argmax()
     order = keys[best].argsort()
     keys = keys[:, order]
@@ -125,11 +125,11 @@ def _pairs_within(keys: Floats, reach: float, most: int) -> Indices | None:
 
 
 def _squared_distances(keys: Floats) -> Callable[[int, int, int], Floats]:
-    """Return a function that computes squared distances of the keys ``start`` to ``stop`` from those up to ``end``.
+    """Return a function that computes squared distances of keys ``start`` to ``stop`` from keys ``start`` to ``end``.
 
-    The keys are ``(k, m)``. The distances are less than the true ones by what rounding may have added.
+    The keys are ``(k, m)``. A bound on the rounding error is subtracted, so no distance is too large.
     """
-    # |a - b|^2 = |a|^2 - 2 a b + |b|^2 loses digits to the size of a and b.
+    # |a - b|^2 = |a|^2 - 2 a b + |b|^2 loses the more digits, the larger a and b are.
     extent = float(np.square(keys).sum(axis=0).max())
     dtype = torch.float32 if 64 * torch.finfo(torch.float32).eps * extent < 0.1 else torch.float64
     columns = torch.from_numpy(keys).to(dtype)

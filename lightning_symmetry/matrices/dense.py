@@ -37,8 +37,8 @@ from lightning_symmetry.matrices.rows import Rows
 
 # Below this size the overhead of calling PyTorch dominates, so matrices of one shape are read together.
 _SMALL_ELEMENTS = 1 << 16
-_WITH_FLOAT64 = ("cpu", "cuda")  # kinds of devices that are sure to compute in it
-# A tensor that cannot be flattened without a copy is read plane by plane, unless it has more planes than these.
+_WITH_FLOAT64 = ("cpu", "cuda")  # kinds of devices that certainly compute in float64
+# A tensor that cannot be flattened without a copy is read plane by plane, unless it has more planes than this.
 _MAX_PLANES = 8
 
 
@@ -49,7 +49,7 @@ class DenseRows(Rows):
         pieces: tensors of shape ``(n, ...)`` with any strides, or lists of ``n`` tensors of one shape; the dimensions
             of a row count as flattened.
 
-    It is small (``is_small``) if it may be copied together with others into one of float64.
+    The matrix is small (``is_small``) if it may be copied together with others into one float64 matrix.
     """
 
     def __init__(self, pieces: Sequence[Tensor | Sequence[Tensor]]) -> None:
@@ -80,7 +80,7 @@ class DenseRows(Rows):
         for start, block, vectors, chunk in self._blocks():
             norms, products = reduce_rows(block.to(self.compute_dtype), vectors, chunk)
             if sketch is None:
-                if len(block) == self.num_rows:  # as a rule all there is
+                if len(block) == self.num_rows:  # as a rule, the only block
                     sketch = torch.cat([norms[None], products])
                     continue
                 sketch = norms.new_zeros(1 + NUM_PROJECTIONS, self.num_rows)
@@ -123,14 +123,14 @@ class DenseRows(Rows):
         for part in self._split(index):
             rows = self.fetch(part)
             position = rows.new_zeros(len(rows))
-            for i, block in enumerate(torch.split(rows, PERIOD, dim=1)):  # whole modules are rows too
+            for i, block in enumerate(torch.split(rows, PERIOD, dim=1)):  # a row may be a whole module
                 position += (-1) ** i * (block * vector[: block.shape[1]]).sum(dim=1)
             parts.append(position)
         return to_host(torch.cat(parts))
 
     def distances(self, index: Indices, others: Indices, scale: Floats, factors: Floats | None = None) -> Floats:
         limits = torch.finfo(self.compute_dtype)
-        # Divided before it is squared where the square would leave the range of the dtype.
+        # Differences are divided before they are squared where squares would leave the range of the dtype.
         is_extreme = bool(((scale < limits.tiny**0.4) | (scale > limits.max**0.4)).any())
         order = np.argsort(others, kind="stable")
         gathered, gathered_others, scratch = self._scratch(), self._scratch(), self._scratch()
@@ -147,7 +147,7 @@ class DenseRows(Rows):
                 difference = here - there if is_column_major(here) else torch.sub(here, there, out=scratch())
                 if is_extreme:
                     difference /= size[:, None]
-                distance = torch.hypot(distance, norms_of(difference, chunk=1))  # a rough sum does
+                distance = torch.hypot(distance, norms_of(difference, chunk=1))  # a rough sum suffices
             parts.append(distance if is_extreme else distance / size)
         distances = np.empty(len(index))
         distances[order] = to_host(torch.cat(parts))
@@ -175,7 +175,7 @@ class DenseRows(Rows):
 
         Args:
             index: the rows.
-            memory: where to put them, if they have to be gathered; None: in memory of their own.
+            memory: returns memory for rows that have to be gathered; None: new memory.
         """
         pieces = [self._at(i, index, memory if len(self.pieces) == 1 else None) for i in range(len(self.pieces))]
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=1)
@@ -279,7 +279,7 @@ def _planes(piece: Tensor | Sequence[Tensor]) -> list[Tensor | Sequence[Tensor]]
     """Split a piece into two-dimensional views that lie side by side; return it unchanged where that takes a copy."""
     if not isinstance(piece, Tensor):
         return [piece]
-    # The order of the numbers within a row does not matter, as long as it is the same for all: channels last, say.
+    # The order of the numbers within a row does not matter, if it is the same for all, such as channels last.
     dims = sorted(range(1, piece.ndim), key=piece.stride, reverse=True)
     piece = piece.permute(0, *dims)
     if piece.ndim == 1 or (piece.ndim > 2 and piece[0].is_contiguous()):

@@ -16,7 +16,7 @@ COSINE = 0.999
 """Rows whose cosine similarity is at least this, or at most its negative, have the same direction."""
 
 MAX_ROWS = 1 << 14
-"""Of more rows than these the directions are not counted: the time it takes grows with the square."""
+"""Among more rows than this, directions are not counted, because the time grows with the square of their number."""
 
 _BLOCK = 256
 _PAIRS_PER_ROW = 8
@@ -29,12 +29,12 @@ def count_directions(rows: Rows, norms: Floats, index: Indices, cosine: float = 
     """Count the directions, up to sign, of some rows.
 
     In the order of their indices, each row joins the first representative with which its cosine similarity is
-    ``cosine`` or more in absolute value, or becomes a representative; these are counted. Where thousands of rows crowd
-    around hundreds of directions, those that 64 rounds do not settle count as a direction each.
+    ``cosine`` or more in absolute value, or becomes a representative. Representatives are counted. Where thousands of
+    rows crowd around hundreds of directions, rows that 64 rounds do not settle count as a direction each.
 
     Args:
         rows: the matrix.
-        norms: of all its rows, ``(n,)``.
+        norms: the norms of all rows, ``(n,)``.
         index: the rows in question, ``(m,)``, ascending; none of them is zero.
         cosine: the least cosine similarity of rows of one direction.
     """
@@ -45,7 +45,7 @@ def count_directions(rows: Rows, norms: Floats, index: Indices, cosine: float = 
     limit = rough_reach(apart, rows.width) ** 2
 
     def agree(members: Indices, firsts: Indices) -> Mask:
-        # Keys of rows of one direction are equal up to sign, but for a little, so their product tells the sign.
+        # Keys of rows of one direction are nearly equal up to sign, so the sign of their product is that of the rows.
         signs = np.where(np.einsum("mk,mk->m", keys[members], keys[firsts]) < 0, -1.0, 1.0)
         size = norms[index[members]].astype(np.float64)
         return rows.distances(index[members], index[firsts], size, signs * size / norms[index[firsts]]) <= apart

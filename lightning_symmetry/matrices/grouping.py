@@ -31,8 +31,8 @@ from lightning_symmetry.matrices.sketching import sketch_all
 _CHANCE_BITS = 10.0
 _SAMPLE = 16
 _MAX_ROUNDS = 3
-_COPIES = 1e5  # keys of copies agree so many times as closely as those of rows that agree
-# Where the effort is bounded, so many distances are computed of crowds at the most: a few reads of the matrix.
+_COPIES = 1e5  # keys of copies lie this many times closer together than keys of rows that agree
+# Where the effort is bounded, at most this many distances are computed for crowds: a few reads of the matrix.
 _MAX_DISTANCES = 1 << 16
 _DISTANCES_PER_ROW = 32
 _MAX_ELEMENTS = 1 << 26  # of a crowd, which is copied
@@ -78,7 +78,7 @@ def duplicate_groups(rows: Tensor, tolerance: float | None = None) -> list[tuple
 
 
 class Grouping(NamedTuple):
-    """The groups of rows that agree, as far as the effort allowed to find them."""
+    """The groups of rows that agree, as far as they were found within the allowed effort."""
 
     groups: list[tuple[int, ...]]  # each sorted, sorted by their first row
     # rows that nearly agree with so many others that they were not all compared, sorted; they are in a group only with
@@ -98,7 +98,7 @@ def find_groups(
     Args:
         question: the matrix and the tolerance.
         among: compare only rows within each of these disjoint sets.
-        suspected: what :func:`suspects` says of the matrix, if it is at hand.
+        suspected: the result of :func:`suspects` for the matrix, if known.
 
     Returns:
         The groups of two or more, each sorted, sorted by their first row.
@@ -112,7 +112,7 @@ def find_groups_within_budget(
     """Group the rows that agree, as :func:`find_groups` does, reading every row ten times at the most.
 
     Thousands of rows whose distances are a few tolerances take as many comparisons as they have pairs. They are
-    returned as crowded instead; those that are equal to the last few bits are found among them all the same.
+    returned as crowded instead. Only those that are equal to the last few bits are grouped.
     """
     return _find(question, among, suspected, is_bounded=True)
 
@@ -156,12 +156,12 @@ class _Search:
     Args:
         question: the matrix and the tolerance.
         members: the rows that may agree with another one, ``(m,)``, sorted.
-        block: of each member, ``(m,)``; members of different blocks are never compared.
+        block: the block of each member, ``(m,)``; members of different blocks are never compared.
 
     Attributes:
-        members: those of them that are not settled yet.
-        keys: the numbers that distinguish these, ``(k, m)``, see :meth:`Question.keys`.
-        labels: the representative of every row of a group, its own one included; -1 for all other rows, ``(n,)``.
+        members: the members that are not settled yet.
+        keys: the keys of these members, ``(k, m)``, see :meth:`Question.keys`.
+        labels: for each row of a group, its representative, which may be the row itself; -1 for other rows, ``(n,)``.
     """
 
     def __init__(self, question: Question, members: Indices, block: Indices) -> None:
@@ -198,7 +198,7 @@ class _Search:
         """Leave out all but the first of members that are equal to the last few bits.
 
         Returns:
-            Those left out, and the first of each, ``(2, c)``; for :meth:`restore_copies`.
+            The copies, and the row that each of them equals, ``(2, c)``; for :meth:`restore_copies`.
         """
         component = components_of(self.keys * _COPIES, self._block)
         _, firsts = np.unique(component, return_index=True)
@@ -210,19 +210,19 @@ class _Search:
         return copies
 
     def restore_copies(self, copies: Indices) -> None:
-        """Give each row that was left out the representative of its first row, or the first row itself."""
+        """Give each copy the representative of the row that it equals, or that row itself."""
         rows, firsts = copies
         self.labels[firsts] = np.where(self.labels[firsts] >= 0, self.labels[firsts], firsts)
         self.labels[rows] = self.labels[firsts]
 
     def settle_crowds(self, *, is_bounded: bool) -> tuple[Indices, float]:
-        """Settle the members that are left by all their distances.
+        """Settle the remaining members by computing all of their distances.
 
         Args:
-            is_bounded: leave crowds that would take too long.
+            is_bounded: whether to leave out crowds that would take too long.
 
         Returns:
-            The members of the crowds that are left, sorted, and the largest distance from the first one of a crowd.
+            The members of the crowds left out, sorted, and the largest distance from the first one of a crowd.
         """
         rows = self._question.rows
         is_here = isinstance(rows, DenseRows)
@@ -307,9 +307,9 @@ def is_chance(size: int, num_rows: int, width: int, resolution: float) -> bool:
     """Return whether ``size`` of ``num_rows`` random rows of ``width`` numbers could agree by coincidence.
 
     One number of relative ``resolution`` carries ``-log2(resolution)`` bits; for ``size`` rows to agree, ``size - 1``
-    of them must match in all of theirs, and there are at most ``num_rows ** size`` ways to choose them. A group counts
-    as chance unless that leaves a probability below ``2 ** -10``. This matters for rows of one or two numbers and for
-    bfloat16, which tells so few numbers apart that independent ones often coincide.
+    of them must match in all of these bits, and there are at most ``num_rows ** size`` ways to choose them. A group
+    counts as chance unless the resulting probability is below ``2 ** -10``. This matters for rows of one or two numbers
+    and for bfloat16, which has so few numbers that independent ones often coincide.
     """
     bits = -math.log2(resolution) * width * (size - 1)
     return bits - size * math.log2(max(num_rows, 2)) < _CHANCE_BITS
@@ -331,7 +331,7 @@ def compare_pairs(agree: Callable[[Indices, Indices], Mask], pairs: Indices) -> 
     """Map each row to the representative of its group. Pairs whose result follows from earlier ones are skipped.
 
     Args:
-        agree: compares some rows with others, one by one.
+        agree: compares rows ``(m,)`` with others ``(m,)``, one by one.
         pairs: all pairs of rows that may agree, ``(2, p)``, the smaller first.
     """
     representative: dict[int, int] = {}

@@ -27,7 +27,7 @@ class Mirrored(NamedTuple):
 
 
 class Parity(NamedTuple):
-    """The weights of a layer, by whether they change sign in the mirror image of a unit, whose output is negated."""
+    """The weights of a layer, by whether they change sign in a unit's mirror image, which has the negative output."""
 
     odd: Rows  # those that change sign, such as the weights of a cell gate
     # those that do not, such as the weights of an input gate, or the norms in `weight_norm`; None: no others
@@ -41,7 +41,7 @@ def spreads(question: Question, sets: Sequence[Mirrored], parity: Parity | None 
 
     Args:
         question: the matrix.
-        sets: the sets.
+        sets: rows that agree up to sign.
         parity: the same rows by parity; None: all are odd.
     """
     others = np.concatenate([mirrored.rows[1:] for mirrored in sets])
@@ -63,13 +63,13 @@ def spreads(question: Question, sets: Sequence[Mirrored], parity: Parity | None 
 def find_mirrors(question: Question, groups: Sequence[tuple[int, ...]], suspected: Indices) -> list[Mirrored]:
     """Find rows that agree up to sign: ``|w_i + w_j| <= tolerance * max(|w_i|, |w_j|)`` in the L2 norm.
 
-    The negative of a group of equal rows joins it whole, judged by the first row of each. Rows of zeros, which are
-    their own negatives, join nothing. Nor do crowds of rows that nearly agree up to sign, where the pairs are too many.
+    A group of equal rows and the group of their negatives are united, judged by the first row of each. Rows of zeros,
+    which are their own negatives, are in no set. Nor are rows in crowds, where too many pairs nearly agree up to sign.
 
     Args:
         question: the matrix and the tolerance.
-        groups: what :func:`find_groups` says of it.
-        suspected: what :func:`suspects` says of it.
+        groups: the result of :func:`find_groups`.
+        suspected: the result of :func:`suspects`.
 
     Returns:
         Disjoint sets, sorted by their first row.
@@ -108,10 +108,10 @@ def _mirrored(rows: Sequence[int], others: Sequence[int]) -> Mirrored:
 def _pairs_among(
     question: Question, rows: Indices, keys: Floats, reach: float | None = None
 ) -> tuple[Indices, Indices]:
-    """Return pairs of rows that may be negatives, judged by their keys, and the rows with too many of them."""
+    """Return pairs of rows that may be negatives, judged by their keys, and the rows with too many such pairs."""
     keys, owner, signs = without_signs(keys)
     block = (rows // max(1, question.rows.num_rows // question.blocks))[owner]
-    # Most rows that nearly agree up to sign have one sign, and nothing to be compared.
+    # Most rows that nearly agree up to sign have the same sign, and need no comparison.
     component = components_of(keys, block)
     num_signs = [np.bincount(component[signs == sign], minlength=len(signs)) > 0 for sign in (-1, 1)]
     is_mixed = (num_signs[0] & num_signs[1])[component]

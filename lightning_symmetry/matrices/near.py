@@ -1,8 +1,8 @@
-"""Crowds of rows that nearly agree: their distances are few tolerances, so that projections do not tell them apart.
+"""Crowds of rows that nearly agree: their distances are few tolerances, so projections do not distinguish them.
 
-Such are the rows of a layer that was filled with one number and has trained for a while under dropout. Here one row of
-the crowd is subtracted from all others, which leaves numbers about as large as the distances in question; of these,
-matrix products make all distances.
+An example: the rows of a layer that was filled with one number and has trained for a while under dropout. Here one row
+of the crowd is subtracted from all others, which leaves numbers about as large as the distances in question. From
+these, matrix products compute all distances.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ _BLOCK = 1 << 10  # rows whose distances from all others are computed at once
 
 
 def settle_by_distances(question: Question, members: Indices) -> dict[int, int]:
-    """Return the representative of each row of a crowd that has one, from all their distances.
+    """Map each row of a crowd to its representative, if it has one, by the distances of all pairs.
 
     In the order of their indices, each row joins the first representative with which it agrees, or becomes one itself.
 
     Args:
-        question: the matrix, whose rows lie here, and the tolerance.
+        question: the matrix, which is on this process, and the tolerance.
         members: the rows of the crowd, ``(m,)``, sorted; none of them is zero.
     """
     rows = question.rows
     assert isinstance(rows, DenseRows)
     sizes = question.sketch.norms[members].astype(np.float64)
-    scale = float(sizes.max())  # divided by it, as squares could leave the range of the dtype
+    scale = float(sizes.max())  # rows are divided by it, as squares could leave the range of the dtype
     offsets = rows.fetch(members)
     offsets = (offsets - offsets[:1]) / scale
     norms = torch.from_numpy(sizes / scale).to(offsets.device, offsets.dtype)
@@ -58,7 +58,7 @@ def _agree(question: Question, members: Indices, offsets: Tensor, norms: Tensor,
         some, others = offsets[head].to(dtype), offsets[left].to(dtype)
         squares = others.square().sum(dim=1)
         distances = torch.addmm(squares[None], some, others.T, alpha=-2).add_(some.square().sum(dim=1, keepdim=True))
-        # |a - b|^2 = |a|^2 - 2 a b + |b|^2 loses digits to the size of a and b.
+        # |a - b|^2 = |a|^2 - 2 a b + |b|^2 loses the more digits, the larger a and b are.
         error = 8 * torch.finfo(dtype).eps * others.shape[1] ** 0.5 * float(squares.max())
         if error <= 0.1 * float(limits.min()):
             break

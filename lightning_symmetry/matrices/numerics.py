@@ -19,7 +19,7 @@ Mask = npt.NDArray[np.bool_]
 # Users may change the default device, so tensors of this package name the CPU.
 CPU = torch.device("cpu")
 
-# How many elements are read at once: reductions run over a block several times while the last cache holds it. Blocks
+# How many elements are read at once: reductions pass over a block several times while a cache holds it. Blocks
 # that have to be copied, to be converted or subtracted, are smaller.
 BLOCK_ELEMENTS = {"cpu": 1 << 21, "cuda": 1 << 23}
 COPY_ELEMENTS = {"cpu": 1 << 20, "cuda": 1 << 23}
@@ -37,7 +37,7 @@ def exact_arithmetic(device: torch.device) -> Iterator[None]:
 
 
 def is_capturing() -> bool:
-    """Return whether a CUDA graph is being captured, which must not be asked for numbers."""
+    """Return whether a CUDA graph is being captured; no numbers may be copied to the host meanwhile."""
     return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
 
 
@@ -68,7 +68,7 @@ def reduce_rows(block: Tensor, vectors: Tensor, chunk: int) -> tuple[Tensor, Ten
 
 def chunk_sums(block: Tensor, chunk: int) -> Tensor:
     """Return sums over chunks of neighbouring columns, ``(m, w)`` to ``(m, ceil(w / chunk))``."""
-    if is_column_major(block):  # PyTorch is 10 times as fast if the result lies as the block does
+    if is_column_major(block):  # PyTorch is 10 times as fast if the result has the layout of the block
         return torch.cat([part.movedim(0, -1).sum(dim=1) for part in _in_chunks(block, chunk)]).T
     if chunk > 1:
         return torch.cat([part.sum(dim=2) for part in _in_chunks(block, chunk)], dim=1)

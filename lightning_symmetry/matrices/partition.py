@@ -1,4 +1,4 @@
-"""Refines groups of recurrent units until all units of a group receive the same from every group."""
+"""Refines groups of recurrent units until all units of a group receive the same sum from every group."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ def stable_groups(
     negative: Set[int] = frozenset(),
     odd_gates: Sequence[int] | None = None,
 ) -> list[tuple[int, ...]]:
-    """Split groups of units that feed one another until each feeds all units of a group alike.
+    """Split groups of recurrent units until every group feeds all units of any one group alike.
 
-    Units of a group can be exchanged if, from every group, they receive the same in sum: then all of them hold the same
-    value for ever, whichever unit of a group it comes from. The result is the coarsest such partition (Paige and Tarjan
+    Units of a group can be exchanged if they receive the same sum from every group: then all of them hold the same
+    value for ever, whichever units of a group feed them. The result is the coarsest such partition (Paige and Tarjan
     1987, doi:10.1137/0216062; "balanced" in Stewart, Golubitsky and Pivato 2003, doi:10.1137/S1111111103419896).
 
     Units that are the negative of the others in their group hold the negative of their value, and feed others with it.
@@ -33,7 +33,7 @@ def stable_groups(
         groups: units that are equal up to sign in all else; the others are alone.
         recurrent: weights ``(num_units, gates * num_units)``, receiving unit first, gate by gate.
         tolerance: relative L2 distance of equal sums.
-        negative: the units whose sign is the other one.
+        negative: the units that are the negative of the others in their group.
         odd_gates: the gates that receive the negative in such a unit; the others receive the same. None: all gates.
 
     Returns:

@@ -16,37 +16,37 @@ from torch import Tensor
 from lightning_symmetry.matrices.numerics import CPU
 
 NUM_PROJECTIONS = 3
-"""Random vectors of the sketch."""
+"""Number of random vectors of the sketch."""
 
 NUM_FURTHER = 16
-"""Random vectors for the few rows that the sketch does not tell apart."""
+"""Number of further random vectors, for the few rows that the sketch does not distinguish."""
 
 NUM_ESTIMATED = 2
-"""Of these, the random vectors from which distances of rows that lie on several ranks are estimated."""
+"""Number of the further vectors from which distances of rows that lie on several ranks are estimated."""
 
 NUM_ROUGH = 8
-"""Random vectors for keys that are to tell apart rows of different directions."""
+"""Number of random vectors for keys that distinguish rows of different directions."""
 
 MAX_KEPT_BYTES = 1 << 26
 """Random vectors are kept up to this size, and the ones used last whatever their size."""
 
 PERIOD = 1 << 16
-"""After so many columns the vector of :func:`position_vector` starts again, with the other sign."""
+"""After this many columns, the vector of :func:`position_vector` starts again, with the other sign."""
 
-# The random vectors hold numbers uniform in [-sqrt(3), sqrt(3)], whose moment generating function is that of a variance
-# of 1 or less: sinh(a t) / (a t) <= exp(t^2 / 2) for a = sqrt(3). So the product with a fixed vector e, whose sums over
-# the chunks are s, exceeds t |s| with a probability below 2 exp(-t^2 / 2), which is 3e-14 for t = 8; and |s| is at most
-# sqrt(chunk) |e|. Cauchy-Schwarz gives sqrt(3 d) |e|: certain, but thousands of rows that differ lie within that.
+# The random vectors hold numbers uniform in [-sqrt(3), sqrt(3)], whose moment generating function is at most that of a
+# normal variable: sinh(a t) / (a t) <= exp(t^2 / 2) for a = sqrt(3). So the product with a fixed vector e, whose
+# sums over chunks are s, exceeds t |s| with a probability below 2 exp(-t^2 / 2), which is 3e-14 for t = 8; |s| is at
+# most sqrt(chunk) |e|. Cauchy-Schwarz gives sqrt(3 d) |e|: certain, but thousands of different rows lie within that.
 _SIGMAS = 8.0
 _BOUND_OF_SQUARES = 122.0
 _LARGEST = math.sqrt(3)
 # torch.sum adds pairwise, with an error of at most log2(d) roundings (Higham 1993, doi:10.1137/0914050), and norms are
-# taken of chunks first; here with room for what comes before and after. A matrix product adds one by one, and may round
-# its input to tf32 or bfloat16.
+# taken of chunks first; the factor has room for the steps before and after. A matrix product adds one by one, and may
+# round its input to tf32 or bfloat16.
 _ROUNDING = 4.0
 # The further vectors have a number for every column, unless rows are so long that this would take too much memory.
 _MAX_WIDTH_OF_FURTHER = 1 << 19
-# The seeds of vectors that do not belong to the sketch, whose vectors are numbered by the column at which they begin.
+# Seeds of the vectors outside the sketch; seeds of the sketch's vectors are the columns at which they begin.
 _FURTHER, _POSITION, _ROUGH = -1, -2, -3
 _kept: dict[tuple[int, int, int, torch.dtype, torch.device], Tensor] = {}  # the ones used last come last
 _lock = Lock()
@@ -99,7 +99,7 @@ def rough_reach(apart: float, width: int) -> float:
     ``NUM_ROUGH`` degrees of freedom, which exceeds 80 with a probability of 5e-14.
     """
     reach = min(math.sqrt(80.0 * further_chunk_of(width)), math.sqrt(NUM_ROUGH * width) * _LARGEST)
-    return reach * apart * 1.01 + 1e-3  # the products are rounded, by less than that
+    return reach * apart * 1.01 + 1e-3  # the margin exceeds the rounding of the products
 
 
 def position_vector(width: int, dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -25,7 +25,7 @@ class Question:
     rows: Rows  # the matrix `(n, d)`
     sketch: Sketch
     tolerance: float  # relative distance, `0 <= tolerance < 1`
-    blocks: int = 1  # rows of different blocks, `blocks` runs of `n / blocks` rows each, are never compared
+    blocks: int = 1  # number of runs of `n / blocks` rows; rows of different blocks are never compared
 
     def loosened(self) -> Question:
         """Return the same question at the looser tolerance at which a known group is given up."""
@@ -50,7 +50,7 @@ class Question:
         """Project rows that are not zero, and return keys that distinguish them more sharply than :meth:`keys`.
 
         Returns:
-            The keys ``(k + 1, m)``, and the largest L2 distance of all but the last of them between rows that agree.
+            The keys ``(k + 1, m)``, and the largest L2 distance, over all keys but the last, of rows that agree.
         """
         window, joint_window = self.rows.further_windows(self.tolerance)
         windows = np.array([[window], [self.rows.windows(self.tolerance)[1]]])
@@ -61,10 +61,10 @@ def keys_of(norms: Floats, projections: Floats, windows: Floats) -> Floats:
     """Return keys ``(k + 1, m)``: numbers that differ by at most one between rows that agree.
 
     Args:
-        norms: of the rows, ``(m,)``, none of them zero.
-        projections: of the rows, ``(k, m)``.
-        windows: how far projections of unit rows, and logarithms of norms, of rows that agree can lie apart,
-            ``(2, m)`` or ``(2, 1)``.
+        norms: the norms of the rows, ``(m,)``, none of them zero.
+        projections: the projections of the rows, ``(k, m)``.
+        windows: the largest differences of rows that agree: of projections divided by norms, and of logarithms of
+            norms, ``(2, m)`` or ``(2, 1)``.
     """
     norms = norms.astype(np.float64)
     return np.concatenate([projections / (norms * windows[0]), np.log(norms)[None] / windows[1]])

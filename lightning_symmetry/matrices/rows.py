@@ -15,15 +15,15 @@ from lightning_symmetry.matrices.projections import chunk_of, further_chunk_of, 
 class Rows(ABC):
     """A matrix ``(n, d)`` in pieces that lie side by side, for example a weight and its bias.
 
-    The rows of tensors that are here are :class:`~lightning_symmetry.matrices.dense.DenseRows`, those of tensors that
-    lie on several ranks :class:`~lightning_symmetry.ranks.sharded.ShardedRows`.
+    Local tensors are read by :class:`~lightning_symmetry.matrices.dense.DenseRows`, tensors on several ranks by
+    :class:`~lightning_symmetry.ranks.sharded.ShardedRows`.
 
     Attributes:
         num_rows: ``n``.
         widths: number of columns of each piece.
         width: number of all columns, ``d``.
         device: where the numbers lie.
-        dtype: the coarsest dtype of the pieces, which decides what can be told apart.
+        dtype: the coarsest dtype of the pieces, which decides what can be distinguished.
         compute_dtype: the dtype of the arithmetic, float64 for float64 and float32 for all others.
         chunk: number of neighbouring columns that share a number of the sketch's random vectors, at the most.
     """
@@ -71,7 +71,7 @@ class Rows(ABC):
 
     @abstractmethod
     def project_roughly(self, index: Indices) -> Floats:
-        """Return products of rows with random vectors, ``(NUM_ROUGH, m)``, as exact as a matrix product is."""
+        """Return products of rows with the rough vectors, ``(NUM_ROUGH, m)``, as exact as a matrix product."""
 
     @abstractmethod
     def positions(self, index: Indices) -> Floats:
@@ -96,7 +96,7 @@ class Rows(ABC):
         """Sum columns by label, and compute norms, of rows made of runs of ``len(label)`` columns.
 
         Returns:
-            ``(m, runs * labels)``, for the different labels in ascending order within each run, and ``(m,)``.
+            The sums ``(m, runs * labels)``, within each run by label in ascending order, and the norms ``(m,)``.
         """
 
     @abstractmethod
@@ -109,7 +109,7 @@ class Rows(ABC):
 
     @abstractmethod
     def scaled_norms(self, index: Indices, scale: Floats) -> Floats:
-        """Return norms of the rows at ``index``, ``(m,)``, which are divided by ``scale`` before squaring.
+        """Return norms of the rows at ``index``, ``(m,)``; rows are divided by ``scale`` before squaring.
 
-        With the largest value of each row for ``scale`` no square leaves the range of the dtype.
+        If ``scale`` is the largest absolute value of each row, no square leaves the range of the dtype.
         """

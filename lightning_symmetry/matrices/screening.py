@@ -1,4 +1,4 @@
-"""Reads many small matrices at once, and tells whether rows of any of them may agree.
+"""Reads many small matrices at once, and finds those in which rows may agree.
 
 The overhead of calling PyTorch and numpy dominates a check of small matrices. The layout, which stays the same from
 check to check, is computed once, and all matrices share the calls.
@@ -28,7 +28,7 @@ _SCRATCH_ELEMENTS = 1 << 19
 class Screened:
     """The result of reading all matrices once."""
 
-    # whether no rows of a matrix but those that are zero may agree up to sign, and all are finite, `(m,)`
+    # whether all rows of a matrix are finite, and no two nonzero ones may agree up to sign, `(m,)`
     are_distinct: Mask
     num_zero: Integers  # number of zero rows of each matrix, `(m,)`
     largest: Floats  # the largest norm of a row of each matrix, `(m,)`
@@ -67,7 +67,7 @@ class Screen:
     Args:
         matrices: samples of the matrices, all of them small, none in float64; only their shapes and dtypes count.
         tolerances: of each matrix, the relative distance up to which rows agree.
-        blocks: of each matrix, the number of runs of rows; rows of different ones are never compared.
+        blocks: of each matrix, the number of blocks; rows of different blocks are never compared.
     """
 
     def __init__(self, matrices: Sequence[DenseRows], tolerances: Sequence[float], blocks: Sequence[int]) -> None:
@@ -91,7 +91,7 @@ class Screen:
         """Read all matrices once.
 
         Args:
-            tensors: what the matrices are made up of, one after the other, in the shapes of the samples.
+            tensors: the tensors of all matrices, one matrix after the other, in the shapes of the samples.
         """
         host = to_host(torch.cat([part.sketch(tensors) for part in self._parts], dim=1))
         norms, projections = host[0], host[1:]
@@ -122,7 +122,7 @@ class Screen:
 class _Part:
     """Matrices whose rows have the same length, few enough to be copied together."""
 
-    stack: Tensor  # memory for their rows, in float64, in which few operations do and squares stay in range, `(n, d)`
+    stack: Tensor  # memory for the rows, `(n, d)`; in float64, squares stay in range, so few operations suffice
     places: list[Tensor]  # for each tensor that makes up the matrices, its place in the stack, in its own shape
     sources: list[int]  # where each of these tensors is found among all tensors
     vectors: Tensor  # random vectors for the columns, `(NUM_PROJECTIONS, d)`

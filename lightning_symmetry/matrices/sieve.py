@@ -1,7 +1,7 @@
 """The sieve: drops rows whose sketches show that they agree with no other row up to sign.
 
-Rows that agree have nearby norms and projections; those of a row and its negative are opposite. In a healthy layer, as
-a rule, every row is dropped.
+Rows that agree have nearby norms and projections; projections of a row and its negative are opposite. In a healthy
+layer, as a rule, every row is dropped.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _CELL = 16.0
 _SIFTED_ROWS = 1 << 13
 _MANY_ROWS = 1 << 11  # of one matrix
 _FEW_ROWS = 64  # all pairs of which are quickly compared
-# Keys of all blocks up to this lie on one line without losing more than a ten-thousandth of a window to rounding.
+# On one line up to this length, the keys of all blocks lose at most a ten-thousandth of a window to rounding.
 _LONGEST_LINE = 2.0**39
 _HASH = np.uint64(0x5851F42D4C957F2D)  # multiplied modulo 2^64
 
@@ -75,10 +75,10 @@ def sift(norms: Floats, projections: Floats, windows: Floats, block: Indices, ro
     """Return those of some rows that may agree with another one of their block up to sign.
 
     Args:
-        norms: of all rows, ``(n,)``.
-        projections: of all rows, ``(k, n)``.
-        windows: of all rows, as :meth:`Rows.windows` gives them, ``(2, n)``.
-        block: of all rows, ``(n,)``; rows of different blocks are never compared.
+        norms: the norms of all rows, ``(n,)``.
+        projections: the projections of all rows, ``(k, n)``.
+        windows: the results of :meth:`Rows.windows` for all rows, ``(2, n)``.
+        block: the block of each row, ``(n,)``; rows of different blocks are never compared.
         rows: indices of rows whose norms are neither zero nor NaN.
         longest: the number of rows of the longest matrix.
     """
@@ -99,7 +99,7 @@ def sift(norms: Floats, projections: Floats, windows: Floats, block: Indices, ro
         if len(rows) > max(_FEW_ROWS, 0.9 * num_before):  # of many equal rows no key drops any
             return rows
     if 0 < len(rows) <= _FEW_ROWS:
-        # Rows of nearly one direction, as gradients often are, would share a cell by chance, which is wide.
+        # Cells are wide: rows of nearly one direction, as gradients often are, would share one by chance.
         keys = keys_of(norms[rows], projections[:, rows], windows[:, rows])
         are_near = _are_near_in_all_keys if np.abs(keys).max() < _LONGEST_LINE else _share_a_cell
         rows = rows[are_near(keys, block[rows])]
@@ -169,9 +169,9 @@ def _share_a_cell(keys: Floats, block: Indices) -> Mask:
 
 
 def without_signs(keys: Floats) -> tuple[Floats, Indices, Floats]:
-    """Turn the keys of rows into those of the row or its negative, whichever has a first projection above zero.
+    """Replace each row's keys by those of the row or its negative, whichever has a first projection above zero.
 
-    A row whose first projection is near zero counts as both, since that of a row which agrees may have the other sign.
+    A row whose first projection is near zero counts as both: a row that agrees may have one of the other sign.
 
     Args:
         keys: projections, and the logarithms of norms in the last row, ``(k, m)``; changed in place.

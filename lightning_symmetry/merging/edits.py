@@ -18,7 +18,7 @@ _SQUARES = frozenset({"exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum"})
 
 
 class Equal(NamedTuple):
-    """Slices of a tensor that are equal, or mirror images, if units are."""
+    """Slices of a tensor that are equal, or mirror images, if the merged units are."""
 
     name: str  # name of the parameter or buffer in the model
     dim: int  # dimension along which the slices lie
@@ -44,7 +44,7 @@ class Edit(NamedTuple):
     dim: int  # dimension along which the slices lie
     kept: tuple[int, ...]  # sorted indices of the slices that are kept
     added: tuple[tuple[int, int, int], ...]  # index of a removed slice, index of the slice to which it is added, sign
-    factors: tuple[float, ...]  # for the gradient of each kept slice, to follow the original network
+    factors: tuple[float, ...]  # for the gradient of each kept slice, with which it moves as in the original network
 
     @staticmethod
     def of(name: str, dim: int, size: int, sets: Iterable[Iterable[tuple[int, int]]], *, is_reader: bool) -> Edit:
@@ -86,13 +86,13 @@ class Edit(NamedTuple):
     def apply_to_squares(self, tensor: Tensor) -> Tensor:
         """Return an average of squared gradients after the merge, as if gradients had been scaled by their factors.
 
-        The scaled gradient of a sum of ``m`` slices is ``m`` times that of each; all others are the original ones.
+        The scaled gradient of a sum of ``m`` slices is ``m`` times that of each; all other gradients are unchanged.
         """
         kept = self._keep(tensor)
         return kept * _along(self.factors, self.dim, tensor).square() if self.added else kept
 
     def apply_to_scale(self, scale: Tensor) -> Tensor:
-        """Combine gradient factors of earlier edits, of size 1 along dimensions without any, with those of this one."""
+        """Multiply factors of earlier edits, of size 1 along dimensions without factors, by those of this edit."""
         kept = scale if scale.shape[self.dim] == 1 else self._keep(scale)
         return kept * _along(self.factors, self.dim, scale)
 
@@ -105,7 +105,7 @@ def gradient_scales(edits: Iterable[Edit], model: nn.Module) -> dict[str, Tensor
     parameters, scales = dict(model.named_parameters()), dict[str, Tensor]()
     for edit in edits:
         parameter = parameters.get(edit.name)  # None for a buffer
-        if parameter is not None and parameter.requires_grad:  # others accept no hook
+        if parameter is not None and parameter.requires_grad:  # frozen ones accept no hook
             ones = torch.ones([1] * parameter.ndim, dtype=parameter.dtype, device=parameter.device)
             scales[edit.name] = edit.apply_to_scale(scales.get(edit.name, ones))
     return {name: scale for name, scale in scales.items() if not bool((scale == 1).all())}

@@ -34,8 +34,8 @@ def merge_units(
     """Merge units of one layer of a model, in place.
 
     All floating point parameters must require a gradient. The model is put into evaluation mode, and edited parameters
-    are replaced by new ones that require a gradient. ``labels`` are the names of the layer's units in reasons. If none
-    of the units can be merged, a NotMergedError is raised, and the model may be left half edited.
+    are replaced by new ones that require a gradient. Reasons name the units by ``labels``, their original indices. If
+    none of the units can be merged, a NotMergedError is raised, and the model may be left half edited.
     """
     graph = Graph(model, inputs)
     module = model.get_submodule(name)

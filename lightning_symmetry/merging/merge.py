@@ -37,11 +37,11 @@ class Merged:
         parameters_before: number of parameters of the original network.
         parameters_after: number of parameters of the merged network.
         error: the largest relative distance ``||a - b|| / ||a||`` between their outputs, on the example inputs and on
-            random ones, computed in float64 if the model can be run so.
+            random ones, computed in float64 if the model runs in it.
         left: by layer name, why some groups, or parts of them, were not merged.
         optimizer: an optimizer for ``model`` that continues from the state of the given one; None without one.
-        gradient_scale: by parameter name, the factors for the gradient with which SGD continues as in the original
-            network, to be broadcast to the parameter. Frozen parameters and factors of 1 are omitted.
+        gradient_scale: by parameter name, factors for its gradient, which can be broadcast to it. With them, SGD
+            continues as in the original network. Frozen parameters and factors of 1 are omitted.
     """
 
     model: nn.Module
@@ -70,8 +70,8 @@ def merge_duplicates(
     Each layer is merged on a copy, which is kept only if its outputs equal those of the original network: within a
     relative error of 1e-5 in float32 and 1e-12 in float64, in evaluation mode, on the example inputs and on random
     ones. The numbers of a model can hide other readers of the units. So each merge is also tried in float64 with noise
-    on all parameters, in both modes and with inputs of several scales, within 1e-9. Units that a path outside these
-    runs may read are left. Dead units are not merged.
+    on all parameters, in both modes and with inputs of several scales, within 1e-9. Units that code outside these runs
+    may read are not merged, nor are dead units.
 
     The merged network does not by itself train as the original one. Let ``m`` units have the incoming weights ``w`` and
     the outgoing weights ``v``; the merged unit has ``w`` and ``V = m v``. With the input ``x``, the output ``h``, the
@@ -91,7 +91,7 @@ def merge_duplicates(
         model: the network; it is not changed.
         example_inputs: arguments for the model: a tensor, a tuple of tensors, or a dict of keyword arguments.
         report: the report of :func:`diagnose` or a monitor on this model; None: make one.
-        optimizer: an optimizer over the parameters of the model, whose state the merged network continues with.
+        optimizer: an optimizer over the parameters of the model; ``Merged.optimizer`` continues from its state.
 
     Returns:
         The merged network, with what was removed and how to continue its training.

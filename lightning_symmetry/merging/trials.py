@@ -104,7 +104,7 @@ class Trial:
             )
 
     def after(self, merged: nn.Module, equal: Iterable[Equal], edits: Sequence[Edit]) -> Trial:
-        """Check that a merge changes the outputs of no run; return its trial. ``merged`` gives the structure only."""
+        """Check that a merge changes no run's outputs; return the trial after it. Of ``merged``, only shapes count."""
         before = copy.deepcopy(self.model)
         tensors = dict(_tensors(before))
         with torch.no_grad():
@@ -147,7 +147,7 @@ def _runs(inputs: Inputs, exact: bool) -> Iterator[Run]:
 
 
 def _outputs(model: nn.Module, run: Run, watch: _Watch | None = None) -> list[Tensor]:
-    """Run a model. Its parameters may change by rounding, because they are scaled and scaled back; so may buffers."""
+    """Return a model's outputs. Scaling its parameters back may change them by rounding; the run may change buffers."""
     model.train(run.is_training)
     _scale(model, run.factor)
     try:

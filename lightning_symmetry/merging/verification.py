@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_map_only
 from lightning_symmetry.brief import brief
 
 _SEED = 0
-# Errors that rounding sums of weights to their dtype can cause, by the coarsest dtype of the parameters.
+# Errors that can arise when sums of weights are rounded to their dtype, by the coarsest dtype of the parameters.
 _MAX_ERRORS = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 4e-2}
 
 
@@ -183,7 +183,7 @@ def change_in_words(error: float, where: str = "") -> str:
 class Original(NamedTuple):
     """The outputs of the original model, with which others are compared.
 
-    They are computed in float64 if the model can be run so: then errors of the outputs are errors of the weights.
+    They are computed in float64 if the model runs in it: then errors of the outputs come from the weights alone.
     """
 
     runs: tuple[tuple[Inputs, list[Tensor]], ...]  # pairs of inputs and outputs

@@ -47,7 +47,7 @@ class Board:
         is_full = self._is_first and self._wait(lambda: self._store.add(here, 0) >= num_ranks)
         if not self._is_first:
             self._wait(lambda: self._store.check([self._key("all")]), 2 * _LIMIT)
-        # The first rank to set this decides for all.
+        # Whichever rank sets this key first decides for all.
         answer = self._store.compare_set(self._key("all"), "", "yes" if is_full else "no")
         return bytes(answer) == b"yes"
 
@@ -66,7 +66,7 @@ class Board:
     def next_of_first(self, note: bytes) -> bytes | None:
         """Leave the next note on the first rank, read it on the others, and return it.
 
-        Once a note has not arrived within ten seconds, this returns None from then on.
+        Once a note has not arrived within ten seconds, this and all later calls return None.
         """
         if not self._open():
             return None

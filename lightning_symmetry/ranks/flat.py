@@ -54,7 +54,7 @@ class FlatPart:
 def without_numbers(module: nn.Module, parts: Mapping[str, FlatPart]) -> tuple[nn.Module, dict[int, FlatPart]]:
     """Make a stand-in for a module with flattened parameters, for adapters, which read shapes and make views.
 
-    Its parameters have their whole shapes but no numbers. Return it, and the parts by ``id`` of these parameters.
+    Its parameters have their whole shapes but no numbers. Return it, and the parts by ``id`` of the new parameters.
     """
     whole = {
         name: nn.Parameter(torch.empty(part.shape, device="meta"), requires_grad=False) for name, part in parts.items()
@@ -66,7 +66,7 @@ def without_numbers(module: nn.Module, parts: Mapping[str, FlatPart]) -> tuple[n
 
 
 def boxes(numbers: Tensor, start: int, shape: tuple[int, ...]) -> Iterator[tuple[Tensor, tuple[int, ...]]]:
-    """Split consecutive numbers of a flattened tensor, from index ``start`` on; yield boxes with their coordinates."""
+    """Split consecutive numbers of a flattened tensor, from index ``start`` on; yield boxes, and where they begin."""
     if not len(numbers):
         return
     if len(shape) == 1:

@@ -23,8 +23,8 @@ def flattened_modules(model: nn.Module) -> dict[int, nn.Module]:
 def flat_parts(model: nn.Module) -> dict[int, dict[str, FlatPart]]:
     """Return this rank's parts of the parameters that FSDP1 or ZeRO manages, by ``id`` of the module and name.
 
-    All ranks must call this if FSDP1 manages any of the parameters: it shows their shapes only while they are gathered,
-    so they are gathered, one wrapper at a time.
+    All ranks must call this if FSDP1 manages any of the parameters: FSDP1 shows shapes only while parameters are
+    gathered, so this function gathers them, one wrapper at a time.
     """
     parts: dict[int, dict[str, FlatPart]] = {}
     for wrapper in _fsdp1_wrappers(model):

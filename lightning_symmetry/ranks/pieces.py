@@ -120,7 +120,7 @@ class Piece:
 
 def is_sharded(tensor: Tensor) -> bool:
     """Return whether a tensor is a DTensor, whose numbers lie on several ranks."""
-    # Importing this takes half as long as importing PyTorch. Where a DTensor exists, it has been imported.
+    # Importing the module takes half as long as importing PyTorch. Where a DTensor exists, it is imported already.
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(tensor, module.DTensor)
 
@@ -171,8 +171,8 @@ def local_box(tensor: DTensor) -> Box:
     local = tensor.to_local().detach()
     nothing = Box(local.new_empty([0] * len(shape)), (0,) * len(shape), shape)
     coordinate = mesh.get_coordinate()
-    # Only one of several replicas is read: on the first rank's mesh, the first along each dimension of the mesh that
-    # replicates.
+    # Only one of several replicas is read: that on the mesh of the first rank with coordinate 0 along each dimension
+    # that replicates.
     if coordinate is None or not bool((mesh.mesh == 0).any()):
         return nothing
     start, size = [0] * len(shape), list(shape)

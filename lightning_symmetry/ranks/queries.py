@@ -62,7 +62,7 @@ class Query(NamedTuple):
     is_in_compute_dtype: bool = False
 
     def request(self, matrices: Mapping[int, LocalRows], *arguments: Any, names: Sequence[Name] = ()) -> Request:
-        """Make the request for this query about matrices of one dtype, by their numbers.
+        """Make the request for this query about ``matrices``, which have one dtype and are keyed by their numbers.
 
         ``names`` are the names of matrices that have no number on the other ranks yet.
         """
@@ -124,7 +124,7 @@ def sketch(local: LocalRows, numbers: Tensor) -> None:
 
 
 def _vectors_for(fragment: Fragment, chunk: int, vectors: Tensor) -> tuple[int, Tensor]:
-    """Return how many columns of a fragment share a number of the random vectors, and these vectors, ``(k, c)``."""
+    """Return how many columns of a fragment share a number of the random vectors, and these numbers, ``(k, c)``."""
     first, last = fragment.first_column, fragment.last_column
     has_no_gaps = last - first + 1 == fragment.num_columns
     if first % chunk == 0 and has_no_gaps:

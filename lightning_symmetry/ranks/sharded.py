@@ -18,7 +18,7 @@ from lightning_symmetry.ranks.pieces import Piece, as_piece
 from lightning_symmetry.ranks.queries import LocalRows, Query, query_named
 from lightning_symmetry.ranks.team import Name, Team, TeamError
 
-_MAX_SENT = 1 << 14  # numbers of rows sent to all ranks for a full comparison
+_MAX_SENT = 1 << 14  # at most this many numbers are sent to all ranks for a full comparison
 
 
 def matrix_of(pieces: Sequence[Tensor | Piece | Sequence[Tensor | Piece]]) -> Rows:
@@ -84,7 +84,7 @@ class ShardedRows(Rows):
     def distances(self, index: Indices, others: Indices, scale: Floats, factors: Floats | None = None) -> Floats:
         """Return the distances of rows; estimates, if there are many different rows at ``others``.
 
-        Few rows are sent to all ranks. Many could be half the matrix; then the distances are estimated from the
+        Few rows are sent to all ranks. Many rows could be half the matrix, so their distances are estimated from the
         products of the differences with further random vectors. An estimate is below a third of the true distance once
         in 50 times, but below a hundredth once in 50 million, and the rows of independent units are farther apart.
         """

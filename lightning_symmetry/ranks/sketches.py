@@ -1,4 +1,4 @@
-"""Functions of the ranks that hold a model: the team, sketches of its matrices, and groups of equal rows.
+"""Functions of the ranks that hold a model: their team, sketches of the model's matrices, and groups of equal rows.
 
 Only the first rank calls the functions that get a team. They raise a :class:`TeamError` if some rank does not have a
 matrix, or cannot read it.

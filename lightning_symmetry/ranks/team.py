@@ -89,7 +89,7 @@ class _End(NamedTuple):
 
 
 class Team:
-    """All ranks of a training, which send tensors from ``device``; every rank must make the same calls."""
+    """All ranks of a training, which send tensors from ``device``; all must make the same calls of :meth:`run`."""
 
     def __init__(self, device: torch.device) -> None:
         self.is_first = dist.get_rank() == 0  # the first rank decides
@@ -133,7 +133,7 @@ class Team:
     def ask(self, request: Request, find: Find = lambda name: None) -> list[Answer]:
         """Send a request, and return an answer for each matrix in ``request.sizes``.
 
-        For the first rank only, within :meth:`run`. ``find`` finds its matrices of ``request.names``.
+        For the first rank only, within :meth:`run`. ``find`` finds this rank's matrices by ``request.names``.
         """
         self._send(_encoded(request))
         return self._answer(request, find)
@@ -247,7 +247,7 @@ def describe(error: Exception) -> str:
 def attempt(step: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Callable[[], T]:
     """Call ``step`` now, and return a function that returns its result or raises its exception later.
 
-    So a failure on this rank alone does not keep it from the collectives in between.
+    So this rank takes part in the collectives in between, even if the step has failed on it alone.
     """
     outcome: Future[T] = Future()
     try:

@@ -2,8 +2,8 @@
 
 In stages 1 and 2, every rank has all weights, but only a part of the master weights (the optimizer's copy, in float32
 even for weights of lower precision) and of the averaged gradients. In stage 3, it has only a part of the weights, too.
-This module reads the master weights: in stage 3 with functions of `deepspeed.utils`; in stages 1 and 2, where these
-functions gather, from the mapping behind them. It does not import DeepSpeed, which marks the parameters it manages.
+This module reads the master weights: in stage 3 with functions of `deepspeed.utils`; in stages 1 and 2, where those
+would gather, from the mapping that they use. It does not import DeepSpeed, whose attributes mark managed parameters.
 """
 
 from __future__ import annotations

@@ -54,7 +54,7 @@ class Change:
     outgoing: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        """Return a sentence.
+        """Return the change as a sentence.
 
         >>> print(Change("fc1", (1, 2, 3), "reinit", "they were copies of unit 0"))
         fc1: 3 units, {1, 2, 3}, drawn anew: they were copies of unit 0.
@@ -85,8 +85,8 @@ def break_symmetry(
     - Of whole modules that are copies, the first is kept; the others get noise, or a default initialisation with
       ``method="reinit"``.
 
-    Not changed are groups that break by themselves, units in lockstep, whose weights differ, and groups that a report
-    of several checks has not decided. After a single check, as in a report of :func:`lightning_symmetry.diagnose`, all
+    Not changed are groups that break by themselves, units in lockstep (their weights differ), and groups that a report
+    of several checks leaves open. After a single check, as in a report of :func:`lightning_symmetry.diagnose`, all
     equal units are separated, except zeros without equal gradients, which may be on purpose. Layers excluded from the
     report, and parameters with ``requires_grad=False``, are never changed.
 
@@ -223,7 +223,7 @@ def _with_readers(
 
 
 def _is_zero(group: CopyGroup, modules: dict[str, nn.Module], parameters: dict[str, nn.Parameter]) -> bool:
-    """Return whether a single check has found parameters, or the weights of modules, that are zero."""
+    """Return whether the parameters of a group, or its modules' weights, are zero, and only one check was made."""
     if group.verdict is not Verdict.DUPLICATE:
         return False
     name = group.modules[0]

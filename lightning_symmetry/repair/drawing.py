@@ -23,7 +23,7 @@ A little noise suffices, because equal units diverge as soon as their weights an
 def fresh_copy(module: nn.Module, generator: Generator) -> nn.Module | None:
     """Return a module of the same class and shapes with the default initialisation and plain parameters, on the CPU.
 
-    The global random generators are restored. None for a class without ``reset_parameters``, and for TorchScript.
+    The global random generators are restored. Returns None for TorchScript and classes without ``reset_parameters``.
     """
     if is_script(module):
         return None
@@ -58,8 +58,8 @@ def fresh_rows(
 ) -> Tensor:
     """Return rows of a freshly initialised layer for ``units`` ``(n,)``, of shape ``(n, ...)``, on the CPU.
 
-    They are taken from the tensor ``name`` of ``fresh``, the result of :func:`fresh_copy`. If it is None, or its rows
-    for these units are equal, too, weights are drawn uniformly from ``[-1 / sqrt(fan_in), 1 / sqrt(fan_in)]``, as
+    They are taken from the tensor ``name`` of ``fresh``, the result of :func:`fresh_copy`. If ``fresh`` is None, or has
+    equal rows for these units, too, weights are drawn uniformly from ``[-1 / sqrt(fan_in), 1 / sqrt(fan_in)]``, as
     ``torch.nn.Linear`` does, and biases are zero.
     """
     rows = current_rows(tensor, units)

@@ -78,6 +78,6 @@ def _has_gradients(reader: Reader, units: Tensor) -> bool:
 def _is_silent_if_dead(reader: Reader) -> bool:
     """Return whether a unit without a gradient must have an output of zero at a reader."""
     names = [name for name in reader.through if not any(part in name for part in _NEUTRAL)]
-    while names and names[0].startswith("batchnorm"):  # allowed before the activation; behind it, it would shift zeros
+    while names and names[0].startswith("batchnorm"):  # fine before the activation; after it, it would shift zeros
         del names[0]
     return bool(names) and _SILENT.issuperset(names)

@@ -18,8 +18,8 @@ ZERO_ON_PURPOSE = (
     "their weights are zero, which may be on purpose, as in a pruned layer or in the second factor of a low-rank "
     "adapter, and a single check cannot show that they fail to train; pass the report of a training, `monitor.report`"
 )
-# If the gradient of dead units stops at one of these, their outputs are the constant of a closed activation. If it
-# stops elsewhere, the units may have any output.
+# If the gradient of dead units stops for one of these reasons, their outputs are the constant of a closed activation.
+# If it stops for another one, the units may have any output.
 _CLOSED = (StopKind.CLOSED, StopKind.SATURATED, StopKind.UNKNOWN)
 
 
@@ -51,7 +51,7 @@ class Left:
     reason: str  # why, as a clause
 
     def __str__(self) -> str:
-        """Return a sentence.
+        """Return the units and the reason as a sentence.
 
         >>> print(Left("fc1", (1, 2), "its weights are frozen (`requires_grad=False`)"))
         fc1: 2 units, {1, 2}, were left as they are: its weights are frozen (`requires_grad=False`).

@@ -80,7 +80,7 @@ def write_numbers(parameter: Tensor, places: Tensor, values: Tensor | float, opt
         group = next((g for g in optimizer.param_groups if any(each is parameter for each in g["params"])), None)
         if group is None:
             continue
-        if isinstance(optimizer, torch.optim.LBFGS):  # its directions span all parameters, and are kept for the first
+        if isinstance(optimizer, torch.optim.LBFGS):  # its state spans all parameters, and is kept under the first
             optimizer.state[group["params"][0]].clear()
             continue
         for name, kept in optimizer.state.get(cast("nn.Parameter", parameter), {}).items():
@@ -119,7 +119,7 @@ def _covered(shape: torch.Size, full: torch.Size, places: Tensor) -> Tensor:
 
 
 def _fill(tensor: Tensor, places: Tensor, values: Tensor | float) -> None:
-    """Write at flat indices of a tensor of any strides."""
+    """Write values at flat indices of a tensor with any strides."""
     with torch.no_grad():
         flat = tensor.detach().reshape(-1)  # a copy, if the tensor is not contiguous
         # `put_` would need no copy, but is refused by `torch.use_deterministic_algorithms`.

@@ -49,7 +49,7 @@ def shapes_of(node: Any) -> list[tuple[int, ...]]:
 def may_read_saved(node: Any) -> bool:
     """Return whether the tensors that autograd has saved for a node can be read without recomputing them.
 
-    A checkpointed segment recomputes them only once, and the backward pass needs them.
+    A checkpointed segment recomputes its tensors only once; reading them here would take them from the backward pass.
     """
     for name in names_of_saved(node):
         try:
@@ -63,17 +63,17 @@ def may_read_saved(node: Any) -> bool:
 
 
 def names_of_saved(node: Any) -> list[str]:
-    """Return the names of a node's attributes with tensors that autograd has saved."""
+    """Return the names of a node's attributes that hold tensors saved by autograd."""
     return [name for name in dir(type(node)) if name.startswith("_raw_saved_")]
 
 
 def signed(number: int) -> int:
-    """Restore the sign of a number for which autograd has stored an unsigned one: 2^64 - 1 becomes -1."""
+    """Restore the sign of a number that autograd has stored as unsigned: 2^64 - 1 becomes -1."""
     return number - 2**64 if number >= 2**63 else number
 
 
 def is_single(shape: Sequence[int], dims: Sequence[int]) -> bool:
-    """Return whether a shape has size 1 along all these dimensions, of which autograd may store -1 as 2^64 - 1.
+    """Return whether a shape has size 1 along all of ``dims``, where autograd may have stored -1 as 2^64 - 1.
 
     >>> is_single((8, 1), (2**64 - 1,))
     True
@@ -82,12 +82,12 @@ def is_single(shape: Sequence[int], dims: Sequence[int]) -> bool:
 
 
 def upstream(nodes: Iterable[Any]) -> Iterator[Any]:
-    """Yield nodes and all nodes upstream of them once, the nearest first."""
+    """Yield nodes and all nodes upstream of them, each once, the nearest first."""
     return reachable(nodes, lambda node: [child for child, _ in node.next_functions if child is not None])
 
 
 def reachable(nodes: Iterable[Any], next_of: Callable[[Any], Iterable[Any]]) -> Iterator[Any]:
-    """Yield nodes, and all that are reached from them through ``next_of``, once, the nearest first."""
+    """Yield nodes, and all nodes reached from them through ``next_of``, each once, the nearest first."""
     left, known = deque(nodes), set()
     while left:
         node = left.popleft()
@@ -106,7 +106,7 @@ def may_recompute() -> bool:
 def outputs_of_running_pass(thread: int) -> list[Tensor]:
     """Return the tensors at which the backward pass of a thread starts; none if they are unknown.
 
-    They are read from a frame of PyTorch's own function, because a plain loop passes its loss to nobody else.
+    They are read from the stack frame of PyTorch's own function, because a plain loop passes its loss to no other code.
     """
     frame = sys._current_frames().get(thread)
     while frame is not None:

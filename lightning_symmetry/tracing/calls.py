@@ -27,7 +27,7 @@ _WITH_FAST_PATHS = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.Transf
 class Mark(NamedTuple):
     """A record at a node of autograd's graph: a module has returned the output of this operation."""
 
-    is_output: bool  # whether the module is no loss
+    is_output: bool  # whether a module that is no loss has returned it
     key: int | None  # a unique number if the module is an outermost one, else None
 
 
@@ -41,7 +41,7 @@ class Range(NamedTuple):
 
     @classmethod
     def of(cls, numbers: Tensor, dim: int) -> Range:
-        """Return the range of a tensor that is not empty."""
+        """Return the range of a non-empty tensor along ``dim``."""
         flat = numbers.movedim(dim, 0).reshape(numbers.shape[dim], -1)
         return cls(flat.amin(1), flat.amax(1), flat.abs().amin(1), flat.shape[1])
 
@@ -99,7 +99,7 @@ class ModuleCalls:
             end = ModuleHook(partial(self._end, name), on_error)
             with suppress(Exception):  # modules of TorchScript take no hooks
                 self._handles.append(module.register_forward_pre_hook(begin))
-                self._handles.append(module.register_forward_hook(end, always_call=True))  # also if it raises
+                self._handles.append(module.register_forward_hook(end, always_call=True))  # also if the module raises
 
     def mark_of(self, node: Any) -> Mark | None:
         """Return the mark at a node of autograd's graph; None if no module has returned its output."""
@@ -126,7 +126,7 @@ class ModuleCalls:
         if not _is_recording() or name not in [call.name for call in self._open]:
             return
         while (call := self._open.pop()).name != name:
-            pass  # a call inside that has raised
+            pass  # drop an inner call, which has raised
         call.last = next_operation()
         self.calls.append(call)
         every = list(_tensors_in(output))

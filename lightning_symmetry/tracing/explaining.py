@@ -22,9 +22,9 @@ from lightning_symmetry.verdicts.stops import GradientStop, StopKind, Stopped
 
 # At most this many operations at which a gradient stops are examined.
 _MAX_STOPS = 8
-# These move the numbers of a parameter, and compute nothing.
+# Operations that move the numbers of a parameter, and compute nothing.
 _MOVING = {"T", "Transpose", "Permute", "View", "UnsafeView", "ReshapeAlias", "ToCopy", "Slice", "Split", "Unsqueeze"}
-# Operations between scores, their softmax, and the weighted sum.
+# Operations that may lie between the scores, their softmax, and the weighted sum.
 _BETWEEN = {
     *("View", "UnsafeView", "ReshapeAlias", "Unsqueeze", "Squeeze", "Transpose", "Permute", "Expand", "Clone", "Mul"),
     *("Div", "Add", "Sub", "MaskedFill", "Select", "ToCopy", "NativeDropout"),
@@ -74,7 +74,7 @@ class Explanation:
         self._explained: dict[int, list[Explained]] = {}
 
     def constant_behind(self, i: int) -> Stopped | None:
-        """Return an operation with a constant output, if every path from the target to the loss runs through one.
+        """Return the first operation with a constant output, if every path from a target to the loss runs through one.
 
         The gradient of the target then consists of rounding errors.
         """
@@ -160,7 +160,7 @@ class Explanation:
 
     @staticmethod
     def _lost(target: Target, labels: list[int]) -> GradientStop:
-        """Return why units have no gradient at the step though one has arrived."""
+        """Return why units have no gradient at the optimizer step, though one has arrived in the backward pass."""
         gradient = target.parameter.grad
         if not target.is_known:
             return GradientStop(StopKind.UNKNOWN)
@@ -333,7 +333,7 @@ class Explanation:
         return True
 
     def _zeros_before(self, node: Any) -> GradientStop | None:
-        """Return the upstream module whose zero weights make a tensor zero, through modules that all return zeros."""
+        """Return the upstream module whose zero weights make a tensor zero, if all modules in between return zeros."""
         for call in self._calls_before(node):
             if not call.ranges or not _is_zero(call.ranges[0]):
                 return None
@@ -380,14 +380,14 @@ class Explanation:
         return call if call is not None and call.is_leaf else None
 
     def _input_range(self, i: int, place: Place, labels: list[int]) -> Range | None:
-        """Return the range of a module's output; only for the units of these labels, if their places are known."""
+        """Return the range of a module's output; only for the units of ``labels``, if their places in it are known."""
         call = self._leaf(place.node)
         if call is None or not self._pass.is_output(place.node):
             return None
         of_place = self._pass.paths[i].labels.get(place)
         wanted = torch.tensor(labels)
         if of_place is not None and self._targets[i].num_labels == 1:
-            of_place = of_place.abs()  # numbers of several units (MANY, -1) have the only label
+            of_place = of_place.abs()  # numbers of several units (MANY, -1) count as having the only label
         for each, dim in zip(call.ranges, (-1, 1), strict=False):
             places = along(of_place, dim)
             if places is not None and places.shape == each.lowest.shape:

@@ -45,7 +45,7 @@ class Target:
     # label of each number of the parameter, counted from 1; 0 for units that are not traced; None: all have label 1
     labels: Labels
     units: tuple[tuple[int, ...], ...]  # the units of each label
-    is_known: bool = True  # whether the numbers of each unit are known; if not, those of other units have label 1, too
+    is_known: bool = True  # whether it is known which numbers belong to the units; if not, all numbers have label 1
 
     @property
     def num_labels(self) -> int:
@@ -60,7 +60,7 @@ class Path:
     start: Place  # the parameter, at the node that accumulates its gradient
     labels: dict[Place, Labels] = field(default_factory=dict)  # by tensor, the labels of its numbers
     outputs: dict[Any, list[Place]] = field(default_factory=dict)  # by node, its outputs on the path
-    left_out: dict[Use, set[int]] = field(default_factory=dict)  # labels all of whose numbers an operation drops
+    left_out: dict[Use, set[int]] = field(default_factory=dict)  # by use, the labels that an operation drops completely
     # by tensor with labels, whether a nonzero gradient arrives for each label, and last for numbers without a label
     arrived: dict[Place, Tensor] = field(default_factory=dict)
     _present: dict[Place, set[int]] = field(default_factory=dict)
@@ -206,7 +206,7 @@ class BackwardPass:
                     left.append(child)
 
     def _find_model(self) -> set[Any]:
-        """Return the nodes upstream of an output of a module, and those inside of calls that are no part of a loss."""
+        """Return the nodes of the model: those of module outputs and of calls outside the loss, and all upstream."""
         ends = []
         for node in self._nodes:
             call, mark = self.calls.get(node), self._module_calls.mark_of(node)
@@ -256,7 +256,7 @@ def _local(gradient: Tensor) -> Tensor:
 
 
 def _by_label(is_there: Tensor, labels: Tensor, num_labels: int) -> Tensor:
-    """Return whether ``is_there`` holds for any number of each label, and last for any number without one."""
+    """Return whether ``is_there`` holds for any number of each label, last for any without, ``(num_labels + 1,)``."""
     kept = without_copies(labels)
     copied = [dim for dim in range(labels.ndim) if kept.shape[dim] < labels.shape[dim]]
     if copied:

@@ -78,7 +78,7 @@ def kept_by(readers: Iterable[Reader] | None, labels: Sequence[int], signs: Floa
     Args:
         readers: the readers of the units; None if unknown.
         labels: the labels of the units.
-        signs: 1 for each unit, or -1 for a mirror image of the first one; its weights may be equal or negated.
+        signs: 1 for each unit, or -1 for a mirror image of the first, which may be read with equal or negated weights.
 
     Example:
         >>> import numpy as np

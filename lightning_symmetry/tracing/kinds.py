@@ -26,14 +26,14 @@ class Factor(NamedTuple):
     source: Call | None  # the call that returned it, if it is an output without a graph
     is_parameter: bool  # whether it is a parameter of the model, or computed from parameters only
     is_any: Tensor  # whether any of its numbers is nonzero, ``()``
-    # by dimension of the input, whether any number that multiplies an index is nonzero, ``(size,)``
+    # by dimension of the input, whether any factor of the numbers at each index is nonzero, ``(size,)``
     is_there: dict[int, Tensor]
     largest: Tensor  # its largest absolute value, ``()``
 
     def are_zero(self, labels: Labels, num_labels: int) -> list[bool]:
         """Return for each label whether all factors of its numbers in the input are zero."""
         for dim, is_there in self.is_there.items():
-            # With a single label, numbers of several units (MANY, -1) have it as well.
+            # With a single label, numbers of several units (MANY, -1) count as having it.
             places = along(labels.abs() if labels is not None and num_labels == 1 else labels, dim)
             if places is not None and places.shape == is_there.shape:
                 met = set(places[is_there].tolist())
@@ -104,7 +104,7 @@ _OF_ATTENTION = {0: ("value", 2, -1, 0), 1: ("value", 2, -1, 0), 2: ("query", 0,
 # A tensor that is computed by more operations does not count as a weight.
 _MAX_NODES = 100
 _NORMS = {"NativeLayerNorm", "NativeBatchNorm", "CudnnBatchNorm", "NativeGroupNorm"}
-# These move or copy numbers, and compute nothing.
+# Operations that move or copy numbers, and compute nothing.
 _THROUGH = {
     *("T", "Transpose", "View", "UnsafeView", "ReshapeAlias", "Permute", "ToCopy", "Expand", "Clone", "Unsqueeze"),
     "Repeat",
@@ -118,8 +118,8 @@ def factor_of(
     """Return the factor of one input of an operation; None without one, or if it may not be read.
 
     Call it before the backward pass frees the tensors that autograd has saved; ``may_read`` tells whether they may be
-    read. ``calls`` has the innermost call of a module for each node. ``storages`` has None for the storages of
-    parameters, and for those of tensors without a graph the call that returned them.
+    read. ``calls`` has the innermost call of a module for each node. ``storages`` maps the storages of parameters to
+    None, and those of tensors without a graph to the call that returned them.
     """
     operation = operation_of(node)
     known = _OF_ATTENTION if operation.startswith("ScaledDotProduct") else _FACTORS.get(operation, {})
@@ -140,7 +140,7 @@ def factor_of(
         is_there[1] = _by_channel(node, sizes) != 0
     elif operation == "Mul":
         is_there = _by_number(sizes, len(shapes_of(node)[0]))
-    elif may_read and not operation.startswith("ScaledDotProduct"):  # else it may be transposed
+    elif may_read and not operation.startswith("ScaledDotProduct"):  # otherwise the factor may be transposed
         is_there[input_dim] = _over_others(sizes, dim) != 0
     call = calls.get(node)
     is_leaf = call is not None and call.is_leaf
@@ -194,13 +194,13 @@ def _is_of_parameters(node: Any) -> bool:
 
 
 def _over_others(sizes: Tensor, dim: int) -> Tensor:
-    """Return the maximum over all dimensions but one."""
+    """Return the maximum over all dimensions but ``dim``, ``(size,)``."""
     others = [each for each in range(sizes.ndim) if each != dim % sizes.ndim]
     return sizes.amax(others) if others else sizes
 
 
 def _by_channel(node: Any, sizes: Tensor) -> Tensor:
-    """Return the largest weight of each input channel of a convolution, given the absolute weights."""
+    """Return the largest weight of each input channel of a convolution, ``(channels,)``, given the absolute weights."""
     if node._saved_transposed:
         return sizes.flatten(1).amax(1)
     grouped = sizes.reshape(node._saved_groups, -1, sizes.shape[1], math.prod(sizes.shape[2:]))
@@ -208,7 +208,7 @@ def _by_channel(node: Any, sizes: Tensor) -> Tensor:
 
 
 def _by_number(sizes: Tensor, ndim: int) -> dict[int, Tensor]:
-    """Return whether elementwise factors are nonzero, along the last dimension and the dimension of channels."""
+    """Return, for the last dimension and that of channels, whether any elementwise factor at each index is nonzero."""
     is_there = {}
     if sizes.ndim and sizes.shape[-1] > 1:
         is_there[-1] = _over_others(sizes, -1) != 0
@@ -323,7 +323,7 @@ CLOSING = {
     *("Softshrink", "Hardshrink", "LeakyRelu", "PreluKernel", "Gelu", "Silu", "Mish", "RreluWithNoise"),
     *("Maximum", "Minimum", "Where"),
 }
-# These have no slope on both sides of zero.
+# Operations without a slope far from zero, on both sides.
 _CLIPPING = {"Hardtanh", "Hardsigmoid", "Clamp"}
 _SELECTING = {"Topk", "Sort", "Kthvalue", "Amax", "Amin", "Max", "Min"}
 

@@ -125,7 +125,7 @@ def _moved(node: Any, index: int, labels: Tensor, shapes: Sequence[tuple[int, ..
     ]
     try:
         back = node(*places)
-    except RuntimeError:  # some require the dtype of the forward pass
+    except RuntimeError:  # some backward functions require the dtype of the forward pass
         dtypes = [each.dtype for each in node._input_metadata]
         has_fractions = all(dtype.is_floating_point or dtype.is_complex for dtype in dtypes)
         if not has_fractions or any(ends[-1] > 2 / torch.finfo(dtype).eps for dtype in dtypes):
@@ -144,7 +144,7 @@ def _merging(dims_of: Callable[[Any, int], Sequence[int]]) -> _Rule:
 
 
 def _of_matrix(rows: int, columns: int) -> _Rule:
-    """Return the rule of a product of two matrices, given the indices of these inputs."""
+    """Return the rule of a product of two matrices, given their indices among the inputs."""
     return _merging(lambda node, index: {rows: [-1], columns: [-2]}.get(index, []))
 
 
@@ -247,7 +247,7 @@ _ELEMENTWISE = (
     *("MseLoss", "SmoothL1Loss", "HuberLoss", "BinaryCrossEntropy", "BinaryCrossEntropyWithLogits"),
 )
 _RULES |= dict.fromkeys(_ELEMENTWISE, lambda node, index, labels, shapes: labels)
-# The outputs of these hold the numbers of several inputs, side by side.
+# Operations whose outputs hold the numbers of several inputs, side by side.
 _JOINING = {"Cat", "Stack", "ConstantPadNd", "IndexPut"}
 _MOVES = {
     *_JOINING,

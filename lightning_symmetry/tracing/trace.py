@@ -101,7 +101,7 @@ class GradientTrace:
         self._storages = dict.fromkeys(map(storage_of, plain))
         self._has_missed_passes = False
         self._failure: Exception | None = None
-        self._is_finished = False  # a retained graph calls its hooks even later
+        self._is_finished = False  # read by hooks, which a retained graph calls even later
         self._calls = ModuleCalls(model, self._record_failure, self._on_gradient)
 
     @property
@@ -235,7 +235,7 @@ def _units_of(alike: Alike) -> Indices:
 
 
 def _target_of(layer: Layer, units: Indices, *, is_apart: bool = False) -> Target:
-    """Return a target for units of a layer; with ``is_apart`` each has its own label even if these are all units."""
+    """Return a target for units of a layer; with ``is_apart``, each has its own label even if these are all units."""
     weight = layer.tensors[0]
     parameter = next((each for each in weight.originals if each.shape == weight.weights.shape), weight.originals[0])
     whole = Target(layer.name, parameter, None, (tuple(units.tolist()),))
