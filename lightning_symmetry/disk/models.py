@@ -33,7 +33,7 @@ class Filled(NamedTuple):
     # the parameters and buffers that hold tensors of the checkpoint, by their names in the checkpoint
     tensors: dict[str, Tensor]
     skipped: dict[str, str]  # by name, why a tensor of the checkpoint or of the model was left out
-    num_unread: int = 0  # number of weights in the checkpoint that are not in the model
+    num_unread: int = 0  # number of weights that stand-ins leave out; 0 for the user's own model
 
 
 # ----------------------------------------------------------------- without the model: stand-ins

@@ -43,7 +43,7 @@ def suspects(questions: Sequence[Question]) -> list[Indices]:
 
 
 def suspects_among(question: Question, rows: Indices) -> Indices:
-    """Return those of some nonzero rows that may agree with another one of them up to sign."""
+    """Return which of some nonzero rows may agree, up to sign, with another of them."""
     num_rows = question.rows.num_rows
     windows = np.repeat(np.array(question.rows.windows(question.tolerance))[:, None], num_rows, axis=1)
     block = np.arange(num_rows) // max(1, num_rows // question.blocks)
@@ -51,7 +51,7 @@ def suspects_among(question: Question, rows: Indices) -> Indices:
 
 
 def _sift(questions: Sequence[Question]) -> list[Indices]:
-    """Sift matrices together, and return the rows of each that are left."""
+    """Sift matrices together; return the rows of each that are left, sorted."""
     sizes = [question.rows.num_rows for question in questions]
     bounds = [0, *accumulate(sizes)]
     matrix = np.repeat(np.arange(len(sizes)), sizes)
@@ -72,7 +72,7 @@ def _sift(questions: Sequence[Question]) -> list[Indices]:
 
 
 def sift(norms: Floats, projections: Floats, windows: Floats, block: Indices, rows: Indices, longest: int) -> Indices:
-    """Return those of some rows that may agree with another one of their block up to sign.
+    """Return which of some rows may agree, up to sign, with another of their block.
 
     Args:
         norms: the norms of all rows, ``(n,)``.
@@ -83,13 +83,13 @@ def sift(norms: Floats, projections: Floats, windows: Floats, block: Indices, ro
         longest: the number of rows of the longest matrix.
     """
     if longest < _MANY_ROWS:
-        # Of few rows one key after the other leaves none in most layers, at a lower cost than a grid over several keys.
+        # Of few rows, one key after the other drops all in most layers, at a lower cost than a grid over several keys.
         for projection in projections:
             key = np.abs(projection[rows]) / (norms[rows] * windows[0, rows])
             rows = rows[_are_near_another(key, block[rows])]
             if not len(rows):
                 return rows
-    # Three keys tell nearly all rows apart; all keys are for those that are left.
+    # Two projections and the norm distinguish nearly all rows; all keys are for those that are left.
     for some in (projections[:2], projections) if longest >= _MANY_ROWS else (projections,):
         if len(rows) <= _FEW_ROWS:
             break
@@ -107,7 +107,7 @@ def sift(norms: Floats, projections: Floats, windows: Floats, block: Indices, ro
 
 
 def _are_near_another(key: Floats, block: Indices) -> Mask:
-    """Return which rows have another row of their block within one of their key; all if keys are too large.
+    """Return which rows have a key within one of that of another row of their block; all if keys are too large.
 
     All arrays are ``(m,)``, and no key is negative.
     """

@@ -159,7 +159,7 @@ class Graph:
         node, handler = item.dep.target, item.dep.handler
         kind = node.type.name
         if kind in _WITHOUT_NUMBERS:
-            # Weights of zero behind it would hide the change from a comparison of outputs.
+            # Weights of zero behind a softmax would hide the change from a comparison of outputs.
             if "Softmax" in str(node.module):
                 raise NotMergedError("a softmax runs over them, or over values computed from them")
             return []
@@ -211,7 +211,7 @@ class Graph:
         path = next(name for name, other in self._model.named_parameters() if other is parameter)
         owner_path, _, attribute = path.rpartition(".")
         owner = self._model.get_submodule(owner_path)
-        if type(owner).__module__.startswith("torch.nn."):  # for a GRU, torch-pruning finds the tensors only
+        if type(owner).__module__.startswith("torch.nn."):  # of a GRU, for example, torch-pruning finds only tensors
             raise NotMergedError(f"torch-pruning does not know `{owner_path}` ({type(owner).__name__})")
         tensors = self._tensors(owner, owner_path, [Part(attribute, dim % parameter.ndim, is_odd=False)])
         _check_places(places, tensors)

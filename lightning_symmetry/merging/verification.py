@@ -70,7 +70,7 @@ class Inputs:
         """Return reproducible random inputs of the same shapes.
 
         Floating point numbers are drawn from a normal distribution with the mean and standard deviation of the example.
-        Integers are permuted along the first dimension, because random ones may be invalid, for example as tokens.
+        Other numbers are permuted along the first dimension, because random ones may be invalid, for example as tokens.
         """
         generator = torch.Generator().manual_seed(_SEED)
         return self._mapped(lambda tensor: _like(tensor, generator))

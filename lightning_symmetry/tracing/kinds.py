@@ -62,7 +62,7 @@ class Stop:
         return operation_of(self.node)
 
     def is_of(self, *kinds: type[nn.Module]) -> bool:
-        """Return whether it belongs to a module of one of these classes."""
+        """Return whether the operation belongs to a module of these classes."""
         return self.call is not None and isinstance(self.call.module, kinds)
 
 
@@ -117,7 +117,7 @@ def factor_of(
 ) -> Factor | None:
     """Return the factor of one input of an operation; None without one, or if it may not be read.
 
-    Call it before the backward pass frees the tensors that autograd has saved; ``may_read`` tells whether they may be
+    Call it before the backward pass frees the tensors that autograd has saved; ``may_read`` says whether they may be
     read. ``calls`` has the innermost call of a module for each node. ``storages`` maps the storages of parameters to
     None, and those of tensors without a graph to the call that returned them.
     """
