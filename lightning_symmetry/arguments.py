@@ -82,6 +82,6 @@ def check_callable(name: str, value: object) -> None:
 
 
 def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
-    """Check that ``value`` is one of some choices."""
+    """Check that ``value`` is one of ``choices``."""
     if not isinstance(value, str) or value not in choices:
         raise ValueError(f"Expected argument `{name}` to be one of {list(choices)} but got {brief(value)}.")

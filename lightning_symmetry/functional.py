@@ -141,8 +141,8 @@ def moments_of(activations: Tensor) -> Tensor:
     """Return the moments of activations ``(N, units)``: a matrix ``(units + 1, units + 1)``.
 
     It contains the number of samples (top left), the mean of each unit (the rest of the first row), the number of
-    samples at which each is not zero (the rest of the first column), and the sums of products of deviations from the
-    means (the rest).
+    samples at which each unit is not zero (the rest of the first column), and the sums of products of deviations from
+    the means (the rest).
     """
     samples = _checked(activations)
     moments = samples.new_zeros(samples.shape[1] + 1, samples.shape[1] + 1)
@@ -156,7 +156,7 @@ def moments_of(activations: Tensor) -> Tensor:
 
 
 def merge_moments(parts: Tensor) -> Tensor:
-    """Merge the moments of several sets of samples.
+    """Merge the moments of several sets of samples into one matrix ``(units + 1, units + 1)``.
 
     The products of deviations are corrected for the different means (Chan, Golub and LeVeque 1983, "Algorithms for
     computing the sample variance", equation 2.1), so that large means cost no precision.

@@ -40,8 +40,9 @@ def assert_no_symmetry(
 ) -> SymmetryReport:
     """Train a copy of a model for a few steps, and raise if units of it train as one or do not train at all.
 
-    The model, the optimizer and the global random numbers (of torch, numpy and Python) are unaffected. It takes four
-    optimizer steps, and up to twelve while something is undecided; if there are fewer batches, they are repeated.
+    The model, the optimizer and the global random numbers (of torch, numpy and Python) are unaffected. With the
+    default ``patience`` it takes 4 optimizer steps, up to 12 while something is undecided, and up to 54 while units may
+    be dead. If there are fewer batches, they are repeated.
 
     Args:
         model: the model, in the mode (``train`` or ``eval``) in which it will be trained.
@@ -136,7 +137,7 @@ def _copies(
 ) -> tuple[ModuleT, Optimizer]:
     """Copy the model, and make an optimizer of the copy."""
     # The memo of `copy.deepcopy` is shared, so that the copied optimizer updates the copied model. PyTorch refuses to
-    # copy tensors with a graph, which `torch.nn.utils.weight_norm` or a forward pass may leave: these are added here.
+    # copy tensors with a graph, which `torch.nn.utils.weight_norm` or a forward pass may leave: copies are put in here.
     memo: dict[int, Any] = {
         id(value): value.detach().clone()
         for module in model.modules()

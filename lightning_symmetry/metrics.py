@@ -118,7 +118,7 @@ class EffectiveWidth(_OfWeights):
 class _OfActivations(_Measure):
     """A measure of streamed activations ``(N, units)``.
 
-    Its state are first and second moments, ``(units + 1, units + 1)`` numbers of float64 whatever ``N`` is.
+    Its state is a matrix of first and second moments, ``(units + 1, units + 1)`` in float64 whatever ``N`` is.
     """
 
     full_state_update = True  # before the first batch the number of units may be unknown
@@ -206,7 +206,7 @@ class DeadActivations(_OfActivations):
 
 
 class EffectiveRank(_OfActivations):
-    """The exponential of the entropy of the singular values of activations; :func:`.functional.effective_rank`.
+    """The exponential of the entropy of the singular values of activations, as in :func:`.functional.effective_rank`.
 
     Args:
         num_units: number of units; None: as in the first batch.

@@ -2,8 +2,8 @@
 
 ``pytorch_lightning.Trainer`` accepts a bare callback, and its command line any callback, only if it is an instance of
 its own ``Callback``. Importing either package sets globals of ``lightning_utilities``: the logger that Lightning's
-messages go to, and the category of its deprecation warnings. Both stay those of the package that the user imported
-first.
+messages go to, and the category of its deprecation warnings. This module restores both to those of the package that
+the user imported first.
 """
 
 from __future__ import annotations

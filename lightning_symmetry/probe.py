@@ -69,7 +69,7 @@ class ActivationProbe:
         include: patterns (:mod:`fnmatch`) of names of modules to measure; None: all modules of activation functions,
             such as ``torch.nn.ReLU``.
         exclude: patterns of names of modules to leave out.
-        every_n_steps: at each place, the first of so many forward passes in training mode is measured.
+        every_n_steps: at each place, the first of every so many forward passes in training mode is measured.
         make_metrics: makes the metrics of one place, by name; None: the shares of dead and of duplicate units, and the
             effective rank.
 
@@ -163,7 +163,7 @@ class ActivationProbe:
         self._latest = "", None
 
     def _note(self, name: str, module: nn.Module, *args: Any) -> None:
-        """Record that a layer has run; for a layer with modules inside, which may be measured, that it begins."""
+        """Record that a layer has run, or, if it contains modules that may be measured, that it begins."""
         self._latest = name, module
 
     def _measure_if_due(self, name: str, module: nn.Module, inputs: Any, output: Any) -> None:
@@ -298,7 +298,7 @@ def _units_dim(shape: Sequence[int], layer: nn.Module | None) -> int:
         return usual
     if usual is None and len(fitting) == 1:
         return fitting[0]
-    # After a split or flatten no size fits: then the usual dimension counts, unless the output may lack a batch.
+    # After a split or flatten no size fits: then the usual dimension counts, unless the output may lack the batch.
     if not fitting and (len(shape) != 3 if usual is None else not is_first or shape[0] not in sizes):
         return usual or 1
     raise ValueError(f"it is not certain which dimension of an output of shape {tuple(shape)} holds the units")

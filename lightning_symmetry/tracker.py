@@ -170,7 +170,7 @@ class SymmetryTracker(Watcher):
     def _start(self, model: nn.Module) -> None:
         """Begin the watch unless it has begun: before the first step, or at the end if there was none."""
         if not self._has_started:
-            # The model may be wrapped after the tracker was made, so this cannot be done there.
+            # The model may be wrapped after the tracker was made, so `__init__` cannot do this.
             num_ranks = dist.get_world_size() if is_replicated(model) and has_group() else 1
             self._engine.start(self._optimizers, num_ranks=num_ranks, is_speaking=_rank() == 0)
             self._has_started = True

@@ -229,7 +229,7 @@ def _parameters_of(holder: _Holder) -> Iterator[nn.Parameter]:
 
 
 def _gradients_side_by_side(parameters: Sequence[nn.Parameter]) -> list[Tensor] | None:
-    """Return the gradients of parameters of one shape, of sparse ones the rows that any has; None if one is missing."""
+    """Return the gradients of parameters of one shape; None if one is missing. Of sparse ones only used rows remain."""
     if all(p.grad is not None and p.grad.layout == torch.sparse_coo and p.grad.sparse_dim() == 1 for p in parameters):
         sparse = [cast("Tensor", p.grad).detach().coalesce() for p in parameters]
         rows = torch.cat([each.indices()[0] for each in sparse]).unique()
@@ -257,7 +257,7 @@ def _as_row(tensor: Tensor) -> Tensor:
 
 
 def _size(members: _Members) -> tuple[int, int]:
-    """Return the number of weights, and of modules, in each of some modules of one kind."""
+    """Return the number of weights and of submodules, which is the same for all members of one kind."""
     module = members[0][1]
     return sum(parameter.numel() for parameter in parameters_of(module)), sum(1 for _ in modules_of(module))
 
@@ -332,7 +332,7 @@ def _are_copies(a: _Holder, b: _Holder) -> bool:
 
 
 def _heads_of_all(every: Copies, team: Team) -> list[list[float]]:
-    """Return what :func:`_head` returns for each of some sharded modules."""
+    """Return the result of :func:`_head` for each of several sharded modules."""
     dimensions = [parameter.ndim for parameter in _parameters_of(every.modules[0])]
     piece = max(range(len(dimensions)), key=dimensions.__getitem__)
     return first_numbers(team, ("weights", *every.row_names), every.weights(), piece, _HEAD_LENGTH)

@@ -191,8 +191,8 @@ def _incoming(
 ) -> Incoming:
     """Return a tensor as a layer reads it; raise :class:`NotUnderstoodError` if it cannot be read.
 
-    ``originals`` maps the ``id`` of a computed tensor to the parameters from which it is computed, ``flat`` that of a
-    flattened one to this rank's part.
+    ``originals`` maps the ``id`` of a computed tensor to the parameters from which it is computed. ``flat`` maps the
+    ``id`` of a flattened tensor to this rank's part.
     """
     part = flat.get(id(tensor))
     if part is not None:

@@ -16,7 +16,7 @@ class ModuleHook:
     need this package. ``torch.compile`` does not trace into it.
 
     Args:
-        observe: called as the hook.
+        observe: called with the arguments of the hook.
         on_error: called with any exception of ``observe``; None: exceptions are ignored.
 
     Example:
@@ -46,5 +46,5 @@ class ModuleHook:
 
 
 def is_of_user(hook: Any) -> bool:
-    """Return whether a hook is neither a :class:`ModuleHook` nor what replaces one in a copy."""
+    """Return whether a hook is neither a :class:`ModuleHook` nor the no-op that replaces one in a copy."""
     return not isinstance(hook, ModuleHook) and type(getattr(hook, "__self__", None)) is not nullcontext

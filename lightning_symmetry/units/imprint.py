@@ -31,7 +31,7 @@ class Imprint:
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
-        # Parameters with a hook of the user are omitted: it may average the gradient before this one sees it.
+        # Parameters with a hook of the user are omitted: that hook may average the gradient first.
         self._parameters = [
             parameter
             for parameter in parameters_of(model)
@@ -83,7 +83,7 @@ class Imprint:
 
 
 def _reading(tensor: Tensor, gradient: Tensor | None) -> Tensor:
-    """Return the norm of the gradient, the norm of the tensor and a sample of its numbers; an unknown norm is 0."""
+    """Return one vector: the norms of gradient and tensor, then a sample of the tensor; an unknown norm is 0."""
     flat = real_numbers(tensor.detach())
     norm = _norm(flat) if flat.is_floating_point() else None
     sample = flat[:: max(1, len(flat) // _NUM_SAMPLED)].float()

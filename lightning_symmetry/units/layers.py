@@ -64,7 +64,7 @@ class Incoming:
     """A tensor that feeds the units of a layer."""
 
     weights: Tensor  # the tensor that the layer uses
-    view: View  # `tensor -> (num_units, ...)` for tensors of its shape; complex ones as by `real_rows`
+    view: View  # `tensor -> (num_units, ...)` for the shape of `weights`; complex ones become real, see `real_rows`
     # the parameters that `weights` is computed from, if the layer is parametrized; the source of `part`, if there is
     # one; else `weights` itself
     originals: tuple[Tensor, ...]
@@ -91,7 +91,7 @@ class Incoming:
 
     @property
     def latents(self) -> tuple[Tensor, ...]:
-        """The originals of the weights' shape, which train in place of computed weights; empty for other weights."""
+        """The originals with the shape of the weights, if these are computed: they train instead. Else empty."""
         if self.part is not None:
             return ()
         weights = self.weights
@@ -138,7 +138,7 @@ class Incoming:
         return original.numel() == 1 and not self._has_rows(original)
 
     def _by_unit(self, numbers: Tensor) -> Tensor | None:
-        """Return the numbers of an original of another shape, by unit; None if its shape does not tell the units."""
+        """Return an original of another shape as ``(num_units, ...)``; None if its shape does not show the units."""
         shape = self.weights.shape
         if self._is_shared(numbers):
             return None
@@ -160,7 +160,7 @@ class Layer:
     recurrent: Incoming | None = None
     also: tuple[str, ...] = ()  # names of further layers that share the weight
     can_freeze: bool = True  # whether repeated zero gradients are evidence against the units
-    dies_as_a_whole: bool = False  # whether they are evidence only if no unit has a gradient
+    dies_as_a_whole: bool = False  # whether zero gradients are evidence only if no unit has a gradient
     slices_of: str = ""  # name of the parameter that the units are slices of, because no adapter knows it; else empty
     # the gates, along the second dimension of every view, whose weights change sign in a mirror image; None: all
     # weights do

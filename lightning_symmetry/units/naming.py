@@ -1,4 +1,4 @@
-"""Readable names of modules, which are paths without the steps that wrappers add; and patterns that choose names."""
+"""Readable names of modules: paths without the components that wrappers add. Also patterns that choose names."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import nn
 from lightning_symmetry.modules import own_parameters, walk
 from lightning_symmetry.ranks.zero import is_engine
 
-# Steps of paths that torch.compile, activation checkpointing, FSDP1 and Fabric add.
+# Components of paths that torch.compile, activation checkpointing, FSDP1 and Fabric add.
 _WRAPPED = {"_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module", "_forward_module", "_original_module"}
 # These, and DeepSpeed's engines, call the wrapped module `module`; elsewhere that is an ordinary name.
 _PARALLEL = (nn.parallel.DistributedDataParallel, nn.DataParallel)

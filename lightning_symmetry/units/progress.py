@@ -35,14 +35,14 @@ class Progress:
     had_gradient: bool = False  # whether its gradient was ever finite and not zero
     has_grad: bool = False  # whether its `grad` was ever present, perhaps zero
     has_moved: bool = False  # whether its numbers have changed between two checks
-    # the step of the check since which it has held numbers that are not finite; None: all are
+    # the step of the check since which it has held numbers that are not finite; None: all are finite
     not_finite_since: int | None = None
     _places: Tensor | slice | None = None
     _before: Tensor | None = None
 
     @property
     def is_settled(self) -> bool:
-        """Whether it is known to train; only the finiteness of its numbers is then still checked."""
+        """Whether the parameter is known to train; then only the finiteness of its numbers is still checked."""
         return self.had_gradient and self.has_moved
 
     @property
@@ -56,7 +56,7 @@ class Progress:
         self.has_grad |= gradient is not None
         if gradient is None or self.had_gradient:
             return
-        if is_sharded(self.parameter):  # the shards of other ranks are not read
+        if is_sharded(self.parameter):  # not judged, since the shards of other ranks are not read
             self.had_gradient = True
             return
         numbers = _numbers_of(gradient.detach())
@@ -110,11 +110,11 @@ def _places_of_extremes(gradient: Tensor) -> Tensor:
 
 @dataclass
 class Inputs:
-    """The inputs of a layer whose weights have had a gradient in any unit."""
+    """The observations of a layer's inputs: whether their weights have had a gradient in any unit."""
 
     layer: Layer
     num_checks: int = 0  # number of checks with gradients
-    are_fed: Tensor | None = None  # mask of these inputs, `(fan_in,)`; None before the first check
+    are_fed: Tensor | None = None  # mask of inputs with a gradient, `(fan_in,)`; None before the first check
     num_idle: int = 0  # number of inputs without a gradient so far
 
     @property
@@ -143,11 +143,11 @@ def _has_common_inputs(layer: Layer) -> bool:
 class Ledger:
     """The observations of all parameters of a model."""
 
-    entries: dict[int, Progress] = field(default_factory=dict)  # those of each parameter, by `id`
+    entries: dict[int, Progress] = field(default_factory=dict)  # by `id` of the parameter
     _layers: Sequence[Layer] = ()
     _loose: list[Progress] = field(default_factory=list)  # parameters that belong to no layer
     _open: list[Progress] = field(default_factory=list)  # parameters that are not known to train
-    _not_finite: set[int] = field(default_factory=set)  # identities (``id``)
+    _not_finite: set[int] = field(default_factory=set)  # parameters, by `id`, with numbers that are not finite
     _inputs: list[Inputs] = field(default_factory=list)
     _open_inputs: list[Inputs] = field(default_factory=list)  # those that are still open
 
@@ -233,7 +233,7 @@ class Ledger:
 
     @contextmanager
     def _dropping_unreadable(self, entry: Progress) -> Iterator[None]:
-        """Drop the entry if its parameter cannot be read; some tensor subclasses raise instead."""
+        """Drop the entry if reading its parameter raises, as for some tensor subclasses."""
         try:
             yield
         except Exception:
@@ -256,7 +256,7 @@ class Ledger:
         return parameters - without
 
     def idle_inputs(self, patience: int) -> dict[str, int]:
-        """Return the number of inputs without a gradient at ``patience`` checks or more, by layer with such inputs."""
+        """Return by layer the number of inputs without a gradient, if there are any after ``patience`` checks."""
         return {
             each.layer.name: each.num_idle for each in self._inputs if each.num_idle and each.num_checks >= patience
         }

@@ -127,7 +127,7 @@ class ReadingGraph:
 
 
 class _UnknownReadersError(Exception):
-    """The readers of some units are unknown; the functions below raise it."""
+    """The readers of some units are unknown; raised and caught in this module."""
 
 
 @dataclass(frozen=True)
@@ -135,8 +135,8 @@ class _Place:
     """The place of units in a tensor; the inputs of convolutions are assumed to be batches."""
 
     behind: int  # number of dimensions after the dimension of the units
-    # What was flattened into the dimension of the units: "positions" follow one another for each unit, "tokens" hold
-    # all units each.
+    # What was flattened into the dimension of the units. "positions": those of one unit are adjacent; "tokens": the
+    # units of one token are adjacent.
     flat: Literal["", "positions", "tokens"] = ""
 
 
@@ -222,8 +222,8 @@ def _moved(place: _Place, name: str, node: fx.Node, module: Any, num_units: int)
     if (pool := _POOL.fullmatch(name)) and not place.flat and place.behind >= int(pool[1]):
         return place
     if (norm := _BATCH_NORM.fullmatch(name)) and module is not None:
-        # It normalises along dimension 1. After a linear layer, this is assumed to be the dimension of the units if it
-        # has their size.
+        # BatchNorm normalises along dimension 1. After a linear layer, this is assumed to be the dimension of the units
+        # if the sizes agree.
         dims = int(norm[1])
         is_along_units = place.behind == dims or (place.behind == 0 and dims == 1)
         if place.flat == "positions" or (is_along_units and not place.flat and module.num_features == num_units):

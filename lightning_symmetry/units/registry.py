@@ -111,9 +111,9 @@ def weight_of(module: nn.Module, name: str = "weight") -> Tensor:
     return weight
 
 
-# By class, or by the qualified name of a class.
+# The adapters by class, or by the qualified name of a class.
 _ADAPTERS: dict[type[nn.Module] | str, Adapter] = {}
-# Each with the function that recognises its modules.
+# Pairs of a function that recognises modules and the adapter of these.
 _ADAPTERS_BY_SHAPE: list[tuple[Callable[[nn.Module], bool], Adapter]] = []
 
 

@@ -22,7 +22,7 @@ _Source = tuple[Tensor, View | None]
 
 
 class DistinctLayer(NamedTuple):
-    """A layer with distinct weight rows and distinct gradient rows, apart from rows of zeros."""
+    """A layer with distinct weight rows and distinct gradient rows, apart from gradient rows of zeros."""
 
     layer: Layer
     idle: Mask | None  # which units have a gradient of zero, `(num_units,)`; None: none

@@ -73,7 +73,7 @@ class Updates:
         return type(optimizer), {name: value for name, value in options.items() if not isinstance(value, str)}
 
     def _state_of(self, parameter: Tensor, *, with_counts: bool) -> dict[str, Tensor]:
-        """Return the optimizer's tensors of the parameter's shape; with ``with_counts`` also single numbers."""
+        """Return the optimizer's tensors of the parameter's shape; with ``with_counts`` also its single numbers."""
         optimizer, _ = self._groups.get(id(parameter), (None, {}))
         state = getattr(optimizer, "state", {}).get(parameter, {}) if optimizer is not None else {}
         shapes = (parameter.shape, torch.Size()) if with_counts else (parameter.shape,)

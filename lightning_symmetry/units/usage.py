@@ -87,7 +87,7 @@ class Usage:
         return bool(self._chains)
 
     def is_used(self, layer: str) -> bool | None:
-        """Return whether the module of a layer took part in the step, or takes no hooks; None if it was not watched."""
+        """Return whether the module of a layer took part in the step: True without hooks, None if not watched."""
         chain = self._chains.get(layer)
         if chain is None:
             return None

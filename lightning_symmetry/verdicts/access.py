@@ -22,9 +22,9 @@ class Access:
 
 
 def module_expression(name: str) -> str:
-    """Return an expression for the module of this name in ``model``; empty if a step is neither a name nor a number.
+    """Return an expression for the module of this path in ``model``; empty if a component is no name and no number.
 
-    It is not checked that the module exists and that modules with numbers in their names can be indexed.
+    It does not check that the module exists, nor that the parent of a numbered module can be indexed.
 
     Example:
         >>> module_expression("net.0.fc"), module_expression("0"), module_expression(""), module_expression("q (part)")

@@ -29,7 +29,7 @@ from lightning_symmetry.verdicts.stops import GradientStop, StopKind
 from lightning_symmetry.verdicts.tables import ONLY_UNIT, abbreviate, describe_groups, match_texts
 from lightning_symmetry.verdicts.verdict import Verdict
 
-# If more layers than this have alike findings, they share a message.
+# If more layers than this have findings of one kind, they share a message.
 _MAX_ALIKE = 3
 _MAX_MESSAGES = 10
 
@@ -85,7 +85,7 @@ class _Topic:
     """Findings that share a message."""
 
     layers: list[list[Finding]]  # the findings, one list per layer
-    followers: list[Finding] = field(default_factory=list)  # findings that follow from them, which the message mentions
+    followers: list[Finding] = field(default_factory=list)  # their consequences, which the message mentions too
     # By attention module, the copied heads that the units form; empty if they form no whole heads.
     heads: Mapping[str, Sequence[CopiedHeads]] = field(default_factory=dict)
 
@@ -100,7 +100,7 @@ class _Topic:
 
 
 def messages(findings: Sequence[Finding], report: ModelDiagnosis) -> list[str]:
-    """Return the findings in words, in the order of the layers. Each message mentions the findings that follow from it.
+    """Return the findings in words, in the order of the layers. The message on a root also mentions its consequences.
 
     More than three layers with alike findings share a message. Units that form whole heads of attention are described
     by head. After ten messages a last one counts the findings that are left.
@@ -109,7 +109,7 @@ def messages(findings: Sequence[Finding], report: ModelDiagnosis) -> list[str]:
     topics, roots = _topics_of_heads(roots, report)
     by_kind: dict[object, list[list[Finding]]] = {}
     for alike in alike_findings(roots, report):
-        # Each set of copied modules gets a message of its own. Layers of different constants share one, with a range.
+        # Each set of copied modules gets its own message. Layers of different constants share one with their range.
         first = replace(alike[0], value=None) if alike[0].cause is Cause.CONSTANT else alike[0]
         key = first.layer if first.modules else (*_kind(first), _is_whole_layer(alike, report))
         by_kind.setdefault(key, []).append(alike)
@@ -119,7 +119,7 @@ def messages(findings: Sequence[Finding], report: ModelDiagnosis) -> list[str]:
     position = _position(report)
     shared.sort(key=lambda layers: position(layers[0][0].layer))
     for layers in shared:
-        # If a layer has several messages, the first one mentions what follows.
+        # If a layer has several messages, only the first one mentions the consequences.
         names = [alike[0].layer for alike in layers if _has_no_gradient(alike[0])]
         topics.append(_Topic(layers, [each for name in names for each in followers.pop(name, [])]))
     topics.sort(key=lambda topic: position(topic.layers[0][0].layer))
@@ -133,8 +133,8 @@ def messages(findings: Sequence[Finding], report: ModelDiagnosis) -> list[str]:
 def _topics_of_heads(findings: Sequence[Finding], report: ModelDiagnosis) -> tuple[list[_Topic], list[Finding]]:
     """Return the topics about whole heads that are copies, and the findings that are not about such heads.
 
-    Heads count as copies if the weights of all their queries, keys and values are equal, some of these train as one,
-    and no gradients of these are known to differ.
+    Heads count as copies if all of their query, key and value weights are equal, at least one group of these units
+    trains as one, and no such group is known to have different gradients.
     """
     by_kind: dict[object, list[_Topic]] = {}
     covered: set[tuple[str, tuple[str, tuple[int, ...]]]] = set()
@@ -176,7 +176,7 @@ def _place(finding: Finding) -> tuple[str, tuple[int, ...]]:
 
 
 def _roots_and_followers(findings: Sequence[Finding]) -> tuple[list[Finding], dict[str, list[Finding]]]:
-    """Return the root findings, and by layer of a root the findings that follow from it."""
+    """Return the root findings, and the consequences of each root by the name of its layer."""
     without_gradient = [finding for finding in findings if _has_no_gradient(finding)]
     present = {finding.layer for finding in without_gradient}
     leads_to = {finding.layer: finding.follows for finding in without_gradient if finding.follows in present}
@@ -291,7 +291,7 @@ def _heads_message(topic: _Topic, report: ModelDiagnosis) -> str:
     if len(modules) > 1:
         who = f"{modules[0]}, {modules[1]}, ..., {modules[-1]} ({len(modules)} attention modules): in each,"
         where = f"{abbreviate(names)}; {len(names)} layers"
-    have_keys = any(len(each.roles) > 1 for each in heads)  # of their own
+    have_keys = any(len(each.roles) > 1 for each in heads)  # else they read the same keys and values
     share = "" if have_keys else ", and they share keys and values"
     roles = f"{'queries, keys and values' if have_keys else 'queries'} ({where})"
     effect = every[0].verdict.traits.effect
@@ -324,7 +324,7 @@ def _slices_text(finding: Finding, report: ModelDiagnosis) -> str:
 
 
 def _is_whole_layer(alike: Sequence[Finding], report: ModelDiagnosis) -> bool:
-    """Return whether this is a single finding on all units of a layer."""
+    """Return whether there is a single finding, and it covers all units of its layer."""
     layer = report.layers.get(alike[0].layer)
     return layer is not None and len(alike) == 1 and len(alike[0].units) == layer.num_units
 
@@ -385,7 +385,7 @@ def describe_units(alike: Sequence[Finding], report: ModelDiagnosis) -> str:
 
 
 def _which_heads(alike: Sequence[Finding], report: ModelDiagnosis) -> str:
-    """Say which heads match; return an empty text if the units of alike findings form no whole heads of one kind."""
+    """Return which heads match, in words; empty unless the units of alike findings form whole heads of one kind."""
     several = report.heads.get(alike[0].layer, ())
     if len(several) != 1 or len(alike) == 1:
         return ""
@@ -427,7 +427,7 @@ def why(
 ) -> str:
     """Return the cause of alike findings, as far as it was measured, what to do, and the code, in full sentences.
 
-    ``followers`` are findings that follow from them. ``keep`` says which of several copies to keep.
+    ``followers`` are the consequences of these findings. ``keep`` says which of several copies to keep.
     """
     first = alike[0]
     if first.modules:
@@ -540,7 +540,7 @@ def _where(alike: Sequence[Finding]) -> str:
         return f"The gradient that reaches them is too small for its dtype{detail}."
     places = list(dict.fromkeys(stop.at for stop in stops if stop.at))
     at = f" at {abbreviate(places)}" if places else ""
-    # The detail of an activation is only the range of its inputs.
+    # For an activation the detail is only the range of its inputs, so the kind of stop is named too.
     if not detail or stops[0].kind in (StopKind.CLOSED, StopKind.SATURATED):
         detail = f", {_STOPPED[stops[0].kind]}{detail}"
     return f"The gradient stops{at}{detail}."

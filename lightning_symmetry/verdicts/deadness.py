@@ -30,7 +30,7 @@ _RUN = 2 * DEAD_STEPS
 _TURNED = 32.0
 # The cause is read from at most this many rows.
 _MAX_READ = 64
-# With inputs of norm 1 or so, a bias this many times as large as the norm of the weights decides what is put out.
+# For inputs of norm about 1, a bias this many times as large as the norm of the weights determines the output.
 _FAR = 3.0
 # Rows of this norm drive a tanh to where its slope vanishes in float32: 1 - tanh(9)^2 is 6e-8.
 _STEEP = 9.0
@@ -38,7 +38,7 @@ _STEEP = 9.0
 
 @dataclass
 class DeadRecord:
-    """The dead units of a layer that the user was warned of; the rest is as in :class:`Finding`."""
+    """The dead units of a layer that the user was warned of; fields without a comment are as in :class:`Finding`."""
 
     units: tuple[int, ...]  # the units that were dead at the latest check
     warned_units: tuple[int, ...]  # the units in the warning
@@ -87,12 +87,12 @@ class DeadUnits:
         self._patience, self._dead_share = patience, dead_share
         self._streaks: ZeroStreaks | None = None
         self._num_checks = 0
-        self._directions: dict[int, float] = {}  # of rows of some dead units at the latest check
-        self._num_left = 0  # number of steps for which dead units are watched again
+        self._directions: dict[int, float] = {}  # by unit, for some dead ones: direction of the row at the latest check
+        self._num_left = 0  # number of further steps at which dead units are watched
         self._is_resting = False  # whether only units that have never had a gradient are watched
         self._changes_at = 0  # step of the check at which `_is_resting` changes, if few units may be dead
         self._stopped: Mapping[int, Stopped] = {}  # by unit, where its gradient stops
-        self._idle: list[int] = []  # those whose gradient stops for a reason outside of them
+        self._idle: list[int] = []  # units whose gradient stops for a reason outside the units
         self.warned: DeadRecord | None = None
 
     @property
@@ -121,6 +121,7 @@ class DeadUnits:
         ]
 
     def _spared(self) -> list[int]:
+        """Return the units that would be dead if they were not idle."""
         if self._streaks is None or not self._idle or not self._streaks.counts.dead:
             return []
         are_dead = self._streaks.is_dead[self._idle].tolist()
@@ -129,7 +130,7 @@ class DeadUnits:
     def trace(self, stopped: Mapping[int, Stopped]) -> None:
         """Record where the gradients of units stop; start over with units that are no longer idle.
 
-        The caller removes units from ``stopped`` once they have a gradient again.
+        The mapping is kept, not copied: the caller removes units from it once they have a gradient again.
         """
         active = [unit for unit in self._spared() if not (unit in stopped and stopped[unit].stop.is_idle)]
         if active and self._streaks is not None:
@@ -152,9 +153,9 @@ class DeadUnits:
         return bool(units) and share >= self._dead_share and not units <= self._stopped.keys()
 
     def zeros_to_record(self, seen: Look, *, is_unused: bool) -> Zeros | None:
-        """Return what :meth:`JoinedStreaks.update` is to record of a look; None if there is nothing.
+        """Return the zeros of a look for :meth:`JoinedStreaks.update`; None if there is nothing to record.
 
-        There is nothing if the module of the layer takes no part in this step (``is_unused``).
+        ``is_unused`` says that the module of the layer takes no part in this step: then nothing is recorded.
         """
         if seen.idle is None or seen.unseen is None or is_unused:  # the gradients are unknown
             return None
@@ -169,7 +170,7 @@ class DeadUnits:
         return Zeros(self._streaks, idle, seen.unseen | seen.idle, self._is_resting)
 
     def conclude(self, seen: Look, step: int) -> tuple[Dead, DeadRecord | None]:
-        """Conclude from a look whose zeros were recorded. Return the dead units, and what to warn of if it is news."""
+        """Conclude from a look whose zeros were recorded. Return the dead units, and their record if it is news."""
         dead = self.dead()
         self._take_turns(step)
         news = self._update_warned(seen, dead, step)
@@ -191,7 +192,7 @@ class DeadUnits:
     def watch(self, is_zero: Mask, is_unseen: Mask, blocks: int, step: int) -> None:
         """Record which gradients are zero, and which not finite, at a step between two checks.
 
-        The units lie in so many ``blocks`` of consecutive ones.
+        The masks are ``(num_units,)``. ``blocks`` is the number of blocks of consecutive units.
         """
         self._num_left = max(0, self._num_left - 1)
         if self._streaks is not None:
@@ -228,7 +229,7 @@ class DeadUnits:
         return self._is_warned or (self._streaks is not None and self._streaks.are_open)
 
     def skip(self, *, can_tell: bool) -> None:
-        """Record a look without idle units, if nothing is open; ``can_tell``: whether zero gradients would count."""
+        """Record a look without idle units while nothing is open; ``can_tell``: whether zeros would be evidence."""
         self._num_checks += can_tell
 
     def dead(self) -> Dead:
@@ -236,7 +237,7 @@ class DeadUnits:
         return Dead() if self._streaks is None else self._streaks.dead(self._spared())
 
     def _update_warned(self, seen: Look, dead: Dead, step: int) -> DeadRecord | None:
-        """Update the warned units; return them if they are news."""
+        """Update the record of the units that the user was warned of; return it if a warning is due."""
         warned = self.warned
         if len(dead.units) < max(1.0, self._dead_share * seen.layer.num_units):
             if warned is not None and warned.broken_step is None:
@@ -244,7 +245,7 @@ class DeadUnits:
             return None
         if warned is None:
             assert self._streaks is not None
-            # Gradients seen before the model was known to pass back rounding errors only were rounding errors too.
+            # If gradients up to `floor` count as zero, the nonzero ones of earlier steps were rounding errors too.
             has_died = not seen.floor and self._streaks.was_alive[list(dead.units)].mean() > 0.5
             first_step = max(dead.died_at)
             origin = Origin.COLLAPSE if has_died else Origin.FIRST_LOOK if first_step else Origin.START
@@ -283,8 +284,8 @@ def unread_layers(
 ) -> set[str]:
     """Return the layers whose outputs may go unread, such as an expert that computes all rows but is not chosen.
 
-    No layer of such a member of a list of modules has a gradient, while another member with layers of the same shapes
-    has one, and the rows of its layers do not show why.
+    Such a layer belongs to a member of a list of modules. No layer of this member has a gradient, another member with
+    layers of the same shapes has one, and the rows of the layers do not show why.
 
     Args:
         looks: the looks of this check.
@@ -316,7 +317,7 @@ def _shows_why(seen: Look | None) -> bool:
 
 
 def cause_in_rows(seen: Look, dead: Indices) -> Cause:
-    """Return why units are dead, as far as their rows show."""
+    """Return why units with the indices ``dead``, ``(n,)``, have no gradient, as far as their rows show."""
     layer: Comparable = seen.layer
     if layer.dies_as_a_whole:  # what is computed with its rows is unknown
         return Cause.CUT_OFF

@@ -12,7 +12,7 @@ from lightning_symmetry.verdicts.stops import GradientStop, StopKind
 from lightning_symmetry.verdicts.tables import abbreviate, describe_groups, shorten
 from lightning_symmetry.verdicts.verdict import Verdict
 
-# `Finding.kept_by` for outputs of the model.
+# The value of `Finding.kept_by` for outputs of the model.
 THE_LOSS = "the loss"
 
 
@@ -26,7 +26,7 @@ class Cause(StrEnum):
     DEAD = "dead"  # no gradient although the weights are not zero, as behind a ReLU that is always closed
     LOW_BIAS = "low bias"  # dead: the bias lies far below zero
     NEGATIVE = "negative weights"  # dead: no weight is positive, so that nonnegative inputs keep a ReLU closed
-    SATURATED = "saturated"  # dead: so large that the slope of a sigmoid or tanh is zero
+    SATURATED = "saturated"  # dead: weights or bias so large that the slope of a sigmoid or tanh is zero
     CUT_OFF = "cut off"  # dead: all units of the layer, with rows that look healthy
 
 
@@ -54,13 +54,13 @@ class Reason(StrEnum):
 
 @dataclass(frozen=True)
 class UnitGroup:
-    """A maximal set of two or more units of one layer whose rows agree, or units that are dead.
+    """A maximal set of two or more units of one layer whose rows or gradient rows agree, or dead or idle units.
 
     Attributes:
         units: sorted indices of the units.
         verdict: the verdict on them.
         cause: pattern of their weights when the group was first seen.
-        value: the number that every weight was, for :attr:`Cause.CONSTANT`.
+        value: the number that every weight equalled, for :attr:`Cause.CONSTANT`.
         first_step: optimizer step of the check that saw the group first; None after a single look.
         origin: how the group entered the records.
         reason: why the verdict in the first warning was given; :attr:`Reason.PRUNED` for rows that are zero on
@@ -133,7 +133,7 @@ class LayerDiagnosis:
             every fourth while the layer is condensed. None for layers of more than 16,384 units.
         slices_of: name of the parameter, if these units are its slices because no adapter knows it; else empty.
         crowded_units: number of units whose weights nearly agree with those of too many others to compare them all.
-        crowd_radius: the relative L2 distance from one of them within which their weights lie.
+        crowd_radius: the relative L2 distance from one of these units within which the weights of all of them lie.
     """
 
     name: str
@@ -161,7 +161,7 @@ class LayerDiagnosis:
 
         Layers with one or two weights per unit do not count: there are few directions in a plane.
         """
-        if not self.orientations or self.fan_in <= 2:  # there may be no living units
+        if not self.orientations or self.fan_in <= 2:  # no directions if no unit is alive
             return False
         return 2 * self.orientations <= self.effective_width - self.dead_units
 
@@ -188,7 +188,7 @@ class LayerDiagnosis:
             return self.effective_width
         dead = set(self.dead)
         equal = [group.units for group in self.groups if group.verdict.traits.is_redundant]
-        # Units that are both redundant and dead. The unit of a group that is not redundant is alive if any of them is.
+        # Units that are both redundant and dead. If a group has a living unit, the one that is not redundant is alive.
         counted_twice = sum(min(len(dead.intersection(units)), len(units) - 1) for units in equal)
         return self.effective_width - len(dead) + counted_twice
 
@@ -253,16 +253,16 @@ class Finding:
 
     Attributes:
         layer: name of the layer; for copies, the names of all modules that were copies at first.
-        units: sorted indices of the units in the warning; for copies, their places among these modules.
+        units: sorted indices of the units in the warning; for copies, the positions of the modules in this list.
         verdict: the first verdict with a warning; the current one is in the report.
         cause: pattern of the weights when the group was first seen.
-        value: the number that every weight was, for :attr:`Cause.CONSTANT`.
+        value: the number that every weight equalled, for :attr:`Cause.CONSTANT`.
         first_step: optimizer step of the check that saw the group first.
         last_step: optimizer step of the last check that saw it.
         broken_step: optimizer step of the check at which the group was gone; None while it holds.
         origin: how the group entered the records.
         modules: names of whole modules that are copies of one another; empty for units of a layer.
-        reason: why that verdict was given.
+        reason: why ``verdict`` was given.
         mirrored: the units whose row is the negative of the first unit's.
         num_watched: number of optimizer steps in a row before the warning at which the gradients of all units were
             exactly zero.
@@ -317,7 +317,7 @@ def finding_of(
 
 
 def gradients_cancel(group: UnitGroup | Finding) -> bool:
-    """Return whether the gradients of rows of zeros cancel: what reads the units treats all of them alike."""
+    """Return whether the rows are zeros whose gradients cancel, since everything downstream treats the units alike."""
     return group.verdict is Verdict.FROZEN and group.cause is Cause.ZERO and group.reason is Reason.ROUNDING_AGAIN
 
 

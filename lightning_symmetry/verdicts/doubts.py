@@ -29,7 +29,7 @@ def untrained_parts(
     Args:
         names: by name of a layer, or of a parameter that belongs to no layer, the progress of its parameters.
         updated: identities (``id``) of the parameters that any optimizer updates.
-        patience: number of checks without a gradient, or without a movement, that are a reason.
+        patience: number of checks without a gradient, or a movement, after which a parameter counts as untrained.
     """
     reasons: dict[str, str] = {}
     every = list(names)
@@ -39,7 +39,7 @@ def untrained_parts(
         found = {one.name: _why_untrained(one, updated, patience) for one in several if one.is_wanted}
         if len(set(found.values())) == 1:
             found = {name: next(iter(found.values()))}
-        # The gradient of a vector may be too small to move it: that of a bias whose effect a norm removes, or of the
+        # The gradient of a vector may be too small to move it, as for a bias whose effect a norm removes, or for the
         # gate of a branch that starts closed.
         is_small = have_vectors_moved and all(one.parameter.dim() < 2 for one in several)
         if is_small or any(one.has_moved for one in several):
@@ -72,7 +72,7 @@ def untrained_reasons(untrained: Mapping[str, str]) -> list[str]:
 
 
 def untrained_text(untrained: Mapping[str, str]) -> str:
-    """Return what has not trained in one line.
+    """Return one line of text that lists what has not trained, by reason.
 
     >>> untrained_text({"a": "it has not moved", "b": "it has not moved", "head": "no optimizer updates it"})
     'it has not moved: a, b; no optimizer updates it: head'

@@ -56,13 +56,13 @@ def look(
         layers: the layers.
         tolerance: relative L2 distance up to which rows count as equal; None: by dtype.
         trained: identities of the parameters whose gradients count; None: all.
-        known: by layer name, groups of earlier looks, with signs; they end only at a looser tolerance.
-        gated: names of layers in which units with gates are searched for mirror images, which takes long.
+        known: by layer name, groups of earlier looks, with their mirror images; they end only at a looser tolerance.
+        gated: names of layers with gates whose units are searched for mirror images; the search takes long.
         steady: by layer name, settled groups, for which it is enough to verify that they are unchanged.
-        largest: largest norm of a gradient row among other layers of the model.
+        largest: largest norm of a gradient row in the layers of the model that are not among ``layers``.
         rounding_gain: factor by which the model enlarges rounding errors in gradients; 0: only exact zeros count as
             zero.
-        exact: names of layers in which only exact zeros count in any case.
+        exact: names of layers in which only exact zeros count as zero, whatever ``rounding_gain`` is.
         updates: how the optimizers update the layers; None: unknown, all units are assumed to be updated alike.
         proven: by layer name, groups that are known to stay equal; other groups need a proof for it.
         on_error: called with the layer and the exception when reading a layer fails; the layer is left out. None:
@@ -159,8 +159,8 @@ def _announce(
 ) -> list[_Matrices]:
     """Make sharded matrices known to all ranks, and leave out the layers that some rank cannot read.
 
-    If the gradients of a layer are missing on some rank, such as those of an expert that it did not use, the layer is
-    read as one without gradients.
+    If the gradients of a layer are missing on some rank, such as those of an expert that the rank did not use, the
+    layer is read as one without gradients.
     """
 
     def name(item: _Matrices, part: str) -> Name:
@@ -187,7 +187,7 @@ class _Sketched:
     weights: Question
     gradients: Question | None
     recurrent: Rows | None
-    odd: Question | None  # the weights that change sign in a mirror image, unless all do
+    odd: Question | None  # the weights that change sign in a mirror image; None if all do
 
     def rows(self) -> tuple[Rows, Rows | None]:
         return self.weights.rows, self.gradients.rows if self.gradients else None
@@ -197,7 +197,7 @@ class _Sketched:
         return hash(self.weights.sketch.projections.tobytes())
 
     def distinct(self) -> Look:
-        """Return the look if there are no equal units."""
+        """Return the look for a layer in which no units are equal."""
         return look_at_distinct(self.layer, self.rows, fingerprint=self.fingerprint)
 
     def questions(self) -> list[Question]:
@@ -235,7 +235,7 @@ def _is_unremarkable(
     known: Sequence[Mirrored],
     floor: float,
 ) -> bool:
-    """Return whether, as in most layers, no rows may agree, and none is not finite or has a gradient of zero."""
+    """Return whether no rows may agree, all are finite, and no gradient is zero, as in most layers."""
     if np.isnan(item.weights.sketch.norms).any():
         return False
     if any(map(len, of_weights)) or known or item.gradients is None or of_gradients is None or len(of_gradients):
@@ -270,7 +270,7 @@ def look_at_distinct(
 
     Args:
         layer: the layer.
-        read: as :attr:`Look.read`; some gradient is not zero, and all are finite.
+        read: as :attr:`Look.read`; all gradients are finite, and at least one is not zero.
         idle: which units have a gradient of exactly zero, ``(num_units,)``; None: none.
         fingerprint: hash of the weights, if there is one.
         directions: as :attr:`Look.directions`.
@@ -345,7 +345,7 @@ def _equal_units(
     suspected: Indices | None = None,
     among: Sequence[Sequence[int]] | None = None,
 ) -> tuple[list[tuple[int, ...]], Crowd]:
-    """Return the groups of equal units, and what was not compared."""
+    """Return the groups of equal units, and the crowd of units that were not all compared."""
     groups, crowded, radius = find_groups_within_budget(weights, suspected=suspected, among=among)
     if groups and recurrent is not None:
         groups = stable_groups(groups, recurrent, weights.tolerance)
@@ -353,7 +353,7 @@ def _equal_units(
 
 
 def _equal_in_all(layer: Comparable, groups: list[tuple[int, ...]], tolerance: float) -> list[tuple[int, ...]]:
-    """Split groups of units with equal parameters by the weights computed from them."""
+    """Split groups of units with equal parameters where the weights computed from these differ."""
     parity = layer.parity() if groups and layer.is_computed else None
     for rows in filter(None, parity or ()):
         [sketch] = sketch_all([rows])
@@ -373,7 +373,7 @@ def _are_rounded_alike(computed: Rows, group: Sequence[int]) -> bool:
 
 
 def _norms_of_all(layer: Comparable, norms: Floats) -> Floats:
-    """Return norms that are zero only where the parameters and the computed weights are, ``(num_units,)``."""
+    """Return norms ``(num_units,)`` that are zero only where parameters and computed weights are both zero."""
     if not layer.is_computed or norms.all():
         return norms
     [sketch] = sketch_all([layer.computed_rows()])
@@ -382,7 +382,7 @@ def _norms_of_all(layer: Comparable, norms: Floats) -> Floats:
 
 def _is_coincidence(group: Sequence[int], item: _Sketched, cause: tuple[Cause, float | None]) -> bool:
     rows = item.weights.rows
-    # Only one number of a constant row could have differed.
+    # The weights of a constant row count as one number: they could not have differed from one another.
     width = rows.width if cause[0] is Cause.COPIED else 1 + rows.width - rows.widths[0]
     return item.weights.sketch.norms[group[0]] != 0 and is_chance_group(item.weights, group, width)
 
@@ -479,7 +479,7 @@ def _sightings_of_mirrors(item: _Sketched, mirrors: Sequence[tuple[Mirrored, Gra
     sets, gradients = zip(*mirrors, strict=True)
     sightings = _sightings(item, [mirrored.rows for mirrored in sets], gradients, has_equal_weights=True)
     return [
-        # At one look the gradients may be mirror images by an even slope, such as that of a sigmoid.
+        # At one look an even slope, such as that of a sigmoid, can make the gradients mirror images.
         replace(sighting, cause=Cause.MIRRORED, value=None, mirrored=mirrored.negative, is_proof=False)
         for sighting, mirrored in zip(sightings, sets, strict=True)
     ]

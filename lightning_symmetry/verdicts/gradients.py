@@ -33,7 +33,7 @@ def in_unused_blocks(is_zero: Mask, blocks: int) -> Mask:
 
 
 def noise_floor(question: Question, scale: float) -> float:
-    """Return the norm up to which gradient rows may be rounding errors, given the largest norm of one in the model."""
+    """Return the norm up to which gradient rows may be rounding errors; ``scale``: the largest norm in the model."""
     return _NOISE * torch.finfo(question.rows.dtype).eps * scale
 
 
@@ -118,7 +118,7 @@ class GradientEvidence:
         return [answer for answer in answers.values() if answer is not None]
 
     def of_mirrored(self, sets: Sequence[Mirrored]) -> list[Gradients]:
-        """Return the evidence about sets of units with equal weights up to sign; gradients need the same signs."""
+        """Return the evidence about sets of units that are equal up to sign; equal gradients need the same signs."""
         question = self._question
         if question is None or not sets:
             return [Gradients.NONE] * len(sets)
@@ -169,7 +169,7 @@ class GradientEvidence:
         return found
 
     def idle(self, weight_norms: Floats, exclude: set[int]) -> tuple[Mask | None, Mask | None]:
-        """Return :attr:`Look.idle` and :attr:`Look.unseen`, given the norms of rows and the units equal to others."""
+        """Return :attr:`Look.idle` and :attr:`Look.unseen`, given norms ``(num_units,)`` and units equal to others."""
         if self._question is None or not (self._layer.can_freeze or self._layer.dies_as_a_whole):
             return None, None
         if self._norms.min(initial=np.inf) > self._floor_of_idle:  # neither zero nor NaN, as in most layers

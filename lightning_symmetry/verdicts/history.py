@@ -149,7 +149,7 @@ class History:
         """Restore what :meth:`state_dict` returned.
 
         Raises:
-            Exception: of any kind, if the state is not of this kind; then nothing has changed.
+            Exception: of any type, if the state is malformed; then nothing has changed.
         """
         states = {name: LayerState(self._patience, self._dead_share) for name in state["layers"]}
         for name, values in state["layers"].items():

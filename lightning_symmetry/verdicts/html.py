@@ -1,7 +1,7 @@
 """A report as a fragment of HTML, for notebooks.
 
-The fragment has no scripts, style sheets, ids or outside files. Its text has the colour and font of the page, which may
-be light or dark. All that colours show is also in words.
+The fragment has no scripts, style sheets, ids or external files. Its text has the colour and font of the page, which
+may be light or dark. Everything that colours show is also said in words.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _STATUS_COLOURS: dict[Status, str] = {
 
 
 def report_html(report: ModelDiagnosis, heatmaps: Mapping[str, bytes]) -> str:
-    """Return a report as a fragment of HTML, the worst layers first, with heatmaps of layers, as PNG files by name.
+    """Return a report as a fragment of HTML, the worst layers first; ``heatmaps`` are PNG files by layer name.
 
     Example:
         >>> html = report_html(ModelDiagnosis(3, {"<b>": LayerDiagnosis("<b>", 4, 8)}), {})
@@ -140,7 +140,7 @@ def _groups(layer: LayerDiagnosis) -> str:
 
 
 def _mark(verdict: Verdict) -> str:
-    """Return the symbol of a verdict, which is distinct without its colour."""
+    """Return the symbol of a verdict; its shape is distinct even without the colour."""
     return (
         '<svg width="10" height="10" viewBox="0 0 12 12" aria-hidden="true" style="margin-right:5px">'
         f'<path fill="{verdict.traits.colour}" fill-rule="evenodd" d="{verdict.traits.mark}"/></svg>'
@@ -165,7 +165,7 @@ def _list(heading: str, texts: Sequence[str]) -> str:
 
 
 def _details(heading: str, texts: Sequence[str], *, is_open: bool = False) -> str:
-    """Return a list that can be unfolded."""
+    """Return a list that can be collapsed."""
     if not texts:
         return ""
     summary = f'<summary style="cursor:pointer">{heading} ({len(texts):,})</summary>'

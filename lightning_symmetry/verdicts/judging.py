@@ -14,14 +14,14 @@ from lightning_symmetry.verdicts.records import Record
 from lightning_symmetry.verdicts.streaks import Dead
 from lightning_symmetry.verdicts.verdict import Verdict
 
-# For so many steps, equal gradients of some units of a layer may be a coincidence; those of all its units are none.
+# For this many steps, equal gradients of only some units of a layer may be a coincidence; those of all are none.
 _LOCKSTEP_STEPS = 50
 # Units that have moved by this many times the tolerated distance and are still equal have moved together.
 _MOVED = 10.0
 
 
 class Judgement(NamedTuple):
-    """A verdict and its reason; ``UNDECIDED`` if the verdict of the check before is kept."""
+    """A verdict and its reason, which is ``UNDECIDED`` if the verdict of the check before is kept."""
 
     verdict: Verdict
     reason: Reason
@@ -35,7 +35,7 @@ def judge(record: Record, sighting: Sighting, patience: int, *, is_whole_layer: 
     Args:
         record: the history of the group.
         sighting: the group at this check.
-        patience: number of checks in a row with the same evidence that it takes where one look is no proof.
+        patience: number of checks in a row with the same evidence that a verdict needs where one look is no proof.
         is_whole_layer: whether the group holds all units that can be compared with one another.
     """
     gradients = sighting.gradients
@@ -116,5 +116,5 @@ def copy_groups(found: Copies, diagnosis: LayerDiagnosis) -> list[CopyGroup]:
 
 
 def reported_copies(found: Copies, groups: Sequence[CopyGroup]) -> list[CopyGroup]:
-    """Return the copies to report. Parameters that start equal on purpose, such as gates, must be known to stay so."""
+    """Return the copies to report. Parameters, such as gates, may start equal on purpose: they must stay equal."""
     return [group for group in groups if group.verdict.is_warning or not found.are_parameters]

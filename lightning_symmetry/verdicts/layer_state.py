@@ -21,14 +21,14 @@ from lightning_symmetry.verdicts.records import Lineage, Record, from_plain, to_
 from lightning_symmetry.verdicts.stops import StopKind, Stopped, Traced, most_common
 from lightning_symmetry.verdicts.verdict import Verdict
 
-# At most this many groups that are gone are kept, or all that ended at the latest of these checks.
+# At most this many ended groups are kept, or all that ended at the latest check if these are more.
 _MAX_GONE = 100
 
 
 class GroupsAtLook(NamedTuple):
     """The groups of a layer at a look."""
 
-    groups: list[UnitGroup]  # those for the report
+    groups: list[UnitGroup]  # the groups for the report
     news: list[Finding]
 
 
@@ -46,16 +46,16 @@ class LayerState:
     size: tuple[int, int] | None = None
     # the conclusion of the latest look; None before the first one of this process
     diagnosis: LayerDiagnosis | None = None
-    # hash of the weights at the latest check, and whether there was a gradient; None if it was read quickly
+    # hash of the weights at the latest check, and whether there was a gradient; None if the layer was read quickly
     last: tuple[int, bool] | None = None
     is_wanted: bool = False  # whether any parameter has ever required a gradient
     floor: float = 0.0  # norm up to which the latest look took gradients for zero
-    # whether all gradients of the latest look may be rounding errors, and no trace has decided it
+    # whether all gradients of the latest look may be rounding errors, and no trace has shown whether they are
     is_faint: bool = False
     is_exact: bool = False  # whether a trace has shown that its small gradients are no rounding errors
     traced_at: int | None = None  # the step before which its gradients were traced; None if they were not
     failure: str = ""  # why the layer is left out; empty while it is checked
-    _may_be_traced: bool = False  # a cheap test that rules out most layers
+    _may_be_traced: bool = False  # False for most layers: a cheap test rules them out
     _stopped: dict[int, Stopped] = field(default_factory=dict)  # by unit, where its gradient stops
     _layer: Comparable | None = None
     _released: tuple[tuple[int, int], ...] = ()
@@ -112,12 +112,12 @@ class LayerState:
 
     @property
     def known(self) -> list[Mirrored]:
-        """The groups with equal weights at the latest check, with signs."""
+        """The groups with equal weights at the latest check, with their mirror images."""
         return [Mirrored(record.units, record.mirrored) for record in self.current if record.has_equal_weights]
 
     @property
     def proven(self) -> list[tuple[int, ...]]:
-        """The groups that stay equal."""
+        """The groups that are known to stay equal."""
         return [record.units for record in self.current if record.verdict is Verdict.LOCKED]
 
     @property
@@ -127,7 +127,7 @@ class LayerState:
 
     @property
     def can_be_quick(self) -> bool:
-        """Whether a quick reading of a layer without groups is enough: its directions need not be counted."""
+        """Whether a quick reading of a layer without groups is enough: after ``patience`` looks, if no count is due."""
         return self.orientations.num_looks >= self.patience and not self.orientations.is_due
 
     @property
@@ -170,8 +170,8 @@ class LayerState:
         """Return the units to watch at each step until the next check, since they may be dead or frozen.
 
         Args:
-            blocks: number of blocks of units. If there are several, one may go unused as a whole; then all units are
-                watched. So they are where only all of them together can be dead.
+            blocks: number of blocks of units. If there are several, all units are watched, since a block may go unused
+                as a whole. All are watched too if they can only be dead together.
         """
         units = self.dead_units.suspected()
         in_groups = [unit for record in self.current if record.is_to_be_watched for unit in record.units]
@@ -213,7 +213,7 @@ class LayerState:
             del self._stopped[unit]
 
     def unexplained(self) -> list[Mirrored]:
-        """Return the groups that train as one, with signs, for which no trace has looked for what keeps them equal."""
+        """Return the groups that train as one, with mirror images, if no trace has looked for what keeps them equal."""
         return [Mirrored(r.units, r.mirrored) for r in self.current if r.is_to_be_explained(self.patience)]
 
     def explain(self, keepers: Mapping[tuple[int, ...], str]) -> None:
@@ -261,7 +261,7 @@ class LayerState:
         return np.array(sorted(units), dtype=np.intp)
 
     def trace(self, traced: Sequence[Traced], step: int) -> None:
-        """Record where a trace found the gradients of units to stop, before ``step``."""
+        """Record where the gradients of units stop, as a trace before ``step`` has shown."""
         if self.floor or self.is_faint:
             # A gradient that is erased later was no rounding error.
             self.is_exact = any(each.stopped.stop.kind is StopKind.ERASED for each in traced)
@@ -397,18 +397,18 @@ class LayerState:
 
 
 def _identities(layer: Comparable) -> tuple[tuple[int, int], ...]:
-    """Return the identity and the version of each parameter; a new one may reuse an identity, but at a low version."""
+    """Return the identity and the version of each parameter; new ones may reuse identities, but at low versions."""
     return tuple((id(original), original._version) for original in layer.originals)
 
 
 def _bounded(gone: list[Record]) -> list[Record]:
-    """Return the latest records among those of groups that are gone, which are in the order of their end."""
+    """Return the latest records of ended groups; ``gone`` lists all, in the order in which they ended."""
     at_the_latest = sum(record.broken_step == gone[-1].broken_step for record in gone)
     return gone[-max(_MAX_GONE, at_the_latest) :]
 
 
 def _without_repeats(news: Sequence[Finding], records: Sequence[Record]) -> list[Finding]:
-    """Drop news of a kind that the user was warned of for more units before: pairs are judged one by one."""
+    """Drop news if earlier warnings of the same kind were about more units: pairs get their verdicts one by one."""
     fresh = []
     for kind in dict.fromkeys((finding.verdict, finding.origin) for finding in news):
         alike = [finding for finding in news if (finding.verdict, finding.origin) == kind]

@@ -17,7 +17,7 @@ Status = Literal["healthy", "symmetric", "inconclusive"]
 
 @dataclass(frozen=True)
 class ModelDiagnosis:
-    """The fields of a :class:`lightning_symmetry.SymmetryReport`, which documents them, and totals."""
+    """The data of a report, with totals; :class:`lightning_symmetry.SymmetryReport` documents the fields."""
 
     step: int = 0
     layers: dict[str, LayerDiagnosis] = field(default_factory=dict)
@@ -72,8 +72,8 @@ class ModelDiagnosis:
     def counted_layers(self) -> list[LayerDiagnosis]:
         """The layers in the totals, in which every weight counts once.
 
-        Of a parameter that no adapter knows, which is compared along each dimension, the dimension with the most
-        redundant units counts; the first one if there are several.
+        A parameter that no adapter knows is compared along each dimension. Only the dimension with the most redundant
+        units counts, the first one if there are several.
         """
         counted: dict[str, LayerDiagnosis] = {}
         for layer in self.distinct_layers:

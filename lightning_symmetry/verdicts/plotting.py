@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _MAX_LAYERS = 40
-_NAME_LENGTHS = range(32, 81, 4)  # characters, the smallest that keeps all names distinct
+_NAME_LENGTHS = range(32, 81, 4)  # characters; the smallest that keeps all names distinct is used
 _MAX_LINE = 60  # characters in a line of the title
 _IN_NO_GROUP = "#c9ced6"
 _INCHES_OF_BARS = 6  # with the numbers beside them

@@ -15,7 +15,7 @@ from lightning_symmetry.units.layers import Layer
 from lightning_symmetry.units.updates import Updates
 from lightning_symmetry.verdicts.look import Gradients, Sighting
 
-# Limits of the search for readers. It is a guess, which can only delay a verdict.
+# Limits of the search for readers. The result is a guess; a wrong one can only delay a verdict.
 _NUM_UNITS = 4  # of a group
 _NUM_READERS = 8  # layers that may read the units
 _MAX_GROUPS = 8  # of a layer
@@ -64,8 +64,8 @@ def are_read_differently(units: Sequence[int], num_units: int, layers: Iterable[
     """Return whether the layer that reads equal units is about to treat them differently.
 
     Units with equal weights and gradients get different gradients at the next step if the weights that read them get
-    different gradients at this step: where noise is added to each unit, as in the latents of a VAE, or where each is
-    added to another number, as in a residual network. The reader is taken to be the first layer with as many inputs,
+    different gradients at this step: where noise is added to each unit, as in the latents of a VAE, or a different
+    number to each, as in a residual network. The reader is taken to be the first layer with as many inputs,
     and equal weights for these units; if there is none, the first with a multiple of the inputs.
 
     ``layers`` are those that follow the layer with ``num_units`` units in the model. Gradients with norms up to
@@ -103,5 +103,5 @@ def _columns(layer: Layer, units: Sequence[int], num_units: int) -> Iterable[tup
 
 
 def _spread(rows: Tensor) -> float:
-    """Return the largest distance of a row from the first, relative to the largest norm."""
+    """Return the largest distance of one of the rows ``(n, d)`` from the first, relative to the largest norm."""
     return float((rows - rows[:1]).norm(dim=1).max() / rows.norm(dim=1).max())

@@ -53,7 +53,7 @@ class Record:
 
     @property
     def has_grown(self) -> bool:
-        """Whether the group is at least twice as large as in the last warning, or in none so far."""
+        """Whether the group is at least twice as large as at its last warning, or was in no warning so far."""
         return len(self.units) >= 2 * len(self.warned_units)
 
     def update(self, sighting: Sighting, is_fresh: bool) -> None:
@@ -228,8 +228,8 @@ class Lineage:
     def end(self, current: Sequence[Record], step: int) -> list[Record]:
         """Mark the records of groups that are gone at this check as broken.
 
-        Return those of them, and of earlier broken ones, that the user was warned of, in the order in which they ended.
-        Omit a group that became part of a larger one, whose record includes it.
+        Return the broken records, old and new, that the user was warned of, in the order in which they ended. Omit a
+        group that became part of a larger one, whose record includes it.
         """
         by_unit = {(record.has_equal_weights, unit): record for record in current for unit in record.units}
         ended = []
@@ -280,7 +280,7 @@ _READERS: Mapping[Any, Callable[[Any], Any]] = {
 def from_plain(cls: type[T], values: Mapping[str, Any]) -> T:
     """Build a dataclass from what :func:`to_plain` returned, in this version or an earlier one.
 
-    Missing fields get their defaults, unknown ones are ignored. Values of another dataclass raise any exception.
+    Missing fields get their defaults, unknown ones are ignored. Values of another dataclass may raise any exception.
     """
     types = _types_of(cls)
     names = [each.name for each in fields(cls) if each.init and each.name in values]  # type: ignore[arg-type]

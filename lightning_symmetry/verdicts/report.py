@@ -22,7 +22,7 @@ class SymmetryReport(ModelDiagnosis):
 
     Attributes:
         step: completed optimizer steps at the time.
-        layers: by layer name; layers that share a weight are one, under each of its names.
+        layers: the layers by name; layers that share a weight are one, which is listed under each name.
         skipped: why modules with parameters were not inspected, by name.
         copies: whole modules that are equal.
         coverage: share of the model's weights, the numbers in parameters of two or more dimensions, that belong to
@@ -106,7 +106,7 @@ class SymmetryReport(ModelDiagnosis):
         return html.report_html(self, self.draw_heatmaps() if self.draw_heatmaps is not None else {})
 
     def table(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-        """Return head and rows of a table for people: one row per layer."""
+        """Return the head and the rows of a table to print: one row per layer."""
         return text.layer_table(self)
 
     def __str__(self) -> str:

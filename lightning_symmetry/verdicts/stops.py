@@ -22,7 +22,7 @@ class StopKind(StrEnum):
     LOSS = "loss"  # the loss gives no gradient: its weight is 0, it is at its minimum, or it has nothing to compare
     DETACHED = "detached"  # used in the forward pass, but no path leads from it to the loss
     ROUNDING = "rounding"  # underflow, or nothing but rounding errors
-    VANISHED = "vanished"  # a gradient arrived whose numbers are below the smallest normal one of the dtype
+    VANISHED = "vanished"  # a gradient arrived, but below the smallest normal number of its dtype
     ERASED = "erased"  # a gradient arrived, and was zero when the optimizer stepped
     UNKNOWN = "unknown"  # the step was not traced, or the observations fit nothing above
 
@@ -75,7 +75,7 @@ class Stopped(NamedTuple):
 
     @classmethod
     def from_plain(cls, values: Sequence[Any]) -> Stopped:
-        """Build from a list of what :meth:`GradientStop.to_dict` returned and the layer."""
+        """Build from a list of two items: the dict of :meth:`GradientStop.to_dict`, and ``follows``."""
         return cls(GradientStop.from_dict(values[0]), str(values[1]))
 
 
@@ -89,7 +89,7 @@ class Traced(NamedTuple):
 def most_common(every: Iterable[Stopped | None]) -> Stopped | None:
     """Return where the gradients of most units stop; None if that is known for none.
 
-    If it is not the same for all units, the detail counts those measured.
+    If the stop is not the same for all units, the detail says for how many it was measured.
 
     >>> shut, unread = Stopped(GradientStop(StopKind.CLOSED)), Stopped(GradientStop(StopKind.UNREAD))
     >>> print(most_common([unread, shut, shut]).stop)

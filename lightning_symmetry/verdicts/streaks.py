@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from lightning_symmetry.matrices.numerics import Indices, Mask
 
-# A ReLU that is closed for a few batches usually opens again.
+# Units are dead after more steps than this: a ReLU that is closed for a few batches usually opens again.
 DEAD_STEPS = 50
 # The patience with a unit stops growing after it had a gradient at this many watched steps.
 _MAX_REFUTED = 7
@@ -81,7 +81,7 @@ class ZeroStreaks:
 
     @property
     def are_open(self) -> bool:
-        """Whether any unit had a gradient of zero at the latest check, or has never had another one."""
+        """Whether any unit had a gradient of zero at the latest check, or has never had a nonzero one."""
         return bool(self.counts.zero or self.counts.never_alive)
 
     def update(self, idle: Mask, is_unseen: Mask, step: int, *, is_fresh: bool, was_resting: bool | Mask) -> None:
@@ -175,7 +175,7 @@ class ZeroStreaks:
         return Dead(tuple(units.tolist()), tuple(self.since[units].tolist()), woke_at, num_idle, num_watched)
 
     def _counts_of(self, starts: Sequence[int]) -> list[Counts]:
-        """Return the counts of each layer, whose first units are given."""
+        """Return the counts of each layer; ``starts`` are the indices of the layers' first units."""
         suspected = self.suspected()
         states = [
             self.num_checks > 0,
@@ -219,11 +219,11 @@ class Zeros(NamedTuple):
 
 
 class JoinedStreaks:
-    """The streaks of several layers, whose arrays are made parts of longer ones, so that one call updates all."""
+    """The streaks of several layers. Their arrays become views of joint arrays, so that one call updates all."""
 
     def __init__(self) -> None:
         self._several: list[ZeroStreaks] = []  # of layers with at least one unit
-        self._place_of: dict[int, int] = {}  # by `id` of one of them
+        self._place_of: dict[int, int] = {}  # by `id`, the position in `_several`
 
     def update(self, zeros: Sequence[Zeros], step: int, *, is_fresh: bool) -> None:
         """Record a check of some layers, at least one, after ``step`` optimizer steps.

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from lightning_symmetry.brief import printable
 
 ONLY_UNIT = "its only unit"
-"""All units of a layer with a single one, in words."""
+"""The description of all units of a layer that has only one."""
 
 _MAX_SHOWN = 3  # groups, or runs of them
 _MAX_LISTED = 8  # members of a group
@@ -80,10 +80,10 @@ def describe_groups(groups: Sequence[tuple[int, ...]], num_units: int | None, wh
 def match_texts(
     groups: Sequence[tuple[int, ...]], kind: str, verbs: Sequence[str] = ("matches", "match"), of_runs: str = ""
 ) -> list[str]:
-    """Say which members of groups match the first member, in a text per run of groups.
+    """Return a text per run of groups, that says which members match the first one.
 
-    ``kind`` is the noun for a member, ``verbs`` are the verb for one member and for several. Runs of several groups end
-    with ``of_runs``.
+    ``kind`` is the noun for a member, ``verbs`` are the verb for one member and for several. The text of a run of
+    several groups ends with ``of_runs``.
 
     Example:
         >>> match_texts([(1, 3)], "head"), match_texts([(0, 4, 8), (1, 5, 9)], "unit", of_runs=", one by one")
@@ -154,5 +154,5 @@ def shorten(name: str, length: int = 60) -> str:
         return name
     tail = name[3 - length :]
     _, _, rest = tail.partition(".")
-    # Cut at a dot: half a step looks like a whole one, such as 1.dense for 11.dense.
+    # Cut at a dot: half a name looks like a whole one, such as 1.dense for 11.dense.
     return "..." + (rest if len(rest) > length // 2 else tail)

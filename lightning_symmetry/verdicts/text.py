@@ -49,7 +49,7 @@ def percent_below(share: float) -> int:
 
 
 def layer_table(report: ModelDiagnosis) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Return head and rows of a table for people: one row per layer."""
+    """Return the head and the rows of a table to print: one row per layer."""
     rows: list[tuple[str, ...]] = []
     for layer in report.distinct_layers:
         numbers = map(str, (layer.num_units, layer.working_units, layer.dead_units))

@@ -1,4 +1,4 @@
-"""The gradients, between two checks, of units that may be dead or frozen: whether they are still zero."""
+"""Whether the gradients of units that may be dead or frozen are still zero at steps between two checks."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Suspects(NamedTuple):
 
     @classmethod
     def of(cls, layer: Layer, units: Indices, floor: float) -> Suspects:
-        """Build with the indices on the device of the layer."""
+        """Build from indices ``(n,)``; copy them to the device of the layer."""
         return cls(layer, units, floor, torch.from_numpy(units).to(layer.device))
 
 
@@ -61,7 +61,7 @@ def are_still_zero(suspects: Sequence[Suspects], trained: Set[int]) -> list[bool
 
 
 def _is_readable(part: Incoming) -> bool:
-    """Return whether a tensor has a gradient that is dense, on this rank, and not computed from others."""
+    """Return whether a tensor is an unsharded parameter that is used unchanged, with a dense gradient."""
     gradient = part.weights.grad if part.is_plain and part.weights.requires_grad else None
     return gradient is not None and gradient.layout == torch.strided
 
@@ -72,9 +72,9 @@ def zero_gradients(
     on_error: Callable[[Layer, Exception], None],
     team: Team | None = None,
 ) -> Iterator[tuple[Layer, Mask, Mask]]:
-    """Yield each layer that has gradients, which suspected units have a gradient of zero, and which are unknown.
+    """Yield each layer that has gradients, with masks ``(num_units,)`` of the zero and of the unknown gradients.
 
-    Unknown are the gradients of the other units, and those that are not finite.
+    Unknown are the gradients of units that are not suspected, and those that are not finite.
 
     Args:
         suspects: the units, by layer.
