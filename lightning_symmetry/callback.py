@@ -58,7 +58,7 @@ class SymmetryMonitor(Watcher, Callback, OtherCallback):
         self._hooked: set[int] = set()  # ids of the optimizers with a hook
         self._num_raw_steps = 0  # steps of optimizers that bypass the Trainer
         self._seen: int | None = None  # the id of the optimizer whose step the Trainer has announced
-        self._stage: str | None = None  # of the Trainer
+        self._stage: str | None = None  # stage of the Trainer, such as "fit"; None outside of one
         self._is_resumed = False
         # Weak references to the Trainer and the module of the latest training.
         self._training: tuple[weakref.ref[Any], ...] = ()
@@ -105,7 +105,7 @@ class SymmetryMonitor(Watcher, Callback, OtherCallback):
         self._abandon()
 
     def __getstate__(self) -> dict[str, Any]:
-        # Handles refer to the optimizers; `log` and `log_dict`, which the Trainer sets, to the module.
+        # Handles refer to the optimizers. `log` and `log_dict`, which the Trainer sets, refer to the module.
         kept = {name: value for name, value in self.__dict__.items() if name not in ("log", "log_dict")}
         return {**kept, "_handles": [], "_hooked": set(), "_seen": None, "_training": ()}
 

@@ -179,7 +179,7 @@ def measured(measure: Callable[[Tensor], Tensor], moments: Tensor) -> Tensor:
 
 
 def duplicate_share(moments: Tensor, threshold: float) -> Tensor:
-    """Return the share of units with a correlation above a threshold, from moments."""
+    """Return the share of units with a correlation above a threshold, from moments ``(units + 1, units + 1)``."""
     products = moments[1:, 1:]
     deviations = products.diagonal().clamp(min=0).sqrt()
     # The deviations of a constant unit are rounding errors.
@@ -193,19 +193,19 @@ def duplicate_share(moments: Tensor, threshold: float) -> Tensor:
 
 
 def dead_share(moments: Tensor) -> Tensor:
-    """Return the share of units that are zero for every sample, from moments."""
+    """Return the share of units that are zero for every sample, from moments ``(units + 1, units + 1)``."""
     return (moments[1:, 0] == 0).to(moments.dtype).mean()
 
 
 def rank_from_moments(moments: Tensor) -> Tensor:
-    """Return the effective rank from moments: singular values are roots of eigenvalues of the second moments."""
+    """Return the effective rank from moments; the singular values are the roots of the second moments' eigenvalues."""
     mean = moments[0, 1:]
     second = moments[1:, 1:] + moments[0, 0] * mean[:, None] * mean
     return rank_of(torch.linalg.eigvalsh(second).clamp(min=0).sqrt())
 
 
 def rank_of(singular_values: Tensor) -> Tensor:
-    """Return the exponential of the entropy of singular values; 0 if all are zero."""
+    """Return the exponential of the entropy of singular values ``(n,)``; 0 if all are zero."""
     total = singular_values.sum()
     if total == 0:
         return total

@@ -321,7 +321,7 @@ def _slices_of_one(name: str, parameter: Tensor, read: _Read) -> Iterator[Layer]
     is_first = True
     for slicing in slicings_of(parameter.shape):
         incoming = read(parameter, slicing.view)
-        # Originals of another shape than the computed tensor can hold a number per slice along dimension 0 only.
+        # An original of another shape than the computed tensor has numbers only for slices along dimension 0.
         is_of_other_shape = any(original.shape != parameter.shape for original in incoming.originals)
         if incoming.part is None and is_of_other_shape and slicing.dim != 0:
             continue

@@ -17,7 +17,7 @@ from lightning_symmetry.ranks.pieces import is_sharded
 from lightning_symmetry.units.hooks import ModuleHook, is_of_user
 from lightning_symmetry.units.progress import real_numbers
 
-# Of a larger tensor, at least this many numbers are hashed, and its norm.
+# Of a larger tensor, the norm and at least this many of the numbers are hashed.
 _NUM_SAMPLED = 64
 
 

@@ -185,7 +185,7 @@ class Ledger:
         return cls(entries, layers, loose, list(entries.values()), not_finite, inputs, list(inputs))
 
     def take_in(self, trained: Set[int], trained_by_any: Set[int], not_finite: Iterable[Layer], step: int) -> bool:
-        """Record a check; return whether some parameter is not known to train, or may not be finite.
+        """Record a check; return whether any parameter or input was undecided, or any parameter may not be finite.
 
         Args:
             trained: identities (``id``) of the parameters that the current optimizer updates.

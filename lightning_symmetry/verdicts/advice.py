@@ -330,7 +330,7 @@ def _is_whole_layer(alike: Sequence[Finding], report: ModelDiagnosis) -> bool:
 
 
 def _kind(finding: Finding) -> tuple[object, ...]:
-    """Return a key that alike findings share, wherever their gradient stops."""
+    """Return a key that findings of one kind share, whatever the place where their gradients stop."""
     past = (finding.first_step, finding.broken_step is not None, finding.broken_step or 0)
     kind = "" if finding.stop is None else str(finding.stop.kind)
     is_rounding = finding.reason is Reason.ROUNDING_AGAIN

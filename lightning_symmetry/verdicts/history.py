@@ -32,7 +32,7 @@ class History:
         self._joined = JoinedStreaks()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_joined": JoinedStreaks()}  # the arrays of a copy are separate
+        return {**self.__dict__, "_joined": JoinedStreaks()}  # in a copy the views become separate arrays
 
     def __getitem__(self, layer: str) -> LayerState:
         """Return the state of the layer of this name."""

@@ -64,8 +64,8 @@ def judge(record: Record, sighting: Sighting, patience: int, *, is_whole_layer: 
     if gradients is Gradients.DIFFERENT:
         is_breaking = is_settled or record.verdict is not Verdict.LOCKED
         return Judgement(Verdict.BREAKING, Reason.DIFFERENT) if is_breaking else as_before
-    # Moving far together proves something only if the units did not start at zero, from where any distance is far, and
-    # if their gradients have never differed: dead units that only a weight penalty moves stay together.
+    # Moving far together is no proof if the units started at zero, from where any distance is far, or if their
+    # gradients have ever differed: a weight penalty alone moves dead units together.
     if distance > _MOVED * sighting.reach > 0 and record.cause is not Cause.ZERO and not record.was_different:
         return Judgement(Verdict.LOCKED, Reason.MOVED_AS_ONE)
     return as_before

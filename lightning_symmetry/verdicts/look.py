@@ -79,14 +79,14 @@ class Look:
     """The evidence from one look at a layer."""
 
     layer: Comparable
-    # Returns its rows, and its gradient rows if there are any. It is called when they are first needed; the weights
-    # must not have moved by then.
+    # Returns the rows of the layer, and its gradient rows if there are any. It is called when these are first needed;
+    # the weights must not have moved by then.
     read: Callable[[], tuple[Rows, Rows | None]]
     sightings: tuple[Sighting, ...]  # disjoint sets of units
     fingerprint: int | None  # hash of the weights, which changes if any row does; None if the layer was read quickly
     has_gradient: bool  # whether any gradient is not zero; it may be infinite
-    # Mask of the units with a gradient of zero and with weights that are not zero and equal to no other unit's,
-    # `(num_units,)`; None if there are no gradients, or if zeros are no evidence.
+    # Mask `(num_units,)` of the units with a gradient of zero whose weights are not zero and equal no other unit's;
+    # None if there are no gradients, or if zeros are no evidence.
     idle: Mask | None = None
     unseen: Mask | None = None  # mask of the units whose gradient is not finite; None with `idle`
     norms: Floats | None = None  # norms of the rows, `(num_units,)`; None if the layer was read quickly

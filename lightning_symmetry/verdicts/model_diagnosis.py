@@ -176,7 +176,7 @@ class ModelDiagnosis:
     def __repr__(self) -> str:
         num_findings = self._num_findings
         summary = describe_work(self)
-        if num_findings and self.working_units == self.num_units:  # units in lockstep, or whole modules
+        if num_findings and self.working_units == self.num_units:  # they are about lockstep or whole modules
             summary = f"{num_findings:,} finding{'s' if num_findings > 1 else ''}, {summary}"
         return f"<{type(self).__name__} at step {self.step}: {self.status}; {summary}>"
 

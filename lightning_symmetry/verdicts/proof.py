@@ -85,7 +85,7 @@ def are_read_differently(units: Sequence[int], num_units: int, layers: Iterable[
 def _columns(layer: Layer, units: Sequence[int], num_units: int) -> Iterable[tuple[Tensor, Tensor]]:
     """Yield the weights with which a layer may read some units, and their gradients, ``(len(units), n)`` each.
 
-    The number of its inputs is a multiple of the number of units. A flattened image has several adjacent inputs per
+    The layer's number of inputs is a multiple of the number of units. A flattened image has several adjacent inputs per
     unit; a recurrent layer has all units once per gate.
     """
     tensor = layer.tensors[0]

@@ -172,7 +172,7 @@ class Lineage:
 
     def __init__(self, records: Sequence[Record]) -> None:
         self._records = records
-        self._continued: set[int] = set()
+        self._continued: set[int] = set()  # identities of the records that a group of this check continues
         self._before: dict[int, Record] = {}  # copies, by identity, of records whose units change at this check
         self._by_unit: dict[tuple[bool, int], Record] = {}  # as before this check
         for record in records:

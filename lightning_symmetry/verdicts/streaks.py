@@ -95,7 +95,7 @@ class ZeroStreaks:
             was_resting: whether only units that have never had a gradient were watched since the check before.
         """
         awake = ~(idle | is_unseen)
-        # The steps before were watched for these units only.
+        # The steps since the check before were watched for these units only.
         self.num_watched *= self.is_dead | self.suspected(is_resting=was_resting)
         self._end(awake, step)
         self.was_alive |= awake

@@ -80,7 +80,7 @@ def describe_groups(groups: Sequence[tuple[int, ...]], num_units: int | None, wh
 def match_texts(
     groups: Sequence[tuple[int, ...]], kind: str, verbs: Sequence[str] = ("matches", "match"), of_runs: str = ""
 ) -> list[str]:
-    """Return a text per run of groups, that says which members match the first one.
+    """Return a text per run of groups that says which members match the first one.
 
     ``kind`` is the noun for a member, ``verbs`` are the verb for one member and for several. The text of a run of
     several groups ends with ``of_runs``.

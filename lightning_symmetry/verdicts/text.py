@@ -12,7 +12,7 @@ from lightning_symmetry.verdicts.model_diagnosis import ModelDiagnosis, describe
 from lightning_symmetry.verdicts.tables import describe_groups, plain_table
 from lightning_symmetry.verdicts.verdict import Verdict
 
-# In healthy networks a smaller share of inputs is often idle, such as those from units that are closed for all samples.
+# In healthy networks a smaller share of inputs often has no gradient, such as outputs of units that are always closed.
 _IDLE_SHARE = 0.25
 _MAX_IDLE = 5
 
