@@ -155,4 +155,4 @@ class History:
         for name, values in state["layers"].items():
             states[name].load_state(values)
         self._ended = [from_plain(Finding, values) for values in state["ended"]]
-        self._states = states
+        self._states, self._joined = states, JoinedStreaks()
