@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image, ImageDraw, ImageFont
-from torch import Tensor
+from torchmetrics.functional import pairwise_cosine_similarity
 
-from lightning_symmetry.matrices.numerics import CPU, exact_arithmetic
+from lightning_symmetry.matrices.numerics import exact_arithmetic
 from lightning_symmetry.matrices.rows import Rows
 from lightning_symmetry.tensorboard_plugin.page import NO_DIRECTION, SIMILARITIES, SIMILARITY_COLOURS
 from lightning_symmetry.verdicts.diagnoses import LayerDiagnosis, UnitGroup
@@ -76,19 +76,14 @@ def similarity(weights: Rows, gradients: Rows | None, units: Sequence[int]) -> n
 
     They are NaN where a row is zero or not finite, and above the diagonal if there are no gradients.
     """
-    below = _cosines(weights, units)
-    above = torch.full_like(below, torch.nan) if gradients is None else _cosines(gradients, units)
+    index = np.array(units)
+    with exact_arithmetic(weights.device):
+        below = pairwise_cosine_similarity(weights.fetch(index).cpu().double(), zero_diagonal=False)
+        above = torch.full_like(below, torch.nan)
+        if gradients is not None:
+            above = pairwise_cosine_similarity(gradients.fetch(index).cpu().double(), zero_diagonal=False)
     matrix: npt.NDArray[np.float64] = (below.tril() + above.triu(1)).numpy()
     return matrix
-
-
-def _cosines(rows: Rows, units: Sequence[int]) -> Tensor:
-    # pairwise_cosine_similarity of torchmetrics takes three times as long for so few rows.
-    with exact_arithmetic(rows.device):
-        numbers = rows.fetch(np.array(units)).to(CPU, torch.float64)
-        directions = numbers / torch.linalg.vector_norm(numbers, dim=1, keepdim=True)
-        cosines: Tensor = directions @ directions.T
-    return cosines
 
 
 def to_bytes(matrix: npt.NDArray[np.float64]) -> Pixels:
