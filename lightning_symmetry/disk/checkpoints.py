@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -19,6 +20,7 @@ from lightning_symmetry.disk.files import CheckpointError as CheckpointError
 from lightning_symmetry.disk.files import Place, StoredFile
 from lightning_symmetry.disk.folders import EXPECTED, SUFFIXES, TORCH_SUFFIXES, is_index
 from lightning_symmetry.disk.formats import Archive, is_plain, places_in_safetensors
+from lightning_symmetry.verdicts.tables import first_of
 
 _KEYS = ("state_dict", "model", "module", "model_state_dict")  # under which checkpoints hold a state dict
 _ZIP = b"PK\x03\x04"
@@ -242,6 +244,5 @@ def _tensors_within(content: Mapping[object, Any], start: str = "", depth: int =
 def _in_words(content: object) -> str:
     if not isinstance(content, Mapping):
         return f"a {type(content).__name__}"
-    keys = [brief(key) for _, key in zip(range(_MAX_KEYS), content, strict=False)]
-    keys += ["..."] * (len(content) > _MAX_KEYS)
-    return f"a dict with the keys {', '.join(keys)}" if content else "an empty dict"
+    keys = [brief(key) for key in islice(content, _MAX_KEYS + 1)]
+    return f"a dict with the keys {first_of(keys, _MAX_KEYS)}" if content else "an empty dict"

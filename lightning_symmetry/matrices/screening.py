@@ -33,7 +33,7 @@ class Screened:
     num_zero: Integers  # number of zero rows of each matrix, `(m,)`
     largest: Floats  # the largest norm of a row of each matrix, `(m,)`
     fingerprints: Integers  # a number for each matrix, which changes if any of its rows does, `(m,)`
-    directions: Floats  # `directions_of` all rows of all matrices
+    _directions: Floats
     _is_zero: Mask
     _rows: list[slice]
 
@@ -41,9 +41,9 @@ class Screened:
         """Return which rows of a matrix are zero, ``(n,)``."""
         return self._is_zero[self._rows[matrix]]
 
-    def directions_in(self, matrix: int) -> Floats:
-        """Return the directions of the rows of a matrix, ``(n,)``."""
-        return self.directions[self._rows[matrix]]
+    def directions(self, matrix: int) -> Floats:
+        """Return :func:`directions_of` the rows of a matrix, ``(n,)``."""
+        return self._directions[self._rows[matrix]]
 
 
 def directions_of(rows: Tensor) -> Floats:

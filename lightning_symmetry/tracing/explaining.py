@@ -322,15 +322,13 @@ class Explanation:
             scores = scores.next_functions[0][0]
         if scores is None or operation_of(scores) in ("Bmm", "Baddbmm"):
             return False
-        weights = [Place(node, 0)]
-        for place in weights:  # grows in the loop
-            for use in self._pass.uses(place):
-                if operation_of(use.node) not in _BETWEEN:
-                    if not _adds_up_one(use, place):
-                        return False
-                elif Place(use.node, 0) not in weights:
-                    weights.append(Place(use.node, 0))
-        return True
+
+        def between(node: Any) -> list[Any]:
+            return [use.node for use in self._pass.uses(Place(node, 0)) if operation_of(use.node) in _BETWEEN]
+
+        weights = [Place(each, 0) for each in reachable([node], between)]
+        ends = ((use, place) for place in weights for use in self._pass.uses(place))
+        return all(_adds_up_one(use, place) for use, place in ends if operation_of(use.node) not in _BETWEEN)
 
     def _zeros_before(self, node: Any) -> GradientStop | None:
         """Return the upstream module whose zero weights make a tensor zero, if all modules in between return zeros."""

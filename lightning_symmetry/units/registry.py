@@ -94,9 +94,10 @@ def tensor_of(module: nn.Module, name: str) -> Tensor | None:
     Properties are not evaluated: their value is no parameter, and computing it may draw random numbers or count calls.
     Raise :class:`NotUnderstoodError` for these.
     """
-    tensors: dict[str, Tensor | None] = {**held(module, "_buffers"), **held(module, "_parameters")}
-    if name in tensors:
-        return tensors[name]
+    for kind in ("_parameters", "_buffers"):
+        if name in held(module, kind):
+            found: Tensor | None = held(module, kind)[name]
+            return found
     value = inspect.getattr_static(module, name, None)
     if value is None or isinstance(value, Tensor):
         return value

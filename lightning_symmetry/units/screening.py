@@ -88,7 +88,7 @@ class LayerScreen:
         num_idle = screened.num_zero[1::2].tolist()
         found = [
             DistinctLayer(
-                self.layers[i], screened.is_zero(2 * i + 1) if num_idle[i] else None, screened.directions_in(2 * i)
+                self.layers[i], screened.is_zero(2 * i + 1) if num_idle[i] else None, screened.directions(2 * i)
             )
             for i in np.flatnonzero(is_found).tolist()
         ]

@@ -149,8 +149,6 @@ class ZeroStreaks:
 
     def soon_dead(self) -> Mask:
         """Return which units the next check may find to be dead."""
-        if not self.counts.suspected:
-            return np.zeros(len(self.since), dtype=np.bool_)
         return (self.num_watched >= DEAD_STEPS) & self.suspected() & (self.num_checks + 1 >= self.patience)
 
     def restart(self, units: Sequence[int]) -> None:
@@ -230,8 +228,9 @@ class JoinedStreaks:
 
         Layers that are new to this object are joined with the others. ``is_fresh`` is as in :meth:`ZeroStreaks.update`.
         """
-        if any(id(each.streaks) not in self._place_of for each in zeros):
-            self._join([each.streaks for each in zeros if id(each.streaks) not in self._place_of])
+        new = [each.streaks for each in zeros if id(each.streaks) not in self._place_of]
+        if new:
+            self._join(new)
         # For layers without an update all gradients are unknown, which changes none of their streaks.
         idle, is_unseen, was_resting = list(self._nothing), list(self._everything), [False] * len(self._several)
         for each in zeros:

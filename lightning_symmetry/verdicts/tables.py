@@ -73,8 +73,8 @@ def describe_groups(groups: Sequence[tuple[int, ...]], num_units: int | None, wh
         which = ", ".join([*match_texts(groups, "unit"), "one by one"])
     if which:
         return f"{text} ({which})"
-    sets = [f"{{{_first(group, _MAX_LISTED)}}}" for group in groups[: _MAX_SHOWN + 1]]
-    return f"{text}, {_first(sets, _MAX_SHOWN)}"
+    sets = [f"{{{first_of(group, _MAX_LISTED)}}}" for group in groups[: _MAX_SHOWN + 1]]
+    return f"{text}, {first_of(sets, _MAX_SHOWN)}"
 
 
 def match_texts(
@@ -127,7 +127,7 @@ def abbreviate(names: Sequence[str]) -> str:
     return ", ".join(names if len(names) <= 3 else (*names[:2], "...", names[-1]))
 
 
-def _first(items: Sequence[object], number: int) -> str:
+def first_of(items: Sequence[object], number: int) -> str:
     """Join the first items, with dots for the others."""
     return ", ".join([*map(str, items[:number]), *["..."] * (len(items) > number)])
 
@@ -139,7 +139,7 @@ def listed(names: Sequence[str]) -> str:
     '1, 2 and 3'
     """
     if len(names) > _MAX_LISTED:
-        return _first(names, _MAX_LISTED)
+        return first_of(names, _MAX_LISTED)
     return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 

@@ -20,17 +20,19 @@ def record_in_history(history: History, seen: Look, step: int, is_fresh: bool = 
 
 def record_in_state(state: LayerState, seen: Look, step: int) -> None:
     found = state.update(seen, step)
-    has_zeros = record_in_dead_units(state.dead_units, seen, step, is_concluded=False)
-    state.conclude(seen, step, found, has_zeros=has_zeros)
+    state.conclude(seen, step, found, has_zeros=_record_zeros(state.dead_units, seen, step))
 
 
-def record_in_dead_units(deaths: DeadUnits, seen: Look, step: int, *, is_concluded: bool = True) -> bool:
+def record_in_dead_units(deaths: DeadUnits, seen: Look, step: int) -> None:
+    if _record_zeros(deaths, seen, step):
+        deaths.conclude(seen, step)
+
+
+def _record_zeros(deaths: DeadUnits, seen: Look, step: int) -> bool:
     """Record which gradients are zero; return whether there was anything to record."""
     zeros = deaths.zeros_to_record(seen, is_unused=False)
     if zeros is not None:
         JoinedStreaks().update([zeros], step, is_fresh=True)
-        if is_concluded:
-            deaths.conclude(seen, step)
     return zeros is not None
 
 
