@@ -20,10 +20,11 @@ from torch import Tensor
 
 from lightning_symmetry.arguments import check_tolerance
 from lightning_symmetry.brief import brief
-from lightning_symmetry.matrices.candidates import components_of, find_candidates, sort_within
-from lightning_symmetry.matrices.dense import DenseRows
+from lightning_symmetry.matrices.candidates import Effort, find_candidates, find_candidates_within, sort_within
+from lightning_symmetry.matrices.dense import NEAR, DenseRows
 from lightning_symmetry.matrices.near import settle_by_distances
 from lightning_symmetry.matrices.numerics import Floats, Indices, Mask, exact_arithmetic
+from lightning_symmetry.matrices.projections import NUM_FURTHER
 from lightning_symmetry.matrices.question import TOLERANCES, Question
 from lightning_symmetry.matrices.sieve import suspects
 from lightning_symmetry.matrices.sketching import sketch_all
@@ -31,10 +32,13 @@ from lightning_symmetry.matrices.sketching import sketch_all
 _CHANCE_BITS = 10.0
 _SAMPLE = 16
 _MAX_ROUNDS = 3
-_COPIES = 1e5  # keys of copies lie this many times closer together than keys of rows that agree
-# Where the effort is bounded, at most this many distances are computed for crowds: a few reads of the matrix.
-_MAX_DISTANCES = 1 << 16
-_DISTANCES_PER_ROW = 32
+_COPIES = 1e3  # keys of copies lie this many times closer together than keys of rows that agree
+_FEW_PAIRS = 64  # which are compared in full without further ado
+_ROWS_PER_FIRST = 8  # rows are read as differences from others only if there are so many for each of these
+# Where the effort is bounded, crowds get distances that take so many products of numbers, or so many per row.
+_MAX_PRODUCTS = 1 << 25
+_DISTANCES_PER_ROW = 8
+_MAX_CROWDS = 8
 _MAX_ELEMENTS = 1 << 26  # of a crowd, which is copied
 
 
@@ -77,6 +81,16 @@ def duplicate_groups(rows: Tensor, tolerance: float | None = None) -> list[tuple
         return find_groups(Question(matrix, sketch, TOLERANCES[rows.dtype] if tolerance is None else tolerance))
 
 
+class Projected(NamedTuple):
+    """Rows whose products with the further random vectors are known."""
+
+    rows: Indices  # sorted, `(m,)`
+    products: Floats  # `(NUM_FURTHER, m)`
+
+
+NONE_PROJECTED = Projected(np.zeros(0, dtype=np.intp), np.zeros((NUM_FURTHER, 0)))
+
+
 class Grouping(NamedTuple):
     """The groups of rows that agree, as far as they were found within the allowed effort."""
 
@@ -84,7 +98,8 @@ class Grouping(NamedTuple):
     # rows that nearly agree with so many others that they were not all compared, sorted; they are in a group only with
     # rows that are equal to the last few bits
     crowded: Indices
-    radius: float = 0.0  # the largest relative distance of any of them from the first row of its crowd
+    radius: float  # the largest relative distance of any of them from the first row of its crowd
+    projected: Projected  # the rows that the sketch did not settle
 
 
 def find_groups(
@@ -133,21 +148,16 @@ def _find(
     search.settle_zeros()
     crowded, radius = members[:0], 0.0
     if len(search.members):
-        search.keys = question.keys(search.members)
-        search.settle()
+        search.settle_by_sketch()
     if len(search.members):
-        search.keys, reach = question.further_keys(search.members)
-        num_before = len(search.members)
-        search.settle(reach)
+        reach = search.project()
         copies = search.set_copies_aside()
         for _ in range(_MAX_ROUNDS):
-            if not 0 < len(search.members) < 0.9 * num_before:
+            if not len(search.members) or not search.settle(reach, is_bounded=is_bounded):
                 break
-            num_before = len(search.members)
-            search.settle(reach)
         crowded, radius = search.settle_crowds(is_bounded=is_bounded)
         search.restore_copies(copies)
-    return Grouping(search.groups(), crowded, radius)
+    return Grouping(search.groups(), crowded, radius, search.projected)
 
 
 class _Search:
@@ -160,14 +170,19 @@ class _Search:
 
     Attributes:
         members: the members that are not settled yet.
-        keys: the keys of these members, ``(k, m)``, see :meth:`Question.keys`.
+        projected: the members that the sketch did not settle, once they have been projected.
         labels: for each row of a group, its representative, which may be the row itself; -1 for other rows, ``(n,)``.
     """
 
     def __init__(self, question: Question, members: Indices, block: Indices) -> None:
         self._question, self._block = question, block
-        self.keys: Floats = np.zeros((0, len(members)))
         self.members = members
+        self.projected = NONE_PROJECTED
+        # Of each member: its keys, see `Question.keys`; its component, to which all members near to it belong; and its
+        # distance from a row near to it, relative to the larger norm, or NaN.
+        self._keys: Floats = np.zeros((0, len(members)))
+        self._component: Indices = np.zeros(len(members), dtype=np.intp)
+        self._apart: Floats = np.zeros(len(members))
         self.labels = np.full(question.rows.num_rows, -1)
 
     def groups(self) -> list[tuple[int, ...]]:
@@ -182,17 +197,66 @@ class _Search:
             self.labels[group] = group[0] if len(group) > 1 else -1
         self._keep(self._question.sketch.norms[self.members] > 0)
 
-    def settle(self, reach: float | None = None) -> None:
-        """Compare the candidate pairs, and the members of crowds with the first of their neighbourhood.
-
-        Args:
-            reach: as for :func:`find_candidates`.
-        """
-        candidates = find_candidates(self.keys, self._block, self._question.rows.num_rows, reach)
-        self._join(compare_pairs(self._question.agree, self.members[candidates.pairs]))
-        self._keep(candidates.is_crowded)
+    def settle_by_sketch(self) -> None:
+        """Compare the candidate pairs by the sketch, and members of crowds with the first of their neighbourhood."""
+        self._keys = self._question.keys(self.members)
+        candidates = find_candidates(self._keys, self._block, self._question.rows.num_rows)
+        self._component = candidates.component
+        first, second = candidates.pairs
+        is_left = candidates.is_crowded
+        if len(first) <= _FEW_PAIRS or self._mostly_within(self._question.tolerance, first, second):
+            self._join(compare_pairs(self._question.agree, self.members[candidates.pairs]))
+        else:  # further projections tell most of them apart, at a lower cost than comparisons in full
+            is_left[first] = is_left[second] = True
+        self._keep(is_left)
         if len(self.members):
             self._join_leaders()
+
+    def project(self) -> float:
+        """Replace the keys of the sketch by further ones, and compare the members with the first of their component.
+
+        Returns:
+            The largest L2 distance, over all keys but the last, of members that agree.
+        """
+        question, members = self._question, self.members
+        _, firsts, component = np.unique(self._component, return_index=True, return_inverse=True)
+        first = firsts[component]
+        is_left = np.ones(len(first), dtype=np.bool_)
+        self._apart = np.full(len(first), math.nan)
+        if len(firsts) * _ROWS_PER_FIRST > len(first) or not self._mostly_within(NEAR, np.arange(len(first)), first):
+            products = question.rows.project(members)
+        else:
+            norms = question.sketch.norms
+            size = np.maximum(norms[members], norms[members[first]])
+            products, self._apart = question.rows.project_around(members, members[first], size)
+            joins = np.flatnonzero((self._apart <= question.tolerance) & (first != np.arange(len(first))))
+            self._join_to(joins, first[joins])
+            is_left[joins] = is_left[first[joins]] = False
+        self._keys, reach = question.further_keys(members, products)
+        self.projected = Projected(members, products)
+        self._keep(is_left)
+        return reach
+
+    def settle(self, reach: float, *, is_bounded: bool) -> bool:
+        """Compare the candidate pairs by the further keys, and crowds with the first of their neighbourhood.
+
+        Args:
+            reach: the result of :meth:`project`.
+            is_bounded: whether to leave crowds where the keys would take too long to compare.
+
+        Returns:
+            Whether so many members of crowds have joined others that it is worth another try.
+        """
+        num_rows = self._question.rows.num_rows
+        effort = Effort.within_budget(num_rows) if is_bounded else Effort.unlimited(num_rows)
+        candidates = find_candidates_within(self._keys, self._block, reach, effort)
+        self._component = candidates.component
+        self._join(compare_pairs(self._question.agree, self.members[candidates.pairs]))
+        self._keep(candidates.is_crowded)
+        num_before = len(self.members)
+        if num_before:
+            self._join_leaders()
+        return len(self.members) < 0.9 * num_before
 
     def set_copies_aside(self) -> Indices:
         """Leave out all but the first of members that are equal to the last few bits.
@@ -200,14 +264,22 @@ class _Search:
         Returns:
             The copies, and the row that each of them equals, ``(2, c)``; for :meth:`restore_copies`.
         """
-        component = components_of(self.keys * _COPIES, self._block)
-        _, firsts = np.unique(component, return_index=True)
-        first = firsts[component]
-        is_copy = first != np.arange(len(first))
-        is_copy[is_copy] = self._question.agree(self.members[is_copy], self.members[first[is_copy]])
-        copies = np.stack([self.members[is_copy], self.members[first[is_copy]]])
-        self._keep(~is_copy)
-        return copies
+        # The sums of the keys put copies side by side.
+        order = sort_within(self._keys.sum(axis=0), self._block)
+        keys, block = self._keys[:, order] * _COPIES, self._block[order]
+        is_new = np.ones(len(order), dtype=np.bool_)
+        is_new[1:] = (np.abs(np.diff(keys, axis=1)) > 1).any(axis=0) | (np.diff(block) != 0)
+        first = np.empty_like(order)
+        first[order] = np.minimum.reduceat(order, np.flatnonzero(is_new))[is_new.cumsum() - 1]
+        copies = np.flatnonzero(first != np.arange(len(first)))
+        is_near = (np.abs(self._keys[:, copies] - self._keys[:, first[copies]]) * _COPIES <= 1).all(axis=0)
+        copies = copies[is_near]
+        copies = copies[self._question.agree(self.members[copies], self.members[first[copies]])]
+        found = np.stack([self.members[copies], self.members[first[copies]]])
+        is_left = np.ones(len(first), dtype=np.bool_)
+        is_left[copies] = False
+        self._keep(is_left)
+        return found
 
     def restore_copies(self, copies: Indices) -> None:
         """Give each copy the representative of the row that it equals, or that row itself."""
@@ -226,23 +298,42 @@ class _Search:
         """
         rows = self._question.rows
         is_here = isinstance(rows, DenseRows)
-        effort = max(_MAX_DISTANCES, _DISTANCES_PER_ROW * rows.num_rows) if is_bounded else math.inf
-        crowded, firsts = [self.members[:0]], [self.members[:0]]
-        crowds = _split_by(self.members, components_of(self.keys, self._block)) if len(self.members) else []
-        for members in sorted(crowds, key=len):
-            effort -= len(members) ** 2
-            if is_bounded and (effort < 0 or not is_here):
-                crowded.append(members)
-                firsts.append(np.full_like(members, members[0]))
+        effort = math.inf
+        if is_bounded:
+            effort = max(_MAX_PRODUCTS / max(1, rows.width), _DISTANCES_PER_ROW * rows.num_rows) if is_here else 0.0
+        least = effort / _MAX_CROWDS
+        is_left_out = np.zeros(len(self.members), dtype=np.bool_)
+        for crowd in sorted(_split_by(np.arange(len(self.members)), self._component), key=len):
+            members = self.members[crowd]
+            effort -= max(len(crowd) ** 2, least) if is_bounded else 0
+            if effort < 0:
+                is_left_out[crowd] = True
             elif is_here and len(members) * rows.width <= _MAX_ELEMENTS:
                 self._join(settle_by_distances(self._question, members))
             else:
                 self._join_one_by_one(members)
-        apart = self._question.distances(np.concatenate(crowded), np.concatenate(firsts))
-        return np.sort(np.concatenate(crowded)), float(apart.max(initial=0))
+        self._keep(is_left_out)
+        unknown = np.flatnonzero(np.isnan(self._apart))
+        if len(unknown):
+            _, firsts, component = np.unique(self._component, return_index=True, return_inverse=True)
+            firsts = self.members[firsts[component[unknown]]]
+            self._apart[unknown] = self._question.distances(self.members[unknown], firsts)
+        return self.members, float(self._apart.max(initial=0))
 
     def _keep(self, is_left: Mask) -> None:
-        self.members, self._block, self.keys = self.members[is_left], self._block[is_left], self.keys[:, is_left]
+        self.members, self._block, self._keys = self.members[is_left], self._block[is_left], self._keys[:, is_left]
+        self._component, self._apart = self._component[is_left], self._apart[is_left]
+
+    def _mostly_within(self, distance: float, members: Indices, others: Indices) -> bool:
+        """Return whether more than half of a sample of members lie so near to others, one by one."""
+        sample = slice(None, None, 1 + len(members) // _SAMPLE)
+        apart = self._question.distances(self.members[members[sample]], self.members[others[sample]])
+        return 2 * int(np.count_nonzero(apart <= distance)) > len(apart)
+
+    def _join_to(self, members: Indices, firsts: Indices) -> None:
+        """Let some members join others, which are representatives."""
+        rows = self.members[firsts]
+        self.labels[self.members[members]] = self.labels[rows] = rows
 
     def _join(self, representative: Mapping[int, int]) -> None:
         for row, first in representative.items():
@@ -252,7 +343,7 @@ class _Search:
         """Compare the members of crowds with the first of their neighbourhood."""
         # Members that agree lie in the same cell or in adjacent ones. A leader is the smallest index of five cells, so
         # that no member that agrees with it can have an earlier representative.
-        members, keys = self.members, self.keys
+        members, keys = self.members, self._keys
         num_members = len(members)
         cell = np.floor(keys[np.ptp(keys, axis=1).argmax()])
         order = sort_within(cell, self._block)
@@ -271,12 +362,10 @@ class _Search:
         is_left[first[is_leader_cell]] = False
         index = np.flatnonzero((leader < num_members) & is_left)
         index = index[(np.abs(keys[:, index] - keys[:, leader[index]]) <= 1).all(axis=0)]
-        sample = index[:: 1 + len(index) // _SAMPLE]
-        if 2 * np.count_nonzero(self._question.agree(members[sample], members[leader[sample]])) <= len(sample):
+        if not self._mostly_within(self._question.tolerance, index, leader[index]):
             return  # rows that differ, though not in these keys
         joins = index[self._question.agree(members[index], members[leader[index]])]
-        firsts = members[leader[joins]]
-        self.labels[members[joins]] = self.labels[firsts] = firsts
+        self._join_to(joins, leader[joins])
         is_left[joins] = False
         self._keep(is_left)
 

@@ -47,6 +47,14 @@ def to_host(tensor: Tensor, dtype: torch.dtype = torch.float64) -> Floats:
     return numbers
 
 
+def has_exact_products() -> bool:
+    """Return whether matrix products of float32 on the CPU use all digits, whatever the user allows PyTorch."""
+    try:
+        return torch.get_float32_matmul_precision() == "highest"
+    except RuntimeError:  # set in ways that contradict each other
+        return False
+
+
 def elements_at_once(limits: dict[str, int], device: torch.device) -> int:
     """Return the limit for a device; accelerators other than CUDA have the limit of CUDA."""
     return limits.get(device.type, limits["cuda"])

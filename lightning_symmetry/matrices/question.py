@@ -46,15 +46,19 @@ class Question:
         windows = np.array(self.rows.windows(self.tolerance))[:, None]
         return keys_of(self.sketch.norms[index], self.sketch.projections[:, index], windows)
 
-    def further_keys(self, index: Indices) -> tuple[Floats, float]:
-        """Project rows that are not zero, and return keys that distinguish them more sharply than :meth:`keys`.
+    def further_keys(self, index: Indices, products: Floats) -> tuple[Floats, float]:
+        """Return keys that distinguish rows that are not zero more sharply than :meth:`keys`.
+
+        Args:
+            index: the rows, ``(m,)``.
+            products: their products with the further random vectors, ``(k, m)``.
 
         Returns:
             The keys ``(k + 1, m)``, and the largest L2 distance, over all keys but the last, of rows that agree.
         """
         window, joint_window = self.rows.further_windows(self.tolerance)
         windows = np.array([[window], [self.rows.windows(self.tolerance)[1]]])
-        return keys_of(self.sketch.norms[index], self.rows.project(index), windows), joint_window / window
+        return keys_of(self.sketch.norms[index], products, windows), joint_window / window
 
 
 def keys_of(norms: Floats, projections: Floats, windows: Floats) -> Floats:

@@ -69,6 +69,19 @@ class Rows(ABC):
     def project(self, index: Indices) -> Floats:
         """Return products of the rows at ``index`` with further random vectors, ``(NUM_FURTHER, m)``."""
 
+    def project_around(self, index: Indices, origins: Indices, scale: Floats) -> tuple[Floats, Floats]:
+        """Read rows as differences from the rows at ``origins``, as exact as these differences are small.
+
+        Args:
+            index: the rows, ``(m,)``.
+            origins: a row that is near to each of them, ``(m,)``.
+            scale: divides the distances, ``(m,)``.
+
+        Returns:
+            What :meth:`project` and :meth:`distances` return.
+        """
+        return self.project(index), self.distances(index, origins, scale)
+
     @abstractmethod
     def project_roughly(self, index: Indices) -> Floats:
         """Return products of rows with the rough vectors, ``(NUM_ROUGH, m)``, as exact as a matrix product."""

@@ -12,6 +12,8 @@ import numpy as np
 
 from lightning_symmetry.matrices.dense import DenseRows
 from lightning_symmetry.matrices.grouping import (
+    NONE_PROJECTED,
+    Grouping,
     find_groups,
     find_groups_within_budget,
     is_chance_group,
@@ -291,8 +293,8 @@ def _look_at(
     layer, weights = item.layer, item.weights
     known = [group for group in known if group.rows[-1] < layer.num_units]
     known_mirrored = [group for group in known if group.negative]
-    groups, crowd = _equal_units(weights, item.recurrent, suspected=suspected)
-    groups = _equal_in_all(layer, groups, weights.tolerance)
+    found = _equal_units(weights, item.recurrent, suspected=suspected)
+    groups = _equal_in_all(layer, found.groups, weights.tolerance)
     if groups:
         causes = _causes(layer, weights.rows, groups)
         groups = [group for group, cause in zip(groups, causes, strict=True) if not _is_coincidence(group, item, cause)]
@@ -305,13 +307,13 @@ def _look_at(
         ]
         if incomplete:
             loose = weights.loosened()
-            still_equal, _ = _equal_units(loose, item.recurrent, among=incomplete)
+            still_equal = _equal_units(loose, item.recurrent, among=incomplete).groups
             groups = merge_overlapping([*groups, *_equal_in_all(layer, still_equal, loose.tolerance)])
     mirrors: list[tuple[Mirrored, Gradients]] = []
     # Where only some of the weights change sign, these decide which units are mirror images.
     of_mirrors = suspected if layer.odd_gates is None else suspected_of_odd
     if known_mirrored or (of_mirrors is not None and len(of_mirrors) > 1):
-        mirrors = _mirrors(item, of_mirrors, groups, known_mirrored, judge)
+        mirrors = _mirrors(item, of_mirrors, found._replace(groups=groups), known_mirrored, judge)
         mirrored_units = {unit for mirrored, _ in mirrors for unit in mirrored.rows}
         groups = [group for group in groups if mirrored_units.isdisjoint(group)]
     gradients = [
@@ -334,7 +336,7 @@ def _look_at(
         item.gradients is not None and bool(np.count_nonzero(item.gradients.sketch.norms)),
         *judge.idle(_norms_of_all(layer, weights.sketch.norms), exclude=grouped),
         is_finite=bool(np.isfinite(weights.sketch.norms).all()),
-        crowd=crowd,
+        crowd=Crowd(len(found.crowded), found.radius),
     )
 
 
@@ -344,12 +346,12 @@ def _equal_units(
     *,
     suspected: Indices | None = None,
     among: Sequence[Sequence[int]] | None = None,
-) -> tuple[list[tuple[int, ...]], Crowd]:
-    """Return the groups of equal units, and the crowd of units that were not all compared."""
-    groups, crowded, radius = find_groups_within_budget(weights, suspected=suspected, among=among)
-    if groups and recurrent is not None:
-        groups = stable_groups(groups, recurrent, weights.tolerance)
-    return groups, Crowd(len(crowded), radius)
+) -> Grouping:
+    """Return the groups of equal units, as far as they were found within the allowed effort."""
+    found = find_groups_within_budget(weights, suspected=suspected, among=among)
+    if found.groups and recurrent is not None:
+        return found._replace(groups=stable_groups(found.groups, recurrent, weights.tolerance))
+    return found
 
 
 def _equal_in_all(layer: Comparable, groups: list[tuple[int, ...]], tolerance: float) -> list[tuple[int, ...]]:
@@ -409,7 +411,7 @@ def _sightings(
 def _mirrors(
     item: _Sketched,
     suspected: Indices | None,
-    groups: Sequence[tuple[int, ...]],
+    equal: Grouping,
     known: Sequence[Mirrored],
     judge: GradientEvidence,
 ) -> list[tuple[Mirrored, Gradients]]:
@@ -423,17 +425,19 @@ def _mirrors(
     parity = layer.parity()
     old = _still_mirrored(weights, known, weights.loosened().tolerance, parity)
     known_units = {unit for mirrored in old for unit in mirrored.rows}
-    found = [] if suspected is None or len(suspected) < 2 else find_mirrors(item.odd or weights, groups, suspected)
+    if item.odd is not None:
+        equal = equal._replace(projected=NONE_PROJECTED)  # the others are of other rows
+    found = [] if suspected is None or len(suspected) < 2 else find_mirrors(item.odd or weights, equal, suspected)
     sets = [mirrored for mirrored in found if known_units.isdisjoint(mirrored.rows)]
     if parity is not None:
         sets = _still_mirrored(weights, sets, weights.tolerance, parity)
     # The only two units of a layer are mirror images wherever only their difference counts, as under a softmax.
     sets = [mirrored for mirrored in sets if not len(mirrored.rows) == 2 == layer.num_units // layer.blocks]
     if item.recurrent is not None:
-        sets = _stable_mirrors(sets, groups, item.recurrent, weights.tolerance, layer.odd_gates)
+        sets = _stable_mirrors(sets, equal.groups, item.recurrent, weights.tolerance, layer.odd_gates)
     sets = [s for s in sets if not _is_coincidence(s.rows, item, (Cause.COPIED, None))]
     judged = list(zip([*old, *sets], judge.of_mirrored([*old, *sets]), strict=True))
-    grouped = {unit for group in groups for unit in group}
+    grouped = {unit for group in equal.groups for unit in group}
     # If a mirrored set diverges, the groups of equal units in it replace it.
     kept = [
         (mirrored, gradients)

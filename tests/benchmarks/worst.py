@@ -39,7 +39,7 @@ def group_as_a_check(rows: Tensor) -> Grouping:
         question = Question(matrix, sketch, TOLERANCES[rows.dtype])
         [suspected] = suspects([question])
         found = find_groups_within_budget(question, suspected=suspected)
-        find_mirrors(question, found.groups, suspected)
+        find_mirrors(question, found, suspected)
         return found
 
 

@@ -222,6 +222,20 @@ def check_project(asked: Asked) -> None:
         asked.close(asked.rows.project(index), expected, asked.norms[index])
 
 
+def check_project_around(asked: Asked) -> None:
+    dtypes = {piece.dtype for piece in asked.case.pieces}
+    rounding = 1e-6 if torch.float64 in dtypes and len(dtypes) > 1 else 1e-9  # next to others, float64 is rounded
+    for index in asked.indices():
+        for origins in (np.zeros_like(index), np.roll(index, 1)):
+            scale = np.maximum(asked.norms[index], asked.norms[origins]) + asked.size
+            products, distances = asked.rows.project_around(index, origins, scale)
+            expected = (further(asked) @ asked.exact[index].T).numpy()
+            apart = (asked.exact[index] - asked.exact[origins]).norm(dim=1).numpy()
+            # As exact as in float64 but for the rounding of the differences.
+            assert (np.abs(products - expected) <= 1e-5 * apart + rounding * scale).all()
+            asked.close(distances, asked.rows.distances(index, origins, scale))
+
+
 def check_project_roughly(asked: Asked) -> None:
     width = asked.rows.width
     vectors = spread(rough_vectors(width, torch.float64, asked.rows.device), further_chunk_of(width), width)
@@ -323,6 +337,7 @@ CHECKS: dict[str, Callable[[Asked], None]] = {
     "windows": check_windows,
     "further_windows": check_further_windows,
     "project": check_project,
+    "project_around": check_project_around,
     "project_roughly": check_project_roughly,
     "positions": check_positions,
     "distances": check_distances,

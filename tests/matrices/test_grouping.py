@@ -168,6 +168,18 @@ def test_autocast_and_matmul_precision_do_not_blur() -> None:
         torch.set_float32_matmul_precision(before)
 
 
+def test_matmul_precision_does_not_blur_rows_that_nearly_agree() -> None:
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.ones(300, 512) + 1e-4 * torch.randn(300, 512, generator=generator)
+    rows[9] = rows[4] * (1 + 5e-6)
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("medium")
+        assert duplicate_groups(rows) == [(4, 9)]
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 def test_global_random_state_stays() -> None:
     before = torch.get_rng_state()
     duplicate_groups(torch.ones(7, 12345))
@@ -313,7 +325,7 @@ def test_copies_are_found_in_a_crowd_that_is_not_compared() -> None:
     rows[[5, 700, 2000]] = rows[40].clone()
     matrix = DenseRows([rows])
     [sketch] = sketch_all([matrix])
-    groups, crowded, radius = find_groups_within_budget(Question(matrix, sketch, 1e-5))
+    groups, crowded, radius, _ = find_groups_within_budget(Question(matrix, sketch, 1e-5))
     assert groups == [(5, 40, 700, 2000)]
     assert len(crowded) == 2045
     largest = (rows - rows[0]).norm(dim=1).max() / rows[0].norm()

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lightning_symmetry.matrices.dense import DenseRows
-from lightning_symmetry.matrices.grouping import find_groups
+from lightning_symmetry.matrices.grouping import NONE_PROJECTED, find_groups_within_budget
 from lightning_symmetry.matrices.mirrors import Mirrored, find_mirrors
 from lightning_symmetry.matrices.question import TOLERANCES, Question
 from lightning_symmetry.matrices.sieve import suspects
@@ -25,7 +25,7 @@ def mirrors_of(rows: Tensor, tolerance: float | None = None, blocks: int = 1) ->
         matrix, sketch_all([matrix])[0], TOLERANCES[rows.dtype] if tolerance is None else tolerance, blocks
     )
     [suspected] = suspects([question])
-    return find_mirrors(question, find_groups(question, suspected=suspected), suspected)
+    return find_mirrors(question, find_groups_within_budget(question, suspected=suspected), suspected)
 
 
 @st.composite
@@ -96,3 +96,35 @@ def test_looks_linear_initialisation_of_many_rows() -> None:
     rows = torch.randn(1000, 300, generator=torch.Generator().manual_seed(0))
     found = mirrors_of(torch.cat([rows, -rows]))
     assert found == [Mirrored((i, i + 1000), (i + 1000,)) for i in range(1000)]
+
+
+@given(matrices(), st.integers(0, 2**31))
+@settings(max_examples=60, deadline=None)
+def test_what_grouping_has_read_changes_nothing(case: tuple[Tensor, float], seed: int) -> None:
+    # Rows that nearly agree up to sign, so that grouping projects most of them.
+    generator = torch.Generator().manual_seed(seed)
+    rows = case[0].double()[:1].nan_to_num(1.0, 1.0).expand(200, -1)
+    rows = rows + 3e-5 * rows.norm() * torch.randn(rows.shape, generator=generator) / math.sqrt(rows.shape[1])
+    rows[100:] *= -1
+    rows[150:170] = -rows[20:40]
+    matrix = DenseRows([rows.float()])
+    question = Question(matrix, sketch_all([matrix])[0], 1e-5)
+    [suspected] = suspects([question])
+    found = find_groups_within_budget(question, suspected=suspected)
+    assert find_mirrors(question, found, suspected) == find_mirrors(
+        question, found._replace(projected=NONE_PROJECTED), suspected
+    )
+
+
+def test_rows_in_crowds_are_passed_over() -> None:
+    generator = torch.Generator().manual_seed(0)
+    crowd = torch.ones(1500, 300) + 1e-5 * torch.randn(1500, 300, generator=generator)
+    rows = torch.cat([crowd, torch.randn(20, 300, generator=generator)])
+    rows[1510:] = -rows[1500:1510]
+    rows[1499] = -rows[0]
+    matrix = DenseRows([rows])
+    question = Question(matrix, sketch_all([matrix])[0], 1e-5)
+    [suspected] = suspects([question])
+    found = find_groups_within_budget(question, suspected=suspected)
+    assert found.crowded.tolist() == list(range(1499))
+    assert find_mirrors(question, found, suspected) == [Mirrored((1500 + i, 1510 + i), (1510 + i,)) for i in range(10)]
