@@ -97,7 +97,7 @@ def find_candidates_within(keys: Floats, block: Indices, reach: float, effort: E
     by_effort = num_compared.argsort()
     is_crowd = np.zeros(len(size), dtype=np.bool_)
     is_crowd[by_effort] = num_compared[by_effort].cumsum() > effort.keys
-    kept = ~is_crowd[sorted_component]
+    kept = (~is_crowd & (size > 1))[sorted_component]
     order, of_members, num_near = order[kept], sorted_component[kept], num_near[kept]
     share = np.maximum(1, effort.pairs * size / len(component))
     first, second, number = _near_pairs(keys[:, order], of_members, num_near, reach, share)
