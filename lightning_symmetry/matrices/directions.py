@@ -58,7 +58,7 @@ def count_directions(rows: Rows, norms: Floats, index: Indices, cosine: float = 
             return num_found + len(members) - (len(compare_pairs(agree, members[pairs])) if pairs.size else 0)
         for _ in range(_ROUNDS_AT_ONCE):
             first, rest = members[0], members[1:]
-            near = rest[_squared_distances(keys[None, first], keys[rest])[0] <= limit]
+            near = rest[_squared_distances(keys[first], keys[rest]) <= limit]
             joined = near[agree(near, np.full_like(near, first))] if len(near) else near
             members = np.setdiff1d(rest, joined, assume_unique=True)
             num_found += 1
@@ -73,15 +73,19 @@ def _near_pairs(keys: Floats, limit: float) -> Indices | None:
     They are ``(2, p)``, the smaller first; None if they are too many.
     """
     order = np.abs(keys[:, 0]).argsort()
-    first_key, ordered = np.abs(keys[order, 0]), keys[order]
+    ordered = torch.from_numpy(keys[order])
+    first_key, squares = ordered[:, 0].abs().numpy(), ordered.square().sum(dim=1)
     ends = np.searchsorted(first_key, first_key + math.sqrt(limit), side="right")
     found: list[Indices] = []
     num_found = 0
     for start in range(0, len(keys), _BLOCK):
         stop = min(start + _BLOCK, len(keys))
-        distances = _squared_distances(ordered[start:stop], ordered[start : ends[stop - 1]])
+        these, others = slice(start, stop), slice(start, int(ends[stop - 1]))
+        # |a -+ b|^2 = |a|^2 -+ 2 a b + |b|^2 is at most the limit for one of the signs.
+        products = (ordered[these] @ ordered[others].T).mul_(2).abs_()
+        is_near = products.sub_(squares[others]) >= (squares[these] - limit)[:, None]
         # A member is near itself, and those of this block are compared twice.
-        row, column = np.divmod(np.flatnonzero(distances <= limit), distances.shape[1])
+        row, column = np.divmod(np.flatnonzero(is_near.numpy()), is_near.shape[1])
         is_pair = row < column
         num_found += int(np.count_nonzero(is_pair))
         if num_found > _PAIRS_PER_ROW * len(keys):
@@ -90,9 +94,7 @@ def _near_pairs(keys: Floats, limit: float) -> Indices | None:
     return np.concatenate(found, axis=1)
 
 
-def _squared_distances(keys: Floats, others: Floats) -> Floats:
-    """Return squared distances of keys from others, or from the negated ones if these are nearer, ``(m, n)``."""
-    products = (torch.from_numpy(keys) @ torch.from_numpy(others).T).abs_().numpy()
-    squares: Floats = np.einsum("mk,mk->m", keys, keys)[:, None] + np.einsum("mk,mk->m", others, others)
-    squares -= 2 * products
+def _squared_distances(key: Floats, others: Floats) -> Floats:
+    """Return squared distances of a key ``(k,)`` from others, or their negatives if these are nearer, ``(n,)``."""
+    squares: Floats = np.square(key).sum() + np.einsum("mk,mk->m", others, others) - 2 * np.abs(others @ key)
     return squares

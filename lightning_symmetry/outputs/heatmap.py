@@ -10,9 +10,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
 from torchmetrics.functional import pairwise_cosine_similarity
 
-from lightning_symmetry.matrices.numerics import exact_arithmetic
+from lightning_symmetry.matrices.numerics import exact_arithmetic, has_exact_products
 from lightning_symmetry.matrices.rows import Rows
 from lightning_symmetry.tensorboard_plugin.page import NO_DIRECTION, SIMILARITIES, SIMILARITY_COLOURS
 from lightning_symmetry.verdicts.diagnoses import LayerDiagnosis, UnitGroup
@@ -78,12 +79,17 @@ def similarity(weights: Rows, gradients: Rows | None, units: Sequence[int]) -> n
     """
     index = np.array(units)
     with exact_arithmetic(weights.device):
-        below = pairwise_cosine_similarity(weights.fetch(index).cpu().double(), zero_diagonal=False)
-        above = torch.full_like(below, torch.nan)
-        if gradients is not None:
-            above = pairwise_cosine_similarity(gradients.fetch(index).cpu().double(), zero_diagonal=False)
+        below = _cosines(weights.fetch(index))
+        above = torch.full_like(below, torch.nan) if gradients is None else _cosines(gradients.fetch(index))
     matrix: npt.NDArray[np.float64] = (below.tril() + above.triu(1)).numpy()
     return matrix
+
+
+def _cosines(rows: Tensor) -> Tensor:
+    """Return the cosine similarities of rows ``(n, d)``, in float64."""
+    rows = rows.cpu() if has_exact_products() else rows.cpu().double()
+    largest = rows.abs().amax(dim=1, keepdim=True)  # so that squares stay in range
+    return pairwise_cosine_similarity(rows / largest, zero_diagonal=False).double()
 
 
 def to_bytes(matrix: npt.NDArray[np.float64]) -> Pixels:

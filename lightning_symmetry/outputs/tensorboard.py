@@ -21,6 +21,7 @@ from lightning_symmetry.outputs.findings import findings_table
 from lightning_symmetry.outputs.heatmap import draw_overview
 from lightning_symmetry.outputs.output import Check, Heatmaps, Output, Scalars
 from lightning_symmetry.outputs.pictures import due_heatmaps
+from lightning_symmetry.outputs.records import framed
 from lightning_symmetry.outputs.scalars import ScalarChoice
 from lightning_symmetry.verdicts.diagnoses import Finding
 from lightning_symmetry.verdicts.report import SymmetryReport
@@ -223,7 +224,7 @@ class _DirectWriter:
                     raise TimeoutError(f"earlier events were not written within {_PATIENCE_S:g} s")
             size = os.path.getsize(path) if os.path.exists(path) else 0
             try:
-                writer._writer.write(event.SerializeToString())
+                writer._writer._writer.write(framed(event.SerializeToString()))
                 writer._writer.flush()
             except BaseException:
                 with suppress(OSError):

@@ -5,6 +5,7 @@ Equal parameters that one module holds side by side, such as tokens in a list, a
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
@@ -172,7 +173,10 @@ def find_copies(
     by_kind: dict[object, list[tuple[str, nn.Module]]] = {}
     flattened = flattened_modules(model)
     modules = dict(readable_modules(model))  # a wrapped module replaces its wrapper of the same name
+    num_of_class = Counter(map(class_of, modules.values()))
     for name, module in modules.items():
+        if num_of_class[class_of(module)] == 1:
+            continue
         named = dict(named_parameters_of(module))  # called once, since it walks through the module
         which_train = tuple(is_trained(parameter, trained) for parameter in named.values())
         if id(module) in flattened or not (trained is None or any(which_train)):

@@ -127,10 +127,12 @@ class Inputs:
         """Record the gradients of one check, if there are any."""
         weight = self.layer.tensors[0]
         gradient = weight.weights.grad
-        if gradient is not None and gradient.layout == torch.strided and gradient.count_nonzero():
-            fed = weight.view(gradient.detach()).flatten(1).any(dim=0)
+        if gradient is None or gradient.layout != torch.strided:
+            return
+        fed = weight.view(gradient.detach()).flatten(1).any(dim=0)
+        if num_fed := int(fed.count_nonzero()):
             self.are_fed = fed if self.are_fed is None else self.are_fed | fed
-            self.num_idle = len(self.are_fed) - int(self.are_fed.count_nonzero())
+            self.num_idle = len(fed) - (num_fed if self.are_fed is fed else int(self.are_fed.count_nonzero()))
             self.num_checks += 1
 
 
