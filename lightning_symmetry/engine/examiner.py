@@ -141,7 +141,7 @@ class Examiner:
         self._model = _Model()
         self._usage = Usage()
         self._traced_gain = 0.0  # the `rounding_gain` that a trace has shown
-        # The units that are watched at each step until the next check, by layer; None: not known yet.
+        # The units that are watched at each step until the next check, by layer; None: not determined yet.
         self._suspects: dict[str, Suspects | None] = {}
 
     def release(self) -> None:
@@ -231,7 +231,9 @@ class Examiner:
         self._usage.end_step(layer.name for layer in chosen)
         for seen in looks:
             if isinstance(seen.layer, Layer) and not seen.is_steady:
-                self._suspect(seen.layer)
+                self._suspects.pop(seen.layer.name, None)
+                if history[seen.layer.name].is_watched:
+                    self._suspects[seen.layer.name] = None  # which units these are is determined when they are watched
         if silent or self._suspects or self._usage.is_watching:
             self._usage.watch(model, [*silent, *self._suspects])
         for layer in passed_over:
@@ -359,9 +361,10 @@ class Examiner:
             step: completed optimizer steps.
             team: the ranks that hold the model; None: it is all here.
         """
-        if None in self._suspects.values():  # only the names are known, from a checkpoint or another rank
+        unknown = {name for name, suspects in self._suspects.items() if suspects is None}
+        if unknown:
             for layer in self._model.found.layers:
-                if layer.name in self._suspects:
+                if layer.name in unknown:
                     self._suspect(layer)
         known = [each for each in self._suspects.values() if each is not None]
         suspects = [each for each in known if each.layer.is_trained_by(trained)]

@@ -129,7 +129,8 @@ class Inputs:
         gradient = weight.weights.grad
         if gradient is None or gradient.layout != torch.strided:
             return
-        fed = weight.view(gradient.detach()).flatten(1).any(dim=0)
+        rows = weight.view(gradient.detach()).flatten(1)
+        fed = (rows.amax(dim=0) != 0) | (rows.amin(dim=0) != 0)  # `any` takes ten times as long
         if num_fed := int(fed.count_nonzero()):
             self.are_fed = fed if self.are_fed is None else self.are_fed | fed
             self.num_idle = len(fed) - (num_fed if self.are_fed is fed else int(self.are_fed.count_nonzero()))

@@ -205,6 +205,13 @@ class DeadUnits:
             self._streaks.num_watched[self.suspected()] += 1
         self._num_left = max(0, self._num_left - 1)
 
+    @property
+    def are_watched(self) -> bool:
+        """Whether there are units to watch at each step, see :meth:`suspected`."""
+        return self._streaks is not None and self._streaks.are_watched(
+            is_resting=self._is_resting, with_dead=self._num_left > 0
+        )
+
     def suspected(self) -> Indices:
         """Return the units to watch at each step: those that may be dead, and dead ones whose rows move."""
         if self._streaks is None:

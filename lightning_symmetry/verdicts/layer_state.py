@@ -166,6 +166,11 @@ class LayerState:
         for record in self.current:
             record.last_step = step
 
+    @property
+    def is_watched(self) -> bool:
+        """Whether any of its units is to be watched at each step until the next check, see :meth:`suspected`."""
+        return self.dead_units.are_watched or any(record.is_to_be_watched for record in self.current)
+
     def suspected(self, blocks: int) -> Indices:
         """Return the units to watch at each step until the next check, since they may be dead or frozen.
 

@@ -34,6 +34,9 @@ class Dead(NamedTuple):
     num_watched: int = 0  # number of steps in a row at which all of their gradients were zero
 
 
+_NONE_DEAD = None, np.zeros(0, dtype=np.intp), Dead()
+
+
 class Counts(NamedTuple):
     """The number of units of a layer in each state."""
 
@@ -60,6 +63,8 @@ class ZeroStreaks:
     was_alive: Mask  # whether the unit has ever had a gradient
     patience: int  # number of checks in a row that makes a unit dead
     _counts: Counts | None = field(default=None, compare=False)  # None: not counted since the latest change
+    # The dead units as an array and with their steps, and what they were determined from.
+    _dead: tuple[object, Indices, Dead] = field(default=_NONE_DEAD, compare=False)
 
     @classmethod
     def of(cls, num_units: int, patience: int, *, was_alive: bool) -> ZeroStreaks:
@@ -137,13 +142,16 @@ class ZeroStreaks:
         may_be_dead: Mask = (self.since != _NEVER) & ~self.is_dead & (is_due | ~self.was_alive)
         return may_be_dead
 
+    def are_watched(self, *, is_resting: bool, with_dead: bool) -> bool:
+        """Return whether there are units to watch at each step, see :meth:`watched`."""
+        counts = self.counts
+        num_suspected = counts.suspected - (counts.suspected_alive if is_resting else 0)
+        return num_suspected > 0 or (with_dead and counts.dead > 0)
+
     def watched(self, *, is_resting: bool, with_dead: bool) -> Indices:
         """Return the units to watch at each step: those that may be dead and, with ``with_dead``, dead ones."""
-        counts = self._counts
-        if counts is not None:
-            num_suspected = counts.suspected - (counts.suspected_alive if is_resting else 0)
-            if not num_suspected and not (with_dead and counts.dead):
-                return np.zeros(0, dtype=np.intp)
+        if self._counts is not None and not self.are_watched(is_resting=is_resting, with_dead=with_dead):
+            return np.zeros(0, dtype=np.intp)
         is_suspected = self.suspected(is_resting=is_resting)
         return (is_suspected | self.is_dead if with_dead else is_suspected).nonzero()[0]
 
@@ -153,7 +161,7 @@ class ZeroStreaks:
 
     def restart(self, units: Sequence[int]) -> None:
         """Restart the streaks of units whose gradient was zero for a reason that is gone."""
-        self._counts = None
+        self._counts, self._dead = None, _NONE_DEAD
         several = list(units)
         self.since[several], self.num_checks[several], self.num_watched[several] = _NEVER, 0, 0
         self.is_dead[several], self.was_alive[several] = False, False
@@ -165,12 +173,16 @@ class ZeroStreaks:
             num_idle -= int(np.count_nonzero(self.num_checks[list(spared)] >= self.patience))
         if not self.counts.dead and not self.counts.woken:
             return Dead(num_idle=num_idle)
-        is_dead = self.is_dead.copy()
-        is_dead[list(spared)] = False
-        [units], [awake] = is_dead.nonzero(), ((self.woke_at != _NEVER) & ~self.is_dead).nonzero()
-        woke_at = dict(zip(awake.tolist(), self.woke_at[awake].tolist(), strict=True))
+        key = self.is_dead.tobytes(), self.woke_at.tobytes(), tuple(spared)
+        if key != self._dead[0]:  # the same from check to check, as a rule
+            is_dead = self.is_dead.copy()
+            is_dead[list(spared)] = False
+            [units], [awake] = is_dead.nonzero(), ((self.woke_at != _NEVER) & ~self.is_dead).nonzero()
+            woke_at = dict(zip(awake.tolist(), self.woke_at[awake].tolist(), strict=True))
+            self._dead = key, units, Dead(tuple(units.tolist()), tuple(self.since[units].tolist()), woke_at)
+        _, units, dead = self._dead
         num_watched = int(self.num_watched[units].min()) if len(units) else 0
-        return Dead(tuple(units.tolist()), tuple(self.since[units].tolist()), woke_at, num_idle, num_watched)
+        return dead._replace(num_idle=num_idle, num_watched=num_watched)
 
     def _counts_of(self, starts: Sequence[int]) -> list[Counts]:
         """Return the counts of each layer; ``starts`` are the indices of the layers' first units."""
