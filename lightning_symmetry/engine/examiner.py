@@ -231,9 +231,10 @@ class Examiner:
         self._usage.end_step(layer.name for layer in chosen)
         for seen in looks:
             if isinstance(seen.layer, Layer) and not seen.is_steady:
-                self._suspects.pop(seen.layer.name, None)
                 if history[seen.layer.name].is_watched:
                     self._suspects[seen.layer.name] = None  # which units these are is determined when they are watched
+                else:
+                    self._suspects.pop(seen.layer.name, None)
         if silent or self._suspects or self._usage.is_watching:
             self._usage.watch(model, [*silent, *self._suspects])
         for layer in passed_over:

@@ -34,8 +34,8 @@ class Candidates:
 class Effort(NamedTuple):
     """How much may be compared in a matrix. Where it takes more, rows count as crowded."""
 
-    pairs: float  # rows that are compared in full at once
-    keys: float  # comparisons of keys
+    pairs: float  # pairs of rows to compare in full
+    keys: float  # pairs of rows whose keys are compared
 
     @classmethod
     def within_budget(cls, num_rows: int) -> Effort:
@@ -43,8 +43,8 @@ class Effort(NamedTuple):
         return cls(max(_MIN_PAIRS, num_rows / 2), max(_MIN_KEYS, _KEYS_PER_ROW * num_rows))
 
     @classmethod
-    def unlimited(cls, num_rows: int) -> Effort:
-        """Return the effort up to which the keys save time; crowds are compared in other ways."""
+    def exhaustive(cls, num_rows: int) -> Effort:
+        """Return the effort up to which it saves time to compare pair by pair; what is left is compared as a whole."""
         return cls(max(_MIN_PAIRS, _PAIRS_PER_ROW * num_rows), math.inf)
 
 
@@ -62,7 +62,7 @@ def find_candidates(keys: Floats, block: Indices, num_rows: int) -> Candidates:
     order = component.argsort(kind="stable")
     is_crowd = size > _MAX_LISTED
     pairs = _listed_pairs(keys, component, order[~is_crowd[component[order]]])
-    per_row = max(_MIN_PAIRS, _PAIRS_PER_ROW * num_rows) / len(component)
+    per_row = Effort.exhaustive(num_rows).pairs / len(component)
     is_crowd |= np.bincount(component[pairs[0]], minlength=len(size)) > per_row * size
     pairs = pairs[:, ~is_crowd[component[pairs[0]]]]
     return Candidates(np.sort(pairs, axis=0), is_crowd[component], component)
@@ -76,7 +76,7 @@ def find_candidates_within(keys: Floats, block: Indices, reach: float, effort: E
 
     Args:
         keys: ``(k, m)``; members that agree differ by one at the most.
-        block: ``(m,)``; members of different blocks are never compared.
+        block: the block or the component of each member, ``(m,)``; those of different ones are never compared.
         reach: the largest L2 distance, over all keys but the last, of members that agree.
         effort: the largest components are crowds if there are more keys to compare, and all components with more than
             their share of the pairs.
@@ -166,21 +166,21 @@ def _near_pairs(
     number = np.zeros(len(share), dtype=np.intp)
     for start in range(0, len(component), _BLOCK):
         stop = min(start + _BLOCK, len(component))
-        some, last = component[start], component[stop - 1]
-        if some == last and number[some] > share[some]:
+        lowest, highest = component[start], component[stop - 1]
+        if lowest == highest and number[lowest] > share[lowest]:
             continue
         end = stop - 1 + int(num_near[stop - 1])
         is_near = (_squared_distances(columns[:, start:end], stop - start) <= reach**2).numpy()
         num_found = (np.count_nonzero(is_near) - (stop - start)) // 2  # pairs within the block count twice
-        if some == last and num_found > share[some]:
-            number[some] = num_found
+        if lowest == highest and num_found > share[lowest]:
+            number[lowest] = num_found
             continue
         first, second = np.divmod(np.flatnonzero(is_near), end - start)
         is_pair = first < second
         first, second = start + first[is_pair], start + second[is_pair]
         is_pair = (component[first] == component[second]) & (np.abs(keys[-1, first] - keys[-1, second]) <= 1)
         first, second = first[is_pair], second[is_pair]
-        number[some : last + 1] += np.bincount(component[first] - some, minlength=last + 1 - some)
+        number[lowest : highest + 1] += np.bincount(component[first] - lowest, minlength=highest + 1 - lowest)
         firsts.append(first)
         seconds.append(second)
     return np.concatenate(firsts), np.concatenate(seconds), number
@@ -194,7 +194,7 @@ def _squared_distances(keys: Tensor, number: int) -> Tensor:
     # |a - b|^2 = |a|^2 - 2 a b + |b|^2 loses the more digits, the larger a and b are.
     keys = keys - keys[:, :1]
     squares = keys.square().sum(dim=0)
-    extent = float(squares.numpy().max())
+    extent = float(squares.numpy().max())  # these numbers are on the host, so nothing waits for them
     is_precise = 64 * torch.finfo(torch.float32).eps * extent < 0.1 and has_exact_products()
     dtype = torch.float32 if is_precise else torch.float64
     keys, squares = keys.to(dtype), squares.to(dtype)

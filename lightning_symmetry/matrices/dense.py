@@ -117,7 +117,8 @@ class DenseRows(Rows):
         of_pieces = [part.T.contiguous() for part in vectors]  # a product with this layout is twice as fast
         origins, place = np.unique(origins, return_inverse=True)
         gathered, gathered_origins, scratch = self._scratch(), self._scratch(), self._scratch()
-        products, distances = torch.zeros(len(index), NUM_FURTHER), torch.zeros(len(index))
+        products = torch.zeros(len(index), NUM_FURTHER, dtype=torch.float32, device=CPU)
+        distances = torch.zeros(len(index), dtype=torch.float32, device=CPU)
         end = 0
         for part in self._split(np.arange(len(index))):
             start, end = end, end + len(part)
@@ -286,7 +287,7 @@ class DenseRows(Rows):
 def _is_extreme(norms: Floats, dtype: torch.dtype) -> bool:
     """Return whether squares of numbers of rows with these norms may leave the range of a dtype."""
     limits = torch.finfo(dtype)
-    return bool(((norms < limits.tiny**0.4) | (norms > limits.max**0.4)).any())
+    return bool(((norms < limits.tiny**0.3) | (norms > limits.max**0.4)).any())
 
 
 def sketch_small(matrices: Sequence[DenseRows]) -> Tensor:

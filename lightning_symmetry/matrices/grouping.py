@@ -32,10 +32,12 @@ from lightning_symmetry.matrices.sketching import sketch_all
 _CHANCE_BITS = 10.0
 _SAMPLE = 16
 _MAX_ROUNDS = 3
-_COPIES = 1e3  # keys of copies lie this many times closer together than keys of rows that agree
+# Rows that agree are copies if their distance is so many times smaller, and their keys are ten times nearer still.
+_COPIES = 1e3
 _FEW_PAIRS = 64  # which are compared in full without further ado
 _ROWS_PER_FIRST = 8  # rows are read as differences from others only if there are so many for each of these
-# Where the effort is bounded, crowds get distances that take so many products of numbers, or so many per row.
+# Where the effort is bounded, so many products of numbers are spent on distances within crowds, or so many distances a
+# row of a large matrix. Each crowd takes some calls besides, so no more than so many crowds get any.
 _MAX_PRODUCTS = 1 << 25
 _DISTANCES_PER_ROW = 8
 _MAX_CROWDS = 8
@@ -98,7 +100,9 @@ class Grouping(NamedTuple):
     # rows that nearly agree with so many others that they were not all compared, sorted; they are in a group only with
     # rows that are equal to the last few bits
     crowded: Indices
-    radius: float  # the largest relative distance of any of them from the first row of its crowd
+    radius: (
+        float  # the largest relative distance of any of them from the first of those that the sketch finds near to it
+    )
     projected: Projected  # the rows that the sketch did not settle
 
 
@@ -178,10 +182,11 @@ class _Search:
         self._question, self._block = question, block
         self.members = members
         self.projected = NONE_PROJECTED
-        # Of each member: its keys, see `Question.keys`; its component, to which all members near to it belong; and its
-        # distance from a row near to it, relative to the larger norm, or NaN.
+        # Of each member: its keys, see `Question.keys`; its component, to which all members near to it belong, and its
+        # component by the sketch; and its distance from the first row of that, relative to the larger norm, or NaN.
         self._keys: Floats = np.zeros((0, len(members)))
         self._component: Indices = np.zeros(len(members), dtype=np.intp)
+        self._home: Indices = np.zeros(len(members), dtype=np.intp)
         self._apart: Floats = np.zeros(len(members))
         self.labels = np.full(question.rows.num_rows, -1)
 
@@ -201,9 +206,9 @@ class _Search:
         """Compare the candidate pairs by the sketch, and members of crowds with the first of their neighbourhood."""
         self._keys = self._question.keys(self.members)
         candidates = find_candidates(self._keys, self._block, self._question.rows.num_rows)
-        self._component = candidates.component
+        self._component = self._home = candidates.component
         first, second = candidates.pairs
-        is_left = candidates.is_crowded
+        is_left = candidates.is_crowded.copy()
         if len(first) <= _FEW_PAIRS or self._mostly_within(self._question.tolerance, first, second):
             self._join(compare_pairs(self._question.agree, self.members[candidates.pairs]))
         else:  # further projections tell most of them apart, at a lower cost than comparisons in full
@@ -229,11 +234,14 @@ class _Search:
             norms = question.sketch.norms
             size = np.maximum(norms[members], norms[members[first]])
             products, self._apart = question.rows.project_around(members, members[first], size)
-            joins = np.flatnonzero((self._apart <= question.tolerance) & (first != np.arange(len(first))))
-            self._join_to(joins, first[joins])
-            is_left[joins] = is_left[first[joins]] = False
         self._keys, reach = question.further_keys(members, products)
         self.projected = Projected(members, products)
+        joins = np.flatnonzero((self._apart <= question.tolerance) & (first != np.arange(len(first))))
+        # The distances of rows on several ranks may be estimates.
+        apart = np.square(self._keys[:-1, joins] - self._keys[:-1, first[joins]]).sum(axis=0)
+        joins = joins[apart <= reach**2]
+        self._join_to(joins, first[joins])
+        is_left[joins] = is_left[first[joins]] = False
         self._keep(is_left)
         return reach
 
@@ -248,8 +256,8 @@ class _Search:
             Whether so many members of crowds have joined others that it is worth another try.
         """
         num_rows = self._question.rows.num_rows
-        effort = Effort.within_budget(num_rows) if is_bounded else Effort.unlimited(num_rows)
-        candidates = find_candidates_within(self._keys, self._block, reach, effort)
+        effort = Effort.within_budget(num_rows) if is_bounded else Effort.exhaustive(num_rows)
+        candidates = find_candidates_within(self._keys, self._component, reach, effort)
         self._component = candidates.component
         self._join(compare_pairs(self._question.agree, self.members[candidates.pairs]))
         self._keep(candidates.is_crowded)
@@ -266,15 +274,17 @@ class _Search:
         """
         # The sums of the keys put copies side by side.
         order = sort_within(self._keys.sum(axis=0), self._block)
-        keys, block = self._keys[:, order] * _COPIES, self._block[order]
+        nearest = 0.1 / _COPIES
         is_new = np.ones(len(order), dtype=np.bool_)
-        is_new[1:] = (np.abs(np.diff(keys, axis=1)) > 1).any(axis=0) | (np.diff(block) != 0)
+        is_new[1:] = (np.abs(np.diff(self._keys[:, order], axis=1)) > nearest).any(axis=0)
+        is_new[1:] |= np.diff(self._block[order]) != 0
         first = np.empty_like(order)
         first[order] = np.minimum.reduceat(order, np.flatnonzero(is_new))[is_new.cumsum() - 1]
         copies = np.flatnonzero(first != np.arange(len(first)))
-        is_near = (np.abs(self._keys[:, copies] - self._keys[:, first[copies]]) * _COPIES <= 1).all(axis=0)
+        is_near = (np.abs(self._keys[:, copies] - self._keys[:, first[copies]]) <= nearest).all(axis=0)
         copies = copies[is_near]
-        copies = copies[self._question.agree(self.members[copies], self.members[first[copies]])]
+        apart = self._question.distances(self.members[copies], self.members[first[copies]])
+        copies = copies[apart <= self._question.tolerance / _COPIES]
         found = np.stack([self.members[copies], self.members[first[copies]]])
         is_left = np.ones(len(first), dtype=np.bool_)
         is_left[copies] = False
@@ -313,19 +323,24 @@ class _Search:
             else:
                 self._join_one_by_one(members)
         self._keep(is_left_out)
-        unknown = np.flatnonzero(np.isnan(self._apart))
-        if len(unknown):
-            _, firsts, component = np.unique(self._component, return_index=True, return_inverse=True)
-            firsts = self.members[firsts[component[unknown]]]
-            self._apart[unknown] = self._question.distances(self.members[unknown], firsts)
-        return self.members, float(self._apart.max(initial=0))
+        return self.members, self._radius()
+
+    def _radius(self) -> float:
+        """Return the largest distance of a member from the first one of its component by the sketch."""
+        _, firsts, component = np.unique(self._home, return_index=True, return_inverse=True)
+        first = firsts[component]
+        is_unknown = self._apart[first] != 0  # the row from which the distances were taken is settled
+        unknown = np.flatnonzero(is_unknown | np.isnan(self._apart))
+        self._apart[unknown] = self._question.distances(self.members[unknown], self.members[first[unknown]])
+        return float(self._apart.max(initial=0))
 
     def _keep(self, is_left: Mask) -> None:
         self.members, self._block, self._keys = self.members[is_left], self._block[is_left], self._keys[:, is_left]
-        self._component, self._apart = self._component[is_left], self._apart[is_left]
+        self._component, self._home = self._component[is_left], self._home[is_left]
+        self._apart = self._apart[is_left]
 
     def _mostly_within(self, distance: float, members: Indices, others: Indices) -> bool:
-        """Return whether more than half of a sample of members lie so near to others, one by one."""
+        """Return whether more than half of a sample of members lie within a distance of others, one by one."""
         sample = slice(None, None, 1 + len(members) // _SAMPLE)
         apart = self._question.distances(self.members[members[sample]], self.members[others[sample]])
         return 2 * int(np.count_nonzero(apart <= distance)) > len(apart)

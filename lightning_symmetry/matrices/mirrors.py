@@ -10,7 +10,7 @@ import numpy as np
 from lightning_symmetry.matrices.candidates import Effort, find_candidates, find_candidates_within, sort_within
 from lightning_symmetry.matrices.grouping import Grouping, Projected
 from lightning_symmetry.matrices.numerics import Floats, Indices, Mask
-from lightning_symmetry.matrices.question import Question
+from lightning_symmetry.matrices.question import NEAR, Question
 from lightning_symmetry.matrices.rows import Rows
 from lightning_symmetry.matrices.sieve import without_signs
 
@@ -138,7 +138,9 @@ def _pairs_among(
     if reach is None:
         candidates = find_candidates(keys, block[owner], question.rows.num_rows)
     else:
-        effort = Effort.within_budget(question.rows.num_rows)
+        # Pairs of one sign are not compared in full.
+        num_rows = question.rows.num_rows
+        effort = Effort.within_budget(num_rows)._replace(pairs=Effort.exhaustive(num_rows).pairs)
         candidates = find_candidates_within(keys, block[owner], reach, effort)
     first, second = candidates.pairs
     is_opposite = (signs[first] != signs[second]) & (owner[first] != owner[second])
@@ -151,7 +153,7 @@ def _are_near_a_negative(key: Floats, block: Indices) -> Mask:
     size = np.abs(key)
     order = sort_within(size, block)
     size, block = size[order], block[order]
-    sign = np.where(size <= 1.01, 0.0, np.sign(key[order]))  # 0: either
+    sign = np.where(size <= NEAR, 0.0, np.sign(key[order]))  # 0: either
     place = np.arange(len(order))
     are_near = np.zeros(len(order), dtype=np.bool_)
     for other in (-1, 1):
@@ -164,7 +166,7 @@ def _are_near_a_negative(key: Floats, block: Indices) -> Mask:
         for there in (before, behind):
             is_asked = (sign * other <= 0) & (there >= 0) & (there < len(order))
             nearest = there.clip(0, len(order) - 1)
-            are_near |= is_asked & (block[nearest] == block) & (np.abs(size - size[nearest]) <= 1.01)
+            are_near |= is_asked & (block[nearest] == block) & (np.abs(size - size[nearest]) <= NEAR)
     in_order = np.empty_like(are_near)
     in_order[order] = are_near
     return in_order

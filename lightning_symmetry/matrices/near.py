@@ -31,14 +31,13 @@ def settle_by_distances(question: Question, members: Indices) -> dict[int, int]:
     assert isinstance(rows, DenseRows)
     sizes = question.sketch.norms[members].astype(np.float64)
     scale = float(sizes.max())  # rows are divided by it, as squares could leave the range of the dtype
-    offsets = rows.fetch(members)
-    offsets = (offsets - offsets[:1]) / scale
-    norms = torch.from_numpy(sizes / scale).to(offsets.device, offsets.dtype)
+    numbers = rows.fetch(members)
+    norms = torch.from_numpy(sizes / scale).to(numbers.device, numbers.dtype)
     representative: dict[int, int] = {}
-    left = torch.arange(len(members), device=offsets.device)
+    left = torch.arange(len(members), device=numbers.device)
     while len(left) > 1:
         head = left[:_BLOCK]
-        agree = _agree(question, members, offsets, norms, head, left).triu_(1).to(CPU).numpy()  # each pair once
+        agree = _agree(question, members, numbers, scale, norms, head, left).triu_(1).to(CPU).numpy()  # each pair once
         place = left.to(CPU).numpy()
         is_taken = np.zeros(len(place), dtype=np.bool_)
         for i in np.flatnonzero(agree.any(axis=1)):
@@ -51,11 +50,13 @@ def settle_by_distances(question: Question, members: Indices) -> dict[int, int]:
     return representative
 
 
-def _agree(question: Question, members: Indices, offsets: Tensor, norms: Tensor, head: Tensor, left: Tensor) -> Tensor:
+def _agree(
+    question: Question, members: Indices, numbers: Tensor, scale: float, norms: Tensor, head: Tensor, left: Tensor
+) -> Tensor:
     """Return which of some rows agree with which others, ``(len(head), len(left))``."""
     limits = (question.tolerance * torch.maximum(norms[head][:, None], norms[left])).square()
-    for dtype in (offsets.dtype, torch.float64):
-        some, others = offsets[head].to(dtype), offsets[left].to(dtype)
+    for dtype in (numbers.dtype, torch.float64):
+        some, others = ((numbers[part].to(dtype) - numbers[:1].to(dtype)) / scale for part in (head, left))
         squares = others.square().sum(dim=1)
         distances = torch.addmm(squares[None], some, others.T, alpha=-2).add_(some.square().sum(dim=1, keepdim=True))
         # |a - b|^2 = |a|^2 - 2 a b + |b|^2 loses the more digits, the larger a and b are.

@@ -48,7 +48,7 @@ def to_host(tensor: Tensor, dtype: torch.dtype = torch.float64) -> Floats:
 
 
 def has_exact_products() -> bool:
-    """Return whether matrix products of float32 on the CPU use all digits, whatever the user allows PyTorch."""
+    """Return whether matrix products of float32 on the CPU use all digits; users may allow PyTorch to use fewer."""
     try:
         return torch.get_float32_matmul_precision() == "highest"
     except RuntimeError:  # set in ways that contradict each other

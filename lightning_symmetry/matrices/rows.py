@@ -70,7 +70,9 @@ class Rows(ABC):
         """Return products of the rows at ``index`` with further random vectors, ``(NUM_FURTHER, m)``."""
 
     def project_around(self, index: Indices, origins: Indices, scale: Floats) -> tuple[Floats, Floats]:
-        """Read rows as differences from the rows at ``origins``, as exact as these differences are small.
+        """Return what :meth:`project` and :meth:`distances` return, reading the rows once if that is possible.
+
+        Products may be computed from the differences, with errors as small, in float32, as a part of the differences.
 
         Args:
             index: the rows, ``(m,)``.
@@ -78,7 +80,7 @@ class Rows(ABC):
             scale: divides the distances, ``(m,)``.
 
         Returns:
-            What :meth:`project` and :meth:`distances` return.
+            The products ``(NUM_FURTHER, m)`` and the distances ``(m,)``.
         """
         return self.project(index), self.distances(index, origins, scale)
 

@@ -1,6 +1,6 @@
 """Records of TensorBoard's event files.
 
-TensorBoard computes their checksums byte by byte in Python, which takes longer than everything else that is written.
+TensorBoard computes their checksums byte by byte in Python, which takes longer than the rest of writing them.
 """
 
 from __future__ import annotations
@@ -70,7 +70,8 @@ def _tables() -> _Tables:
     behind = last[None]  # by the number of bytes that follow
     while len(behind) < 4:
         behind = np.concatenate([behind, last[behind[-1:] & 0xFF] ^ (behind[-1:] >> np.uint32(8))])
-    while len(behind) < _BLOCK:  # followed by as many zeros
+    # A checksum followed by zeros is the sum of what its four bytes contribute that much earlier.
+    while len(behind) < _BLOCK:
         more = behind[-1][behind & 0xFF]
         for i in (1, 2, 3):
             more ^= behind[-1 - i][behind >> np.uint32(8 * i) & 0xFF]

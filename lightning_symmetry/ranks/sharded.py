@@ -85,8 +85,8 @@ class ShardedRows(Rows):
         """Return the distances of rows; estimates, if there are many different rows at ``others``.
 
         Few rows are sent to all ranks. Many rows could be half the matrix, so their distances are estimated from the
-        products of the differences with further random vectors. An estimate is below a third of the true distance once
-        in 50 times, but below a hundredth once in 50 million, and the rows of independent units are farther apart.
+        products of the differences with two further random vectors. An estimate is below a third of the true distance
+        once in ten times, and below a hundredth once in 10,000 times; by then the keys of the rows have agreed, too.
         """
         if not len(index):
             return np.empty(0)

@@ -176,7 +176,7 @@ def find_copies(
     num_of_class = Counter(map(class_of, modules.values()))
     for name, module in modules.items():
         if num_of_class[class_of(module)] == 1:
-            continue
+            continue  # as the model itself, whose parameters take long to list
         named = dict(named_parameters_of(module))  # called once, since it walks through the module
         which_train = tuple(is_trained(parameter, trained) for parameter in named.values())
         if id(module) in flattened or not (trained is None or any(which_train)):

@@ -426,7 +426,7 @@ def _mirrors(
     old = _still_mirrored(weights, known, weights.loosened().tolerance, parity)
     known_units = {unit for mirrored in old for unit in mirrored.rows}
     if item.odd is not None:
-        equal = equal._replace(projected=NONE_PROJECTED)  # the others are of other rows
+        equal = equal._replace(projected=NONE_PROJECTED)  # which are rows of the weights, not of these
     found = [] if suspected is None or len(suspected) < 2 else find_mirrors(item.odd or weights, equal, suspected)
     sets = [mirrored for mirrored in found if known_units.isdisjoint(mirrored.rows)]
     if parity is not None:

@@ -63,7 +63,7 @@ class ZeroStreaks:
     was_alive: Mask  # whether the unit has ever had a gradient
     patience: int  # number of checks in a row that makes a unit dead
     _counts: Counts | None = field(default=None, compare=False)  # None: not counted since the latest change
-    # The dead units as an array and with their steps, and what they were determined from.
+    # What the dead units were determined from, these units as an array, and with their steps.
     _dead: tuple[object, Indices, Dead] = field(default=_NONE_DEAD, compare=False)
 
     @classmethod

@@ -333,6 +333,69 @@ def test_copies_are_found_in_a_crowd_that_is_not_compared() -> None:
     assert duplicate_groups(rows) == groups
 
 
+@pytest.mark.parametrize(
+    ("width", "factor", "tolerance"), [(64, 1.0, 1e-5), (9, 0.03, 1e-5), (9, 3e-4, 1e-3), (2, 1e-4, 1e-3)]
+)
+def test_near_rows_of_two_lengths_are_told_apart(width: int, factor: float, tolerance: float) -> None:
+    # Compared with one another, the short ones would lose their digits to the long ones.
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    unit = normal(1, width)
+    unit /= unit.norm()
+    rows = unit + 1.5 * tolerance * normal(300, width) / width**0.5
+    steps = normal(40, width)
+    apart = tolerance * (0.9 + 0.005 * torch.arange(40.0))[:, None]
+    rows[250:290] = rows[50:90] + apart * steps / steps.norm(dim=1, keepdim=True)
+    rows[40:] *= factor
+    rows = rows.float()
+    matrix = DenseRows([rows])
+    expected = brute_force_groups(rows, tolerance)
+    assert duplicate_groups(rows, tolerance) == expected != []
+    assert find_groups_within_budget(Question(matrix, sketch_all([matrix])[0], tolerance)).groups == expected
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_rows_that_almost_equal_a_member_do_not_inherit_its_group(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(1, 100, generator=generator, dtype=torch.float64)
+    rows = rows / rows.norm() + 2e-4 * torch.randn(300, 100, generator=generator, dtype=torch.float64)
+    step = torch.randn(100, generator=generator, dtype=torch.float64)
+    step -= (step @ rows[5]) * rows[5] / rows[5].square().sum()
+    step *= rows[5].norm() / step.norm()
+    rows[6], rows[200] = rows[5] + 0.9985e-3 * step, rows[5] + 1.0015e-3 * step
+    assert duplicate_groups(rows.to(dtype), 1e-3) == [(5, 6)]
+
+
+def test_the_radius_is_measured_from_a_row_of_the_crowd() -> None:
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(3000, 512, generator=generator, dtype=torch.float64)
+    rows = 1 + 3e-5 * 512**0.5 * noise / noise.norm(dim=1, keepdim=True)
+    rows[0], rows[1] = 1.0, 1 + 3e-6  # a pair in the middle of the others
+    matrix = DenseRows([rows.float()])
+    groups, crowded, radius, _ = find_groups_within_budget(Question(matrix, sketch_all([matrix])[0], 1e-5))
+    assert groups == [(0, 1)]
+    assert crowded.tolist() == list(range(2, 3000))
+    largest = (rows[2:] - rows[2]).norm(dim=1).max() / rows[2].norm()
+    assert radius == pytest.approx(float(largest), rel=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+def test_default_dtype_and_device_of_the_user_change_nothing(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.ones(300, 512) + 1e-4 * torch.randn(300, 512, generator=generator)
+    rows[9] = rows[4] * (1 + 5e-6)
+    before = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(dtype)
+        with torch.device("meta"):
+            assert duplicate_groups(rows) == [(4, 9)]
+    finally:
+        torch.set_default_dtype(before)
+
+
 def test_a_crowd_too_large_to_copy_is_compared_row_by_row(monkeypatch: pytest.MonkeyPatch) -> None:
     generator = torch.Generator().manual_seed(0)
     steps = torch.arange(400.0)[:, None] * 3e-6  # a chain: each row agrees with a few before and after it

@@ -128,3 +128,12 @@ def test_rows_in_crowds_are_passed_over() -> None:
     found = find_groups_within_budget(question, suspected=suspected)
     assert found.crowded.tolist() == list(range(1499))
     assert find_mirrors(question, found, suspected) == [Mirrored((1500 + i, 1510 + i), (1510 + i,)) for i in range(10)]
+
+
+def test_many_near_rows_of_one_sign_hide_no_mirror_images() -> None:
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(1, 64, generator=generator)
+    rows = rows + 4e-5 * rows.norm() * torch.randn(1000, 64, generator=generator) / 8
+    rows[500:] *= -1
+    rows[600:725] = -rows[100:225]
+    assert mirrors_of(rows) == [Mirrored((100 + i, 600 + i), (600 + i,)) for i in range(125)]
