@@ -34,7 +34,7 @@ _SAMPLE = 16
 _MAX_ROUNDS = 3
 # Rows that agree are copies if their distance is so many times smaller, and their keys are ten times nearer still.
 _COPIES = 1e3
-_FEW_PAIRS = 64  # which are compared in full without further ado
+_FEW_PAIRS = 64  # up to so many candidate pairs are compared in full without trying a sample
 _ROWS_PER_FIRST = 8  # rows are read as differences from others only if there are so many for each of these
 # Where the effort is bounded, so many products of numbers are spent on distances within crowds, or so many distances a
 # row of a large matrix. Each crowd takes some calls besides, so no more than so many crowds get any.
