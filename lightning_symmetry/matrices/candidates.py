@@ -57,7 +57,7 @@ def find_candidates(keys: Floats, block: Indices, num_rows: int) -> Candidates:
         num_rows: rows of the matrix. Components of more than 32 members, or with more than their share of about three
             pairs per row, are crowds.
     """
-    component = components_of(keys, block)
+    component = _components_of(keys, block)
     size = np.bincount(component)
     order = component.argsort(kind="stable")
     is_crowd = size > _MAX_LISTED
@@ -106,7 +106,7 @@ def find_candidates_within(keys: Floats, block: Indices, reach: float, effort: E
     return Candidates(np.sort(pairs, axis=0), is_crowd[component], component)
 
 
-def components_of(keys: Floats, block: Indices) -> Indices:
+def _components_of(keys: Floats, block: Indices) -> Indices:
     """Number the members ``(m,)`` so that no two with different numbers are near in all keys.
 
     Members are sorted by a key and split where the next one lies more than one away; then each part by the next key.

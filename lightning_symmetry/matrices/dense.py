@@ -37,7 +37,7 @@ from lightning_symmetry.matrices.projections import (
 )
 from lightning_symmetry.matrices.rows import Rows
 
-NEAR = 0.01
+NEAR_ENOUGH = 0.01
 """Relative distance of two rows up to which a product with their difference is exact enough in float32."""
 
 # Below this size the overhead of calling PyTorch dominates, so matrices of one shape are read together.
@@ -130,7 +130,7 @@ class DenseRows(Rows):
                 distances[start:end].hypot_(norms_of(difference, chunk=1))  # a rough sum suffices
         found = to_host(products).T + self.project(origins)[:, place]
         apart = to_host(distances) / scale
-        is_far = apart > NEAR
+        is_far = apart > NEAR_ENOUGH
         found[:, is_far] = self.project(index[is_far])
         return found, apart
 

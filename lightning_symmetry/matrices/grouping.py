@@ -21,7 +21,7 @@ from torch import Tensor
 from lightning_symmetry.arguments import check_tolerance
 from lightning_symmetry.brief import brief
 from lightning_symmetry.matrices.candidates import Effort, find_candidates, find_candidates_within, sort_within
-from lightning_symmetry.matrices.dense import NEAR, DenseRows
+from lightning_symmetry.matrices.dense import NEAR_ENOUGH, DenseRows
 from lightning_symmetry.matrices.near import settle_by_distances
 from lightning_symmetry.matrices.numerics import Floats, Indices, Mask, exact_arithmetic
 from lightning_symmetry.matrices.projections import NUM_FURTHER
@@ -228,7 +228,9 @@ class _Search:
         first = firsts[component]
         is_left = np.ones(len(first), dtype=np.bool_)
         self._apart = np.full(len(first), math.nan)
-        if len(firsts) * _ROWS_PER_FIRST > len(first) or not self._mostly_within(NEAR, np.arange(len(first)), first):
+        if len(firsts) * _ROWS_PER_FIRST > len(first) or not self._mostly_within(
+            NEAR_ENOUGH, np.arange(len(first)), first
+        ):
             products = question.rows.project(members)
         else:
             norms = question.sketch.norms

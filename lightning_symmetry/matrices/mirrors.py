@@ -10,7 +10,7 @@ import numpy as np
 from lightning_symmetry.matrices.candidates import Effort, find_candidates, find_candidates_within, sort_within
 from lightning_symmetry.matrices.grouping import Grouping, Projected
 from lightning_symmetry.matrices.numerics import Floats, Indices, Mask
-from lightning_symmetry.matrices.question import NEAR, Question
+from lightning_symmetry.matrices.question import NEAR_IN_KEYS, Question
 from lightning_symmetry.matrices.rows import Rows
 from lightning_symmetry.matrices.sieve import without_signs
 
@@ -153,7 +153,7 @@ def _are_near_a_negative(key: Floats, block: Indices) -> Mask:
     size = np.abs(key)
     order = sort_within(size, block)
     size, block = size[order], block[order]
-    sign = np.where(size <= NEAR, 0.0, np.sign(key[order]))  # 0: either
+    sign = np.where(size <= NEAR_IN_KEYS, 0.0, np.sign(key[order]))  # 0: either
     place = np.arange(len(order))
     are_near = np.zeros(len(order), dtype=np.bool_)
     for other in (-1, 1):
@@ -166,7 +166,7 @@ def _are_near_a_negative(key: Floats, block: Indices) -> Mask:
         for there in (before, behind):
             is_asked = (sign * other <= 0) & (there >= 0) & (there < len(order))
             nearest = there.clip(0, len(order) - 1)
-            are_near |= is_asked & (block[nearest] == block) & (np.abs(size - size[nearest]) <= NEAR)
+            are_near |= is_asked & (block[nearest] == block) & (np.abs(size - size[nearest]) <= NEAR_IN_KEYS)
     in_order = np.empty_like(are_near)
     in_order[order] = are_near
     return in_order

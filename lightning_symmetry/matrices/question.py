@@ -14,7 +14,7 @@ from lightning_symmetry.matrices.sketching import Sketch
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-5, torch.float16: 1e-4, torch.bfloat16: 1e-4}
 """Relative L2 distance within which two rows of a dtype are taken for equal; ``docs/reference.md`` says why."""
 
-NEAR = 1.01
+NEAR_IN_KEYS = 1.01
 """Keys that differ by more than this belong to rows that disagree; it leaves room for rounding."""
 
 LEAVE_TOLERANCES = {torch.float64: 1e-7, torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 1e-1}

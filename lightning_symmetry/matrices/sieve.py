@@ -12,7 +12,7 @@ from itertools import accumulate, pairwise
 import numpy as np
 
 from lightning_symmetry.matrices.numerics import Floats, Indices, Mask
-from lightning_symmetry.matrices.question import NEAR, Question, keys_of
+from lightning_symmetry.matrices.question import NEAR_IN_KEYS, Question, keys_of
 
 # The size of a cell, in windows: a row is looked up in a neighbouring cell only if it lies within a window of it.
 _CELL = 16.0
@@ -116,7 +116,7 @@ def _are_near_another(key: Floats, block: Indices) -> Mask:
         return np.ones(len(key), dtype=np.bool_)
     place = key + block * length
     order = place.argsort()
-    near = np.flatnonzero(np.diff(place[order]) <= NEAR)
+    near = np.flatnonzero(np.diff(place[order]) <= NEAR_IN_KEYS)
     are_near = np.zeros(len(key), dtype=np.bool_)
     are_near[order[near]] = are_near[order[near + 1]] = True
     return are_near
@@ -128,9 +128,9 @@ def _are_near_in_all_keys(keys: Floats, block: Indices) -> Mask:
     The keys are those of :func:`_share_a_cell`; all pairs are looked at.
     """
     signed, log_norm = keys[:-1], keys[-1]
-    is_near = (np.abs(signed[:, :, None] - signed[:, None]) <= NEAR).all(axis=0)
-    is_near |= (np.abs(signed[:, :, None] + signed[:, None]) <= NEAR).all(axis=0)
-    is_near &= np.abs(log_norm[:, None] - log_norm) <= NEAR
+    is_near = (np.abs(signed[:, :, None] - signed[:, None]) <= NEAR_IN_KEYS).all(axis=0)
+    is_near |= (np.abs(signed[:, :, None] + signed[:, None]) <= NEAR_IN_KEYS).all(axis=0)
+    is_near &= np.abs(log_norm[:, None] - log_norm) <= NEAR_IN_KEYS
     is_near &= block[:, None] == block
     np.fill_diagonal(is_near, val=False)
     are_near: Mask = is_near.any(axis=1)
@@ -148,7 +148,7 @@ def _share_a_cell(keys: Floats, block: Indices) -> Mask:
     block = block[owner]
     cells = np.floor(keys / _CELL)
     # A row near the lower bound of its cell may agree with a row in the cell below, and counts there too.
-    is_at_bound = keys - cells * _CELL <= NEAR
+    is_at_bound = keys - cells * _CELL <= NEAR_IN_KEYS
     # A hash of the cells: a collision only adds candidate rows; it never loses one.
     of_block, *multipliers = _HASH ** np.arange(1, len(keys) + 2, dtype=np.uint64)
     cell = block.astype(np.uint64) * of_block
@@ -181,7 +181,7 @@ def without_signs(keys: Floats) -> tuple[Floats, Indices, Floats]:
     """
     signs = np.where(keys[0] < 0, -1.0, 1.0)
     keys[:-1] *= signs
-    both = np.flatnonzero(keys[0] <= NEAR)
+    both = np.flatnonzero(keys[0] <= NEAR_IN_KEYS)
     owner = np.arange(keys.shape[1])
     if not len(both):
         return keys, owner, signs

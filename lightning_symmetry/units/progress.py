@@ -131,9 +131,9 @@ class Inputs:
             return
         rows = weight.view(gradient.detach()).flatten(1)
         fed = (rows.amax(dim=0) != 0) | (rows.amin(dim=0) != 0)  # `any` takes ten times as long
-        if num_fed := int(fed.count_nonzero()):
+        if fed.any():
             self.are_fed = fed if self.are_fed is None else self.are_fed | fed
-            self.num_idle = len(fed) - (num_fed if self.are_fed is fed else int(self.are_fed.count_nonzero()))
+            self.num_idle = len(fed) - int(self.are_fed.count_nonzero())
             self.num_checks += 1
 
 

@@ -95,9 +95,9 @@ def tensor_of(module: nn.Module, name: str) -> Tensor | None:
     Raise :class:`NotUnderstoodError` for these.
     """
     for kind in ("_parameters", "_buffers"):
-        if name in held(module, kind):
-            found: Tensor | None = held(module, kind)[name]
-            return found
+        tensors: dict[str, Tensor | None] = held(module, kind)
+        if name in tensors:
+            return tensors[name]
     value = inspect.getattr_static(module, name, None)
     if value is None or isinstance(value, Tensor):
         return value
