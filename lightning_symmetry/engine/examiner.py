@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any, NamedTuple
 
+import numpy as np
 from torch import Tensor, nn
 
 from lightning_symmetry.engine.attachments import HeatmapsOnDemand, access_to, heads_in
@@ -72,9 +74,9 @@ class _Model:
     ledger: Ledger = field(default_factory=Ledger)  # a record of all parameters
     untrained: dict[str, str] | None = None  # why parts of the model do not train, by name; None before the first check
     optimized: Set[int] = frozenset()  # ids of the parameters that any optimizer updated at the latest check
-    # the names of the layers that were updated at the latest check; its report is valid until they change or a layer is
-    # looked at. None: the next check needs a new report
-    latest: Set[str] | None = None
+    # What the latest report shows: the names of the layers that were updated, and the diagnoses; it is valid until any
+    # of them changes. None: the next check needs a new report.
+    shown: tuple[Set[str], list[LayerDiagnosis | None]] | None = None
     searched_with: Set[int] | None = None  # ids of the parameters that trained when copies were searched for
     _updated: tuple[object, Set[str]] | None = None
     _reached: tuple[dict[str, Access], dict[str, Sequence[Heads]]] | None = None
@@ -106,6 +108,12 @@ class _Model:
                     updated.add(layer.name)
             self._updated = (trained, wanted), updated
         return self._updated[1]
+
+    def is_shown(self, updated: Set[str], diagnoses: Sequence[LayerDiagnosis | None]) -> bool:
+        """Return whether the latest report shows these very objects: a result of :meth:`updated_by`, and diagnoses."""
+        if self.shown is None or self.shown[0] is not updated or len(self.shown[1]) != len(diagnoses):
+            return False
+        return all(map(operator.is_, self.shown[1], diagnoses))
 
     def those_that_train(self, optimized: Set[int]) -> Set[int]:
         """Return the optimized parameters that have had a gradient."""
@@ -219,9 +227,6 @@ class Examiner:
         unused = {name for name in silent if self._is_unused(name)}
         unread = unread_layers(looks, self._model.members, found.layers)
         updated = self._model.updated_by(trained_by_any, history)
-        has_news = len(passed_over) + sum(seen.is_steady for seen in looks) < len(chosen)
-        if has_news:
-            self._model.latest = None  # also if this check is interrupted
         trained_now = {layer.name for layer in chosen if layer.is_trained_by(trained)} if looks else set()
         news = history.update(looks, step, is_fresh=is_fresh, unused=unused, unread=unread, on_error=self._leave_out)
         for seen in looks:
@@ -242,10 +247,11 @@ class Examiner:
             history[layer.name].num_checks += is_fresh
         not_finite = [seen.layer for seen in looks if not seen.is_finite and isinstance(seen.layer, Layer)]
         untrained = {**self._untrained(trained, trained_by_any, not_finite, step), **self._detached()}
-        if has_news or self.report is None or self._model.latest is not updated:
+        diagnoses = [state.diagnosis for state in states]
+        if self.report is None or not self._model.is_shown(updated, diagnoses):
             self.report = self._report(model, found, updated, untrained, step)
             # As long as there are reasons, every check may remove some.
-            self._model.latest = None if self.report.reasons else updated
+            self._model.shown = None if self.report.reasons else (updated, diagnoses)
         else:  # nothing has changed
             self.report = replace(self.report, step=step)
         return Examination(self.report, looks, self._with_known_roots(news))
@@ -314,7 +320,7 @@ class Examiner:
             untrained = untrained_parts(model.ledger.by_layer(), trained_by_any, self._options.patience)
             idle = model.ledger.idle_inputs(self._options.patience)
             if untrained != model.untrained or self.report is None or idle != self.report.idle_inputs:
-                model.latest = None
+                model.shown = None
             # As long as the ledger is open, each check may add information.
             model.untrained, model.optimized = untrained, trained_by_any
         return model.untrained
@@ -486,6 +492,7 @@ class Examiner:
     def _leave_out(self, layer: Comparable, error: Exception) -> None:
         state = self.history[layer.name]
         state.failure = f"the check failed with {describe(error)}"
+        self._model.shown = None
         self._suspects.pop(layer.name, None)
         self._on_failure(layer, state.failure)
 
@@ -579,7 +586,7 @@ def _from_earlier_version(state: Mapping[str, Any]) -> dict[str, Any]:
 
 def _has_zeros(seen: Look) -> bool:
     """Return whether the gradients of some units are zero."""
-    is_idle = seen.idle is not None and bool(seen.idle.any())
+    is_idle = seen.idle is not None and bool(np.count_nonzero(seen.idle))  # faster than `any`
     return is_idle or any(sighting.gradients is Gradients.ZERO for sighting in seen.sightings)
 
 

@@ -85,10 +85,10 @@ def sift(norms: Floats, projections: Floats, windows: Floats, block: Indices, ro
     if longest < _MANY_ROWS:
         # Of few rows, one key after the other drops all in most layers, at a lower cost than a grid over several keys.
         for projection in projections:
+            if len(rows) <= _FEW_ROWS:  # few enough for all keys at once, below
+                break
             key = np.abs(projection[rows]) / (norms[rows] * windows[0, rows])
             rows = rows[_are_near_another(key, block[rows])]
-            if not len(rows):
-                return rows
     # Two projections and the norm distinguish nearly all rows; all keys are for those that are left.
     for some in (projections[:2], projections) if longest >= _MANY_ROWS else (projections,):
         if len(rows) <= _FEW_ROWS:
@@ -101,8 +101,7 @@ def sift(norms: Floats, projections: Floats, windows: Floats, block: Indices, ro
     if 0 < len(rows) <= _FEW_ROWS:
         # Cells are wide: rows of nearly one direction, as gradients often are, would share one by chance.
         keys = keys_of(norms[rows], projections[:, rows], windows[:, rows])
-        are_near = _are_near_in_all_keys if np.abs(keys).max() < _LONGEST_LINE else _share_a_cell
-        rows = rows[are_near(keys, block[rows])]
+        rows = rows[_are_near_in_all_keys(keys, block[rows])]
     return rows
 
 
@@ -111,30 +110,59 @@ def _are_near_another(key: Floats, block: Indices) -> Mask:
 
     All arrays are ``(m,)``, and no key is negative.
     """
-    length = key.max(initial=0) + 2  # of the part of the line that belongs to a block
-    if not length * (block.max(initial=0) + 1) < _LONGEST_LINE:
+    line = _on_a_line(key, block)
+    if line is None:
         return np.ones(len(key), dtype=np.bool_)
-    place = key + block * length
-    order = place.argsort()
-    near = np.flatnonzero(np.diff(place[order]) <= NEAR_IN_KEYS)
+    order, places = line
+    near = np.flatnonzero(np.diff(places) <= NEAR_IN_KEYS)
     are_near = np.zeros(len(key), dtype=np.bool_)
     are_near[order[near]] = are_near[order[near + 1]] = True
     return are_near
 
 
+def _on_a_line(key: Floats, block: Indices) -> tuple[Indices, Floats] | None:
+    """Put the keys of all blocks on one line, far enough from those of other blocks; None if keys are too large.
+
+    Return the order of the rows on the line, and their places there, sorted. All arrays are ``(m,)``.
+    """
+    length = key.max(initial=0) + 2  # of the part of the line that belongs to a block
+    if not length * (block.max(initial=0) + 1) < _LONGEST_LINE:
+        return None
+    places = key + block * length
+    order = places.argsort()
+    return order, places[order]
+
+
 def _are_near_in_all_keys(keys: Floats, block: Indices) -> Mask:
     """Return which of a few rows have another row of their block, or its negative, within one in all keys, ``(m,)``.
 
-    The keys are those of :func:`_share_a_cell`; all pairs are looked at.
+    The keys are those of :func:`_share_a_cell`.
     """
-    signed, log_norm = keys[:-1], keys[-1]
-    is_near = (np.abs(signed[:, :, None] - signed[:, None]) <= NEAR_IN_KEYS).all(axis=0)
-    is_near |= (np.abs(signed[:, :, None] + signed[:, None]) <= NEAR_IN_KEYS).all(axis=0)
-    is_near &= np.abs(log_norm[:, None] - log_norm) <= NEAR_IN_KEYS
-    is_near &= block[:, None] == block
-    np.fill_diagonal(is_near, val=False)
-    are_near: Mask = is_near.any(axis=1)
+    line = _on_a_line(np.abs(keys[0]), block)
+    if line is None or not np.abs(keys).max() < _LONGEST_LINE:
+        return _share_a_cell(keys, block)
+    first, second = _near_pairs(*line)
+    one, other = keys[:, first], keys[:, second]
+    apart = np.abs(one - other)
+    is_near = np.minimum(apart[:-1].max(axis=0), np.abs(one[:-1] + other[:-1]).max(axis=0)) <= NEAR_IN_KEYS
+    is_near &= apart[-1] <= NEAR_IN_KEYS
+    are_near = np.zeros(len(block), dtype=np.bool_)
+    are_near[first[is_near]] = are_near[second[is_near]] = True
     return are_near
+
+
+def _near_pairs(order: Indices, places: Floats) -> tuple[Indices, Indices]:
+    """Return all pairs of rows within one of each other on a line, see :func:`_on_a_line`, as two arrays ``(p,)``."""
+    firsts, seconds = [order[:0]], [order[:0]]
+    near = np.flatnonzero(np.diff(places) <= NEAR_IN_KEYS)
+    gap = 1
+    while len(near):  # two rows are near each other only if both are near all rows between them
+        firsts.append(order[near])
+        seconds.append(order[near + gap])
+        gap += 1
+        near = near[near < len(order) - gap]
+        near = near[places[near + gap] - places[near] <= NEAR_IN_KEYS]
+    return np.concatenate(firsts), np.concatenate(seconds)
 
 
 def _share_a_cell(keys: Floats, block: Indices) -> Mask:

@@ -105,6 +105,8 @@ def messages(findings: Sequence[Finding], report: ModelDiagnosis) -> list[str]:
     More than three layers with alike findings share a message. Units that form whole heads of attention are described
     by head. After ten messages a last one counts the findings that are left.
     """
+    if not findings:  # at nearly all checks
+        return []
     roots, followers = _roots_and_followers(findings)
     topics, roots = _topics_of_heads(roots, report)
     by_kind: dict[object, list[list[Finding]]] = {}

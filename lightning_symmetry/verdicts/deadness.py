@@ -145,12 +145,11 @@ class DeadUnits:
 
     def is_about_to_conclude(self) -> bool:
         """Return whether the next check may warn of dead units that were not traced."""
-        if self._streaks is None or not self._streaks.counts.suspected:
+        if self._streaks is None or not self._streaks.counts.soon_dead:
             return False
-        soon = self._streaks.soon_dead()
-        units = set(np.flatnonzero(soon).tolist())
-        share = (len(units) + self._streaks.counts.dead) / len(soon)  # dead units are not suspected
-        return bool(units) and share >= self._dead_share and not units <= self._stopped.keys()
+        counts = self._streaks.counts
+        share = (counts.soon_dead + counts.dead) / len(self._streaks.since)  # dead units are not suspected
+        return share >= self._dead_share and not self._stopped.keys() >= set(self._streaks.soon_dead().tolist())
 
     def zeros_to_record(self, seen: Look, *, is_unused: bool) -> Zeros | None:
         """Return the zeros of a look for :meth:`JoinedStreaks.update`; None if there is nothing to record.
@@ -202,7 +201,7 @@ class DeadUnits:
     def watch_zeros(self) -> None:
         """Record that all suspected units still have a gradient of zero; faster than :meth:`watch`."""
         if self._streaks is not None:
-            self._streaks.num_watched[self.suspected()] += 1
+            self._streaks.watch_zeros(is_resting=self._is_resting, with_dead=self._num_left > 0)
         self._num_left = max(0, self._num_left - 1)
 
     @property
@@ -250,8 +249,8 @@ class DeadUnits:
             if warned is not None and warned.broken_step is None:
                 warned.broken_step = step
             return None
+        assert self._streaks is not None
         if warned is None:
-            assert self._streaks is not None
             # If gradients up to `floor` count as zero, the nonzero ones of earlier steps were rounding errors too.
             has_died = not seen.floor and self._streaks.was_alive[list(dead.units)].mean() > 0.5
             first_step = max(dead.died_at)
@@ -262,7 +261,7 @@ class DeadUnits:
         warned.units, warned.last_step, warned.broken_step = dead.units, step, None
         if len(warned.units) < 2 * len(warned.warned_units):
             return None
-        warned.warned_units, warned.num_watched = warned.units, dead.num_watched
+        warned.warned_units, warned.num_watched = warned.units, self._streaks.num_watched_of(dead.units)
         warned.stopped = most_common(map(self._stopped.get, warned.units))
         return warned
 

@@ -44,7 +44,7 @@ class LayerState:
     num_checks: int = 0  # number of checks at which the layer had a gradient and before which the weights had moved
     # number of units, and of weights per unit; None if a checkpoint of an earlier version lacks it
     size: tuple[int, int] | None = None
-    # the conclusion of the latest look; None before the first one of this process
+    # the conclusion of the latest look, the same object until it changes; None before the first look of this process
     diagnosis: LayerDiagnosis | None = None
     # hash of the weights at the latest check, and whether there was a gradient; None if the layer was read quickly
     last: tuple[int, bool] | None = None
@@ -60,13 +60,14 @@ class LayerState:
     _layer: Comparable | None = None
     _released: tuple[tuple[int, int], ...] = ()
     _steady: Steady | None = None
+    _basis: object = None  # what the diagnosis was made from
 
     def __post_init__(self) -> None:
         self.dead_units = DeadUnits(self.patience, self.dead_share)
 
     def __getstate__(self) -> dict[str, Any]:
         # The parameters stay in their process. A copy is tied to the next layer of the same name and size.
-        return {**self.__dict__, "_layer": None, "_released": (), "diagnosis": None, "last": None}
+        return {**self.__dict__, "_layer": None, "_released": (), "diagnosis": None, "_basis": None, "last": None}
 
     # ---------------------------------------------------------------- which layer
 
@@ -91,7 +92,7 @@ class LayerState:
 
     def tie_to(self, layer: Comparable) -> None:
         """Tie the state to the parameters of a layer; they are referenced until :meth:`release`."""
-        self._layer = layer
+        self._layer, self._basis = layer, None
         self.size = layer.num_units, layer.fan_in
 
     def release(self) -> None:
@@ -108,7 +109,7 @@ class LayerState:
     @property
     def current(self) -> list[Record]:
         """The records of the groups that held at the latest check."""
-        return [record for record in self.records or () if record.broken_step is None]
+        return [record for record in self.records if record.broken_step is None] if self.records else []
 
     @property
     def known(self) -> list[Mirrored]:
@@ -350,7 +351,9 @@ class LayerState:
         has_settled = current and not self.dead_units.are_open and all(map(self._has_settled, current))
         units = [record.units for record in current]
         self._steady = Steady.of(units, seen.layer.num_units) if has_settled else None
-        self.diagnosis = to_diagnosis(seen, groups, dead, self.orientations.latest)
+        basis = groups, dead, self.orientations.latest, seen.crowd
+        if self.diagnosis is None or basis != self._basis:
+            self._basis, self.diagnosis = basis, to_diagnosis(seen, groups, dead, self.orientations.latest)
         return found.news + ([new_dead.to_finding(seen.layer.name)] if new_dead else [])
 
     def _moves_in_parallel(self, sighting: Sighting) -> bool:

@@ -31,10 +31,9 @@ class Dead(NamedTuple):
     # for units that were dead and train again, the step of the check that found them to train
     woke_at: Mapping[int, int] = {}
     num_idle: int = 0  # number of units with a gradient of zero at `patience` checks in a row, over however few steps
-    num_watched: int = 0  # number of steps in a row at which all of their gradients were zero
 
 
-_NONE_DEAD = None, np.zeros(0, dtype=np.intp), Dead()
+_NONE_DEAD = None, Dead()
 
 
 class Counts(NamedTuple):
@@ -47,6 +46,7 @@ class Counts(NamedTuple):
     woken: int  # units that were dead once, and have had a gradient since
     suspected: int  # units that may be dead
     suspected_alive: int  # those of them that have had a gradient
+    soon_dead: int  # suspected units that the next check may find to be dead
 
 
 @dataclass
@@ -63,8 +63,8 @@ class ZeroStreaks:
     was_alive: Mask  # whether the unit has ever had a gradient
     patience: int  # number of checks in a row that makes a unit dead
     _counts: Counts | None = field(default=None, compare=False)  # None: not counted since the latest change
-    # What the dead units were determined from, these units as an array, and with their steps.
-    _dead: tuple[object, Indices, Dead] = field(default=_NONE_DEAD, compare=False)
+    # What the dead units were determined from, and these units.
+    _dead: tuple[object, Dead] = field(default=_NONE_DEAD, compare=False)
 
     @classmethod
     def of(cls, num_units: int, patience: int, *, was_alive: bool) -> ZeroStreaks:
@@ -120,6 +120,11 @@ class ZeroStreaks:
         self.was_alive |= awake
         self._end(awake, step)
 
+    def watch_zeros(self, *, is_resting: bool, with_dead: bool) -> None:
+        """Record a step between two checks at which the gradients of all :meth:`watched` units were zero."""
+        self.num_watched[self.watched(is_resting=is_resting, with_dead=with_dead)] += 1
+        self._counts = None
+
     def _end(self, awake: Mask, step: int) -> None:
         """End the streaks of units that have a gradient."""
         self._counts = None
@@ -155,9 +160,12 @@ class ZeroStreaks:
         is_suspected = self.suspected(is_resting=is_resting)
         return (is_suspected | self.is_dead if with_dead else is_suspected).nonzero()[0]
 
-    def soon_dead(self) -> Mask:
-        """Return which units the next check may find to be dead."""
-        return (self.num_watched >= DEAD_STEPS) & self.suspected() & (self.num_checks + 1 >= self.patience)
+    def soon_dead(self) -> Indices:
+        """Return the units that the next check may find to be dead."""
+        return self._soon_dead(self.suspected()).nonzero()[0]
+
+    def _soon_dead(self, suspected: Mask) -> Mask:
+        return (self.num_watched >= DEAD_STEPS) & suspected & (self.num_checks + 1 >= self.patience)
 
     def restart(self, units: Sequence[int]) -> None:
         """Restart the streaks of units whose gradient was zero for a reason that is gone."""
@@ -168,21 +176,24 @@ class ZeroStreaks:
 
     def dead(self, spared: Sequence[int] = ()) -> Dead:
         """Return the units that were dead at the latest check, without those in ``spared``, which are idle."""
-        num_idle = self.counts.idle
+        counts = self.counts
+        num_idle = counts.idle
         if spared:
             num_idle -= int(np.count_nonzero(self.num_checks[list(spared)] >= self.patience))
-        if not self.counts.dead and not self.counts.woken:
+        if not counts.dead and not counts.woken:
             return Dead(num_idle=num_idle)
-        key = self.is_dead.tobytes(), self.woke_at.tobytes(), tuple(spared)
+        key = self.is_dead.tobytes(), self.woke_at.tobytes(), tuple(spared), num_idle
         if key != self._dead[0]:  # the same from check to check, as a rule
             is_dead = self.is_dead.copy()
             is_dead[list(spared)] = False
             [units], [awake] = is_dead.nonzero(), ((self.woke_at != _NEVER) & ~self.is_dead).nonzero()
             woke_at = dict(zip(awake.tolist(), self.woke_at[awake].tolist(), strict=True))
-            self._dead = key, units, Dead(tuple(units.tolist()), tuple(self.since[units].tolist()), woke_at)
-        _, units, dead = self._dead
-        num_watched = int(self.num_watched[units].min()) if len(units) else 0
-        return dead._replace(num_idle=num_idle, num_watched=num_watched)
+            self._dead = key, Dead(tuple(units.tolist()), tuple(self.since[units].tolist()), woke_at, num_idle)
+        return self._dead[1]
+
+    def num_watched_of(self, units: Sequence[int]) -> int:
+        """Return for how many steps in a row all gradients of some units, at least one, have been zero."""
+        return int(self.num_watched[list(units)].min())
 
     def _counts_of(self, starts: Sequence[int]) -> list[Counts]:
         """Return the counts of each layer; ``starts`` are the indices of the layers' first units."""
@@ -195,6 +206,7 @@ class ZeroStreaks:
             self.woke_at != _NEVER,
             suspected,
             suspected & self.was_alive,
+            self._soon_dead(suspected),
         ]
         sums = np.add.reduceat(np.stack(states), starts, axis=1, dtype=np.intp)
         return [Counts(*of_layer) for of_layer in sums.T.tolist()]

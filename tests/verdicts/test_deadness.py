@@ -529,7 +529,7 @@ def test_streaks_are_those_of_the_definition(data: Any) -> None:
         dead = [i for i, unit in enumerate(units) if unit.is_dead]
         if dead:
             assert (found.units, found.died_at) == (tuple(dead), tuple(units[i].since for i in dead))
-            assert found.num_watched == min(units[i].num_watched for i in dead)
+            assert streaks.num_watched_of(found.units) == min(units[i].num_watched for i in dead)
         assert found.num_idle == sum(unit.num_checks >= patience for unit in units) or found == Dead()
         awake = {i: unit.woke_at for i, unit in enumerate(units) if unit.woke_at >= 0 and not unit.is_dead}
         assert found.woke_at == awake
@@ -562,7 +562,8 @@ def test_streaks_of_several_layers_are_those_of_each_by_itself(data: Any) -> Non
                 streaks.update(idle[i], unseen[i], step, is_fresh=is_fresh, was_resting=was_resting[i])
             elif not is_check and data.draw(st.booleans()):
                 for each in (streaks, of_joined):
-                    each.num_watched[each.suspected()] += 60
+                    for _ in range(60):
+                        each.watch_zeros(is_resting=False, with_dead=False)
             elif not is_check:
                 for each in (streaks, of_joined):
                     each.watch(idle[i], unseen[i], step)
