@@ -51,6 +51,7 @@ class TabWriter:
         changed = self._changes.update(report, findings)
         for tab in self._tabs:
             tab.write(Check(report, findings, looks, changed))
+            tab.flush()
 
 
 def write_all(logdir: Path) -> None:

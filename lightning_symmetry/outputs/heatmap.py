@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from PIL import Image, ImageDraw, ImageFont
-from torch import Tensor
-from torchmetrics.functional import pairwise_cosine_similarity
 
-from lightning_symmetry.matrices.numerics import exact_arithmetic, has_exact_products
+from lightning_symmetry.matrices.numerics import CPU, exact_arithmetic
 from lightning_symmetry.matrices.rows import Rows
 from lightning_symmetry.tensorboard_plugin.page import NO_DIRECTION, SIMILARITIES, SIMILARITY_COLOURS
 from lightning_symmetry.verdicts.diagnoses import LayerDiagnosis, UnitGroup
@@ -22,6 +19,7 @@ from lightning_symmetry.verdicts.tables import shorten
 from lightning_symmetry.verdicts.verdict import Verdict
 
 Pixels = npt.NDArray[np.uint8]
+Numbers = npt.NDArray[np.floating[Any]]
 
 MAX_UNITS = 160
 """The largest number of units per side; larger layers are thinned out."""
@@ -72,24 +70,31 @@ def order_units(layer: LayerDiagnosis, limit: int = MAX_UNITS) -> list[list[int]
     return [[part[i * len(part) // size] for i in range(size)] for part, size in zip(parts, sizes, strict=True)]
 
 
-def similarity(weights: Rows, gradients: Rows | None, units: Sequence[int]) -> npt.NDArray[np.float64]:
-    """Return cosine similarities ``(len(units), len(units))``: of weights below the diagonal, of gradients above it.
+def numbers_of(rows: Rows, units: Sequence[int]) -> Numbers:
+    """Return a copy of the rows of some units on the host, ``(len(units), d)``."""
+    with exact_arithmetic(rows.device):
+        numbers: Numbers = rows.fetch(np.array(units)).to(CPU, copy=True).numpy()
+    return numbers
+
+
+def similarity(weights: Numbers, gradients: Numbers | None) -> npt.NDArray[np.float64]:
+    """Return cosine similarities ``(n, n)``: of weights ``(n, d)`` below the diagonal, of gradients above it.
 
     They are NaN where a row is zero or not finite, and above the diagonal if there are no gradients.
     """
-    index = np.array(units)
-    with exact_arithmetic(weights.device):
-        below = _cosines(weights.fetch(index))
-        above = torch.full_like(below, torch.nan) if gradients is None else _cosines(gradients.fetch(index))
-    matrix: npt.NDArray[np.float64] = (below.tril() + above.triu(1)).numpy()
+    below = _cosines(weights)
+    above = np.full_like(below, np.nan) if gradients is None else _cosines(gradients)
+    matrix: npt.NDArray[np.float64] = (np.tril(below) + np.triu(above, 1)).astype(np.float64)
     return matrix
 
 
-def _cosines(rows: Tensor) -> Tensor:
-    """Return the cosine similarities of rows ``(n, d)``, in float64."""
-    rows = rows.cpu() if has_exact_products() else rows.cpu().double()
-    largest = rows.abs().amax(dim=1, keepdim=True)  # so that squares stay in range
-    return pairwise_cosine_similarity(rows / largest, zero_diagonal=False).double()
+def _cosines(rows: Numbers) -> Numbers:
+    """Return the cosine similarities of rows ``(n, d)``."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        units = rows / np.abs(rows).max(axis=1, keepdims=True, initial=0)  # so that squares stay in range
+        units /= np.linalg.norm(units, axis=1, keepdims=True)
+        cosines: Numbers = units @ units.T
+    return cosines
 
 
 def to_bytes(matrix: npt.NDArray[np.float64]) -> Pixels:
@@ -120,7 +125,8 @@ def draw_layer(layer: LayerDiagnosis, weights: Rows, gradients: Rows | None, ink
     parts = order_units(layer)
     units = [unit for part in parts for unit in part]
     cell = max(1, _SIDE // len(units))
-    square = np.kron(colours(similarity(weights, gradients, units)), np.ones((cell, cell, 1), dtype=np.uint8))
+    numbers, of_gradients = numbers_of(weights, units), None if gradients is None else numbers_of(gradients, units)
+    square = np.kron(colours(similarity(numbers, of_gradients)), np.ones((cell, cell, 1), dtype=np.uint8))
     side = len(square)
     verdicts = [verdict for verdict in Verdict if any(group.verdict is verdict for group in layer.groups)]
     below = 10 + _LINE * (2 + (len(verdicts) + 1) // 2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,9 @@ from tensorboard.compat.proto.tensor_pb2 import TensorProto
 from tensorboard.compat.proto.types_pb2 import DT_STRING
 from torch.utils.tensorboard import SummaryWriter
 
-from lightning_symmetry.outputs.heatmap import order_units, similarity, to_bytes
+from lightning_symmetry.outputs.heatmap import Numbers, numbers_of, order_units, similarity, to_bytes
 from lightning_symmetry.outputs.output import Check, Heatmaps, Output
-from lightning_symmetry.outputs.tensorboard import MAX_SPACING, Thinning, add_summary, is_closed
+from lightning_symmetry.outputs.tensorboard import MAX_SPACING, Background, Thinning, add_summary, is_closed
 from lightning_symmetry.tensorboard_plugin.events import (
     MATRIX_TAG,
     MAX_SIDE,
@@ -31,6 +32,7 @@ from lightning_symmetry.verdicts.report import SymmetryReport
 from lightning_symmetry.verdicts.verdict import Verdict
 
 _MAX_GROUPS = 256
+_MAX_WAITING = 1 << 26  # bytes of weights and gradients that are copied for matrices at once
 _VISIBLE = 4  # similarities that differ by less than 4 of 127 levels look the same
 _METADATA = SummaryMetadata(
     plugin_data=SummaryMetadata.PluginData(plugin_name=PLUGIN_NAME), data_class=DATA_CLASS_TENSOR
@@ -41,12 +43,33 @@ _NO_NEWS = pack_summary(_NOTHING)
 Matrix = tuple[list[int], npt.NDArray[np.uint8]]
 
 
+@dataclass(frozen=True)
+class _Sample:
+    """A copy of some rows of a layer, from which its matrix is made while the training goes on."""
+
+    layer: str
+    units: list[int]
+    weights: Numbers  # `(len(units), d)`
+    gradients: Numbers | None  # likewise
+
+    @classmethod
+    def of(cls, layer: LayerDiagnosis, seen: Look) -> _Sample:
+        """Copy the rows."""
+        units = [unit for part in order_units(layer, MAX_SIDE) for unit in part]
+        gradients = None if seen.gradients is None else numbers_of(seen.gradients, units)
+        return cls(layer.name, units, numbers_of(seen.weights, units), gradients)
+
+    @property
+    def num_bytes(self) -> int:
+        return self.weights.nbytes + (0 if self.gradients is None else self.gradients.nbytes)
+
+
 class SymmetryTab(Output):
     """Writes the changes since the previous check; after a failure, everything.
 
     Of many checks in a row without changes, only some are written; each lists the steps of those skipped before it. A
     layer gets a matrix when it has changed and at its looks 1, 2, 4, 8, ...; with ``heatmaps="all"`` at every check,
-    with ``heatmaps="none"`` never.
+    with ``heatmaps="none"`` never. Matrices are computed in the background.
     """
 
     name = "Symmetry tab"
@@ -55,6 +78,7 @@ class SymmetryTab(Output):
     def __init__(self, writer: SummaryWriter, heatmaps: Heatmaps) -> None:
         self._writer = writer
         self._heatmaps = heatmaps
+        self._background = Background()
         self._reset()
 
     def _reset(self) -> None:
@@ -64,20 +88,28 @@ class SymmetryTab(Output):
         self._values: dict[str, dict[str, Any]] = {}  # by layer, the values that were written
         self._findings: dict[str, list[object]] = {}
         self._num_looks: dict[str, int] = {}
-        self._matrices: dict[str, Matrix] = {}
+        self._matrices: dict[str, Matrix] = {}  # those that were written last; for the background
         self._thinning = Thinning()
         self._skipped: list[int] = []  # the steps of the latest checks, if they were not written
 
     def write(self, check: Check) -> None:
         try:
+            self._background.raise_failure()
             self._write(check)
         except Exception:
             self._reset()  # it is unknown which parts of this check were written
             raise
 
     def close(self, report: SymmetryReport) -> None:
-        if self._skipped and not is_closed(self._writer):
-            self._add_summary(_NOTHING, self._skipped.pop())
+        try:
+            if self._skipped and not is_closed(self._writer):
+                self._add_summary(_NOTHING, self._skipped.pop())
+        finally:
+            self.flush()
+
+    def flush(self) -> None:
+        """Wait until all matrices are written."""
+        self._background.wait()
 
     def _write(self, check: Check) -> None:
         report = check.report
@@ -89,7 +121,7 @@ class SymmetryTab(Output):
             self._add_summary(summary, report.step)
         else:
             self._skipped.append(report.step)
-        matrices: list[Summary.Value] = []  # in one event, because an event costs more than a matrix
+        samples: list[_Sample] = []  # for one event, because an event costs more than a matrix
         for seen in check.looks if self._heatmaps != "none" else ():
             layer = report.layers.get(seen.layer.name)
             if layer is None:  # whole modules have no picture
@@ -97,9 +129,18 @@ class SymmetryTab(Output):
             looks = self._num_looks[layer.name] = self._num_looks.get(layer.name, 0) + 1
             is_power_of_two = looks & (looks - 1) == 0
             if layer.name in check.changed or is_power_of_two or self._heatmaps == "all":
-                matrices += self._new_matrix(layer, seen)
-        if matrices:
-            add_summary(self._writer, matrices, report.step)
+                samples.append(_Sample.of(layer, seen))
+                if sum(sample.num_bytes for sample in samples) > _MAX_WAITING:
+                    self._write_matrices(samples, report.step)
+                    samples = []
+        if samples:
+            self._write_matrices(samples, report.step)
+
+    def _write_matrices(self, samples: Sequence[_Sample], step: int) -> None:
+        """Write matrices in the background, once the ones before are written: their copies of rows need memory."""
+        if self._background.is_busy:
+            self.flush()
+        self._background.run(_write_new_matrices, self._writer, self._matrices, samples, step)
 
     def _add_summary(self, summary: dict[str, Any], step: int) -> None:
         """Write a summary, and the steps that were skipped before it."""
@@ -140,15 +181,21 @@ class SymmetryTab(Output):
         self._layers, self._step = layers, report.step
         return summary
 
-    def _new_matrix(self, layer: LayerDiagnosis, seen: Look) -> list[Summary.Value]:
-        """Return a list with the matrix of a layer; empty if it looks like the matrix that was written last."""
-        units = [unit for part in order_units(layer, MAX_SIDE) for unit in part]
-        cells = to_bytes(similarity(seen.weights, seen.gradients, units))
-        before = self._matrices.get(layer.name)
-        if before is not None and before[0] == units and (np.abs(before[1].astype(int) - cells) < _VISIBLE).all():
-            return []
-        self._matrices[layer.name] = (units, cells)
-        return [_value(MATRIX_TAG + layer.name, pack_matrix(units, cells.tobytes()))]
+
+def _write_new_matrices(
+    writer: SummaryWriter, latest: dict[str, Matrix], samples: Sequence[_Sample], step: int
+) -> None:
+    """Write the matrices that look different from those written last, which are in ``latest``, by layer."""
+    values: list[Summary.Value] = []
+    for sample in samples:
+        cells = to_bytes(similarity(sample.weights, sample.gradients))
+        units, before = latest.get(sample.layer, ([], cells))
+        if units == sample.units and (np.abs(before.astype(int) - cells) < _VISIBLE).all():
+            continue
+        latest[sample.layer] = (sample.units, cells)
+        values.append(_value(MATRIX_TAG + sample.layer, pack_matrix(sample.units, cells.tobytes())))
+    if values and not is_closed(writer):  # by the user, meanwhile
+        add_summary(writer, values, step)
 
 
 def add_event(writer: SummaryWriter, tag: str, data: bytes, step: int) -> None:

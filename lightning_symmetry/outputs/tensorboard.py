@@ -82,6 +82,11 @@ class Background:
             self._executor.submit(lambda: None)
         self._tasks.append(self._executor.submit(task, *args, **kwargs))
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether a task is running or waiting."""
+        return not all(task.done() for task in self._tasks)
+
     def raise_failure(self) -> None:
         """Raise the exception of a task that has failed since the last call, if any has."""
         while self._tasks and self._tasks[0].done():

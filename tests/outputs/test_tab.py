@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,22 @@ import pytest
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.compat.proto.summary_pb2 import Summary
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
 from lightning_symmetry import LayerDiagnosis, SymmetryMonitor, SymmetryReport, UnitGroup, Verdict
 from lightning_symmetry.outputs import tab
+from lightning_symmetry.outputs.heatmap import similarity
+from lightning_symmetry.outputs.output import Check
+from lightning_symmetry.outputs.tensorboard import add_summary
 from lightning_symmetry.tensorboard_plugin.events import MATRIX_TAG, SUMMARY_TAG, unpack_matrix, unpack_summary
 from lightning_symmetry.tensorboard_plugin.folding import RunHistory, fold
+from lightning_symmetry.units.discovery import find_layers
 from lightning_symmetry.verdicts.advice import why
 from lightning_symmetry.verdicts.diagnoses import Cause, Finding, Origin
+from lightning_symmetry.verdicts.evidence import look
+from lightning_symmetry.verdicts.judging import to_diagnosis
 from tests.outputs.test_tensorboard import read, train
 from tests.tab_runs import TabWriter
 from tests.training import Classifier, Regression, batches, fill, make_trainer, mlp
@@ -221,6 +229,58 @@ def test_a_failing_tab_does_not_take_the_rest_with_it(tmp_path: Path, monkeypatc
     with pytest.warns(UserWarning, match="switches off its Symmetry tab, which failed with ZeroDivisionError"):
         events = train(fill(mlp(), 0.5), tmp_path, SymmetryMonitor())
     assert "symmetry/findings/text_summary" in events.Tags()["tensors"]
+
+
+def check_of(model: nn.Module, step: int) -> Check:
+    looks = look(find_layers(model).layers)
+    layers = {seen.layer.name: to_diagnosis(seen, ()) for seen in looks}
+    return Check(SymmetryReport(step, layers), [], looks, frozenset(layers))
+
+
+def test_matrices_show_the_weights_of_their_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    have_moved = threading.Event()
+    monkeypatch.setattr(tab, "similarity", lambda *rows: have_moved.wait(60) and similarity(*rows))
+    model = nn.Sequential(nn.Linear(300, 6, bias=False))  # without a bias, rows are fetched without a copy
+    before = model[0].weight.detach().clone()
+    with SummaryWriter(str(tmp_path)) as out:
+        writer = tab.SymmetryTab(out, "all")
+        writer.write(check_of(model, 0))
+        with torch.no_grad():
+            model[0].weight.fill_(1.0)
+        have_moved.set()
+        writer.flush()
+    [(_, data)] = payloads(read(tmp_path), MATRIX_TAG + "0")
+    _, cells = unpack_matrix(data)
+    shown = (np.frombuffer(cells, np.uint8).reshape(6, 6).astype(float) - 128) / 127
+    expected = nn.functional.cosine_similarity(before[:, None], before, dim=2).numpy()
+    below = np.tril_indices(6)
+    assert shown[below] == pytest.approx(expected[below], abs=1 / 127)
+
+
+def test_matrices_that_could_not_be_written_are_written_at_the_next_check(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail_for_matrices(writer: SummaryWriter, values: list[Summary.Value], step: int) -> None:
+        if values[0].tag.startswith(MATRIX_TAG):
+            raise OSError("disk full")
+        add_summary(writer, values, step)
+
+    model = nn.Sequential(nn.Linear(8, 6))
+    with SummaryWriter(str(tmp_path)) as out:
+        writer = tab.SymmetryTab(out, "findings")
+        with monkeypatch.context() as broken:
+            broken.setattr(tab, "add_summary", fail_for_matrices)
+            writer.write(check_of(model, 0))
+            while writer._background.is_busy:
+                pass
+        with pytest.raises(OSError, match="disk full"):
+            writer.write(check_of(model, 1))
+        for step in (1, 2):
+            writer.write(check_of(model, step))
+        writer.close(check_of(model, 2).report)
+    events = read(tmp_path)
+    assert matrix_steps(events, "0") == [1]
+    assert [summary.get("full", False) for summary in summaries(events)] == [True, True, False]
 
 
 def test_findings_of_copies_are_told_without_a_layer(tmp_path: Path) -> None:
