@@ -25,6 +25,9 @@ MAX_UNITS = 160
 """The largest number of units per side; larger layers are thinned out."""
 
 _IN_NO_GROUP = "#dfe3e8"
+# OpenBLAS, which multiplies matrices for numpy, shares larger products among threads. These then wait for more work
+# without sleep, for 0.1 s and more, and take a core from the training.
+_MAX_MULTIPLICATIONS = 1 << 18
 
 
 class Inks(NamedTuple):
@@ -93,7 +96,11 @@ def _cosines(rows: Numbers) -> Numbers:
     with np.errstate(divide="ignore", invalid="ignore"):
         units = rows / np.abs(rows).max(axis=1, keepdims=True, initial=0)  # so that squares stay in range
         units /= np.linalg.norm(units, axis=1, keepdims=True)
-        cosines: Numbers = units @ units.T
+        width = max(1, _MAX_MULTIPLICATIONS // max(1, len(units)) ** 2)
+        cosines: Numbers = np.zeros((len(units), len(units)), dtype=units.dtype)
+        for start in range(0, units.shape[1], width):
+            part = units[:, start : start + width]
+            cosines += part @ part.T
     return cosines
 
 
