@@ -63,7 +63,9 @@ def stable_groups(
         for group in groups:
             sums, sizes = recurrent.sums_by(np.array(group), label)
             if negative:
-                runs = sums.reshape(len(group), -1, len(of_sums)) @ fold
+                # By PyTorch: a thread of numpy's OpenBLAS would wait busily afterwards.
+                of_group = torch.from_numpy(sums.reshape(len(group), -1, len(of_sums)))
+                runs = (of_group @ torch.from_numpy(fold)).numpy()
                 received = np.where(is_odd, sign[list(group), None], 1)  # (units, gates)
                 sums = (runs * received[:, :, None]).reshape(len(group), -1)
             # Sums may cancel out, so equality is relative to the norms of what is summed.

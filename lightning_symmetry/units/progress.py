@@ -19,6 +19,8 @@ from lightning_symmetry.units.naming import is_chosen, readable_parameters
 
 # Movement is detected by this many numbers of a parameter, and by those with the largest gradients.
 _NUM_SAMPLED = 1024
+# The gradients of this many units show for most layers that all inputs have one.
+_FEW_UNITS = 8
 # Inputs without a gradient are searched for at this many checks.
 _NUM_CHECKS_OF_INPUTS = 16
 
@@ -130,11 +132,18 @@ class Inputs:
         if gradient is None or gradient.layout != torch.strided:
             return
         rows = weight.view(gradient.detach()).flatten(1)
-        fed = (rows.amax(dim=0) != 0) | (rows.amin(dim=0) != 0)  # `any` takes ten times as long
+        fed = _are_not_zero(rows[:_FEW_UNITS])
+        if not fed.all():
+            fed = _are_not_zero(rows)
         if fed.any():
             self.are_fed = fed if self.are_fed is None else self.are_fed | fed
             self.num_idle = len(fed) - int(self.are_fed.count_nonzero())
             self.num_checks += 1
+
+
+def _are_not_zero(rows: Tensor) -> Tensor:
+    """Return which columns of rows ``(n, d)`` hold a number other than zero, ``(d,)``."""
+    return (rows.amax(dim=0) != 0) | (rows.amin(dim=0) != 0)  # `any` takes ten times as long
 
 
 def _has_common_inputs(layer: Layer) -> bool:
