@@ -223,7 +223,10 @@ class Examiner:
         quick = self._read_quickly(chosen, trained, team)
         passed_over, looks = self._look(chosen, quick, trained, updates, team)
         is_fresh = quick.have_moved or history.is_fresh(looks, had_gradient=quick.had_gradient)
-        silent = [seen.layer.name for seen in looks if isinstance(seen.layer, Layer) and _has_zeros(seen)]
+        with_zeros = [seen for seen in looks if isinstance(seen.layer, Layer) and _has_zeros(seen)]
+        # Layers with any gradient have taken part in this step.
+        silent = [seen.layer.name for seen in with_zeros if not seen.has_gradient]
+        in_use = [seen.layer.name for seen in with_zeros if seen.has_gradient]
         unused = {name for name in silent if self._is_unused(name)}
         unread = unread_layers(looks, self._model.members, found.layers)
         updated = self._model.updated_by(trained_by_any, history)
@@ -240,8 +243,10 @@ class Examiner:
                     self._suspects[seen.layer.name] = None  # which units these are is determined when they are watched
                 else:
                     self._suspects.pop(seen.layer.name, None)
-        if silent or self._suspects or self._usage.is_watching:
-            self._usage.watch(model, [*silent, *self._suspects])
+        self._usage.learn(in_use)
+        in_question = [*silent, *(name for name in in_use if not self._usage.is_known(name)), *self._suspects]
+        if in_question or self._usage.is_watching:
+            self._usage.watch(model, in_question)
         for layer in passed_over:
             history[layer.name].skip(layer)
             history[layer.name].num_checks += is_fresh

@@ -42,6 +42,8 @@ class Usage:
 
     A module that is never called may still be used by its parent, like the output projection of
     ``nn.MultiheadAttention``. A member of a list or dict of modules is used only if it is called.
+
+    Hooks make each call some microseconds longer, so a module is watched only while there are questions about it.
     """
 
     def __init__(self) -> None:
@@ -49,14 +51,12 @@ class Usage:
         self._modules: dict[str, nn.Module] = {}
         self._calls: dict[str, bool] = {}  # whether the inputs had rows, by name of a module called in this step
         self._ever: set[str] = set()  # the names of modules that were called at least once
+        self._known: set[str] = set()  # the layers that are known to be called, or not to be, whenever they are used
         self._chains: dict[str, list[str]] = {}  # the module and its ancestors, by name of a watched layer
 
     def watch(self, model: nn.Module, layers: Iterable[str]) -> None:
         """Watch the modules of these layers from now on, and no others."""
         wanted = dict.fromkeys(layers)
-        if not wanted:
-            self.end()
-            return
         if not self._modules:
             self._modules = dict(readable_modules(model))
         if self._chains.keys() == wanted.keys():
@@ -65,6 +65,7 @@ class Usage:
         chains = {name for chain in self._chains.values() for name in chain}
         for name in self._handles.keys() - chains:
             self._handles.pop(name).remove()
+            self._calls.pop(name, None)
         if any(is_compiled(module) for module in self._modules.values()):
             return  # a new hook would trigger a recompilation
         for name in chains - self._handles.keys():
@@ -80,6 +81,14 @@ class Usage:
 
     def __getstate__(self) -> dict[str, Any]:
         return vars(Usage())  # modules stay in their process
+
+    def learn(self, layers: Iterable[str]) -> None:
+        """Record that these layers took part in the step. Those that were watched meanwhile are known from then on."""
+        self._known.update(layer for layer in layers if layer in self._chains)
+
+    def is_known(self, layer: str) -> bool:
+        """Return whether it is known if the module of a layer is called whenever the layer is used."""
+        return layer in self._known
 
     @property
     def is_watching(self) -> bool:

@@ -196,6 +196,58 @@ def test_shapes_alone_are_no_evidence_that_an_expert_goes_unused(how: str) -> No
     assert [(finding.layer, str(finding.verdict)) for finding in tracker.findings] == [("experts.1.0", "dead")]
 
 
+class Branched(nn.Module):
+    """A layer that is skipped from some step on; before, some of its units have no gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.entry, self.branch, self.head = nn.Linear(12, 8), nn.Linear(8, 8), nn.Linear(8, 4)
+        self.is_branch_used = True
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        hidden = torch.tanh(self.entry(inputs))
+        if self.is_branch_used:
+            hidden = hidden + torch.relu(self.branch(hidden))
+        logits: Tensor = self.head(hidden)
+        return logits
+
+
+@pytest.mark.parametrize("every_n_steps", [1, 10])
+def test_a_layer_that_was_called_and_is_no_longer_is_not_dead(every_n_steps: int) -> None:
+    torch.manual_seed(0)
+    net = zoo.with_bias(Branched(), "branch", -50.0, 2)
+    for parameter in net.parameters():
+        parameter.grad = torch.zeros_like(parameter)  # none is missing
+    optimizer = sgd(net)
+    with SymmetryTracker(net, optimizer, every_n_steps=every_n_steps) as tracker:
+        for step, batch in zip(range(140), endless(), strict=False):
+            net.is_branch_used = step < 30
+            if step == 15:
+                zoo.with_bias(net, "branch", 5.0)
+            optimizer.zero_grad(set_to_none=False)
+            loss_of(net, batch).backward()
+            optimizer.step()
+    assert tracker.findings == []
+    assert tracker.report is not None
+    assert tracker.report.layers["branch"].groups == []
+
+
+def test_modules_are_hooked_only_while_there_are_questions_about_them() -> None:
+    net = nn.Sequential(nn.Linear(2, 2, bias=False), nn.ReLU(), nn.Linear(2, 1))
+    with torch.no_grad():
+        net[0].weight.copy_(torch.eye(2))
+    optimizer = torch.optim.SGD(net.parameters(), lr=1e-3)
+    num_hooks = []
+    with SymmetryTracker(net, optimizer, every_n_steps=1):
+        for step in range(12):  # the units take turns: one of them has no gradient
+            net(torch.tensor([[1.0, -1.0]]) * (-1) ** step).square().sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            num_hooks.append(sum(len(module._forward_pre_hooks) for module in net.modules()))
+    assert num_hooks[0] > 0
+    assert num_hooks[-6:] == [0] * 6
+
+
 class Residual(nn.Module):
     """Equal residual blocks of two layers, held by a list or one after the other."""
 
