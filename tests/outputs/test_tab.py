@@ -240,13 +240,13 @@ def check_of(model: nn.Module, step: int) -> Check:
 def test_matrices_show_the_weights_of_their_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     have_moved = threading.Event()
     monkeypatch.setattr(tab, "similarity", lambda *rows: have_moved.wait(60) and similarity(*rows))
-    model = nn.Sequential(nn.Linear(300, 6, bias=False))  # without a bias, rows are fetched without a copy
-    before = model[0].weight.detach().clone()
+    layer = nn.Linear(300, 6, bias=False)  # without a bias, rows are fetched without a copy
+    model, before = nn.Sequential(layer), layer.weight.detach().clone()
     with SummaryWriter(str(tmp_path)) as out:
         writer = tab.SymmetryTab(out, "all")
         writer.write(check_of(model, 0))
         with torch.no_grad():
-            model[0].weight.fill_(1.0)
+            layer.weight.fill_(1.0)
         have_moved.set()
         writer.flush()
     [(_, data)] = payloads(read(tmp_path), MATRIX_TAG + "0")

@@ -215,7 +215,8 @@ class Branched(nn.Module):
 @pytest.mark.parametrize("every_n_steps", [1, 10])
 def test_a_layer_that_was_called_and_is_no_longer_is_not_dead(every_n_steps: int) -> None:
     torch.manual_seed(0)
-    net = zoo.with_bias(Branched(), "branch", -50.0, 2)
+    net = Branched()
+    zoo.with_bias(net, "branch", -50.0, 2)
     for parameter in net.parameters():
         parameter.grad = torch.zeros_like(parameter)  # none is missing
     optimizer = sgd(net)
@@ -233,9 +234,9 @@ def test_a_layer_that_was_called_and_is_no_longer_is_not_dead(every_n_steps: int
 
 
 def test_modules_are_hooked_only_while_there_are_questions_about_them() -> None:
-    net = nn.Sequential(nn.Linear(2, 2, bias=False), nn.ReLU(), nn.Linear(2, 1))
-    with torch.no_grad():
-        net[0].weight.copy_(torch.eye(2))
+    first = nn.Linear(2, 2, bias=False)
+    nn.init.eye_(first.weight)
+    net = nn.Sequential(first, nn.ReLU(), nn.Linear(2, 1))
     optimizer = torch.optim.SGD(net.parameters(), lr=1e-3)
     num_hooks = []
     with SymmetryTracker(net, optimizer, every_n_steps=1):
