@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from itertools import accumulate
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_symmetry.matrices.numerics import Indices, Mask
+from lightning_symmetry.matrices.dense import DenseRows
+from lightning_symmetry.matrices.numerics import Floats, Indices, Mask, to_host
 from lightning_symmetry.matrices.rows import Rows
 from lightning_symmetry.matrices.sketching import sketch_all
 from lightning_symmetry.ranks.sketches import read
@@ -94,13 +96,28 @@ def zero_gradients(
     if team is not None:
         failures = read(team, {_name(each): gradients for each, gradients in several})
         several = [(each, gradients) for each, gradients in several if _name(each) not in failures]
-    sketches = sketch_all([gradients for _, gradients in several])
-    for (each, _), sketch in zip(several, sketches, strict=True):
+    for (each, _), sizes in zip(several, _sizes(several), strict=True):
         is_zero = np.zeros(each.layer.num_units, dtype=np.bool_)
         is_unseen = np.ones(each.layer.num_units, dtype=np.bool_)
-        norms = sketch.norms[each.units]
-        is_zero[each.units], is_unseen[each.units] = norms <= each.floor, np.isnan(norms)
+        is_zero[each.units], is_unseen[each.units] = sizes <= each.floor, np.isnan(sizes)
         yield each.layer, is_zero, is_unseen
+
+
+def _sizes(several: Sequence[tuple[Suspects, Rows]]) -> list[Floats]:
+    """Return the norm of the gradient of each suspected unit, by layer; where only zeros matter, its largest number."""
+    sizes: dict[int, Floats] = {}
+    plain = [i for i, (each, rows) in enumerate(several) if isinstance(rows, DenseRows) and not each.floor]
+    if plain:
+        found = [several[i][1].largest(several[i][0].units) for i in plain]
+        host = to_host(torch.cat([one.to(found[0].device) for one in found]))
+        bounds = accumulate(map(len, found))
+        for i, largest in zip(plain, np.split(host, list(bounds)[:-1]), strict=True):
+            largest[largest < torch.finfo(several[i][1].compute_dtype).tiny] = 0.0  # as in a sketch
+            sizes[i] = largest
+    others = [i for i in range(len(several)) if i not in sizes]
+    for i, sketch in zip(others, sketch_all([several[i][1] for i in others]), strict=True):
+        sizes[i] = sketch.norms[several[i][0].units]
+    return [sizes[i] for i in range(len(several))]
 
 
 def _name(suspects: Suspects) -> Name:
