@@ -121,8 +121,7 @@ class SymmetryMonitor(Watcher, Callback, OtherCallback):
         wrapped = trainer.model
         self._engine.prepare(pl_module if wrapped is None else wrapped)
         self._engine.start(trainer.optimizers, num_ranks=trainer.world_size, is_speaking=trainer.is_global_zero)
-        if trainer.is_global_zero:
-            self._outputs_for(trainer)  # imports the libraries now, to keep the first step fast
+        self._outputs_for(trainer)  # imports the libraries now, to keep the first step fast
         before_update = partial(self._before_update, trainer, pl_module)
         handles = {id(optimizer): watch_steps(optimizer, before_update) for optimizer in trainer.optimizers}
         self._handles = [handle for handle in handles.values() if handle is not None]
@@ -141,7 +140,7 @@ class SymmetryMonitor(Watcher, Callback, OtherCallback):
         step = trainer.global_step + self._num_raw_steps
         # `log_every_n_steps` is 0 in barebones mode.
         every_n_steps = self.options.every_n_steps or trainer.log_every_n_steps  # type: ignore[attr-defined] # set by a connector
-        outputs = partial(self._outputs_for, trainer) if trainer.is_global_zero else list
+        outputs = partial(self._outputs_for, trainer)
         conclusion = self._engine.before_step(pl_module, optimizer, step, every_n_steps, outputs)
         if conclusion is None:
             return
@@ -166,8 +165,10 @@ class SymmetryMonitor(Watcher, Callback, OtherCallback):
         self._handles, self._hooked = [], set()
 
     def _outputs_for(self, trainer: Trainer) -> list[Output]:
-        """Return the outputs of all loggers, and a folder if none of these stores findings."""
+        """Return the outputs of all loggers, and a folder if none of these stores findings; none on other ranks."""
         outputs: list[Output] = []
+        if not trainer.is_global_zero:
+            return outputs
         for logger in trainer.loggers:
             make = partial(self._make, outputs_of, trainer, logger)
             outputs += self._engine.outputs_of(logger, f"output to {type(logger).__name__}", make)

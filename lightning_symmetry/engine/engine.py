@@ -231,7 +231,8 @@ class SymmetryEngine:
             if self._guard.is_off(_TRACE):
                 self._drop_traces()
         if not is_due:
-            self._guard.run("check", self._watch, model, optimizer, step)
+            if self._examiner.has_questions:
+                self._guard.run("check", self._watch, model, optimizer, step)
             if self._schedule.is_due(index, every_n_steps):
                 self._guard.run(_TRACE, self._begin_trace, model, optimizer, step)
             return None
@@ -472,13 +473,10 @@ class SymmetryEngine:
 
     def _watch(self, model: nn.Module, optimizer: Any, step: int) -> None:
         """Check, at a step between two checks, whether gradients that were zero still are."""
-        ledger, suspects = self._examiner.ledger, self._examiner.suspects
-        if not suspects and not ledger.lacks_gradients:
-            return
         known = self._updated.get(id(optimizer))
         trained = updated_by([optimizer]) if known is None else known
-        ledger.watch(trained)
-        if not suspects:
+        self._examiner.ledger.watch(trained)
+        if not self._examiner.suspects:
             return
         watch = partial(self._watch_here, trained, step)
         if self._team is None:

@@ -352,6 +352,11 @@ class Examiner:
         return self._suspects.keys()
 
     @property
+    def has_questions(self) -> bool:
+        """Whether anything is to be read at the steps until the next check."""
+        return bool(self._suspects) or self._model.ledger.lacks_gradients
+
+    @property
     def layers(self) -> Found:
         """The layers of the model at the latest check."""
         return self._model.found

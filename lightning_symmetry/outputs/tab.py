@@ -163,7 +163,9 @@ class SymmetryTab(Output):
         for name, layer in layers.items():
             if layer is not self._layers.get(name) and layer != self._layers.get(name):
                 values, before = _layer_values(layer), self._values.get(name, {})
-                summary["layers"][name] = {key: values[key] for key in values if values[key] != before.get(key)}
+                changes = {key: values[key] for key in values if key not in before or values[key] != before[key]}
+                if changes:  # not all that a diagnosis says is shown
+                    summary["layers"][name] = changes
                 self._values[name] = values
         changed = {}
         for name, found in findings.items():

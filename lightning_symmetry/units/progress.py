@@ -256,7 +256,7 @@ class Ledger:
     @property
     def lacks_gradients(self) -> bool:
         """Whether some parameter has had no gradient so far."""
-        return not all(entry.had_gradient for entry in self._open)
+        return bool(self._open) and not all(entry.had_gradient for entry in self._open)
 
     def with_gradients(self, parameters: Set[int]) -> Set[int]:
         """Return those of some parameters (by ``id``) that have had a gradient, perhaps zero, or have no entry."""
