@@ -224,9 +224,8 @@ class Examiner:
         passed_over, looks = self._look(chosen, quick, trained, updates, team)
         is_fresh = quick.have_moved or history.is_fresh(looks, had_gradient=quick.had_gradient)
         with_zeros = [seen for seen in looks if isinstance(seen.layer, Layer) and _has_zeros(seen)]
-        # Layers with any gradient have taken part in this step.
         silent = [seen.layer.name for seen in with_zeros if not seen.has_gradient]
-        in_use = [seen.layer.name for seen in with_zeros if seen.has_gradient]
+        in_use = [seen.layer.name for seen in with_zeros if seen.has_gradient]  # a gradient shows that they took part
         unused = {name for name in silent if self._is_unused(name)}
         unread = unread_layers(looks, self._model.members, found.layers)
         updated = self._model.updated_by(trained_by_any, history)

@@ -139,7 +139,7 @@ def _are_near_in_all_keys(keys: Floats, block: Indices) -> Mask:
     The keys are those of :func:`_share_a_cell`.
     """
     line = _on_a_line(np.abs(keys[0]), block)
-    if line is None or not np.abs(keys).max() < _LONGEST_LINE:
+    if line is None or not np.abs(keys).max(initial=0) < _LONGEST_LINE:
         return _share_a_cell(keys, block)
     first, second = _near_pairs(*line)
     one, other = keys[:, first], keys[:, second]
@@ -154,7 +154,7 @@ def _are_near_in_all_keys(keys: Floats, block: Indices) -> Mask:
 def _near_pairs(order: Indices, places: Floats) -> tuple[Indices, Indices]:
     """Return all pairs of rows within one of each other on a line, see :func:`_on_a_line`, as two arrays ``(p,)``."""
     firsts, seconds = [order[:0]], [order[:0]]
-    near = np.flatnonzero(np.diff(places) <= NEAR_IN_KEYS)
+    near = np.flatnonzero(np.diff(places) <= NEAR_IN_KEYS)  # positions on the line
     gap = 1
     while len(near):  # two rows are near each other only if both are near all rows between them
         firsts.append(order[near])

@@ -32,7 +32,7 @@ from lightning_symmetry.verdicts.report import SymmetryReport
 from lightning_symmetry.verdicts.verdict import Verdict
 
 _MAX_GROUPS = 256
-_MAX_WAITING = 1 << 26  # bytes of weights and gradients that are copied for matrices at once
+_BATCH_BYTES = 1 << 26  # once so much is copied for matrices, these are written before more is copied
 _VISIBLE = 4  # similarities that differ by less than 4 of 127 levels look the same
 _METADATA = SummaryMetadata(
     plugin_data=SummaryMetadata.PluginData(plugin_name=PLUGIN_NAME), data_class=DATA_CLASS_TENSOR
@@ -130,14 +130,15 @@ class SymmetryTab(Output):
             is_power_of_two = looks & (looks - 1) == 0
             if layer.name in check.changed or is_power_of_two or self._heatmaps == "all":
                 samples.append(_Sample.of(layer, seen))
-                if sum(sample.num_bytes for sample in samples) > _MAX_WAITING:
+                if sum(sample.num_bytes for sample in samples) > _BATCH_BYTES:
                     self._write_matrices(samples, report.step)
+                    self.flush()
                     samples = []
         if samples:
             self._write_matrices(samples, report.step)
 
     def _write_matrices(self, samples: Sequence[_Sample], step: int) -> None:
-        """Write matrices in the background, once the ones before are written: their copies of rows need memory."""
+        """Write matrices in the background, once those before are written: copies of rows take memory."""
         if self._background.is_busy:
             self.flush()
         self._background.run(_write_new_matrices, self._writer, self._matrices, samples, step)
@@ -164,7 +165,7 @@ class SymmetryTab(Output):
             if layer is not self._layers.get(name) and layer != self._layers.get(name):
                 values, before = _layer_values(layer), self._values.get(name, {})
                 changes = {key: values[key] for key in values if key not in before or values[key] != before[key]}
-                if changes:  # not all that a diagnosis says is shown
+                if changes:  # the number of idle units, for example, is not shown
                     summary["layers"][name] = changes
                 self._values[name] = values
         changed = {}

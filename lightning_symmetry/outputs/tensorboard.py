@@ -88,9 +88,11 @@ class Background:
         return not all(task.done() for task in self._tasks)
 
     def raise_failure(self) -> None:
-        """Raise the exception of a task that has failed since the last call, if any has."""
-        while self._tasks and self._tasks[0].done():
-            self._tasks.pop(0).result()
+        """Raise the exception of the first task that has failed since the last call, if any has."""
+        done = [task for task in self._tasks if task.done()]
+        self._tasks = [task for task in self._tasks if task not in done]
+        for task in done:
+            task.result()
 
     def wait(self) -> None:
         """Wait for all tasks and end the thread; then do as :meth:`raise_failure`."""

@@ -51,7 +51,8 @@ class Usage:
         self._modules: dict[str, nn.Module] = {}
         self._calls: dict[str, bool] = {}  # whether the inputs had rows, by name of a module called in this step
         self._ever: set[str] = set()  # the names of modules that were called at least once
-        self._known: set[str] = set()  # the layers that are known to be called, or not to be, whenever they are used
+        # The layers that took part in a step while they were watched: `_ever` says whether their modules are called.
+        self._known: set[str] = set()
         self._chains: dict[str, list[str]] = {}  # the module and its ancestors, by name of a watched layer
 
     def watch(self, model: nn.Module, layers: Iterable[str]) -> None:
@@ -87,7 +88,7 @@ class Usage:
         self._known.update(layer for layer in layers if layer in self._chains)
 
     def is_known(self, layer: str) -> bool:
-        """Return whether it is known if the module of a layer is called whenever the layer is used."""
+        """Return whether a layer took part in a step while it was watched, which shows if its module is called."""
         return layer in self._known
 
     @property

@@ -104,7 +104,10 @@ def zero_gradients(
 
 
 def _sizes(several: Sequence[tuple[Suspects, Rows]]) -> list[Floats]:
-    """Return the norm of the gradient of each suspected unit, by layer; where only zeros matter, its largest number."""
+    """Return by layer, for each suspected unit, a number that is at most ``floor`` if its gradient is zero.
+
+    It is NaN if the gradient is not finite. It is the norm or, where only zeros matter, the largest number.
+    """
     sizes: dict[int, Floats] = {}
     plain = [i for i, (each, rows) in enumerate(several) if isinstance(rows, DenseRows) and not each.floor]
     if plain:
@@ -112,7 +115,8 @@ def _sizes(several: Sequence[tuple[Suspects, Rows]]) -> list[Floats]:
         host = to_host(torch.cat([one.to(found[0].device) for one in found]))
         bounds = accumulate(map(len, found))
         for i, largest in zip(plain, np.split(host, list(bounds)[:-1]), strict=True):
-            largest[largest < torch.finfo(several[i][1].compute_dtype).tiny] = 0.0  # as in a sketch
+            largest[largest < torch.finfo(several[i][1].compute_dtype).tiny] = 0.0  # at checks, such norms are zero too
+            largest[~np.isfinite(largest)] = np.nan
             sizes[i] = largest
     others = [i for i in range(len(several)) if i not in sizes]
     for i, sketch in zip(others, sketch_all([several[i][1] for i in others]), strict=True):

@@ -184,9 +184,11 @@ def test_a_writer_that_the_user_has_closed_stays_closed(tmp_path: Path, monkeypa
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_what_a_task_raises_is_raised_once() -> None:
+@pytest.mark.parametrize("num_failures", [1, 2])
+def test_what_tasks_raise_is_raised_once(num_failures: int) -> None:
     background = Background()
-    background.run(nn.Identity().load_state_dict, {"weight": 1})
+    for _ in range(num_failures):
+        background.run(nn.Identity().load_state_dict, {"weight": 1})
     with pytest.raises(RuntimeError, match="weight"):
         background.wait()
     background.wait()
