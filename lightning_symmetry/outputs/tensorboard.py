@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from copy import copy
+from threading import Event
 from typing import Any, ParamSpec
 
 import numpy as np
@@ -30,6 +31,7 @@ MAX_SPACING = 1 << 10
 """The longest gap between two repetitions that are written, in checks."""
 _MAX_UNTHINNED = 64  # repetitions in a row that are all written
 _PATIENCE_S = 5.0
+_HEAD_START_S = 0.05  # longer than most checks
 
 P = ParamSpec("P")
 
@@ -73,13 +75,15 @@ class Background:
     def __init__(self) -> None:
         self._executor: ThreadPoolExecutor | None = None
         self._tasks: list[Future[None]] = []  # whose results have not been read
+        self._is_waited_for = Event()
 
     def run(self, task: Callable[P, None], *args: P.args, **kwargs: P.kwargs) -> None:
         """Enqueue a task."""
         if self._executor is None:
             self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="symmetry")
-            # The thread starts idle: with work to do, it would keep the GIL, and the caller would wait for 5 ms.
-            self._executor.submit(lambda: None)
+        # A thread with work to do keeps the GIL for 5 ms at a time, so it begins when the check of the caller is over.
+        self._is_waited_for.clear()
+        self._executor.submit(self._is_waited_for.wait, _HEAD_START_S)
         self._tasks.append(self._executor.submit(task, *args, **kwargs))
 
     @property
@@ -97,6 +101,7 @@ class Background:
     def wait(self) -> None:
         """Wait for all tasks and end the thread; then do as :meth:`raise_failure`."""
         executor, self._executor = self._executor, None
+        self._is_waited_for.set()
         if executor is not None:
             executor.shutdown()
         self.raise_failure()
