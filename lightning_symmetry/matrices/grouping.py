@@ -100,9 +100,8 @@ class Grouping(NamedTuple):
     # rows that nearly agree with so many others that they were not all compared, sorted; they are in a group only with
     # rows that are equal to the last few bits
     crowded: Indices
-    radius: (
-        float  # the largest relative distance of any of them from the first of those that the sketch finds near to it
-    )
+    # the largest relative distance of any of them from the first of those that the sketch finds near to it
+    radius: float
     projected: Projected  # the rows that the sketch did not settle
 
 
