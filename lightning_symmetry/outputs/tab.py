@@ -13,9 +13,10 @@ from tensorboard.compat.proto.tensor_pb2 import TensorProto
 from tensorboard.compat.proto.types_pb2 import DT_STRING
 from torch.utils.tensorboard import SummaryWriter
 
+from lightning_symmetry.outputs.event_file import EventFile
 from lightning_symmetry.outputs.heatmap import Numbers, numbers_of, order_units, similarity, to_bytes
 from lightning_symmetry.outputs.output import Check, Heatmaps, Output
-from lightning_symmetry.outputs.tensorboard import MAX_SPACING, Background, Thinning, add_summary, is_closed
+from lightning_symmetry.outputs.tensorboard import MAX_SPACING, Background, Thinning
 from lightning_symmetry.tensorboard_plugin.events import (
     MATRIX_TAG,
     MAX_SIDE,
@@ -76,7 +77,7 @@ class SymmetryTab(Output):
     is_foreign = False
 
     def __init__(self, writer: SummaryWriter, heatmaps: Heatmaps) -> None:
-        self._writer = writer
+        self._file = EventFile(writer)
         self._heatmaps = heatmaps
         self._background = Background()
         self._reset()
@@ -102,7 +103,7 @@ class SymmetryTab(Output):
 
     def close(self, report: SymmetryReport) -> None:
         try:
-            if self._skipped and not is_closed(self._writer):
+            if self._skipped:
                 self._add_summary(_NOTHING, self._skipped.pop())
         finally:
             self.flush()
@@ -141,13 +142,13 @@ class SymmetryTab(Output):
         """Write matrices in the background, once those before are written: copies of rows take memory."""
         if self._background.is_busy:
             self.flush()
-        self._background.run(_write_new_matrices, self._writer, self._matrices, samples, step)
+        self._background.run(_write_new_matrices, self._file, self._matrices, samples, step)
 
     def _add_summary(self, summary: dict[str, Any], step: int) -> None:
         """Write a summary, and the steps that were skipped before it."""
         if self._skipped:
             summary = {**summary, "quiet": pack_units(self._skipped, MAX_SPACING)}
-        add_event(self._writer, SUMMARY_TAG, _NO_NEWS if summary == _NOTHING else pack_summary(summary), step)
+        add_event(self._file, SUMMARY_TAG, _NO_NEWS if summary == _NOTHING else pack_summary(summary), step)
         self._skipped = []
 
     def _summary(self, report: SymmetryReport, findings: Mapping[str, Sequence[Finding]]) -> dict[str, Any]:
@@ -185,9 +186,7 @@ class SymmetryTab(Output):
         return summary
 
 
-def _write_new_matrices(
-    writer: SummaryWriter, latest: dict[str, Matrix], samples: Sequence[_Sample], step: int
-) -> None:
+def _write_new_matrices(file: EventFile, latest: dict[str, Matrix], samples: Sequence[_Sample], step: int) -> None:
     """Write the matrices that look different from those written last, which are in ``latest``, by layer."""
     values: list[Summary.Value] = []
     for sample in samples:
@@ -197,13 +196,13 @@ def _write_new_matrices(
             continue
         latest[sample.layer] = (sample.units, cells)
         values.append(_value(MATRIX_TAG + sample.layer, pack_matrix(sample.units, cells.tobytes())))
-    if values and not is_closed(writer):  # by the user, meanwhile
-        add_summary(writer, values, step)
+    if values:
+        file.add(values, step)
 
 
-def add_event(writer: SummaryWriter, tag: str, data: bytes, step: int) -> None:
+def add_event(file: EventFile, tag: str, data: bytes, step: int) -> None:
     """Write one event of the tab."""
-    add_summary(writer, [_value(tag, data)], step)
+    file.add([_value(tag, data)], step)
 
 
 def _value(tag: str, data: bytes) -> Summary.Value:

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
-from copy import copy
 from threading import Event
-from typing import Any, ParamSpec
+from typing import ParamSpec
 
 import numpy as np
 from PIL.Image import Image
@@ -18,11 +14,11 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import image, text
 
+from lightning_symmetry.outputs.event_file import EventFile
 from lightning_symmetry.outputs.findings import findings_table
 from lightning_symmetry.outputs.heatmap import draw_overview
 from lightning_symmetry.outputs.output import Check, Heatmaps, Output, Scalars
 from lightning_symmetry.outputs.pictures import due_heatmaps
-from lightning_symmetry.outputs.records import framed
 from lightning_symmetry.outputs.scalars import ScalarChoice
 from lightning_symmetry.verdicts.diagnoses import Finding
 from lightning_symmetry.verdicts.report import SymmetryReport
@@ -30,7 +26,6 @@ from lightning_symmetry.verdicts.report import SymmetryReport
 MAX_SPACING = 1 << 10
 """The longest gap between two repetitions that are written, in checks."""
 _MAX_UNTHINNED = 64  # repetitions in a row that are all written
-_PATIENCE_S = 5.0
 _HEAD_START_S = 0.05  # longer than most checks
 
 P = ParamSpec("P")
@@ -114,7 +109,7 @@ class TensorBoardScalars(Output):
     is_foreign = False
 
     def __init__(self, writer: SummaryWriter, scalars: Scalars) -> None:
-        self._writer = writer
+        self._file = EventFile(writer)
         self._choice = ScalarChoice(scalars)
         self._thinning = Thinning()
         self._latest: tuple[int, dict[str, float]] = -1, {}  # the step of the latest check, and its scalars
@@ -134,8 +129,7 @@ class TensorBoardScalars(Output):
         self._latest = step, scalars
 
     def close(self, report: SymmetryReport) -> None:
-        if not is_closed(self._writer):
-            self._write_skipped()
+        self._write_skipped()
 
     def _write_skipped(self) -> None:
         if self._skipped_at is not None:
@@ -147,7 +141,7 @@ class TensorBoardScalars(Output):
         # One event contains all scalars: an event for each would cost ten times as much.
         values = [Summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()]
         if values:
-            add_summary(self._writer, values, step, walltime)
+            self._file.add(values, step, walltime)
 
 
 class TensorBoardPictures(Output):
@@ -160,7 +154,7 @@ class TensorBoardPictures(Output):
     is_foreign = False
 
     def __init__(self, writer: SummaryWriter, heatmaps: Heatmaps) -> None:
-        self._writer = writer
+        self._file = EventFile(writer)
         self._heatmaps = heatmaps
         self._background = Background()
         self._has_failed = False
@@ -172,9 +166,9 @@ class TensorBoardPictures(Output):
         if self._has_failed:
             self._write_again(check.report)
         elif check.changed:
-            self._background.run(write_findings, self._writer, check.report, check.findings)
+            self._background.run(write_findings, self._file, check.report, check.findings)
         for layer, picture in due_heatmaps(check, self._heatmaps):
-            write_heatmap(self._writer, layer, picture, check.report.step)
+            write_heatmap(self._file, layer, picture, check.report.step)
 
     def close(self, report: SymmetryReport) -> None:
         self._note_failure(self._background.wait)
@@ -189,76 +183,17 @@ class TensorBoardPictures(Output):
 
     def _write_again(self, report: SymmetryReport) -> None:
         """Write in the foreground what failed in the background, so that the caller gets the exception."""
-        write_findings(self._writer, report, self._findings)
+        write_findings(self._file, report, self._findings)
         self._has_failed = False
 
 
-def add_summary(
-    writer: SummaryWriter, values: Sequence[Summary.Value], step: int, walltime: float | None = None
-) -> None:
-    """Write values of any kind as one event; ``walltime`` is in seconds since 1970, by default now.
-
-    A failure, such as a missing folder or a full disk, would end the writer's own thread, and with it everything that
-    the user logs. So this function writes to the file itself, unless the file is remote.
-
-    Raises:
-        OSError: if the file cannot be written. It is unchanged then.
-    """
-    file_writer, summary = writer._get_file_writer(), Summary(value=values)
-    if type(file_writer).__module__.startswith("tensorboardX."):
-        # tensorboardX accepts the same message only in a class of its own.
-        summary = sys.modules["tensorboardX.proto.summary_pb2"].Summary.FromString(summary.SerializeToString())
-    events = getattr(file_writer, "event_writer", None)
-    if "://" not in file_writer.get_logdir() and (hasattr(events, "_async_writer") or hasattr(events, "_ev_writer")):
-        file_writer = copy(file_writer)  # keeps the class, whose methods MLflow's autologging and others patch
-        file_writer.event_writer = _DirectWriter(events)
-    file_writer.add_summary(summary, step, walltime)
-
-
-class _DirectWriter:
-    """Writes to the file of an ``EventFileWriter`` of TensorBoard or tensorboardX, without its queue and its thread."""
-
-    def __init__(self, events: Any) -> None:
-        self._events = events
-
-    def add_event(self, event: Any) -> None:
-        """Write an event once the queue is empty."""
-        if hasattr(self._events, "_ev_writer"):  # tensorboardX, which locks by itself
-            self._events._ev_writer.write_event(event)
-            self._events._ev_writer.flush()
-            return
-        writer, path = self._events._async_writer, self._events._file_name
-        queue = writer._byte_queue
-        with writer._lock:  # blocks the queue
-            writer._check_worker_status()
-            with queue.all_tasks_done:
-                if not queue.all_tasks_done.wait_for(lambda: not queue.unfinished_tasks, _PATIENCE_S):
-                    raise TimeoutError(f"earlier events were not written within {_PATIENCE_S:g} s")
-            size = os.path.getsize(path) if os.path.exists(path) else 0
-            try:
-                writer._writer._writer.write(framed(event.SerializeToString()))
-                writer._writer.flush()
-            except BaseException:
-                with suppress(OSError):
-                    os.truncate(path, size)  # readers stop at an incomplete event
-                raise
-
-
-def write_findings(writer: SummaryWriter, report: SymmetryReport, findings: Sequence[Finding]) -> None:
+def write_findings(file: EventFile, report: SymmetryReport, findings: Sequence[Finding]) -> None:
     """Write the table under ``symmetry/findings`` and the picture of the model under ``symmetry/overview``."""
     table, pixels = findings_table(findings, report), draw_overview(report)
-    if is_closed(writer):  # by the user, during the drawing
-        return
-    add_summary(writer, text("symmetry/findings", table).value, report.step)
-    add_summary(writer, image("symmetry/overview", pixels, dataformats="HWC").value, report.step)
-    writer.flush()  # so that TensorBoard shows both at the next reload
+    file.add(text("symmetry/findings", table).value, report.step)
+    file.add(image("symmetry/overview", pixels, dataformats="HWC").value, report.step)
 
 
-def is_closed(writer: SummaryWriter) -> bool:
-    """Return whether the user has closed a writer. Writing to it would open a new file."""
-    return writer.all_writers is None
-
-
-def write_heatmap(writer: SummaryWriter, layer: str, picture: Image, step: int) -> None:
+def write_heatmap(file: EventFile, layer: str, picture: Image, step: int) -> None:
     """Write the picture of a layer under ``symmetry/heatmap/<layer>``."""
-    add_summary(writer, image(f"symmetry/heatmap/{layer}", np.asarray(picture), dataformats="HWC").value, step)
+    file.add(image(f"symmetry/heatmap/{layer}", np.asarray(picture), dataformats="HWC").value, step)

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
+from tensorboard.compat.proto.summary_pb2 import Summary
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader
@@ -21,6 +22,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from lightning_symmetry import SymmetryMonitor, SymmetryTracker
 from lightning_symmetry.outputs import heatmap, tensorboard
+from lightning_symmetry.outputs.event_file import EventFile
 from lightning_symmetry.outputs.tensorboard import Background
 from tests.outputs.test_tensorboard import read
 from tests.training import Classifier, assert_same, batches, failing_at_first, fill, make_trainer, mlp
@@ -171,17 +173,68 @@ def train_one_step(folder: Path) -> None:
     writer.close()
 
 
-def test_a_writer_that_the_user_has_closed_stays_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("library", ["torch.utils.tensorboard", "tensorboardX"])
+def test_a_writer_that_the_user_has_closed_stays_closed_and_nothing_is_lost(
+    library: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     slow(monkeypatch, 0.5)
+    net, events = fill(mlp(), 0.5), []
+    for is_late in (False, True):
+        optimizer = torch.optim.SGD(net.parameters(), 0.0)
+        folder = tmp_path / str(is_late)
+        writer = pytest.importorskip(library).SummaryWriter(str(folder))
+        tracker = SymmetryTracker(net, optimizer, output=writer, on_symmetry="ignore", every_n_steps=1)
+        for _ in range(100):  # the last of which is written by `close`
+            net(torch.ones(2, 12)).sum().backward()
+            optimizer.step()
+        for end in (writer, tracker) if is_late else (tracker, writer):
+            end.close()
+        assert len(list(folder.iterdir())) == 1
+        events.append(read(folder))
+    usual, late = events
+    assert late.Tags()["images"] == usual.Tags()["images"] != []
+    assert late.Tags()["tensors"] == usual.Tags()["tensors"] != []
+    assert [event.step for event in late.Scalars("symmetry/redundant_units")][-1] == 99
+
+
+def test_a_writer_that_is_used_again_gets_the_rest_in_its_new_file(tmp_path: Path) -> None:
     net = mlp()
-    writer, optimizer = SummaryWriter(str(tmp_path)), torch.optim.SGD(net.parameters(), 0.0)
-    tracker = SymmetryTracker(net, optimizer, output=writer, on_symmetry="ignore", every_n_steps=1)
-    for _ in range(100):  # the last of which is not written
-        net(torch.ones(2, 12)).sum().backward()
-        optimizer.step()
+    writer, optimizer = SummaryWriter(str(tmp_path), filename_suffix=".old"), torch.optim.SGD(net.parameters(), 0.0)
+    with SymmetryTracker(net, optimizer, output=writer, on_symmetry="ignore", every_n_steps=1):
+        for step in range(4):
+            if step == 2:
+                writer.close()
+                writer.filename_suffix = ".new"
+                writer.add_scalar("loss", 1.0, step)
+            net(torch.ones(2, 12)).sum().backward()
+            optimizer.step()
     writer.close()
-    tracker.close()
-    assert len(list(tmp_path.iterdir())) == 1
+    old, new = (
+        read(next(tmp_path.glob(f"*{suffix}"))).Scalars("symmetry/redundant_units") for suffix in (".old", ".new")
+    )
+    assert [event.step for event in old] == [0, 1]
+    assert [event.step for event in new] == [2, 3]
+
+
+def test_a_writer_may_be_closed_at_any_moment(tmp_path: Path) -> None:
+    values = [Summary.Value(tag="symmetry/number", simple_value=1.0)]
+    for trial in range(40):
+        folder = tmp_path / str(trial)
+        writer = SummaryWriter(str(folder))
+        file, background, has_begun = EventFile(writer), Background(), threading.Event()
+
+        def write_many(file: EventFile = file, has_begun: threading.Event = has_begun) -> None:
+            for step in range(60):
+                file.add(values, step)
+                has_begun.set()
+
+        background.run(write_many)
+        has_begun.wait()
+        time.sleep(trial / 40 * 0.004)
+        writer.close()
+        background.wait()
+        assert len(list(folder.iterdir())) == 1
+        assert len(read(folder).Scalars("symmetry/number")) == 60
 
 
 @pytest.mark.parametrize("num_failures", [1, 2])

@@ -18,9 +18,9 @@ from torch.utils.tensorboard import SummaryWriter
 
 from lightning_symmetry import LayerDiagnosis, SymmetryMonitor, SymmetryReport, UnitGroup, Verdict
 from lightning_symmetry.outputs import tab
+from lightning_symmetry.outputs.event_file import EventFile
 from lightning_symmetry.outputs.heatmap import similarity
 from lightning_symmetry.outputs.output import Check
-from lightning_symmetry.outputs.tensorboard import add_summary
 from lightning_symmetry.tensorboard_plugin.events import MATRIX_TAG, SUMMARY_TAG, unpack_matrix, unpack_summary
 from lightning_symmetry.tensorboard_plugin.folding import RunHistory, fold
 from lightning_symmetry.units.discovery import find_layers
@@ -260,16 +260,18 @@ def test_matrices_show_the_weights_of_their_check(tmp_path: Path, monkeypatch: p
 def test_matrices_that_could_not_be_written_are_written_at_the_next_check(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail_for_matrices(writer: SummaryWriter, values: list[Summary.Value], step: int) -> None:
+    add = EventFile.add
+
+    def fail_for_matrices(self: EventFile, values: list[Summary.Value], step: int) -> None:
         if values[0].tag.startswith(MATRIX_TAG):
             raise OSError("disk full")
-        add_summary(writer, values, step)
+        add(self, values, step)
 
     model = nn.Sequential(nn.Linear(8, 6))
     with SummaryWriter(str(tmp_path)) as out:
         writer = tab.SymmetryTab(out, "findings")
         with monkeypatch.context() as broken:
-            broken.setattr(tab, "add_summary", fail_for_matrices)
+            broken.setattr(EventFile, "add", fail_for_matrices)
             writer.write(check_of(model, 0))
             while writer._background.is_busy:
                 pass

@@ -24,7 +24,7 @@ from torch.utils.tensorboard.writer import FileWriter
 
 from lightning_symmetry import LayerDiagnosis, SymmetryMonitor, SymmetryReport, SymmetryTracker, UnitGroup, Verdict
 from lightning_symmetry.callback import SymmetryWarning
-from lightning_symmetry.outputs import tensorboard
+from lightning_symmetry.outputs import event_file
 from lightning_symmetry.outputs.output import Check
 from lightning_symmetry.outputs.tab import SymmetryTab
 from lightning_symmetry.outputs.tensorboard import TensorBoardScalars
@@ -291,7 +291,7 @@ def test_libraries_that_listen_to_the_writer_hear_of_our_events(
 
 @pytest.mark.filterwarnings("ignore:.*switches off its")
 def test_a_writer_that_is_stuck_holds_up_no_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tensorboard, "_PATIENCE_S", 0.01)
+    monkeypatch.setattr(event_file, "_PATIENCE_S", 0.01)
     net, release, write = mlp(), threading.Event(), RecordWriter.write
 
     def stuck(self: RecordWriter, data: bytes) -> None:
