@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -57,7 +58,8 @@ class Thinning:
 class Background:
     """Runs tasks one after the other on a thread of its own, while the training goes on.
 
-    The process ends only after the last task. A task must not read what the training changes, such as weights.
+    The thread starts at once: amid a training, whose threads keep all cores busy, this takes milliseconds. The process
+    ends only after the last task. A task must not read what the training changes, such as weights.
 
     Example:
         >>> background, drawn = Background(), []
@@ -68,18 +70,27 @@ class Background:
     """
 
     def __init__(self) -> None:
-        self._executor: ThreadPoolExecutor | None = None
         self._tasks: list[Future[None]] = []  # whose results have not been read
         self._is_waited_for = Event()
+        self._executor: ThreadPoolExecutor | None = None
+        self._process = -1
+        self._start()
+
+    def _start(self) -> ThreadPoolExecutor:
+        """Return the executor; start its thread if there is none in this process, which may be a fork."""
+        if self._executor is None or self._process != os.getpid():
+            self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="symmetry")
+            self._executor.submit(int)
+            self._process = os.getpid()
+        return self._executor
 
     def run(self, task: Callable[P, None], *args: P.args, **kwargs: P.kwargs) -> None:
         """Enqueue a task."""
-        if self._executor is None:
-            self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="symmetry")
+        executor = self._start()
         # A thread with work to do keeps the GIL for 5 ms at a time, so it begins when the check of the caller is over.
         self._is_waited_for.clear()
-        self._executor.submit(self._is_waited_for.wait, _HEAD_START_S)
-        self._tasks.append(self._executor.submit(task, *args, **kwargs))
+        executor.submit(self._is_waited_for.wait, _HEAD_START_S)
+        self._tasks.append(executor.submit(task, *args, **kwargs))
 
     @property
     def is_busy(self) -> bool:

@@ -247,3 +247,20 @@ def test_what_tasks_raise_is_raised_once(num_failures: int) -> None:
     background.wait()
     background.run(list[int]().append, 1)  # and goes on
     background.wait()
+
+
+def test_a_forked_process_starts_a_thread_of_its_own() -> None:
+    background = Background()
+    context = multiprocessing.get_context("fork")
+    answers = context.SimpleQueue()
+
+    def run_in_the_fork() -> None:
+        background.run(answers.put, "done")
+        background.wait()
+
+    process = context.Process(target=run_in_the_fork, daemon=True)
+    process.start()
+    process.join(timeout=60)
+    assert process.exitcode == 0
+    assert answers.get() == "done"
+    background.wait()
