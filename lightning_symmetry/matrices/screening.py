@@ -22,6 +22,7 @@ from lightning_symmetry.matrices.sieve import sift
 
 # Numbers that are copied at once, into memory that is kept.
 _SCRATCH_ELEMENTS = 1 << 19
+_LIMITS = torch.finfo(torch.float32)
 
 
 @dataclass(frozen=True)
@@ -33,17 +34,21 @@ class Screened:
     num_zero: Integers  # number of zero rows of each matrix, `(m,)`
     largest: Floats  # the largest norm of a row of each matrix, `(m,)`
     fingerprints: Integers  # a number for each matrix, which changes if any of its rows does, `(m,)`
+    _norms: Floats
     _directions: Floats
-    _is_zero: Mask
     _rows: list[slice]
 
     def is_zero(self, matrix: int) -> Mask:
         """Return which rows of a matrix are zero, ``(n,)``."""
-        return self._is_zero[self._rows[matrix]]
+        return _is_zero(self._norms[self._rows[matrix]])
 
     def directions(self, matrix: int) -> Floats:
         """Return :func:`directions_of` the rows of a matrix, ``(n,)``."""
         return self._directions[self._rows[matrix]]
+
+
+def _is_zero(norms: Floats) -> Mask:
+    return norms < _LIMITS.tiny
 
 
 def directions_of(rows: Tensor) -> Floats:
@@ -81,11 +86,12 @@ class Screen:
         for i, first, end in zip(order, bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
             self._rows[i] = slice(first, end)
         self._longest = max(sizes)
-        owner = np.repeat(np.arange(len(order)), sizes)
-        self._windows = np.array([matrices[i].windows(tolerances[i]) for i in order]).T[:, owner]
+        place = np.repeat(np.arange(len(order)), sizes)
+        self._owner = self._order[place]  # the matrix of each row
+        self._windows = np.array([matrices[i].windows(tolerances[i]) for i in order]).T[:, place]
         block_sizes = np.array([max(1, size // blocks[i]) for i, size in zip(order, sizes, strict=True)])
-        starts = self._starts[owner]
-        self._block = starts + (np.arange(bounds[-1]) - starts) // block_sizes[owner]
+        starts = self._starts[place]
+        self._block = starts + (np.arange(bounds[-1]) - starts) // block_sizes[place]
 
     def read(self, tensors: Sequence[Tensor]) -> Screened:
         """Read all matrices once.
@@ -95,22 +101,26 @@ class Screen:
         """
         host = to_host(torch.cat([part.sketch(tensors) for part in self._parts], dim=1))
         norms, projections = host[0], host[1:]
-        limits = torch.finfo(torch.float32)
-        is_zero, is_finite = norms < limits.tiny, norms <= limits.max
-        is_suspect = ~is_finite
-        rows = np.flatnonzero(is_finite & ~is_zero)
-        is_suspect[sift(norms, projections, self._windows, self._block, rows, self._longest)] = True
+        rows = np.flatnonzero((norms >= _LIMITS.tiny) & (norms <= _LIMITS.max))
+        left = sift(norms, projections, self._windows, self._block, rows, self._longest)
+        are_distinct = np.ones(len(self._order), dtype=np.bool_)
+        are_distinct[self._owner[left]] = False
+        num_zero = np.zeros(len(self._order), dtype=np.intp)
+        if len(rows) < len(norms):
+            is_zero = _is_zero(norms)
+            num_zero = np.bincount(self._owner[is_zero], minlength=len(self._order))
+            are_distinct[self._owner[~is_zero & ~(norms <= _LIMITS.max)]] = False
         return Screened(
-            ~self._of_each(np.logical_or, is_suspect),
-            self._of_each(np.add, is_zero.view(np.int8).astype(np.intp)),
+            are_distinct,
+            num_zero,
             self._of_each(np.fmax, norms),
             self._of_each(np.add, projections[0].view(np.int64)),
+            norms,
             _over_norms(projections[0], norms),
-            is_zero,
             self._rows,
         )
 
-    def _of_each(self, reduction: np.ufunc, numbers: Floats | Integers | Mask) -> Any:
+    def _of_each(self, reduction: np.ufunc, numbers: Floats | Integers) -> Any:
         """Reduce the numbers of the rows of each matrix, in the order in which the matrices were given."""
         reduced = reduction.reduceat(numbers, self._starts)
         in_order = np.empty_like(reduced)

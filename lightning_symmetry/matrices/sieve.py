@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
+from typing import NamedTuple
 
 import numpy as np
 
@@ -20,6 +21,7 @@ _CELL = 16.0
 _SIFTED_ROWS = 1 << 13
 _MANY_ROWS = 1 << 11  # of one matrix
 _FEW_ROWS = 64  # all pairs of which are quickly compared
+_FEW_PAIRS = 64  # of neighbours: the rows near each other are at most twice as many, and so quickly compared
 # On one line up to this length, the keys of all blocks lose at most a ten-thousandth of a window to rounding.
 _LONGEST_LINE = 2.0**39
 _HASH = np.uint64(0x5851F42D4C957F2D)  # multiplied modulo 2^64
@@ -87,8 +89,15 @@ def sift(norms: Floats, projections: Floats, windows: Floats, block: Indices, ro
         for projection in projections:
             if len(rows) <= _FEW_ROWS:  # few enough for all keys at once, below
                 break
-            key = np.abs(projection[rows]) / (norms[rows] * windows[0, rows])
-            rows = rows[_are_near_another(key, block[rows])]
+            line = _on_a_line(np.abs(projection[rows]) / (norms[rows] * windows[0, rows]), block[rows])
+            if line is None:
+                continue
+            order, near = line.order, line.near
+            if len(near) <= _FEW_PAIRS:
+                return _near_in_all_keys(norms, projections, windows, rows, line)
+            is_near = np.zeros(len(rows), dtype=np.bool_)
+            is_near[order[near]] = is_near[order[near + 1]] = True
+            rows = rows[is_near]
     # Two projections and the norm distinguish nearly all rows; all keys are for those that are left.
     for some in (projections[:2], projections) if longest >= _MANY_ROWS else (projections,):
         if len(rows) <= _FEW_ROWS:
@@ -100,69 +109,62 @@ def sift(norms: Floats, projections: Floats, windows: Floats, block: Indices, ro
             return rows
     if 0 < len(rows) <= _FEW_ROWS:
         # Cells are wide: rows of nearly one direction, as gradients often are, would share one by chance.
-        keys = keys_of(norms[rows], projections[:, rows], windows[:, rows])
-        rows = rows[_are_near_in_all_keys(keys, block[rows])]
+        line = _on_a_line(np.abs(projections[0, rows]) / (norms[rows] * windows[0, rows]), block[rows])
+        if line is not None:
+            return _near_in_all_keys(norms, projections, windows, rows, line)
+        rows = rows[_share_a_cell(keys_of(norms[rows], projections[:, rows], windows[:, rows]), block[rows])]
     return rows
 
 
-def _are_near_another(key: Floats, block: Indices) -> Mask:
-    """Return which rows have a key within one of that of another row of their block; all if keys are too large.
+class _Line(NamedTuple):
+    """Rows in the order of a key; those of different blocks are far from each other."""
 
-    All arrays are ``(m,)``, and no key is negative.
-    """
-    line = _on_a_line(key, block)
-    if line is None:
-        return np.ones(len(key), dtype=np.bool_)
-    order, places = line
-    near = np.flatnonzero(np.diff(places) <= NEAR_IN_KEYS)
-    are_near = np.zeros(len(key), dtype=np.bool_)
-    are_near[order[near]] = are_near[order[near + 1]] = True
-    return are_near
+    order: Indices  # of the rows, `(m,)`
+    places: Floats  # on the line, in this order, `(m,)`
+    near: Indices  # positions in this order of the rows whose next neighbour is near
 
 
-def _on_a_line(key: Floats, block: Indices) -> tuple[Indices, Floats] | None:
-    """Put the keys of all blocks on one line, far enough from those of other blocks; None if keys are too large.
-
-    Return the order of the rows on the line, and their places there, sorted. All arrays are ``(m,)``.
-    """
+def _on_a_line(key: Floats, block: Indices) -> _Line | None:
+    """Put rows on a line by a key that is not negative; None if keys are too large. Both arrays are ``(m,)``."""
     length = key.max(initial=0) + 2  # of the part of the line that belongs to a block
     if not length * (block.max(initial=0) + 1) < _LONGEST_LINE:
         return None
     places = key + block * length
-    order = places.argsort()
-    return order, places[order]
+    order = places.argsort(kind="stable")  # the faster one of rows that are sorted by block already
+    places = places[order]
+    return _Line(order, places, np.flatnonzero(places[1:] - places[:-1] <= NEAR_IN_KEYS))
 
 
-def _are_near_in_all_keys(keys: Floats, block: Indices) -> Mask:
-    """Return which of a few rows have another row of their block, or its negative, within one in all keys, ``(m,)``.
-
-    The keys are those of :func:`_share_a_cell`.
-    """
-    line = _on_a_line(np.abs(keys[0]), block)
-    if line is None or not np.abs(keys).max(initial=0) < _LONGEST_LINE:
-        return _share_a_cell(keys, block)
-    first, second = _near_pairs(*line)
-    one, other = keys[:, first], keys[:, second]
+def _near_in_all_keys(norms: Floats, projections: Floats, windows: Floats, rows: Indices, line: _Line) -> Indices:
+    """Return which of some rows are near another one, or its negative, in all keys; arguments as in :func:`sift`."""
+    if not len(line.near):
+        return rows[:0]
+    first, second = _near_pairs(line)
+    both = rows[np.concatenate([first, second])]
+    keys = keys_of(norms[both], projections[:, both], windows[:, both])
+    if not np.abs(keys).max() < _LONGEST_LINE:  # too large to tell near ones from others
+        return np.unique(both)
+    one, other = keys[:, : len(first)], keys[:, len(first) :]
     apart = np.abs(one - other)
     is_near = np.minimum(apart[:-1].max(axis=0), np.abs(one[:-1] + other[:-1]).max(axis=0)) <= NEAR_IN_KEYS
     is_near &= apart[-1] <= NEAR_IN_KEYS
-    are_near = np.zeros(len(block), dtype=np.bool_)
-    are_near[first[is_near]] = are_near[second[is_near]] = True
-    return are_near
+    agree: Indices = rows[np.union1d(first[is_near], second[is_near])]
+    return agree
 
 
-def _near_pairs(order: Indices, places: Floats) -> tuple[Indices, Indices]:
-    """Return all pairs of rows within one of each other on a line, see :func:`_on_a_line`, as two arrays ``(p,)``."""
-    firsts, seconds = [order[:0]], [order[:0]]
-    near = np.flatnonzero(np.diff(places) <= NEAR_IN_KEYS)  # positions on the line
-    gap = 1
-    while len(near):  # two rows are near each other only if both are near all rows between them
+def _near_pairs(line: _Line) -> tuple[Indices, Indices]:
+    """Return all pairs of rows within one of each other on a line, as two arrays ``(p,)``."""
+    order, places, near = line
+    firsts, seconds = [order[near]], [order[near + 1]]
+    gap = 2
+    while True:  # two rows are near each other only if both are near all rows between them
+        near = near[near < len(order) - gap]
+        near = near[places[near + gap] - places[near] <= NEAR_IN_KEYS]
+        if not len(near):
+            return np.concatenate(firsts), np.concatenate(seconds)
         firsts.append(order[near])
         seconds.append(order[near + gap])
         gap += 1
-        near = near[near < len(order) - gap]
-        near = near[places[near + gap] - places[near] <= NEAR_IN_KEYS]
-    return np.concatenate(firsts), np.concatenate(seconds)
 
 
 def _share_a_cell(keys: Floats, block: Indices) -> Mask:

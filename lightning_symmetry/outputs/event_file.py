@@ -30,7 +30,8 @@ class EventFile:
 
     def __init__(self, writer: SummaryWriter) -> None:
         self._writer = writer
-        self._latest = writer._get_file_writer()
+        self._take(writer._get_file_writer())
+        framed(b"")  # the tables of its checksums are computed now, not in the first step
 
     def add(self, values: Sequence[Summary.Value], step: int, walltime: float | None = None) -> None:
         """Write values of any kind as one event; ``walltime`` is in seconds since 1970, by default now.
@@ -40,20 +41,27 @@ class EventFile:
             TimeoutError: if the writer is still busy with earlier events.
         """
         open_file, summary = self._writer.file_writer, Summary(value=values)
-        if open_file is not None:
-            self._latest = open_file  # the user may have closed the writer, and used it again
-        file_writer = self._latest
-        if type(file_writer).__module__.startswith("tensorboardX."):
+        if open_file is not None and open_file is not self._latest:
+            self._take(open_file)  # the user has closed the writer, and used it again
+        if self._is_of_tensorboardx:
             # tensorboardX accepts the same message only in a class of its own.
             summary = sys.modules["tensorboardX.proto.summary_pb2"].Summary.FromString(summary.SerializeToString())
+        if self._direct is not None:
+            self._direct.add_summary(summary, step, walltime)
+        elif open_file is not None:
+            open_file.add_summary(summary, step, walltime)
+
+    def _take(self, file_writer: Any) -> None:
+        """Write to another file from now on."""
+        direct = None
         events = getattr(file_writer, "event_writer", None)
-        is_local = "://" not in file_writer.get_logdir()
-        if is_local and (hasattr(events, "_async_writer") or hasattr(events, "_ev_writer")):
-            file_writer = copy(file_writer)  # keeps the class, whose methods MLflow's autologging and others patch
-            file_writer.event_writer = _DirectWriter(events)
-        elif open_file is None:
-            return
-        file_writer.add_summary(summary, step, walltime)
+        is_known = hasattr(events, "_async_writer") or hasattr(events, "_ev_writer")
+        if is_known and "://" not in file_writer.get_logdir():
+            direct = copy(file_writer)  # keeps the class, whose methods MLflow's autologging and others patch
+            direct.event_writer = _DirectWriter(events)
+        self._direct: Any = direct  # writes to the file itself; None if that is impossible
+        self._is_of_tensorboardx = type(file_writer).__module__.startswith("tensorboardX.")
+        self._latest = file_writer
 
 
 class _DirectWriter:

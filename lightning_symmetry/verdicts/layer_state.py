@@ -238,11 +238,14 @@ class LayerState:
             return False
         if self.is_faint or self.dead_units.is_about_to_conclude():
             return True
-        untraced = [record for record in self.current if not set(record.units) <= self._stopped.keys()]
-        if any(record.is_to_be_watched and record.streak + 1 >= self.patience for record in untraced):
-            return True
+        for record in self.current:
+            if record.is_to_be_explained(self.patience):
+                return True
+            is_near = record.is_to_be_watched and record.streak + 1 >= self.patience
+            if is_near and not set(record.units) <= self._stopped.keys():
+                return True
         is_due = self.traced_at is not None and step >= 2 * max(self.traced_at, 25)
-        return bool((is_due and self.idle) or self.unexplained())
+        return is_due and bool(self.idle)
 
     @property
     def idle(self) -> list[UnitGroup]:
@@ -299,12 +302,15 @@ class LayerState:
             for sighting in seen.sightings:
                 is_silent[list(sighting.units)] |= sighting.gradients in (Gradients.ZERO, Gradients.NONE)
             self._forget_stops(is_silent)
-        self.orientations.update(seen, self.dead_units.units if self.orientations.is_due else ())
+        if self.orientations.is_due:
+            self.orientations.update(seen, self.dead_units.units)
+        else:
+            self.orientations.num_looks += 1
         return found
 
     def _update_groups(self, seen: Look, step: int, *, is_fresh: bool, is_unused: bool) -> GroupsAtLook:
         """Record the groups of a look."""
-        if self.records is not None and not self.current and not seen.sightings:
+        if self.records is not None and not seen.sightings and not self.current:
             return GroupsAtLook([], [])
         origin = Origin.COLLAPSE
         if self.records is None:
@@ -344,13 +350,14 @@ class LayerState:
         ``has_zeros`` says whether zeros of this look were recorded.
         """
         dead, new_dead = self.dead_units.conclude(seen, step) if has_zeros else (self.dead_units.dead(), None)
-        groups = [*found.groups, *filter(None, [self.dead_units.group]), *self.dead_units.idle]
+        groups = [*found.groups, *self.dead_units.groups]
         current = self.current
-        of_groups = any(r.gradients is Gradients.ZERO or r.is_to_be_explained(self.patience) for r in current)
-        self._may_be_traced = of_groups or self.is_faint or self.dead_units.are_suspect
-        has_settled = current and not self.dead_units.are_open and all(map(self._has_settled, current))
-        units = [record.units for record in current]
-        self._steady = Steady.of(units, seen.layer.num_units) if has_settled else None
+        self._may_be_traced, self._steady = self.is_faint or self.dead_units.are_suspect, None
+        if current:
+            if any(r.gradients is Gradients.ZERO or r.is_to_be_explained(self.patience) for r in current):
+                self._may_be_traced = True
+            if not self.dead_units.are_open and all(map(self._has_settled, current)):
+                self._steady = Steady.of([record.units for record in current], seen.layer.num_units)
         basis = groups, dead, self.orientations.latest, seen.crowd
         if self.diagnosis is None or basis != self._basis:
             self._basis, self.diagnosis = basis, to_diagnosis(seen, groups, dead, self.orientations.latest)

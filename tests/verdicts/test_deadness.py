@@ -718,12 +718,11 @@ def test_whether_dead_units_have_trained_is_what_was_seen_of_them(checks: list[s
 def test_too_few_dead_units_end_the_finding_and_as_many_again_reopen_it() -> None:
     deaths = played(*["zzzz"] * 4, "zaaa")
     assert deaths.warned is not None
-    assert (deaths.warned.broken_step, deaths.group) == (80, None)
+    assert (deaths.warned.broken_step, deaths.groups) == (80, [])
     deaths = played(*["zzaa"] * 4)
     assert deaths.warned is not None  # half of them are enough
     assert (deaths.warned.units, deaths.warned.last_step) == ((0, 1), 60)
-    assert deaths.group is not None
-    assert deaths.group.units == (0, 1)
+    assert [group.units for group in deaths.groups] == [(0, 1)]
     assert played(*["zaaa"] * 4).warned is None
 
 
