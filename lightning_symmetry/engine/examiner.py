@@ -257,7 +257,7 @@ class Examiner:
             # As long as there are reasons, every check may remove some.
             self._model.shown = None if self.report.reasons else (updated, diagnoses)
         else:  # nothing has changed
-            self.report = replace(self.report, step=step)
+            self.report = self.report.at_step(step)
         return Examination(self.report, looks, self._with_known_roots(news))
 
     def _with_known_roots(self, news: Sequence[Finding]) -> list[Finding]:

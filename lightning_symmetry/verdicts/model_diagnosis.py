@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from lightning_symmetry.verdicts.access import Access
 from lightning_symmetry.verdicts.diagnoses import Cause, CopyGroup, Finding, LayerDiagnosis, UnitGroup, finding_of
@@ -106,6 +106,12 @@ class ModelDiagnosis:
     def effective_width_fraction(self) -> float:
         """Share of the units that are distinct; 1 for a model without units."""
         return 1 - self.redundant_units / max(1, self.num_units)
+
+    def at_step(self, step: int) -> Self:
+        """Return the same conclusions for another step, with the totals that were computed from them before."""
+        other = object.__new__(type(self))
+        vars(other).update(vars(self), step=step)
+        return other
 
     def metrics(self, layers: Iterable[str] | None = None) -> dict[str, float]:
         """Return the scalars of this report by tag: totals, and effective widths and orientations of layers.

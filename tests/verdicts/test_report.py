@@ -138,6 +138,16 @@ def test_the_worst_layers_come_first() -> None:
     assert worst_first([HEALTHY, WAITING, WIDE, PARALLEL]) == [WIDE, PARALLEL, WAITING, HEALTHY]
 
 
+def test_a_report_at_another_step_differs_in_nothing_else() -> None:
+    report = replace(report_of(WIDE, HEALTHY, DEAD), draw_heatmaps=dict)
+    totals = report.metrics()
+    later = report.at_step(40)
+    assert later == replace(report, step=40)
+    assert later.metrics() == totals
+    assert later.draw_heatmaps is dict
+    assert (report.step, [finding.last_step for finding in later.findings]) == (12, [40] * len(later.findings))
+
+
 def test_what_draws_heatmaps_stays_behind() -> None:
     def draw() -> dict[str, bytes]:
         return {"wide": b"png"}
