@@ -21,6 +21,7 @@ from lightning_symmetry.engine.options import Options
 from lightning_symmetry.matrices import numerics
 from lightning_symmetry.matrices.projections import NUM_PROJECTIONS
 from lightning_symmetry.units.discovery import find_layers
+from lightning_symmetry.units.progress import Ledger as LedgerOfParameters
 from lightning_symmetry.units.updates import Updates
 from lightning_symmetry.verdicts.evidence import look
 from lightning_symmetry.verdicts.look import Look
@@ -240,6 +241,19 @@ def test_the_worst_contents_are_read_a_few_times(recipe: Recipe, shape: tuple[in
     ledger = ledger_of(lambda: group_as_a_check(matrix))
     assert ledger.passes(matrix) <= 10
     assert sum(ledger.read.values()) / matrix.numel() <= most  # with all that was computed of it
+
+
+def test_a_parameter_that_does_not_move_is_not_copied_and_its_gradient_is_read_twice() -> None:
+    layer = with_gradients(nn.Linear(512, 4096, bias=False))
+    assert layer.weight.grad is not None
+    parameters = {id(layer.weight)}
+    found = find_layers(layer)
+    progress = LedgerOfParameters.of(layer, found.layers, None, (), LedgerOfParameters())
+    for step in range(2):  # gradients and inputs are known then
+        progress.take_in(parameters, parameters, [], step)
+    ledger = ledger_of(lambda: progress.take_in(parameters, parameters, [], 2))
+    assert ledger.largest < layer.weight.nbytes / 64
+    assert ledger.passes(layer.weight.grad) < 2.1
 
 
 def test_rows_whose_squares_vanish_are_not_copied_whole() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import isfinite
@@ -19,6 +19,7 @@ from lightning_symmetry.units.naming import is_chosen, readable_parameters
 
 # Movement is detected by this many numbers of a parameter, and by those with the largest gradients.
 _NUM_SAMPLED = 1024
+_RUN = 1 << 12
 # In most layers, the gradients of this many units show that every input has a gradient.
 _FEW_UNITS = 8
 # Inputs without a gradient are searched for at this many checks.
@@ -71,7 +72,9 @@ class Progress:
         gradient = self.parameter.grad
         is_here = not is_sharded(self.parameter)
         parameter: Any = self.parameter.detach()
-        flat = real_numbers(parameter if is_here else parameter.to_local())
+        local: Tensor = parameter if is_here else parameter.to_local()
+        dims = _dims_in_memory(local)
+        flat = real_numbers(local.permute(dims))
         if not len(flat):
             self.has_moved = True
         if self._places is not None and self._before is not None:
@@ -79,11 +82,12 @@ class Progress:
         if self.has_moved:
             self._places = self._before = None
             return
-        self._places = slice(0, None, max(1, len(flat) // _NUM_SAMPLED))
+        spacing = max(1, len(flat) // _NUM_SAMPLED)
+        self._places = slice(0, None, spacing)
         if self.num_checks > 1 and is_here and gradient is not None:
             # Of a table with few used rows, the sample may not move; the numbers with the largest gradients do.
-            sampled = torch.arange(len(flat), device=flat.device)[self._places]
-            self._places = torch.cat([sampled, _places_of_extremes(gradient.detach()).to(flat.device)])
+            sampled = torch.arange(0, len(flat), spacing, device=flat.device)
+            self._places = torch.cat([sampled, _places_of_extremes(gradient.detach(), dims).to(flat.device)])
         self._before = flat[self._places].clone()
 
 
@@ -92,22 +96,47 @@ def real_numbers(tensor: Tensor) -> Tensor:
     return (torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor).flatten()
 
 
-def _numbers_of(gradient: Tensor) -> Tensor:
-    """Return the flattened numbers of a gradient, ``(n,)``; of a sparse one its values."""
-    return real_numbers(gradient if gradient.layout == torch.strided else gradient.coalesce().values())
+def _dims_in_memory(tensor: Tensor) -> list[int]:
+    """Return the dimensions in the order in which flattening them takes no copy, where there is one."""
+    return sorted(range(tensor.ndim), key=tensor.stride, reverse=True)
 
 
-def _places_of_extremes(gradient: Tensor) -> Tensor:
-    """Return the places of the largest and the smallest number of a gradient in the flattened parameter, ``(2,)``."""
-    numbers = _numbers_of(gradient)
-    if not len(numbers):
+def _numbers_of(gradient: Tensor, dims: Sequence[int] | None = None) -> Tensor:
+    """Return the flattened numbers of a gradient; of a sparse one its values. ``dims``: by default, as in memory."""
+    if gradient.layout != torch.strided:
+        return real_numbers(gradient.coalesce().values())
+    return real_numbers(gradient.permute(_dims_in_memory(gradient) if dims is None else tuple(dims)))
+
+
+def _places_of_extremes(gradient: Tensor, dims: Sequence[int]) -> Tensor:
+    """Return the places of the largest and the smallest number of a gradient in the flattened parameter.
+
+    ``dims`` is the order in which the dimensions were flattened. The result is ``(2,)``; ``(0,)`` if there is none.
+    """
+    is_strided = gradient.layout == torch.strided
+    numbers = _numbers_of(gradient, dims)
+    if not len(numbers) or not (is_strided or list(dims) == sorted(dims)):
         return torch.zeros(0, dtype=torch.int64)
-    places = torch.stack([numbers.argmax(), numbers.argmin()])
-    if gradient.layout == torch.strided:
+    largest, smallest = _place_of(numbers, Tensor.amax, Tensor.argmax), _place_of(numbers, Tensor.amin, Tensor.argmin)
+    places = torch.stack([largest, smallest])
+    if is_strided:
         return places
     row = gradient.coalesce().indices()[0]  # the index of each row of the gradient
     width = len(numbers) // len(row)
     return row[places // width] * width + places % width
+
+
+def _place_of(numbers: Tensor, extreme: Callable[..., Tensor], place: Callable[[Tensor], Tensor]) -> Tensor:
+    """Return the place of an extreme of some numbers, ``()``.
+
+    The extremes of runs of numbers are taken first, since ``argmax`` takes six times as long as ``amax``.
+    """
+    if len(numbers) < 2 * _RUN:
+        return place(numbers)
+    runs, last = numbers.unfold(0, _RUN, _RUN), numbers[-_RUN:]
+    extremes = torch.cat([extreme(runs, dim=1), extreme(last)[None]])
+    start = (place(extremes) * _RUN).clamp(max=len(numbers) - _RUN)
+    return start + place(numbers.index_select(0, start + torch.arange(_RUN, device=numbers.device)))
 
 
 @dataclass
@@ -131,7 +160,7 @@ class Inputs:
         gradient = weight.weights.grad
         if gradient is None or gradient.layout != torch.strided:
             return
-        rows = weight.view(gradient.detach()).flatten(1)
+        rows = weight.view(gradient.detach())
         fed = _are_not_zero(rows[:_FEW_UNITS])
         if not fed.all():
             fed = _are_not_zero(rows)
@@ -142,7 +171,8 @@ class Inputs:
 
 
 def _are_not_zero(rows: Tensor) -> Tensor:
-    """Return which columns of rows ``(n, d)`` hold a number other than zero, ``(d,)``."""
+    """Return which columns of rows ``(n, ...)``, flattened, hold a number other than zero, ``(d,)``."""
+    rows = rows.flatten(1)
     return (rows.amax(dim=0) != 0) | (rows.amin(dim=0) != 0)  # `any` takes ten times as long
 
 

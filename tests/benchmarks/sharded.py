@@ -48,10 +48,13 @@ def sharded(layer: nn.Linear) -> nn.Module:
     return model
 
 
-def check_of(model: nn.Module) -> Callable[[], None]:
+def check_of(model: nn.Module, num_ranks: int) -> Callable[[], None]:
     """A check without outputs that has settled; to be made, and called, on all ranks that hold the model."""
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
     engine = SymmetryEngine(Options(on_symmetry="ignore"), "the monitor", print)
+    if num_ranks > 1:
+        engine.prepare(model)
+        dist.barrier()  # no rank is further than the backward pass when another one starts
     engine.start([optimizer])
     steps = itertools.count()
 
@@ -91,8 +94,8 @@ def measure(rank: int, folder: str) -> dict[str, tuple[float, ...]]:
     layer = whole()
     model = sharded(layer)
     candidates: dict[str, Callable[[], None]] = {
-        "sharded check": check_of(model),
-        "check": check_of(layer) if rank == 0 else nothing,
+        "sharded check": check_of(model, _RANKS),
+        "check": check_of(layer, 1) if rank == 0 else nothing,
         "sharded pass": partial(read, matrices(model)),
         "pass": partial(read, matrices(layer)) if rank == 0 else nothing,
     }

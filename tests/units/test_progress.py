@@ -322,3 +322,32 @@ def test_a_large_table_moves_where_its_sparse_gradient_is() -> None:
             optimizer.step()
     assert tracker.report is not None
     assert tracker.report.untrained == {}
+
+
+@pytest.mark.parametrize(
+    "parameter",
+    [
+        *(torch.zeros(size) for size in (1, 4095, 8191, 8192, 8193, 20_000, 40_960)),
+        torch.zeros(()),
+        torch.zeros(200, 90).T,
+        torch.zeros(64, 40, 3, 3).to(memory_format=torch.channels_last),
+    ],
+    ids=lambda parameter: "x".join(map(str, parameter.shape)),
+)
+def test_it_is_seen_that_only_the_numbers_with_the_extreme_gradients_move(parameter: Tensor) -> None:
+    size = parameter.numel()
+    generator = torch.Generator().manual_seed(size)
+    for places in ([0, size - 1], [size - 1, 0], torch.randint(size, (2,), generator=generator).tolist()):
+        for place in places:
+            progress = Progress("table", parameter := nn.Parameter(torch.zeros_like(parameter)))
+            gradient = torch.rand(parameter.shape, generator=generator) - 0.5  # row by row in memory
+            gradient.view(-1)[place] = 1.0 if place == places[0] else -1.0
+            parameter.grad = gradient
+            for _ in range(2):
+                progress.num_checks += 1
+                progress.see_numbers()
+            assert not progress.has_moved
+            with torch.no_grad():
+                parameter.add_((gradient.abs() == 1).float())
+            progress.see_numbers()
+            assert progress.has_moved
