@@ -26,7 +26,7 @@ def test_import_takes_nothing() -> None:
 def test_nothing_below_the_callback_loads_more_than_torch() -> None:
     below = "matrices.grouping ranks.sharded units.layers verdicts.history verdicts.advice engine.diagnose"
     statements = {
-        "engine.diagnose": "from lightning_symmetry import diagnose, register_layer, Finding",
+        "engine.diagnose": "from lightning_symmetry import SymmetryTracker, diagnose, register_layer, Finding",
         "verdicts.advice": "\n".join(f"import lightning_symmetry.{module}" for module in below.split()),
         "outputs.tab": "import lightning_symmetry.outputs.heatmap, lightning_symmetry.outputs.tab",
     }
@@ -37,8 +37,9 @@ def test_nothing_below_the_callback_loads_more_than_torch() -> None:
         assert "lightning.pytorch" not in names
     diagnose, everything, _ = found
     assert not {name.split(".")[0] for name in diagnose | everything} & HEAVY
-    # It takes as long to import as half of PyTorch, and only those who shard a model need it.
+    # These take as long to import as half of PyTorch; only those who shard or compile a model need them.
     assert "torch.distributed.tensor" not in diagnose
+    assert "torch._dynamo" not in diagnose | everything
 
 
 def test_public_names() -> None:

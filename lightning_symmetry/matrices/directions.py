@@ -7,8 +7,9 @@ import math
 import numpy as np
 import torch
 
+from lightning_symmetry.matrices.dense import DenseRows
 from lightning_symmetry.matrices.grouping import compare_pairs
-from lightning_symmetry.matrices.numerics import Floats, Indices, Mask
+from lightning_symmetry.matrices.numerics import CPU, Floats, Indices, Mask
 from lightning_symmetry.matrices.projections import rough_reach
 from lightning_symmetry.matrices.rows import Rows
 
@@ -18,6 +19,7 @@ COSINE = 0.999
 MAX_ROWS = 1 << 14
 """Among more rows than this, directions are not counted, because the time grows with the square of their number."""
 
+_FEW_PRODUCTS = 1 << 20  # up to so many products of numbers take less time than the calls that avoid them
 _BLOCK = 256
 _PAIRS_PER_ROW = 8
 # Rows that crowd around a few directions are settled one direction a round; this limits the rounds.
@@ -40,6 +42,8 @@ def count_directions(rows: Rows, norms: Floats, index: Indices, cosine: float = 
     """
     if len(index) < 2 or rows.width == 1:
         return min(len(index), 1)
+    if isinstance(rows, DenseRows) and len(index) ** 2 * rows.width <= _FEW_PRODUCTS:
+        return _count_by_products(rows, index, cosine)
     apart = math.sqrt(2 - 2 * cosine)  # the distance of two unit vectors with this cosine
     keys = (rows.project_roughly(index) / norms[index]).T.astype(np.float32)  # (m, k)
     limit = rough_reach(apart, rows.width) ** 2
@@ -65,6 +69,18 @@ def count_directions(rows: Rows, norms: Floats, index: Indices, cosine: float = 
             if len(members) < 2:
                 return num_found + len(members)
     return num_found + len(members)
+
+
+def _count_by_products(rows: DenseRows, index: Indices, cosine: float) -> int:
+    """Do as :func:`count_directions`, by the products of all pairs of rows."""
+    numbers = rows.fetch(index).to(CPU, torch.float64)
+    numbers = numbers / torch.linalg.vector_norm(numbers, dim=1, keepdim=True)
+    cosines = (numbers @ numbers.T).abs_().fill_diagonal_(0).numpy()
+    if cosines.max() < cosine:  # the usual case
+        return len(index)
+    agree = cosines >= cosine
+    pairs = np.stack(np.nonzero(np.triu(agree)))
+    return len(index) - len(compare_pairs(lambda some, others: agree[some, others], pairs))
 
 
 def _near_pairs(keys: Floats, limit: float) -> Indices | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import cache
 from typing import Any
 
 import torch
@@ -31,8 +32,8 @@ class ModuleHook:
 
     def __init__(self, observe: Callable[..., None], on_error: Callable[[Exception], None] | None = None) -> None:
         self._observe, self._on_error = observe, on_error
+        _keep_out_of_graphs()
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator] # PyTorch does not annotate it
     def __call__(self, *args: Any) -> None:
         """Observe, and never fail."""
         try:
@@ -43,6 +44,12 @@ class ModuleHook:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return getattr, (nullcontext(), "__exit__")  # takes any arguments and does nothing, without this package
+
+
+@cache
+def _keep_out_of_graphs() -> None:
+    """Make ``torch.compile`` skip hooks; not at import, since PyTorch loads its compiler for that, in a second."""
+    ModuleHook.__call__ = torch.compiler.disable(ModuleHook.__call__)  # type: ignore[method-assign] # once and for all
 
 
 def is_of_user(hook: Any) -> bool:

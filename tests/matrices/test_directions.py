@@ -62,6 +62,13 @@ def test_parallel_rows_of_very_different_lengths() -> None:
     assert directions_of(torch.stack([row, 1e-12 * row, -1e12 * row, row.roll(1)])) == 2
 
 
+def test_the_rows_stay_as_they_are() -> None:
+    rows = bundle(40, 8, 20, 1e-3, seed=0).double()
+    before = rows.clone()
+    assert directions_of(rows) == brute_force_directions(rows, 0.999)
+    assert torch.equal(rows, before)
+
+
 def test_columns_of_an_embedding() -> None:
     rows = torch.randn(40, 900, generator=torch.Generator().manual_seed(0)).T  # read with strides
     rows[7], rows[8] = 3 * rows[6], -rows[6]
