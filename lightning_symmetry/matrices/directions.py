@@ -43,7 +43,7 @@ def count_directions(rows: Rows, norms: Floats, index: Indices, cosine: float = 
     if len(index) < 2 or rows.width == 1:
         return min(len(index), 1)
     if isinstance(rows, DenseRows) and len(index) ** 2 * rows.width <= _FEW_PRODUCTS:
-        return _count_by_products(rows, index, cosine)
+        return _count_by_products(rows, norms, index, cosine)
     apart = math.sqrt(2 - 2 * cosine)  # the distance of two unit vectors with this cosine
     keys = (rows.project_roughly(index) / norms[index]).T.astype(np.float32)  # (m, k)
     limit = rough_reach(apart, rows.width) ** 2
@@ -71,10 +71,11 @@ def count_directions(rows: Rows, norms: Floats, index: Indices, cosine: float = 
     return num_found + len(members)
 
 
-def _count_by_products(rows: DenseRows, index: Indices, cosine: float) -> int:
+def _count_by_products(rows: DenseRows, norms: Floats, index: Indices, cosine: float) -> int:
     """Do as :func:`count_directions`, by the products of all pairs of rows."""
-    numbers = rows.fetch(index).to(CPU, torch.float64)
-    numbers = numbers / torch.linalg.vector_norm(numbers, dim=1, keepdim=True)
+    # The norms are rounded, but keep the squares of numbers in the range of float64.
+    numbers = rows.fetch(index).to(CPU, torch.float64) / torch.from_numpy(norms[index].astype(np.float64))[:, None]
+    numbers /= torch.linalg.vector_norm(numbers, dim=1, keepdim=True)
     cosines = (numbers @ numbers.T).abs_().fill_diagonal_(0).numpy()
     if cosines.max() < cosine:  # the usual case
         return len(index)

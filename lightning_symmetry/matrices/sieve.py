@@ -21,7 +21,7 @@ _CELL = 16.0
 _SIFTED_ROWS = 1 << 13
 _MANY_ROWS = 1 << 11  # of one matrix
 _FEW_ROWS = 64  # all pairs of which are quickly compared
-_FEW_PAIRS = 64  # of neighbours: the rows near each other are at most twice as many, and so quickly compared
+_FEW_NEIGHBOURS = 64  # pairs of neighbours on a line; the rows in them are at most twice as many, and quickly compared
 # On one line up to this length, the keys of all blocks lose at most a ten-thousandth of a window to rounding.
 _LONGEST_LINE = 2.0**39
 _HASH = np.uint64(0x5851F42D4C957F2D)  # multiplied modulo 2^64
@@ -93,7 +93,7 @@ def sift(norms: Floats, projections: Floats, windows: Floats, block: Indices, ro
             if line is None:
                 continue
             order, near = line.order, line.near
-            if len(near) <= _FEW_PAIRS:
+            if len(near) <= _FEW_NEIGHBOURS:
                 return _near_in_all_keys(norms, projections, windows, rows, line)
             is_near = np.zeros(len(rows), dtype=np.bool_)
             is_near[order[near]] = is_near[order[near + 1]] = True
@@ -153,7 +153,7 @@ def _near_in_all_keys(norms: Floats, projections: Floats, windows: Floats, rows:
 
 
 def _near_pairs(line: _Line) -> tuple[Indices, Indices]:
-    """Return all pairs of rows within one of each other on a line, as two arrays ``(p,)``."""
+    """Return all pairs of rows that are near each other on a line, as two arrays ``(p,)``."""
     order, places, near = line
     firsts, seconds = [order[near]], [order[near + 1]]
     gap = 2

@@ -22,7 +22,7 @@ class EventFile:
 
     A failure, such as a missing folder or a full disk, would end the writer's own thread, and with it everything that
     the user logs. A call of a writer that the user has closed, perhaps during the call, would open a second file. So
-    local files are written without the writer, also when it is closed. What is left for a remote file is lost then.
+    local files are written without the writer, also when it is closed.
 
     Args:
         writer: may be used and closed at any time by other threads.
@@ -37,29 +37,51 @@ class EventFile:
         """Write values of any kind as one event; ``walltime`` is in seconds since 1970, by default now.
 
         Raises:
-            OSError: if the file cannot be written. It is unchanged then.
-            TimeoutError: if the writer is still busy with earlier events.
+            OSError: if the file cannot be written; one of PyTorch is unchanged then. Or if it is remote and closed.
+            TimeoutError: if PyTorch's writer is still busy with earlier events.
         """
-        open_file, summary = self._writer.file_writer, Summary(value=values)
+        open_file, summary = self._open_file, Summary(value=values)
         if open_file is not None and open_file is not self._latest:
             self._take(open_file)  # the user has closed the writer, and used it again
         if self._is_of_tensorboardx:
             # tensorboardX accepts the same message only in a class of its own.
             summary = sys.modules["tensorboardX.proto.summary_pb2"].Summary.FromString(summary.SerializeToString())
         if self._direct is not None:
-            self._direct.add_summary(summary, step, walltime)
+            file_writer = copy(self._latest)  # keeps the class, whose methods MLflow's autologging and others patch
+            file_writer.event_writer = self._direct
         elif open_file is not None:
-            open_file.add_summary(summary, step, walltime)
+            file_writer = open_file
+        else:
+            raise OSError(f"the SummaryWriter of {self._latest.get_logdir()} is closed")
+        file_writer.add_summary(summary, step, walltime)
+
+    def flush(self) -> None:
+        """Upload what was added to a remote file; local ones show it at once."""
+        open_file = self._open_file
+        if self._direct is not None or open_file is None:
+            return
+        try:
+            open_file.flush()
+        except OSError:
+            if self._open_file is open_file:
+                raise  # else the user has closed it meanwhile, which uploads it
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether the user has closed the writer, and nothing can be appended: the file is remote, or was removed."""
+        return self._open_file is None and (self._direct is None or not os.path.exists(self._direct.path))
+
+    @property
+    def _open_file(self) -> Any:
+        return getattr(self._writer, "file_writer", self._latest)  # PyTorch and tensorboardX have the attribute
 
     def _take(self, file_writer: Any) -> None:
         """Write to another file from now on."""
-        direct = None
         events = getattr(file_writer, "event_writer", None)
         is_known = hasattr(events, "_async_writer") or hasattr(events, "_ev_writer")
-        if is_known and "://" not in file_writer.get_logdir():
-            direct = copy(file_writer)  # keeps the class, whose methods MLflow's autologging and others patch
-            direct.event_writer = _DirectWriter(events)
-        self._direct: Any = direct  # writes to the file itself; None if that is impossible
+        is_local = "://" not in file_writer.get_logdir()
+        # What writes to the file itself; None if that is impossible.
+        self._direct = _DirectWriter(events) if is_known and is_local else None
         self._is_of_tensorboardx = type(file_writer).__module__.startswith("tensorboardX.")
         self._latest = file_writer
 
@@ -69,6 +91,7 @@ class _DirectWriter:
 
     def __init__(self, events: Any) -> None:
         self._events = events
+        self.path = str(events._ev_writer._file_name if hasattr(events, "_ev_writer") else events._file_name)
 
     def add_event(self, event: Any) -> None:
         """Write an event once the queue is empty; append it to the file if that is closed."""
@@ -76,7 +99,7 @@ class _DirectWriter:
         if hasattr(self._events, "_ev_writer"):
             self._add_for_tensorboardx(event, record)
             return
-        writer, path = self._events._async_writer, self._events._file_name
+        writer, path = self._events._async_writer, self.path
         queue = writer._byte_queue
         with writer._lock:  # keeps others from writing and closing
             if writer._closed:
@@ -96,7 +119,7 @@ class _DirectWriter:
             writer.write_event(event)
         except ValueError:  # the file is closed
             with writer._lock:
-                _append(writer._file_name, record)
+                _append(self.path, record)
             return
         with suppress(ValueError):  # it was closed meanwhile, and flushed
             writer.flush()

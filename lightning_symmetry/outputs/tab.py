@@ -103,7 +103,7 @@ class SymmetryTab(Output):
 
     def close(self, report: SymmetryReport) -> None:
         try:
-            if self._skipped:
+            if self._skipped and not self._file.is_gone:
                 self._add_summary(_NOTHING, self._skipped.pop())
         finally:
             self.flush()
@@ -196,7 +196,7 @@ def _write_new_matrices(file: EventFile, latest: dict[str, Matrix], samples: Seq
             continue
         latest[sample.layer] = (sample.units, cells)
         values.append(_value(MATRIX_TAG + sample.layer, pack_matrix(sample.units, cells.tobytes())))
-    if values:
+    if values and not file.is_gone:
         file.add(values, step)
 
 

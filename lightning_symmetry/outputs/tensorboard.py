@@ -58,8 +58,9 @@ class Thinning:
 class Background:
     """Runs tasks one after the other on a thread of its own, while the training goes on.
 
-    The thread starts at once: amid a training, whose threads keep all cores busy, this takes milliseconds. The process
-    ends only after the last task. A task must not read what the training changes, such as weights.
+    The thread starts when this object is made: amid a training, whose threads keep all cores busy, starting one takes
+    milliseconds. The process ends only after the last task. A task must not read what the training changes, such as
+    weights.
 
     Example:
         >>> background, drawn = Background(), []
@@ -140,7 +141,8 @@ class TensorBoardScalars(Output):
         self._latest = step, scalars
 
     def close(self, report: SymmetryReport) -> None:
-        self._write_skipped()
+        if not self._file.is_gone:
+            self._write_skipped()
 
     def _write_skipped(self) -> None:
         if self._skipped_at is not None:
@@ -201,8 +203,11 @@ class TensorBoardPictures(Output):
 def write_findings(file: EventFile, report: SymmetryReport, findings: Sequence[Finding]) -> None:
     """Write the table under ``symmetry/findings`` and the picture of the model under ``symmetry/overview``."""
     table, pixels = findings_table(findings, report), draw_overview(report)
+    if file.is_gone:
+        return
     file.add(text("symmetry/findings", table).value, report.step)
     file.add(image("symmetry/overview", pixels, dataformats="HWC").value, report.step)
+    file.flush()
 
 
 def write_heatmap(file: EventFile, layer: str, picture: Image, step: int) -> None:

@@ -40,6 +40,7 @@ class Progress:
     has_moved: bool = False  # whether its numbers have changed between two checks
     # the step of the check since which it has held numbers that are not finite; None: all are finite
     not_finite_since: int | None = None
+    _dims: Sequence[int] = ()  # the order in which the dimensions were flattened
     _places: Tensor | slice | None = None
     _before: Tensor | None = None
 
@@ -73,15 +74,15 @@ class Progress:
         is_here = not is_sharded(self.parameter)
         parameter: Any = self.parameter.detach()
         local: Tensor = parameter if is_here else parameter.to_local()
-        dims = _dims_in_memory(local)
-        flat = real_numbers(local.permute(dims))
-        if not len(flat):
+        if not local.numel():
             self.has_moved = True
         if self._places is not None and self._before is not None:
-            self.has_moved |= not torch.equal(flat[self._places], self._before)
+            self.has_moved |= not torch.equal(real_numbers(local.permute(self._dims))[self._places], self._before)
         if self.has_moved:
             self._places = self._before = None
             return
+        self._dims = dims = _dims_in_memory(local)
+        flat = real_numbers(local.permute(dims))
         spacing = max(1, len(flat) // _NUM_SAMPLED)
         self._places = slice(0, None, spacing)
         if self.num_checks > 1 and is_here and gradient is not None:

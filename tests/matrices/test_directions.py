@@ -62,6 +62,13 @@ def test_parallel_rows_of_very_different_lengths() -> None:
     assert directions_of(torch.stack([row, 1e-12 * row, -1e12 * row, row.roll(1)])) == 2
 
 
+@pytest.mark.parametrize("scale", [1e-300, 1e-170, 1.0, 1e170, 1e300])
+def test_rows_whose_squares_leave_the_range(scale: float) -> None:
+    rows = torch.randn(4, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    rows[3] = -rows[1]
+    assert directions_of(scale * rows) == 3
+
+
 def test_the_rows_stay_as_they_are() -> None:
     rows = bundle(40, 8, 20, 1e-3, seed=0).double()
     before = rows.clone()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import shutil
 import subprocess
 import sys
 import threading
@@ -15,15 +16,16 @@ import pytest
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.compat.tensorflow_stub.io import gfile
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
 
-from lightning_symmetry import SymmetryMonitor, SymmetryTracker
+from lightning_symmetry import LayerDiagnosis, SymmetryMonitor, SymmetryReport, SymmetryTracker
 from lightning_symmetry.outputs import heatmap, tensorboard
 from lightning_symmetry.outputs.event_file import EventFile
-from lightning_symmetry.outputs.tensorboard import Background
+from lightning_symmetry.outputs.tensorboard import Background, write_findings
 from tests.outputs.test_tensorboard import read
 from tests.training import Classifier, assert_same, batches, failing_at_first, fill, make_trainer, mlp
 
@@ -214,6 +216,66 @@ def test_a_writer_that_is_used_again_gets_the_rest_in_its_new_file(tmp_path: Pat
     )
     assert [event.step for event in old] == [0, 1]
     assert [event.step for event in new] == [2, 3]
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("library", ["torch.utils.tensorboard", "tensorboardX"])
+def test_what_is_left_for_a_folder_that_is_gone_is_dropped_at_the_end(library: str, tmp_path: Path) -> None:
+    net = fill(mlp(), 0.5)
+    optimizer = torch.optim.SGD(net.parameters(), 0.0)
+    writer = pytest.importorskip(library).SummaryWriter(str(tmp_path / "run"))
+    tracker = SymmetryTracker(net, optimizer, output=writer, on_symmetry="ignore", every_n_steps=1)
+    for _ in range(100):
+        net(torch.ones(2, 12)).sum().backward()
+        optimizer.step()
+    writer.close()
+    shutil.rmtree(tmp_path / "run")
+    tracker.close()
+    assert not (tmp_path / "run").exists()
+
+
+class Uploads:
+    """A remote file system whose files are uploaded as a whole."""
+
+    def __init__(self) -> None:
+        self.files: dict[bytes, bytes] = {}
+
+    def makedirs(self, path: bytes) -> None:
+        pass
+
+    def write(self, path: bytes, content: bytes, binary_mode: bool = False) -> None:
+        self.files[path] = content
+
+
+def test_findings_are_uploaded_at_once_and_a_closed_remote_file_is_said_to_be_closed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    uploads = Uploads()
+    monkeypatch.setitem(gfile._REGISTERED_FILESYSTEMS, "uploads", uploads)
+    writer = SummaryWriter("uploads://run")
+    file = EventFile(writer)
+    report = SymmetryReport(layers={"fc": LayerDiagnosis("fc", 8, 4)})
+    write_findings(file, report, [])
+    [content] = uploads.files.values()
+    assert b"symmetry/findings" in content
+    assert b"symmetry/overview" in content
+    writer.close()
+    write_findings(file, report, [])  # in the background: nothing to do
+    assert file.is_gone
+    with pytest.raises(OSError, match="the SummaryWriter of uploads://run is closed"):
+        file.add([Summary.Value(tag="symmetry/number", simple_value=1.0)], 1)
+    assert list(uploads.files.values()) == [content]
+
+
+def test_metadata_that_a_writer_has_for_a_while_are_not_kept(tmp_path: Path) -> None:
+    with pytest.importorskip("tensorboardX").SummaryWriter(str(tmp_path)) as writer:
+        with writer.use_metadata(global_step=10, walltime=1.0):
+            file = EventFile(writer)
+        began = time.time()
+        file.add([Summary.Value(tag="symmetry/number", simple_value=1.0)], 3)
+    [event] = read(tmp_path).Scalars("symmetry/number")
+    assert event.step == 3
+    assert event.wall_time >= began
 
 
 def test_a_writer_may_be_closed_at_any_moment(tmp_path: Path) -> None:

@@ -351,3 +351,18 @@ def test_it_is_seen_that_only_the_numbers_with_the_extreme_gradients_move(parame
                 parameter.add_((gradient.abs() == 1).float())
             progress.see_numbers()
             assert progress.has_moved
+
+
+def test_another_layout_in_memory_is_no_movement() -> None:
+    parameter = nn.Parameter(torch.randn(8, 6, 3, 3, generator=torch.Generator().manual_seed(0)))
+    progress = Progress("conv", parameter)
+    parameter.grad = torch.ones_like(parameter)
+    for memory_format in (torch.contiguous_format, torch.channels_last, torch.channels_last, torch.contiguous_format):
+        parameter.data = parameter.data.contiguous(memory_format=memory_format)
+        progress.num_checks += 1
+        progress.see_numbers()
+    assert not progress.has_moved
+    with torch.no_grad():
+        parameter.add_(1)
+    progress.see_numbers()
+    assert progress.has_moved
