@@ -40,7 +40,7 @@ class Progress:
     has_moved: bool = False  # whether its numbers have changed between two checks
     # the step of the check since which it has held numbers that are not finite; None: all are finite
     not_finite_since: int | None = None
-    _dims: Sequence[int] = ()  # the order in which the dimensions were flattened
+    _dims: tuple[int, ...] = ()  # the order in which the dimensions were flattened
     _places: Tensor | slice | None = None
     _before: Tensor | None = None
 
@@ -81,7 +81,7 @@ class Progress:
         if self.has_moved:
             self._places = self._before = None
             return
-        self._dims = dims = _dims_in_memory(local)
+        self._dims = dims = tuple(_dims_in_memory(local))
         flat = real_numbers(local.permute(dims))
         spacing = max(1, len(flat) // _NUM_SAMPLED)
         self._places = slice(0, None, spacing)
