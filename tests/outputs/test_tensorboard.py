@@ -6,6 +6,7 @@ import io
 import resource
 import shutil
 import threading
+import time
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -259,8 +260,13 @@ def test_a_disk_that_is_full_for_a_while_costs_the_user_nothing(library: str, tm
     ):
         train_in_a_loop(net, optimizer, 4)
         writer.add_scalar("own", 1, 0)
-        writer.flush()
         (file,) = tmp_path.iterdir()
+        writer.flush()
+        # The `flush` of tensorboardX does not wait for its thread, which ends if its first flush finds the disk full.
+        thread = getattr(writer.file_writer.event_writer, "_worker", None)
+        while thread is not None and (thread._next_flush_time == 0 or b"own" not in file.read_bytes()):
+            time.sleep(0.01)
+            writer.flush()
         resource.setrlimit(resource.RLIMIT_FSIZE, (file.stat().st_size + 20, hard))  # room for a part of an event
         try:
             train_in_a_loop(net, optimizer, 2)
