@@ -19,7 +19,7 @@ from lightning_symmetry.units.naming import is_chosen, readable_parameters
 
 # Movement is detected by this many numbers of a parameter, and by those with the largest gradients.
 _NUM_SAMPLED = 1024
-_RUN = 1 << 12
+_RUN = 1 << 12  # numbers of which the extremes are taken at once
 # In most layers, the gradients of this many units show that every input has a gradient.
 _FEW_UNITS = 8
 # Inputs without a gradient are searched for at this many checks.
