@@ -44,6 +44,7 @@ from lightning_symmetry.verdicts.heads import Heads
 from lightning_symmetry.verdicts.history import History
 from lightning_symmetry.verdicts.judging import copy_groups, reported_copies
 from lightning_symmetry.verdicts.look import Gradients, Look, Steady
+from lightning_symmetry.verdicts.model_diagnosis import at_step
 from lightning_symmetry.verdicts.report import SymmetryReport
 from lightning_symmetry.verdicts.stops import GradientStop, StopKind, Stopped, Traced
 from lightning_symmetry.verdicts.watching import Suspects, are_still_zero, zero_gradients
@@ -257,7 +258,7 @@ class Examiner:
             # As long as there are reasons, every check may remove some.
             self._model.shown = None if self.report.reasons else (updated, diagnoses)
         else:  # nothing has changed
-            self.report = self.report.at_step(step)
+            self.report = at_step(self.report, step)
         return Examination(self.report, looks, self._with_known_roots(news))
 
     def _with_known_roots(self, news: Sequence[Finding]) -> list[Finding]:

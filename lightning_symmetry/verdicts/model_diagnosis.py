@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal, Self
+from typing import Any, Literal, TypeVar
 
 from lightning_symmetry.verdicts.access import Access
 from lightning_symmetry.verdicts.diagnoses import Cause, CopyGroup, Finding, LayerDiagnosis, UnitGroup, finding_of
@@ -107,12 +107,6 @@ class ModelDiagnosis:
         """Share of the units that are distinct; 1 for a model without units."""
         return 1 - self.redundant_units / max(1, self.num_units)
 
-    def at_step(self, step: int) -> Self:
-        """Return the same conclusions for another step, with the totals that were computed from them before."""
-        other = object.__new__(type(self))
-        vars(other).update(vars(self), step=step)
-        return other
-
     def metrics(self, layers: Iterable[str] | None = None) -> dict[str, float]:
         """Return the scalars of this report by tag: totals, and effective widths and orientations of layers.
 
@@ -207,3 +201,13 @@ def describe_work(report: ModelDiagnosis) -> str:
     why = ", ".join(f"{number:,} {kind}" for kind, number in others.items() if number)
     verb = "is" if report.working_units == report.num_units == 1 else "are"
     return f"{working} {report.num_units:,} {units} of {layers} {verb} working{f' ({why})' if why else ''}"
+
+
+ModelDiagnosisT = TypeVar("ModelDiagnosisT", bound=ModelDiagnosis)
+
+
+def at_step(diagnosis: ModelDiagnosisT, step: int) -> ModelDiagnosisT:
+    """Return the same conclusions for another step, with the totals that were computed from them before."""
+    other = object.__new__(type(diagnosis))
+    vars(other).update(vars(diagnosis), step=step)
+    return other

@@ -19,6 +19,7 @@ from matplotlib.container import BarContainer
 
 from lightning_symmetry import LayerDiagnosis, SymmetryReport, UnitGroup, Verdict
 from lightning_symmetry.verdicts.diagnoses import Cause, CopyGroup, Finding, worst_first
+from lightning_symmetry.verdicts.model_diagnosis import at_step
 
 mpl.use("agg")
 
@@ -141,7 +142,7 @@ def test_the_worst_layers_come_first() -> None:
 def test_a_report_at_another_step_differs_in_nothing_else() -> None:
     report = replace(report_of(WIDE, HEALTHY, DEAD), draw_heatmaps=dict)
     totals = report.metrics()
-    later = report.at_step(40)
+    later = at_step(report, 40)
     assert later == replace(report, step=40)
     assert later.metrics() == totals
     assert later.draw_heatmaps is dict
