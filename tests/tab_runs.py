@@ -12,7 +12,6 @@ from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
 from lightning_symmetry import SymmetryMonitor
-from lightning_symmetry.outputs.event_file import EventFile
 from lightning_symmetry.outputs.output import Changes, Check, Heatmaps
 from lightning_symmetry.outputs.tab import SymmetryTab, add_event
 from lightning_symmetry.tensorboard_plugin.events import SUMMARY_TAG
@@ -60,7 +59,7 @@ def write_all(logdir: Path) -> None:
     write_story(logdir / "story")
     write_hostile(logdir / "hostile")
     with SummaryWriter(str(logdir / "damaged")) as writer:
-        add_event(EventFile(writer), SUMMARY_TAG, b"{damaged", 0)
+        add_event(writer, SUMMARY_TAG, b"{damaged", 0)
 
 
 def write_story(folder: Path) -> None:
@@ -84,7 +83,7 @@ def write_story(folder: Path) -> None:
                 now["marching"] = replace(now["marching"], groups=[_group((2, 9), Verdict.LOCKSTEP, 40)])
                 findings.append(_finding("marching", (2, 9), Verdict.LOCKSTEP, 40))
             tab.write([writer], SymmetryReport(step, now), findings, looks, "findings")
-        add_event(EventFile(writer), SUMMARY_TAG, b"{damaged", 60)
+        add_event(writer, SUMMARY_TAG, b"{damaged", 60)
 
 
 def write_hostile(folder: Path) -> None:

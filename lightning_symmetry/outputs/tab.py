@@ -16,7 +16,7 @@ from torch.utils.tensorboard import SummaryWriter
 from lightning_symmetry.outputs.event_file import EventFile
 from lightning_symmetry.outputs.heatmap import Numbers, numbers_of, order_units, similarity, to_bytes
 from lightning_symmetry.outputs.output import Check, Heatmaps, Output
-from lightning_symmetry.outputs.tensorboard import MAX_SPACING, Background, Thinning
+from lightning_symmetry.outputs.tensorboard import MAX_SPACING, Background, Thinning, add_summary
 from lightning_symmetry.tensorboard_plugin.events import (
     MATRIX_TAG,
     MAX_SIDE,
@@ -148,7 +148,8 @@ class SymmetryTab(Output):
         """Write a summary, and the steps that were skipped before it."""
         if self._skipped:
             summary = {**summary, "quiet": pack_units(self._skipped, MAX_SPACING)}
-        add_event(self._file, SUMMARY_TAG, _NO_NEWS if summary == _NOTHING else pack_summary(summary), step)
+        data = _NO_NEWS if summary == _NOTHING else pack_summary(summary)
+        self._file.add([_value(SUMMARY_TAG, data)], step)
         self._skipped = []
 
     def _summary(self, report: SymmetryReport, findings: Mapping[str, Sequence[Finding]]) -> dict[str, Any]:
@@ -200,9 +201,9 @@ def _write_new_matrices(file: EventFile, latest: dict[str, Matrix], samples: Seq
         file.add(values, step)
 
 
-def add_event(file: EventFile, tag: str, data: bytes, step: int) -> None:
-    """Write one event of the tab."""
-    file.add([_value(tag, data)], step)
+def add_event(writer: SummaryWriter, tag: str, data: bytes, step: int) -> None:
+    """Write one event of the tab into the file of a writer."""
+    add_summary(writer, [_value(tag, data)], step)
 
 
 def _value(tag: str, data: bytes) -> Summary.Value:

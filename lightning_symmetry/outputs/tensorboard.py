@@ -200,6 +200,11 @@ class TensorBoardPictures(Output):
         self._has_failed = False
 
 
+def add_summary(writer: SummaryWriter, values: Sequence[Summary.Value], step: int) -> None:
+    """Write values of any kind as one event into the file of a writer; see :meth:`EventFile.add`."""
+    EventFile(writer).add(values, step)
+
+
 def write_findings(file: EventFile, report: SymmetryReport, findings: Sequence[Finding]) -> None:
     """Write the table under ``symmetry/findings`` and the picture of the model under ``symmetry/overview``."""
     table, pixels = findings_table(findings, report), draw_overview(report)

@@ -120,7 +120,8 @@ def test_pictures_that_failed_are_drawn_at_the_next_check(
 
 
 def test_the_tab_tells_all_again_after_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tab, "add_event", failing_at_first(tab.add_event, 1, OSError("disk full")))
+    failing = failing_at_first(tab.SymmetryTab._add_summary, 1, OSError("disk full"))
+    monkeypatch.setattr(tab.SymmetryTab, "_add_summary", failing)
     assert train(TensorBoardLogger(tmp_path, name="", version="")) == []
     folded = history(read(tmp_path))
     assert folded.steps == list(range(10))

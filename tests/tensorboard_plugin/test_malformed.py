@@ -11,8 +11,8 @@ from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
 from tensorboard.compat.proto.types_pb2 import DT_FLOAT, DT_STRING
 from torch.utils.tensorboard import SummaryWriter
 
-from lightning_symmetry.outputs.event_file import EventFile
 from lightning_symmetry.outputs.tab import _METADATA, add_event
+from lightning_symmetry.outputs.tensorboard import add_summary
 from lightning_symmetry.tensorboard_plugin.events import MATRIX_TAG, SUMMARY_TAG, pack_matrix, pack_summary
 from lightning_symmetry.tensorboard_plugin.report import build_report
 from tests.serving import tensorboard
@@ -38,13 +38,11 @@ def logdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     layer = {"units": 4, "fan_in": 3, "width": 4, "dead": 0, "counts": {}, "groups": [], "num_groups": 0}
     for name, tensor in {"good": None, **BAD}.items():
         with SummaryWriter(str(folder / name)) as writer:
-            add_event(
-                EventFile(writer), SUMMARY_TAG, pack_summary({"version": 1, "full": True, "layers": {"fc": layer}}), 0
-            )
-            add_event(EventFile(writer), MATRIX_TAG + "fc", pack_matrix([0, 1], bytes(4)), 0)
+            add_event(writer, SUMMARY_TAG, pack_summary({"version": 1, "full": True, "layers": {"fc": layer}}), 0)
+            add_event(writer, MATRIX_TAG + "fc", pack_matrix([0, 1], bytes(4)), 0)
             for tag in (SUMMARY_TAG, MATRIX_TAG + "fc") if tensor is not None else ():
-                EventFile(writer).add([Summary.Value(tag=tag, metadata=_METADATA, tensor=tensor)], 1)
-            add_event(EventFile(writer), SUMMARY_TAG, pack_summary({"version": 1, "layers": {"fc": {"width": 3}}}), 2)
+                add_summary(writer, [Summary.Value(tag=tag, metadata=_METADATA, tensor=tensor)], 1)
+            add_event(writer, SUMMARY_TAG, pack_summary({"version": 1, "layers": {"fc": {"width": 3}}}), 2)
     return folder
 
 

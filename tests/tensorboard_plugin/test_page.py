@@ -16,7 +16,6 @@ from torch.utils.tensorboard import SummaryWriter
 
 from lightning_symmetry import LayerDiagnosis, SymmetryReport, UnitGroup, Verdict
 from lightning_symmetry.cli import main
-from lightning_symmetry.outputs.event_file import EventFile
 from lightning_symmetry.outputs.heatmap import colours
 from lightning_symmetry.outputs.tab import add_event
 from lightning_symmetry.tensorboard_plugin.events import MATRIX_TAG, SUMMARY_TAG, pack_summary, unpack_matrix
@@ -277,7 +276,7 @@ def test_files_that_do_not_tell_the_units_of_findings_leave_it_open(page: Page, 
     groups = [["0-1", 2, "locked", 0], ["2-3", 2, "locked", 0]]
     with SummaryWriter(str(tmp_path / "old")) as writer:
         summary = {"version": 1, "full": True, "layers": {"fc": {**layer, "groups": groups}}}
-        add_event(EventFile(writer), SUMMARY_TAG, pack_summary({**summary, "findings": {"fc": [finding]}}), 0)
+        add_event(writer, SUMMARY_TAG, pack_summary({**summary, "findings": {"fc": [finding]}}), 0)
     with tensorboard(tmp_path) as server:
         page.open(server, {"view": "layer", "run": "old", "layer": "fc"})
         assert wait_for(lambda: page.texts(".groups td"))[5::6] == ["", ""]
@@ -292,7 +291,7 @@ def test_dead_units_do_not_work(page: Page, tmp_path: Path) -> None:
             [{"old": layer, "new": {**layer, "both": 0}}, {"old": {"dead": 3}, "new": {"dead": 3, "both": 2}}, {}]
         ):
             summary = {"version": 1, "layers": layers, **({"full": True} if step == 0 else {})}
-            add_event(EventFile(writer), SUMMARY_TAG, pack_summary(summary), step)
+            add_event(writer, SUMMARY_TAG, pack_summary(summary), step)
     with tensorboard(tmp_path) as server:
         page.open(server)
         assert wait_for(lambda: page.texts(".row .numbers")) == ["3 / 8", "5 / 8"]
@@ -329,7 +328,7 @@ def test_verdicts_of_a_newer_version_are_shown_as_text(page: Page, tmp_path: Pat
     summary = {"version": 1, "full": True, "layers": layers}
     findings = {"new": [{**finding, "since": 0, "broken": None}], "a, b": [{**finding, "since": 0, "broken": None}]}
     with SummaryWriter(str(tmp_path / "newer")) as writer:
-        add_event(EventFile(writer), SUMMARY_TAG, pack_summary({**summary, "findings": findings}), 0)
+        add_event(writer, SUMMARY_TAG, pack_summary({**summary, "findings": findings}), 0)
 
     def colours_of(selector: str) -> set[str]:
         return set(

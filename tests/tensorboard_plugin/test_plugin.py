@@ -17,7 +17,6 @@ from tensorboard.plugins.base_plugin import TBContext
 from torch.utils.tensorboard import SummaryWriter
 
 from lightning_symmetry.demo.digits import GALLERY
-from lightning_symmetry.outputs.event_file import EventFile
 from lightning_symmetry.outputs.tab import add_event
 from lightning_symmetry.tensorboard_plugin.events import (
     MATRIX_TAG,
@@ -149,11 +148,9 @@ def test_matrices_have_keys_that_tell_their_content(tmp_path: Path) -> None:
     contents = [bytes(4), bytes([1] * 4), bytes(4)]
     with SummaryWriter(str(tmp_path)) as writer:
         summary = {"units": 2, "fan_in": 3, "width": 2, "dead": 0, "counts": {}, "groups": [], "num_groups": 0}
-        add_event(
-            EventFile(writer), SUMMARY_TAG, pack_summary({"version": 1, "full": True, "layers": {"fc": summary}}), 0
-        )
+        add_event(writer, SUMMARY_TAG, pack_summary({"version": 1, "full": True, "layers": {"fc": summary}}), 0)
         for step, cells in enumerate(contents):
-            add_event(EventFile(writer), f"{MATRIX_TAG}fc", pack_matrix([0, 1], cells), step)
+            add_event(writer, f"{MATRIX_TAG}fc", pack_matrix([0, 1], cells), step)
     events = EventMultiplexer(tensor_size_guidance={"symmetry": 0})
     events.AddRun(str(tmp_path), "run")
     events.Reload()

@@ -15,7 +15,6 @@ from torch.utils.tensorboard import SummaryWriter
 
 from lightning_symmetry import LayerDiagnosis, SymmetryReport, UnitGroup, Verdict
 from lightning_symmetry.cli import main
-from lightning_symmetry.outputs.event_file import EventFile
 from lightning_symmetry.outputs.tab import add_event
 from lightning_symmetry.tensorboard_plugin.events import SUMMARY_TAG, pack_summary
 from lightning_symmetry.verdicts.diagnoses import Cause, Finding, Origin
@@ -310,7 +309,7 @@ def test_a_run_without_layers_shows_none_of_another(page: Page, many: Server) ->
 def test_a_run_that_cannot_be_read_shows_nothing_of_another(page: Page, tmp_path: Path) -> None:
     write(tmp_path / "good", ["fc"], 0, 10, found={"fc": (Verdict.LOCKED, 0)})
     with SummaryWriter(str(tmp_path / "damaged")) as writer:
-        add_event(EventFile(writer), SUMMARY_TAG, b"{damaged", 0)
+        add_event(writer, SUMMARY_TAG, b"{damaged", 0)
     with tensorboard(tmp_path) as server:
         for view, content in (("layer", ".columns"), ("timeline", ".beside")):
             page.open(server, {"view": view, "run": "good"})
@@ -409,9 +408,7 @@ def test_figures_of_hostile_layers_do_not_become_formulas(page: Page, tmp_path: 
     layer = {"units": 4, "fan_in": 3, "width": 4, "dead": 0, "counts": {}, "groups": [], "num_groups": 0}
     name = '=HYPERLINK("http://x","y")'
     with SummaryWriter(str(tmp_path / "run")) as writer:
-        add_event(
-            EventFile(writer), SUMMARY_TAG, pack_summary({"version": 1, "full": True, "layers": {name: layer}}), 0
-        )
+        add_event(writer, SUMMARY_TAG, pack_summary({"version": 1, "full": True, "layers": {name: layer}}), 0)
     folder = tmp_path / "saved"
     folder.mkdir()
     with tensorboard(tmp_path) as server:
