@@ -9,7 +9,7 @@ import torch
 
 from lightning_symmetry.matrices.dense import DenseRows
 from lightning_symmetry.matrices.grouping import compare_pairs
-from lightning_symmetry.matrices.numerics import CPU, Floats, Indices, Mask
+from lightning_symmetry.matrices.numerics import Floats, Indices, Mask, to_host
 from lightning_symmetry.matrices.projections import rough_reach
 from lightning_symmetry.matrices.rows import Rows
 
@@ -74,7 +74,7 @@ def count_directions(rows: Rows, norms: Floats, index: Indices, cosine: float = 
 def _count_by_products(rows: DenseRows, norms: Floats, index: Indices, cosine: float) -> int:
     """Do as :func:`count_directions`, by the products of all pairs of rows."""
     # The norms are rounded, but keep the squares of numbers in the range of float64.
-    numbers = rows.fetch(index).to(CPU, torch.float64) / torch.from_numpy(norms[index].astype(np.float64))[:, None]
+    numbers = torch.from_numpy(to_host(rows.fetch(index)) / norms[index, None])
     numbers /= torch.linalg.vector_norm(numbers, dim=1, keepdim=True)
     cosines = (numbers @ numbers.T).abs_().fill_diagonal_(0).numpy()
     if cosines.max() < cosine:  # the usual case

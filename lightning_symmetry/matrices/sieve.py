@@ -89,7 +89,7 @@ def sift(norms: Floats, projections: Floats, windows: Floats, block: Indices, ro
         for projection in projections:
             if len(rows) <= _FEW_ROWS:  # few enough for all keys at once, below
                 break
-            line = _on_a_line(np.abs(projection[rows]) / (norms[rows] * windows[0, rows]), block[rows])
+            line = _on_a_line(norms, projection, windows, block, rows)
             if line is None:
                 continue
             order, near = line.order, line.near
@@ -109,7 +109,7 @@ def sift(norms: Floats, projections: Floats, windows: Floats, block: Indices, ro
             return rows
     if 0 < len(rows) <= _FEW_ROWS:
         # Cells are wide: rows of nearly one direction, as gradients often are, would share one by chance.
-        line = _on_a_line(np.abs(projections[0, rows]) / (norms[rows] * windows[0, rows]), block[rows])
+        line = _on_a_line(norms, projections[0], windows, block, rows)
         if line is not None:
             return _near_in_all_keys(norms, projections, windows, rows, line)
         rows = rows[_share_a_cell(keys_of(norms[rows], projections[:, rows], windows[:, rows]), block[rows])]
@@ -124,8 +124,9 @@ class _Line(NamedTuple):
     near: Indices  # positions in this order of the rows whose next neighbour is near
 
 
-def _on_a_line(key: Floats, block: Indices) -> _Line | None:
-    """Put rows on a line by a key that is not negative; None if keys are too large. Both arrays are ``(m,)``."""
+def _on_a_line(norms: Floats, projection: Floats, windows: Floats, block: Indices, rows: Indices) -> _Line | None:
+    """Put rows on a line by one projection up to sign; None if keys are too large. Arguments as in :func:`sift`."""
+    key, block = np.abs(projection[rows]) / (norms[rows] * windows[0, rows]), block[rows]
     length = key.max(initial=0) + 2  # of the part of the line that belongs to a block
     if not length * (block.max(initial=0) + 1) < _LONGEST_LINE:
         return None

@@ -95,10 +95,10 @@ class _DirectWriter:
 
     def add_event(self, event: Any) -> None:
         """Write an event once the queue is empty; append it to the file if that is closed."""
-        record = framed(event.SerializeToString())
         if hasattr(self._events, "_ev_writer"):
-            self._add_for_tensorboardx(event, record)
+            self._add_for_tensorboardx(event)
             return
+        record = framed(event.SerializeToString())
         writer, path = self._events._async_writer, self.path
         queue = writer._byte_queue
         with writer._lock:  # keeps others from writing and closing
@@ -113,13 +113,13 @@ class _DirectWriter:
                 writer._writer._writer.write(record)
                 writer._writer.flush()
 
-    def _add_for_tensorboardx(self, event: Any, record: bytes) -> None:
+    def _add_for_tensorboardx(self, event: Any) -> None:
         writer = self._events._ev_writer
         try:
             writer.write_event(event)
         except ValueError:  # the file is closed
             with writer._lock:
-                _append(self.path, record)
+                _append(self.path, framed(event.SerializeToString()))
             return
         with suppress(ValueError):  # it was closed meanwhile, and flushed
             writer.flush()

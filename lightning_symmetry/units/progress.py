@@ -81,7 +81,7 @@ class Progress:
         if self.has_moved:
             self._places = self._before = None
             return
-        self._dims = dims = tuple(_dims_in_memory(local))
+        self._dims = dims = _dims_in_memory(local)
         flat = real_numbers(local.permute(dims))
         spacing = max(1, len(flat) // _NUM_SAMPLED)
         self._places = slice(0, None, spacing)
@@ -97,19 +97,19 @@ def real_numbers(tensor: Tensor) -> Tensor:
     return (torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor).flatten()
 
 
-def _dims_in_memory(tensor: Tensor) -> list[int]:
+def _dims_in_memory(tensor: Tensor) -> tuple[int, ...]:
     """Return the dimensions in the order in which flattening them takes no copy, where there is one."""
-    return sorted(range(tensor.ndim), key=tensor.stride, reverse=True)
+    return tuple(sorted(range(tensor.ndim), key=tensor.stride, reverse=True))
 
 
-def _numbers_of(gradient: Tensor, dims: Sequence[int] | None = None) -> Tensor:
+def _numbers_of(gradient: Tensor, dims: tuple[int, ...] | None = None) -> Tensor:
     """Return the flattened numbers of a gradient; of a sparse one its values. ``dims``: by default, as in memory."""
     if gradient.layout != torch.strided:
         return real_numbers(gradient.coalesce().values())
-    return real_numbers(gradient.permute(_dims_in_memory(gradient) if dims is None else tuple(dims)))
+    return real_numbers(gradient.permute(_dims_in_memory(gradient) if dims is None else dims))
 
 
-def _places_of_extremes(gradient: Tensor, dims: Sequence[int]) -> Tensor:
+def _places_of_extremes(gradient: Tensor, dims: tuple[int, ...]) -> Tensor:
     """Return the places of the largest and the smallest number of a gradient in the flattened parameter.
 
     ``dims`` is the order in which the dimensions were flattened. The result is ``(2,)``; ``(0,)`` if there is none.

@@ -56,10 +56,7 @@ class LayerScreen:
     def __init__(self, layers: Sequence[Layer], tolerance: float | None) -> None:
         self.layers = [layer for layer in layers if _can_be_read(layer) and layer.device == layers[0].device]
         tensors = [incoming for layer in self.layers for incoming in (layer.tensors, layer.all_tensors())]
-        # Of each layer, the number of tensors of its weights: the recurrent one is not among them.
-        self._sources = [
-            ([_source(tensor) for tensor in layer.all_tensors()], len(layer.tensors)) for layer in self.layers
-        ]
+        self._sources = [[_source(tensor) for tensor in layer.all_tensors()] for layer in self.layers]
         self._before: tuple[Integers, bool] | None = None  # fingerprints, and whether any gradient was nonzero
         self._screen: Screen | None = None
         if self.layers:
@@ -101,7 +98,7 @@ class LayerScreen:
         """Return weights and gradients of all layers in turn, and a mask of the layers with all gradients."""
         tensors: list[Tensor] = []
         has_gradient = np.ones(len(self.layers), dtype=np.bool_)
-        for i, (sources, num_weights) in enumerate(self._sources):
+        for i, (layer, sources) in enumerate(zip(self.layers, self._sources, strict=True)):
             weights: list[Tensor] = []
             gradients: list[Tensor] = []
             for parameter, view in sources:
@@ -111,7 +108,7 @@ class LayerScreen:
                     gradient = parameter  # a placeholder
                 weights.append(parameter if view is None else view(parameter))
                 gradients.append(gradient if view is None else view(gradient))
-            tensors += weights[:num_weights]
+            tensors += weights[: len(layer.tensors)]  # without the recurrent tensor
             tensors += gradients
         return tensors, has_gradient
 

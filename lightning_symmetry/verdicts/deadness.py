@@ -103,9 +103,7 @@ class DeadUnits:
     @property
     def groups(self) -> list[UnitGroup]:
         """The dead units, if they are enough for a warning, and then the groups of :attr:`idle` ones."""
-        if self.warned is None or self.warned.broken_step is not None:
-            return self.idle
-        return [self.warned.to_group(), *self.idle]
+        return [self.warned.to_group(), *self.idle] if self.warned is not None and self._is_warned else self.idle
 
     @property
     def _is_warned(self) -> bool:
@@ -114,8 +112,6 @@ class DeadUnits:
     @property
     def idle(self) -> list[UnitGroup]:
         """Units without a gradient for a reason outside of them, as one group per reason."""
-        if not self._idle:
-            return []
         groups: dict[Stopped, list[int]] = {}
         for unit in self._spared():
             groups.setdefault(self._stopped[unit], []).append(unit)

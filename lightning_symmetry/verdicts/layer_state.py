@@ -302,10 +302,7 @@ class LayerState:
             for sighting in seen.sightings:
                 is_silent[list(sighting.units)] |= sighting.gradients in (Gradients.ZERO, Gradients.NONE)
             self._forget_stops(is_silent)
-        if self.orientations.is_due:
-            self.orientations.update(seen, self.dead_units.units)
-        else:
-            self.orientations.num_looks += 1
+        self.orientations.update(seen, self.dead_units.units if self.orientations.is_due else ())
         return found
 
     def _update_groups(self, seen: Look, step: int, *, is_fresh: bool, is_unused: bool) -> GroupsAtLook:
